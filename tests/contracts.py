@@ -1,0 +1,36 @@
+"""What several test files share: where the real data lies, and test inputs that tell a wrong network from a right one."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Real photographs and weights, which are not part of the repository. A test that reads them is marked
+# `@pytest.mark.shared`; conftest.py lists it as not run where the folder is absent.
+SHARED = ROOT.parent / "shared"
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Uniform noise in [0, 255], float32: an image batch on which every weight of a network counts."""
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype(np.float32)
+
+
+def ramp(*shape: int) -> np.ndarray:
+    """`[batch, height, width, channels]` float32 in [0, 255] that rises to the right and down, and differs by channel."""
+    _, height, width, channels = shape
+    rows, columns, depth = np.ogrid[0:1:height * 1j, 0:1:width * 1j, 0:1:channels * 1j]
+    image = 255 * (0.5 * rows + 0.3 * columns + 0.2 * depth)
+    return np.broadcast_to(image, shape).astype(np.float32)
+
+
+def label_blocks(*shape: int, classes: int, seed: int = 0, ignore_label: int | None = 255, block: int = 8) -> np.ndarray:
+    """`[batch, height, width]` int32 labels in blocks of one class; about one block in ten is ignored."""
+    batch, height, width = shape
+    random = np.random.default_rng(seed)
+    grid = random.integers(0, classes, (batch, -(-height // block), -(-width // block)))
+    if ignore_label is not None:
+        grid[random.random(grid.shape) < 0.1] = ignore_label
+    return np.repeat(np.repeat(grid, block, 1), block, 2)[:, :height, :width].astype(np.int32)
