@@ -1,0 +1,88 @@
+"""What a dataset's labels mean: class names, colours, and the label that counts nowhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deeplab_keras.config import UserError
+
+Colour = tuple[int, int, int]
+
+MAX_CLASSES = 256  # label maps are uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The classes of a dataset; saved beside every checkpoint as dataset.json.
+
+    Attributes:
+        name: the dataset's name.
+        class_names: the name of class id 0, 1, 2, ...
+        palette: the RGB colour of each class, for pictures.
+        ignore_label: id in the label maps that counts neither in the loss nor in a metric.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
+        if not 1 <= len(self.class_names) <= MAX_CLASSES:
+            raise UserError(f"dataset {self.name!r} has {len(self.class_names)} classes; allowed are 1 to {MAX_CLASSES}")
+        if len(self.palette) != len(self.class_names):
+            raise UserError(
+                f"dataset {self.name!r} has {len(self.class_names)} class names but {len(self.palette)} colours; give one colour a class"
+            )
+        if not all(0 <= value <= 255 for colour in self.palette for value in colour):
+            raise UserError(f"dataset {self.name!r} has a colour outside 0..255 in its palette")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_label": self.ignore_label,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetInfo:
+        """The inverse of `to_dict`."""
+        return cls(
+            name=values["name"],
+            class_names=tuple(values["class_names"]),
+            palette=values["palette"],
+            ignore_label=values.get("ignore_label", 255),
+        )
+
+
+def pascal_palette(n: int) -> tuple[Colour, ...]:
+    """The first `n` colours of PASCAL VOC's colour map.
+
+    The bits of the id, three at a time, become the bits of red, green and blue from the highest downwards.
+    """
+    colours = []
+    for label in range(n):
+        rgb, rest = [0, 0, 0], label
+        for bit in range(7, -1, -1):
+            for channel in range(3):
+                rgb[channel] |= (rest >> channel & 1) << bit
+            rest >>= 3
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)
+
+
+def info_for_classes(
+    name: str, class_names: Sequence[str], palette: Sequence[Colour] | None = None, ignore_label: int = 255
+) -> DatasetInfo:
+    """A DatasetInfo from class names alone; PASCAL VOC's colours where none are given."""
+    return DatasetInfo(name, tuple(class_names), tuple(palette or pascal_palette(len(class_names))), ignore_label)
