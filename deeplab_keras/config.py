@@ -103,7 +103,7 @@ class ModelConfig(Config):
     (spec/sssegmentation.md, section 1.1).
     """
 
-    name: str = option("", "label of this configuration; the zoo's name where it is one of the zoo's")
+    name: str = option("", "the model of the zoo to start from, which the other model flags then change; list_models.py lists them", flag="model")
     backbone: str = option("mobilenet_v2", "backbone network", flag="model_variant")
     head: str = option("deeplab_v3_plus", "decoding head: fcn, psp, deeplab_v3, deeplab_v3_plus or lraspp")
     num_classes: int = option(21, "number of classes, the background counted if it is one")
@@ -126,7 +126,8 @@ class ModelConfig(Config):
     image_pooling_gate: str = option(
         "sigmoid", "LR-ASPP's gate", choices=("sigmoid", "hard_sigmoid", "q_sigmoid")
     )
-    image_pooling_batch_norm: bool = option(True, "the image-pooling convolution of LR-ASPP has batch norm, not a bias")
+    image_pooling_batch_norm: bool = option(True, "LR-ASPP's image-pooling convolution is followed by batch norm")
+    image_pooling_bias: bool = option(False, "LR-ASPP's image-pooling convolution has a bias")
     pool_scales: tuple[int, ...] = option((1, 2, 3, 6), "PSPNet: bins a side of each pyramid level")
     low_level_features: tuple[str, ...] = option(("c2",), "backbone features that the decoder merges, coarse to fine")
     low_level_channels: tuple[int, ...] = option(
@@ -158,6 +159,9 @@ class ModelConfig(Config):
     )
     residual_by_table: bool = option(True, "a block has a residual by its tabulated stride, not by the one really used")
     channel_divisor: int = option(8, "output channels under a depth multiplier are rounded to multiples of this", flag="divisible_by")
+    initialization: str = option(
+        "pytorch", "first weights: pytorch's uniform ones, or tf_slim's truncated normal of 0.09", choices=("pytorch", "tf_slim")
+    )
     q_sigmoid: bool = option(False, "squeeze-and-excite gates multiply by 0.16667 (official DeepLab) instead of 1/6")
 
     def validate(self) -> None:
@@ -184,7 +188,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "official_deeplab": dict(
         normalization="unit_range", padding="same", align_corners=True, dilation_placement="after", residual_by_table=False,
         backbone_bn_epsilon=1e-3, backbone_bn_momentum=0.997, head_bn_epsilon=1e-5, head_bn_momentum=0.9997,
-        q_sigmoid=True, image_pooling_first=True,
+        q_sigmoid=True, image_pooling_first=True, initialization="tf_slim",
     ),
     # torchvision's models/segmentation on MobileNetV3
     "torchvision": dict(

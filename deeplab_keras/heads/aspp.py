@@ -1,0 +1,69 @@
+"""Atrous spatial pyramid pooling and its two heads: DeepLabV3 (arXiv:1706.05587) and DeepLabV3+ (arXiv:1802.02611)."""
+
+from __future__ import annotations
+
+import keras
+
+from deeplab_keras.blocks import conv_bn_act, head_style, separable_conv_bn_act
+from deeplab_keras.config import ModelConfig
+from deeplab_keras.heads.classifier import classify
+from deeplab_keras.layers import ResizeTo, Tensor
+
+
+def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
+    """ASPP on c5 and the classifier (spec/sssegmentation.md, section 4.3; spec/official-deeplab.md, section 4.1)."""
+    return classify(aspp(features["c5"], config), config)
+
+
+def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
+    """ASPP, resized to and merged with each low-level feature, two 3x3 convolutions a merge, the classifier.
+
+    spec/sssegmentation.md, section 4.4; spec/official-deeplab.md, section 4.2.
+    """
+    x, act = aspp(features["c5"], config), _activation(config)
+    for index, (key, channels) in enumerate(zip(config.low_level_features, config.low_level_channels, strict=True)):
+        name = "decoder" if index == 0 else f"decoder{index + 1}"
+        channels = config.decoder_filters if config.decoder_use_sum_merge else channels
+        low = conv_bn_act(features[key], channels, name=f"{name}_low_level", style=head_style(config), act=act)
+        x = ResizeTo(config.align_corners, name=f"{name}_resize")([x, low])
+        if config.decoder_use_sum_merge:
+            x = keras.layers.Add(name=f"{name}_add")([_decoder_conv(x, config, f"{name}_conv1"), low])
+        else:
+            x = keras.layers.Concatenate(name=f"{name}_concat")([x, low])
+            x = _decoder_conv(_decoder_conv(x, config, f"{name}_conv1"), config, f"{name}_conv2")
+    return classify(x, config)
+
+
+def aspp(x: Tensor, config: ModelConfig) -> Tensor:
+    """A 1x1 branch, a dilated 3x3 branch for each of `atrous_rates`, image pooling; concatenated and projected."""
+    style, act, channels = head_style(config), _activation(config), config.head_channels
+    branches = [conv_bn_act(x, channels, name="aspp0", style=style, act=act)]
+    for index, rate in enumerate(config.atrous_rates, start=1):
+        block = separable_conv_bn_act if config.aspp_with_separable_conv else conv_bn_act
+        branches.append(block(x, channels, 3, name=f"aspp{index}", style=style, act=act, dilation=rate))
+    if config.add_image_level_feature:
+        pooled = conv_bn_act(image_pooling(x, config), channels, name="image_pooling", style=style, act=act)
+        pooled = ResizeTo(config.align_corners, name="image_pooling_resize")([pooled, x])
+        branches.insert(0 if config.image_pooling_first else len(branches), pooled)
+    y = keras.layers.Concatenate(name="aspp_concat")(branches) if len(branches) > 1 else branches[0]
+    if not config.aspp_projection_kernel:
+        return y
+    return conv_bn_act(y, channels, config.aspp_projection_kernel, name="aspp_project", style=style, act=act)
+
+
+def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
+    """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
+    if not config.image_pooling_size:
+        return keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_pool")(x)
+    return keras.layers.AveragePooling2D(
+        config.image_pooling_size, config.image_pooling_stride or 1, "valid", name="image_pooling_pool"
+    )(x)
+
+
+def _decoder_conv(x: Tensor, config: ModelConfig, name: str) -> Tensor:
+    block = separable_conv_bn_act if config.decoder_use_separable_conv else conv_bn_act
+    return block(x, config.decoder_filters, 3, name=name, style=head_style(config), act=_activation(config))
+
+
+def _activation(config: ModelConfig) -> str:
+    return "relu6" if config.use_bounded_activation else "relu"

@@ -1,0 +1,93 @@
+"""The segmentation network: normalise, backbone, head, resize; one plain functional keras.Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from deeplab_keras.backbones import build_backbone
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
+from deeplab_keras.heads import build_head
+from deeplab_keras.heads.fcn import auxiliary
+from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor
+
+
+def build_segmentor(
+    config: ModelConfig, input_size: tuple[int, int] | None = None, *, batch_size: int | None = None
+) -> keras.Model:
+    """Builds the network that `config` describes, with fresh weights.
+
+    Args:
+        config: the architecture.
+        input_size: (height, width) of the images, or None for any size.
+        batch_size: number of images, or None for any; on-device converters want 1.
+
+    Returns:
+        A functional model from images `[batch, height, width, channels]`, RGB in 0..255, to logits
+        `[batch, height, width, num_classes]`, float32. Layers "logits" and, with an auxiliary head,
+        "auxiliary_logits" give the class scores before the resize. The auxiliary head is part of the model (its
+        weights, summary and parameter count), but nothing of it is computed at inference.
+
+    Raises:
+        UserError: an unknown backbone or head, or a size that the network cannot take.
+    """
+    height, width = input_size or (None, None)
+    if input_size is not None:
+        check_input_size(config, *input_size)
+    image = keras.Input((height, width, config.input_channels), batch_size=batch_size, name="image")
+    mean, std = NORMALIZATIONS[config.normalization]
+    x = image if config.normalization == "none" else Normalize(mean, std, name="normalize")(image)
+    features = build_backbone(x, config)
+    logits = build_head(features, config)
+    output = ResizeTo(config.align_corners, dtype="float32", name="resized_logits")([logits, image])
+    if config.auxiliary_head:
+        output = KeepAuxiliary(dtype="float32", name="segmentation")([output, auxiliary(features, config)])
+    return keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
+
+
+def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> keras.Model:
+    """A view of a segmentor for training: the same layers and weights, with every head an output at the input's size.
+
+    Returns:
+        A model whose outputs are a dict: "logits" and, where there is an auxiliary head, "auxiliary_logits", both
+        `[batch, height, width, num_classes]`.
+    """
+    outputs = {"logits": model.get_layer("resized_logits").output}
+    if "auxiliary_logits" in [layer.name for layer in model.layers]:
+        scores = model.get_layer("auxiliary_logits").output
+        outputs["auxiliary_logits"] = ResizeTo(align_corners, dtype="float32", name="resized_auxiliary_logits")(
+            [scores, model.input]
+        )
+    return keras.Model(model.input, outputs, name=model.name)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class KeepAuxiliary(keras.layers.Layer):
+    """Returns the first of its inputs; the second is kept in the model's graph and, unused, never computed."""
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0]
+
+    def compute_output_shape(self, input_shape: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        return input_shape[0]
+
+
+def feature_size(config: ModelConfig, length: int) -> int:
+    """Length of c5 along a side of `length` pixels: every stride halves it and rounds up."""
+    return -(-length // config.output_stride)
+
+
+def check_input_size(config: ModelConfig, height: int, width: int) -> None:
+    """Raises UserError for an input that is too small for the image-pooling window."""
+    if not config.image_pooling_size or config.head not in ("lraspp", "deeplab_v3", "deeplab_v3_plus"):
+        return
+    smallest = [(window - 1) * config.output_stride + 1 for window in config.image_pooling_size]
+    if height < smallest[0] or width < smallest[1]:
+        window = ",".join(map(str, config.image_pooling_size))
+        fitting = ",".join(str(feature_size(config, length)) for length in (height, width))
+        raise UserError(
+            f"input size {height}x{width} is too small for --image_pooling_size={window} at --output_stride={config.output_stride}: "
+            f"the smallest is {smallest[0]}x{smallest[1]}; give a larger size, --image_pooling_size={fitting}, "
+            "or --image_pooling_size= (empty) for global pooling"
+        )
