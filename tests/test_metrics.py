@@ -1,0 +1,212 @@
+"""The confusion matrix and its scores against plain loops, at sizes and in settings where counters go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contracts import ROOT, SHARED, label_blocks, noise
+
+from deeplab_keras.metrics import ConfusionMatrix, Scores, count_pixels
+
+
+def oracle_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int, ignore_label: int = 255) -> np.ndarray:
+    matrix = np.zeros((classes, classes), np.int64)
+    for label, prediction in zip(labels.ravel(), predictions.ravel(), strict=True):
+        if label != ignore_label and label < classes:
+            matrix[label, prediction] += 1
+    return matrix
+
+
+def oracle_iou(
+    labels: np.ndarray, predictions: np.ndarray, classes: int, ignore_label: int = 255
+) -> list[float | None]:
+    counted = labels != ignore_label
+    ious: list[float | None] = []
+    for c in range(classes):
+        union = np.sum(counted & ((labels == c) | (predictions == c)))
+        ious.append(np.sum(counted & (labels == c) & (predictions == c)) / union if union else None)
+    return ious
+
+
+def oracle_miou(*arguments) -> float:
+    return float(np.mean([iou for iou in oracle_iou(*arguments) if iou is not None]))
+
+
+def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = label_blocks(2, 20, 24, classes=classes, seed=seed, block=3)
+    random = np.random.default_rng(seed + 100)
+    predictions = np.where(random.random(labels.shape) < 0.6, labels, random.integers(0, classes, labels.shape))
+    return labels, np.where(predictions == 255, 0, predictions).astype(np.int32)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_counts_and_miou_over_batches(classes: int) -> None:
+    metric = ConfusionMatrix(classes)
+    batches = [random_case(classes, seed) for seed in range(3)]
+    for labels, predictions in batches:
+        metric.update_state(labels, predictions)
+    labels, predictions = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    assert (keras.ops.convert_to_numpy(metric.matrix) == oracle_matrix(labels, predictions, classes)).all()
+    assert float(metric.result()) == pytest.approx(oracle_miou(labels, predictions, classes), abs=1e-6)
+    assert int(metric.out_of_range) == 0
+    metric.reset_state()
+    assert not keras.ops.convert_to_numpy(metric.matrix).any()
+
+
+def test_logits_count_like_their_argmax() -> None:
+    labels, _ = random_case(5, 0)
+    logits = noise(2, 20, 24, 5) - 128
+    from_logits, from_labels = ConfusionMatrix(5), ConfusionMatrix(5)
+    from_logits.update_state(labels.astype(np.uint8), logits, sample_weight=np.zeros(2))
+    from_labels.update_state(labels, logits.argmax(-1))
+    assert (keras.ops.convert_to_numpy(from_logits.matrix) == keras.ops.convert_to_numpy(from_labels.matrix)).all()
+
+
+def test_absent_classes_are_left_out_of_the_mean() -> None:
+    labels = np.array([[[0, 0, 1, 255]]])
+    metric = ConfusionMatrix(4)
+    metric.update_state(labels, np.array([[[0, 2, 1, 3]]]))  # 2 is predicted only; 3 on an ignored pixel only
+    assert float(metric.result()) == pytest.approx((0.5 + 1 + 0) / 3)
+    assert metric.scores().per_class_iou == (0.5, 1.0, 0.0, None)
+
+
+def test_everything_ignored() -> None:
+    metric = ConfusionMatrix(3)
+    metric.update_state(np.full((1, 4, 4), 255), np.zeros((1, 4, 4), np.int32))
+    assert float(metric.result()) == 0
+    assert math.isnan(metric.scores().miou) and metric.scores().per_class_iou == (None, None, None)
+
+
+@pytest.mark.parametrize("ignore_label", [0, 255, -1])
+def test_ignore_label_inside_and_outside_the_classes(ignore_label: int) -> None:
+    labels, predictions = random_case(4, 1)
+    labels[labels == 255] = ignore_label
+    metric = ConfusionMatrix(4, ignore_label)
+    metric.update_state(labels, predictions)
+    assert (keras.ops.convert_to_numpy(metric.matrix) == oracle_matrix(labels, predictions, 4, ignore_label)).all()
+    assert int(metric.out_of_range) == 0
+
+
+def test_labels_and_predictions_outside_the_classes_are_counted_apart() -> None:
+    metric = ConfusionMatrix(3)
+    metric.update_state(np.array([[[0, 3, -1, 254, 255, 1]]]), np.array([[[0, 0, 0, 0, 9, 7]]]))
+    assert int(metric.out_of_range) == 4  # 3, -1, 254, and the prediction 7; the 9 is on an ignored pixel
+    assert keras.ops.convert_to_numpy(metric.matrix).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("start", [2**24, 2**31, 2**53 - 10])
+def test_large_counts_stay_exact(start: int) -> None:
+    metric = ConfusionMatrix(2)
+    metric.matrix.assign(np.full((2, 2), start, np.int64))
+    for _ in range(3):
+        metric.update_state(np.array([[[0, 1]]]), np.array([[[0, 0]]]))
+    assert keras.ops.convert_to_numpy(metric.matrix).tolist() == [[start + 3, start], [start + 3, start]]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_compiled_with_unknown_sizes(jit_compile: bool) -> None:
+    metric = ConfusionMatrix(5)
+
+    @tf.function(jit_compile=jit_compile)
+    def step(labels, logits):
+        metric.update_state(labels, logits)
+        return metric.result()
+
+    labels, _ = random_case(5, 2)
+    logits = noise(2, 20, 24, 5)
+    step(labels, logits)
+    result = float(step(labels[:1, :7], logits[:1, :7]))
+    matrix = oracle_matrix(labels, logits.argmax(-1), 5) + oracle_matrix(labels[:1, :7], logits[:1, :7].argmax(-1), 5)
+    assert (keras.ops.convert_to_numpy(metric.matrix) == matrix).all()
+    assert result == pytest.approx(Scores.from_matrix(matrix).miou, abs=1e-6)
+
+
+def test_fit_under_mixed_precision() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        image = keras.Input((None, None, 3))
+        features = keras.layers.Conv2D(8, 3, padding="same")(image)
+        model = keras.Model(image, keras.layers.Conv2D(3, 1, dtype="float32")(features))
+        model.compile(metrics=[ConfusionMatrix(3)], loss="sparse_categorical_crossentropy")
+        images, labels = noise(4, 8, 8, 3), label_blocks(4, 8, 8, classes=3, ignore_label=None, block=2)
+        measured = model.evaluate(images, labels, batch_size=2, verbose=0, return_dict=True)["miou"]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert measured == pytest.approx(oracle_miou(labels, model.predict(images, verbose=0).argmax(-1), 3), abs=1e-6)
+
+
+TWO_REPLICAS = """
+import json
+import numpy as np
+import tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from deeplab_keras.metrics import ConfusionMatrix
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.Lambda(lambda x: x)(image))
+    metric = ConfusionMatrix(3)
+    model.compile(metrics=[metric], loss="sparse_categorical_crossentropy")
+random = np.random.default_rng(0)
+labels = random.integers(0, 3, (8, 4, 4))
+logits = random.normal(size=(8, 4, 4, 3)).astype("float32")
+miou = model.evaluate(logits, labels, batch_size=4, verbose=0, return_dict=True)["miou"]
+matrix = keras.ops.convert_to_numpy(metric.matrix)
+print(json.dumps([miou, matrix.tolist(), np.argmax(logits, -1).tolist(), labels.tolist()]))
+"""
+
+
+def test_two_replicas_are_added_up() -> None:
+    done = subprocess.run([sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    miou, matrix, predictions, labels = json.loads(done.stdout.splitlines()[-1])
+    expected = oracle_matrix(np.array(labels), np.array(predictions), 3)
+    assert matrix == expected.tolist()
+    assert miou == pytest.approx(Scores.from_matrix(expected).miou, abs=1e-6)
+
+
+def test_scores_against_loops() -> None:
+    classes = 6
+    labels, predictions = random_case(classes, 3)
+    predictions[labels == 4] = 5  # class 4 is never right, and class 3 is nowhere
+    labels[labels == 3], predictions[predictions == 3] = 255, 0
+    scores = Scores.from_matrix(oracle_matrix(labels, predictions, classes))
+
+    counted = labels != 255
+    ious = oracle_iou(labels, predictions, classes)
+    present = [c for c in range(classes) if np.any(labels == c)]
+    assert scores.per_class_iou == pytest.approx(ious) and scores.per_class_iou[3] is None
+    assert scores.miou == pytest.approx(oracle_miou(labels, predictions, classes))
+    assert scores.pixel_accuracy == pytest.approx(np.mean(labels[counted] == predictions[counted]))
+    assert scores.mean_accuracy == pytest.approx(np.mean([np.mean(predictions[labels == c] == c) for c in present]))
+    weighted = sum(np.sum(labels == c) / np.sum(counted) * ious[c] for c in present)
+    assert scores.frequency_weighted_iou == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("ignore_label", [0, 255])
+def test_counting_on_the_host(ignore_label: int) -> None:
+    labels, predictions = random_case(4, 4)
+    labels[labels == 255] = ignore_label
+    counts = count_pixels(labels.astype(np.uint8), predictions.astype(np.uint8), 4, ignore_label)
+    assert counts.dtype == np.int64 and (counts == oracle_matrix(labels, predictions, 4, ignore_label)).all()
+
+
+def test_config_makes_an_equal_metric() -> None:
+    copy = ConfusionMatrix.from_config(ConfusionMatrix(4, 0, "score").get_config())
+    assert (copy.num_classes, copy.ignore_label, copy.name) == (4, 0, "score")
+
+
+@pytest.mark.shared
+def test_golden_cases_of_the_official_deeplab() -> None:
+    cases = json.loads((SHARED / "golden/official_deeplab/components/miou.json").read_text())
+    assert len(cases) == 3
+    for miou, matrix in cases.values():
+        assert Scores.from_matrix(np.array(matrix)).miou == pytest.approx(miou, abs=1e-6)
