@@ -1,0 +1,1 @@
+"""Checkpoints: our own folder, and one file for every foreign source of weights."""

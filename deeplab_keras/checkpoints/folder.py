@@ -1,0 +1,255 @@
+"""Our checkpoint: a folder that holds everything needed to use a model or to go on training it.
+
+    config.json     the ModelConfig
+    dataset.json    class names, palette and ignore label
+    weights.npz     one array a variable, named `<layer>/<variable>`
+    metrics.json    what it scored, if it was evaluated
+    state.npz       optimizer and step, in training checkpoints only
+
+A workdir of the trainer holds such folders: `best`, and `checkpoints/step_00001234` for the last few. Every function
+here that takes a path to a checkpoint takes a workdir too.
+
+A folder is written under a temporary name and renamed when it is complete, so that no half-written one is ever found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.segmentor import build_segmentor
+
+CONFIG, DATASET, WEIGHTS, METRICS, STATE = "config.json", "dataset.json", "weights.npz", "metrics.json", "state.npz"
+BEST, STEPS = "best", "checkpoints"
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model with its weights, and what it was made from.
+
+    Attributes:
+        model: the segmentor, as `build_segmentor` makes it.
+        config: its architecture.
+        info: the classes it was trained on.
+        path: the folder it was read from.
+        metrics: what it scored, or an empty dict.
+    """
+
+    model: keras.Model
+    config: ModelConfig
+    info: DatasetInfo
+    path: pathlib.Path
+    metrics: dict[str, Any]
+
+
+def save_checkpoint(
+    path: Path,
+    model: keras.Model,
+    config: ModelConfig,
+    info: DatasetInfo,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+    state: Mapping[str, np.ndarray] | None = None,
+) -> pathlib.Path:
+    """Writes a checkpoint folder; one that stands there is replaced only when the new one is complete.
+
+    Args:
+        path: the folder.
+        model: the segmentor whose weights are saved.
+        config: its architecture.
+        info: its classes.
+        metrics: goes to metrics.json.
+        weights: saved instead of the model's own (averaged weights); names as `named_weights` gives them.
+        state: arrays needed to go on training.
+
+    Raises:
+        UserError: no space left, or the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    with _new_folder(path) as folder:
+        (folder / CONFIG).write_text(config.to_json())
+        (folder / DATASET).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+        if metrics is not None:
+            (folder / METRICS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
+        if state is not None:
+            _save_arrays(folder / STATE, state)
+        _save_arrays(folder / WEIGHTS, weights or named_weights(model))
+    return path
+
+
+def load_checkpoint(
+    path: Path, input_size: tuple[int, int] | None = None, *, batch_size: int | None = None
+) -> LoadedCheckpoint:
+    """Builds the model of a checkpoint or workdir and loads its weights.
+
+    Args:
+        path: a checkpoint folder, or a workdir: its best checkpoint, or else its last.
+        input_size: (height, width) that the model takes; None: any.
+        batch_size: number of images that the model takes; None: any.
+
+    Raises:
+        UserError: no checkpoint there, a file of it is missing or broken, or the weights do not fit its config.
+    """
+    folder = find_checkpoint(path)
+    config, info = read_config(folder), read_info(folder)
+    model = build_segmentor(config, input_size, batch_size=batch_size)
+    assign_weights(model, read_weights(folder), source=str(folder))
+    metrics = folder / METRICS
+    return LoadedCheckpoint(model, config, info, folder, _read_json(metrics) if metrics.exists() else {})
+
+
+def find_checkpoint(path: Path) -> pathlib.Path:
+    """The checkpoint folder at `path`: itself, or the best, else the last, of a workdir."""
+    path = pathlib.Path(path)
+    for folder in (path, path / BEST, *reversed(step_folders(path))):
+        restore_interrupted_swap(folder)
+        if (folder / WEIGHTS).exists():
+            return folder
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a checkpoint folder or the --train_logdir of a training")
+    raise UserError(f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a --train_logdir")
+
+
+def step_folders(workdir: Path) -> list[pathlib.Path]:
+    """The training checkpoints of a workdir, oldest first."""
+    return sorted((pathlib.Path(workdir) / STEPS).glob("step_????????"))
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The ModelConfig of a checkpoint folder."""
+    try:
+        return ModelConfig.from_dict(_read_json(folder / CONFIG))
+    except TypeError as error:
+        raise UserError(f"{folder / CONFIG}: {error}; it is not a model's config") from error
+
+
+def read_info(folder: pathlib.Path) -> DatasetInfo:
+    """The classes of a checkpoint folder."""
+    return DatasetInfo.from_dict(_read_json(folder / DATASET))
+
+
+def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The weights of a checkpoint folder, by name."""
+    return read_arrays(folder / WEIGHTS)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of an npz file; nothing pickled is executed.
+
+    Raises:
+        UserError: the file is missing, truncated or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete") from error
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete this checkpoint and use another") from error
+
+
+# --- Weights by name ---
+
+
+def weight_name(variable: keras.Variable) -> str:
+    """`<layer>/<variable>`, the name of a variable in the weights file."""
+    return "/".join(variable.path.split("/")[-2:])
+
+
+def model_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """The variables that make up the model, by name: kernels, biases, batch norm; not the state of random generators."""
+    return {weight_name(v): v for v in model.variables if "seed_generator" not in v.path}
+
+
+def named_weights(model: keras.Model) -> dict[str, np.ndarray]:
+    """The model's weights by name, as NumPy arrays."""
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in model_variables(model).items()}
+
+
+def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source: str) -> None:
+    """Assigns every weight of the model by name; strict.
+
+    Raises:
+        UserError: weights are missing, left over or of another shape; nothing is assigned then.
+    """
+    variables = model_variables(model)
+    missing, extra = sorted(variables.keys() - weights.keys()), sorted(weights.keys() - variables.keys())
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if name in weights and tuple(weights[name].shape) != tuple(variable.shape)
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{source}: the weights are of another architecture than {model.name}: {'; '.join(problems)}")
+    for name, variable in variables.items():
+        variable.assign(weights[name])
+
+
+# --- Files ---
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+
+
+def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _aside(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.old")
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        if path.exists():
+            path.rename(_aside(path))
+        temporary.rename(path)
+        shutil.rmtree(_aside(path), ignore_errors=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{path}: no space left on the device; free some and give the same command again") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_interrupted_swap(path: pathlib.Path) -> None:
+    """Puts the old folder back where a run was killed between the two renames of a replacement."""
+    if _aside(path).exists() and not path.exists():
+        _aside(path).rename(path)
