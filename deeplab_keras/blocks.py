@@ -22,7 +22,7 @@ class BlockStyle:
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
     gate: str = "hard_sigmoid"
-    initialization: str = "pytorch"
+    initialization: str = "pytorch"  # or "truncated_normal", "xavier"
 
 
 def backbone_style(config: ModelConfig) -> BlockStyle:
@@ -32,7 +32,7 @@ def backbone_style(config: ModelConfig) -> BlockStyle:
         bn_epsilon=config.backbone_bn_epsilon,
         bn_momentum=config.backbone_bn_momentum,
         gate="q_sigmoid" if config.q_sigmoid else "hard_sigmoid",
-        initialization=config.initialization,
+        initialization="pytorch" if config.initialization == "pytorch" else "truncated_normal",
     )
 
 
@@ -42,7 +42,7 @@ def head_style(config: ModelConfig) -> BlockStyle:
         padding=config.padding,
         bn_epsilon=config.head_bn_epsilon,
         bn_momentum=config.head_bn_momentum,
-        initialization=config.initialization,
+        initialization="pytorch" if config.initialization == "pytorch" else "xavier",
     )
 
 
@@ -73,9 +73,10 @@ def conv(
     stride: int = 1,
     dilation: int = 1,
     use_bias: bool = False,
+    stddev: float | None = None,
     dtype: str | None = None,
 ) -> Tensor:
-    """A convolution with the family's padding and initial weights."""
+    """A convolution with the family's padding and initial weights; `stddev` is the official DeepLab's for this one."""
     x, padding = _pad(x, kernel_size, stride, name, style)
     fan_in = int(x.shape[-1]) * kernel_size**2
     return Conv2D(
@@ -85,7 +86,7 @@ def conv(
         padding=padding,
         dilation_rate=dilation,
         use_bias=use_bias,
-        kernel_initializer=_initializer(style, fan_in),
+        kernel_initializer=_initializer(style, fan_in, stddev),
         bias_initializer=_initializer(style, fan_in) if style.initialization == "pytorch" else "zeros",
         dtype=dtype,
         name=name,
@@ -93,7 +94,8 @@ def conv(
 
 
 def depthwise_conv(
-    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, stride: int = 1, dilation: int = 1
+    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, stride: int = 1, dilation: int = 1,
+    stddev: float | None = None,
 ) -> Tensor:
     """A depthwise convolution with the family's padding and initial weights, no bias."""
     x, padding = _pad(x, kernel_size, stride, name, style)
@@ -103,7 +105,7 @@ def depthwise_conv(
         padding=padding,
         dilation_rate=dilation,
         use_bias=False,
-        depthwise_initializer=_initializer(style, kernel_size**2),
+        depthwise_initializer=_initializer(style, kernel_size**2, stddev),
         name=name,
     )(x)
 
@@ -115,11 +117,14 @@ def _pad(x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle)
     return keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x), "valid"
 
 
-def _initializer(style: BlockStyle, fan_in: int) -> keras.initializers.Initializer:
+def _initializer(style: BlockStyle, fan_in: int, stddev: float | None) -> keras.initializers.Initializer:
+    """PyTorch's, or the official DeepLab's (its spec, sections 3.1 and 4.1), which gives some layers a `stddev`."""
     if style.initialization == "pytorch":
         limit = fan_in**-0.5
         return keras.initializers.RandomUniform(-limit, limit)
-    return keras.initializers.TruncatedNormal(stddev=0.09)
+    if style.initialization == "xavier" and stddev is None:
+        return keras.initializers.GlorotUniform()
+    return keras.initializers.TruncatedNormal(stddev=stddev or 0.09)
 
 
 def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
@@ -129,18 +134,21 @@ def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
 
 def conv_bn_act(
     x: Tensor, filters: int, kernel_size: int = 1, *, name: str, style: BlockStyle, act: str | None = "relu",
-    stride: int = 1, dilation: int = 1,
+    stride: int = 1, dilation: int = 1, stddev: float | None = None,
 ) -> Tensor:
     """Convolution without bias, batch norm, activation."""
-    x = conv(x, filters, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation)
+    x = conv(x, filters, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev)
     return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
 
 
 def depthwise_bn_act(
-    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, act: str | None = "relu", stride: int = 1, dilation: int = 1
+    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, act: str | None = "relu", stride: int = 1,
+    dilation: int = 1, stddev: float | None = None,
 ) -> Tensor:
     """Depthwise convolution, batch norm, activation."""
-    x = depthwise_conv(x, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation)
+    x = depthwise_conv(
+        x, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev
+    )
     return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
 
 
@@ -148,8 +156,10 @@ def separable_conv_bn_act(
     x: Tensor, filters: int, kernel_size: int = 3, *, name: str, style: BlockStyle, act: str = "relu", dilation: int = 1
 ) -> Tensor:
     """Depthwise-separable convolution with batch norm and activation after both halves."""
-    x = depthwise_bn_act(x, kernel_size, name=f"{name}_depthwise", style=style, act=act, dilation=dilation)
-    return conv_bn_act(x, filters, name=f"{name}_pointwise", style=style, act=act)
+    x = depthwise_bn_act(
+        x, kernel_size, name=f"{name}_depthwise", style=style, act=act, dilation=dilation, stddev=0.33
+    )
+    return conv_bn_act(x, filters, name=f"{name}_pointwise", style=style, act=act, stddev=0.06)
 
 
 def squeeze_excite(x: Tensor, channels: int, *, name: str, style: BlockStyle) -> Tensor:
@@ -179,6 +189,27 @@ def inverted_residual(
     )
     if se_channels:
         y = squeeze_excite(y, se_channels, name=f"{name}_se", style=style)
+    y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
+    if residual and filters == x.shape[-1]:
+        y = keras.layers.Add(name=f"{name}_add")([x, y])
+    return y, tap
+
+
+def fused_inverted_residual(
+    x: Tensor, filters: int, *, name: str, style: BlockStyle, expanded: int, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, act: str = "relu", residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """MobileNet EdgeTPU's early block: one full convolution in place of expand and depthwise; project, add.
+
+    Returns:
+        The block's output, and the features before the projection.
+    """
+    y = x
+    if expanded != x.shape[-1]:
+        y = conv_bn_act(
+            y, expanded, kernel_size, name=f"{name}_expand", style=style, act=act, stride=stride, dilation=dilation
+        )
+    tap = y
     y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
     if residual and filters == x.shape[-1]:
         y = keras.layers.Add(name=f"{name}_add")([x, y])

@@ -66,13 +66,20 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
+        """The fields as a JSON object, a line each."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+        """The config of these fields; what is left out has its default.
+
+        Raises:
+            UserError: a field of that name does not exist, or a value is not allowed.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:
@@ -81,6 +88,7 @@ class Config:
 
     @classmethod
     def from_json(cls: type[T], text: str) -> T:
+        """The config that `to_json` wrote."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
@@ -114,14 +122,18 @@ class ModelConfig(Config):
     # --- Head ---
     auxiliary_head: bool = option(False, "adds FCN's auxiliary head on c4 for training")
     auxiliary_channels: int = option(512, "channels of the auxiliary head's 3x3 convolution")
-    dropout_rate: float = option(0.1, "rate at which whole channels are dropped before the classifier in training")
+    dropout_rate: float = option(0.1, "rate of the head's dropout in training")
     head_channels: int = option(512, "channels of the head's convolutions", flag="aspp_convs_filters")
     atrous_rates: tuple[int, ...] = option((12, 24, 36), "dilations of ASPP's 3x3 branches; empty: none of them")
+    aspp_with_batch_norm: bool = option(True, "False: DeepLab before ASPP: a classifier for each of atrous_rates on the backbone's features, their scores added")
     aspp_with_separable_conv: bool = option(False, "ASPP's 3x3 branches are depthwise-separable")
     aspp_projection_kernel: int = option(3, "kernel of the convolution after ASPP's concatenation: 3 or 1; 0: none")
     add_image_level_feature: bool = option(True, "ASPP has an image-pooling branch")
     image_pooling_first: bool = option(False, "image pooling is the first of ASPP's concatenated branches, not the last")
     image_pooling_size: tuple[int, ...] = option((), "window of image pooling in feature pixels, as height,width; empty: the whole map")
+    image_pooling_crop_size: tuple[int, ...] = option(
+        (), "window of image pooling in pixels of the input, as height,width, so that it follows output_stride; in place of image_pooling_size"
+    )
     image_pooling_stride: tuple[int, ...] = option((1, 1), "stride of the image-pooling window, as height,width")
     image_pooling_gate: str = option(
         "sigmoid", "LR-ASPP's gate", choices=("sigmoid", "hard_sigmoid", "q_sigmoid")
@@ -136,6 +148,7 @@ class ModelConfig(Config):
     decoder_filters: int = option(512, "channels of the DeepLabV3+ decoder")
     decoder_use_separable_conv: bool = option(True, "the DeepLabV3+ decoder's convolutions are depthwise-separable")
     decoder_use_sum_merge: bool = option(False, "the DeepLabV3+ decoder adds the low-level features instead of concatenating them")
+    logits_kernel_size: int = option(1, "kernel of the classifiers where aspp_with_batch_norm is false")
     use_bounded_activation: bool = option(False, "the head uses ReLU6 instead of ReLU")
 
     # --- Conventions: one value a family, see CONVENTIONS ---
@@ -160,9 +173,13 @@ class ModelConfig(Config):
     residual_by_table: bool = option(True, "a block has a residual by its tabulated stride, not by the one really used")
     channel_divisor: int = option(8, "output channels under a depth multiplier are rounded to multiples of this", flag="divisible_by")
     initialization: str = option(
-        "pytorch", "first weights: pytorch's uniform ones, or tf_slim's truncated normal of 0.09", choices=("pytorch", "tf_slim")
+        "pytorch", "first weights: pytorch's uniform ones, or the official DeepLab's truncated normal and Xavier ones", choices=("pytorch", "tf_slim")
     )
     q_sigmoid: bool = option(False, "squeeze-and-excite gates multiply by 0.16667 (official DeepLab) instead of 1/6")
+    dropout_placement: str = option(
+        "classifier", "classifier: whole channels, before the classifier; aspp: single values, after ASPP's projection (official DeepLab)",
+        choices=("classifier", "aspp"),
+    )
 
     def validate(self) -> None:
         self._require(self.num_classes >= 1, "num_classes", "at least 1 class")
@@ -173,11 +190,18 @@ class ModelConfig(Config):
         self._require(self.aspp_projection_kernel in (0, 1, 3), "aspp_projection_kernel", "allowed are 0, 1, 3")
         self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
         self._require(all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1")
-        for field in ("image_pooling_size", "image_pooling_stride"):
+        self._require(self.logits_kernel_size == 1 or (not self.aspp_with_batch_norm and bool(self.atrous_rates)), "logits_kernel_size",
+                      "other than 1 only with --aspp_with_batch_norm=false and --atrous_rates")
+        for field in ("image_pooling_size", "image_pooling_crop_size", "image_pooling_stride"):
             value = getattr(self, field)
             self._require(len(value) in (0, 2) and all(v >= 1 for v in value), field, "two numbers: height,width")
         self._require(self.normalization != "imagenet" or self.input_channels == 3, "input_channels",
                       "ImageNet normalization has 3 channels; give --normalization=unit_range for another number")
+
+    @property
+    def image_pooling_window(self) -> tuple[int, ...]:
+        """Window of image pooling in feature pixels; empty: the whole map."""
+        return tuple(-(-length // self.output_stride) for length in self.image_pooling_crop_size) or self.image_pooling_size
 
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
@@ -188,7 +212,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "official_deeplab": dict(
         normalization="unit_range", padding="same", align_corners=True, dilation_placement="after", residual_by_table=False,
         backbone_bn_epsilon=1e-3, backbone_bn_momentum=0.997, head_bn_epsilon=1e-5, head_bn_momentum=0.9997,
-        q_sigmoid=True, image_pooling_first=True, initialization="tf_slim",
+        q_sigmoid=True, image_pooling_first=True, initialization="tf_slim", dropout_placement="aspp", channel_divisor=1,
     ),
     # torchvision's models/segmentation on MobileNetV3
     "torchvision": dict(

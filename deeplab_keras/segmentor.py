@@ -80,14 +80,16 @@ def feature_size(config: ModelConfig, length: int) -> int:
 
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:
     """Raises UserError for an input that is too small for the image-pooling window."""
-    if not config.image_pooling_size or config.head not in ("lraspp", "deeplab_v3", "deeplab_v3_plus"):
+    if not config.image_pooling_window or config.head not in ("lraspp", "deeplab_v3", "deeplab_v3_plus"):
         return
-    smallest = [(window - 1) * config.output_stride + 1 for window in config.image_pooling_size]
+    smallest = [(window - 1) * config.output_stride + 1 for window in config.image_pooling_window]
     if height < smallest[0] or width < smallest[1]:
-        window = ",".join(map(str, config.image_pooling_size))
-        fitting = ",".join(str(feature_size(config, length)) for length in (height, width))
+        flag, fitting = "image_pooling_crop_size", f"{height},{width}"
+        if not config.image_pooling_crop_size:
+            flag, fitting = "image_pooling_size", f"{feature_size(config, height)},{feature_size(config, width)}"
+        window = ",".join(map(str, getattr(config, flag)))
         raise UserError(
-            f"input size {height}x{width} is too small for --image_pooling_size={window} at --output_stride={config.output_stride}: "
-            f"the smallest is {smallest[0]}x{smallest[1]}; give a larger size, --image_pooling_size={fitting}, "
-            "or --image_pooling_size= (empty) for global pooling"
+            f"input size {height}x{width} is too small for --{flag}={window} at --output_stride={config.output_stride}: "
+            f"the smallest is {smallest[0]}x{smallest[1]}; give a larger size, --{flag}={fitting}, "
+            f"or --{flag}= (empty) for global pooling"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.backbones import mobilenet_v2, mobilenet_v3
+from deeplab_keras.backbones import mobilenet_edgetpu, mobilenet_v2, mobilenet_v3
 from deeplab_keras.config import ModelConfig, unknown_name
 from deeplab_keras.layers import Tensor
 
@@ -22,6 +22,7 @@ BACKBONES: dict[str, Callable[[Tensor, ModelConfig], Features]] = {
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
     "mobilenet_v3_large_seg": mobilenet_v3.mobilenet_v3_large_seg,
     "mobilenet_v3_small_seg": mobilenet_v3.mobilenet_v3_small_seg,
+    "mobilenet_edgetpu": mobilenet_edgetpu.mobilenet_edgetpu,
 }
 
 

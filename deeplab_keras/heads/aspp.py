@@ -12,7 +12,7 @@ from deeplab_keras.layers import ResizeTo, Tensor
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """ASPP on c5 and the classifier (spec/sssegmentation.md, section 4.3; spec/official-deeplab.md, section 4.1)."""
-    return classify(aspp(features["c5"], config), config)
+    return classify(aspp(features["c5"], config), config, rates=_classifier_rates(config))
 
 
 def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
@@ -31,33 +31,42 @@ def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
         else:
             x = keras.layers.Concatenate(name=f"{name}_concat")([x, low])
             x = _decoder_conv(_decoder_conv(x, config, f"{name}_conv1"), config, f"{name}_conv2")
-    return classify(x, config)
+    return classify(x, config, rates=_classifier_rates(config))
 
 
 def aspp(x: Tensor, config: ModelConfig) -> Tensor:
     """A 1x1 branch, a dilated 3x3 branch for each of `atrous_rates`, image pooling; concatenated and projected."""
+    if not config.aspp_with_batch_norm:
+        return x
     style, act, channels = head_style(config), _activation(config), config.head_channels
     branches = [conv_bn_act(x, channels, name="aspp0", style=style, act=act)]
     for index, rate in enumerate(config.atrous_rates, start=1):
         block = separable_conv_bn_act if config.aspp_with_separable_conv else conv_bn_act
         branches.append(block(x, channels, 3, name=f"aspp{index}", style=style, act=act, dilation=rate))
     if config.add_image_level_feature:
-        pooled = conv_bn_act(image_pooling(x, config), channels, name="image_pooling", style=style, act=act)
+        pooled = conv_bn_act(image_pooling(x, config), channels, name="image_pooling", style=style, act="relu")
         pooled = ResizeTo(config.align_corners, name="image_pooling_resize")([pooled, x])
         branches.insert(0 if config.image_pooling_first else len(branches), pooled)
     y = keras.layers.Concatenate(name="aspp_concat")(branches) if len(branches) > 1 else branches[0]
     if not config.aspp_projection_kernel:
         return y
-    return conv_bn_act(y, channels, config.aspp_projection_kernel, name="aspp_project", style=style, act=act)
+    y = conv_bn_act(y, channels, config.aspp_projection_kernel, name="aspp_project", style=style, act=act)
+    if config.dropout_placement == "aspp" and config.dropout_rate:
+        y = keras.layers.Dropout(config.dropout_rate, name="aspp_dropout")(y)
+    return y
 
 
 def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
     """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
-    if not config.image_pooling_size:
+    if not config.image_pooling_window:
         return keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_pool")(x)
     return keras.layers.AveragePooling2D(
-        config.image_pooling_size, config.image_pooling_stride or 1, "valid", name="image_pooling_pool"
+        config.image_pooling_window, config.image_pooling_stride or 1, "valid", name="image_pooling_pool"
     )(x)
+
+
+def _classifier_rates(config: ModelConfig) -> tuple[int, ...]:
+    return () if config.aspp_with_batch_norm else config.atrous_rates
 
 
 def _decoder_conv(x: Tensor, config: ModelConfig, name: str) -> Tensor:

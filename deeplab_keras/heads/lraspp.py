@@ -19,7 +19,8 @@ def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     spec, section 4.4) and torchvision.
     """
     x, style = features["c5"], head_style(config)
-    y = conv_bn_act(x, config.head_channels, name="aspp0", style=style)
+    act = "relu6" if config.use_bounded_activation else "relu"
+    y = conv_bn_act(x, config.head_channels, name="aspp0", style=style, act=act)
     y = keras.layers.Multiply(name="gate_multiply")([y, _gate(x, config)])
     if config.low_level_channels:
         return _concatenating_decoder(y, features, config)
