@@ -24,8 +24,11 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import json
+import logging
 import math
 import os
+import pathlib
 import sys
 import textwrap
 import typing
@@ -33,6 +36,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from absl import flags as absl_flags
+from absl import logging as absl_logging
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 
@@ -90,10 +94,18 @@ class Command:
         """
         name = self.given(ModelConfig).get("name")
         if name:
-            from deeplab_keras import zoo  # builds on Keras, which takes seconds to import
+            from deeplab_keras import zoo  # it builds on Keras, which takes seconds to import
 
             base = zoo.get_config(name)
         return self.config(ModelConfig, base)
+
+    def data_config(self, checkpoint_dir: str) -> DataConfig:
+        """As `config`, but starts from the data that the run at `checkpoint_dir` was trained on, if recorded."""
+        recorded = _recorded_data(pathlib.Path(checkpoint_dir))
+        dataset = self.given(DataConfig).get("dataset")
+        if recorded is None or dataset not in (None, recorded.get("dataset")):
+            return self.config(DataConfig)
+        return self.config(DataConfig, DataConfig.from_dict(recorded))
 
     def text(self) -> str:
         """The given flags as a flagfile, a line each: the record of a run, and its recipe."""
@@ -135,6 +147,18 @@ class Command:
                     raise UserError(f"--{name}: {use}; leave it out (in a flagfile it may stay)")
 
 
+def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:
+    """The data settings that a training left in its workdir: the folder itself, or one or two above a checkpoint."""
+    for folder in (checkpoint_dir, *checkpoint_dir.absolute().parents[:2]):
+        try:
+            recorded = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(recorded, dict) and "data" in recorded:
+            return recorded["data"]
+    return None
+
+
 def flag_name(field: dataclasses.Field[Any]) -> str:
     """The flag of a config's field: mostly of the same name, else the official DeepLab one."""
     return field.metadata.get("flag") or field.name
@@ -157,6 +181,7 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
         print(help_text(doc or "", *sections))
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the CPU's instruction sets
+    _show_log()
     try:
         status = main(Command(argv, *sections)) or 0
         sys.stdout.flush()
@@ -174,6 +199,19 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
         message = _outside_trouble(error)
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _show_log() -> None:
+    """The library's log goes to stderr, a plain line each."""
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.INFO)
+    absl_logging.get_absl_handler().setFormatter(_LogLine())
+
+
+class _LogLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + record.getMessage()
 
 
 def _outside_trouble(error: OSError) -> str:
@@ -199,10 +237,11 @@ def _define(values: absl_flags.FlagValues, section: type[Config], field: datacla
     kind, element = _kind(section, field)
     name, help = flag_name(field), field.metadata["help"]
     if kind is bool:
-        absl_flags.DEFINE_boolean(name, field.default, help, flag_values=values)
+        absl_flags.DEFINE_boolean(name, bool(field.default), help, flag_values=values)
     else:
         parser = _Parser(kind, element)
-        absl_flags.DEFINE(parser, name, field.default, help, flag_values=values, serializer=_Serializer())
+        default: Any = field.default
+        absl_flags.DEFINE(parser, name, default, help, flag_values=values, serializer=_Serializer())
 
 
 def _kind(section: type[Config], field: dataclasses.Field[Any]) -> tuple[type, type]:

@@ -1,4 +1,4 @@
-"""What several test files share: where the real data lies, and test inputs that tell a wrong network from a right one."""
+"""What several test files share: where the real data lies, and inputs that tell a wrong network from a right one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def ramp(*shape: int) -> np.ndarray:
-    """`[batch, height, width, channels]` float32 in [0, 255] that rises to the right and down, and differs by channel."""
+    """`[batch, height, width, channels]` float32 in [0, 255] that rises to the right and down, other in each channel."""
     _, height, width, channels = shape
     rows, columns, depth = np.ogrid[0:1:height * 1j, 0:1:width * 1j, 0:1:channels * 1j]
     image = 255 * (0.5 * rows + 0.3 * columns + 0.2 * depth)
     return np.broadcast_to(image, shape).astype(np.float32)
 
 
-def label_blocks(*shape: int, classes: int, seed: int = 0, ignore_label: int | None = 255, block: int = 8) -> np.ndarray:
+def label_blocks(
+    *shape: int, classes: int, seed: int = 0, ignore_label: int | None = 255, block: int = 8
+) -> np.ndarray:
     """`[batch, height, width]` int32 labels in blocks of one class; about one block in ten is ignored."""
     batch, height, width = shape
     random = np.random.default_rng(seed)

@@ -1,0 +1,70 @@
+# The verbs of this repository; `make help` lists them. Everything runs in .venv, which is set up once, and again when
+# setup.py or requirements.lock change. Needed: Python 3.11 or newer, pip, make.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+DEMO := runs/demo
+
+# With an NVIDIA GPU: TensorFlow with its CUDA libraries. Without one: the smaller build for CPUs, where there is one.
+ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+EXTRAS ?= dev,gpu
+else
+EXTRAS ?= dev
+ifeq ($(shell uname -sm),Linux x86_64)
+export DEEPLAB_KERAS_TENSORFLOW ?= tensorflow-cpu
+endif
+endif
+
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c requirements.lock
+READY := $(VENV)/.ready
+TORCH := $(VENV)/.torch
+
+.PHONY: help setup demo test slow torch lint types ci clean
+
+help: ## lists the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY) ## sets up .venv; the other verbs do it themselves
+
+demo: $(READY) ## the main job on the built-in data: train, evaluate, draw, export, check the export
+	$(RUN) scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=$(DEMO)
+	$(RUN) scripts/eval.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO)
+	$(RUN) scripts/vis.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO) --vis_logdir=$(DEMO)/vis
+	$(RUN) scripts/export_model.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO) \
+	    --export_path=$(DEMO)/export --formats=tflite --input_size=160,160
+	@echo "pictures: $(CURDIR)/$(DEMO)/vis"
+
+test: $(READY) ## the tests; ARGS='-k flags' picks some
+	$(RUN) -m pytest $(ARGS)
+
+slow: $(READY) ## the tests that take minutes each
+	$(RUN) -m pytest -m slow $(ARGS)
+
+torch: $(TORCH) ## the tests that compare with PyTorch; installs it
+	$(RUN) -m pytest -m torch $(ARGS)
+
+lint: $(READY) ## style
+	$(RUN) -m ruff check .
+
+types: $(READY) ## type hints
+	$(RUN) -m mypy
+
+ci: ## what continuous integration runs
+	.ci/run
+
+clean: ## removes what the verbs made: .venv, runs/demo, caches
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(READY): setup.py requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	    "error: Python 3.11 or newer is needed, and $(PYTHON) is not that; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV): one to three minutes, 2 GB on the disk, once"
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(TORCH): $(READY)
+	@$(INSTALL) -e '.[$(EXTRAS),convert]'
+	@touch $@

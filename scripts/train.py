@@ -1,0 +1,37 @@
+"""Trains a network. The run's folder, --train_logdir, holds everything needed to go on, evaluate and export.
+
+The same command given again goes on where the run stopped. A recipe is a flagfile under configs/; flags after it change
+it. Without --model and a recipe, a run that starts from a checkpoint takes over its architecture.
+
+    python scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=runs/demo
+
+    python scripts/train.py --model=deeplabv3plus_mobilenetv2os8_voc --initial_checkpoint=imagenet \
+        --dataset=folder --dataset_dir=datasets/mine --epochs=50 --train_logdir=runs/mine
+"""
+
+from __future__ import annotations
+
+import os
+
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from deeplab_keras.flags import Command, run
+
+
+def main(command: Command) -> None:
+    """Makes the configs and trains."""
+    data_config, train_config = command.config(DataConfig), command.config(TrainConfig)
+    eval_config = command.config(EvalConfig)
+
+    from deeplab_keras import trainer
+    from deeplab_keras.checkpoints.folder import find_checkpoint, read_config
+
+    start = train_config.tf_initial_checkpoint
+    base = read_config(find_checkpoint(start)) if start and os.path.isdir(start) else None
+    model_config = command.model_config(base)
+    report = trainer.train(model_config, data_config, train_config, eval_config, flags_text=command.text())
+    print(report.table())
+    print(f"written: {train_config.train_logdir}")
+
+
+if __name__ == "__main__":
+    run(__doc__, main, TrainConfig, DataConfig, EvalConfig, ModelConfig)

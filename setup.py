@@ -1,0 +1,64 @@
+"""All metadata of the package: `pip install -e .` and the extras `pip install -e '.[gpu,onnx]'`.
+
+The lower bounds are what was tested; requirements.lock holds one whole set of versions that was tested together.
+"""
+
+import os
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "deeplab_keras/version.py").read_text(encoding="utf-8"))[1]
+
+# DEEPLAB_KERAS_TENSORFLOW=tensorflow-cpu asks for the build without GPU libraries, 220 MB less to download. The Makefile
+# sets it on machines without a GPU. It is a variable and not an extra because extras can only add a requirement.
+TENSORFLOW = os.environ.get("DEEPLAB_KERAS_TENSORFLOW", "tensorflow")
+
+EXTRAS = {
+    "gpu": ["tensorflow[and-cuda]>=2.21,<3"],
+    "convert": ["torch>=2.13,<3"],  # reads .pth files
+    "onnx": ["onnxruntime>=1.31", "tf2onnx>=1.17"],
+    "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
+    "viz": ["matplotlib>=3.11,<4"],
+    "video": ["imageio>=2.38", "imageio-ffmpeg>=0.8"],
+    "test": ["hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2"],
+}
+EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
+
+setuptools.setup(
+    name="deeplab-keras",
+    version=VERSION,
+    description="Mobile semantic segmentation in Keras 3: DeepLab, PSPNet, FCN and LR-ASPP on MobileNetV2 and MobileNetV3",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="semantic segmentation, DeepLab, MobileNet, Keras, TensorFlow, TFLite",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    packages=setuptools.find_packages(include=["deeplab_keras", "deeplab_keras.*"]),
+    package_data={"deeplab_keras": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        f"{TENSORFLOW}>=2.21,<3",
+        "absl-py>=2.5",
+        "h5py>=3.14",
+        "keras>=3.15,<4",
+        "keras-cv>=0.9,<0.10",
+        "numpy>=2.4,<3",
+        "pillow>=13",
+        "tensorboard>=2.21,<3",
+        "tensorflow-datasets>=4.9.10,<5",
+    ],
+    extras_require=EXTRAS,
+)
