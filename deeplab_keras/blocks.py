@@ -87,7 +87,7 @@ def conv(
         dilation_rate=dilation,
         use_bias=use_bias,
         kernel_initializer=_initializer(style, fan_in, stddev),
-        bias_initializer=_initializer(style, fan_in) if style.initialization == "pytorch" else "zeros",
+        bias_initializer=_initializer(style, fan_in, None) if style.initialization == "pytorch" else "zeros",
         dtype=dtype,
         name=name,
     )(x)
