@@ -1,0 +1,42 @@
+"""What an unknown weights file seems to be, told from the names in it: the hint of an error message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What it is -> beginnings of names that only it has; every one must be there. The first row that fits is taken.
+SIGNATURES: dict[str, tuple[str, ...]] = {
+    "SSSegmentation's PSPNet on MobileNetV2": ("backbone_net.conv1.conv", "ppm_net."),
+    "SSSegmentation's DeepLabV3+ on MobileNetV2": ("backbone_net.conv1.conv", "aspp_net.", "shortcut."),
+    "SSSegmentation's DeepLabV3 on MobileNetV2": ("backbone_net.conv1.conv", "aspp_net."),
+    "SSSegmentation's FCN on MobileNetV2": ("backbone_net.conv1.conv", "decoder.7."),
+    "SSSegmentation's LRASPPNet on MobileNetV3 large": ("backbone_net.layer16.conv", "branch_ups."),
+    "SSSegmentation's LRASPPNet on MobileNetV3 small": ("backbone_net.layer12.conv", "branch_ups."),
+    "a system of SSSegmentation on another backbone": ("backbone_net.",),
+    "torchvision's LR-ASPP": ("backbone.0.0.", "classifier.cbr."),
+    "torchvision's DeepLabV3 on MobileNetV3": ("backbone.0.0.", "classifier.0.convs."),
+    "torchvision's classifier mobilenet_v2": ("features.18.0.", "classifier.1."),
+    "torchvision's classifier mobilenet_v3_large": ("features.16.0.", "features.15.block.", "classifier.3."),
+    "torchvision's classifier mobilenet_v3_small": ("features.12.0.", "features.11.block.", "classifier.3."),
+    "OpenMMLab's MobileNetV2 classifier": ("backbone.conv1.conv", "backbone.conv2.conv"),
+    "OpenMMLab's MobileNetV3 classifier": ("backbone.layer0.conv", "backbone.layer1."),
+    "an official DeepLab model on MobileNetV2": ("MobilenetV2/", "logits/semantic/"),
+    "an official DeepLab model on MobileNetV3": ("MobilenetV3/", "logits/semantic/"),
+    "an ImageNet classifier of TF-Slim": ("MobilenetV2/Logits/",),
+}
+# Names of classifiers' biases, whose length is the number of classes.
+CLASSIFIERS = (
+    "decoder.7.bias", "decoder.3.bias", "decoder.1.bias", "classifier.high_classifier.bias", "classifier.4.bias",
+    "logits/semantic/biases",
+)
+
+
+def identify(shapes: Shapes) -> str:
+    """What the file with these tensors seems to be, with its number of classes; "" if nobody knows."""
+    for what, beginnings in SIGNATURES.items():
+        if all(any(name.startswith(beginning) for name in shapes) for beginning in beginnings):
+            classes = next((shapes[name][0] for name in CLASSIFIERS if name in shapes and len(shapes[name]) == 1), None)
+            return what if classes is None else f"{what}, {classes} classes"
+    return ""
