@@ -42,6 +42,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for lane, count in sorted(_deselected.items()):
         terminalreporter.write_line(f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}")
     if _without_data:
-        terminalreporter.write_line(f"not run: {len(_without_data)} tests on real data, for there is no folder {SHARED}:")
+        terminalreporter.write_line(f"not run: {len(_without_data)} tests on real data; no folder {SHARED}:")
         for nodeid in _without_data:
             terminalreporter.write_line(f"  {nodeid}")

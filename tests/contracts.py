@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import runpy
+from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
+
+from deeplab_keras import flags
+from deeplab_keras.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -19,7 +26,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def ramp(*shape: int) -> np.ndarray:
-    """`[batch, height, width, channels]` float32 in [0, 255] that rises to the right and down, other in each channel."""
+    """`[batch, height, width, channels]` float32 in [0, 255] that rises right and down, other in each channel."""
     _, height, width, channels = shape
     rows, columns, depth = np.ogrid[0:1:height * 1j, 0:1:width * 1j, 0:1:channels * 1j]
     image = 255 * (0.5 * rows + 0.3 * columns + 0.2 * depth)
@@ -36,3 +43,32 @@ def label_blocks(
     if ignore_label is not None:
         grid[random.random(grid.shape) < 0.1] = ignore_label
     return np.repeat(np.repeat(grid, block, 1), block, 2)[:, :height, :width].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A script as it hands itself to `flags.run`, so that a test can call it in its own process."""
+
+    path: str
+    doc: str
+    main: Callable[[flags.Command], int | None]
+    sections: tuple[type[Config], ...]
+
+    def __call__(self, *arguments: str) -> int:
+        """Runs it with these flags; returns the exit status."""
+        return flags.call([self.path, *arguments], self.doc, self.main, *self.sections)
+
+    def parse(self, *arguments: str) -> flags.Command:
+        """Only reads the flags."""
+        return flags.Command([self.path, *arguments], *self.sections)
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+
+
+def script(name: str) -> Script:
+    """The script `scripts/<name>`."""
+    with mock.patch.object(flags, "run") as run:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    doc, main, *sections = run.call_args.args
+    return Script(f"scripts/{name}", doc, main, tuple(sections))

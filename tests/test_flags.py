@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+from contracts import ROOT
+
+from deeplab_keras import flags
+from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError, option
+
+ALL = (TrainConfig, DataConfig, EvalConfig, ModelConfig)
+
+
+def command(*arguments: str, sections: tuple[type[Config], ...] = ALL) -> flags.Command:
+    return flags.Command(["scripts/x.py", *arguments], *sections)
+
+
+def as_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize("section", ALL)
+def test_a_flag_for_every_field_gives_the_value_back(section):
+    given = {field.name: f"--{flags.flag_name(field)}={as_text(field.default)}" for field in dataclasses.fields(section)
+             if field.default is not None}
+    given.pop("name", None)
+    parsed = command(*given.values())
+    assert parsed.given(section) == {name: getattr(section(), name) for name in given}
+    assert parsed.config(section) == section()
+
+
+def test_values_of_every_type():
+    parsed = command(
+        "--train_crop_size=33, 47", "--eval_scales=0.5,1", "--atrous_rates=", "--low_level_features=c2,c1",
+        "--norandom_flip", "--cache", "--deterministic=true", "--epochs", "2.5", "--training_number_of_steps=7",
+        "--weight_decay=4e-5", "--dataset_dir=a folder/with blanks", "--min_resize_value=12",
+    )  # fmt: skip
+    data, training, model = parsed.config(DataConfig), parsed.config(TrainConfig), parsed.config(ModelConfig)
+    assert (data.train_crop_size, data.random_flip, data.cache, data.min_resize_value) == ((33, 47), False, True, 12)
+    assert data.dataset_dir == "a folder/with blanks"
+    assert (training.epochs, training.training_number_of_steps, training.weight_decay) == (2.5, 7, 4e-5)
+    assert training.deterministic is True
+    assert (model.atrous_rates, model.low_level_features) == ((), ("c2", "c1"))
+    assert parsed.config(EvalConfig).eval_scales == (0.5, 1.0)
+
+
+def test_aliases_and_official_names():
+    parsed = command("--initial_checkpoint=here", "--vis_split=test", "--model_variant=mobilenet_v3_small")
+    assert parsed.config(TrainConfig).tf_initial_checkpoint == "here"
+    assert parsed.config(DataConfig).eval_split == "test"
+    assert parsed.config(ModelConfig).backbone == "mobilenet_v3_small"
+    assert command("--aspp_convs_filters=96").config(ModelConfig).head_channels == 96
+
+
+def test_given_flags_change_a_base_and_nothing_else():
+    base = ModelConfig(num_classes=7, decoder_filters=99, atrous_rates=(2,))
+    assert command("--decoder_filters=11").config(ModelConfig, base) == base.replace(decoder_filters=11)
+    assert command().config(ModelConfig, base) == base
+
+
+def test_a_flag_of_its_default_value_counts_as_given():
+    assert command("--output_stride=8").config(ModelConfig, ModelConfig(output_stride=16)).output_stride == 8
+
+
+def test_model_names_the_base():
+    from deeplab_keras import zoo
+
+    other, name = ModelConfig(head="fcn"), "lrasppnet_mobilenetv3sos8_voc"
+    expected = zoo.get_config(name).replace(num_classes=5)
+    assert command(f"--model={name}", "--num_classes=5").model_config(other) == expected
+    assert command("--num_classes=5").model_config(other) == ModelConfig(head="fcn", num_classes=5)
+    with pytest.raises(UserError, match="did you mean 'lrasppnet_mobilenetv3sos8_voc'"):
+        command("--model=lraspnet_mobilenetv3sos8_voc").model_config()
+
+
+def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.flags").write_text("# a half\n--output_stride=16\n--decoder_filters=64\n--atrous_rates=6,12\n")
+    (tmp_path / "recipe.flags").write_text("--flagfile=base.flags\n\n--decoder_filters=32\n# --head=fcn\n")
+    config = command("--flagfile=recipe.flags", "--atrous_rates=1").model_config()
+    assert config == ModelConfig(output_stride=16, decoder_filters=32, atrous_rates=(1,))
+
+
+def test_the_text_is_a_flagfile_of_what_was_given(tmp_path):
+    arguments = ("--nocache", "--train_crop_size=33,47", "--atrous_rates=", "--initial_checkpoint=a b", "--epochs=2.5")
+    text = command(*arguments).text()
+    assert len(text.splitlines()) == len(arguments)
+    path = tmp_path / "flags.txt"
+    path.write_text(text)
+    again, first = command(f"--flagfile={path}"), command(*arguments)
+    for section in ALL:
+        assert again.given(section) == first.given(section)
+
+
+def test_a_script_accepts_a_whole_recipe_but_no_useless_flag(tmp_path):
+    path = tmp_path / "recipe.flags"
+    path.write_text("--head=fcn\n--epochs=3\n--eval_scales=0.5\n")
+    assert command(f"--flagfile={path}", sections=(EvalConfig,)).config(EvalConfig).eval_scales == (0.5,)
+    for argument in ("--epochs=3", "--nofine_tune_batch_norm"):
+        with pytest.raises(UserError, match=r"x\.py has no use for training flags; leave it out"):
+            command(argument, sections=(EvalConfig,))
+
+
+def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
+    data = DataConfig(dataset="camvid", dataset_dir="there", eval_split="test")
+    (tmp_path / "config.json").write_text(json.dumps({"data": data.to_dict()}))
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text(ModelConfig().to_json())
+    for folder in (tmp_path, checkpoint):
+        assert command().data_config(str(folder)) == data
+        assert command("--eval_split=val").data_config(str(folder)) == data.replace(eval_split="val")
+        assert command("--dataset=synthetic").data_config(str(folder)) == DataConfig()
+    assert command("--eval_split=val").data_config("no/such/folder") == DataConfig()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--train_crop=3", r"^unknown flag --train_crop; did you mean --train_crop_size\? scripts/x\.py --help "),
+        ("--train-crop-size=3,3", r"^unknown flag --train-crop-size; did you mean --train_crop_size\?"),
+        ("--xyzzy", r"^unknown flag --xyzzy; scripts/x\.py --help lists all$"),
+        ("--noseed", r"^unknown flag --noseed"),
+        ("--epochs=x", r"^--epochs=x: a number is needed here, not 'x'$"),
+        ("--epochs=nan", r"^--epochs=nan: a number is needed here, not 'nan'$"),
+        ("--seed=1.5", r"^--seed=1\.5: a whole number is needed here, not '1\.5'$"),
+        ("--train_crop_size=3,y", r"^--train_crop_size=3,y: a whole number or several .* not 'y'$"),
+        ("--cache=perhaps", r"^--cache=perhaps: true or false is needed here$"),
+        ("--head", r"^Missing value for flag --head; flags are written --name=value$"),
+        ("fcn", r"^unexpected argument 'fcn'; flags are written --name=value$"),
+        ("--flagfile=no/such.flags", r"^--flagfile=no/such\.flags: No such file.* relative to the current folder, "),
+    ],
+)
+def test_mistakes_get_one_line(argument, message):
+    with pytest.raises(UserError, match=message) as caught:
+        command(argument)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_binary_flagfile(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    with pytest.raises(UserError, match="not a text file"):
+        command(f"--flagfile={path}")
+
+
+def raising(error: BaseException):
+    def main(_: flags.Command) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("--head=x: no"), 1, "error: --head=x: no\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1,
+         "error: a/b: no space left on device; free some space there and give the same command again\n"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1,
+         "error: a/b: read-only file system; choose a folder that can be written to and give the same command again\n"),
+    ],
+)  # fmt: skip
+def test_exit_status_and_line(error, status, line, capsys):
+    assert flags.call(["x"], "", raising(error), *ALL) == status
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        flags.call(["x"], "", raising(FileNotFoundError(errno.ENOENT, "No such file", "x")), *ALL)
+    with pytest.raises(ZeroDivisionError):
+        flags.call(["x"], "", raising(ZeroDivisionError()), *ALL)
+
+
+def test_the_status_of_main_is_the_status_of_the_process():
+    assert flags.call(["x"], "", lambda _: 1, *ALL) == 1
+    assert flags.call(["x"], "", lambda _: None, *ALL) == 0
+
+
+def test_help_is_grouped_wrapped_and_complete():
+    @dataclasses.dataclass(frozen=True)
+    class Options(Config):
+        output: str = option("", "where it goes")
+
+    text = flags.help_text("Does it.\n\n    python scripts/x.py --output=y\n", Options, *ALL)
+    assert text.startswith("Does it.\n\n    python scripts/x.py --output=y\n")
+    assert max(map(len, text.splitlines())) <= flags.HELP_WIDTH
+    titles = ["This script:", "Training:", "Data:", "Inference and evaluation:", "Model:"]
+    assert [line for line in text.splitlines() if line in titles] == titles
+    for section in (Options, *ALL):
+        for field in dataclasses.fields(section):
+            assert f" --{flags.flag_name(field)}=" in text or f" --[no]{flags.flag_name(field)} " in text
+    words = " ".join(text.split())
+    assert "(default: 512,512)" in words
+    assert "one of: float32, mixed_bfloat16, mixed_float16 (default: float32)" in words
+    assert flags.help_text("", EvalConfig).count("Training:") == 0
+
+
+def test_reading_flags_does_not_import_tensorflow():
+    code = (
+        "import sys; from deeplab_keras import flags, config;"
+        "flags.Command(['x', '--epochs=3'], config.TrainConfig).config(config.TrainConfig);"
+        "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
