@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -110,24 +111,20 @@ class Rules:
     ignored: tuple[str, ...] = ()
     covers: str = ".*"
 
-    def source_layer(self, layer: str) -> str | None:
-        """The source's name of our layer, or None."""
-        if layer in self._exact:
-            return self._exact[layer]
-        for pattern, source in self._patterns:
+    def find(self, layer: str) -> tuple[int, str] | None:
+        """The row of our layer in the table and the source's name of it, or None."""
+        for row, (source, pattern) in enumerate(self._rows):
             match = pattern.fullmatch(layer)
             if match:
-                return source.replace("{n}", match["n"])
+                return row, source.replace("{n}", match["n"]) if "{n}" in source else source
         return None
 
     @functools.cached_property
-    def _exact(self) -> dict[str, str]:
-        return {ours: source for source, ours in self.layers.items() if "{n}" not in ours}
-
-    @functools.cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        rows = [(ours, source) for source, ours in self.layers.items() if "{n}" in ours]
-        return [(re.compile(r"(?P<n>\d+)".join(map(re.escape, ours.split("{n}", 1)))), source) for ours, source in rows]
+    def _rows(self) -> list[tuple[str, re.Pattern[str]]]:
+        return [
+            (source, re.compile(r"(?P<n>\d+)".join(map(re.escape, ours.split("{n}", 1)))))
+            for source, ours in self.layers.items()
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Slot:
 
 
 def slots(model: keras.Model, rules: Rules) -> list[Slot]:
-    """Every variable that the rules cover, in the model's order, with its source name.
+    """Every variable that the rules cover, in the table's order, with its source name.
 
     Raises:
         UserError: the source has no such layer, so that this architecture cannot come from there or go there.
@@ -171,15 +168,16 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
         layer, tensor = target.split("/")
         if not re.fullmatch(rules.covers, layer):
             continue
-        source = rules.source_layer(layer)
-        if source is None:
+        found = rules.find(layer)
+        if found is None:
             raise UserError(f"layer {layer} of {model.name} has no counterpart there; give a --model that has one")
+        row, source = found
         name, axes = rules.dialect.tensors(layers[layer])[tensor]
-        result.append(Slot(f"{source}{rules.dialect.separator}{name}", target, axes, variable))
-    repeated = [name for name, count in Counter(slot.source for slot in result).items() if count > 1]
+        result.append((row, Slot(f"{source}{rules.dialect.separator}{name}", target, axes, variable)))
+    repeated = [name for name, count in Counter(slot.source for _, slot in result).items() if count > 1]
     if repeated:
         raise ValueError(f"the rules send one source tensor to several variables: {repeated}")
-    return result
+    return [slot for _, slot in sorted(result, key=operator.itemgetter(0))]
 
 
 def load_weights(
@@ -218,7 +216,7 @@ def load_weights(
 
 
 def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
-    """The model's weights under the source's names and in its axes: the exact inverse of `load_weights`."""
+    """The model's weights under the source's names, in its axes and the table's order: `load_weights` back."""
     return {slot.source: slot.read() for slot in slots(model, rules)}
 
 
