@@ -1,0 +1,278 @@
+"""Inference on images of any size, against models whose answer is known for every pixel."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contracts import noise, ramp
+from PIL import Image
+
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.inference import Network, Predictor, as_image, predict_logits, resized_size, window_starts
+
+CLASSES = 5
+
+
+def pointwise_model(size: tuple[int | None, int | None] = (None, None), channels: int = 3) -> keras.Model:
+    """Logits of a pixel depend on this pixel alone."""
+    image = keras.Input((*size, channels))
+    layer = keras.layers.Conv2D(CLASSES, 1, activation="tanh")
+    model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
+    weights = np.random.default_rng(0).normal(size=(1, 1, channels, CLASSES)).astype(np.float32)
+    layer.set_weights([2 * weights, np.linspace(-1, 1, CLASSES).astype(np.float32)])
+    return model
+
+
+def wide_model() -> keras.Model:
+    """Logits depend on a neighbourhood of 7 by 7, differently to the left and to the right."""
+    image = keras.Input((None, None, 3))
+    layer = keras.layers.Conv2D(CLASSES, 7, padding="same")
+    model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
+    layer.set_weights([np.random.default_rng(1).normal(size=(7, 7, 3, CLASSES)).astype(np.float32), np.zeros(CLASSES)])
+    return model
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def half_pixel_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear by its definition, `[height, width, channels]`."""
+    for axis, target in enumerate(size):
+        source = image.shape[axis]
+        position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, source - 1)
+        share = np.expand_dims(position - low, tuple(i for i in range(3) if i != axis))
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, high, axis) * share
+    return image
+
+
+# --- The network ---
+
+
+def test_one_trace_serves_all_sizes_and_batches() -> None:
+    network = Network(wide_model())
+    for batch, height, width in [(1, 8, 9), (2, 8, 9), (1, 31, 17), (3, 40, 40)]:
+        images = noise(batch, height, width, 3)
+        np.testing.assert_allclose(predict_logits(network, images), network._compiled(images), rtol=1e-6)
+    assert network._compiled.experimental_get_tracing_count() == 1
+
+
+def test_new_weights_are_seen() -> None:
+    model = pointwise_model()
+    predictor = Predictor(model)
+    image = noise(6, 6, 3).astype(np.uint8)
+    before = predictor.probabilities(image)
+    model.set_weights([-weight for weight in model.get_weights()])
+    assert np.abs(predictor.probabilities(image) - before).max() > 0.1
+
+
+def test_several_outputs_are_refused() -> None:
+    image = keras.Input((None, None, 3))
+    with pytest.raises(UserError, match="2 outputs"):
+        Predictor(keras.Model(image, [image, image]))
+
+
+def test_an_image_too_small_for_the_model_is_told() -> None:
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, keras.layers.AveragePooling2D(9, strides=1)(image))
+    with pytest.raises(UserError, match="cannot take an input of 5x6"):
+        Predictor(model)(np.zeros((5, 6, 3), np.uint8))
+
+
+# --- Whole images ---
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 12), (33, 20)])
+def test_labels_are_the_argmax_at_the_images_size(size: tuple[int, int]) -> None:
+    model = pointwise_model()
+    image = noise(*size, 3).astype(np.uint8)
+    logits = model.predict(image[None].astype(np.float32), verbose=0)[0]
+    predictor = Predictor(model)
+    labels = predictor(image)
+    assert labels.dtype == np.uint8 and labels.shape == size
+    assert (labels == logits.argmax(-1)).all()
+    np.testing.assert_allclose(predictor.probabilities(image), softmax(logits), atol=1e-6)
+
+
+def test_fixed_size_model_gets_the_image_resized() -> None:
+    image = ramp(1, 21, 34, 3)[0]
+    model = pointwise_model((16, 12))
+    expected = half_pixel_resize(model.predict(half_pixel_resize(image, (16, 12))[None], verbose=0)[0], (21, 34))
+    predictor = Predictor(model)
+    np.testing.assert_allclose(predictor.probabilities(image), softmax(expected), atol=1e-5)
+    assert (predictor(image) == expected.argmax(-1)).all()
+
+
+def test_resize_before_the_network() -> None:
+    image = ramp(1, 20, 30, 3)[0]
+    model = pointwise_model()
+    config = EvalConfig(eval_short_side=16, eval_long_side=21)
+    expected = half_pixel_resize(model.predict(half_pixel_resize(image, (14, 21))[None], verbose=0)[0], (20, 30))
+    np.testing.assert_allclose(predict_logits(model, image[None], config)[0], expected, atol=1e-5)
+
+
+def test_resized_sizes_of_the_specification() -> None:
+    config = EvalConfig(eval_short_side=512, eval_long_side=2048)
+    assert resized_size((375, 500), config) == (512, 683)
+    assert resized_size((500, 333), config) == (769, 512)
+    assert resized_size((1024, 2048), config.replace(eval_short_side=1024)) == (1024, 2048)
+    assert resized_size((100, 1000), config) == (205, 2048)  # the cap of the long side
+    assert resized_size((375, 500), EvalConfig()) == (375, 500)
+
+
+# --- Scales and flip ---
+
+
+def test_flip_averages_the_mirrored_probabilities() -> None:
+    model, image = wide_model(), noise(9, 14, 3)
+    logits, mirrored = (model.predict(x[None], verbose=0)[0] for x in (image, image[:, ::-1]))
+    expected = (softmax(logits) + softmax(mirrored[:, ::-1])) / 2
+    predictor = Predictor(model, EvalConfig(add_flipped_images=True))
+    np.testing.assert_allclose(predictor.probabilities(image), expected, atol=1e-5)
+    assert (predictor(image) == expected.argmax(-1)).all()
+    np.testing.assert_allclose(
+        predictor.probabilities(image[:, ::-1]), predictor.probabilities(image)[:, ::-1], atol=1e-5
+    )
+
+
+def test_scales_average_probabilities() -> None:
+    model, image = wide_model(), ramp(1, 12, 18, 3)[0]
+    expected = [
+        softmax(half_pixel_resize(model.predict(half_pixel_resize(image, size)[None], verbose=0)[0], (12, 18)))
+        for size in [(6, 9), (12, 18), (15, 22)]
+    ]
+    probabilities = Predictor(model, EvalConfig(eval_scales=(0.5, 1.0, 1.25))).probabilities(image)
+    np.testing.assert_allclose(probabilities, np.mean(expected, axis=0), atol=1e-4)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_scales_of_a_fixed_size_model_are_refused() -> None:
+    with pytest.raises(UserError, match="--eval_scales=0.5,1.0.*16x12"):
+        Predictor(pointwise_model((16, 12)), EvalConfig(eval_scales=(0.5, 1.0)))(np.zeros((20, 20, 3), np.uint8))
+
+
+# --- Sliding window ---
+
+
+def slide(**options) -> EvalConfig:
+    return EvalConfig(inference="slide", **options)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (21, 34), (5, 30), (3, 4)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_windows_over_a_pointwise_model_are_the_whole(size: tuple[int, int], batch_size: int) -> None:
+    model, images = pointwise_model(), noise(2, *size, 3)
+    config = slide(eval_crop_size=(8, 10), eval_stride=(3, 7), eval_batch_size=batch_size)
+    np.testing.assert_allclose(predict_logits(model, images, config), predict_logits(model, images), atol=1e-5)
+
+
+def test_one_window_is_the_whole() -> None:
+    model, images = wide_model(), noise(1, 11, 13, 3)
+    np.testing.assert_allclose(
+        predict_logits(model, images, slide(eval_crop_size=(11, 13))), predict_logits(model, images), atol=1e-5
+    )
+
+
+def test_overlapping_windows_are_averaged() -> None:
+    model, image = wide_model(), noise(10, 16, 3)
+    total, count = np.zeros((10, 16, CLASSES)), np.zeros((10, 16, 1))
+    for y in (0, 4):
+        for x in (0, 5, 8):
+            part = np.s_[y : y + 6, x : x + 8]
+            total[part] += model.predict(image[part][None], verbose=0)[0]
+            count[part] += 1
+    config = slide(eval_crop_size=(6, 8), eval_stride=(4, 5))
+    np.testing.assert_allclose(predict_logits(model, image[None], config)[0], total / count, atol=1e-4)
+
+
+def test_default_stride_is_two_thirds_of_the_window() -> None:
+    model, images = wide_model(), noise(1, 30, 30, 3)
+    implied, given = slide(eval_crop_size=(12, 9)), slide(eval_crop_size=(12, 9), eval_stride=(8, 6))
+    np.testing.assert_array_equal(predict_logits(model, images, implied), predict_logits(model, images, given))
+
+
+def test_fixed_size_model_slides_with_its_own_window() -> None:
+    fixed, free = pointwise_model((8, 6)), pointwise_model()
+    free.set_weights(fixed.get_weights())
+    image = noise(20, 31, 3)[None]
+    np.testing.assert_allclose(predict_logits(fixed, image, slide()), predict_logits(free, image), atol=1e-5)
+    assert predict_logits(fixed, image[:, :3], slide()).shape == (1, 3, 31, CLASSES)  # lower than the window
+
+
+def test_windows_cover_every_pixel() -> None:
+    assert window_starts(10, 4, 3) == [0, 3, 6]
+    assert window_starts(11, 4, 3) == [0, 3, 6, 7]
+    assert window_starts(4, 4, 3) == [0]
+
+
+def test_gaps_between_windows_are_refused() -> None:
+    with pytest.raises(UserError, match="--eval_stride=9,4 leaves gaps"):
+        predict_logits(pointwise_model(), noise(1, 20, 20, 3), slide(eval_crop_size=(8, 8), eval_stride=(9, 4)))
+
+
+# --- What is taken for an image ---
+
+
+def test_kinds_of_images_that_mean_the_same() -> None:
+    predictor = Predictor(wide_model())
+    grey = noise(9, 11).astype(np.uint8)
+    rgb = np.repeat(grey[..., None], 3, -1)
+    expected = predictor(rgb)
+    alpha = np.full((9, 11, 1), 7, np.uint8)
+    same = [
+        grey,
+        grey[..., None],
+        np.concatenate([rgb, alpha], -1),
+        rgb.astype(np.int64),
+        rgb.astype(np.float64),
+        rgb.tolist(),
+        np.asfortranarray(rgb)[::-1][::-1],
+        Image.fromarray(grey),
+        Image.fromarray(rgb).convert("RGBA"),
+        Image.fromarray(grey).convert("P"),
+        tf.constant(rgb),
+    ]
+    for image in same:
+        np.testing.assert_array_equal(predictor(image), expected)
+
+
+def test_a_grey_model() -> None:
+    predictor = Predictor(pointwise_model(channels=1))
+    grey = noise(5, 6).astype(np.uint8)
+    np.testing.assert_array_equal(predictor(grey), predictor(Image.fromarray(grey)))
+    with pytest.raises(UserError, match="3 channels; the model takes 1"):
+        predictor(np.zeros((5, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros((4, 4, 2), np.uint8), "2 channels"),
+        (np.zeros((4, 4, 3), bool), "dtype bool"),
+        (np.full((4, 4, 3), 300, np.uint16), "300 to 300; allowed are 0 to 255; divide 16-bit values by 257"),
+        (Image.fromarray(np.full((4, 4), 300, np.uint16)), "divide 16-bit values by 257"),
+        (np.full((4, 4, 3), -1), "-1 to -1"),
+        (np.full((4, 4, 3), np.nan), "nan"),
+        (np.full((4, 4, 3), 0.5), "multiply by 255"),
+        ("photo.jpg", "shape"),
+    ],
+)
+def test_what_is_no_image_is_told(image, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_image(image)
+
+
+def test_many_classes_need_wider_labels() -> None:
+    image = keras.Input((None, None, 3))
+    layer = keras.layers.Conv2D(300, 1, kernel_initializer="zeros")
+    model = keras.Model(image, layer(image))
+    layer.bias.assign(np.arange(300) == 290)
+    labels = Predictor(model)(np.zeros((2, 3, 3), np.uint8))
+    assert labels.dtype == np.int32 and (labels == 290).all()
