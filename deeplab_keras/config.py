@@ -151,6 +151,9 @@ class ModelConfig(Config):
     logits_kernel_size: int = option(1, "kernel of the classifiers where aspp_with_batch_norm is false")
     use_bounded_activation: bool = option(False, "the head uses ReLU6 instead of ReLU")
 
+    image_pyramid: tuple[float, ...] = option((), "scales of the image that the network sees, each with the same weights; empty: 1 alone")
+    merge_method: str = option("max", "how the class scores of image_pyramid are merged", choices=("max", "avg"))
+
     # --- Conventions: one value a family, see CONVENTIONS ---
     normalization: str = option(
         "imagenet", "imagenet: (x - mean) / std with the ImageNet colours; unit_range: x / 127.5 - 1; none",
@@ -189,6 +192,7 @@ class ModelConfig(Config):
         self._require(0 <= self.dropout_rate < 1, "dropout_rate", "at least 0 and below 1")
         self._require(self.aspp_projection_kernel in (0, 1, 3), "aspp_projection_kernel", "allowed are 0, 1, 3")
         self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
+        self._require(all(scale > 0 for scale in self.image_pyramid), "image_pyramid", "scales above 0")
         self._require(all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1")
         self._require(self.logits_kernel_size == 1 or (not self.aspp_with_batch_norm and bool(self.atrous_rates)), "logits_kernel_size",
                       "other than 1 only with --aspp_with_batch_norm=false and --atrous_rates")
@@ -327,7 +331,10 @@ class EvalConfig(Config):
         self._require(bool(self.eval_scales) and all(s > 0 for s in self.eval_scales), "eval_scales", "scales above 0")
         self._require(len(self.eval_crop_size) == 2 and all(v >= 1 for v in self.eval_crop_size), "eval_crop_size",
                       "two numbers: height,width")
+        self._require(len(self.eval_stride) in (0, 2) and all(v >= 1 for v in self.eval_stride), "eval_stride",
+                      "two numbers of at least 1: height,width; or none")
         self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
+        self._require(self.eval_short_side >= 0 and self.eval_long_side >= 0, "eval_short_side", "0 or above")
 
 
 # Normalization -> (mean, standard deviation) of RGB in 0..255. What is padded around an image has the mean, so that it is 0 to the network.
