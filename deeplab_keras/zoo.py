@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from deeplab_keras.config import CONVENTIONS, ModelConfig, unknown_name
+import pathlib
+
+import keras
+
+from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
 from deeplab_keras.zoo_official import OFFICIAL, OFFICIAL_MIOU
 
 _LRASPP = ModelConfig(
@@ -71,3 +76,21 @@ def get_config(name: str) -> ModelConfig:
 def reported(name: str) -> float | None:
     """The mIoU in percent that the model's authors reported on their validation set; None: they reported none."""
     return REPORTED_MIOU.get(name)
+
+
+def load_model(source: str, input_size: tuple[int, int] | None = None) -> keras.Model:
+    """A model with trained weights.
+
+    Args:
+        source: a checkpoint folder or a workdir.
+        input_size: (height, width) that the model takes; None: any.
+
+    Raises:
+        UserError: nothing there, or a name of the zoo: its weights must be converted first.
+    """
+    if not pathlib.Path(source).exists() and source in MODELS:
+        raise UserError(
+            f"{source}: a name of the zoo, whose weights are not in Keras' form; download them as docs/model_zoo.md says, "
+            "convert them with scripts/convert_checkpoint.py, and give the folder"
+        )
+    return load_checkpoint(source, input_size).model

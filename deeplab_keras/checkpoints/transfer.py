@@ -87,7 +87,7 @@ TF1_SLIM = Dialect(  # a batch norm is a layer of its own here: "MobilenetV2/Con
 KERAS = Dialect(
     separator="/",
     convolution={"kernel": ("kernel", ()), "bias": ("bias", ())},
-    depthwise={"kernel": ("depthwise_kernel", ()), "bias": ("bias", ())},
+    depthwise={"kernel": ("kernel", ()), "bias": ("bias", ())},
     batch_norm=_BATCH_NORM,
 )
 

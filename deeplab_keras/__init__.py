@@ -1,0 +1,70 @@
+"""Mobile semantic segmentation in Keras 3: DeepLab, LR-ASPP and their relatives on MobileNets, with their exact numbers.
+
+    import deeplab_keras as dk
+
+    model = dk.build_segmentor(dk.get_config("deeplabv3_mobilenetv2os8_voc"), input_size=(512, 512))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.version import __version__
+
+if TYPE_CHECKING:
+    from deeplab_keras import visualization
+    from deeplab_keras.data import open_dataset
+    from deeplab_keras.evaluation import Report, evaluate
+    from deeplab_keras.export import export_model
+    from deeplab_keras.inference import Predictor
+    from deeplab_keras.segmentor import build_segmentor
+    from deeplab_keras.trainer import train
+    from deeplab_keras.zoo import get_config, list_models, load_model
+
+# Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take seconds to import.
+_LAZY = {
+    "Predictor": "inference",
+    "Report": "evaluation",
+    "build_segmentor": "segmentor",
+    "evaluate": "evaluation",
+    "export_model": "export",
+    "get_config": "zoo",
+    "list_models": "zoo",
+    "load_model": "zoo",
+    "open_dataset": "data",
+    "train": "trainer",
+    "visualization": "visualization",
+}
+
+__all__ = [
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "Predictor",
+    "Report",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "build_segmentor",
+    "evaluate",
+    "export_model",
+    "get_config",
+    "list_models",
+    "load_model",
+    "open_dataset",
+    "train",
+    "visualization",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+    return module if _LAZY[name] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

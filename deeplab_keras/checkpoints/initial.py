@@ -1,0 +1,58 @@
+"""Where a training's weights start: another checkpoint, or ImageNet weights."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import keras
+from absl import logging
+
+from deeplab_keras.checkpoints.folder import (
+    assign_weights,
+    find_checkpoint,
+    model_variables,
+    named_weights,
+    read_config,
+    read_weights,
+)
+from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
+from deeplab_keras.config import ModelConfig
+
+CLASSIFIERS = ("logits", "auxiliary_logits", "logits_high", "logits_low")
+
+
+def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer: bool = True) -> None:
+    """Assigns the weights of `source` to `model`, and says which it left out.
+
+    From one of our checkpoints come the backbone and, where the head is the same, the head. Its classifier layers are
+    left out where the number of classes differs or `last_layer` is False; an auxiliary head that it lacks starts fresh.
+
+    Args:
+        model: the segmentor.
+        config: its architecture.
+        source: a checkpoint folder or workdir, "imagenet", or a file of ImageNet weights.
+        last_layer: whether to take the classifier layers.
+
+    Raises:
+        UserError: no such source, or its weights do not fit.
+    """
+    if source == "imagenet" or not pathlib.Path(source).is_dir():
+        logging.info("%s: %s", source, load_imagenet(model, config, source))
+        return
+    folder = find_checkpoint(source)
+    theirs, weights, fresh = read_config(folder), read_weights(folder), named_weights(model)
+    left_out = set()
+    if theirs.head != config.head:
+        left_out = {name for name in {*fresh, *weights} if not re.match(BACKBONE, name)}
+        logging.info("%s has the head %s: only its backbone is taken", folder, theirs.head)
+    else:
+        if theirs.num_classes != config.num_classes or not last_layer:
+            left_out = {name for name in {*fresh, *weights} if name.split("/")[0] in CLASSIFIERS}
+        if theirs.auxiliary_head != config.auxiliary_head:
+            left_out |= {name for name in {*fresh, *weights} if name.startswith("auxiliary")}
+    taken = {name: value for name, value in weights.items() if name not in left_out}
+    taken |= {name: value for name, value in fresh.items() if name in left_out}
+    assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")
+    started = sorted(left_out & model_variables(model).keys())
+    logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh: {', '.join(started)}" if started else "")
