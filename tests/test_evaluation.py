@@ -1,0 +1,216 @@
+"""The evaluation loop on a source made for the test, against the confusion matrix counted by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+from contracts import label_blocks, noise
+
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.evaluation import Report, batches, evaluate
+from deeplab_keras.inference import Network, Predictor
+
+CLASSES = 4
+INFO = info_for_classes("blocks", ["sky", "road", "car", "tree"])
+SIZES = [(12, 16), (9, 7), (12, 16), (12, 16), (16, 12), (9, 7), (12, 16)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeSource:
+    info: DatasetInfo
+    pairs: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"drive/frame_{i}" for i in range(len(self.pairs)))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.pairs[index]
+
+
+def make_source(sizes=SIZES, ignore_label: int = 255) -> FakeSource:
+    pairs = []
+    for i, size in enumerate(sizes):
+        label = label_blocks(1, *size, classes=CLASSES - 1, seed=i, ignore_label=ignore_label, block=3)[0]
+        pairs.append((noise(*size, 3, seed=i).astype(np.uint8), label.astype(np.uint8)))
+    return FakeSource(dataclasses.replace(INFO, ignore_label=ignore_label), pairs)
+
+
+def make_model(classes: int = CLASSES - 1) -> keras.Model:
+    """Never predicts the last class, which the labels do not hold either."""
+    image = keras.Input((None, None, 3))
+    layer = keras.layers.Conv2D(CLASSES, 3, padding="same")
+    model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)), name="tiny")
+    weights = np.random.default_rng(0).normal(size=(3, 3, 3, CLASSES)).astype(np.float32)
+    layer.set_weights([weights, np.where(np.arange(CLASSES) < classes, 0, -100)])
+    return model
+
+
+def oracle(source: FakeSource, predictor, count: int | None = None) -> np.ndarray:
+    matrix = np.zeros((CLASSES, CLASSES), np.int64)
+    for image, label in source.pairs[:count]:
+        for expected, given in zip(label.ravel(), predictor(image).ravel(), strict=True):
+            if expected != source.info.ignore_label:
+                matrix[expected, given] += 1
+    return matrix
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("ignore_label", [255, 0])
+def test_report_has_the_oracles_numbers(batch_size: int, ignore_label: int) -> None:
+    source, model = make_source(ignore_label=ignore_label), make_model()
+    config = EvalConfig(eval_batch_size=batch_size)
+    report = evaluate(model, source, config, split="val", progress=False)
+    matrix = oracle(source, Predictor(model))
+
+    assert report.confusion_matrix == tuple(map(tuple, matrix.tolist()))
+    ious = {
+        name: matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) if matrix[c].sum() else None
+        for c, name in enumerate(INFO.class_names)
+        if matrix[c].sum() or not matrix[:, c].sum()
+    }
+    for name, iou in ious.items():
+        assert report.per_class_iou[name] == (None if iou is None else pytest.approx(iou))
+    present = [iou for iou in report.per_class_iou.values() if iou is not None]
+    assert report.per_class_iou["tree"] is None and len(present) == 3
+    assert report.miou == pytest.approx(np.mean(present))
+    assert report.pixel_accuracy == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert (report.images, report.model, report.dataset, report.split) == (len(SIZES), "tiny", "blocks", "val")
+
+
+def test_config_reaches_the_predictor() -> None:
+    source, model = make_source(), make_model()
+    config = EvalConfig(inference="slide", eval_crop_size=(8, 8), add_flipped_images=True)
+    report = evaluate(model, source, config, progress=False)
+    assert report.confusion_matrix == tuple(map(tuple, oracle(source, Predictor(model, config)).tolist()))
+    assert report.confusion_matrix != evaluate(model, source, progress=False).confusion_matrix
+
+
+def test_limit_and_names() -> None:
+    source, network = make_source(), Network(make_model())
+    report = evaluate(network, source, limit=2, model_name="mine", progress=False)
+    assert report.confusion_matrix == tuple(map(tuple, oracle(source, Predictor(network), 2).tolist()))
+    assert (report.images, report.model) == (2, "mine")
+    evaluate(network, source, progress=False)
+    assert network._compiled.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_batches_hold_every_pair_once(batch_size: int) -> None:
+    sizes = [(4 + i % 11, 5) for i in range(60)]
+    pairs = [(np.full((*size, 3), i, np.uint8), np.full(size, i % 3, np.uint8)) for i, size in enumerate(sizes)]
+    seen = []
+    for images, labels in batches(FakeSource(INFO, pairs), 60, batch_size, INFO):
+        assert len(images) <= batch_size
+        for image, label in zip(images, labels, strict=True):
+            index = int(image[0, 0, 0])
+            np.testing.assert_array_equal(image, pairs[index][0])
+            np.testing.assert_array_equal(label, pairs[index][1])
+            seen.append(index)
+    assert sorted(seen) == list(range(60))
+
+
+def test_progress_line_shows_the_miou(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    report = evaluate(make_model(), make_source(), EvalConfig(eval_batch_size=2))
+    last = stream.getvalue().splitlines()[-1]
+    assert last.startswith(f"evaluation {len(SIZES)}/{len(SIZES)}") and "images/s" in last
+    assert f"mIoU {report.miou:.4g}" in last
+
+
+# --- Mistakes ---
+
+
+def test_empty_source() -> None:
+    with pytest.raises(UserError, match="dataset 'blocks', split 'val': no image"):
+        evaluate(make_model(), FakeSource(INFO, []), split="val", progress=False)
+
+
+def test_nothing_labelled() -> None:
+    pair = (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 255, np.uint8))
+    with pytest.raises(UserError, match="every pixel of the 2 images has the ignore label 255"):
+        evaluate(make_model(), FakeSource(INFO, [pair, pair]), progress=False)
+
+
+def test_label_outside_the_classes_names_the_image() -> None:
+    source = make_source()
+    source.pairs[4][1][3, 5] = CLASSES
+    with pytest.raises(UserError, match="drive/frame_4: the label holds 4; allowed are 0 to 3"):
+        evaluate(make_model(), source, progress=False)
+
+
+def test_label_of_another_size_names_the_image() -> None:
+    source = make_source()
+    source.pairs[1] = (source.pairs[1][0], source.pairs[1][1][1:])
+    with pytest.raises(UserError, match="drive/frame_1: the label is 8x7 and the image 9x7"):
+        evaluate(make_model(), source, progress=False)
+
+
+def test_model_of_other_classes() -> None:
+    source = FakeSource(info_for_classes("two", ["a", "b"]), make_source().pairs)
+    with pytest.raises(UserError, match="'two' has 2 classes and the model 4"):
+        evaluate(make_model(), source, progress=False)
+
+
+# --- The report ---
+
+
+def make_report(matrix=((8, 2, 0), (1, 5, 0), (0, 0, 0)), names=("sky", "road", "car")) -> Report:
+    return Report.from_matrix(np.array(matrix), info_for_classes("blocks", names), 3, model="tiny", split="val")
+
+
+def test_json_has_the_keys_of_the_interface_and_goes_back() -> None:
+    report = make_report()
+    values = json.loads(report.to_json())
+    assert list(values) == [
+        "miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "confusion_matrix",
+        "images", "model", "dataset", "split",
+    ]  # fmt: skip
+    assert values == report.to_dict()
+    assert values["per_class_iou"] == {"sky": pytest.approx(8 / 11), "road": pytest.approx(5 / 8), "car": None}
+    assert values["confusion_matrix"] == [[8, 2, 0], [1, 5, 0], [0, 0, 0]]
+    assert Report.from_json(report.to_json()) == report
+    assert Report.from_json(json.dumps({**values, "step": 7})) == report
+
+
+def test_classes_of_one_name_stay_apart() -> None:
+    assert list(make_report(names=("screen", "road", "screen")).per_class_iou) == ["screen (0)", "road", "screen (2)"]
+
+
+def test_save_leaves_nothing_but_the_file(tmp_path) -> None:
+    path = tmp_path / "new" / "metrics.json"
+    make_report().save(path)
+    make_report().save(path)
+    assert os.listdir(path.parent) == ["metrics.json"]
+    assert Report.from_json(path.read_text()) == make_report()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="metrics.json: cannot be written"):
+        make_report().save(tmp_path / "file" / "metrics.json")
+
+
+def test_table() -> None:
+    lines = make_report().table().splitlines()
+    assert lines[0] == "3 images, blocks, val, tiny"
+    assert lines[2].split() == ["sky", "72.73", "88.89", "80.00", "62.50", "#" * 15]
+    assert lines[4].split() == ["car", "-", "-", "-", "0.00"]
+    assert lines[-1].startswith("mIoU 67.61, pixel accuracy 81.25, mean accuracy 81.67, frequency-weighted IoU")
+    assert len({line.rstrip("#").rstrip().rfind(".") for line in lines[2:4]}) == 1  # the columns stand below each other
+
+
+def test_an_unpredicted_class_has_no_precision() -> None:
+    report = make_report(((8, 2, 0), (1, 5, 0), (0, 4, 0)))
+    assert report.per_class_iou["car"] == 0
+    assert report.table().splitlines()[4].split() == ["car", "0.00", "-", "0.00", "20.00"]
+    assert not math.isnan(report.miou)
