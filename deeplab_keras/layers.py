@@ -111,23 +111,33 @@ class Conv2D(keras.layers.Conv2D):
 class ResizeTo(keras.layers.Layer):
     """Bilinear resize of the first input to the height and width of the second, whatever they are at run time.
 
-    `align_corners=False` is PyTorch's and Keras' half-pixel form, `True` the official DeepLab's (its spec, T1).
+    `align_corners=False` is PyTorch's and Keras' half-pixel form, `True` the official DeepLab's (its spec, T1). With a
+    `scale`, the size is the second's by the official DeepLab's `scale_dimension`.
     """
 
-    def __init__(self, align_corners: bool = False, **kwargs: Any) -> None:
+    def __init__(self, align_corners: bool = False, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.align_corners = align_corners
+        self.align_corners, self.scale = align_corners, scale
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         x, reference = inputs
-        return resize_bilinear(x, ops.shape(reference)[1:3], self.align_corners)
+        height, width = (scale_dimension(length, self.scale) for length in ops.shape(reference)[1:3])
+        return resize_bilinear(x, (height, width), self.align_corners)
 
     def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
         x, reference = input_shape
-        return (x[0], *reference[1:3], x[-1])
+        height, width = (length and scale_dimension(length, self.scale) for length in reference[1:3])
+        return (x[0], height, width, x[-1])
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "align_corners": self.align_corners}
+        return {**super().get_config(), "align_corners": self.align_corners, "scale": self.scale}
+
+
+def scale_dimension(length: Any, scale: float) -> Any:
+    """Length of a side after scaling, the corner pixels kept: `int((length - 1) * scale + 1)` (official DeepLab)."""
+    if isinstance(length, int):
+        return int((length - 1) * scale + 1)
+    return length if scale == 1 else ops.cast(ops.floor(ops.cast(length - 1, "float32") * scale + 1), "int32")
 
 
 def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -40,20 +41,53 @@ def build_segmentor(
     x = image if config.normalization == "none" else Normalize(mean, std, name="normalize")(image)
     features = build_backbone(x, config)
     logits = build_head(features, config)
+    if config.image_pyramid:
+        logits = _merge_pyramid(image, logits, config)
     output = ResizeTo(config.align_corners, dtype="float32", name="resized_logits")([logits, image])
     if config.auxiliary_head:
         output = KeepAuxiliary(dtype="float32", name="segmentation")([output, auxiliary(features, config)])
     return keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
 
 
+def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:
+    """Class scores of the image at every scale of `image_pyramid`, resized to those of the largest and merged.
+
+    spec/official-deeplab.md, section 4.5. The scores of each scale are layers named "logits_0.50" and so on.
+    """
+    network = keras.Model(image, logits, name="single_scale")
+    network.input_spec = None  # it takes every scale's size, also where `image` has a fixed one
+    scores = {}
+    for scale in config.image_pyramid:
+        scaled = ResizeTo(config.align_corners, scale, name=f"image_{scale:.2f}")([image, image])
+        scores[scale] = logits if scale == 1 else network(scaled)
+    largest = max(scores)
+    reference = scores[largest] if largest >= 1 else logits
+    names = {scale: f"logits_{scale:.2f}" if len(scores) > 1 else "merged_logits" for scale in scores}
+    resized = [
+        ResizeTo(config.align_corners, dtype="float32", name=names[scale])([values, reference])
+        for scale, values in scores.items()
+    ]
+    if 1.0 not in scores:  # keeps the network's layers, which bear the weights' names, in the model
+        resized[0] = KeepAuxiliary(dtype="float32", name="pyramid")([resized[0], logits])
+    if len(resized) == 1:
+        return resized[0]
+    merge = keras.layers.Maximum if config.merge_method == "max" else keras.layers.Average
+    return merge(dtype="float32", name="merged_logits")(resized)
+
+
 def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> keras.Model:
     """A view of a segmentor for training: the same layers and weights, with every head an output at the input's size.
 
     Returns:
-        A model whose outputs are a dict: "logits" and, where there is an auxiliary head, "auxiliary_logits", both
-        `[batch, height, width, num_classes]`.
+        A model whose outputs are a dict: "logits" and, where there is an auxiliary head, "auxiliary_logits", and
+        "logits_0.50" and so on for the scales of an image pyramid, each `[batch, height, width, num_classes]`.
     """
     outputs = {"logits": model.get_layer("resized_logits").output}
+    for layer in model.layers:
+        if re.fullmatch(r"logits_\d+\.\d+", layer.name):  # each scale of an image pyramid has its own loss
+            outputs[layer.name] = ResizeTo(align_corners, dtype="float32", name=f"resized_{layer.name}")(
+                [layer.output, model.input]
+            )
     if "auxiliary_logits" in [layer.name for layer in model.layers]:
         scores = model.get_layer("auxiliary_logits").output
         outputs["auxiliary_logits"] = ResizeTo(align_corners, dtype="float32", name="resized_auxiliary_logits")(
