@@ -33,7 +33,7 @@ demo: $(READY) ## the main job on the built-in data: train, evaluate, draw, expo
 	$(RUN) scripts/eval.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO)
 	$(RUN) scripts/vis.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO) --vis_logdir=$(DEMO)/vis
 	$(RUN) scripts/export_model.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO) \
-	    --export_path=$(DEMO)/export --formats=tflite --input_size=160,160
+	    --export_path=$(DEMO)/export --formats=tflite --input_size=160,160 --overwrite
 	@echo "pictures: $(CURDIR)/$(DEMO)/vis"
 
 test: $(READY) ## the tests; ARGS='-k flags' picks some

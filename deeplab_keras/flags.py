@@ -84,7 +84,8 @@ class Command:
         Raises:
             UserError: a value is not allowed.
         """
-        return (section() if base is None else base).replace(**self.given(section))
+        given = self.given(section)
+        return section(**given) if base is None else base.replace(**given)
 
     def model_config(self, base: ModelConfig | None = None) -> ModelConfig:
         """As `config`, but starts from the model that `--model` names, if it was given.

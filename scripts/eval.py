@@ -1,10 +1,11 @@
-"""Measures a trained network on a split of a dataset: mIoU, IoU of each class, accuracies, confusion matrix.
+"""Measures a trained network on a split of a dataset: mIoU, IoU of each class, accuracies.
 
-Writes metrics.json to --eval_logdir. The dataset is the one of the training, unless flags name another.
+Writes metrics.json to --eval_logdir. The dataset is the one of the training, unless flags name
+another.
 
     python scripts/eval.py --checkpoint_dir=runs/demo
 
-    python scripts/eval.py --checkpoint_dir=runs/camvid --eval_scales=0.75,1,1.25 --add_flipped_images
+    python scripts/eval.py --checkpoint_dir=runs/mine --eval_scales=0.75,1,1.25 --add_flipped_images
 """
 
 from __future__ import annotations

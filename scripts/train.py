@@ -1,7 +1,8 @@
-"""Trains a network. The run's folder, --train_logdir, holds everything needed to go on, evaluate and export.
+r"""Trains a network; the run's folder, --train_logdir, holds all that is needed to go on and to use it.
 
-The same command given again goes on where the run stopped. A recipe is a flagfile under configs/; flags after it change
-it. Without --model and a recipe, a run that starts from a checkpoint takes over its architecture.
+The same command given again goes on where the run stopped. A recipe is a flagfile under configs/;
+flags after it change it. A run that starts from a checkpoint has its architecture, unless --model
+names another.
 
     python scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=runs/demo
 

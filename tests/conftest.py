@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import os
+import pathlib
 
 import pytest
-from contracts import SHARED
+from contracts import SHARED, script
 
 # Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve each other.
 for name, value in {
@@ -45,3 +46,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"not run: {len(_without_data)} tests on real data; no folder {SHARED}:")
         for nodeid in _without_data:
             terminalreporter.write_line(f"  {nodeid}")
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> list[str]:
+    """A network and a training so small that they cost seconds."""
+    return [
+        "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=",
+        "--decoder_filters=16", "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64",
+        "--train_samples=8", "--eval_samples=4", "--train_batch_size=4", "--training_number_of_steps=2",
+        "--summary_images=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a training of two steps by scripts/train.py."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert script("train.py")(*tiny_flags, f"--train_logdir={workdir}") == 0
+    return workdir

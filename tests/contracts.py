@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import runpy
+import shlex
 from collections.abc import Callable
 from unittest import mock
 
@@ -72,3 +73,10 @@ def script(name: str) -> Script:
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     doc, main, *sections = run.call_args.args
     return Script(f"scripts/{name}", doc, main, tuple(sections))
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """The commands `python scripts/NAME ...` in a text, each as NAME and its arguments."""
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    calls = [shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")]
+    return [(pathlib.Path(call[1]).name, call[2:]) for call in calls]

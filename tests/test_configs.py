@@ -1,0 +1,104 @@
+"""Every recipe under configs/: its header, its flags, its network, and one step of training."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+from contracts import ROOT, commands, script
+
+from deeplab_keras import trainer
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from deeplab_keras.data import open_dataset
+from deeplab_keras.segmentor import check_input_size
+
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.flags") if path.parent.name != "base")
+HALVES = sorted((ROOT / "configs" / "base").glob("*.flags"))
+HEADER = ("command", "hardware, time", "mIoU reported", "mIoU measured")
+
+
+def relative(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def read(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelConfig, DataConfig, TrainConfig]:
+    monkeypatch.chdir(ROOT)  # nested flagfiles are relative to where the command is given
+    command = script("train.py").parse(f"--flagfile={relative(path)}")
+    command.config(EvalConfig)
+    return command.model_config(), command.config(DataConfig), command.config(TrainConfig)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_the_header_says_what_to_expect(path, monkeypatch):
+    header = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    assert header[0].endswith("."), "the first line says what it is"
+    for name in HEADER:
+        assert any(line.startswith(f"{name}:") for line in header), f"the header lacks '{name}:'"
+    (called, arguments), *_ = commands("\n".join(line.removeprefix("command:") for line in header))
+    assert called == "train.py" and arguments[0] == f"--flagfile={relative(path)}"
+    monkeypatch.chdir(ROOT)
+    assert script("train.py").parse(*arguments).config(TrainConfig).train_logdir
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_the_recipe_is_complete_and_fits_together(path, monkeypatch):
+    model, data, training = read(path, monkeypatch)
+    assert (training.training_number_of_steps is None) != (training.epochs is None), "the length of the training"
+    check_input_size(model, *data.train_crop_size)
+    if data.dataset == "synthetic":
+        assert open_dataset(data, data.train_split).info.num_classes >= 8
+    else:
+        assert data.dataset_dir is None and not training.train_logdir, "folders are named on the command line"
+
+
+@pytest.mark.parametrize("path", HALVES, ids=relative)
+def test_a_half_parses_and_is_used(path, monkeypatch):
+    read(path, monkeypatch)
+    name = f"--flagfile={relative(path)}"
+    assert any(name in other.read_text().splitlines() for other in RECIPES + HALVES), "no recipe uses it"
+
+
+def one_step(path: pathlib.Path, crop: tuple[int, int], workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's own training, cut to one step on built-in scenes, from random weights."""
+    model, data, training = read(path, monkeypatch)
+    data = data.replace(
+        dataset="synthetic", dataset_dir=None, train_split="train", eval_split="val", train_samples=2, eval_samples=1,
+        train_batch_size=2, train_crop_size=crop, synthetic_size=crop,
+    )  # fmt: skip
+    training = training.replace(
+        epochs=None, training_number_of_steps=1, tf_initial_checkpoint=None, train_logdir=str(workdir), summary_images=0
+    )
+    report = trainer.train(model, data, training, EvalConfig())
+    assert sum(map(sum, report.confusion_matrix)) > 0
+
+
+def architectures() -> list[pathlib.Path]:
+    """One recipe for each network; recipes that differ in dataset and schedule alone are the slow lane's."""
+    first: dict[tuple[ModelConfig, str], pathlib.Path] = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for path in RECIPES:
+            model, _, training = read(path, monkeypatch)
+            first.setdefault((model.replace(name="", num_classes=2), training.optimizer), path)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("path", architectures(), ids=relative)
+def test_the_network_builds_and_takes_a_step(path, tmp_path, monkeypatch):
+    """On the smallest crop that the network takes, so that it costs seconds."""
+    model, _, _ = read(path, monkeypatch)
+    window = model.image_pooling_size or (1, 1)
+    height, width = (max(65, (length - 1) * model.output_stride + 1) for length in window)
+    one_step(path, (height, width), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_the_recipe_takes_a_step_at_its_own_crop(path, tmp_path, monkeypatch):
+    height, width = read(path, monkeypatch)[1].train_crop_size
+    one_step(path, (height, width), tmp_path, monkeypatch)
+
+
+def test_recipe_names_say_what_they_hold():
+    for path in RECIPES:
+        assert re.fullmatch(r"[a-z0-9_]+\.flags", path.name)

@@ -1,0 +1,69 @@
+"""The documentation tells the truth: its commands parse, its Python runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from contracts import ROOT, SCRIPTS, commands, noise, script
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE = re.compile(r"^make ((?:[a-z]+ ?)+)", re.MULTILINE)
+
+
+def relative(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_commands_parse(path, monkeypatch):
+    """Each with the script's own flags; what a flagfile of a run would hold is left out."""
+    monkeypatch.chdir(ROOT)
+    for name, arguments in [call for block in blocks(path, "bash") for call in commands(block)]:
+        assert name in SCRIPTS, f"{relative(path)}: there is no scripts/{name}"
+        if "--help" in arguments:
+            assert script(name)("--help") == 0
+            continue
+        command = script(name).parse(*(a for a in arguments if not a.startswith("--flagfile=runs/")))
+        for section in script(name).sections:
+            command.config(section)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_make_has_the_verbs(path):
+    makefile = (ROOT / "Makefile").read_text()
+    for verbs in [match for block in blocks(path, "bash") for match in MAKE.findall(block)]:
+        for verb in verbs.split():
+            assert re.search(rf"^{verb}:.*##", makefile, re.MULTILINE), f"make {verb}"
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if blocks(page, "python")], ids=relative)
+def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
+    """All blocks of a page one after another, where runs/demo is a trained model and there are images."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(tiny_run)
+    names = {"image": noise(40, 60, 3).astype(np.uint8), "images": noise(1, 256, 256, 3)}
+    for block in blocks(path, "python"):
+        exec(compile(block, relative(path), "exec"), names)
+    if path.name == "README.md":
+        assert names["labels"].shape == (40, 60) and names["logits"].shape == (1, 256, 256, 11)
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=relative)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), f"{relative(path)} links to {target}"
+
+
+def test_the_readme_is_short_and_names_every_script():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert [name for name in SCRIPTS if f"`{name}`" not in text] == []

@@ -1,0 +1,151 @@
+"""Every script: its help, its mistakes, and the chain from training to export on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from contracts import ROOT, SCRIPTS, commands, noise, script
+from PIL import Image
+
+from deeplab_keras import flags
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, f"scripts/{name}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_answers_at_once_with_an_example(name):
+    start = time.perf_counter()
+    done = run(name, "--help")
+    assert time.perf_counter() - start < 5  # 0.2 s on an idle machine; importing TensorFlow takes 7
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= flags.HELP_WIDTH
+    assert f"python scripts/{name} --" in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_flag_gets_one_line(name):
+    done = run(name, "--flagfil=x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: unknown flag --flagfil; .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_examples_of_the_help_are_right(name):
+    examples = commands(script(name).doc)
+    assert examples
+    for called, arguments in examples:
+        assert called == name
+        command = script(name).parse(*arguments)
+        for section in script(name).sections:
+            command.config(section)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train.py", ["--epochs=1"], "--train_logdir"),
+        ("train.py", ["--train_logdir={tmp}/run"], "--training_number_of_steps or --epochs"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--dataset=pascal"], "unknown --dataset 'pascal'"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--model=fcn"], "unknown model 'fcn'"),
+        ("train.py", ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"], "{tmp}: no checkpoint"),
+        ("eval.py", [], "--checkpoint_dir=: is needed"),
+        ("eval.py", ["--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
+        ("vis.py", ["--checkpoint_dir={tmp}", "--vis_samples=-1"], "--vis_samples=-1: 0 or above"),
+        ("predict.py", ["--checkpoint_dir=x", "--output=y"], "--input=: is needed"),
+        ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input={tmp}"], "--input={tmp}: no image there"),
+        ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input=x", "--seed=3"], "no use for data flags"),
+        ("export_model.py", [], "--checkpoint_dir=: is needed"),
+        ("export_model.py", ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"], "did you mean 'tflite'"),
+        ("list_models.py", ["--match=nothing"], "--match=nothing: no model's name contains this"),
+    ],
+)
+def test_mistakes_get_one_line(name, arguments, message, tmp_path, capsys):
+    status = script(name)(*(argument.format(tmp=tmp_path) for argument in arguments))
+    error = capsys.readouterr().err
+    assert status == 1
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message.format(tmp=tmp_path) in error
+    assert not any(tmp_path.rglob("*.npz")), "something was written"
+
+
+def test_training_again_goes_on_and_changes_nothing(tiny_run, tiny_flags, capsys):
+    before = (tiny_run / "best" / "weights.npz").read_bytes()
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}") == 0
+    assert (tiny_run / "best" / "weights.npz").read_bytes() == before
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}", "--decoder_filters=9") == 1
+    assert "decoder_filters" in capsys.readouterr().err
+
+
+def test_the_flags_of_a_run_are_kept_as_a_recipe(tiny_run, tiny_flags):
+    again = script("train.py").parse(f"--flagfile={tiny_run}/flags.txt")
+    first = script("train.py").parse(*tiny_flags, f"--train_logdir={tiny_run}")
+    for section in script("train.py").sections:
+        assert again.config(section) == first.config(section)
+
+
+def test_eval_writes_metrics(tiny_run, tmp_path, capsys):
+    assert script("eval.py")(f"--checkpoint_dir={tiny_run}", f"--eval_logdir={tmp_path}", "--eval_samples=3") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["images"] == 3 and metrics["dataset"] == "synthetic" and metrics["split"] == "val"
+    assert {"miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou"} <= metrics.keys()
+    matrix = np.array(metrics["confusion_matrix"])
+    assert matrix.shape == (len(metrics["per_class_iou"]),) * 2 and matrix.sum() > 0
+    assert str(tmp_path / "metrics.json") in capsys.readouterr().out
+
+
+def test_vis_writes_pictures(tiny_run, tmp_path):
+    arguments = (f"--checkpoint_dir={tiny_run}", f"--vis_logdir={tmp_path}", "--eval_samples=4", "--vis_samples=2")
+    assert script("vis.py")(*arguments, "--also_save_raw_predictions") == 0
+    kinds = sorted(path.stem.rpartition("_")[2] for path in tmp_path.rglob("*.png"))
+    assert kinds == sorted(["image", "labels", "overlay", "panel", "prediction"] * 2)
+    image, labels = (np.asarray(Image.open(next(tmp_path.rglob(f"*_{kind}.png")))) for kind in ("image", "labels"))
+    assert labels.ndim == 2 and labels.shape == image.shape[:2]
+
+
+def test_predict_names_the_broken_file_and_does_the_others(tiny_run, tmp_path, capsys):
+    images, output = tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    picture = Image.fromarray(noise(40, 60, 3).astype(np.uint8))
+    picture.save(images / "a b.png")
+    picture.save(images / "same.png")
+    picture.convert("L").resize((33, 47)).save(images / "same.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    picture.save(images / "turned.jpg", exif=turned)
+    (images / "broken.jpg").write_bytes((images / "same.jpg").read_bytes()[:200])
+    (images / "notes.txt").write_text("no image")
+
+    assert script("predict.py")(f"--checkpoint_dir={tiny_run}", f"--input={images}", f"--output={output}") == 1
+    out, err = capsys.readouterr()
+    assert str(images / "broken.jpg") in err and "4 of 5 images" in out and "1 failed" in out
+    sizes = {path.name: Image.open(path).size for path in output.glob("*_labels.png")}
+    assert sizes == {
+        "a b_labels.png": (60, 40), "same.png_labels.png": (60, 40), "same.jpg_labels.png": (33, 47),
+        "turned_labels.png": (40, 60),
+    }  # fmt: skip
+    assert len(list(output.iterdir())) == 3 * 4
+    assert script("predict.py")(f"--checkpoint_dir={tiny_run}", f"--input={images}/*.png", f"--output={output}") == 0
+
+
+def test_export_writes_a_checked_model(tiny_run, tmp_path):
+    arguments = (f"--checkpoint_dir={tiny_run}", f"--export_path={tmp_path}/export")
+    assert script("export_model.py")(*arguments, "--formats=tflite", "--input_size=65,65") == 0
+    assert list((tmp_path / "export").rglob("*.tflite"))
+
+
+def test_list_models(capsys):
+    assert script("list_models.py")("--match=lraspp") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 6 and all("lraspp" in line for line in lines[1:])
