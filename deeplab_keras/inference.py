@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.data.files import DECODE_ERRORS
 
 
 class Network:
@@ -203,6 +205,25 @@ class Predictor:
         """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
         labels = tf.argmax(predict_logits(self.network, images, self.config), axis=-1, output_type=tf.int32)
         return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32).numpy()
+
+
+def open_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file of any colour mode as uint8 `[height, width, 3]` RGB, turned upright as its EXIF note says.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16-bit grey, whose high byte counts
+                return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+            return np.asarray(upright.convert("RGB"))
+    except UnidentifiedImageError:
+        reason = "not an image"
+    except DECODE_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"{os.fspath(path)}: cannot be read ({reason}); replace it")
 
 
 def as_image(image: Any, channels: int = 3) -> np.ndarray:
