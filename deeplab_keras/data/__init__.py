@@ -1,1 +1,88 @@
-"""Datasets, transforms and the input pipeline."""
+"""Datasets by name, all behind one concept: the source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import DataConfig, unknown_name
+from deeplab_keras.data.camvid import open_camvid
+from deeplab_keras.data.folder import open_folder
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.synthetic import open_synthetic
+
+
+class Source(Protocol):
+    """Numbered pairs of image and label: one split of one dataset."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Classes, colours and ignore label."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each pair, as a relative path without suffix."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`."""
+        ...
+
+    def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same as a part of a tf.data graph."""
+        ...
+
+
+DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
+    "synthetic": open_synthetic,
+    "folder": open_folder,
+    "camvid": open_camvid,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedSource:
+    """Another source whose pairs stay in memory, decoded, once they were loaded."""
+
+    source: Source
+    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def info(self) -> DatasetInfo:
+        return self.source.info
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.source.names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        index = int(index)
+        if index not in self._pairs:
+            self._pairs[index] = self.source.load(index)
+        return self._pairs[index]
+
+    def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label = tf.numpy_function(self.load, [index], (tf.uint8, tf.uint8))
+        return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
+
+
+def open_dataset(config: DataConfig, split: str) -> Source:
+    """A split of the dataset that the config names, checked, and cached if the config says so.
+
+    Raises:
+        UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that says which.
+    """
+    if config.dataset not in DATASETS:
+        raise unknown_name("--dataset", config.dataset, DATASETS)
+    source = DATASETS[config.dataset](config, split)
+    return CachedSource(source) if config.cache else source

@@ -33,10 +33,10 @@ class DatasetInfo:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
         if not 1 <= len(self.class_names) <= MAX_CLASSES:
-            raise UserError(f"dataset {self.name!r} has {len(self.class_names)} classes; allowed are 1 to {MAX_CLASSES}")
+            raise UserError(f"dataset {self.name!r} has {self.num_classes} classes; allowed are 1 to {MAX_CLASSES}")
         if len(self.palette) != len(self.class_names):
             raise UserError(
-                f"dataset {self.name!r} has {len(self.class_names)} class names but {len(self.palette)} colours; give one colour a class"
+                f"dataset {self.name!r} has {self.num_classes} classes but {len(self.palette)} colours; give one each"
             )
         if not all(0 <= value <= 255 for colour in self.palette for value in colour):
             raise UserError(f"dataset {self.name!r} has a colour outside 0..255 in its palette")

@@ -1,0 +1,279 @@
+"""What happens to an image and its label before the network sees them in training.
+
+Every transform is a pure function of the image, the label and numbers drawn elsewhere (`draw`), and works eagerly and
+inside tf.data. The order and the numbers are SSSegmentation's (spec/sssegmentation.md, section 7.1): scale, crop, flip,
+photometric distortion, padding. Images are RGB `[height, width, 3]` in 0..255, labels `[height, width]` of class ids
+and the ignore label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from deeplab_keras.config import DataConfig
+
+CROP_TRIES = 10
+BRIGHTNESS = 32.0  # grey levels
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18  # of 180, the 8-bit hue circle
+
+
+class Draws(NamedTuple):
+    """One sample's random numbers, each uniform in [0, 1).
+
+    Attributes:
+        scale: scalar.
+        crop: `[10, 2]`, the top and left of each try.
+        flip: scalar.
+        photometric: `[9]`, read in the order of `distort_photometric`.
+    """
+
+    scale: Any
+    crop: Any
+    flip: Any
+    photometric: Any
+
+
+def draw(seed: int, position: tf.Tensor) -> Draws:
+    """The random numbers of the sample at `position` of the training stream; nothing else decides them."""
+    key = tf.stack([tf.cast(seed, tf.int64), tf.cast(position, tf.int64)])
+    numbers = tf.random.stateless_uniform([2 + 9 + 2 * CROP_TRIES], key)
+    return Draws(scale=numbers[0], flip=numbers[1], photometric=numbers[2:11], crop=tf.reshape(numbers[11:], (-1, 2)))
+
+
+def scale_factor(number: tf.Tensor, minimum: float, maximum: float, step: float) -> tf.Tensor:
+    """The random scale as float64: uniform between the two or, with a step, one of the evenly spaced factors."""
+    number = tf.cast(number, tf.float64)
+    if step == 0 or minimum == maximum:
+        return minimum + number * (maximum - minimum)
+    count = int((maximum - minimum) / step + 1e-6) + 1
+    factors = tf.linspace(tf.cast(minimum, tf.float64), tf.cast(maximum, tf.float64), count)
+    return factors[tf.cast(number * count, tf.int32)]
+
+
+def scaled_size(
+    size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None
+) -> tf.Tensor:
+    """The size an image is resized to, its aspect kept.
+
+    Args:
+        size: height and width.
+        factor: random scale.
+        short: length of the short side at factor 1; None or 0: the image's own.
+        long: cap of the long side at factor 1; None or 0: none.
+
+    Returns:
+        int32 `[2]`, height and width of at least 1.
+    """
+    sides = tf.cast(size, tf.float64)
+    ratio = factor = tf.cast(factor, tf.float64)
+    if short:
+        ratio = tf.floor(short * factor) / tf.reduce_min(sides)
+    if long:
+        cap = tf.floor(long * factor) / tf.reduce_max(sides)
+        ratio = tf.minimum(ratio, cap)
+    return tf.maximum(tf.cast(sides * ratio + 0.5, tf.int32), 1)
+
+
+def resize_label(
+    label: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
+
+    The source of row i is floor(i * height / size), as in OpenCV and not at half-pixel centres.
+    """
+    for axis in (0, 1):
+        length = tf.cast(tf.shape(label)[axis], tf.int64)
+        wanted = tf.cast(size[axis] if count is None else count[axis], tf.int64)
+        positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start[axis], tf.int64)
+        label = tf.gather(label, positions * length // tf.cast(size[axis], tf.int64), axis=axis)
+    return label
+
+
+def resize_image(
+    image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
+
+    The same as resizing all and cropping then, but only what the crop needs is read and computed.
+
+    Returns:
+        float32 `[count[0], count[1], 3]`.
+    """
+    count = tf.convert_to_tensor(size if count is None else count)
+    begins, ends, scales, shifts = [], [], [], []
+    for axis in (0, 1):
+        length = tf.shape(image)[axis]
+        scale = tf.cast(size[axis], tf.float64) / tf.cast(length, tf.float64)
+        first = tf.cast(start[axis], tf.float64)
+        last = first + tf.cast(count[axis] - 1, tf.float64)
+        begin = tf.maximum(tf.cast(tf.floor((first + 0.5) / scale - 0.5), tf.int32), 0)
+        end = tf.minimum(tf.cast(tf.floor((last + 0.5) / scale - 0.5), tf.int32) + 2, length)
+        begins.append(begin)
+        ends.append(end)
+        scales.append(tf.cast(scale, tf.float32))
+        shifts.append(tf.cast(tf.cast(begin, tf.float64) * scale - first, tf.float32))
+    window = image[begins[0] : ends[0], begins[1] : ends[1]]
+    return tf.raw_ops.ScaleAndTranslate(
+        images=window[None],
+        size=count,
+        scale=tf.stack(scales),
+        translation=tf.stack(shifts),
+        kernel_type="triangle",
+        antialias=False,
+    )[0]
+
+
+def resize_to_range(
+    image: tf.Tensor, label: tf.Tensor, short: int, long: int | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Resizes so that the short side becomes `short` unless the long side would pass `long`."""
+    size = scaled_size(tf.shape(label), 1.0, short, long)
+    return resize_image(image, size), resize_label(label, size)
+
+
+def choose_crop(
+    label: tf.Tensor, size: tf.Tensor, crop: tf.Tensor, numbers: tf.Tensor, max_share: float, ignore_label: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
+
+    Pixels with the ignore label do not count; if no draw will do, the last one is taken.
+
+    Args:
+        label: the label map before scaling.
+        size: the size it is scaled to.
+        crop: height and width of the crop, at most `size`.
+        numbers: `[10, 2]` uniform in [0, 1).
+        max_share: 1 takes the first draw whatever it shows.
+        ignore_label: id that does not count.
+
+    Returns:
+        Top and left as int32 `[2]`, and the scaled and cropped label.
+    """
+    corners = tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
+
+    def cut(attempt: tf.Tensor) -> tf.Tensor:
+        return resize_label(label, size, tf.unstack(corners[attempt]), crop)
+
+    def one_sided(attempt: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        counts = tf.math.bincount(tf.cast(window, tf.int32), minlength=256, maxlength=256)
+        counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
+        largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
+        varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
+        return ~varied & (attempt < len(numbers) - 1)
+
+    attempt, window = tf.constant(0), cut(tf.constant(0))
+    if max_share < 1:
+        shapes = (attempt.shape, tf.TensorShape([None, None]))
+        attempt, window = tf.while_loop(one_sided, lambda i, _: (i + 1, cut(i + 1)), (attempt, window), shapes)
+    return corners[attempt], window
+
+
+def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors left and right if `number` is below 1/2."""
+    return tf.cond(number < 0.5, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
+
+
+def distort_photometric(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Random brightness, contrast, saturation and hue, each with probability 1/2.
+
+    The reference works on 8-bit images and truncates after each step; here nothing is rounded.
+
+    Args:
+        image: float32 `[height, width, 3]` RGB in 0..255.
+        numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast, then contrast,
+            saturation and hue like brightness.
+
+    Returns:
+        float32 of the same shape, in 0..255.
+    """
+
+    def between(number: tf.Tensor, bounds: tuple[float, float]) -> tf.Tensor:
+        return bounds[0] + number * (bounds[1] - bounds[0])
+
+    brightness, contrast, saturation, hue = (numbers[i] < 0.5 for i in (0, 3, 5, 7))
+    contrast_first = numbers[2] >= 0.5
+    factor = between(numbers[4], CONTRAST)
+
+    def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+        return tf.cond(contrast & now, lambda: tf.minimum(image * factor, 255.0), lambda: image)
+
+    shift = between(numbers[1], (-BRIGHTNESS, BRIGHTNESS))
+    image = tf.cond(brightness, lambda: tf.clip_by_value(image + shift, 0.0, 255.0), lambda: image)
+    image = contrasted(image, contrast_first)
+    depth = between(numbers[6], SATURATION)
+    image = tf.cond(saturation, lambda: tf.raw_ops.AdjustSaturation(images=image, scale=depth), lambda: image)
+    # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the other way round.
+    turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
+    image = tf.cond(hue, lambda: tf.raw_ops.AdjustHue(images=image, delta=turn), lambda: image)
+    return contrasted(image, ~contrast_first)
+
+
+def pad(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    size: tuple[int, int],
+    value: tuple[float, float, float],
+    ignore_label: int,
+    position: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Surrounds an image of at most `size` with the colour `value` and the ignore label.
+
+    Args:
+        image: float32 `[height, width, 3]`.
+        label: `[height, width]`.
+        size: height and width wanted.
+        value: colour around the image; the normalization's mean, so that it is 0 to the network.
+        ignore_label: label around the image.
+        position: where the image lies: "center" or "top_left".
+    """
+    missing = tf.stack(size) - tf.shape(label)
+    before = missing // 2 if position == "center" else tf.zeros_like(missing)
+    margins = tf.stack([before, missing - before], axis=1)
+    colour = tf.constant(value, tf.float32)
+
+    def padded() -> tuple[tf.Tensor, tf.Tensor]:
+        around = tf.concat([margins, [[0, 0]]], axis=0)
+        outside = tf.cast(ignore_label, label.dtype)
+        return tf.pad(image - colour, around) + colour, tf.pad(label, margins, constant_values=outside)
+
+    image, label = tf.cond(tf.reduce_any(missing > 0), padded, lambda: (image, label))
+    return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(label, size)
+
+
+def augment(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    draws: Draws,
+    config: DataConfig,
+    pad_value: tuple[float, float, float],
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """All training transforms in their order.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        label: uint8 `[height, width]`.
+        draws: the sample's random numbers.
+        config: what is done and how strongly.
+        pad_value: colour around images smaller than the crop.
+        ignore_label: label around them, and of pixels that do not count in the choice of the crop.
+
+    Returns:
+        float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.
+    """
+    crop_height, crop_width = config.train_crop_size
+    factor = scale_factor(draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size)
+    size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
+    crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
+    corner, label = choose_crop(label, size, crop, draws.crop, config.crop_max_category_share, ignore_label)
+    image = resize_image(image, size, tf.unstack(corner), crop)
+    if config.random_flip:
+        image, label = flip(image, label, draws.flip)
+    if config.photometric_distortion:
+        image = distort_photometric(image, draws.photometric)
+    image, label = pad(image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position)
+    return image, tf.cast(label, tf.int32)
