@@ -80,10 +80,14 @@ class Run:
 
     # --- Saving and going on ---
 
+    def random_states(self) -> list[keras.Variable]:
+        """The states of the dropout layers' random generators, in order; their names say how many were made before."""
+        return [variable for variable in self.model.variables if "seed_generator" in variable.path]
+
     def save(self) -> None:
         """Writes a training checkpoint of this step."""
         state = {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
-        state |= {f"random/{v.path}": v.numpy() for v in self.model.variables if "seed_generator" in v.path}
+        state |= {f"random/{i}": v.numpy() for i, v in enumerate(self.random_states())}
         if self.averages():
             state |= {f"raw/{name}": value for name, value in folder.named_weights(self.model).items()}
         state |= {"step": np.int64(self.step), "best_miou": np.float64(self.best_miou)}
@@ -99,9 +103,8 @@ class Run:
         folder.assign_weights(self.model, raw or weights, source=str(self.workdir.path))
         for index, variable in enumerate(self.optimizer.variables):
             variable.assign(state[f"optimizer/{index}"])
-        for variable in self.model.variables:
-            if "seed_generator" in variable.path:
-                variable.assign(state[f"random/{variable.path}"])
+        for index, variable in enumerate(self.random_states()):
+            variable.assign(state[f"random/{index}"])
         self.step, self.best_miou = int(state["step"]), float(state["best_miou"])
         return True
 
@@ -118,14 +121,21 @@ class Steps(keras.callbacks.Callback):
         self.logs: dict[str, float] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clock."""
+        """Says what the wait is for."""
+        self.progress = self._progress()
+        self.progress.write(f"compiling the training step; {self.run.total_steps - self.run.step} steps to go")
+        self.first = True
+
+    def _progress(self) -> Progress:
         run = self.run
-        self.progress = Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
+        return Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts and shows."""
         run, self.logs = self.run, dict(logs or {})
         run.step += 1
+        if self.first:  # it held the compilation, which says nothing about the speed
+            self.progress, self.first = self._progress(), False
         loss = float(self.logs["loss"])
         if not math.isfinite(loss):
             self.model.stop_training = True

@@ -17,7 +17,7 @@ from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation import Report, evaluate
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.layers import BatchNormalization
-from deeplab_keras.losses import SegmentationLoss
+from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
 from deeplab_keras.optimizers import make_optimizer
 from deeplab_keras.segmentor import build_segmentor, check_input_size, with_auxiliary_output
@@ -98,6 +98,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def _check(data: DataConfig, training: TrainConfig) -> None:
     if (training.training_number_of_steps is None) == (training.epochs is None):
         raise UserError("give the length of the training: either --training_number_of_steps or --epochs")
+    parse_terms(training.loss)
     replicas = make_strategy(training.strategy).num_replicas_in_sync
     if data.train_batch_size % replicas:
         raise UserError(
@@ -136,8 +137,11 @@ def _build(
 
 
 def _loss(training: TrainConfig, info: DatasetInfo) -> SegmentationLoss:
-    return SegmentationLoss(
-        ignore_label=info.ignore_label, label_smoothing=training.label_smoothing, sum_over_replicas=sum_over_replicas
+    return make_loss(
+        training.loss,
+        ignore_label=info.ignore_label,
+        label_smoothing=training.label_smoothing,
+        sum_over_replicas=sum_over_replicas,
     )
 
 
@@ -171,7 +175,9 @@ def _fit(
     rounds = Rounds(run, steps, round_steps, training.save_interval_steps, validate, pictures)
     try:
         with stop_on_sigterm(run):
-            trained.fit(batches, steps_per_epoch=run.total_steps - run.step, epochs=1, verbose=0, callbacks=[steps, rounds])
+            trained.fit(
+                batches, steps_per_epoch=run.total_steps - run.step, shuffle=False, verbose=0, callbacks=[steps, rounds]
+            )
     except tf.errors.OpError as error:
         mistake = pipeline.user_error(error, train_source)
         if mistake is None:
