@@ -339,7 +339,7 @@ class EvalConfig(Config):
 
 
 # Normalization -> (mean, standard deviation) of RGB in 0..255. What is padded around an image has the mean, so that it is 0 to the network.
-NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "unit_range": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),

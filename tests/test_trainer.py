@@ -124,7 +124,8 @@ def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
 def test_a_diverging_training_stops_with_step_and_rate(
     tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--train_logdir={tmp_path}", "--base_learning_rate=1e30", "--training_number_of_steps=20"]
+    flags = [f"--train_logdir={tmp_path}", "--base_learning_rate=1e30", "--training_number_of_steps=40"]
+    flags += ["--eval_interval_epochs=100"]
     assert script("train.py")(*tiny_flags, *flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: the loss is ") and "at step" in error and "--base_learning_rate" in error
@@ -166,7 +167,8 @@ def test_strategy_of_one_device_is_the_default_one() -> None:
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    return ModelConfig(head="fcn", auxiliary_head=True, auxiliary_channels=8, depth_multiplier=0.25, head_channels=8, num_classes=4)
+    narrow = {"depth_multiplier": 0.25, "head_channels": 8, "auxiliary_channels": 8}
+    return ModelConfig(head="fcn", auxiliary_head=True, num_classes=4, **narrow)
 
 
 def test_weights_go_round_through_a_folder(config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -184,7 +186,8 @@ def test_a_truncated_newest_checkpoint_is_passed_over(tiny_run: pathlib.Path, tm
     workdir = Workdir(tmp_path, {})
     model, config, info = (getattr(folder.load_checkpoint(tiny_run), name) for name in ("model", "config", "info"))
     for step in (1, 2, 3):
-        workdir.save_step(step, model, config, info, weights=folder.named_weights(model), state={"step": np.int64(step)})
+        state = {"step": np.int64(step)}
+        workdir.save_step(step, model, config, info, weights=folder.named_weights(model), state=state)
     assert [path.name for path in folder.step_folders(tmp_path)] == ["step_00000002", "step_00000003"]  # two are kept
     newest = tmp_path / folder.STEPS / "step_00000003" / folder.WEIGHTS
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -228,11 +231,12 @@ def test_a_checkpoint_of_another_width_is_refused(
 @pytest.mark.parametrize("include_top", [False, True])
 def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pathlib.Path) -> None:
     theirs = keras.applications.MobileNetV2((96, 128, 3), alpha=0.35, include_top=include_top, weights=None)
-    theirs.set_weights([np.random.default_rng(i).uniform(0.2, 0.8, w.shape) - 0.45 * (w.ndim > 1) for i, w in enumerate(theirs.get_weights())])
+    random = np.random.default_rng(3)
+    theirs.set_weights([random.uniform(0.2, 0.8, w.shape) - 0.45 * (w.ndim > 1) for w in theirs.get_weights()])
     theirs.save_weights(tmp_path / "imagenet.weights.h5")
     fitting = ModelConfig(
-        head="fcn", head_channels=8, depth_multiplier=0.35, output_stride=32, normalization="unit_range", padding="same",
-        backbone_bn_epsilon=1e-3, num_classes=3,
+        head="fcn", head_channels=8, depth_multiplier=0.35, output_stride=32, normalization="unit_range",
+        padding="same", backbone_bn_epsilon=1e-3, num_classes=3,
     )  # fmt: skip
     ours = build_segmentor(fitting)
     initialize(ours, fitting, str(tmp_path / "imagenet.weights.h5"))

@@ -219,7 +219,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
         file.flush()
         os.fsync(file.fileno())
 
