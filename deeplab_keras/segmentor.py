@@ -37,7 +37,9 @@ def build_segmentor(
     if input_size is not None:
         check_input_size(config, *input_size)
     image = keras.Input((height, width, config.input_channels), batch_size=batch_size, name="image")
-    mean, std = NORMALIZATIONS[config.normalization]
+    mean, std = (values[: config.input_channels] for values in NORMALIZATIONS[config.normalization])
+    if config.input_channels > 3:  # unit_range has one value for all channels
+        mean, std = mean[:1], std[:1]
     x = image if config.normalization == "none" else Normalize(mean, std, name="normalize")(image)
     features = build_backbone(x, config)
     logits = build_head(features, config)
@@ -123,7 +125,7 @@ def check_input_size(config: ModelConfig, height: int, width: int) -> None:
             flag, fitting = "image_pooling_size", f"{feature_size(config, height)},{feature_size(config, width)}"
         window = ",".join(map(str, getattr(config, flag)))
         raise UserError(
-            f"input size {height}x{width} is too small for --{flag}={window} at --output_stride={config.output_stride}: "
-            f"the smallest is {smallest[0]}x{smallest[1]}; give a larger size, --{flag}={fitting}, "
-            f"or --{flag}= (empty) for global pooling"
+            f"input size {height}x{width} is too small for --{flag}={window} at "
+            f"--output_stride={config.output_stride}: the smallest is {smallest[0]}x{smallest[1]}; "
+            f"give a larger size, --{flag}={fitting}, or --{flag}= (empty) for global pooling"
         )

@@ -1,0 +1,130 @@
+"""The layers that Keras lacks or has in another form, each against its definition in plain NumPy."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contracts import noise
+
+from deeplab_keras.blocks import make_divisible
+from deeplab_keras.layers import AdaptiveAveragePooling, BatchNormalization, Conv2D, Normalize, ResizeTo, q_sigmoid
+
+
+def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Bilinear interpolation of `[h, w]`, straight from the formula."""
+    axes = []
+    for length, target in zip(x.shape, size, strict=True):
+        if align_corners:
+            positions = np.arange(target) * ((length - 1) / max(target - 1, 1))
+        else:
+            positions = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+        axes.append(positions)
+    rows, columns = (np.minimum(np.floor(p).astype(int), n - 1) for p, n in zip(axes, x.shape, strict=True))
+    down, right = (np.minimum(i + 1, n - 1) for i, n in zip((rows, columns), x.shape, strict=True))
+    fy, fx = (axes[0] - rows)[:, None], axes[1] - columns
+    top = x[rows][:, columns] * (1 - fx) + x[rows][:, right] * fx
+    bottom = x[down][:, columns] * (1 - fx) + x[down][:, right] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(9, 14), (3, 4), (5, 7), (1, 1), (23, 5)])
+def test_resize_is_the_formula_for_static_and_dynamic_sizes(size: tuple[int, int], align_corners: bool) -> None:
+    x = noise(1, 5, 7, 2)
+    expected = np.stack([resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1)
+    layer = ResizeTo(align_corners)
+    reference = np.zeros((1, *size, 1), np.float32)
+    np.testing.assert_allclose(layer([x, reference])[0], expected, atol=1e-3)
+    dynamic = tf.function(lambda a, b: layer([a, b]), input_signature=[tf.TensorSpec([None, None, None, c]) for c in (2, 1)])
+    np.testing.assert_allclose(dynamic(x, reference)[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(6, 6), (7, 13), (17, 25), (3, 5)])
+def test_adaptive_pooling_averages_overlapping_bins(bins: int, size: tuple[int, int]) -> None:
+    x = noise(2, *size, 3)
+
+    def edges(length: int) -> list[tuple[int, int]]:
+        return [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
+
+    expected = [[x[:, a:b, c:d].mean((1, 2)) for c, d in edges(size[1])] for a, b in edges(size[0])]
+    np.testing.assert_allclose(AdaptiveAveragePooling(bins)(x), np.moveaxis(np.array(expected), 2, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("synchronized", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+def test_batch_norm_normalises_with_the_biased_and_remembers_the_unbiased_variance(
+    synchronized: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(BatchNormalization, "_can_fuse", lambda self: False)
+    x = noise(2, 3, 2, 4) / 50
+    layer = BatchNormalization(momentum=0.9, epsilon=1e-3, synchronized=synchronized)
+    layer.build(x.shape)
+    layer.gamma.assign([1.0, 2.0, 0.5, 1.5])
+    layer.beta.assign([0.0, -1.0, 1.0, 0.5])
+    mean, biased = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    expected = (x - mean) / np.sqrt(biased + 1e-3) * layer.gamma.numpy() + layer.beta.numpy()
+    np.testing.assert_allclose(layer(x, training=True), expected, atol=1e-5)
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * biased * 12 / 11, rtol=1e-5)
+
+
+def test_batch_norm_of_one_value_a_channel_stays_finite() -> None:
+    layer = BatchNormalization()
+    layer(noise(1, 1, 1, 3), training=True)
+    assert np.isfinite(layer.moving_variance).all()
+
+
+def test_batch_norm_gradients_are_those_of_keras() -> None:
+    x, weight = tf.constant(noise(2, 5, 4, 3)), tf.constant(noise(2, 5, 4, 3, seed=1))
+    gradients = []
+    for layer in (BatchNormalization(epsilon=1e-3), keras.layers.BatchNormalization(epsilon=1e-3)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=True) * weight)
+        gradients.append(tape.gradient(loss, [x, *[v.value for v in layer.trainable_variables]]))
+    for ours, keras_own in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-3, atol=1e-3 * float(tf.reduce_max(tf.abs(keras_own))))
+
+
+def test_frozen_statistics_stay_while_gamma_and_beta_learn() -> None:
+    layer, x = BatchNormalization(freeze_statistics=True), noise(2, 3, 3, 4)
+    with tf.GradientTape() as tape:
+        output = layer(x, training=True)
+        loss = tf.reduce_sum(output**2)
+    np.testing.assert_allclose(output, layer(x, training=False))
+    assert np.all(layer.moving_mean.numpy() == 0) and np.all(layer.moving_variance.numpy() == 1)
+    assert all(np.abs(g).max() > 0 for g in tape.gradient(loss, [layer.gamma.value, layer.beta.value]))
+
+
+@pytest.mark.parametrize("rate", [2, 5, 12])
+def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) -> None:
+    x = tf.constant(noise(2, 13, 17, 3) / 255)
+    kernel = noise(3, 3, 3, 4, seed=1) / 255 - 0.5
+    results = []
+    for cls in (Conv2D, keras.layers.Conv2D):
+        layer = cls(4, 3, padding="same", dilation_rate=rate, use_bias=False)
+        layer.build(x.shape)
+        layer.kernel.assign(kernel)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * y)
+        results.append([y, *tape.gradient(loss, [x, layer.kernel.value])])
+    for ours, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_normalize_and_the_gate_are_their_formulas() -> None:
+    x = noise(1, 2, 3, 3)
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    np.testing.assert_allclose(Normalize(mean, std)(x), (x - mean) / std, atol=1e-6)
+    np.testing.assert_allclose(q_sigmoid(np.array([-4.0, 0.0, 1.0, 9.0], np.float32)), [0, 0.50001, 0.66668, 1.00002], atol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "divisor", "expected"), [(18, 8, 24), (30, 8, 32), (33.6, 8, 32), (11.2, 1, 11), (3, 8, 8)])
+def test_make_divisible_never_loses_a_tenth(value: float, divisor: int, expected: int) -> None:
+    assert make_divisible(value, divisor) == expected

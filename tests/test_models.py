@@ -1,0 +1,169 @@
+"""The contract of backbones, heads and the segmentor: every combination, output stride and kind of size."""
+
+from __future__ import annotations
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from contracts import noise
+
+from deeplab_keras.backbones import BACKBONES, build_backbone
+from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
+from deeplab_keras.heads import HEADS
+from deeplab_keras.segmentor import build_segmentor, check_input_size, with_auxiliary_output
+
+NARROW = ModelConfig(depth_multiplier=0.25, head_channels=8, decoder_filters=8, auxiliary_channels=8, low_level_channels=(8,),
+                     num_classes=5, dropout_rate=0.0)  # fmt: skip
+CHANNELS = {
+    "mobilenet_v2": (16, 24, 32, 96, 320),
+    "mobilenet_v3_large": (16, 24, 40, 112, 960),
+    "mobilenet_v3_small": (16, 16, 24, 48, 576),
+    "mobilenet_v3_large_seg": (16, 24, 40, 112, 480),
+    "mobilenet_v3_small_seg": (16, 16, 24, 48, 288),
+}
+
+
+def ceil_divide(length: int, stride: int) -> int:
+    return -(-length // stride)
+
+
+def contract(config: ModelConfig, size: tuple[int, int]) -> None:
+    """What holds for every segmentor: names, shapes, dtype, and that every weight has a part in the result."""
+    model = build_segmentor(config)
+    image = noise(2, *size, config.input_channels)
+    logits = model(image, training=False)
+    assert logits.shape == (2, *size, config.num_classes) and logits.dtype == "float32"
+    assert np.isfinite(logits).all()
+    before = keras.Model(model.input, model.get_layer("logits").output)(image)
+    assert before.shape[-1] == config.num_classes
+    fixed = build_segmentor(config, size, batch_size=2)
+    assert [v.path for v in fixed.weights] == [v.path for v in model.weights]
+    fixed.set_weights(model.get_weights())
+    np.testing.assert_allclose(fixed(image), logits, atol=1e-4)
+    assert np.std(logits, axis=(0, 1, 2)).min() > 0
+
+
+@pytest.mark.parametrize("output_stride", OUTPUT_STRIDES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_features_have_the_contracts_strides(backbone: str, output_stride: int) -> None:
+    config = NARROW.replace(backbone=backbone, output_stride=output_stride, padding="symmetric")
+    for height, width in ((65, 98), (64, 131)):
+        features = build_backbone(keras.Input((height, width, 3)), config)
+        for level in range(1, 6):
+            stride = min(2**level, output_stride)
+            expected = (ceil_divide(height, stride), ceil_divide(width, stride))
+            assert features[f"c{level}"].shape[1:3] == expected, (backbone, level)
+
+
+@pytest.mark.parametrize("backbone", CHANNELS)
+def test_features_have_the_papers_channels(backbone: str) -> None:
+    features = build_backbone(keras.Input((None, None, 3)), ModelConfig(backbone=backbone))
+    assert tuple(features[f"c{i}"].shape[-1] for i in range(1, 6)) == CHANNELS[backbone]
+
+
+@pytest.mark.parametrize(
+    ("head", "output_stride", "size"), [(h, s, z) for (h, s), z in zip(
+        itertools.product(HEADS, OUTPUT_STRIDES), itertools.cycle([(65, 97), (64, 96), (70, 51), (33, 128)])
+    )]
+)  # fmt: skip
+def test_every_head_keeps_the_contract(head: str, output_stride: int, size: tuple[int, int]) -> None:
+    contract(NARROW.replace(head=head, output_stride=output_stride, auxiliary_head=head == "fcn"), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "head", "output_stride"), list(itertools.product(BACKBONES, HEADS, OUTPUT_STRIDES)))
+def test_every_backbone_with_every_head(backbone: str, head: str, output_stride: int) -> None:
+    conventions = CONVENTIONS["sssegmentation_v3" if "v3" in backbone else "sssegmentation_v2"]
+    for size in ((65, 97), (64, 96)):
+        contract(NARROW.replace(backbone=backbone, head=head, output_stride=output_stride, **conventions), size)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_input_channels(channels: int) -> None:
+    contract(NARROW.replace(head="fcn", input_channels=channels, normalization="unit_range", output_stride=32), (64, 64))
+
+
+def test_stride_8_taken_every_second_pixel_is_stride_16() -> None:
+    # With the dilation after the de-strided block, and odd sizes, where every padding is symmetric, both compute the
+    # same sums (the "algorithme a trous"); squeeze-and-excite would average over other pixels.
+    config = ModelConfig(depth_multiplier=0.35, dilation_placement="after", padding="same")
+    image = keras.Input((129, 97, 3))
+    models = {s: keras.Model(image, build_backbone(image, config.replace(output_stride=s))["c5"]) for s in OUTPUT_STRIDES}
+    for model in models.values():
+        model.set_weights(models[32].get_weights())
+    x = noise(1, 129, 97, 3) / 127.5 - 1
+    dense, middle, coarse = (np.asarray(models[s](x)) for s in OUTPUT_STRIDES)
+    assert np.std(coarse) > 0
+    np.testing.assert_allclose(dense[:, ::2, ::2], middle, atol=1e-4 * np.std(coarse))
+    np.testing.assert_allclose(middle[:, ::2, ::2], coarse, atol=1e-4 * np.std(coarse))
+
+
+def test_the_training_view_shares_weights_and_adds_the_auxiliary_output() -> None:
+    model = build_segmentor(NARROW.replace(head="fcn", auxiliary_head=True, output_stride=32))
+    view = with_auxiliary_output(model)
+    image = noise(1, 64, 70, 3)
+    outputs = view(image)
+    assert set(outputs) == {"logits", "auxiliary_logits"}
+    assert outputs["auxiliary_logits"].shape == (1, 64, 70, 5)
+    np.testing.assert_allclose(outputs["logits"], model(image), atol=1e-5)
+    assert {id(v) for v in view.weights} == {id(v) for v in model.weights}
+
+
+def test_uint8_images_are_taken_as_they_are() -> None:
+    model = build_segmentor(NARROW.replace(head="fcn", output_stride=32))
+    image = noise(1, 64, 64, 3).astype(np.uint8)
+    np.testing.assert_allclose(
+        model.predict(image, verbose=0), model.predict(image.astype(np.float32), verbose=0), atol=1e-5
+    )
+
+
+def test_mixed_precision_keeps_logits_in_float32() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_segmentor(NARROW.replace(output_stride=32))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("logits").compute_dtype == "float32"
+    assert model.get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert model(noise(1, 64, 64, 3)).dtype == "float32"
+
+
+def test_an_input_below_the_pooling_window_names_the_smallest_size() -> None:
+    config = ModelConfig(head="lraspp", low_level_channels=(), image_pooling_size=(49, 49))
+    check_input_size(config, 385, 385)
+    with pytest.raises(UserError, match="384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63"):
+        build_segmentor(config, (384, 500))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "mobilenet_v4"}, "unknown backbone .*mobilenet_v2"),
+        ({"head": "deeplabv3"}, "did you mean 'deeplab_v3'"),
+        ({"low_level_features": ("c9",)}, "--low_level_features=c9: mobilenet_v2 has c1"),
+    ],
+)
+def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_segmentor(NARROW.replace(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_stride": 4}, "--output_stride=4: allowed are 8, 16, 32"),
+        ({"num_classes": 0}, "--num_classes=0"),
+        ({"padding": "valid"}, "unknown --padding 'valid'"),
+        ({"input_channels": 1}, "--normalization=unit_range"),
+        ({"colour": 1}, "unknown ModelConfig field 'colour'"),
+    ],
+)
+def test_impossible_configs_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        NARROW.replace(**changes)
+
+
+def test_a_config_goes_round_through_json() -> None:
+    assert ModelConfig.from_json(NARROW.to_json()) == NARROW
