@@ -28,10 +28,11 @@ def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def _gate(x: Tensor, config: ModelConfig) -> Tensor:
-    style, with_bn = head_style(config), config.image_pooling_batch_norm
-    use_bias = config.image_pooling_bias
-    gate = conv(image_pooling(x, config), config.head_channels, name="image_pooling_conv", style=style, use_bias=use_bias)
-    if with_bn:
+    style, gate = head_style(config), image_pooling(x, config)
+    gate = conv(
+        gate, config.head_channels, name="image_pooling_conv", style=style, use_bias=config.image_pooling_bias
+    )
+    if config.image_pooling_batch_norm:
         gate = batch_norm(gate, name="image_pooling_bn", style=style)
     gate = activation(gate, config.image_pooling_gate, "image_pooling_act")
     return ResizeTo(config.align_corners, name="image_pooling_resize")([gate, x])

@@ -1,0 +1,204 @@
+"""Reads the files that official DeepLab weights come in, as tensors under their TF1 names and in TF1's axes.
+
+    TF1 checkpoint       a prefix, one of its files, or the folder
+    release archive      the .tar.gz as downloaded; nothing of it is unpacked but the weights, into a temporary folder
+    frozen graph (.pb)   convolutions with their batch norm, folded or not
+    .tflite, float       convolutions with their folded batch norm
+
+A folded batch norm becomes one that does the same: mean 0, variance 1 - epsilon, gamma the folded factor (or 1) and
+beta the folded offset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.checkpoints.frozen_graph import read_frozen_graph
+from deeplab_keras.checkpoints.tflite_weights import read_tflite
+from deeplab_keras.config import UserError
+
+Tensors = dict[str, np.ndarray]
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+COMPLETE = "a checkpoint is the .index file and every .data file beside it"
+MEMBER = re.compile(r"(^|/)(checkpoint|[^/]+\.(index|pb|tflite)|[^/]+\.data-\d{5}-of-\d{5})$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights as they were found.
+
+    Attributes:
+        tensors: by TF1 name; a folded batch norm has its four vectors again.
+        kind: "TF1 checkpoint", "frozen graph" or "TFLite file".
+        path: what was read, for the reader of the proof.
+        folded: whether the batch norms had been folded into the convolutions.
+    """
+
+    tensors: Tensors
+    kind: str
+    path: str
+    folded: bool = False
+
+
+def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5) -> Source:
+    """The tensors of an official file, whatever its kind.
+
+    Args:
+        path: checkpoint prefix, folder, archive, .pb or .tflite.
+        epsilon: the backbone's batch norm epsilon, to undo the folding with.
+        head_epsilon: the head's.
+
+    Raises:
+        UserError: nothing there, a file of it is missing, truncated or damaged, an archive that would write elsewhere,
+            quantised weights.
+    """
+    path = pathlib.Path(path)
+    if path.name.endswith(ARCHIVES):
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(path, pathlib.Path(folder))
+            found = read_source(folder, epsilon, head_epsilon)
+            return dataclasses.replace(found, path=f"{path} ({os.path.relpath(found.path, folder)})")
+    if path.is_dir():
+        path = _find(path)
+    if path.suffix in (".pb", ".tflite"):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        read, kind = (read_frozen_graph, "frozen graph") if path.suffix == ".pb" else (read_tflite, "TFLite file")
+        tensors, folded = unfold(read(path), epsilon, head_epsilon)
+        return Source(tensors, kind, str(path), folded)
+    prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
+    return Source(_read_checkpoint(prefix), "TF1 checkpoint", prefix)
+
+
+def is_official_file(path: str) -> bool:
+    """Whether `path` looks like something for `read_source`: an archive, a graph, a TFLite file, a TF1 checkpoint."""
+    if path.endswith((*ARCHIVES, ".pb", ".tflite")) or os.path.exists(f"{path}.index"):
+        return True
+    return os.path.isdir(path) and any(name.endswith(".index") for name in os.listdir(path))
+
+
+# === Checkpoints ===
+
+
+def _read_checkpoint(prefix: str) -> Tensors:
+    if os.path.exists(f"{prefix}.index"):
+        _check_shards(prefix)
+    elif not os.path.isfile(prefix):
+        raise UserError(
+            f"{prefix}: no such checkpoint ({prefix}.index is missing); give the prefix (.../model.ckpt-30000), its "
+            "folder, a release's .tar.gz, a .pb or a .tflite file"
+        )
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = str(getattr(error, "message", error)).splitlines()[0][:120]
+        raise UserError(f"{prefix}: damaged or not a TF1 checkpoint ({reason}); download or copy it again") from error
+
+
+def _check_shards(prefix: str) -> None:
+    folder, name = os.path.split(prefix)
+    shards = [SHARD.search(entry) for entry in os.listdir(folder or ".") if entry.startswith(f"{name}.data-")]
+    total = next((int(match[2]) for match in shards if match), 1)
+    missing = [i for i in range(total) if not os.path.exists(f"{prefix}.data-{i:05d}-of-{total:05d}")]
+    if missing:
+        raise UserError(f"{prefix}.data-{missing[0]:05d}-of-{total:05d}: missing; {COMPLETE}")
+
+
+def _find(folder: pathlib.Path) -> pathlib.Path:
+    """The weights in a folder or in its only subfolder: a checkpoint, else a frozen graph, else a TFLite file."""
+    for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
+        state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
+        if state:
+            return pathlib.Path(state)
+        for pattern in ("*.index", "*.pb", "*.tflite"):
+            found = sorted(place.glob(pattern))
+            if len(found) > 1:
+                names = ", ".join(entry.name for entry in found)
+                raise UserError(f"{place}: several weights ({names}); give the one that is meant")
+            if found:
+                return found[0]
+        shards = sorted(place.glob("*.data-?????-of-?????"))
+        if shards:
+            raise UserError(f"{SHARD.sub('.index', str(shards[0]))}: missing; {COMPLETE}")
+    raise UserError(f"{folder}: no TF1 checkpoint (*.index), frozen graph (*.pb) or *.tflite in it")
+
+
+# === Archives ===
+
+
+def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Unpacks the weights of a release; refuses an archive that would write anywhere else."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            for member in members:
+                _refuse_escape(path, member)
+            wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
+            archive.extractall(folder, wanted, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: truncated or damaged archive ({error}); download it again") from error
+    if not wanted:
+        raise UserError(f"{path}: no checkpoint, frozen graph or .tflite in this archive")
+
+
+def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:
+    for name in (member.name, member.linkname if member.issym() or member.islnk() else ""):
+        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
+            raise UserError(f"{path}: would write outside of its folder ({name}); this is no official release")
+
+
+# === Folded batch norms ===
+
+
+def unfold(tensors: Tensors, epsilon: float, head_epsilon: float) -> tuple[Tensors, bool]:
+    """Batch norms in place of the vectors `<layer>/scale` and `<layer>/offset` that the readers found at convolutions.
+
+    Layers that never have a batch norm (classifiers, squeeze-and-excite, a gate) get `biases` instead.
+    """
+    result, folded = {}, False
+    for layer, name, value in _split(tensors):
+        if name not in ("scale", "offset"):
+            result[f"{layer}/{name}"] = value
+    for layer, name, value in _split(tensors):
+        if name != "offset":
+            continue
+        if _without_batch_norm(layer, tensors):
+            result[f"{layer}/biases"] = value
+            continue
+        folded = True
+        variance = np.float32(1 - (epsilon if layer.startswith("Mobilenet") else head_epsilon))
+        result |= {
+            f"{layer}/BatchNorm/gamma": tensors.get(f"{layer}/scale", np.ones_like(value)),
+            f"{layer}/BatchNorm/beta": value,
+            f"{layer}/BatchNorm/moving_mean": np.zeros_like(value),
+            f"{layer}/BatchNorm/moving_variance": np.full_like(value, variance),
+        }
+    return result, folded
+
+
+def _split(tensors: Tensors) -> Iterator[tuple[str, str, np.ndarray]]:
+    for full, value in tensors.items():
+        layer, _, name = full.rpartition("/")
+        yield layer, name, value
+
+
+def _without_batch_norm(layer: str, tensors: Tensors) -> bool:
+    if layer.startswith("logits/") or "/squeeze_excite/" in layer:
+        return True
+    # LR-ASPP: no classifier of its own, and no batch norm at the gate and in the decoder.
+    is_lraspp = not any(name.startswith("logits/") for name in tensors)
+    return is_lraspp and layer in ("image_pooling", "decoder/feature_projection0", "decoder/decoder_conv0")
