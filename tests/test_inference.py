@@ -10,7 +10,15 @@ from contracts import noise, ramp
 from PIL import Image
 
 from deeplab_keras.config import EvalConfig, UserError
-from deeplab_keras.inference import Network, Predictor, as_image, predict_logits, resized_size, window_starts
+from deeplab_keras.inference import (
+    Network,
+    Predictor,
+    as_image,
+    open_image,
+    predict_logits,
+    resized_size,
+    window_starts,
+)
 
 CLASSES = 5
 
@@ -32,6 +40,11 @@ def wide_model() -> keras.Model:
     model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
     layer.set_weights([np.random.default_rng(1).normal(size=(7, 7, 3, CLASSES)).astype(np.float32), np.zeros(CLASSES)])
     return model
+
+
+def run(model: keras.Model, image: np.ndarray) -> np.ndarray:
+    """The logits of one image."""
+    return model(image[None].astype(np.float32), training=False)[0].numpy()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -91,7 +104,7 @@ def test_an_image_too_small_for_the_model_is_told() -> None:
 def test_labels_are_the_argmax_at_the_images_size(size: tuple[int, int]) -> None:
     model = pointwise_model()
     image = noise(*size, 3).astype(np.uint8)
-    logits = model.predict(image[None].astype(np.float32), verbose=0)[0]
+    logits = run(model, image)
     predictor = Predictor(model)
     labels = predictor(image)
     assert labels.dtype == np.uint8 and labels.shape == size
@@ -102,7 +115,7 @@ def test_labels_are_the_argmax_at_the_images_size(size: tuple[int, int]) -> None
 def test_fixed_size_model_gets_the_image_resized() -> None:
     image = ramp(1, 21, 34, 3)[0]
     model = pointwise_model((16, 12))
-    expected = half_pixel_resize(model.predict(half_pixel_resize(image, (16, 12))[None], verbose=0)[0], (21, 34))
+    expected = half_pixel_resize(run(model, half_pixel_resize(image, (16, 12))), (21, 34))
     predictor = Predictor(model)
     np.testing.assert_allclose(predictor.probabilities(image), softmax(expected), atol=1e-5)
     assert (predictor(image) == expected.argmax(-1)).all()
@@ -112,7 +125,7 @@ def test_resize_before_the_network() -> None:
     image = ramp(1, 20, 30, 3)[0]
     model = pointwise_model()
     config = EvalConfig(eval_short_side=16, eval_long_side=21)
-    expected = half_pixel_resize(model.predict(half_pixel_resize(image, (14, 21))[None], verbose=0)[0], (20, 30))
+    expected = half_pixel_resize(run(model, half_pixel_resize(image, (14, 21))), (20, 30))
     np.testing.assert_allclose(predict_logits(model, image[None], config)[0], expected, atol=1e-5)
 
 
@@ -130,7 +143,7 @@ def test_resized_sizes_of_the_specification() -> None:
 
 def test_flip_averages_the_mirrored_probabilities() -> None:
     model, image = wide_model(), noise(9, 14, 3)
-    logits, mirrored = (model.predict(x[None], verbose=0)[0] for x in (image, image[:, ::-1]))
+    logits, mirrored = (run(model, x) for x in (image, image[:, ::-1]))
     expected = (softmax(logits) + softmax(mirrored[:, ::-1])) / 2
     predictor = Predictor(model, EvalConfig(add_flipped_images=True))
     np.testing.assert_allclose(predictor.probabilities(image), expected, atol=1e-5)
@@ -143,7 +156,7 @@ def test_flip_averages_the_mirrored_probabilities() -> None:
 def test_scales_average_probabilities() -> None:
     model, image = wide_model(), ramp(1, 12, 18, 3)[0]
     expected = [
-        softmax(half_pixel_resize(model.predict(half_pixel_resize(image, size)[None], verbose=0)[0], (12, 18)))
+        softmax(half_pixel_resize(run(model, half_pixel_resize(image, size)), (12, 18)))
         for size in [(6, 9), (12, 18), (15, 22)]
     ]
     probabilities = Predictor(model, EvalConfig(eval_scales=(0.5, 1.0, 1.25))).probabilities(image)
@@ -184,7 +197,7 @@ def test_overlapping_windows_are_averaged() -> None:
     for y in (0, 4):
         for x in (0, 5, 8):
             part = np.s_[y : y + 6, x : x + 8]
-            total[part] += model.predict(image[part][None], verbose=0)[0]
+            total[part] += run(model, image[part])
             count[part] += 1
     config = slide(eval_crop_size=(6, 8), eval_stride=(4, 5))
     np.testing.assert_allclose(predict_logits(model, image[None], config)[0], total / count, atol=1e-4)
@@ -276,3 +289,26 @@ def test_many_classes_need_wider_labels() -> None:
     layer.bias.assign(np.arange(300) == 290)
     labels = Predictor(model)(np.zeros((2, 3, 3), np.uint8))
     assert labels.dtype == np.int32 and (labels == 290).all()
+
+
+def test_image_files(tmp_path) -> None:
+    rgb = noise(5, 8, 3).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    Image.fromarray(rgb).convert("RGBA").save(tmp_path / "alpha.png")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 256 + 77).save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned: the picture is to be shown a quarter turn clockwise
+    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(open_image(tmp_path / "rgb.png"), rgb)
+    np.testing.assert_array_equal(open_image(tmp_path / "alpha.png"), rgb)
+    np.testing.assert_array_equal(open_image(tmp_path / "deep.png"), np.repeat(rgb[..., :1], 3, -1))
+    np.testing.assert_array_equal(open_image(tmp_path / "turned.png"), np.rot90(rgb, -1))
+
+
+def test_broken_image_files_are_named(tmp_path) -> None:
+    Image.fromarray(noise(50, 80, 3).astype(np.uint8)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:5000])
+    (tmp_path / "text.jpg").write_text("no picture")
+    for name, message in [("cut.png", "cannot be read"), ("text.jpg", "not an image"), ("none.png", "No such file")]:
+        with pytest.raises(UserError, match=f"{name}.*{message}"):
+            open_image(tmp_path / name)

@@ -1,0 +1,272 @@
+"""Pictures: the right colour at the right place, at the right size."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from contracts import label_blocks, noise
+from PIL import Image
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
+from deeplab_keras.evaluation import Report
+from deeplab_keras.visualization import (
+    COLOUR_BLINDNESS,
+    LARGEST,
+    SMALLEST,
+    WRONG,
+    class_colours,
+    colorblind_palette,
+    colorize,
+    confusion_matrix_figure,
+    error_map,
+    grid,
+    legend,
+    overlay,
+    panel,
+    save_png,
+)
+
+PALETTE = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 40))
+INFO = DatasetInfo("blocks", ("__sky__", "traffic_light", "car, auto", "tree"), PALETTE)
+
+
+def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((picture == colour).all(-1).any())
+
+
+def share_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
+    return float((picture == colour).all(-1).mean())
+
+
+def scene(height: int = 40, width: int = 60, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image, a label with ignored pixels, and a prediction that is wrong in the upper left corner."""
+    label = label_blocks(1, height, width, classes=classes, seed=1)[0].astype(np.uint8)
+    prediction = np.where(label == 255, 0, label).astype(np.uint8)
+    corner = np.s_[: height // 2, : width // 2]
+    prediction[corner] = (prediction[corner] + 1) % classes
+    return noise(height, width, 3).astype(np.uint8), label, prediction
+
+
+# --- Colours ---
+
+
+def test_every_label_has_its_colour() -> None:
+    labels = np.array([[0, 1, 2], [3, 255, 77]], np.uint8)
+    picture = colorize(labels, INFO)
+    assert picture.dtype == np.uint8
+    assert picture.tolist() == [[list(c) for c in PALETTE[:3]], [list(PALETTE[3]), [0, 0, 0], [0, 0, 0]]]
+    assert (colorize(np.array([[-1, 300]], np.int32), INFO) == 0).all()
+
+
+def test_ignored_pixels_differ_from_a_black_class() -> None:
+    voc = DatasetInfo("voc", ("background", "cat"), pascal_palette(2))
+    assert colorize(np.array([[0, 255]]), voc).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_ignore_label_among_the_classes() -> None:
+    info = DatasetInfo("ade", INFO.class_names, PALETTE, ignore_label=0)
+    assert colorize(np.array([[0, 1]]), info).tolist() == [[[0, 0, 0], list(PALETTE[1])]]
+
+
+def oklab(colour: np.ndarray) -> np.ndarray:
+    """Of one linear RGB colour; Ottosson's formulas written out."""
+    r, g, b = np.clip(colour, 0, 1)
+    l, m, s = np.cbrt(  # noqa: E741
+        [
+            0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b,
+            0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b,
+            0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b,
+        ]
+    )
+    return np.array(
+        [
+            0.2104542553 * l + 0.7936177850 * m - 0.0040720468 * s,
+            1.9779984951 * l - 2.4285922050 * m + 0.4505937099 * s,
+            0.0259040371 * l + 0.7827717662 * m - 0.8086757660 * s,
+        ]
+    )
+
+
+@pytest.mark.parametrize(("classes", "apart"), [(7, 0.07), (19, 0.07), (60, 0.03)])
+def test_colorblind_colours_stay_apart_for_every_eye(classes: int, apart: float) -> None:
+    palette = colorblind_palette(classes)
+    assert len(set(palette)) == classes and palette[:5] == colorblind_palette(5)
+    encoded = np.array([*palette, (0, 0, 0), (255, 255, 255)]) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    for eye in (np.eye(3), *COLOUR_BLINDNESS):
+        seen = np.array([oklab(np.asarray(eye) @ colour) for colour in linear])
+        distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(len(seen))
+        assert distance.min() > apart
+    assert np.min([oklab(colour)[0] for colour in linear[:classes]]) > 0.35  # none of them looks black
+
+
+def test_camvids_own_colours_do_not_stay_apart() -> None:
+    """The measure of the test above can fail: red and green of one lightness are one colour for some eyes."""
+    red, green = (np.asarray(COLOUR_BLINDNESS[1]) @ np.array(c) for c in ([0.3, 0.0, 0.0], [0.0, 0.13, 0.0]))
+    assert np.linalg.norm(oklab(red) - oklab(green)) < 0.07
+
+
+def test_palette_by_name() -> None:
+    assert class_colours(INFO, "colorblind")[:4].tolist() == [list(c) for c in colorblind_palette(4)]
+    with pytest.raises(UserError, match="palette 'colourblind'; did you mean 'colorblind'"):
+        class_colours(INFO, "colourblind")
+
+
+def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
+    image = np.full((1, 3, 3), 100, np.uint8)
+    labels = np.array([[0, 1, 255]], np.uint8)
+    mixed = overlay(image, labels, INFO, alpha=0.25)
+    assert mixed.tolist() == [[[125, 83, 83], [83, 125, 83], [100, 100, 100]]]
+    assert (overlay(image, labels, INFO, alpha=0) == image).all()
+    assert overlay(image, labels, INFO, alpha=1)[0, 0].tolist() == list(PALETTE[0])
+
+
+def test_error_map() -> None:
+    image, label, prediction = scene()
+    picture = error_map(image, label, prediction, INFO)
+    wrong = (label != 255) & (label != prediction)
+    assert wrong.any() and ((picture == WRONG).all(-1) == wrong).all()
+    assert ((picture == 0).all(-1) == (label == 255)).all()
+    right = picture[(label == prediction)]
+    assert (right[:, 0] == right[:, 1]).all() and right.std() > 5  # grey, and the image still to be seen
+
+
+# --- Legends, panels, grids ---
+
+
+def test_legend_lists_what_is_there() -> None:
+    picture = legend(INFO, present=[3, 1, 255, 3, 99], width=500)
+    assert picture.shape[1] == 500 and picture.dtype == np.uint8
+    assert [has_colour(picture, colour) for colour in PALETTE] == [False, True, False, True]
+    assert has_colour(picture, (0, 0, 0))  # the swatch of ignored pixels; the text is not quite black
+    assert not has_colour(legend(INFO, present=[0], width=500), (0, 0, 0))
+    assert all(has_colour(legend(INFO), colour) for colour in PALETTE)
+
+
+def test_legend_wraps_and_widens() -> None:
+    info = info_for_classes("many", [f"class number {i}" for i in range(30)])
+    low, high = legend(info, width=1600, text_size=14), legend(info, width=400, text_size=14)
+    assert low.shape[0] < high.shape[0]
+    narrow = legend(info, width=10, text_size=14)
+    assert 100 < narrow.shape[1] < 300
+    assert (narrow[:, -1] == 255).all()  # nothing is cut off
+    assert legend(INFO, present=[]).shape[0] > 0
+
+
+def test_names_are_shortened_for_people() -> None:
+    names = ("__background__", "traffic_light", "table, board", "a very long name that nobody can read at a glance")
+    plain = ("background", "traffic light", "table", "a very long name that n…")
+    pictures = [legend(DatasetInfo("names", n, PALETTE), width=900) for n in (names, plain)]
+    np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((160, 160), 3), ((360, 480), 1), ((40, 60), 7), ((640, 1280), LARGEST / 1280)]
+)
+def test_panel_with_a_label(size: tuple[int, int], factor: float) -> None:
+    image, label, prediction = scene(*size)
+    height, width = round(size[0] * factor), round(size[1] * factor)
+    picture = panel(image, label, prediction, INFO, with_legend=False)
+    caption, gap = picture.shape[0] - height, max(4, width // 50)
+    assert SMALLEST <= max(height, width) <= LARGEST
+    assert picture.shape[1] == 4 * width + 3 * gap and 20 < caption < 100
+
+    tiles = [picture[caption:, i * (width + gap) :][:, :width] for i in range(4)]
+    rows, columns = (((np.arange(n) + 0.5) / factor).astype(int) for n in (height, width))
+    for tile, drawn in [
+        (tiles[1], colorize(label, INFO)),
+        (tiles[2], colorize(prediction, INFO)),
+        (tiles[3], error_map(image, label, prediction, INFO)),
+    ]:
+        np.testing.assert_array_equal(tile, drawn[rows][:, columns])
+    assert np.abs(tiles[0].mean((0, 1)) - image.mean((0, 1))).max() < 2
+    captions = picture[:caption]
+    inked = [(captions[:, i * (width + gap) :][:, :width] < 128).any() for i in range(4)]
+    assert inked == [True] * 4
+
+
+def test_panel_without_a_label() -> None:
+    image, _, prediction = scene(400, 500)
+    picture = panel(image, None, prediction, INFO, with_legend=False)
+    assert picture.shape[1] == 3 * 500 + 2 * 10
+    caption = picture.shape[0] - 400
+    np.testing.assert_array_equal(picture[caption:, :500], image)
+    np.testing.assert_array_equal(picture[caption:, 510:1010], colorize(prediction, INFO))
+    np.testing.assert_array_equal(picture[caption:, 1020:], overlay(image, prediction, INFO))
+
+
+def test_panels_legend_lists_the_classes_of_label_and_prediction() -> None:
+    image = noise(400, 400, 3).astype(np.uint8)
+    label, prediction = np.full((400, 400), 1, np.uint8), np.full((400, 400), 2, np.uint8)
+    bare = panel(image, label, prediction, INFO, with_legend=False)
+    below = panel(image, label, prediction, INFO)[bare.shape[0] :]
+    assert [has_colour(below, colour) for colour in PALETTE] == [False, True, True, False]
+    assert not has_colour(below, (0, 0, 0))
+    label[:9] = 255
+    below = panel(image, label, prediction, INFO, palette="colorblind")[bare.shape[0] :]
+    assert has_colour(below, (0, 0, 0)) and has_colour(below, colorblind_palette(4)[1])
+
+
+def test_panel_of_a_very_narrow_image_keeps_its_captions_apart() -> None:
+    image, label, prediction = scene(400, 10)
+    picture = panel(image, label, prediction, INFO, with_legend=False)
+    assert picture.shape[1] > 200
+
+
+def test_panel_with_nothing_labelled() -> None:
+    image, label, prediction = scene()
+    picture = panel(image, np.full_like(label, 255), prediction, INFO)
+    assert share_of(picture, (0, 0, 0)) > 0.3 and not has_colour(picture, WRONG)
+
+
+def test_grid() -> None:
+    a, b, c = (np.full((h, w, 3), v, np.uint8) for h, w, v in [(4, 6, 1), (5, 2, 2), (3, 3, 3)])
+    column = grid([a, b, c], gap=2)
+    assert column.shape == (4 + 5 + 3 + 4, 6, 3)
+    assert (column[:4] == 1).all() and (column[6:11, :2] == 2).all() and (column[6:11, 2:] == 255).all()
+    two = grid([a, b, c], columns=2, gap=1)
+    assert two.shape == (5 + 3 + 1, 6 + 2 + 1, 3)
+    assert (two[:5, 7:] == 2).all() and (two[6:, :3] == 3).all()
+    with pytest.raises(UserError, match="no pictures"):
+        grid([])
+
+
+# --- Figures and files ---
+
+
+def report(classes: int) -> Report:
+    matrix = np.random.default_rng(0).integers(0, 20, (classes, classes)) + 200 * np.eye(classes, dtype=int)
+    matrix[1] = 0
+    return Report.from_matrix(matrix, info_for_classes("d", [f"class {i}" for i in range(classes)]), 5, model="m")
+
+
+@pytest.mark.parametrize("classes", [3, 32])
+def test_confusion_matrix_figure(classes: int) -> None:
+    pytest.importorskip("matplotlib")
+    picture = confusion_matrix_figure(report(classes))
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
+    rows, columns = np.nonzero(picture[..., 2].astype(int) - picture[..., 0] > 70)  # the blue of the diagonal
+    assert len(rows) > 20
+    assert np.corrcoef(rows, columns)[0, 1] > 0.9  # from the upper left to the lower right
+    assert has_colour(picture, (230, 230, 230))  # the class without a labelled pixel is grey
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"needs matplotlib.*deeplab-keras\[viz\]"):
+        confusion_matrix_figure(report(3))
+
+
+def test_save_png(tmp_path) -> None:
+    image, label, _ = scene()
+    for name, array in (("image", image[:, ::-1]), ("label", label)):
+        path = tmp_path / "new" / f"{name}.png"
+        save_png(path, array)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), array)
+    assert sorted(os.listdir(tmp_path / "new")) == ["image.png", "label.png"]
+    with pytest.raises(UserError, match="label.png/x.png: cannot be written"):
+        save_png(tmp_path / "new" / "label.png" / "x.png", image)
