@@ -42,6 +42,8 @@ class Run:
     best_miou: float = -1.0
     last_report: Report | None = None
     stop_requested: bool = False
+    averages: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
+    average_momentum: float = 0.0
 
     def learning_rate(self) -> float:
         """The rate that the last step used."""
@@ -52,24 +54,34 @@ class Run:
 
     # --- Averaged weights ---
 
-    def averages(self) -> dict[str, keras.Variable]:
-        """Weight name -> its running average; empty without --ema_momentum."""
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if not inner.use_ema:
-            return {}
-        averages = inner._model_variables_moving_average
-        return {folder.weight_name(v): a for v, a in zip(inner._trainable_variables, averages, strict=True)}
+    def start_averages(self) -> None:
+        """From now on, with --ema_momentum, keeps a running average of all weights, the statistics of batch norm included.
+
+        Keras' own averages leave these out, so that they are evaluated with the statistics of other weights
+        (measured on CamVid after 10 passes: mIoU 0.10 where the weights themselves have 0.61).
+        """
+        if not self.average_momentum:
+            return
+        variables = folder.model_variables(self.model)
+        self.averages = {name: tf.Variable(v.value, trainable=False, name="average") for name, v in variables.items()}
+
+    def update_averages(self) -> None:
+        """Takes the present weights into the averages; the first steps' count less for long than momentum would have it."""
+        if self.averages:
+            momentum = min(self.average_momentum, (1 + self.step) / (10 + self.step))
+            variables = folder.model_variables(self.model)
+            _average([variables[name].value for name in self.averages], list(self.averages.values()), tf.constant(momentum))
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights to evaluate and to use: averaged ones where there are some."""
-        averages = {name: keras.ops.convert_to_numpy(value) for name, value in self.averages().items()}
+        averages = {name: average.numpy() for name, average in self.averages.items()}
         return {**folder.named_weights(self.model), **averages}
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the model has its averaged weights."""
         variables, raw = folder.model_variables(self.model), {}
-        for name, average in self.averages().items():
+        for name, average in self.averages.items():
             raw[name] = keras.ops.convert_to_numpy(variables[name])
             variables[name].assign(average)
         try:
@@ -88,7 +100,7 @@ class Run:
         """Writes a training checkpoint of this step."""
         state = {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         state |= {f"random/{i}": v.numpy() for i, v in enumerate(self.random_states())}
-        if self.averages():
+        if self.averages:
             state |= {f"raw/{name}": value for name, value in folder.named_weights(self.model).items()}
         state |= {"step": np.int64(self.step), "best_miou": np.float64(self.best_miou)}
         self.workdir.save_step(self.step, self.model, self.config, self.info, weights=self.weights(), state=state)
@@ -101,12 +113,21 @@ class Run:
         weights, state = newest
         raw = {name.removeprefix("raw/"): value for name, value in state.items() if name.startswith("raw/")}
         folder.assign_weights(self.model, raw or weights, source=str(self.workdir.path))
+        self.start_averages()
+        for name, average in self.averages.items():
+            average.assign(weights[name])
         for index, variable in enumerate(self.optimizer.variables):
             variable.assign(state[f"optimizer/{index}"])
         for index, variable in enumerate(self.random_states()):
             variable.assign(state[f"random/{index}"])
         self.step, self.best_miou = int(state["step"]), float(state["best_miou"])
         return True
+
+
+@tf.function
+def _average(values: list[tf.Tensor], averages: list[tf.Variable], momentum: tf.Tensor) -> None:
+    for value, average in zip(values, averages, strict=True):
+        average.assign(momentum * average + (1 - momentum) * value)
 
 
 class Steps(keras.callbacks.Callback):
@@ -143,6 +164,7 @@ class Steps(keras.callbacks.Callback):
                 f"the loss is {loss} at step {run.step} (learning rate {run.learning_rate():.3g}): the training has diverged; "
                 f"give a lower --base_learning_rate or --warmup_steps, and a new --train_logdir"
             )
+        run.update_averages()
         self.progress.update(run.step, loss=loss, mIoU=self.train_miou(), lr=run.learning_rate())
 
     def train_miou(self) -> float:

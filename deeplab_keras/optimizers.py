@@ -288,6 +288,4 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
     }
     if config.optimizer == "momentum":
         options["momentum"] = config.momentum
-    if config.ema_momentum:
-        options.update(use_ema=True, ema_momentum=config.ema_momentum)
     return OPTIMIZERS[config.optimizer](**options)

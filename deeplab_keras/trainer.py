@@ -60,14 +60,19 @@ def train(
         workdir.check_space(run.model)
         if run.restore():
             logging.info("going on from step %d of %d in %s", run.step, total_steps, workdir.path)
-        elif training.tf_initial_checkpoint:
-            initialize(run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer)
+        else:
+            if training.tf_initial_checkpoint:
+                initialize(run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer)
+            run.start_averages()
         if run.step < total_steps:
             _fit(run, trained, data, training, evaluation, train_source, eval_source)
         if run.stop_requested:
             raise UserError(f"stopped at step {run.step} of {total_steps} by SIGTERM; the same command goes on from there")
         if run.last_report is None:
-            run.last_report = evaluate(run.model, eval_source, evaluation, model_name=model.name, split=data.eval_split)
+            with run.averaged():
+                run.last_report = evaluate(
+                    run.model, eval_source, evaluation, model_name=model.name, split=data.eval_split
+                )
         run.last_report.save(workdir.path / "metrics.json")
         return run.last_report
 
@@ -132,7 +137,10 @@ def _build(
             jit_compile=training.jit_compile,
         )
         trained.optimizer.build(trained.trainable_variables)
-    run = Run(model, config, info, trained.optimizer, workdir, total_steps, data.train_batch_size)
+    run = Run(
+        model, config, info, trained.optimizer, workdir, total_steps, data.train_batch_size,
+        average_momentum=training.ema_momentum,
+    )  # fmt: skip
     return run, trained
 
 

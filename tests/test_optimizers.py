@@ -303,14 +303,14 @@ def test_official_gradient_multipliers(model, logits_only):
 def test_optimizer_of_a_config():
     default = optimizers.make_optimizer(TrainConfig(), 39660)
     assert isinstance(default, optimizers.MomentumSGD)
-    assert (default.momentum, default.weight_decay, default.no_weight_decay, default.use_ema) == (0.9, 5e-4, (), False)
+    assert (default.momentum, default.weight_decay, default.no_weight_decay) == (0.9, 5e-4, ())
     assert rates(default._learning_rate, [0, 39659]) == pytest.approx([0.01, 1.0072e-4], rel=5e-6)
 
     config = TrainConfig(optimizer="adamw", base_learning_rate=1e-3, learning_policy="cosine", end_learning_rate=0.0,
                          warmup_steps=5, backbone_learning_rate_multiplier=0.1, weight_decay=0.05,
-                         weight_decay_on_all=False, ema_momentum=0.99)
+                         weight_decay_on_all=False)
     optimizer = optimizers.make_optimizer(config, 100)
-    assert isinstance(optimizer, optimizers.AdamW) and optimizer.use_ema and optimizer.ema_momentum == 0.99
+    assert isinstance(optimizer, optimizers.AdamW)
     assert rates(optimizer._learning_rate, [0, 5, 100]) == pytest.approx([0.0, 1e-3, 0.0])
     optimizer.build(Variables().variables)
     assert optimizer._multipliers == pytest.approx([0.1, 0.1, 0.1, 1.0, 1.0])
