@@ -44,13 +44,24 @@ def main(command: Command) -> None:
     data_config = command.data_config(options.checkpoint_dir)
 
     from deeplab_keras import data, export
+    from deeplab_keras.checkpoints.folder import find_checkpoint, read_info
+
+    def pictures(split: str) -> data.Source:
+        source = data.open_dataset(data_config, split)
+        classes = read_info(find_checkpoint(options.checkpoint_dir)).class_names
+        if "dataset" not in command.given(DataConfig) and source.info.class_names != classes:
+            raise UserError(
+                "the checkpoint does not say where its pictures are; give --dataset and --dataset_dir, "
+                "and for tflite_int8 those or --representative_dir"
+            )
+        return source
 
     representative: data.Source | str | None = options.representative_dir or None
     if representative is None and "tflite_int8" in options.formats:
-        representative = data.open_dataset(data_config, data_config.train_split)
+        representative = pictures(data_config.train_split)
     check = None
     try:
-        check = data.open_dataset(data_config, data_config.eval_split)
+        check = pictures(data_config.eval_split)
     except UserError as error:
         print(f"the check is made on artificial pictures, because: {error}")
     size = (options.input_size[0], options.input_size[1]) if options.input_size else None

@@ -1,0 +1,69 @@
+"""Images for an export: on which the file is checked, and from which int8 takes its ranges."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data import Source
+from deeplab_keras.data.files import read_image
+
+Images = Source | Sequence[np.ndarray] | str | os.PathLike[str]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_images(images: Images, limit: int) -> list[np.ndarray]:
+    """At most `limit` uint8 images `[height, width, channels]`, evenly spread over those that there are.
+
+    Args:
+        images: a split of a dataset, a folder of pictures, or the images themselves.
+        limit: how many are wanted.
+
+    Raises:
+        UserError: there is no such folder, or a picture cannot be read.
+    """
+    if isinstance(images, str | os.PathLike):
+        folder = pathlib.Path(images).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})")
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
+    if hasattr(images, "load"):
+        return [images.load(index)[0] for index in _spread(len(images), limit)]
+    return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+
+
+def _spread(length: int, limit: int) -> list[int]:
+    return np.unique(np.linspace(0, length - 1, min(length, limit)).round().astype(int)).tolist()
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image in uint8 at `size`, bilinear."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8).numpy()
+
+
+def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:
+    """Pictures for want of real ones: flat and textured rectangles on a ramp, under noise. The same at every call.
+
+    They have edges, large areas and texture, so that a network that knows something answers with several classes.
+    """
+    random = np.random.default_rng(0)
+    height, width = size
+    rows, columns = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+    pictures = []
+    for _ in range(count):
+        slope = random.uniform(-200, 200, (2, channels))
+        picture = 128 + (rows[..., None] - 0.5) * slope[0] + (columns[..., None] - 0.5) * slope[1]
+        for _ in range(8):
+            top, left = random.integers(0, (height, width))
+            area = picture[top : top + height // 2, left : left + width // 3]
+            area[:] = random.uniform(0, 255, channels) + random.normal(0, random.choice((0, 40)), area.shape)
+        pictures.append(np.clip(picture + random.normal(0, 8, picture.shape), 0, 255).astype(np.uint8))
+    return pictures

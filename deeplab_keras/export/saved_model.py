@@ -1,0 +1,66 @@
+"""SavedModel folders: for TensorFlow Serving and every other runtime of TensorFlow; they need neither us nor Keras."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import UserError
+from deeplab_keras.export.graph import OUTPUTS, Function, freeze
+
+EXTRAS = "assets.extra"  # the folder that TensorFlow keeps for other people's files
+
+
+def save(model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: Mapping[str, str]) -> None:
+    """Writes a SavedModel for uint8 images of any number and size.
+
+    The signature "serving_default" gives `outputs`; "labels", "logits" and "probabilities" give each its one. All share
+    one graph: input "image" `[batch, height, width, channels]` uint8 in 0..255, outputs at the images' size.
+
+    Args:
+        model: a segmentor; one that was built for a size gives a SavedModel for that size.
+        path: the folder.
+        outputs: out of "labels", "logits" and "probabilities".
+        files: name -> text, put into the folder's assets.extra.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    frozen = freeze(model, model.input_shape, tf.uint8, ["logits"])
+    signatures = {name: _signature(frozen, [name]) for name in OUTPUTS}
+    signatures["serving_default"] = _signature(frozen, outputs)
+    try:
+        tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise UserError(f"{path.parent}: cannot be written ({error.message}); give another --export_path") from error
+    (path / EXTRAS).mkdir()
+    for name, text in files.items():
+        (path / EXTRAS / name).write_text(text, encoding="utf-8")
+
+
+def _signature(frozen: Function, outputs: Sequence[str]) -> Function:
+    (image,), (logits,) = frozen.inputs, frozen.outputs
+
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        scores = tf.ensure_shape(frozen(image)[0], logits.shape)
+        return {name: OUTPUTS[name](scores) for name in outputs}
+
+    return tf.function(serve, input_signature=[tf.TensorSpec(image.shape, tf.uint8, name="image")])
+
+
+def runner(path: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """From a uint8 image `[height, width, channels]` to labels `[height, width]` and logits, by the folder itself."""
+    loaded = tf.saved_model.load(str(path))
+    default, logits = loaded.signatures["serving_default"], loaded.signatures["logits"]
+
+    def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = tf.constant(image[None])
+        scores = logits(image=batch)["logits"][0].numpy()
+        outputs = default(image=batch)
+        return outputs["labels"][0].numpy() if "labels" in outputs else scores.argmax(-1), scores
+
+    return labels_and_logits

@@ -1,0 +1,359 @@
+"""Exported files: they answer as Keras does, hold no slow operator, and are never half-written."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contracts import noise, ramp
+from PIL import Image
+
+from deeplab_keras import export
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint, save_checkpoint
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
+from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.export import check, images, saved_model, tflite
+from deeplab_keras.inference import Network
+from deeplab_keras.segmentor import build_segmentor
+
+SIZE = (65, 97)
+CLASSES = ("sky", "road", "car", "tree", "pole")
+# No dropout, and batch statistics that two steps suffice to learn.
+SMALL = dict(
+    num_classes=len(CLASSES), depth_multiplier=0.35, dropout_rate=0.0, head_channels=16, backbone_bn_momentum=0.1,
+    head_bn_momentum=0.1,
+)  # fmt: skip
+V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
+LRASPP = ModelConfig(**V3, head="lraspp", output_stride=16, low_level_features=("c2", "c1"), low_level_channels=(8, 8))
+HEADS = {
+    "fcn": ModelConfig(**SMALL, head="fcn", auxiliary_head=True, auxiliary_channels=8),
+    "psp": ModelConfig(**SMALL, head="psp"),
+    "deeplab_v3": ModelConfig(**SMALL, head="deeplab_v3"),
+    "deeplab_v3_plus": ModelConfig(**SMALL, head="deeplab_v3_plus", aspp_with_separable_conv=True, decoder_filters=16),
+    "lraspp": LRASPP.replace(output_stride=8, image_pooling_size=(7, 7), image_pooling_stride=(3, 3)),
+    "official": ModelConfig(
+        **{**CONVENTIONS["official_deeplab"], **SMALL}, head="deeplab_v3", atrous_rates=(), aspp_projection_kernel=1
+    ),
+}
+
+
+def lively(config: ModelConfig) -> LoadedCheckpoint:
+    """A network of random weights whose label maps hold several classes.
+
+    Its batch norms have learnt the statistics of their inputs, so that signals do not die away from layer to layer.
+    """
+    keras.utils.set_random_seed(1)
+    model = build_segmentor(config)
+    batch = np.concatenate([noise(2, *SIZE, 3), ramp(1, *SIZE, 3), np.stack(images.made_images(SIZE, 3))])
+    for _ in range(2):
+        model(batch, training=True)
+    model.get_layer("logits").bias.assign(np.zeros(config.num_classes))
+    info = info_for_classes("test", CLASSES)
+    return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return lively(LRASPP)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """A split of 20 pictures as a dataset would give it."""
+
+    class Pictures:
+        def __len__(self):
+            return 20
+
+        def load(self, index):
+            return images.made_images((80, 70), 3, 20)[index], None
+
+    return Pictures()
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, pictures, tmp_path_factory):
+    """Format -> ExportedFile, of one export of every format with both outputs."""
+    formats = [name for name in export.FORMATS if name != "onnx"]
+    workdir = tmp_path_factory.mktemp("export")
+    save_checkpoint(workdir / "best", checkpoint.model, checkpoint.config, checkpoint.info)
+    files = export.export_model(
+        workdir, workdir / "out", formats=formats, input_size=SIZE, output="both", representative_images=pictures,
+        log=lambda line: None,
+    )  # fmt: skip
+    return {file.kind: file for file in files}
+
+
+@pytest.fixture
+def copying(monkeypatch, exported):
+    """An export that copies what `exported` holds, for tests of what surrounds the conversion."""
+
+    def copy(job, kind, path):
+        source = exported[kind].path
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, path)
+
+    monkeypatch.setattr(export._Job, "write", copy)
+
+
+def leftovers(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# === What the files answer ===
+
+
+@pytest.mark.parametrize(
+    "kind, agreement, share",
+    [("tflite", 0.999, 1.0), ("tflite_float16", 0.995, 0.65), ("tflite_dynamic", 0.9, 0.5), ("tflite_int8", 0.8, 0.5)],
+)
+def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
+    file = exported[kind]
+    assert file.classes >= 3, "one class everywhere would prove nothing"
+    assert file.label_agreement >= agreement
+    assert file.bytes <= share * exported["tflite"].bytes
+    interpreter = tflite.open_interpreter(file.path, 2)
+    image = images.made_images(SIZE, 3, 1)[0][None]
+    run = interpreter.get_signature_runner()
+    outputs = run(image=image.astype(np.uint8 if kind == "tflite_int8" else np.float32))
+    assert {name: (value.shape, value.dtype) for name, value in outputs.items()} == {
+        "labels": ((1, *SIZE), np.int32), "logits": ((1, *SIZE, 5), np.float32),
+    }  # fmt: skip
+    expected = checkpoint.model.predict_on_batch(image.astype(np.float32))
+    np.testing.assert_array_equal(outputs["labels"], outputs["logits"].argmax(-1))
+    assert np.mean(outputs["labels"] == expected.argmax(-1)) >= agreement
+    if kind == "tflite":
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_int8_takes_the_bytes_of_a_picture(exported):
+    (details,) = tflite.open_interpreter(exported["tflite_int8"].path, 1).get_input_details()
+    assert details["dtype"] == np.uint8 and details["quantization"] == (1.0, 0)
+    kernels = [
+        tensor for tensor in tflite.open_interpreter(exported["tflite_int8"].path, 1).get_tensor_details()
+        if len(tensor["shape"]) == 4 and len(tensor["quantization_parameters"]["scales"]) > 1
+    ]  # fmt: skip
+    assert len(kernels) > 20, "every channel of a kernel has its scale"
+
+
+def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
+    operators = exported["tflite"].operators
+    kinds = [type(layer).__name__ for layer in checkpoint.model.layers]
+    assert operators["CONV_2D"] == kinds.count("Conv2D")
+    assert operators["DEPTHWISE_CONV_2D"] == kinds.count("DepthwiseConv2D")
+    swishes = [layer.name for layer in checkpoint.model.layers if getattr(layer, "activation", None) is not None]
+    swishes = [name for name in swishes if "hard_s" in checkpoint.model.get_layer(name).activation.__name__]
+    gates = [name for name in swishes if checkpoint.model.get_layer(name).activation.__name__ == "hard_sigmoid"]
+    assert operators["HARD_SWISH"] == len(swishes) - len(gates) > 5
+    # Additions that are left: residuals, and one in each gate. A batch norm would show as a multiplication and one.
+    assert operators["ADD"] <= kinds.count("Add") + len(gates)
+    assert not any(name.startswith(tflite.UNWANTED) for name in operators)
+    assert "slow operator" not in str(exported["tflite"])
+
+
+def test_class_names_lie_in_the_tflite_file(exported):
+    files = tflite.packed_files(exported["tflite"].path)
+    assert files["labels.txt"].splitlines() == list(CLASSES)
+    assert '"palette"' in files["model.json"]
+
+
+def test_labels_only_are_checked_to_the_logits(checkpoint, tmp_path, capsys):
+    path = tmp_path / "small.tflite"
+    (file,) = export.export_model(checkpoint, path, formats=["tflite"], input_size=SIZE)
+    assert file.path == path and leftovers(tmp_path) == ["small.tflite"]
+    assert list(tflite.open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
+    assert file.label_agreement >= 0.999 and 0 < file.max_logit_difference < 1e-3
+    assert capsys.readouterr().out == f"{file}\n"
+    labels, logits = tflite.runner(path, 2)(images.made_images(SIZE, 3, 1)[0])
+    np.testing.assert_array_equal(labels, logits.argmax(-1))
+    assert len(np.unique(labels)) >= 3
+
+
+def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
+    file = exported["saved_model"]
+    assert file.label_agreement >= 0.999 and file.classes >= 3
+    signatures = tf.saved_model.load(str(file.path)).signatures
+    assert set(signatures) == {"serving_default", "labels", "logits", "probabilities"}
+    batch = np.stack(images.made_images((71, 130), 3, 3))
+    outputs = {name: signatures[name](image=tf.constant(batch)) for name in signatures}
+    expected = checkpoint.model.predict_on_batch(batch.astype(np.float32))
+    assert set(outputs["serving_default"]) == {"labels", "logits"}
+    np.testing.assert_allclose(outputs["logits"]["logits"], expected, atol=1e-4 * np.ptp(expected))
+    np.testing.assert_allclose(outputs["probabilities"]["probabilities"], tf.nn.softmax(expected), atol=1e-4)
+    assert outputs["labels"]["labels"].dtype == tf.int32
+    assert np.mean(outputs["labels"]["labels"] == expected.argmax(-1)) >= 0.999
+    assert (file.path / "assets.extra/labels.txt").read_text().splitlines() == list(CLASSES)
+    assert file.bytes == sum(path.stat().st_size for path in file.path.rglob("*") if path.is_file())
+
+
+def test_saved_model_runs_in_a_process_without_us(exported, tmp_path):
+    picture = images.made_images((50, 60), 3, 1)[0]
+    np.save(tmp_path / "image.npy", picture)
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "model = tf.saved_model.load(sys.argv[1])\n"
+        "image = np.load('image.npy')[None]\n"
+        "labels = model.signatures['serving_default'](image=tf.constant(image))['labels']\n"
+        "np.save('labels.npy', labels)\n"
+        "assert 'deeplab_keras' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, exported["saved_model"].path], cwd=tmp_path, check=True)
+    expected, _ = saved_model.runner(exported["saved_model"].path)(picture)
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy")[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
+    source = lively(HEADS[head])
+    kinds = ("saved_model", "tflite", "tflite_float16", "tflite_int8")
+    files = export.export_model(
+        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures
+    )
+    for file in files:
+        assert not any(name.startswith(tflite.UNWANTED) for name in file.operators), file.operators
+        assert file.classes >= 2
+    by_kind = {file.kind: file for file in files}
+    assert by_kind["saved_model"].label_agreement >= 0.999
+    assert by_kind["tflite"].label_agreement >= 0.999
+    assert by_kind["tflite_int8"].label_agreement >= 0.6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed")
+@pytest.mark.parametrize("output", ["labels", "both"])
+def test_onnx_agrees_with_keras(checkpoint, tmp_path, output):
+    path = tmp_path / "model.onnx"
+    (file,) = export.export_model(checkpoint, path, formats=["onnx"], input_size=SIZE, output=output)
+    assert file.label_agreement >= 0.999 and file.classes >= 3 and file.max_logit_difference < 1e-3
+
+
+# === The check itself ===
+
+
+def test_compare_counts_labels_and_differences():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, keras.layers.Identity()(image))  # the label of a pixel is its strongest colour
+    picture = np.zeros((4, 5, 3), np.uint8)
+    picture[..., 0], picture[2:, :, 1] = 10, 20  # two classes
+
+    def wrong_in_one_row(image):
+        logits = image.astype(np.float32)
+        logits[0, :, 2] += 15
+        return logits.argmax(-1), logits
+
+    assert check.compare(wrong_in_one_row, Network(model), [picture]) == (15.0, 0.75, 2)
+    assert check.compare(wrong_in_one_row, Network(model), [picture], (8, 5)) == (15.0, 0.875, 2)
+    difference, _, _ = check.compare(lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2)
+    assert np.isnan(difference)
+
+
+def test_percent_never_rounds_up():
+    assert check.percent(0.999999) == "99.999 %"
+    assert check.percent(1.0) == "100.000 %"
+
+
+def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictures, tmp_path):
+    with pytest.raises(UserError, match=r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"):
+        export.export_model(
+            checkpoint, tmp_path / "out", formats=["tflite_int8"], input_size=SIZE, representative_images=pictures,
+            min_agreement=1.0,
+        )  # fmt: skip
+    assert leftovers(tmp_path) == ["out", "out/model_int8.tflite.failed"]
+
+
+def test_nothing_half_written_is_left(checkpoint, copying, tmp_path, monkeypatch):
+    def full(path, threads):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tflite, "runner", full)
+    with pytest.raises(OSError):
+        export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
+    assert leftovers(tmp_path) == []
+
+
+def test_overwrite_replaces_a_folder(checkpoint, copying, tmp_path):
+    old = tmp_path / "saved_model"
+    old.mkdir()
+    (old / "old").touch()
+    (tmp_path / "other.txt").touch()
+    export.export_model(checkpoint, tmp_path, formats=["saved_model"], overwrite=True, log=lambda line: None)
+    assert not (old / "old").exists() and (old / "saved_model.pb").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt", "saved_model"]
+
+
+# === What a person may get wrong ===
+
+
+def rejected(checkpoint, path, match, **options):
+    with pytest.raises(UserError, match=match) as error:
+        export.export_model(checkpoint, path, **{"formats": ["tflite"], "input_size": SIZE, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    rejected(checkpoint, out, r"unknown --formats 'tflit'; did you mean 'tflite'\?", formats=["tflit"])
+    rejected(checkpoint, out, r"--formats is empty", formats=[])
+    rejected(checkpoint, out, r"unknown --output 'label'", output="label")
+    rejected(checkpoint, out, r"--min_agreement=99: ", min_agreement=99)
+    rejected(checkpoint, out, r"--formats=tflite needs --input_size=HEIGHT,WIDTH", input_size=None)
+    rejected(checkpoint, out, r"--input_size=0,5: two numbers of at least 1", input_size=(0, 5))
+    rejected(checkpoint, out, r"--input_size=5: two numbers", input_size=(5,))
+    rejected(checkpoint, out, r"got 0; give --representative_dir=", formats=["tflite_int8"])
+    few = images.made_images(SIZE, 3, 15)
+    rejected(checkpoint, out, r"at least 16 .*got 15", formats=["tflite_int8"], representative_images=few)
+    rejected(checkpoint, out, r"nowhere: no such folder", check_images=tmp_path / "nowhere")
+    rejected(checkpoint, out, r"no images for the check", check_images=tmp_path)
+    rejected(tmp_path / "none", out, r"none: no such folder; give a checkpoint")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    rejected(checkpoint, out, r"needs the packages onnx, tf2onnx, onnxruntime; .*-keras\[onnx\]", formats=["onnx"])
+    assert leftovers(tmp_path) == []
+
+
+def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
+    config = LRASPP.replace(image_pooling_size=(7, 7), image_pooling_stride=(3, 3))
+    windowed = LoadedCheckpoint(checkpoint.model, config, checkpoint.info, checkpoint.path, {})
+    rejected(windowed, tmp_path / "out", r"input size 65x97 is too small for --image_pooling_size=7,7")
+    fixed = LoadedCheckpoint(build_segmentor(LRASPP, (33, 33)), LRASPP, checkpoint.info, checkpoint.path, {})
+    rejected(fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33,33 alone")
+
+
+def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
+    (tmp_path / "full").mkdir()
+    for name in ("full/model.tflite", "a.tflite", "file"):
+        (tmp_path / name).touch()
+    before = leftovers(tmp_path)
+    rejected(checkpoint, tmp_path / "full", r"full: exists; give another folder, or --overwrite")
+    rejected(checkpoint, tmp_path / "a.tflite", r"a\.tflite: exists; give another path, or --overwrite")
+    rejected(checkpoint, tmp_path / "file", r"file: exists and is a file", overwrite=True)
+    rejected(checkpoint, tmp_path / "b.tflite", r"no file for --formats=saved_model", formats=["saved_model"])
+    rejected(checkpoint, tmp_path / "b.tflite", r"no file for --formats=tflite,onnx", formats=["tflite", "onnx"])
+    assert leftovers(tmp_path) == before
+
+
+# === Images ===
+
+
+def test_images_from_a_folder_spread_over_all(tmp_path):
+    for index in range(10):
+        Image.new("L", (4, 3), index).save(tmp_path / f"{index}.png")
+    (tmp_path / "notes.txt").touch()
+    found = images.read_images(tmp_path, 4)
+    assert [int(image[0, 0, 0]) for image in found] == [0, 3, 6, 9] and found[0].shape == (3, 4, 3)
+    assert len(images.read_images(tmp_path, 99)) == 10
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"bad\.jpg: cannot be decoded"):
+        images.read_images(tmp_path, 99)
+
+
+def test_made_images_are_lively_and_repeatable():
+    first, again = images.made_images((40, 30), 3), images.made_images((40, 30), 3)
+    np.testing.assert_array_equal(first, again)
+    assert all(image.dtype == np.uint8 and image.shape == (40, 30, 3) and image.std() > 20 for image in first)
+    assert not np.array_equal(first[0], first[1])
