@@ -10,10 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, unknown_name
+from deeplab_keras.data.ade20k import open_ade20k, open_ade20k_151
 from deeplab_keras.data.camvid import open_camvid
+from deeplab_keras.data.cityscapes import open_cityscapes
 from deeplab_keras.data.folder import open_folder
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.synthetic import open_synthetic
+from deeplab_keras.data.voc2012 import open_voc2012
 
 
 class Source(Protocol):
@@ -44,6 +47,11 @@ DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
     "synthetic": open_synthetic,
     "folder": open_folder,
     "camvid": open_camvid,
+    "voc2012": open_voc2012,
+    "pascal_voc_seg": open_voc2012,  # the official DeepLab's name
+    "ade20k": open_ade20k,
+    "ade20k_151": open_ade20k_151,
+    "cityscapes": open_cityscapes,
 }
 
 

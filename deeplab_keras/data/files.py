@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -87,7 +87,7 @@ def read_png_header(path: str) -> PngHeader:
     except OSError as error:
         raise _broken(path, str(error.strerror)) from error
     if len(start) < 26 or start[:8] != b"\x89PNG\r\n\x1a\n":
-        raise _broken(path, "it is not a PNG file")
+        raise _broken(path, "not a PNG file")
     header = PngHeader(*struct.unpack(">IIBB", start[16:26]))
     if header.colour_type not in (PngHeader.GREY, PngHeader.PALETTE):
         raise UserError(
@@ -127,6 +127,7 @@ class FileSource:
         labels: paths of PNG files.
         plain: for each pair, whether TensorFlow's decoders read image and mask rightly; Pillow reads the others.
         checked: every file was decoded before, so ids outside the classes need no watching for.
+        label_map: id in the mask files -> class id or ignore label; None: the masks hold these themselves.
     """
 
     info: DatasetInfo
@@ -135,6 +136,7 @@ class FileSource:
     labels: tuple[str, ...]
     plain: tuple[tuple[bool, bool], ...] = ()
     checked: bool = False
+    label_map: Mapping[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -148,8 +150,15 @@ class FileSource:
         image_path, label_path = self.images[index], self.labels[index]
         image, label = read_image(image_path), read_label(label_path)
         _require_equal(image_path, image.shape[1::-1], label_path, label.shape[::-1])
-        _require_known(label_path, label, self.info)
-        return image, label
+        table = self._class_of_id()
+        _require_known(label_path, label, table, self.info if self.label_map is None else None)
+        return image, label if self.label_map is None else table.astype(np.uint8)[label]
+
+    def _class_of_id(self) -> np.ndarray:
+        """For each of the 256 ids that a mask can hold its class id or the ignore label, or -1: not allowed."""
+        own = {label: label for label in (*range(self.info.num_classes), self.info.ignore_label)}
+        label_map = own if self.label_map is None else self.label_map
+        return np.array([label_map.get(label, -1) for label in range(256)], np.int32)
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`load` as a part of a tf.data graph, by TensorFlow's own decoders where they read the file rightly."""
@@ -158,12 +167,12 @@ class FileSource:
         image = _decode(image_path, index, plain_images, _decode_image, read_image)
         label = _decode(label_path, index, plain_labels, _decode_label, read_label)
         image, label = tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
-        if not self.checked:
-            allowed = (tf.cast(label, tf.int32) < self.info.num_classes) | (label == self.info.ignore_label)
-            same_size = tf.reduce_all(tf.shape(image)[:2] == tf.shape(label))
-            with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(allowed) & same_size, [label_path])]):
-                label = tf.identity(label)
-        return image, label
+        if self.checked and self.label_map is None:
+            return image, label
+        classes = tf.gather(self._class_of_id(), tf.cast(label, tf.int32))
+        fine = tf.reduce_all(classes >= 0) & tf.reduce_all(tf.shape(image)[:2] == tf.shape(label))
+        with tf.control_dependencies([] if self.checked else [tf.debugging.Assert(fine, [label_path])]):
+            return image, tf.cast(classes, tf.uint8)
 
 
 def _decode_image(path: tf.Tensor) -> tf.Tensor:
@@ -183,7 +192,8 @@ def _decode(
     read: Callable[[str], np.ndarray],
 ) -> tf.Tensor:
     def by_pillow() -> tf.Tensor:
-        return tf.numpy_function(lambda name: read(os.fsdecode(name)), [path], tf.uint8)
+        # Inside a graph the name comes as bytes, outside as an array.
+        return tf.numpy_function(lambda name: read(os.fsdecode(np.asarray(name).item())), [path], tf.uint8)
 
     if all(plain):
         return fast(path)
@@ -208,7 +218,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple
 
 def and_more(count: int) -> str:
     """How many files beside the first have the same trouble."""
-    return f" (and {count - 1} more files like it)" if count > 1 else ""
+    return f" (and {count - 1} more like it)" if count > 1 else ""
 
 
 def _require_equal(image: str, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]) -> None:
@@ -219,13 +229,16 @@ def _require_equal(image: str, image_size: tuple[int, ...], label: str, label_si
         )
 
 
-def _require_known(path: str, label: np.ndarray, info: DatasetInfo) -> None:
-    present = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-    strange = [str(i) for i in present if i >= info.num_classes and i != info.ignore_label]
+def _require_known(path: str, label: np.ndarray, class_of_id: np.ndarray, info: DatasetInfo | None) -> None:
+    present = np.bincount(label.ravel(), minlength=256) > 0
+    strange = np.flatnonzero(present & (class_of_id < 0)).astype(str).tolist()
     if strange:
+        allowed = f"0 to {np.argmin(np.append(class_of_id, -1) >= 0) - 1}"  # the first gap ends them
+        if info is not None:
+            allowed = f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
         raise UserError(
             f"{path}: the mask holds ids outside the classes: {', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
-            f"allowed are 0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
+            f"allowed are {allowed}"
         )
 
 
@@ -267,7 +280,12 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
 
 
 def open_pairs(
-    config: DataConfig, info: DatasetInfo, names: Sequence[str], images: Sequence[str], labels: Sequence[str]
+    config: DataConfig,
+    info: DatasetInfo,
+    names: Sequence[str],
+    images: Sequence[str],
+    labels: Sequence[str],
+    label_map: Mapping[int, int] | None = None,
 ) -> FileSource:
     """A source of these files after the quick check: all headers, and the pixels of all files or (of many) of a sample.
 
@@ -279,7 +297,7 @@ def open_pairs(
         chosen_names, chosen_images, chosen_labels = (
             tuple(values[i] for i in plain) for values in (names, images, labels)
         )
-        return FileSource(info, chosen_names, chosen_images, chosen_labels, tuple(plain.values()), checked)
+        return FileSource(info, chosen_names, chosen_images, chosen_labels, tuple(plain.values()), checked, label_map)
 
     plain = _sift(config, lambda index: check_headers(images[index], labels[index]), range(len(names)))
     complete = len(plain) <= FULL_CHECK_LIMIT or config.skip_broken_files

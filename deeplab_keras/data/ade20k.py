@@ -1,0 +1,41 @@
+"""ADE20K scene parsing (ADEChallengeData2016): 150 classes; 20210 training and 2000 validation images.
+
+In the masks 0 is "other", 1 to 150 are the classes. Two conventions are in use, each a dataset's name here:
+
+* `ade20k`: 150 classes; 0 is ignored, i becomes i - 1 (SSSegmentation and most others);
+* `ade20k_151`: 151 classes as they are in the masks; 0 is ignored, and still a class of the network (official DeepLab).
+"""
+
+from __future__ import annotations
+
+import functools
+
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data.classes_ade20k import CLASS_NAMES, PALETTE
+from deeplab_keras.data.files import FileSource, open_pairs
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.layout import HELP, Pairs, check_pairs, check_split, find_home
+
+ADE20K = DatasetInfo("ade20k", CLASS_NAMES, PALETTE)
+ADE20K_151 = DatasetInfo("ade20k_151", ("other", *CLASS_NAMES), ((0, 0, 0), *PALETTE), ignore_label=0)
+LABEL_MAP = {0: ADE20K.ignore_label} | {label: label - 1 for label in range(1, 151)}
+SPLITS = {"train": ("training",), "val": ("validation",), "trainval": ("training", "validation")}
+TREE = "ADEChallengeData2016/images/{0}/ID.jpg, ADEChallengeData2016/annotations/{0}/ID.png"
+
+
+def _open(info: DatasetInfo, label_map: dict[int, int] | None, config: DataConfig, split: str) -> FileSource:
+    check_split(split, tuple(SPLITS), config.dataset)
+    pairs: Pairs = []
+    for folder in SPLITS[split]:
+        tree = TREE.format(folder)
+        needed = (f"images/{folder}", f"annotations/{folder}")
+        home = find_home(config, (".", "ADEChallengeData2016"), tree, needed)
+        images = sorted((home / "images" / folder).glob("[!.]*.jpg"))
+        if not images:
+            raise UserError(f"{home / 'images' / folder}: there is no image in it; expected: {tree}; {HELP}")
+        pairs += [(image.stem, image, home / "annotations" / folder / f"{image.stem}.png") for image in images]
+    return open_pairs(config, info, *check_pairs(config, pairs, TREE.format(SPLITS[split][0])), label_map=label_map)
+
+
+open_ade20k = functools.partial(_open, ADE20K, LABEL_MAP)
+open_ade20k_151 = functools.partial(_open, ADE20K_151, None)

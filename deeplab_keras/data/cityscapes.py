@@ -1,0 +1,89 @@
+"""Cityscapes: 19 classes of street scenes at 2048x1024; 2975 training and 500 validation images with fine masks.
+
+The masks are the *_labelIds.png of the download, of whose 34 ids 19 become classes and the others are ignored; or,
+where there are none of these, *_labelTrainIds.png, which hold the classes' own ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data.files import FileSource, open_pairs
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.layout import HELP, Pairs, check_pairs, check_split, find_home
+
+# Class, its id in *_labelIds.png, its colour.
+CLASSES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic_light", 19, (250, 170, 30)),
+    ("traffic_sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+CITYSCAPES = DatasetInfo("cityscapes", tuple(name for name, _, _ in CLASSES), tuple(colour for _, _, colour in CLASSES))
+# Ids 0 to 33; 255 stands for the licence plate's -1 where a tool wrote it.
+LABEL_MAP = dict.fromkeys([*range(34), 255], CITYSCAPES.ignore_label) | {
+    label: train_id for train_id, (_, label, _) in enumerate(CLASSES)
+}
+LABEL_IDS, TRAIN_IDS = "labelIds", "labelTrainIds"
+# Split -> the folders of masks and, below them and below leftImg8bit, of images.
+SPLITS = {
+    "train": (("gtFine", "train"),),
+    "val": (("gtFine", "val"),),
+    "trainval": (("gtFine", "train"), ("gtFine", "val")),
+    "train_extra": (("gtCoarse", "train_extra"),),
+    "train_coarse": (("gtCoarse", "train"), ("gtCoarse", "train_extra")),
+}
+SPLIT_ALIASES = {"train_fine": "train", "val_fine": "val", "trainval_fine": "trainval"}  # the official DeepLab's names
+IMAGES = "leftImg8bit"
+TREE = "leftImg8bit/{1}/CITY/ID_leftImg8bit.png, {0}/{1}/CITY/ID_{0}_labelIds.png (or _labelTrainIds.png)"
+
+
+def open_cityscapes(config: DataConfig, split: str) -> FileSource:
+    """The images of a split, city by city; see SPLITS.
+
+    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits).
+
+    Raises:
+        UserError: something is missing or wrong; names the file or the flag.
+    """
+    split = SPLIT_ALIASES.get(split, split)
+    check_split(split, tuple(SPLITS), config.dataset)
+    pairs: Pairs = []
+    for annotation, folder in SPLITS[split]:
+        tree = TREE.format(annotation, folder)
+        home = find_home(config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"))
+        images = sorted((home / IMAGES / folder).glob(f"[!.]*/[!.]*_{IMAGES}.png"))
+        if not images:
+            raise UserError(f"{home / IMAGES / folder}: there is no image in it; expected: {tree}; {HELP}")
+        pairs += [_pair(home, image, annotation, folder) for image in images]
+    pairs, label_map = _choose_masks(pairs)
+    names, images_, labels = check_pairs(config, pairs, TREE.format(*SPLITS[split][0]))
+    return open_pairs(config, CITYSCAPES, names, images_, labels, label_map=label_map)
+
+
+def _pair(home: Path, image: Path, annotation: str, folder: str) -> tuple[str, Path, Path]:
+    city, name = image.parent.name, image.name.removesuffix(f"_{IMAGES}.png")
+    return f"{city}/{name}", image, home / annotation / folder / city / f"{name}_{annotation}_{LABEL_IDS}.png"
+
+
+def _choose_masks(pairs: Pairs) -> tuple[Pairs, dict[int, int] | None]:
+    """The pairs with masks of one kind, and the map of their ids: train ids only where there is no mask of labelIds."""
+    others = [(name, image, mask.with_name(mask.name.replace(LABEL_IDS, TRAIN_IDS))) for name, image, mask in pairs]
+    only_train_ids = others[0][2].is_file() and not any(mask.is_file() for _, _, mask in pairs)
+    return (others, None) if only_train_ids else (pairs, LABEL_MAP)
