@@ -17,19 +17,20 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted((ROOT / "scripts").glo
 RANKS = (
     ("version", "config", "layers", "blocks", "progress", "data.info"),
     ("backbones", "heads", "losses", "metrics", "optimizers", "data"),
-    ("segmentor", "data.pipeline", "visualization"),
+    ("segmentor", "data.pipeline", "visualization", "official_inference"),
     ("inference", "checkpoints"),
-    ("callbacks", "evaluation", "export", "benchmark", "zoo", "zoo_official"),
-    ("trainer",),
+    ("evaluation", "export", "benchmark", "zoo", "zoo_official"),
+    ("trainer", "callbacks"),
     ("flags", "scripts"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 # Rooms of one rank that are one room in two files.
-TOGETHER = {"zoo_official": "zoo"} | dict.fromkeys(RANKS[0], "rank 0") | dict.fromkeys(RANKS[6], "rank 6")
+TOGETHER = {"zoo_official": "zoo", "callbacks": "trainer", "flags": "scripts"} | dict.fromkeys(RANKS[0], "rank 0")
 
 # Outside package -> the rooms that may import it.
 CONFINED = {
-    "tensorflow": "data data.pipeline trainer evaluation inference export callbacks benchmark checkpoints layers",
+    "tensorflow": "data data.pipeline trainer evaluation inference official_inference export callbacks benchmark "
+    "checkpoints layers",
     "tensorflow_datasets": "data data.pipeline",
     "keras_cv": "data data.pipeline visualization",
     "matplotlib": "visualization",
@@ -116,7 +117,7 @@ def test_packages_stay_in_their_rooms(path):
 
 def test_the_tflite_converter_stays_in_export():
     elsewhere = [path for path in MODULES if not module_name(path).startswith("export")]
-    assert [path for path in elsewhere if re.search(r"\btf\.lite\b|TFLiteConverter", path.read_text())] == []
+    assert [path for path in elsewhere if "TFLiteConverter" in path.read_text()] == []
 
 
 def test_torch_is_imported_in_one_place_at_most():
@@ -131,7 +132,9 @@ def test_sizes_and_names(path):
     assert lines <= limit or path.name in TABLES, f"{lines} lines, at most {limit}: make it a package of the same name"
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
+            documentation = node.body[0] if ast.get_docstring(node) else None
+            documented = (documentation.end_lineno or 0) - documentation.lineno + 1 if documentation else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - documented
             assert length <= MAX_FUNCTION or path.name in TABLES, f"{node.name}: {length} lines, at most {MAX_FUNCTION}"
 
 

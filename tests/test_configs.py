@@ -67,8 +67,9 @@ def one_step(path: pathlib.Path, crop: tuple[int, int], workdir: pathlib.Path, m
         train_batch_size=2, train_crop_size=crop, synthetic_size=crop,
     )  # fmt: skip
     training = training.replace(
-        epochs=None, training_number_of_steps=1, tf_initial_checkpoint=None, train_logdir=str(workdir), summary_images=0
-    )
+        epochs=None, training_number_of_steps=1, warmup_steps=0, tf_initial_checkpoint=None, summary_images=0,
+        train_logdir=str(workdir),
+    )  # fmt: skip
     report = trainer.train(model, data, training, EvalConfig())
     assert sum(map(sum, report.confusion_matrix)) > 0
 
