@@ -238,6 +238,11 @@ class DataConfig(Config):
     train_batch_size: int = option(16, "images a training step, over all devices together")
     min_resize_value: int | None = option(None, "before all else the short side is resized to this length; 0: as it is")
     max_resize_value: int | None = option(None, "cap of the long side in that resize")
+    resize_factor: int | None = option(None, "after that resize, sides are rounded up to a multiple of this plus one (with --preprocessing=official)")
+    preprocessing: str = option(
+        "default", "default: half-pixel resizing, rounded sizes; official: the official DeepLab's, aligned corners and truncated sizes",
+        choices=("default", "official")
+    )
     min_scale_factor: float = option(0.5, "random scaling: smallest factor")
     max_scale_factor: float = option(2.0, "random scaling: largest factor")
     scale_factor_step_size: float = option(0.0, "random scaling: step between the factors; 0: any factor in between")
@@ -319,14 +324,16 @@ class TrainConfig(Config):
 class EvalConfig(Config):
     """How a trained model is measured and used."""
 
-    inference: str = option("whole", "whole: the image in one piece; slide: overlapping windows", choices=("whole", "slide"))
+    inference: str = option("whole", "whole: the image in one piece; slide: overlapping windows; official: padded to eval_crop_size as the official DeepLab does",
+                            choices=("whole", "slide", "official"))
     eval_scales: tuple[float, ...] = option((1.0,), "scales of the image whose predictions are averaged")
     add_flipped_images: bool = option(False, "averages the mirrored image's prediction too")
-    eval_crop_size: tuple[int, ...] = option((512, 512), "window of --inference=slide, as height,width")
+    eval_crop_size: tuple[int, ...] = option((512, 512), "window of --inference=slide, size of the padded image of --inference=official, as height,width")
     eval_stride: tuple[int, ...] = option((), "step of the window, as height,width; empty: two thirds of it")
     eval_batch_size: int = option(4, "images a step")
     eval_short_side: int = option(0, "the image is resized to this short side before the network; 0: as it is")
     eval_long_side: int = option(0, "cap of the long side in that resize; 0: none")
+    eval_resize_factor: int = option(0, "with --inference=official, sides are rounded up to a multiple of this plus one after that resize; 0: no")
 
     def validate(self) -> None:
         self._require(bool(self.eval_scales) and all(s > 0 for s in self.eval_scales), "eval_scales", "scales above 0")
@@ -336,6 +343,7 @@ class EvalConfig(Config):
                       "two numbers of at least 1: height,width; or none")
         self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
         self._require(self.eval_short_side >= 0 and self.eval_long_side >= 0, "eval_short_side", "0 or above")
+        self._require(self.eval_resize_factor >= 0, "eval_resize_factor", "0 or above")
 
 
 # Normalization -> (mean, standard deviation) of RGB in 0..255. What is padded around an image has the mean, so that it is 0 to the network.

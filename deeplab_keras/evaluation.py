@@ -185,7 +185,8 @@ def evaluate(
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     bar, done = Progress(count, "evaluation") if progress else None, 0
     for images, labels in batches(source, count, config.eval_batch_size, info):
-        matrix += count_pixels(labels, predictor.predict_batch(images), info.num_classes, info.ignore_label)
+        predictions, labels = predictor.compare(images, labels)
+        matrix += count_pixels(labels, predictions, info.num_classes, info.ignore_label)
         done += len(images)
         if bar:
             bar.update(done, mIoU=Scores.from_matrix(matrix).miou)

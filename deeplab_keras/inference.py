@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.files import DECODE_ERRORS
+from deeplab_keras.layers import Normalize
 
 
 class Network:
@@ -37,6 +40,7 @@ class Network:
         _, height, width, self.channels = model.input_shape
         self.input_size = (height, width) if height and width else None
         self.num_classes = int(model.outputs[0].shape[-1])
+        self.model = model
 
         def logits(images: tf.Tensor) -> tf.Tensor:
             (output,) = tf.nest.flatten(model(images, training=False))
@@ -44,6 +48,17 @@ class Network:
 
         signature = [tf.TensorSpec([None, height, width, self.channels], tf.float32)]
         self._compiled = tf.function(logits, input_signature=signature)
+
+    @property
+    def pad_value(self) -> tuple[float, ...]:
+        """The colour that is 0 to the network: the mean of its normalization."""
+        normalize = next((layer for layer in self.model.layers if isinstance(layer, Normalize)), None)
+        return normalize.mean if normalize else (0.0,) * self.channels
+
+    @functools.cached_property
+    def before_resize(self) -> Network:
+        """The same network up to its logits before the last resize."""
+        return Network(keras.Model(self.model.input, self.model.get_layer("logits").output))
 
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
@@ -199,12 +214,33 @@ class Predictor:
     def probabilities(self, image: Any) -> np.ndarray:
         """Probability of each class: float32 `[height, width, num_classes]`; `image` as in a call."""
         images = as_image(image, self.network.channels)[None]
+        if self.config.inference == "official":
+            prediction = official_inference.predict(self.network, images, self.config)
+            return official_inference.restore_probabilities(prediction, images.shape[1:3])[0]
         return tf.nn.softmax(predict_logits(self.network, images, self.config))[0].numpy()
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
+        if self.config.inference == "official":
+            prediction = official_inference.predict(self.network, images, self.config)
+            return self._typed(official_inference.restore_labels(prediction, images.shape[1:3])).numpy()
         labels = tf.argmax(predict_logits(self.network, images, self.config), axis=-1, output_type=tf.int32)
-        return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32).numpy()
+        return self._typed(labels).numpy()
+
+    def compare(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and true label maps where they are compared: at the labels' size, unless the config says other.
+
+        The official eval.py compares at the size that its resize gave the image.
+        """
+        if self.config.inference == "official" and self.config.eval_short_side:
+            prediction = official_inference.predict(self.network, images, self.config)
+            height, width = prediction.size
+            found = self._typed(prediction.labels[:, :height, :width]).numpy()
+            return found, official_inference.prepare_labels(labels, prediction.size)
+        return self.predict_batch(images), labels
+
+    def _typed(self, labels: tf.Tensor) -> tf.Tensor:
+        return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32)
 
 
 def open_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -74,7 +74,10 @@ def get_config(name: str) -> ModelConfig:
 
 
 def reported(name: str) -> float | None:
-    """The mIoU in percent that the model's authors reported on their validation set; None: they reported none."""
+    """The mIoU in percent that the model's authors reported; None: they reported none.
+
+    On the validation set, for the official models trained on it (`..._trainval`) on the test set.
+    """
     return REPORTED_MIOU.get(name)
 
 

@@ -12,10 +12,12 @@ import re
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import Source, transforms
+from deeplab_keras.data import Source, official_transforms, transforms
 from deeplab_keras.data.files import in_threads
 
 FOREVER = tf.int64.max
+# All conditions and loops here are written as tf.cond and tf.while_loop, so that AutoGraph's seconds can be saved.
+plain_graph = tf.autograph.experimental.do_not_convert
 FILE_ERRORS = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -35,6 +37,7 @@ def epoch_order(seed: int, epoch: tf.Tensor, count: int) -> tf.Tensor:
 def sample_stream(count: int, seed: int, start: int = 0) -> tf.data.Dataset:
     """Endless pairs (position, image index) from the position `start` on."""
 
+    @plain_graph
     def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
         positions = epoch * count + tf.range(count, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((positions, epoch_order(seed, epoch, count)))
@@ -63,11 +66,13 @@ def train_dataset(
         Batches (image float32 `[batch, height, width, 3]` in 0..255, label int32 `[batch, height, width]`).
     """
     batch_size = batch_size or config.train_batch_size
+    augment = official_transforms.augment if config.preprocessing == "official" else transforms.augment
 
+    @plain_graph
     def make_sample(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image, label = source.tf_load(index)
         draws = transforms.draw(config.seed, position)
-        return transforms.augment(image, label, draws, config, pad_value, source.info.ignore_label)
+        return augment(image, label, draws, config, pad_value, source.info.ignore_label)
 
     dataset = sample_stream(len(source), config.seed, start_step * batch_size)
     dataset = dataset.map(make_sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -84,6 +89,7 @@ def eval_dataset(source: Source) -> tf.data.Dataset:
     """
     names = tf.constant(source.names)
 
+    @plain_graph
     def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image, label = source.tf_load(index)
         return image, tf.cast(label, tf.int32), names[index]
