@@ -36,9 +36,7 @@ class BrokenFileError(UserError):
 
 def _broken(path: str, error: Exception | str) -> BrokenFileError:
     reason = "not a picture" if isinstance(error, UnidentifiedImageError) else error
-    return BrokenFileError(
-        f"{path}: cannot be decoded ({reason}); replace it, or leave such files out with --skip_broken_files"
-    )
+    return BrokenFileError(f"{path}: cannot be decoded ({reason}); replace it, or leave such files out with --skip_broken_files")
 
 
 def read_image(path: str) -> np.ndarray:
@@ -294,9 +292,7 @@ def open_pairs(
     """
 
     def source_of(plain: dict[int, tuple[bool, bool]], checked: bool) -> FileSource:
-        chosen_names, chosen_images, chosen_labels = (
-            tuple(values[i] for i in plain) for values in (names, images, labels)
-        )
+        chosen_names, chosen_images, chosen_labels = (tuple(values[i] for i in plain) for values in (names, images, labels))
         return FileSource(info, chosen_names, chosen_images, chosen_labels, tuple(plain.values()), checked, label_map)
 
     plain = _sift(config, lambda index: check_headers(images[index], labels[index]), range(len(names)))

@@ -25,6 +25,7 @@ from deeplab_keras.data.info import DatasetInfo
 
 Array = np.ndarray
 Rng = np.random.Generator
+Window = tuple[slice, slice]
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 NOISE_SIZE = 256
@@ -235,9 +236,6 @@ def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
     label = np.where(to_water > 0, 1, np.where(to_grass < 0, 2, 0)).astype(np.uint8)
     colour = _mix(_mix(sand, water, _step(to_water, 1.5)), grass, _step(-to_grass, 1.5))
     return colour, label, np.minimum(np.abs(to_water), np.abs(to_grass))
-
-
-Window = tuple[slice, slice]
 
 
 def _overlap(canvas: tuple[int, ...], patch: tuple[int, ...], top: int, left: int) -> tuple[Window, Window]:

@@ -54,9 +54,7 @@ def scale_factor(number: tf.Tensor, minimum: float, maximum: float, step: float)
     return factors[tf.cast(number * count, tf.int32)]
 
 
-def scaled_size(
-    size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None
-) -> tf.Tensor:
+def scaled_size(size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None) -> tf.Tensor:
     """The size an image is resized to, its aspect kept.
 
     Args:
@@ -78,9 +76,7 @@ def scaled_size(
     return tf.maximum(tf.cast(sides * ratio + 0.5, tf.int32), 1)
 
 
-def resize_label(
-    label: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
-) -> tf.Tensor:
+def resize_label(label: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
     """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
 
     The source of row i is floor(i * height / size), as in OpenCV and not at half-pixel centres.
@@ -93,9 +89,7 @@ def resize_label(
     return label
 
 
-def resize_image(
-    image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
-) -> tf.Tensor:
+def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
     """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
 
     The same as resizing all and cropping then, but only what the crop needs is read and computed.
@@ -103,7 +97,7 @@ def resize_image(
     Returns:
         float32 `[count[0], count[1], 3]`.
     """
-    count = tf.convert_to_tensor(size if count is None else count)
+    image, count = tf.convert_to_tensor(image), tf.cast(size if count is None else count, tf.int32)
     begins, ends, scales, shifts = [], [], [], []
     for axis in (0, 1):
         length = tf.shape(image)[axis]
@@ -127,9 +121,7 @@ def resize_image(
     )[0]
 
 
-def resize_to_range(
-    image: tf.Tensor, label: tf.Tensor, short: int, long: int | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
+def resize_to_range(image: tf.Tensor, label: tf.Tensor, short: int, long: int | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Resizes so that the short side becomes `short` unless the long side would pass `long`."""
     size = scaled_size(tf.shape(label), 1.0, short, long)
     return resize_image(image, size), resize_label(label, size)
@@ -163,7 +155,7 @@ def choose_crop(
         counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
         largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
         varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
-        return ~varied & (attempt < len(numbers) - 1)
+        return ~varied & (attempt < numbers.shape[0] - 1)
 
     attempt, window = tf.constant(0), cut(tf.constant(0))
     if max_share < 1:

@@ -1,0 +1,63 @@
+"""Small datasets in folders, and masks in every form that PNG has, for the tests of the data room."""
+
+from __future__ import annotations
+
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("wall", "floor", "lamp")
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise over ramps, so that a JPEG of it has every frequency."""
+    rng = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    ramps = np.stack([across, down, np.full((height, width), 90)], -1)
+    return (ramps + rng.integers(0, 56, ramps.shape)).astype(np.uint8)
+
+
+def mask(height: int, width: int, seed: int = 0, ids: tuple[int, ...] = (0, 1, 2, 255)) -> np.ndarray:
+    return np.random.default_rng(seed).choice(np.array(ids, np.uint8), (height, width))
+
+
+def write_dataset(
+    root: pathlib.Path, split: str = "train", count: int = 3, *, labels: str = "labels", suffix: str = ".jpg"
+) -> pathlib.Path:
+    """`images/<split>/pic_N` and masks of 20x30 and more pixels, three classes and the ignore label; no classes.txt."""
+    for index in range(count):
+        height, width = 20 + index, 30 + 2 * index
+        for folder in ("images", labels):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(height, width, index)).save(root / "images" / split / f"pic_{index}{suffix}", quality=90)
+        Image.fromarray(mask(height, width, index)).save(root / labels / split / f"pic_{index}.png")
+    return root
+
+
+def truncate(path: pathlib.Path) -> None:
+    """Cuts off the end of a file; its header stays."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+
+
+def write_png(path: pathlib.Path, pixels: np.ndarray, bit_depth: int, palette: bytes | None = None) -> None:
+    """A grey or palette PNG of any bit depth, written by hand: Pillow writes only some."""
+    height, width = pixels.shape
+    if bit_depth == 16:
+        rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
+    else:
+        bits = np.unpackbits(pixels.astype(np.uint8)[..., None], axis=-1)[..., 8 - bit_depth :].reshape(height, -1)
+        rows = np.packbits(bits, axis=1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, 3 if palette else 0, 0, 0, 0)
+    colours = chunk(b"PLTE", palette) if palette else b""
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,50 @@
+"""Class names, palettes, and their way to JSON and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data.camvid import CAMVID
+from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
+
+VOC_COLOURS = (
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
+    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
+    (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
+)  # fmt: skip
+
+
+def test_pascal_palette_is_that_of_the_voc_devkit():
+    palette = pascal_palette(256)
+    assert palette[:21] == VOC_COLOURS
+    assert palette[255] == (224, 224, 192)
+    assert len(set(palette)) == 256
+
+
+def test_json_and_back():
+    info = DatasetInfo("mine", ("a", "b c", "d"), ((0, 0, 0), (1, 2, 3), (255, 255, 255)), ignore_label=7)
+    assert DatasetInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert DatasetInfo.from_dict(json.loads(json.dumps(CAMVID.to_dict()))) == CAMVID
+
+
+def test_info_for_classes():
+    info = info_for_classes("mine", ["a", "b"], ignore_label=9)
+    assert (info.num_classes, info.palette, info.ignore_label) == (2, ((0, 0, 0), (128, 0, 0)), 9)
+    assert info_for_classes("mine", ["a"], [(1, 2, 3)]).palette == ((1, 2, 3),)
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "message"),
+    [
+        ((), (), "dataset 'x' has 0 classes; allowed are 1 to 256"),
+        (("a", "b"), ((0, 0, 0),), "dataset 'x' has 2 classes but 1 colours; give one each"),
+        (("a",), ((0, 0, 256),), "dataset 'x' has a colour outside 0..255 in its palette"),
+    ],
+)
+def test_wrong_infos(names, palette, message):
+    with pytest.raises(UserError) as error:
+        DatasetInfo("x", names, palette)
+    assert str(error.value) == message

@@ -1,0 +1,164 @@
+"""The training stream: repeatable from any step on; evaluation in order; broken files named."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_files import mask, truncate, write_dataset
+from PIL import Image
+
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data import files, open_dataset
+from deeplab_keras.data.pipeline import epoch_order, eval_dataset, sample_stream, train_dataset, user_error
+
+PAD = (123.675, 116.28, 103.53)
+SCENES = DataConfig(train_samples=5, eval_samples=3, synthetic_size=(40, 48), train_crop_size=(32, 32), train_batch_size=2)
+
+
+def batches(config: DataConfig, count: int, **options) -> list[tuple[np.ndarray, np.ndarray]]:
+    dataset = train_dataset(open_dataset(config, "train"), config, PAD, **options)
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def assert_equal(found, expected) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_every_pass_is_another_permutation():
+    orders = np.array([epoch_order(seed, tf.constant(epoch, tf.int64), 50) for seed in (0, 1) for epoch in (0, 1, 2)])
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(50), (6, 1)))
+    assert len({order.tobytes() for order in orders}) == 6
+    # Every image comes at every place: no corner of the order is fixed.
+    firsts = [int(epoch_order(3, tf.constant(epoch, tf.int64), 4)[0]) for epoch in range(120)]
+    assert np.bincount(firsts).min() > 15
+
+
+@pytest.mark.parametrize("start", [0, 3, 5, 7, 10, 23])
+def test_the_stream_goes_on_from_any_position(start):
+    whole = [(int(p), int(i)) for p, i in sample_stream(5, seed=1).take(30)]
+    assert [position for position, _ in whole] == list(range(30))
+    assert all(sorted(index for _, index in whole[k : k + 5]) == list(range(5)) for k in range(0, 30, 5))
+    assert [(int(p), int(i)) for p, i in sample_stream(5, seed=1, start=start).take(7)] == whole[start : start + 7]
+
+
+def test_batches_are_repeatable_and_resume_exactly():
+    undisturbed = batches(SCENES, 8)  # three passes over five scenes, across their ends
+    assert_equal(batches(SCENES, 8), undisturbed)
+    for start_step in (1, 5):
+        assert_equal(batches(SCENES, 8 - start_step, start_step=start_step), undisturbed[start_step:])
+    assert not np.array_equal(batches(SCENES.replace(seed=1), 1)[0][1], undisturbed[0][1])
+    pictures = [image for images, _ in undisturbed for image in images]
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(pictures, 2)), "augmentation repeats itself"
+
+
+def test_batches_are_as_the_trainer_expects_them():
+    dataset = train_dataset(open_dataset(SCENES, "train"), SCENES, PAD, batch_size=3)
+    image_spec, label_spec = dataset.element_spec
+    assert (image_spec.shape, image_spec.dtype) == ((3, 32, 32, 3), tf.float32)
+    assert (label_spec.shape, label_spec.dtype) == ((3, 32, 32), tf.int32)
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    assert dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.DATA
+    images, labels = next(iter(dataset))
+    assert 0 <= images.numpy().min() and images.numpy().max() <= 255
+    assert set(np.unique(labels)) <= {*range(10), 255}
+
+
+def test_a_mirrored_strategy_gets_the_same_batches():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    dataset = strategy.experimental_distribute_dataset(train_dataset(open_dataset(SCENES, "train"), SCENES, PAD))
+    found = [tuple(part.numpy() for part in batch) for batch in itertools.islice(dataset, 3)]
+    assert_equal(found, batches(SCENES, 3))
+
+
+def test_images_smaller_than_the_crop_are_surrounded_by_mean_and_ignore_label():
+    config = SCENES.replace(train_crop_size=(64, 80), min_scale_factor=1.0, max_scale_factor=1.0)
+    images, labels = batches(config, 1)[0]
+    outside = np.ones((64, 80), bool)
+    outside[12:52, 16:64] = False
+    np.testing.assert_allclose(images[:, outside], np.broadcast_to(PAD, images[:, outside].shape), atol=1e-4)
+    assert (labels[:, outside] == 255).all()
+    assert (labels[:, 12:52, 16:64] != 255).mean() > 0.5
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_caching_changes_nothing(tmp_path, suffix):
+    root = write_dataset(tmp_path / "photos", suffix=suffix)
+    config = DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 16), train_batch_size=2)
+    plain = batches(config, 4)
+    cached = config.replace(cache=True)
+    assert_equal(batches(cached, 4), plain)
+    source = open_dataset(cached, "train")
+    source.load(0)
+    (root / "images" / "train" / f"{source.names[0]}{suffix}").unlink()
+    assert source.load(0)[0].shape == (20, 30, 3), "the second time the file is not read"
+
+
+def test_evaluation_is_every_pair_in_order_as_it_is(tmp_path):
+    root = write_dataset(tmp_path / "photos", "val")
+    source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(root)), "val")
+    samples = list(eval_dataset(source))
+    assert [name.numpy().decode() for *_, name in samples] == list(source.names)
+    for index, (image, label, _) in enumerate(samples):
+        assert (image.dtype, label.dtype) == (tf.uint8, tf.int32)
+        expected, expected_label = source.load(index)
+        np.testing.assert_array_equal(image, expected)
+        np.testing.assert_array_equal(label, expected_label)
+    assert eval_dataset(source).cardinality() == 3
+
+
+# --- A file that breaks on the way ---
+
+
+@pytest.fixture
+def unchecked(tmp_path, monkeypatch):
+    """A dataset too large to be decoded before training starts: only the headers and the first pair are."""
+    monkeypatch.setattr(files, "FULL_CHECK_LIMIT", 0)
+    monkeypatch.setattr(files, "CHECK_SAMPLE", 1)
+    root = write_dataset(tmp_path / "photos")
+    (root / "classes.txt").write_text("a\nb\nc")
+    return root
+
+
+BREAKS = {
+    "truncated image": ("images/train/pic_2.jpg", "cannot be decoded (image file is truncated"),
+    "truncated mask": ("labels/train/pic_2.png", "cannot be decoded ("),
+    "truncated palette mask": ("labels/train/pic_2.png", "cannot be decoded ("),
+    "ids outside": ("labels/train/pic_2.png", "the mask holds ids outside the classes: 77; allowed are 0 to 2 and 255"),
+    "removed": ("images/train/pic_2.jpg", "cannot be decoded ([Errno 2] No such file"),
+}
+
+
+@pytest.mark.parametrize(("case", "cache"), [*((case, False) for case in BREAKS), ("truncated image", True)])
+def test_a_file_that_breaks_on_the_way_is_named(unchecked, case, cache):
+    name, reason = BREAKS[case]
+    path = unchecked / name
+    if case == "ids outside":
+        Image.fromarray(mask(22, 34, ids=(0, 77))).save(path)
+    elif case == "truncated palette mask":
+        Image.fromarray(mask(22, 34)).convert("P").save(path)
+    if case.startswith("truncated"):
+        truncate(path)
+    config = DataConfig(dataset="folder", dataset_dir=str(unchecked), train_crop_size=(16, 16), train_batch_size=1, cache=cache)
+    source = open_dataset(config, "train")
+    if case == "removed":
+        path.unlink()
+    with pytest.raises(tf.errors.OpError) as error:
+        list(train_dataset(source, config, PAD).take(3))
+    mistake = user_error(error.value, source)
+    assert isinstance(mistake, UserError)
+    assert str(mistake).startswith(f"{path}: {reason}") and "\n" not in str(mistake)
+
+
+def test_other_errors_are_no_users_mistake():
+    source = open_dataset(SCENES, "train")
+    assert user_error(ValueError("a bug"), source) is None
+    assert user_error(tf.errors.ResourceExhaustedError(None, None, "out of memory"), source) is None
+    assert user_error(tf.errors.InvalidArgumentError(None, None, "shapes"), source) is None
+    told = UserError("told already")
+    assert user_error(told, source) is told
