@@ -131,9 +131,8 @@ def error_map(image: Array, label: Array, prediction: Array, info: DatasetInfo) 
     """The image in dim grey, wrong pixels in red, pixels that do not count in black."""
     grey = np.asarray(image, np.float32).mean(-1, keepdims=True) * 0.45 + 30
     picture = np.repeat(grey, 3, axis=-1).astype(np.uint8)
-    counted = _rows(label, info) < info.num_classes
-    picture[counted & (label != prediction)] = WRONG
-    picture[~counted] = BLACK
+    picture[label != prediction] = WRONG
+    picture[_rows(label, info) == info.num_classes] = BLACK
     return picture
 
 

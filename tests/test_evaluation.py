@@ -121,6 +121,27 @@ def test_batches_hold_every_pair_once(batch_size: int) -> None:
     assert sorted(seen) == list(range(60))
 
 
+def test_batches_are_full_where_they_can_be() -> None:
+    source = make_source([(6, 5), (5, 6)] * 8)
+    assert [len(images) for images, _ in batches(source, 16, 4, INFO)] == [4, 4, 4, 4]
+
+
+def test_many_sizes_do_not_fill_the_memory() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class CountingSource(FakeSource):
+        loaded: list[int] = dataclasses.field(default_factory=list)
+
+        def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            self.loaded.append(index)
+            return super().load(index)
+
+    source = CountingSource(INFO, make_source([(4 + i, 5) for i in range(60)]).pairs)
+    stream = batches(source, 60, 2, INFO)
+    next(stream)
+    assert len(source.loaded) <= 4 * 2 + 1 + 2 * 2 + 1  # waiting for their like, and read ahead
+    assert len(list(stream)) == 59
+
+
 def test_progress_line_shows_the_miou(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
