@@ -10,7 +10,8 @@ from official_golden import GOLDEN, LOCAL, MODELS, SMALL, golden_config, manifes
 from deeplab_keras.benchmark import count_multiply_adds
 from deeplab_keras.checkpoints.official_deeplab import load_official
 from deeplab_keras.checkpoints.official_files import read_source
-from deeplab_keras.config import UserError
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.inference import Predictor
 from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
 from deeplab_keras.zoo_official import OFFICIAL, OFFICIAL_MIOU, RELEASES, official_config
 
@@ -82,6 +83,22 @@ def test_the_official_image_pyramid(scales, method, keys):
         found = keras.Model(model.input, outputs).predict(golden["image"].astype(np.float32), verbose=0)
         for key, expected in keys.items():
             assert error(found[key], golden[expected]) < TOLERANCE, key
+
+
+@pytest.mark.shared
+def test_official_multi_scale_and_flip():
+    config = golden_config("mnv2_dm10_os16")
+    model = build_segmentor(config)
+    load_official(model, config, read_source(GOLDEN / "mnv2_dm10_os16").tensors, origin="golden")
+    evaluation = EvalConfig(
+        inference="official", eval_crop_size=(257, 257), eval_scales=(0.5, 1.0, 1.25), add_flipped_images=True
+    )
+    predictor = Predictor(model, evaluation)
+    with np.load(GOLDEN / "mnv2_dm10_os16" / "golden.npz") as golden:
+        image = golden["image"][0]
+        assert np.mean(predictor(image) == golden["ms_flip_argmax"][0]) >= 0.999
+        found = predictor.probabilities(image)[None, ::16, ::16]
+        np.testing.assert_allclose(found, golden["ms_flip_prob_every16"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -8,6 +8,7 @@ import re
 import keras
 from absl import logging
 
+from deeplab_keras.checkpoints import official_deeplab
 from deeplab_keras.checkpoints.folder import (
     assign_weights,
     find_checkpoint,
@@ -17,6 +18,7 @@ from deeplab_keras.checkpoints.folder import (
     read_weights,
 )
 from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
+from deeplab_keras.checkpoints.official_files import is_official_file
 from deeplab_keras.config import ModelConfig
 
 CLASSIFIERS = ("logits", "auxiliary_logits", "logits_high", "logits_low")
@@ -31,12 +33,16 @@ def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer:
     Args:
         model: the segmentor.
         config: its architecture.
-        source: a checkpoint folder or workdir, "imagenet", or a file of ImageNet weights.
+        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, or what the official DeepLab
+            starts from: a TF1 checkpoint or a release as downloaded.
         last_layer: whether to take the classifier layers.
 
     Raises:
         UserError: no such source, or its weights do not fit.
     """
+    if is_official_file(source):
+        logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, last_layer))
+        return
     if source == "imagenet" or not pathlib.Path(source).is_dir():
         logging.info("%s: %s", source, load_imagenet(model, config, source))
         return

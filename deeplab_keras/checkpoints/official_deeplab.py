@@ -1,13 +1,13 @@
 """The official DeepLab's weights into our models: TF1 checkpoints, releases as downloaded, frozen graphs, TFLite files.
 
-    source = read_source("deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz")
-    print(load_official(model, config, source.tensors, origin=source.path))
+    print(load(model, config, "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz"))
 
 Names and shapes: spec/official-deeplab.md, section 7.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from deeplab_keras.blocks import make_divisible
+from deeplab_keras.checkpoints.official_files import read_source
 from deeplab_keras.checkpoints.transfer import TF1_SLIM, Proof, Rules, load_weights
 from deeplab_keras.config import ModelConfig, UserError
 
@@ -36,6 +37,8 @@ BOOKKEEPING = (
     r".*(_quant|quant_\w+)/(min|max)(/.*)?",
 )
 BACKBONE = r"(stem|block\d+|last)_.*"
+WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has such a head
+CLASSIFIERS = re.compile(r"logits(\d+|_high|_low)?")
 
 
 def rules(config: ModelConfig) -> Rules:
@@ -92,6 +95,35 @@ def _decoder(config: ModelConfig) -> dict[str, str]:
     return layers
 
 
+def load(model: keras.Model, config: ModelConfig, path: str, keep: Collection[str] = ()) -> Proof:
+    """Fills the model from an official file of any kind; see `read_source` and `load_official`."""
+    source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
+    return load_official(model, config, source.tensors, origin=source.path, keep=keep)
+
+
+def start_from(model: keras.Model, config: ModelConfig, path: str, last_layer: bool = True) -> Proof:
+    """Fills a model that is to be trained: what `tf_initial_checkpoint` means to the official train.py, but strict.
+
+    The classifiers start fresh where the classes differ or `last_layer` is False: of LR-ASPP the decoder's two alone,
+    where the reference would fail or drop the head (spec, T12). Of another head, and of an ImageNet classifier, the
+    backbone is taken.
+
+    Returns:
+        The proof, which says what was left fresh.
+
+    Raises:
+        UserError: the weights are of another variant, or broken.
+    """
+    source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
+    found, tensors = seems(source.tensors), source.tensors
+    if found.get("head", config.head) != config.head:
+        tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
+    keep = []
+    if not last_layer or found.get("num_classes", config.num_classes) != config.num_classes:
+        keep = [layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)]
+    return load_official(model, config, tensors, origin=source.path, keep=keep, covers=WITHOUT_AUXILIARY)
+
+
 def load_official(
     model: keras.Model,
     config: ModelConfig,
@@ -99,6 +131,7 @@ def load_official(
     *,
     origin: str,
     keep: Collection[str] = (),
+    covers: str = ".*",
 ) -> Proof:
     """Fills the model with official weights; strict. A backbone's file without a head fills the backbone alone.
 
@@ -108,6 +141,7 @@ def load_official(
         tensors: by their official names.
         origin: what errors call the source.
         keep: layers of ours that keep their own weights.
+        covers: regular expression of the layers that must be filled.
 
     Returns:
         The proof, to be printed.
@@ -116,9 +150,9 @@ def load_official(
         UserError: the weights are of another variant, with the flag that would fit, or do not fit otherwise.
     """
     _check_variant(config, tensors, origin, classes_matter=not keep)
-    table = rules(config)
+    table = dataclasses.replace(rules(config), covers=covers)
     if not any(re.match(r"(aspp0|logits|decoder)/", name) for name in tensors):
-        table = Rules(table.layers, table.dialect, table.ignored, covers=BACKBONE)
+        table = dataclasses.replace(table, covers=BACKBONE)
     return load_weights(model, tensors, table, keep=keep, origin=origin)
 
 
