@@ -111,7 +111,7 @@ def crop_oracle(label: np.ndarray, crop: tuple[int, int], numbers: np.ndarray, s
 def test_crop_is_the_first_draw_without_a_ruling_class():
     rng = np.random.default_rng(0)
     tries = []
-    choose = tf.function(transforms.choose_crop)
+    choose = tf.function(transforms.choose_crop, autograph=False)
     for case in range(60):
         label = np.repeat(np.repeat(rng.choice([0, 0, 0, 1, IGNORE], (5, 6)), 6, 0), 6, 1).astype(np.uint8)
         numbers = rng.random((10, 2)).astype(np.float32)
@@ -195,7 +195,7 @@ def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) 
 
 def test_photometric_distortion_against_the_oracle():
     rng = np.random.default_rng(0)
-    distort = tf.function(transforms.distort_photometric)
+    distort = tf.function(transforms.distort_photometric, autograph=False)
     distances = []
     for case in range(200):
         image = picture(4, 3, seed=case)[0].astype(np.float32)
