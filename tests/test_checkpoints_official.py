@@ -19,6 +19,7 @@ from deeplab_keras.checkpoints import official_deeplab, official_files
 from deeplab_keras.checkpoints.folder import named_weights
 from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.official_files import read_source
+from deeplab_keras.checkpoints.transfer import slots
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.inference import Predictor
 from deeplab_keras.segmentor import build_segmentor
@@ -372,3 +373,49 @@ def test_the_real_tflite_model_without_its_depth_multiplier():
     with pytest.raises(UserError, match=r"--depth_multiplier=0.5 \(not 1.0\)"):
         path = WEIGHTS / "deeplabv3_mnv2_dm05_257" / "deeplabv3.tflite"
         official_deeplab.load(build_segmentor(config), config, str(path))
+
+
+# What no file at hand has: names after the official source (model.py, refine_by_decoder and get_branch_logits).
+DECODER_NAMES = {
+    "separable": (
+        dict(decoder_output_stride=(8, 4)),
+        "decoder/feature_projection0 decoder/decoder_conv0_depthwise decoder/decoder_conv0_pointwise "
+        "decoder/decoder_conv1_depthwise decoder/decoder_conv1_pointwise decoder/feature_projection0_1 "
+        "decoder/decoder_conv0_1_depthwise decoder/decoder_conv0_1_pointwise decoder/decoder_conv1_1_depthwise "
+        "decoder/decoder_conv1_1_pointwise",
+    ),
+    "plain": (
+        dict(decoder_output_stride=(4,), decoder_use_separable_conv=False),
+        "decoder/feature_projection0 decoder/decoder_conv0/decoder_conv0_1 decoder/decoder_conv0/decoder_conv0_2",
+    ),
+    "sum": (
+        dict(decoder_output_stride=(4,), decoder_use_sum_merge=True),
+        "decoder/feature_projection0 decoder/decoder_split_sep_conv0_depthwise decoder/decoder_split_sep_conv0_pointwise",
+    ),
+    "plain sum": (
+        dict(decoder_output_stride=(4,), decoder_use_sum_merge=True, decoder_use_separable_conv=False),
+        "decoder/feature_projection0 decoder/decoder_conv0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECODER_NAMES)
+def test_names_of_decoders(case):
+    flags, expected = DECODER_NAMES[case]
+    config = official_config(depth_multiplier=0.35, output_stride=32, decoder_filters=16, **flags)
+    wanted = slots(build_segmentor(config, (33, 33)), official_deeplab.rules(config))
+    kernels = [slot.source for slot in wanted if slot.source.endswith("weights")]
+    found = {name.rpartition("/")[0] for name in kernels if name.startswith("decoder")}
+    assert found == set(expected.split())
+
+
+def test_names_of_several_classifiers():
+    config = official_config(
+        depth_multiplier=0.35, aspp_with_batch_norm=False, atrous_rates=(2, 4), logits_kernel_size=3
+    )
+    model = build_segmentor(config, (33, 33))
+    wanted = [slot.source for slot in slots(model, official_deeplab.rules(config))]
+    found = {name for name in wanted if not name.startswith("Mobile")}
+    assert found == {f"logits/semantic{end}/{part}" for end in ("", "_1") for part in ("weights", "biases")}
+    assert [model.get_layer(f"logits{i}").dilation_rate for i in (0, 1)] == [(2, 2), (4, 4)]
+    assert model.get_layer("logits0").kernel.shape[:2] == (3, 3)

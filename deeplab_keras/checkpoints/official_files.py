@@ -102,7 +102,7 @@ def _read_checkpoint(prefix: str) -> Tensors:
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:  # a short file is an IndexError
         reason = str(getattr(error, "message", error)).splitlines()[0][:120]
         raise UserError(f"{prefix}: damaged or not a TF1 checkpoint ({reason}); download or copy it again") from error
 
