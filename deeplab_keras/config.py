@@ -292,6 +292,7 @@ class TrainConfig(Config):
     weight_decay: float = option(5e-4, "L2 factor; coupled (added to the gradient) with momentum and adam, decoupled with adamw")
     weight_decay_on_all: bool = option(True, "decay acts on every weight; False: on convolution kernels only, depthwise ones left out")
     loss: str = option("cross_entropy", "terms of the loss with their weights, as cross_entropy+0.5*dice; also focal, lovasz")
+    label_weights: tuple[float, ...] = option((), "weight of each class in the loss; empty: all equal")
     auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss")
     label_smoothing: float = option(0.0, "share of the probability that goes evenly to all classes in the loss")
     ema_momentum: float = option(0.0, "keeps a running average of the weights with this momentum and evaluates it; 0: none")

@@ -52,6 +52,10 @@ def train(
     train_source, eval_source = (open_dataset(data, split) for split in (data.train_split, data.eval_split))
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
+    if training.label_weights and len(training.label_weights) != info.num_classes:
+        raise UserError(
+            f"--label_weights: {len(training.label_weights)} numbers; {info.name} has {info.num_classes} classes: give as many"
+        )
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
@@ -148,6 +152,7 @@ def _loss(training: TrainConfig, info: DatasetInfo) -> SegmentationLoss:
     return make_loss(
         training.loss,
         ignore_label=info.ignore_label,
+        class_weights=training.label_weights or None,
         label_smoothing=training.label_smoothing,
         sum_over_replicas=sum_over_replicas,
     )
