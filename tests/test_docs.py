@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from contracts import ROOT, SCRIPTS, commands, noise, script
+from PIL import Image
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = re.compile(r"^make ((?:[a-z]+ ?)+)", re.MULTILINE)
@@ -18,7 +19,13 @@ def relative(path: pathlib.Path) -> str:
 
 
 def blocks(path: pathlib.Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for _, block in marked_blocks(path, language)]
+
+
+def marked_blocks(path: pathlib.Path, language: str) -> list[tuple[bool, str]]:
+    """The code blocks of a page, and whether a comment `<!-- not run: why -->` stands before it."""
+    found = re.findall(rf"^(<!-- not run: .+ -->\n)?```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [(bool(mark), block) for mark, block in found]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
@@ -45,21 +52,28 @@ def test_make_has_the_verbs(path):
 
 @pytest.mark.parametrize("path", [page for page in PAGES if blocks(page, "python")], ids=relative)
 def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
-    """All blocks of a page one after another, where runs/demo is a trained model and there are images."""
+    """All blocks of a page one after another, where runs/demo and runs/mine are trained models and there are images."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(tiny_run)
-    names = {"image": noise(40, 60, 3).astype(np.uint8), "images": noise(1, 256, 256, 3)}
-    for block in blocks(path, "python"):
-        exec(compile(block, relative(path), "exec"), names)
+    for folder in ("runs", "photographs"):
+        (tmp_path / folder).mkdir()
+    for name in ("demo", "mine"):
+        (tmp_path / "runs" / name).symlink_to(tiny_run)
+    image = noise(40, 60, 3).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "photographs" / "a.png")
+    names = {"image": image, "images": noise(1, 256, 256, 3)}
+    for not_run, block in marked_blocks(path, "python"):
+        code = compile(block, relative(path), "exec")
+        if not not_run:
+            exec(code, names)
     if path.name == "README.md":
         assert names["labels"].shape == (40, 60) and names["logits"].shape == (1, 256, 256, 11)
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=relative)
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        if not target.startswith("https://"):
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
+        if not target.startswith(("https://", "http://")):
             assert (path.parent / target).exists(), f"{relative(path)} links to {target}"
 
 
