@@ -22,7 +22,10 @@ class Network(Protocol):
     """What is needed of `inference.Network`."""
 
     input_size: tuple[int, int] | None
-    pad_value: tuple[float, ...]
+
+    @property
+    def pad_value(self) -> tuple[float, ...]:
+        """The colour that is 0 to the network."""
 
     @property
     def before_resize(self) -> Callable[[tf.Tensor], tf.Tensor]:
