@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.files import DECODE_ERRORS
-from deeplab_keras.layers import Normalize
+from deeplab_keras.layers import Normalize, ResizeTo
 
 
 class Network:
@@ -59,6 +59,13 @@ class Network:
     def before_resize(self) -> Network:
         """The same network up to its logits before the last resize."""
         return Network(keras.Model(self.model.input, self.model.get_layer("logits").output))
+
+    @functools.cached_property
+    def ends_with_resize(self) -> bool:
+        """Whether the model's last step is a half-pixel resize of `before_resize`, which may as well go to another size."""
+        layers = {layer.name: layer for layer in self.model.layers}
+        resize = layers.get("resized_logits")
+        return isinstance(resize, ResizeTo) and not resize.align_corners and resize.input[0] is layers["logits"].output
 
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
@@ -130,7 +137,11 @@ def _one_pass(network: Network, images: tf.Tensor, scale: float, flip: bool, con
     x = _resize(images, run_size)
     if flip:
         x = tf.reverse(x, axis=[2])
-    logits = network(x) if config.inference == "whole" else _slide(network, x, config)
+    if config.inference == "whole":  # resized once, from the head's own size, as SSSegmentation does it
+        direct = run_size != size and network.ends_with_resize
+        logits = network.before_resize(x) if direct else network(x)
+    else:
+        logits = _slide(network, x, config)
     if flip:
         logits = tf.reverse(logits, axis=[2])
     return _resize(logits, size)

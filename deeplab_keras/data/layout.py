@@ -58,6 +58,18 @@ def read_list(path: Path, tree: str) -> list[str]:
     return ids
 
 
+def find_images(folder: Path, pattern: str, tree: str) -> list[Path]:
+    """The images in a folder, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    images = sorted(folder.glob(pattern))
+    if not images:
+        raise UserError(f"{folder}: there is no image in it; expected: {tree}; {HELP}")
+    return images
+
+
 def check_split(split: str, splits: Sequence[str], dataset: str) -> None:
     """Raises UserError for a split that the dataset does not have."""
     if split not in splits:

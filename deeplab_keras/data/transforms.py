@@ -132,7 +132,8 @@ def choose_crop(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
 
-    Pixels with the ignore label do not count; if no draw will do, the last one is taken.
+    Pixels with the ignore label do not count; if no draw will do, the last one is taken, or the image's middle where the
+    last one shows ignored pixels only (the reference then leaves the image uncropped, and its padding cuts the middle out).
 
     Args:
         label: the label map before scaling.
@@ -161,6 +162,9 @@ def choose_crop(
     if max_share < 1:
         shapes = (attempt.shape, tf.TensorShape([None, None]))
         attempt, window = tf.while_loop(one_sided, lambda i, _: (i + 1, cut(i + 1)), (attempt, window), shapes)
+        middle, empty = (size - crop + 1) // 2, tf.reduce_all(window == tf.cast(ignore_label, window.dtype))
+        window = tf.cond(empty, lambda: resize_label(label, size, tf.unstack(middle), crop), lambda: window)
+        return tf.where(empty, middle, corners[attempt]), window
     return corners[attempt], window
 
 
