@@ -67,7 +67,7 @@ def test_colour_alone_does_not_do():
     for label in range(CLASSES):
         found, true = (predicted == label) & (val_labels != SYNTHETIC.ignore_label), val_labels == label
         ious.append((found & true).sum() / (found | true).sum())
-    assert np.mean(ious) < 0.5
+    assert np.mean(ious) < 0.6
 
 
 def test_sizes_and_lengths_come_from_the_config():

@@ -1,9 +1,9 @@
 """The built-in dataset: beaches seen from the air, drawn by NumPy from (seed, split, index) alone.
 
 A wavy shoreline divides a scene into grass, sand and water; balls, lifebuoys, starfish, crates, towels, parasols and
-stones lie on it and over each other, lit by one sun, with shadows, noise and blur. Colours are shared between the
-classes on purpose (a ball, a towel and a parasol draw from one palette), so that form and texture have to be seen;
-every edge is a thin contour without a label.
+stones lie on it and over each other, lit by one sun, with shadows, noise and blur. The classes' colours overlap
+on purpose (now and then a ball, a towel or a parasol has any colour), so that form and texture have to be seen; every
+edge is a thin contour without a label.
 
 Each form is a signed distance (negative inside, in units of the object's radius), from which its outline, shadow and
 unlabelled contour follow.
@@ -49,10 +49,8 @@ def _noise_atlas() -> dict[str, Array]:
 
 def _noise(rng: Rng, name: str, shape: tuple[int, int], stretch: tuple[int, int] = (1, 1)) -> Array:
     """A random window of a texture, each of its pixels repeated `stretch` times along the axes."""
-    rows, columns = (
-        (np.arange(size) // factor + int(start)) % NOISE_SIZE
-        for size, factor, start in zip(shape, stretch, rng.integers(0, NOISE_SIZE, 2), strict=True)
-    )
+    start = rng.integers(0, NOISE_SIZE, 2)
+    rows, columns = ((np.arange(n) // k + s) % NOISE_SIZE for n, k, s in zip(shape, stretch, start, strict=True))
     return _noise_atlas()[name][rows[:, None], columns]
 
 
@@ -64,9 +62,10 @@ def _hsv(hue: float, saturation: float, value: float) -> Array:
     return _colour(*colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
-def _paint(rng: Rng) -> Array:
-    """A colour of painted things: any hue, from pale to vivid."""
-    return _hsv(rng.random(), rng.uniform(0.35, 0.9), rng.uniform(0.55, 0.95))
+def _paint(rng: Rng, hues: tuple[float, ...], saturation: float) -> Array:
+    """A colour of painted things: about one of these hues and this saturation, and once in eight times any hue."""
+    hue = float(rng.choice(hues)) + rng.normal(0, 0.02) if rng.random() > 0.125 else rng.random()
+    return _hsv(hue, saturation * rng.uniform(0.75, 1.1), rng.uniform(0.65, 0.95))
 
 
 def _white(rng: Rng) -> Array:
@@ -97,9 +96,10 @@ def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     axes = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(np.float32)
     x1, y1, z1 = (axes[i, 0] * u + axes[i, 1] * v + axes[i, 2] * z for i in range(3))
     sectors = 3 * np.arctan2(y1, x1) / np.pi
-    first = _mix(_paint(rng), _paint(rng), _step(np.sin(sectors * np.pi / 3 + 1), 0.1))
-    colour = _mix(first, _white(rng), _step(np.sin(sectors * np.pi), 0.25))
-    colour = _mix(colour, _white(rng), _step(np.abs(z1) - 0.94, 0.03))
+    hues = (0.98, 0.14, 0.6)  # red, yellow, blue
+    first = _mix(_paint(rng, hues, 0.85), _paint(rng, hues, 0.85), _step(np.sin(sectors * np.pi / 3 + 1), 0.1))
+    pole = _step(np.abs(z1) - 0.94, 0.03)
+    colour = _mix(first, _white(rng), np.maximum(_step(np.sin(sectors * np.pi), 0.25), pole))
     half = light + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
     shine = np.maximum(u * half[0] + v * half[1] + z * half[2], 0) ** 40
@@ -124,7 +124,7 @@ def _starfish(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]
     wave = 0.5 + 0.5 * np.cos(5 * theta + 0.35 * np.sin(3 * rho + rng.uniform(0, 6)))
     edge = 0.4 + 0.66 * wave ** rng.uniform(1.2, 1.7)
     distance = (rho - edge) * (0.45 + 0.4 * np.abs(2 * wave - 1))
-    hue = float(rng.choice([0.01, 0.06, 0.1, 0.92, 0.75])) + rng.normal(0, 0.015)
+    hue = float(rng.choice([0.01, 0.05, 0.09, 0.75])) + rng.normal(0, 0.015)
     ridge = np.clip(-distance * 4, 0, 1) * (0.4 + 0.6 * wave)
     colour = _mix(_hsv(hue, 0.85, 0.5), _hsv(hue + 0.03, 0.75, 0.95), ridge)
     frequency = rng.uniform(13, 17)
@@ -140,8 +140,7 @@ def _crate(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     planks = (v / b + 1) * int(rng.integers(4, 6)) / 2
     grain = np.sin(38 * v + 3.0 * np.sin(2.5 * u + rng.uniform(0, 6)) + 2 * _noise(rng, "cloud", u.shape))
     tone = rng.uniform(0.72, 1.02, 8).astype(np.float32)[np.clip(planks, 0, 7).astype(int)] + 0.07 * grain
-    gap = _step(0.07 - np.abs(planks - np.round(planks)), 0.08)
-    tone = tone * (1 - 0.65 * gap)
+    tone = tone * (1 - 0.65 * _step(0.07 - np.abs(planks - np.round(planks)), 0.08))  # gaps between the planks
     brace = _step(0.14 - np.abs(u * b / a - v * int(rng.choice([-1, 1]))) * 0.75, 0.05)
     frame = np.maximum(_step(distance + 0.2, 0.04), brace)
     tone = tone * (1 - frame) + frame * (1.12 + 0.06 * grain)
@@ -154,8 +153,10 @@ def _towel(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     bend = v + 0.05 * np.sin(4 * u + rng.uniform(0, 6))
     distance = np.maximum(np.abs(u) - 1.0, np.abs(bend) - rng.uniform(0.5, 0.62))
     phase = u * rng.uniform(9, 15)
-    colour = _mix(_paint(rng), _white(rng) if rng.random() < 0.6 else _paint(rng), _step(np.sin(phase), 0.3))
-    colour = _mix(colour, _paint(rng), _step(np.sin(phase / 2 + 0.8) - 0.8, 0.15))
+    hues = (0.92, 0.82, 0.72)  # pink to violet
+    second = _white(rng) if rng.random() < 0.6 else _paint(rng, hues, 0.3)
+    colour = _mix(_paint(rng, hues, 0.55), second, _step(np.sin(phase), 0.3))
+    colour = _mix(colour, _paint(rng, hues, 0.6), _step(np.sin(phase / 2 + 0.8) - 0.8, 0.15))
     fold = 1 + 0.16 * np.sin(7 * bend + 2 * u + rng.uniform(0, 6)) * light[1] + 0.09 * _noise(rng, "grain", u.shape)
     fringe = _step(np.abs(u) - 0.93, 0.03) * (0.5 + 0.5 * np.sign(np.sin(60 * bend)))
     return distance, colour * (fold * (0.92 - 0.3 * fringe))
@@ -167,7 +168,9 @@ def _parasol(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     inside = theta - (panel + 0.5) * np.pi / 4
     distance = rho * np.cos(inside) - 0.93 + 0.05 * np.cos(4 * inside)
     stripes = panel % 2 if rng.random() < 0.65 else (rho > 0.62).astype(np.float32)
-    colour = _mix(_paint(rng), _white(rng) if rng.random() < 0.5 else _paint(rng), stripes)
+    hues = (0.08, 0.3, 0.45)  # orange, green, turquoise
+    second = _white(rng) if rng.random() < 0.5 else _paint(rng, hues, 0.45)
+    colour = _mix(_paint(rng, hues, 0.8), second, stripes)
     middle = (panel + 0.5) * np.pi / 4
     slope = 0.78 + 0.34 * (light[0] * np.cos(middle) + light[1] * np.sin(middle)) + 0.12 * (1 - rho)
     ribs = _step(0.035 - (np.pi / 8 - np.abs(inside)) * rho, 0.04) * 0.45
@@ -218,8 +221,7 @@ def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
 
     tone = 0.03 * cloud + 0.05 * grain + 0.03 * np.sin(across * rng.uniform(0.35, 0.7) + 3 * cloud)
     sand = _hsv(rng.uniform(0.06, 0.13), rng.uniform(0.18, 0.5), rng.uniform(0.68, 0.95)) * (0.95 + tone)
-    wet = _step(to_water + 0.07 * side, 0.1 * side) * 0.3
-    sand = sand * (1 - wet)
+    sand = sand * (1 - 0.3 * _step(to_water + 0.07 * side, 0.1 * side))  # wet near the water
 
     hue = rng.uniform(0.44, 0.6)
     depth = np.clip(to_water / (0.6 * side) + 0.1 * cloud, 0, 1)
@@ -262,8 +264,7 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
         Image uint8 `[height, width, 3]` in 0..255, label uint8 `[height, width]` of class ids and 255.
     """
     rng = np.random.default_rng([seed, split, index])
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    y, x = y - height / 2, x - width / 2
+    y, x = np.mgrid[:height, :width].astype(np.float32) - np.float32([height, width])[:, None, None] / 2
     side = min(height, width)
     contour = 0.9 * max(1.0, side / 160)
     canvas, label, border = _ground(rng, x, y)
@@ -284,9 +285,8 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
         grid = np.arange(-reach, reach + 1, dtype=np.float32)
         u, v = grid * cos + grid[:, None] * sin, grid[:, None] * cos - grid * sin
         light = np.array([low * math.cos(sun - turn), low * math.sin(sun - turn), np.sqrt(1 - low * low)], np.float32)
-        distance, colour = list(OBJECTS.values())[kind](rng, u.astype(np.float32), v.astype(np.float32), light)
+        distance, colour = list(OBJECTS.values())[kind](rng, u, v, light)
         distance = distance * radius
-
         there, here = _overlap(label.shape, distance.shape, top + round(shadow_shift[0]), left + round(shadow_shift[1]))
         canvas[:, *there] *= 1 - shadow * _step(-distance[here], 5.0)
         there, here = _overlap(label.shape, distance.shape, top, left)
