@@ -80,7 +80,9 @@ def cityscapes(root: pathlib.Path, size: tuple[int, int] = (24, 48)) -> Masks:
     return masks
 
 
-TREES: dict[str, Callable[..., Masks]] = {"voc2012": voc2012, "ade20k": ade20k, "cityscapes": cityscapes}
+TREES: dict[str, Callable[..., Masks]] = {
+    "voc2012": voc2012, "pascal_voc_seg": voc2012, "ade20k": ade20k, "ade20k_151": ade20k, "cityscapes": cityscapes,
+}  # fmt: skip
 
 
 def camvid(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
