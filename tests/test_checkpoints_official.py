@@ -179,24 +179,50 @@ def test_a_training_starts_from_the_backbone_of_another_head(checkpoint, tensors
     same(after, {name: value for name, value in before.items() if name.startswith(("fcn", "logits"))})
 
 
-def drawn(config):
-    built = build_segmentor(config, (65, 65) if not config.image_pooling_crop_size else (97, 129))
-    return built, drawn_tensors(built, config)
+def channels(scope: str, **layers: int) -> dict[str, np.ndarray]:
+    """Kernels with these numbers of output channels, which are the official graphs' (spec, sections 3.2 to 3.5)."""
+    names = {layer: layer if layer.startswith("Conv") else f"{layer}/project" for layer in layers}
+    return {f"{scope}/{names[layer]}/weights": np.zeros((1, 1, 1, count)) for layer, count in layers.items()}
+
+
+def v2(*counts: int) -> dict[str, np.ndarray]:
+    layers = ("Conv", "expanded_conv", "expanded_conv_1", "expanded_conv_16")
+    return channels("MobilenetV2", **dict(zip(layers, counts, strict=True)))
+
+
+HEAD = {"aspp0/weights": np.zeros((1, 1, 1, 256)), "logits/semantic/biases": np.zeros(5)}
+ATROUS = {f"aspp{i}_depthwise/depthwise_weights": np.zeros((3, 3, 1, 1)) for i in (1, 2)}
+LRASPP_HEAD = {
+    "image_pooling/biases": np.zeros(128), "aspp0/weights": np.zeros((1, 1, 288, 128)),
+    "decoder/feature_projection0/weights": np.zeros((1, 1, 88, 19)), "decoder/decoder_conv0/biases": np.zeros(19),
+}
+SMALL_SEG = channels("MobilenetV3", Conv=16, expanded_conv_3=40, expanded_conv_10=48, Conv_1=288) | LRASPP_HEAD
 
 
 @pytest.mark.parametrize(
-    "other, flags",
+    "values, flags",
     [
-        (official_config(num_classes=5), {"depth_multiplier": 1.0}),
-        (official_config(depth_multiplier=0.35, num_classes=7), {"num_classes": 7}),
-        (official_config(depth_multiplier=0.35, divisible_by=8, num_classes=5), {"divisible_by": 8}),
-        (SMALL["mnv3_small_seg_os8"][0], {"model_variant": "mobilenet_v3_small_seg", "head": "lraspp"}),
-        (SMALL["edgetpu_os16"][0], {"model_variant": "mobilenet_edgetpu"}),
-        (CONFIG.replace(atrous_rates=(6, 12)), {"atrous_rates": 2}),
+        (v2(32, 16, 24, 320) | HEAD, {"depth_multiplier": 1.0}),
+        (v2(16, 8, 12, 160) | HEAD, {"depth_multiplier": 0.5}),
+        (v2(16, 8, 16, 160), {"depth_multiplier": 0.5, "divisible_by": 8}),
+        (v2(11, 6, 8, 112) | HEAD | {"logits/semantic/biases": np.zeros(7)}, {"num_classes": 7}),
+        (v2(11, 6, 8, 112) | HEAD | ATROUS, {"atrous_rates": 2}),
+        (SMALL_SEG, {"model_variant": "mobilenet_v3_small_seg", "head": "lraspp", "num_classes": 19}),
+        (
+            channels("MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=80, Conv_1=480),
+            {"model_variant": "mobilenet_v3_large_seg"},
+        ),
+        (
+            channels("MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=160, Conv_1=960),
+            {"model_variant": "mobilenet_v3_large"},
+        ),
+        (
+            channels("MobilenetEdgeTPU", Conv=24, expanded_conv_9=72, expanded_conv_21=144, Conv_1=960),
+            {"model_variant": "mobilenet_edgetpu", "depth_multiplier": 0.75},
+        ),
     ],
 )
-def test_another_variant_is_named_with_its_flags(model, other, flags):
-    _, values = drawn(other)
+def test_another_variant_is_named_with_its_flags(model, values, flags):
     assert flags.items() <= official_deeplab.seems(values).items()
     with pytest.raises(UserError) as caught:
         official_deeplab.load_official(model, CONFIG, values, origin="model.ckpt")
@@ -204,14 +230,20 @@ def test_another_variant_is_named_with_its_flags(model, other, flags):
     assert "\n" not in message and message.startswith("model.ckpt seems made with")
     for flag in flags:
         assert f"--{flag}" in message
-    keras.backend.clear_session()
 
 
-def test_large_for_small():
-    config = SMALL["mnv3_small_seg_os8"][0]
-    _, values = drawn(SMALL["mnv3_large_seg_os32"][0])
-    with pytest.raises(UserError, match=r"--model_variant=mobilenet_v3_large_seg \(not mobilenet_v3_small_seg\)"):
-        official_deeplab.load_official(build_segmentor(config, (97, 129)), config, values, origin="x")
+def test_small_for_large(model):
+    config = SMALL["mnv3_large_seg_os32"][0]
+    with pytest.raises(UserError, match=r"--model_variant=mobilenet_v3_small_seg \(not mobilenet_v3_large_seg\)"):
+        official_deeplab.load_official(model, config, SMALL_SEG, origin="x")
+
+
+def test_the_right_variant_is_recognised(tensors):
+    assert official_deeplab.seems(tensors) == {
+        "model_variant": "mobilenet_v2", "depth_multiplier": 0.35, "divisible_by": 1, "num_classes": 5,
+        "aspp_convs_filters": 256, "head": "deeplab_v3", "atrous_rates": 0,
+    }
+    assert official_deeplab.seems({"something/else": np.zeros(3)}) == {}
 
 
 def test_a_lost_tensor_is_an_error_and_nothing_is_assigned(model, tensors):
@@ -405,11 +437,18 @@ DECODER_NAMES = {
 @pytest.mark.parametrize("case", DECODER_NAMES)
 def test_names_of_decoders(case):
     flags, expected = DECODER_NAMES[case]
-    config = official_config(depth_multiplier=0.35, output_stride=32, decoder_filters=16, **flags)
-    wanted = slots(build_segmentor(config, (33, 33)), official_deeplab.rules(config))
-    kernels = [slot.source for slot in wanted if slot.source.endswith("weights")]
-    found = {name.rpartition("/")[0] for name in kernels if name.startswith("decoder")}
-    assert found == set(expected.split())
+    table = official_deeplab.rules(official_config(**flags))
+    stages = ("decoder", "decoder2")[: len(flags["decoder_output_stride"])]
+    convs = [f"conv{i}" for i in ((1,) if flags.get("decoder_use_sum_merge") else (1, 2))]
+    halves = ("_depthwise", "_pointwise") if flags.get("decoder_use_separable_conv", True) else ("",)
+    ours = [f"{stage}_low_level" for stage in stages]
+    ours += [f"{stage}_{conv}{half}" for stage in stages for conv in convs for half in halves]
+
+    def names(kind: str) -> set[str]:
+        return {table.find(f"{layer}_{kind}")[1] for layer in ours}
+
+    assert names("conv") == set(expected.split())
+    assert names("bn") == {f"{name}/BatchNorm" for name in expected.split()}
 
 
 def test_names_of_several_classifiers():
