@@ -30,7 +30,7 @@ Window = tuple[slice, slice]
 SPLITS = {"train": 0, "val": 1, "test": 2}
 NOISE_SIZE = 256
 GROUNDS = 3
-MIN_OBJECTS, MAX_OBJECTS = 5, 8
+MIN_OBJECTS, MAX_OBJECTS = 5, 7
 MIN_RADIUS, MAX_RADIUS = 0.14, 0.26  # of the scene's short side
 
 
@@ -63,8 +63,8 @@ def _hsv(hue: float, saturation: float, value: float) -> Array:
 
 
 def _paint(rng: Rng, hues: tuple[float, ...], saturation: float) -> Array:
-    """A colour of painted things: about one of these hues and this saturation, and once in eight times any hue."""
-    hue = float(rng.choice(hues)) + rng.normal(0, 0.02) if rng.random() > 0.125 else rng.random()
+    """A colour of painted things: about one of these hues and this saturation, and once in ten times any hue."""
+    hue = float(rng.choice(hues)) + rng.normal(0, 0.02) if rng.random() > 0.1 else rng.random()
     return _hsv(hue, saturation * rng.uniform(0.75, 1.1), rng.uniform(0.65, 0.95))
 
 
@@ -96,14 +96,14 @@ def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     axes = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(np.float32)
     x1, y1, z1 = (axes[i, 0] * u + axes[i, 1] * v + axes[i, 2] * z for i in range(3))
     sectors = 3 * np.arctan2(y1, x1) / np.pi
-    hues = (0.98, 0.14, 0.6)  # red, yellow, blue
+    hues = (0.14, 0.6)  # yellow, blue
     first = _mix(_paint(rng, hues, 0.85), _paint(rng, hues, 0.85), _step(np.sin(sectors * np.pi / 3 + 1), 0.1))
     pole = _step(np.abs(z1) - 0.94, 0.03)
     colour = _mix(first, _white(rng), np.maximum(_step(np.sin(sectors * np.pi), 0.25), pole))
     half = light + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
     shine = np.maximum(u * half[0] + v * half[1] + z * half[2], 0) ** 40
-    return rho - 1, colour * _lambert(u, v, z, light) + 0.7 * shine
+    return rho - 1, colour * (0.2 + 0.85 * _lambert(u, v, z, light)) + 0.7 * shine
 
 
 def _lifebuoy(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -168,12 +168,12 @@ def _parasol(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     inside = theta - (panel + 0.5) * np.pi / 4
     distance = rho * np.cos(inside) - 0.93 + 0.05 * np.cos(4 * inside)
     stripes = panel % 2 if rng.random() < 0.65 else (rho > 0.62).astype(np.float32)
-    hues = (0.08, 0.3, 0.45)  # orange, green, turquoise
+    hues = (0.38, 0.46)  # green to turquoise
     second = _white(rng) if rng.random() < 0.5 else _paint(rng, hues, 0.45)
     colour = _mix(_paint(rng, hues, 0.8), second, stripes)
     middle = (panel + 0.5) * np.pi / 4
     slope = 0.78 + 0.34 * (light[0] * np.cos(middle) + light[1] * np.sin(middle)) + 0.12 * (1 - rho)
-    ribs = _step(0.035 - (np.pi / 8 - np.abs(inside)) * rho, 0.04) * 0.45
+    ribs = _step(0.045 - (np.pi / 8 - np.abs(inside)) * rho, 0.04) * 0.55
     colour = _mix(colour * (slope * (1 - ribs)), _colour(0.95, 0.93, 0.88), _step(0.09 - rho, 0.04))
     return distance, colour
 
@@ -266,7 +266,7 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
     rng = np.random.default_rng([seed, split, index])
     y, x = np.mgrid[:height, :width].astype(np.float32) - np.float32([height, width])[:, None, None] / 2
     side = min(height, width)
-    contour = 0.9 * max(1.0, side / 160)
+    contour = 1.1 * max(1.0, side / 160)
     canvas, label, border = _ground(rng, x, y)
     label[border < contour] = SYNTHETIC.ignore_label
 
