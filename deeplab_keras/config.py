@@ -121,6 +121,7 @@ class ModelConfig(Config):
 
     # --- Head ---
     auxiliary_head: bool = option(False, "adds FCN's auxiliary head on c4 for training")
+    auxiliary_feature: str = option("c4", "backbone features that the auxiliary head reads")
     auxiliary_channels: int = option(512, "channels of the auxiliary head's 3x3 convolution")
     dropout_rate: float = option(0.1, "rate of the head's dropout in training")
     head_channels: int = option(512, "channels of the head's convolutions", flag="aspp_convs_filters")
@@ -128,6 +129,7 @@ class ModelConfig(Config):
     aspp_with_batch_norm: bool = option(True, "False: DeepLab before ASPP: a classifier for each of atrous_rates on the backbone's features, their scores added")
     aspp_with_separable_conv: bool = option(False, "ASPP's 3x3 branches are depthwise-separable")
     aspp_projection_kernel: int = option(3, "kernel of the convolution after ASPP's concatenation: 3 or 1; 0: none")
+    aspp_output_convs: int = option(0, "3x3 convolutions between ASPP and DeepLabV3's classifier; torchvision has one")
     add_image_level_feature: bool = option(True, "ASPP has an image-pooling branch")
     image_pooling_first: bool = option(False, "image pooling is the first of ASPP's concatenated branches, not the last")
     image_pooling_size: tuple[int, ...] = option((), "window of image pooling in feature pixels, as height,width; empty: the whole map")
@@ -191,6 +193,7 @@ class ModelConfig(Config):
         self._require(self.input_channels >= 1, "input_channels", "at least 1 channel")
         self._require(0 <= self.dropout_rate < 1, "dropout_rate", "at least 0 and below 1")
         self._require(self.aspp_projection_kernel in (0, 1, 3), "aspp_projection_kernel", "allowed are 0, 1, 3")
+        self._require(self.aspp_output_convs >= 0, "aspp_output_convs", "0 or more")
         self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
         self._require(all(scale > 0 for scale in self.image_pyramid), "image_pyramid", "scales above 0")
         self._require(all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1")

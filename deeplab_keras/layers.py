@@ -58,7 +58,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def _can_fuse(self) -> bool:
-        if keras.backend.backend() != "tensorflow":
+        if keras.backend.backend() != "tensorflow" or self.compute_dtype == "float64":
             return False
         return not self.synchronized or tf.distribute.get_strategy().num_replicas_in_sync == 1
 
@@ -69,10 +69,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs, mean, unbiased
 
     def _composed(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = ops.cast(inputs, "float32")
+        x = inputs if self.compute_dtype == "float64" else ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
         mean, variance = ops.moments(x, axes=axes, synchronized=self.synchronized)
-        count = ops.cast(ops.prod(ops.shape(x)[:-1]), "float32")
+        count = ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype)
         if self.synchronized and keras.backend.backend() == "tensorflow":
             count = count * tf.distribute.get_strategy().num_replicas_in_sync
         unbiased = variance * count / ops.maximum(count - 1, 1)
@@ -102,7 +102,7 @@ class Conv2D(keras.layers.Conv2D):
     """Keras' convolution, with dilated kernels run natively instead of through SpaceToBatch where TensorFlow can."""
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        if max(self.dilation_rate) == 1 or not _native_dilation():
+        if max(self.dilation_rate) == 1 or self.compute_dtype == "float64" or not _native_dilation():
             return super().convolution_op(inputs, kernel)
         return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 

@@ -164,8 +164,8 @@ def test_one_source_for_two_variables_is_refused(model):
 
 def test_identify_tells_the_classes():
     names = {"backbone_net.conv1.conv.weight": (32, 3, 3, 3), "aspp_net.x": (1,), "decoder.1.bias": (19,)}
-    assert identify(names) == "SSSegmentation's DeepLabV3 on MobileNetV2, 19 classes"
-    assert identify({**names, "shortcut.0.weight": (48, 24, 1, 1)}).startswith("SSSegmentation's DeepLabV3+")
+    assert identify(names) == "SSSegmentation's deeplabv3_mobilenetv2os8, 19 classes"
+    assert identify({**names, "shortcut.0.weight": (48, 24, 1, 1)}).startswith("SSSegmentation's deeplabv3plus")
     assert identify({"something": (1,)}) == ""
     for what, beginnings in SIGNATURES.items():
         assert identify({beginning + "weight": (1,) for beginning in beginnings}).startswith(what)

@@ -8,15 +8,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # What it is -> beginnings of names that only it has; every one must be there. The first row that fits is taken.
 SIGNATURES: dict[str, tuple[str, ...]] = {
-    "SSSegmentation's PSPNet on MobileNetV2": ("backbone_net.conv1.conv", "ppm_net."),
-    "SSSegmentation's DeepLabV3+ on MobileNetV2": ("backbone_net.conv1.conv", "aspp_net.", "shortcut."),
-    "SSSegmentation's DeepLabV3 on MobileNetV2": ("backbone_net.conv1.conv", "aspp_net."),
-    "SSSegmentation's FCN on MobileNetV2": ("backbone_net.conv1.conv", "decoder.7."),
-    "SSSegmentation's LRASPPNet on MobileNetV3 large": ("backbone_net.layer16.conv", "branch_ups."),
-    "SSSegmentation's LRASPPNet on MobileNetV3 small": ("backbone_net.layer12.conv", "branch_ups."),
+    "SSSegmentation's pspnet_mobilenetv2os8": ("backbone_net.conv1.conv", "ppm_net."),
+    "SSSegmentation's deeplabv3plus_mobilenetv2os8": ("backbone_net.conv1.conv", "aspp_net.", "shortcut."),
+    "SSSegmentation's deeplabv3_mobilenetv2os8": ("backbone_net.conv1.conv", "aspp_net."),
+    "SSSegmentation's fcn_mobilenetv2os8": ("backbone_net.conv1.conv", "decoder.7."),
+    "SSSegmentation's lrasppnet_mobilenetv3los8": ("backbone_net.layer16.conv", "branch_ups."),
+    "SSSegmentation's lrasppnet_mobilenetv3sos8": ("backbone_net.layer12.conv", "branch_ups."),
     "a system of SSSegmentation on another backbone": ("backbone_net.",),
-    "torchvision's LR-ASPP": ("backbone.0.0.", "classifier.cbr."),
-    "torchvision's DeepLabV3 on MobileNetV3": ("backbone.0.0.", "classifier.0.convs."),
+    "torchvision's lraspp_mobilenet_v3_large": ("backbone.0.0.", "classifier.cbr."),
+    "torchvision's deeplabv3_mobilenet_v3_large": ("backbone.0.0.", "classifier.0.convs."),
     "torchvision's classifier mobilenet_v2": ("features.18.0.", "classifier.1."),
     "torchvision's classifier mobilenet_v3_large": ("features.16.0.", "features.15.block.", "classifier.3."),
     "torchvision's classifier mobilenet_v3_small": ("features.12.0.", "features.11.block.", "classifier.3."),

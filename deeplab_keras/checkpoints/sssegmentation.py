@@ -11,6 +11,7 @@ from deeplab_keras.checkpoints.transfer import TORCH, Rules
 from deeplab_keras.config import ModelConfig, UserError
 
 COUNTERS = r".*\.num_batches_tracked"  # of batch norm; nothing reads them
+BACKBONE = r"(stem|block\d+|last)_.*"
 LAST_LAYER = {
     "mobilenet_v3_large": len(LARGE + LARGE_END) + 1,
     "mobilenet_v3_small": len(SMALL + SMALL_END) + 1,
@@ -33,7 +34,7 @@ def imagenet_rules(config: ModelConfig) -> Rules:
     """The table of OpenMMLab's ImageNet classifiers, from which SSSegmentation's systems start their training."""
     classifier = r"backbone\.conv2\..*|(classifier|head)\..*"
     return Rules(
-        backbone_layers(config, "backbone"), TORCH, ignored=(COUNTERS, classifier), covers=r"(stem|block\d+|last)_.*"
+        backbone_layers(config, "backbone"), TORCH, ignored=(COUNTERS, classifier), covers=BACKBONE
     )
 
 
@@ -91,14 +92,14 @@ def _fcn(config: ModelConfig) -> dict[str, str]:
 
 
 def _psp(config: ModelConfig) -> dict[str, str]:
-    layers = {}
+    layers: dict[str, str] = {}
     for level, bins in enumerate(config.pool_scales):
         layers |= _sequential(f"ppm_net.branches.{level}", f"psp{bins}", first=1)
     return {**layers, **_sequential("ppm_net.bottleneck", "psp_project"), "decoder.1": "logits"}
 
 
 def _aspp(config: ModelConfig) -> dict[str, str]:
-    layers = {}
+    layers: dict[str, str] = {}
     for branch in range(len(config.atrous_rates) + 1):
         theirs, ours = f"aspp_net.parallel_branches.{branch}", f"aspp{branch}"
         separable = branch > 0 and config.aspp_with_separable_conv

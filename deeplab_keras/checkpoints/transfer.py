@@ -28,7 +28,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -154,7 +154,12 @@ class Slot:
 
     def write(self, values: np.ndarray) -> None:
         """Assigns the source's values."""
+        values = self.rounded(values)
         self.variable.assign(values.transpose(np.argsort(self.axes)) if self.axes else values)
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """The source's values in the variable's precision."""
+        return np.asarray(values).astype(keras.backend.standardize_dtype(self.variable.dtype))
 
 
 def slots(model: keras.Model, rules: Rules) -> list[Slot]:
@@ -211,7 +216,7 @@ def load_weights(
         raise UserError(f"{origin} does not fit {model.name}{seems and f'; it seems to be {seems}'} ({problems})")
     for slot in wanted:
         if slot.layer not in keep:
-            slot.write(_float32(source[slot.source]))
+            slot.write(source[slot.source])
     return prove(model, source, rules, keep=keep)
 
 
@@ -221,10 +226,9 @@ def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
 
 
 def mismatches(
-    wanted: Iterable[Slot], source: Mapping[str, np.ndarray], rules: Rules, keep: Collection[str] = ()
+    wanted: Sequence[Slot], source: Mapping[str, np.ndarray], rules: Rules, keep: Collection[str] = ()
 ) -> str:
     """What of the source is missing, left over or of another shape, in one line; "" if all of it fits exactly."""
-    wanted = list(wanted)
     shapes = {slot.source: slot.source_shape for slot in wanted}
     found = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
     fixed = {slot.source for slot in wanted if slot.layer not in keep}
@@ -260,7 +264,7 @@ class Proof:
     Attributes:
         rows: one a tensor.
         ignored: source tensors that have no counterpart here.
-        kept: layers that kept their own weights.
+        kept: layers that no tensor filled and that kept their own weights.
         alike: tensors that equal another one of the same shape; had those been swapped, nothing would differ.
     """
 
@@ -271,7 +275,7 @@ class Proof:
 
     @property
     def max_difference(self) -> float:
-        """Largest difference between a source value and the model's."""
+        """Largest of the rows' differences."""
         return max((row.difference for row in self.rows), default=0.0)
 
     def table(self) -> str:
@@ -286,13 +290,12 @@ class Proof:
         values = sum(math.prod(row.shape) for row in self.rows)
         lines = [
             f"{len(self.rows)} tensors with {values} values: each went to one variable, each variable was filled once,",
-            "and read back under its source name each is bit for bit the same "
-            f"(max |difference| {self.max_difference:g}).",
+            f"each was read back by its source name, bit for bit the same (max |difference| {self.max_difference:g}).",
         ]
         if self.alike:
             lines.append(f"{len(self.alike)} of them equal another one of their shape: a swap of those would not show.")
         if self.kept:
-            lines.append(f"newly initialised, not from the file: {', '.join(self.kept)}")
+            lines.append(f"newly initialised, not from the file: {_some(self.kept, LISTED)}")
         if self.ignored:
             lines.append(f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}")
         return "\n".join(lines)
@@ -309,29 +312,29 @@ def prove(model: keras.Model, source: Mapping[str, np.ndarray], rules: Rules, *,
     found = {slot.source: slot.read() for slot in transferred}
     rows, wrong = [], []
     for slot in transferred:
-        expected, values = _float32(source[slot.source]), found[slot.source]
+        expected, values = slot.rounded(source[slot.source]), found[slot.source]
         if expected.shape != values.shape or expected.tobytes() != values.tobytes():
             wrong.append(slot.source)
         difference = np.max(np.abs(expected - values), initial=0.0) if expected.shape == values.shape else np.inf
         rows.append(Row(slot.source, slot.target, slot.source_shape, float(difference)))
     # Keras' own list of the weights, not ours, so that one which our names miss is seen.
     times = Counter(id(slot.variable) for slot in covered)
-    in_reach = [v for v in model.weights if re.fullmatch(rules.covers, v.path.split("/")[-2])]
+    in_reach = [v for v in model.weights if re.fullmatch(rules.covers, _layer(v))]
     wrong += [v.path for v in in_reach if times[id(v)] != 1]
     if wrong:
         raise RuntimeError(f"the transfer is wrong: {_some(wrong)} do not hold what the source says")
     digests = {name: (values.shape, values.tobytes()) for name, values in found.items()}
-    counts = Counter(digests.values())
+    counts, filled = Counter(digests.values()), {slot.layer for slot in transferred}
     return Proof(
         rows=tuple(rows),
         ignored=tuple(name for name in source if _ignored(name, rules)),
-        kept=tuple(dict.fromkeys(slot.layer for slot in covered if slot.layer in keep)),
+        kept=tuple(dict.fromkeys(layer for layer in map(_layer, model.weights) if layer not in filled)),
         alike=tuple(name for name, digest in digests.items() if counts[digest] > 1),
     )
 
 
-def _float32(tensor: np.ndarray) -> np.ndarray:
-    return np.asarray(tensor).astype(np.float32)
+def _layer(variable: keras.Variable) -> str:
+    return str(variable.path).split("/")[-2]
 
 
 def _ignored(name: str, rules: Rules) -> bool:

@@ -12,7 +12,12 @@ from deeplab_keras.layers import ResizeTo, Tensor
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """ASPP on c5 and the classifier (spec/sssegmentation.md, section 4.3; spec/official-deeplab.md, section 4.1)."""
-    return classify(aspp(features["c5"], config), config, rates=_classifier_rates(config))
+    x = aspp(features["c5"], config)
+    for index in range(1, config.aspp_output_convs + 1):
+        x = conv_bn_act(
+            x, config.head_channels, 3, name=f"aspp_output{index}", style=head_style(config), act=_activation(config)
+        )
+    return classify(x, config, rates=_classifier_rates(config))
 
 
 def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:

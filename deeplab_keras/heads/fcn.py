@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deeplab_keras.blocks import conv_bn_act, head_style
-from deeplab_keras.config import ModelConfig
+from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.heads.classifier import classify
 from deeplab_keras.layers import Tensor
 
@@ -17,6 +17,8 @@ def fcn(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def auxiliary(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """One 3x3 convolution on c4 and a classifier named "auxiliary_logits" (spec/sssegmentation.md, section 4.6)."""
-    x = conv_bn_act(features["c4"], config.auxiliary_channels, 3, name="auxiliary", style=head_style(config))
+    """One 3x3 convolution and a classifier named "auxiliary_logits" (spec/sssegmentation.md, section 4.6)."""
+    if config.auxiliary_feature not in features:
+        raise UserError(f"--auxiliary_feature={config.auxiliary_feature}: {config.backbone} has {', '.join(features)}")
+    x = conv_bn_act(features[config.auxiliary_feature], config.auxiliary_channels, 3, name="auxiliary", style=head_style(config))
     return classify(x, config, name="auxiliary_logits")

@@ -1,0 +1,171 @@
+"""Foreign checkpoints into our models, whatever their kind, and the way back to SSSegmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+
+from deeplab_keras.checkpoints import keras_applications, official_deeplab, sssegmentation, torchvision
+from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.checkpoints.official_files import read_source
+from deeplab_keras.checkpoints.pth import read_pth, write_pth
+from deeplab_keras.checkpoints.transfer import Proof, Rules, dump_weights, load_weights, prove, slots
+from deeplab_keras.config import ModelConfig, UserError, unknown_name
+from deeplab_keras.data.ade20k import ADE20K, ADE20K_151
+from deeplab_keras.data.cityscapes import CITYSCAPES
+from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.data.voc2012 import VOC2012
+from deeplab_keras.segmentor import build_segmentor
+
+CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
+# Part of a model's name -> the dataset it was trained on, if the number of classes agrees.
+DATASETS = (
+    ("voc", VOC2012), ("pascal", VOC2012), ("coco", VOC2012), ("ade20k", ADE20K), ("ade20k", ADE20K_151),
+    ("cityscapes", CITYSCAPES),
+)  # fmt: skip
+# Fields of ModelConfig that matter in training alone, or differ between the datasets.
+FREE = {
+    "name", "num_classes", "dropout_rate", "dropout_placement", "initialization", "backbone_bn_momentum",
+    "head_bn_momentum",
+}
+
+
+def convert(source: str, path: str, config: ModelConfig, *, other_classes: bool = False) -> tuple[keras.Model, Proof]:
+    """Builds a model and fills it with foreign weights; an ImageNet file fills the backbone alone.
+
+    Args:
+        source: where the weights are from, one of `SOURCES`.
+        path: the file, or what else `source` reads.
+        config: the architecture.
+        other_classes: where the file's number of classes is another than the config's, the classifier layers start
+            anew instead of ending the conversion.
+
+    Returns:
+        The model, and the proof to be printed.
+
+    Raises:
+        UserError: an unknown source, a file that cannot be read, or weights that do not fit the config.
+    """
+    if source not in SOURCES:
+        raise unknown_name("--source", source, SOURCES)
+    model = build_segmentor(config)
+    return model, SOURCES[source](model, config, path, other_classes)
+
+
+def load_pth(model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False) -> Proof:
+    """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
+
+    Raises:
+        UserError: see `convert`.
+    """
+    tensors = read_pth(path)
+    if any(name.startswith("features.") for name in tensors):
+        rules = torchvision.imagenet_rules(config)
+    elif any(re.match(r"backbone\.\d", name) for name in tensors):
+        rules = torchvision.rules(config)
+    elif any(re.match(r"backbone\.(conv|layer)", name) for name in tensors):
+        rules = sssegmentation.imagenet_rules(config)
+    else:
+        rules = sssegmentation.rules(config)
+    keep = fresh_classifiers(model, tensors, rules) if other_classes else ()
+    return load_weights(model, tensors, rules, keep=keep, origin=str(path))
+
+
+def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:
+    source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
+    keep = fresh_classifiers(model, source.tensors, official_deeplab.rules(config)) if other_classes else ()
+    return official_deeplab.load_official(model, config, source.tensors, origin=source.path, keep=keep)
+
+
+def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:
+    return keras_applications.load_imagenet(model, config, path)
+
+
+SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool], Proof]] = {
+    "sssegmentation": load_pth,
+    "official_deeplab": _official,
+    "torchvision": load_pth,
+    "keras_applications": _keras_applications,
+}
+
+
+def fresh_classifiers(model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules) -> tuple[str, ...]:
+    """Classifier layers whose tensors in the file differ from ours in the number of classes and in nothing else."""
+    names: dict[str, bool] = {}
+    for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
+        ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
+        classes = slot.axes.index(len(ours) - 1) if slot.axes else len(ours) - 1
+        same_but_classes = len(ours) == len(theirs) and ours == (*theirs[:classes], ours[classes], *theirs[classes + 1 :])
+        names[slot.layer] = names.get(slot.layer, True) and same_but_classes and ours != theirs
+    return tuple(name for name, fresh in names.items() if fresh)
+
+
+def dataset_info(config: ModelConfig, class_names: Sequence[str] = ()) -> DatasetInfo:
+    """The classes of a model: those given, or those of the dataset that its name tells, or numbers.
+
+    Raises:
+        UserError: as many names are needed as there are classes.
+    """
+    if class_names:
+        if len(class_names) != config.num_classes:
+            raise UserError(f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; give as many")
+        return info_for_classes("converted", class_names)
+    for part, info in DATASETS:
+        if part in config.name and info.num_classes == config.num_classes:
+            return info
+    return info_for_classes("converted", [f"class_{index}" for index in range(config.num_classes)])
+
+
+# === The way back ===
+
+
+def write_sssegmentation(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], systems: Mapping[str, ModelConfig]
+) -> Proof:
+    """Writes one of our checkpoints as a .pth that SSSegmentation's code loads strictly.
+
+    Args:
+        checkpoint: a checkpoint folder or a workdir.
+        path: the file.
+        systems: SSSegmentation's architectures by name.
+
+    Returns:
+        The proof: the file, read again, against the model.
+
+    Raises:
+        UserError: the checkpoint cannot be read, SSSegmentation has no such network, or the file cannot be written.
+    """
+    loaded = load_checkpoint(checkpoint)
+    name = find_system(loaded.config, systems, str(checkpoint))
+    rules = sssegmentation.rules(systems[name])
+    write_pth(path, dump_weights(loaded.model, rules))
+    return prove(loaded.model, read_pth(path), rules)
+
+
+def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin: str) -> str:
+    """The system that computes what `config` describes.
+
+    Raises:
+        UserError: there is none; the line says in what the nearest one differs.
+    """
+    differences = {name: _differences(config, system) for name, system in systems.items()}
+    name = min(differences, key=lambda name: len(differences[name]))
+    if differences[name]:
+        raise UserError(
+            f"{origin}: SSSegmentation has no such network; its {name} differs in {', '.join(differences[name])}; "
+            "only weights of one of its systems can go back there"
+        )
+    return name
+
+
+def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
+    return [
+        f"--{field.metadata['flag'] or field.name}={getattr(system, field.name)} (not {getattr(config, field.name)})"
+        for field in dataclasses.fields(config)
+        if field.name not in FREE and getattr(config, field.name) != getattr(system, field.name)
+    ]

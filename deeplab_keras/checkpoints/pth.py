@@ -1,0 +1,107 @@
+"""PyTorch's checkpoint files, read and written; the one place that imports torch.
+
+A file is read with `weights_only=True`: what is in it can be tensors and plain values, and no code of it is run.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deeplab_keras.config import UserError
+
+# Where the weights lie in a training checkpoint; in SSSegmentation's of today and of 2021 it is "model"
+# (spec/sssegmentation.md, section 10), in OpenMMLab's "state_dict". A file without any is the state_dict itself.
+WEIGHTS = ("model", "state_dict")
+
+
+def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch checkpoint by name, without the prefix that DistributedDataParallel puts before them.
+
+    Args:
+        path: a .pth file: a training checkpoint or a bare state_dict.
+
+    Returns:
+        The arrays; half-precision ones as float32, all others in their own type.
+
+    Raises:
+        UserError: torch is not installed, there is no such file, it is damaged, would run code when loaded, or holds no
+            weights.
+    """
+    torch = _import_torch()
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such file; give a PyTorch checkpoint (.pth)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by the kind of damage
+        raise UserError(f"{path}: {_reason(error)}") from error
+    state = next((content[key] for key in WEIGHTS if key in content), content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        found = f"the keys {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else "another thing"
+        raise UserError(f"{path}: holds no weights but {found}; needed is a state_dict, alone or under {WEIGHTS}")
+    prefix = "module." if all(str(name).startswith("module.") for name in state) else ""
+    return {
+        str(name).removeprefix(prefix): _array(value, torch)
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
+    """Writes weights as a checkpoint of SSSegmentation: a dict with `model`, which its scripts load strictly.
+
+    Args:
+        path: the file; it appears under this name only when it is complete.
+        weights: the state_dict in its order; the counter that PyTorch's batch norm has besides is added.
+
+    Raises:
+        UserError: torch is not installed, or the file cannot be written.
+    """
+    torch, file = _import_torch(), pathlib.Path(path)
+    state = OrderedDict()
+    for name, array in weights.items():
+        state[name] = torch.from_numpy(np.array(array))
+        if name.endswith(".running_var"):
+            state[f"{name.removesuffix('running_var')}num_batches_tracked"] = torch.tensor(0, dtype=torch.int64)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": state}, temporary)
+        temporary.replace(file)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another file") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            ".pth files need PyTorch, which is not installed: pip install 'deeplab-keras[convert]' "
+            "(in a checkout: pip install -e '.[convert]')"
+        ) from error
+    return torch
+
+
+def _array(value: Any, torch: Any) -> np.ndarray:
+    value = value.detach()
+    return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).contiguous().numpy()
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file that torch cannot load, in a few words."""
+    text = " ".join(str(error).split())
+    code = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"Trying to load unsupported GLOBAL ([\w.]+)", text)
+    if code:
+        return f"refused, because loading it would run code of its own ({code[1]}); take a file that holds only weights"
+    if "invalid load key" in text or "Weights only load failed" in text:
+        return "not a PyTorch checkpoint; needed is a file that torch.save wrote"
+    return "truncated or damaged; download it again, or give another file"

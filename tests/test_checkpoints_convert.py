@@ -1,0 +1,151 @@
+"""Converting foreign weights: strict, one line for what does not fit, and the way back. PyTorch is not needed here."""
+
+from __future__ import annotations
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from sssegmentation_golden import golden, weights
+
+from deeplab_keras import zoo
+from deeplab_keras.checkpoints import convert, sssegmentation
+from deeplab_keras.checkpoints.pth import read_pth
+from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, prove, slots
+from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.segmentor import build_segmentor
+
+SMALL, FCN = "lrasppnet_mobilenetv3sos8_voc", "fcn_mobilenetv2os8_voc"
+
+
+@pytest.fixture
+def pth(monkeypatch):
+    """A stand-in for `read_pth`: the "file" is the dict given last."""
+    content: dict[str, np.ndarray] = {}
+    monkeypatch.setattr(convert, "read_pth", lambda path: dict(content))
+    return content
+
+
+def read(path: str = "a.pth", name: str = SMALL, other_classes: bool = False, **changes):
+    config = zoo.get_config(name).replace(**changes)
+    return convert.convert("sssegmentation", path, config, other_classes=other_classes)
+
+
+def test_counters_and_nothing_else_are_ignored(pth):
+    pth.update(weights(golden(SMALL)) | {"aspp_conv.1.num_batches_tracked": np.array(7)})
+    _, proof = read()
+    assert (len(proof.rows), proof.ignored, proof.kept) == (231, ("aspp_conv.1.num_batches_tracked",), ())
+    pth["aspp_conv.2.weight"] = np.zeros(3)
+    with pytest.raises(UserError, match=r"a.pth does not fit .* \(1 left over: aspp_conv.2.weight\)"):
+        read()
+
+
+def test_another_system_is_named(pth):
+    pth.update(weights(golden(FCN)))
+    with pytest.raises(UserError) as error:
+        read()
+    message = str(error.value)
+    assert "it seems to be SSSegmentation's fcn_mobilenetv2os8, 21 classes" in message and "\n" not in message
+    assert "229 missing: backbone_net.layer0.conv.weight" in message and "and 219 more" in message
+
+
+def test_another_number_of_classes_is_an_error_unless_it_is_wanted(pth):
+    pth.update(weights(golden(SMALL), num_classes=19))
+    with pytest.raises(UserError, match="19 classes .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21"):
+        read()
+    model, proof = read(other_classes=True, num_classes=11)
+    assert proof.kept == ("logits",) and len(proof.rows) == 229
+    assert "newly initialised, not from the file: logits" in str(proof)
+    kernel = dump_weights(model, sssegmentation.rules(zoo.get_config(SMALL)))["aspp_conv.0.weight"]
+    assert np.array_equal(kernel, pth["aspp_conv.0.weight"])
+    assert read(other_classes=True, num_classes=19)[1].kept == ()
+
+
+def test_both_classifiers_start_anew_and_nothing_else(pth):
+    pth.update(weights(golden(FCN)))
+    assert read(name=FCN, other_classes=True, num_classes=11)[1].kept == ("logits", "auxiliary_logits")
+    pth["decoder.3.weight"] = np.zeros((256, 512, 3, 3), np.float32)
+    with pytest.raises(UserError, match="1 of another shape: decoder.3.weight 256x512x3x3 instead of 512x512x3x3"):
+        read(name=FCN, other_classes=True, num_classes=11)
+
+
+def test_an_imagenet_file_fills_the_backbone(pth):
+    state = weights(golden(SMALL))
+    pth.update({k.replace("backbone_net", "backbone"): v for k, v in state.items() if k.startswith("backbone_net")})
+    pth["classifier.head.fc.weight"] = np.zeros((1000, 1024))
+    _, proof = read()
+    assert len(proof.rows) == 34 * 4 + 52 + 18 and proof.ignored == ("classifier.head.fc.weight",)
+    assert all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept) and "logits" in proof.kept
+
+
+@pytest.mark.parametrize("first, second", [
+    ("layer5.linear_conv.bn.weight", "layer5.linear_conv.bn.running_var"),
+    ("layer5.expand_conv.conv.weight", "layer6.expand_conv.conv.weight"),
+    ("layer10.depthwise_conv.conv.weight", "layer11.depthwise_conv.conv.weight"),
+])
+def test_two_swapped_tensors_fail_the_proof(first, second):
+    values, config = golden(SMALL), zoo.get_config(SMALL)
+    model, rules, source = build_segmentor(config), sssegmentation.rules(config), weights(values)
+    load_weights(model, source, rules)
+    a, b = (next(s for s in slots(model, rules) if s.source == f"backbone_net.{name}") for name in (first, second))
+    one, other = a.read(), b.read()
+    assert one.shape == other.shape
+    a.write(other)
+    b.write(one)
+    with pytest.raises(RuntimeError, match="the transfer is wrong"):
+        prove(model, source, rules)
+
+
+def test_every_system_knows_its_way_back():
+    for name, config in zoo.SSSEGMENTATION.items():
+        changed = config.replace(name="mine", num_classes=7, dropout_rate=0.0)
+        assert convert.find_system(changed, zoo.SSSEGMENTATION, "runs/a") == name
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"output_stride": 16}, "--output_stride=8 (not 16)"),
+    ({"backbone_bn_epsilon": 1e-3}, "--backbone_bn_epsilon=1e-05 (not 0.001)"),
+    ({"auxiliary_head": False}, "--auxiliary_head=True (not False)"),
+])
+def test_a_network_that_sssegmentation_lacks_cannot_go_back(changes, told):
+    config = zoo.get_config(FCN).replace(**changes)
+    with pytest.raises(UserError) as error:
+        convert.find_system(config, zoo.SSSEGMENTATION, "runs/a")
+    assert "runs/a" in str(error.value) and "fcn_mobilenetv2os8" in str(error.value) and told in str(error.value)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'deeplab-keras\[convert\]'"):
+        read_pth(tmp_path / "a.pth")
+
+
+def test_architectures_that_sssegmentation_lacks():
+    with pytest.raises(UserError, match="--model_variant=mobilenet_edgetpu: SSSegmentation has mobilenet_v2"):
+        sssegmentation.rules(ModelConfig(backbone="mobilenet_edgetpu"))
+    with pytest.raises(UserError, match="unknown --source 'sssegmentatoin'; did you mean 'sssegmentation'"):
+        convert.convert("sssegmentatoin", "a.pth", zoo.get_config(FCN))
+
+
+def test_classes_of_a_converted_model():
+    assert convert.dataset_info(zoo.get_config("fcn_mobilenetv2os8_ade20k")).name == "ade20k"
+    assert convert.dataset_info(zoo.get_config(FCN)).class_names[15] == "person"
+    changed = zoo.get_config(FCN).replace(num_classes=2)
+    assert convert.dataset_info(changed).class_names == ("class_0", "class_1")
+    assert convert.dataset_info(changed, ("road", "other")).class_names == ("road", "other")
+    with pytest.raises(UserError, match="--class_names: 3 names for --num_classes=2"):
+        convert.dataset_info(changed, ("a", "b", "c"))
+
+
+def test_wide_and_coarse_variants_convert_too(pth):
+    """What the reference does not build: another width and output stride, by the same table."""
+    config = zoo.get_config("deeplabv3plus_mobilenetv2os8_voc").replace(
+        depth_multiplier=0.5, output_stride=16, head_channels=16, decoder_filters=16, auxiliary_channels=16
+    )
+    model = build_segmentor(config)
+    pth.update(dump_weights(model, sssegmentation.rules(config)))
+    assert set(golden("deeplabv3plus_mobilenetv2os8_voc").tensors) == set(pth)
+    keras.backend.clear_session()
+    _, proof = convert.convert("sssegmentation", "a.pth", config)
+    assert proof.max_difference == 0 and len(proof.rows) == 334
