@@ -1,0 +1,88 @@
+"""The golden values of SSSegmentation and the rules by which their weights, images and labels are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from contracts import ROOT
+
+FOLDER = ROOT / "tests" / "golden" / "sssegmentation"
+VOC = tuple(
+    f"{system}_voc"
+    for system in (
+        "fcn_mobilenetv2os8", "pspnet_mobilenetv2os8", "deeplabv3_mobilenetv2os8", "deeplabv3plus_mobilenetv2os8",
+        "lrasppnet_mobilenetv3sos8", "lrasppnet_mobilenetv3los8",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """What the reference gave for one system."""
+
+    name: str
+    tensors: dict[str, tuple[list[int], str, float]]
+    train_step: dict[str, Any]
+    train_step_float64: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def outputs(self) -> Iterator[tuple[str, int, int, int, np.ndarray]]:
+        """Kind (logits, final, argmax, aux), height, width, sampling step and values of every array."""
+        for key, values in self.arrays.items():
+            if not key.startswith("step_"):
+                kind, size = key.split("_")
+                height, width = map(int, size.split("x"))
+                yield kind, height, width, int(self.arrays[f"step_{key}"]), values
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return list(dict.fromkeys((height, width) for _, height, width, _, _ in self.outputs()))
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        return (389, 453) if "mobilenetv3" in self.name else (129, 193)
+
+
+def golden(name: str) -> Golden:
+    values = json.loads((FOLDER / f"{name}.json").read_text())
+    with np.load(FOLDER / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    return Golden(name, values["tensors"], values["train_step"], values["train_step_float64"], arrays)
+
+
+def draw(name: str, shape: list[int], kind: str, scale: float) -> np.ndarray:
+    """The tensor of this name: the rule needs nothing else."""
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    if kind in ("bn_gamma", "bn_variance"):
+        return random.uniform(0.5, 1.5, shape).astype(np.float32)
+    return (scale * random.standard_normal(shape)).astype(np.float32)
+
+
+def weights(values: Golden, num_classes: int = 21) -> dict[str, np.ndarray]:
+    """The state_dict, counters left out; for another number of classes the classifiers are drawn at that size."""
+    drawn = {}
+    for name, (shape, kind, scale) in values.tensors.items():
+        classes = [num_classes] if shape[0] == 21 else shape[:1]
+        drawn[name] = draw(name, classes + shape[1:], kind, scale)
+    return drawn
+
+
+def images(height: int, width: int, seed: int = 7, count: int = 1) -> np.ndarray:
+    """`[count, height, width, 3]` uint8 RGB: noisy blocks of 32 pixels."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (count, (height + 31) // 32, (width + 31) // 32, 3)).astype(np.float32)
+    blocks = blocks.repeat(32, 1).repeat(32, 2)[:, :height, :width]
+    return np.clip(blocks + random.normal(0, 15, blocks.shape), 0, 255).astype(np.uint8)
+
+
+def labels(height: int, width: int, num_classes: int = 21, seed: int = 3) -> np.ndarray:
+    """`[2, height, width]` int32: blocks of 16 pixels, some of them 255, ignored."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, num_classes, (2, (height + 15) // 16, (width + 15) // 16))
+    blocks[random.uniform(size=blocks.shape) < 0.15] = 255
+    return blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width].astype(np.int32)
