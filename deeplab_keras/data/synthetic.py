@@ -30,8 +30,8 @@ Window = tuple[slice, slice]
 SPLITS = {"train": 0, "val": 1, "test": 2}
 NOISE_SIZE = 256
 GROUNDS = 3
-MIN_OBJECTS, MAX_OBJECTS = 5, 7
-MIN_RADIUS, MAX_RADIUS = 0.14, 0.26  # of the scene's short side
+MIN_OBJECTS, MAX_OBJECTS = 4, 7
+MIN_RADIUS, MAX_RADIUS = 0.17, 0.28  # of the scene's short side
 
 
 @functools.cache
