@@ -71,10 +71,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _composed(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = inputs if self.compute_dtype == "float64" else ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
-        mean, variance = ops.moments(x, axes=axes, synchronized=self.synchronized)
-        count = ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype)
-        if self.synchronized and keras.backend.backend() == "tensorflow":
-            count = count * tf.distribute.get_strategy().num_replicas_in_sync
+        count = _over_replicas(ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype), self.synchronized)
+        # In two passes: the mean of the squares less the square of the mean, as Keras has it, loses most digits where
+        # the mean is large.
+        mean = _over_replicas(ops.sum(x, axis=axes), self.synchronized) / count
+        variance = _over_replicas(ops.sum(ops.square(x - mean), axis=axes), self.synchronized) / count
         unbiased = variance * count / ops.maximum(count - 1, 1)
         outputs = ops.batch_normalization(
             x, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
@@ -83,6 +84,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "freeze_statistics": self.freeze_statistics}
+
+
+def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
+    """The sum over all replicas of a tf.distribute step; elsewhere the value itself."""
+    if not synchronized or keras.backend.backend() != "tensorflow":
+        return value
+    context = tf.distribute.get_replica_context()
+    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _native_dilation() -> bool:
