@@ -214,15 +214,15 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
     source = lively(HEADS[head])
     kinds = ("saved_model", "tflite", "tflite_float16", "tflite_int8")
     files = export.export_model(
-        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures
-    )
+        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures, min_agreement=0.6
+    )  # a random network is undecided nearly everywhere, which float16 and int8 show
     for file in files:
         assert not any(name.startswith(tflite.UNWANTED) for name in file.operators), file.operators
         assert file.classes >= 2
     by_kind = {file.kind: file for file in files}
     assert by_kind["saved_model"].label_agreement >= 0.999
     assert by_kind["tflite"].label_agreement >= 0.999
-    assert by_kind["tflite_int8"].label_agreement >= 0.6
+    assert by_kind["tflite_float16"].label_agreement >= 0.98
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed")
