@@ -1,0 +1,49 @@
+"""docs/model_zoo.md is what the configs and the recipes say."""
+
+from __future__ import annotations
+
+import re
+import runpy
+
+import pytest
+from contracts import ROOT
+from test_zoo import TABLE
+
+from deeplab_keras import zoo
+
+PAGE = (ROOT / "docs" / "model_zoo.md").read_text()
+MAKER = runpy.run_path(str(ROOT / "scripts" / "make_model_zoo.py"), run_name="make_model_zoo")
+ROW = r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d.]+|-) \| (.*?) \| (.*?) \| \["
+ROWS = {row[0]: row for row in re.findall(ROW, PAGE, re.MULTILINE)}
+COUNTS = {name: row[1:4] for name, row in ROWS.items()}
+
+
+def test_every_model_stands_in_it_once():
+    assert sorted(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)) == sorted(zoo.list_models())
+
+
+def test_the_tables_are_up_to_date():
+    """All but what has to be counted: names, order, reported and measured values, links."""
+    assert MAKER["replace_tables"](PAGE, MAKER["tables"](COUNTS.__getitem__)) == PAGE, "run: python scripts/make_model_zoo.py"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_counts_are_the_reference_s(name):
+    """Those that tests/test_zoo.py finds in the models themselves."""
+    parameters, auxiliary, _, multiply_adds, reported = TABLE[name]
+    assert ROWS[name][1:5] == (f"{parameters:,}", f"{auxiliary:,}", f"{multiply_adds:.3f}", f"{reported:.2f}")
+
+
+def test_a_measured_value_in_a_header_gets_into_the_table(tmp_path, monkeypatch):
+    (tmp_path / "voc").mkdir()
+    name = "fcn_mobilenetv2os8_voc"
+    header = (ROOT / "configs" / "voc" / f"{name}.flags").read_text()
+    (tmp_path / "voc" / f"{name}.flags").write_text(header.replace("not measured here\n\n", "59.12 (one H100)\n\n"))
+    monkeypatch.setitem(MAKER["tables"].__globals__, "CONFIGS", tmp_path)
+    assert "| 59.89 | 59.12 | [voc](../configs/voc/fcn_mobilenetv2os8_voc.flags) |" in MAKER["tables"](COUNTS.__getitem__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_the_counts_are_the_model_s(name):
+    assert MAKER["count"](name) == COUNTS[name], "run: python scripts/make_model_zoo.py"
