@@ -42,7 +42,7 @@ test: $(READY) ## the tests; ARGS='-k flags' picks some
 slow: $(READY) ## the tests that take minutes each
 	$(RUN) -m pytest -m slow $(ARGS)
 
-torch: $(TORCH) ## the tests that compare with PyTorch; installs it
+torch: $(TORCH) ## the tests that compare with PyTorch and SSSegmentation; installs them
 	$(RUN) -m pytest -m torch $(ARGS)
 
 lint: $(READY) ## style
@@ -66,5 +66,6 @@ $(READY): setup.py requirements.lock
 	@touch $@
 
 $(TORCH): $(READY)
-	@$(INSTALL) -e '.[$(EXTRAS),convert]'
+	@$(INSTALL) -e '.[$(EXTRAS),convert]' setuptools
+	@$(INSTALL) --no-deps --no-build-isolation sssegmentation==1.7.0
 	@touch $@

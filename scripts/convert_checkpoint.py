@@ -9,6 +9,10 @@ tensor went where, and the proof: every tensor read back from the model and comp
     python scripts/convert_checkpoint.py --source=sssegmentation --model=deeplabv3_mobilenetv2os8_voc \
         --num_classes=11 --checkpoint=deeplabv3_mobilenetv2os8_voc.pth --output=converted/start
 
+    python scripts/convert_checkpoint.py --source=torchvision \
+        --flagfile=configs/base/torchvision_lraspp_mobilenet_v3_large.flags \
+        --checkpoint=lraspp_mobilenet_v3_large-d234d4ea.pth --output=converted/lraspp
+
     python scripts/convert_checkpoint.py --to=sssegmentation --checkpoint_dir=runs/first --output=first.pth
 """
 
@@ -58,7 +62,7 @@ def main(command: Command) -> None:
     if not given:
         raise UserError("--model is needed: a name from scripts/list_models.py, or the model flags themselves")
     config = command.model_config()
-    info = dataset_info(config, options.class_names)
+    info = dataset_info(config, options.class_names, options.source)
     model, proof = convert(options.source, options.checkpoint, config, other_classes="num_classes" in given)
     print(f"{proof.table()}\n{proof}")
     print(f"written: {save_checkpoint(options.output, model, config, info)}")

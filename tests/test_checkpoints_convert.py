@@ -10,7 +10,7 @@ import pytest
 from sssegmentation_golden import golden, weights
 
 from deeplab_keras import zoo
-from deeplab_keras.checkpoints import convert, sssegmentation
+from deeplab_keras.checkpoints import convert, keras_applications, official_deeplab, sssegmentation, torchvision
 from deeplab_keras.checkpoints.pth import read_pth
 from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, prove, slots
 from deeplab_keras.config import ModelConfig, UserError
@@ -79,20 +79,35 @@ def test_an_imagenet_file_fills_the_backbone(pth):
     assert all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept) and "logits" in proof.kept
 
 
-@pytest.mark.parametrize("first, second", [
-    ("layer5.linear_conv.bn.weight", "layer5.linear_conv.bn.running_var"),
-    ("layer5.expand_conv.conv.weight", "layer6.expand_conv.conv.weight"),
-    ("layer10.depthwise_conv.conv.weight", "layer11.depthwise_conv.conv.weight"),
-])
-def test_two_swapped_tensors_fail_the_proof(first, second):
-    values, config = golden(SMALL), zoo.get_config(SMALL)
-    model, rules, source = build_segmentor(config), sssegmentation.rules(config), weights(values)
-    load_weights(model, source, rules)
-    a, b = (next(s for s in slots(model, rules) if s.source == f"backbone_net.{name}") for name in (first, second))
-    one, other = a.read(), b.read()
-    assert one.shape == other.shape
-    a.write(other)
-    b.write(one)
+TINY = ModelConfig(head="fcn", head_channels=8, depth_multiplier=0.35)
+V3 = TINY.replace(backbone="mobilenet_v3_small", depth_multiplier=1.0)
+
+
+@pytest.mark.parametrize("table, config, pair", [
+    (sssegmentation.rules, TINY, ("decoder.0.weight", None)),
+    (sssegmentation.rules, V3, ("backbone_net.layer5.linear_conv.bn.weight", "backbone_net.layer5.linear_conv.bn.bias")),
+    (sssegmentation.imagenet_rules, TINY, ("backbone.layer5.1.conv.0.conv.weight", "backbone.layer5.2.conv.0.conv.weight")),
+    (torchvision.imagenet_rules, V3, ("features.5.block.2.fc1.weight", "features.6.block.2.fc1.weight")),
+    (keras_applications.rules, TINY, ("block_11_depthwise/kernel", "block_12_depthwise/kernel")),
+    (official_deeplab.rules, V3.replace(head="deeplab_v3"), (
+        "MobilenetV3/expanded_conv_9/project/weights", "MobilenetV3/expanded_conv_10/project/weights"
+    )),
+])  # fmt: skip
+def test_two_swapped_tensors_fail_the_proof_of_every_converter(table, config, pair):
+    keras.backend.clear_session()
+    model, rules = build_segmentor(config), table(config)
+    random = np.random.default_rng(0)
+    source = {slot.source: random.normal(size=slot.source_shape).astype(np.float32) for slot in slots(model, rules)}
+    proof = load_weights(model, source, rules)
+    assert len(proof.rows) == len(source) and not proof.alike
+    first, second = ([slot for slot in slots(model, rules) if slot.source == name] for name in pair)
+    if not second:  # a convolution whose kernel nothing else resembles: its own axes, swapped
+        first[0].write(np.ascontiguousarray(first[0].read()[..., ::-1]))
+    else:
+        one, other = first[0].read(), second[0].read()
+        assert one.shape == other.shape
+        first[0].write(other)
+        second[0].write(one)
     with pytest.raises(RuntimeError, match="the transfer is wrong"):
         prove(model, source, rules)
 

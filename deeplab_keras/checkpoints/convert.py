@@ -23,9 +23,9 @@ from deeplab_keras.data.voc2012 import VOC2012
 from deeplab_keras.segmentor import build_segmentor
 
 CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
-# Part of a model's name -> the dataset it was trained on, if the number of classes agrees.
+# Part of a model's name, or its source -> the dataset it was trained on, if the number of classes agrees.
 DATASETS = (
-    ("voc", VOC2012), ("pascal", VOC2012), ("coco", VOC2012), ("ade20k", ADE20K), ("ade20k", ADE20K_151),
+    ("voc", VOC2012), ("pascal", VOC2012), ("torchvision", VOC2012), ("ade20k", ADE20K), ("ade20k", ADE20K_151),
     ("cityscapes", CITYSCAPES),
 )  # fmt: skip
 # Fields of ModelConfig that matter in training alone, or differ between the datasets.
@@ -57,8 +57,17 @@ def convert(source: str, path: str, config: ModelConfig, *, other_classes: bool 
     return model, SOURCES[source](model, config, path, other_classes)
 
 
-def load_pth(model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False) -> Proof:
+def load_pth(
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False, last_layer: bool = True
+) -> Proof:
     """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
+
+    Args:
+        model: a segmentor.
+        config: its architecture.
+        path: the file.
+        other_classes: see `convert`.
+        last_layer: False: the classifier layers start anew in any case.
 
     Raises:
         UserError: see `convert`.
@@ -73,6 +82,8 @@ def load_pth(model: keras.Model, config: ModelConfig, path: str, other_classes: 
     else:
         rules = sssegmentation.rules(config)
     keep = fresh_classifiers(model, tensors, rules) if other_classes else ()
+    if not last_layer:
+        keep = tuple(layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name))
     return load_weights(model, tensors, rules, keep=keep, origin=str(path))
 
 
@@ -105,8 +116,8 @@ def fresh_classifiers(model: keras.Model, tensors: Mapping[str, np.ndarray], rul
     return tuple(name for name, fresh in names.items() if fresh)
 
 
-def dataset_info(config: ModelConfig, class_names: Sequence[str] = ()) -> DatasetInfo:
-    """The classes of a model: those given, or those of the dataset that its name tells, or numbers.
+def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: str = "") -> DatasetInfo:
+    """The classes of a model: those given, or those of the dataset that its name or source tells, or numbers.
 
     Raises:
         UserError: as many names are needed as there are classes.
@@ -116,7 +127,7 @@ def dataset_info(config: ModelConfig, class_names: Sequence[str] = ()) -> Datase
             raise UserError(f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; give as many")
         return info_for_classes("converted", class_names)
     for part, info in DATASETS:
-        if part in config.name and info.num_classes == config.num_classes:
+        if part in f"{config.name} {source}" and info.num_classes == config.num_classes:
             return info
     return info_for_classes("converted", [f"class_{index}" for index in range(config.num_classes)])
 

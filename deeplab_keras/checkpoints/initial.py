@@ -9,6 +9,7 @@ import keras
 from absl import logging
 
 from deeplab_keras.checkpoints import official_deeplab
+from deeplab_keras.checkpoints.convert import load_pth
 from deeplab_keras.checkpoints.folder import (
     assign_weights,
     find_checkpoint,
@@ -21,6 +22,7 @@ from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
 from deeplab_keras.checkpoints.official_files import is_official_file
 from deeplab_keras.config import ModelConfig
 
+PTH = (".pth", ".pt")
 CLASSIFIERS = ("logits", "auxiliary_logits", "logits_high", "logits_low")
 
 
@@ -33,8 +35,9 @@ def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer:
     Args:
         model: the segmentor.
         config: its architecture.
-        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, or what the official DeepLab
-            starts from: a TF1 checkpoint or a release as downloaded.
+        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file of SSSegmentation,
+            OpenMMLab or torchvision, or what the official DeepLab starts from: a TF1 checkpoint or a release as
+            downloaded.
         last_layer: whether to take the classifier layers.
 
     Raises:
@@ -42,6 +45,9 @@ def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer:
     """
     if is_official_file(source):
         logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, last_layer))
+        return
+    if source.endswith(PTH):
+        logging.info("%s: %s", source, load_pth(model, config, source, other_classes=True, last_layer=last_layer))
         return
     if source == "imagenet" or not pathlib.Path(source).is_dir():
         logging.info("%s: %s", source, load_imagenet(model, config, source))

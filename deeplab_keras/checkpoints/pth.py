@@ -5,6 +5,7 @@ A file is read with `weights_only=True`: what is in it can be tensors and plain 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -77,7 +78,8 @@ def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written ({error}); give another file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _import_torch() -> Any:

@@ -1,0 +1,142 @@
+"""The reference itself, for the torch lane: SSSegmentation's own PyTorch modules, built without its config files.
+
+Needs `pip install torch==2.13.0` and `pip install --no-deps --no-build-isolation sssegmentation==1.7.0`.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Imported by the reference for its datasets and other models; the systems compared here use none of it.
+STAND_INS = ("pandas", "cv2", "scipy", "sklearn", "torchvision", "chainercv", "dill", "tqdm", "timm", "pycocotools")
+
+
+class _StandIn(types.ModuleType):
+    """A module in which every name is a class that can be subclassed and called, and does nothing."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules of `STAND_INS`, after every real finder has failed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname.split(".")[0] in STAND_INS:
+            return importlib.util.spec_from_loader(fullname, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing to run."""
+
+
+def _config(name: str, num_classes: int) -> dict[str, Any]:
+    """The merged config of a system, its spec's section 1.1; on one device, plain batch norm is synchronised."""
+    aspp = {"in_channels": 320, "feats_channels": 512, "dilations": [1, 12, 24, 36], "dropout": 0.0}
+    large = "mobilenetv3l" in name
+    systems: dict[str, tuple[str, dict[str, Any]]] = {
+        "fcn": ("FCN", {"in_channels": 320, "feats_channels": 512, "dropout": 0.0}),
+        "pspnet": ("PSPNet", {**aspp, "pool_scales": [1, 2, 3, 6]}),
+        "deeplabv3": ("Deeplabv3", aspp),
+        "deeplabv3plus": ("Deeplabv3Plus", {**aspp, "in_channels": [24, 320], "shortcut_channels": 48}),
+        "lrasppnet": (
+            "LRASPPNet",
+            {
+                "in_channels_list": [16, 24, 960] if large else [16, 16, 576],
+                "branch_channels_list": [32, 64],
+                "feats_channels": 128,
+                "dropout": 0.0,
+            },
+        ),
+    }
+    kind, head = systems[name.split("_")[0]]
+    cross_entropy = {"type": "CrossEntropyLoss", "scale_factor": 1.0, "ignore_index": -100, "reduction": "mean"}
+    config: dict[str, Any] = {
+        "type": kind,
+        "num_classes": num_classes,
+        "benchmark": True,
+        "align_corners": False,
+        "norm_cfg": {"type": "BatchNorm2d"},
+        "act_cfg": {"type": "ReLU", "inplace": True},
+        "head": head,
+        "auxiliary": {"in_channels": 96, "out_channels": 512, "dropout": 0.0},
+        "losses": {"loss_cls": cross_entropy, "loss_aux": {**cross_entropy, "scale_factor": 0.4}},
+        "backbone": {
+            "type": "MobileNetV2", "structure_type": "mobilenetv2", "pretrained": False, "outstride": 8,
+            "selected_indices": (0, 1, 2, 3),
+        },
+    }
+    if kind == "LRASPPNet":
+        arch, indices = ("large", (1, 3, 16)) if large else ("small", (0, 1, 12))
+        config |= {
+            "norm_cfg": {"type": "BatchNorm2d", "eps": 1e-3},
+            "auxiliary": None,
+            "losses": {"loss_cls": cross_entropy},
+            "backbone": {
+                "type": "MobileNetV3", "structure_type": f"mobilenetv3_{arch}", "pretrained": False, "outstride": 8,
+                "arch_type": arch, "out_indices": indices, "selected_indices": (0, 1, 2),
+            },
+        }
+    return config
+
+
+def build(name: str, num_classes: int) -> Any:
+    """The reference's module of a system, with fresh weights and without dropout."""
+    if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
+        sys.meta_path.append(_StandIns())
+    from ssseg.modules import BuildSegmentor
+
+    return BuildSegmentor(_config(name, num_classes), mode="TRAIN")
+
+
+def prepare(images: np.ndarray) -> Any:
+    """uint8 RGB `[batch, height, width, 3]` -> the reference's normalised input `[batch, 3, height, width]`."""
+    import torch
+
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    normalised = (images.astype(np.float64) - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)).astype(np.float32))
+
+
+def logits(module: Any, images: np.ndarray) -> np.ndarray:
+    """Class scores before the last resize, `[batch, h, w, classes]`."""
+    import torch
+    from ssseg.modules import SSSegInputStructure
+
+    module.eval()
+    with torch.no_grad():
+        scores = module(SSSegInputStructure(images=prepare(images), mode="TEST")).seg_logits
+    return scores.numpy().transpose(0, 2, 3, 1)
+
+
+def training_losses(module: Any, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """Trains the module as the reference does, one step a batch at a constant rate, and gives each step's loss."""
+    import torch
+    from ssseg.modules import SSSegInputStructure
+
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for images, labels in batches:
+        targets = torch.from_numpy(np.where(labels == 255, -100, labels).astype(np.float32))
+        optimizer.zero_grad()
+        loss = module(SSSegInputStructure(images=prepare(images), seg_targets=targets, mode="TRAIN")).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
