@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,3 +247,32 @@ def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pa
     found = keras.Model(ours.input, ours.get_layer("block17_project_bn").output)(image)
     assert np.std(expected) > 0
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.std(expected))
+
+
+# --- A full disk ---
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
+    tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = folder.load_checkpoint(tiny_run).model
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(UserError, match=f"--train_logdir={tmp_path}: 0 MiB are free, the checkpoints need"):
+        Workdir(tmp_path, {}).check_space(model)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_nothing_half_written(
+    tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = folder.load_checkpoint(tiny_run)
+    path = folder.save_checkpoint(tmp_path / "best", loaded.model, loaded.config, loaded.info, metrics={"miou": 0.5})
+
+    def full(file: object, *arguments: object, **arrays: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="no space left on the device"):
+        folder.save_checkpoint(path, loaded.model, loaded.config, loaded.info, metrics={"miou": 0.9})
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert json.loads((path / folder.METRICS).read_text()) == {"miou": 0.5}
+    assert folder.read_weights(path).keys() == folder.named_weights(loaded.model).keys()
