@@ -3,17 +3,20 @@ r"""Foreign weights into a checkpoint folder of ours, and the way back to SSSegm
 Strict: a tensor that is missing, left over or of another shape ends the conversion. Prints which
 tensor went where, and the proof: every tensor read back from the model and compared bit for bit.
 
-    python scripts/convert_checkpoint.py --source=sssegmentation --model=deeplabv3_mobilenetv2os8_voc \
+    python scripts/convert_checkpoint.py --source=sssegmentation \
+        --model=deeplabv3_mobilenetv2os8_voc \
         --checkpoint=deeplabv3_mobilenetv2os8_voc.pth --output=converted/voc
 
-    python scripts/convert_checkpoint.py --source=sssegmentation --model=deeplabv3_mobilenetv2os8_voc \
+    python scripts/convert_checkpoint.py --source=sssegmentation \
+        --model=deeplabv3_mobilenetv2os8_voc \
         --num_classes=11 --checkpoint=deeplabv3_mobilenetv2os8_voc.pth --output=converted/start
 
     python scripts/convert_checkpoint.py --source=torchvision \
         --flagfile=configs/base/torchvision_lraspp_mobilenet_v3_large.flags \
         --checkpoint=lraspp_mobilenet_v3_large-d234d4ea.pth --output=converted/lraspp
 
-    python scripts/convert_checkpoint.py --to=sssegmentation --checkpoint_dir=runs/first --output=first.pth
+    python scripts/convert_checkpoint.py --to=sssegmentation \
+        --checkpoint_dir=runs/first --output=first.pth
 """
 
 from __future__ import annotations
