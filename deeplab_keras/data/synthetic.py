@@ -264,7 +264,7 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
         Image uint8 `[height, width, 3]` in 0..255, label uint8 `[height, width]` of class ids and 255.
     """
     rng = np.random.default_rng([seed, split, index])
-    y, x = np.mgrid[:height, :width].astype(np.float32) - np.float32([height, width])[:, None, None] / 2
+    y, x = np.mgrid[:height, :width].astype(np.float32) - np.array([height, width], np.float32)[:, None, None] / 2
     side = min(height, width)
     contour = 1.1 * max(1.0, side / 160)
     canvas, label, border = _ground(rng, x, y)
