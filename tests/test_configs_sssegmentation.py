@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from contracts import ROOT
+from contracts import ROOT, script
+from dataset_trees import TREES
 from test_configs import read
 from test_zoo import TABLE
 
 from deeplab_keras import zoo
-from deeplab_keras.config import EvalConfig
+from deeplab_keras.config import NORMALIZATIONS, EvalConfig
+from deeplab_keras.data import open_dataset, pipeline
 from deeplab_keras.optimizers import MomentumSGD, make_optimizer
 
 # Dataset -> its name here, training split, training images, crop, short side, epochs with MobileNetV2 and with V3.
@@ -49,8 +52,6 @@ def test_the_recipe_is_the_reference_s(name, monkeypatch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_test_protocol_is_the_reference_s(name, monkeypatch):
-    from contracts import script
-
     monkeypatch.chdir(ROOT)
     evaluation = script("eval.py").parse(f"--flagfile={RECIPES[name]}").config(EvalConfig)
     short = DATASETS[name.rsplit("_", 1)[1]][4]
@@ -83,3 +84,17 @@ def test_the_rates_that_the_reference_itself_gave(monkeypatch):
 def test_the_header_gives_the_reported_miou(name):
     reported = f"# mIoU reported:   {TABLE[name][-1]:.2f} on the validation set, one scale, no flip"
     assert reported in RECIPES[name].read_text().splitlines()
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_training_batches_come_out_of_the_dataset_s_own_layout(dataset, tmp_path, monkeypatch):
+    model, data, _ = read(RECIPES[f"fcn_mobilenetv2os8_{dataset}"], monkeypatch)
+    TREES[data.dataset](tmp_path, size=(60, 80))
+    data = data.replace(dataset_dir=str(tmp_path), train_batch_size=2)
+    source = open_dataset(data, data.train_split)
+    assert source.info.num_classes == model.num_classes
+    images, labels = next(iter(pipeline.train_dataset(source, data, NORMALIZATIONS[model.normalization][0])))
+    assert images.shape == (2, *data.train_crop_size, 3) and labels.shape == (2, *data.train_crop_size)
+    assert float(images.numpy().min()) >= 0 and float(images.numpy().max()) <= 255
+    ids = np.unique(labels)
+    assert len(ids) > 3 and set(ids) <= {*range(model.num_classes), 255}
