@@ -315,9 +315,9 @@ class TrainConfig(Config):
         self._require(0 <= self.momentum < 1, "momentum", "at least 0 and below 1")
         self._require(0 <= self.ema_momentum < 1, "ema_momentum", "at least 0 and below 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
-        self._require(self.training_number_of_steps is None or self.training_number_of_steps >= 1,
-                      "training_number_of_steps", "at least 1")
-        self._require(self.epochs is None or self.epochs > 0, "epochs", "above 0")
+        self._require(self.training_number_of_steps is None or self.training_number_of_steps >= 0,
+                      "training_number_of_steps", "at least 1; 0: not given")
+        self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
         self._require(self.eval_interval_epochs > 0, "eval_interval_epochs", "above 0")
         self._require(self.save_interval_steps >= 0, "save_interval_steps", "0 or above")
         self._require(self.end_learning_rate is None or 0 <= self.end_learning_rate <= self.base_learning_rate,

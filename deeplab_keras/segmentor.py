@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from deeplab_keras.backbones import build_backbone
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
-from deeplab_keras.heads import build_head
+from deeplab_keras.backbones import BACKBONES, build_backbone
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.heads import HEADS, build_head
 from deeplab_keras.heads.fcn import auxiliary
 from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor
 
@@ -112,6 +112,14 @@ class KeepAuxiliary(keras.layers.Layer):
 def feature_size(config: ModelConfig, length: int) -> int:
     """Length of c5 along a side of `length` pixels: every stride halves it and rounds up."""
     return -(-length // config.output_stride)
+
+
+def check_names(config: ModelConfig) -> None:
+    """Raises UserError for a backbone or a head that there is not."""
+    if config.backbone not in BACKBONES:
+        raise unknown_name("backbone (--model_variant)", config.backbone, BACKBONES)
+    if config.head not in HEADS:
+        raise unknown_name("head (--head)", config.head, HEADS)
 
 
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:

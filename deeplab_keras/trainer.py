@@ -20,7 +20,7 @@ from deeplab_keras.layers import BatchNormalization
 from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
 from deeplab_keras.optimizers import make_optimizer
-from deeplab_keras.segmentor import build_segmentor, check_input_size, with_auxiliary_output
+from deeplab_keras.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
 from deeplab_keras.visualization import panel
 
 
@@ -56,6 +56,7 @@ def train(
         raise UserError(
             f"--label_weights: {len(training.label_weights)} numbers; {info.name} has {info.num_classes} classes: give as many"
         )
+    check_names(model)
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
@@ -90,9 +91,9 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 def training_steps(training: TrainConfig, images: int, batch_size: int) -> int:
     """Length of the training in steps, given in steps or in passes over the images."""
-    if training.training_number_of_steps is not None:
+    if training.training_number_of_steps:
         return training.training_number_of_steps
-    assert training.epochs is not None
+    assert training.epochs
     return max(round(training.epochs * images / batch_size), 1)
 
 
@@ -105,7 +106,13 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def _check(data: DataConfig, training: TrainConfig) -> None:
-    if (training.training_number_of_steps is None) == (training.epochs is None):
+    steps, epochs = training.training_number_of_steps, training.epochs
+    if steps and epochs:
+        raise UserError(
+            f"--training_number_of_steps={steps} and --epochs={epochs} are both given, perhaps one in the flagfile: give either "
+            "--training_number_of_steps or --epochs, and the other as 0"
+        )
+    if not steps and not epochs:
         raise UserError("give the length of the training: either --training_number_of_steps or --epochs")
     parse_terms(training.loss)
     replicas = make_strategy(training.strategy).num_replicas_in_sync

@@ -138,6 +138,7 @@ def test_a_diverging_training_stops_with_step_and_rate(
     ("flags", "message"),
     [
         (["--training_number_of_steps=3", "--epochs=2"], "either --training_number_of_steps or --epochs"),
+        (["--head=unicorn"], "unknown head (--head) 'unicorn'"),
         (["--train_logdir="], "--train_logdir is needed"),
         (["--base_learning_rate=0"], "--base_learning_rate=0.0: above 0"),
         (["--loss=crossentropy"], "did you mean 'cross_entropy'"),
@@ -153,6 +154,11 @@ def test_bad_input_is_told_in_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert not folder.step_folders(tmp_path / "run")
+
+
+def test_an_unknown_head_leaves_no_folder(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", "--head=unicorn") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_length_in_passes_over_the_images() -> None:
