@@ -1,0 +1,239 @@
+"""The torch lane: SSSegmentation itself loads our .pth files, gives our logits, and trains as we do."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import sssegmentation_reference as reference
+from contracts import script
+from sssegmentation_golden import VOC, golden, images, labels, weights
+
+from deeplab_keras import zoo
+from deeplab_keras.checkpoints import sssegmentation
+from deeplab_keras.checkpoints.convert import convert, write_sssegmentation
+from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
+from deeplab_keras.checkpoints.pth import read_pth, write_pth
+from deeplab_keras.checkpoints.transfer import dump_weights, load_weights
+from deeplab_keras.config import UserError
+from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.losses import SegmentationLoss
+from deeplab_keras.optimizers import MomentumSGD
+from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
+
+pytestmark = pytest.mark.torch
+SYSTEMS = [f"{system}_{dataset}" for dataset in zoo.CLASSES for system in zoo.SSSEGMENTATION]
+SMALL = "lrasppnet_mobilenetv3sos8_voc"
+STEPS = 10
+
+
+def sizes(name: str) -> list[tuple[int, int]]:
+    return [(389, 453)] if "mobilenetv3" in name else [(129, 193), (128, 192)]
+
+
+def drawn(name: str) -> dict[str, np.ndarray]:
+    """The golden weights of a system, its classifiers drawn at its number of classes."""
+    return weights(golden(f"{name.rsplit('_', 1)[0]}_voc"), zoo.get_config(name).num_classes)
+
+
+def keras_logits(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    view = keras.Model(model.input, model.get_layer("logits").output)
+    return np.asarray(view(pictures.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_our_file_loads_strictly_in_the_reference_and_comes_back(name, tmp_path, record_property):
+    import torch
+
+    keras.backend.clear_session()
+    config = zoo.get_config(name)
+    model, classes = build_segmentor(config), info_for_classes("test", [str(i) for i in range(config.num_classes)])
+    load_weights(model, drawn(name), sssegmentation.rules(config))
+    save_checkpoint(tmp_path / "ours", model, config, classes)
+    proof = write_sssegmentation(tmp_path / "ours", tmp_path / "theirs.pth", zoo.SSSEGMENTATION)
+    assert proof.max_difference == 0
+
+    module = reference.build(name, config.num_classes)
+    state = torch.load(tmp_path / "theirs.pth", weights_only=True)["model"]
+    assert list(state) == list(module.state_dict())
+    assert {key: (t.dtype, t.shape) for key, t in state.items()} == {
+        key: (t.dtype, t.shape) for key, t in module.state_dict().items()
+    }
+    module.load_state_dict(state, strict=True)
+    for height, width in sizes(name):
+        pictures = images(height, width)
+        difference = np.abs(keras_logits(model, pictures) - reference.logits(module, pictures)).max()
+        record_property(f"{height}x{width}", float(difference))
+        print(f"{name} {height}x{width}: largest difference of the logits {difference:.1e}")
+        assert difference < 2e-4
+
+    back, _ = convert("sssegmentation", str(tmp_path / "theirs.pth"), config)
+    before, after = named_weights(model), named_weights(back)
+    assert before.keys() == after.keys()
+    assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_ten_training_steps_are_the_reference_s(name, tmp_path):
+    import torch
+
+    keras.backend.clear_session()
+    config, (height, width) = zoo.get_config(name).replace(dropout_rate=0.0), sizes(name)[0]
+    torch.manual_seed(0)
+    module = reference.build(name, config.num_classes)
+    write_pth(tmp_path / "start.pth", {key: t.numpy() for key, t in module.state_dict().items() if t.ndim})
+    model, _ = convert("sssegmentation", str(tmp_path / "start.pth"), config)
+    batches = [
+        (images(height, width, seed=100 + step, count=2), labels(height, width, seed=200 + step)) for step in range(STEPS)
+    ]
+    theirs = reference.training_losses(module, batches)
+
+    trained = with_auxiliary_output(model)
+    trained.compile(
+        optimizer=MomentumSGD(0.01, momentum=0.9, weight_decay=5e-4),
+        loss={head: SegmentationLoss() for head in trained.output},
+        loss_weights={head: 0.4 if head == "auxiliary_logits" else 1.0 for head in trained.output},
+        jit_compile=False,
+    )
+    ours = []
+    for pictures, truth in batches:
+        trained.reset_metrics()
+        logs = trained.train_on_batch(
+            pictures.astype(np.float32), {head: truth for head in trained.output}, return_dict=True
+        )
+        ours.append(float(logs["loss"]))
+    print(f"{name}: largest relative difference of {STEPS} losses {np.max(np.abs(np.divide(ours, theirs) - 1)):.1e}")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def layouts(state: dict) -> dict[str, object]:
+    """What a released file may be: today's trainer's, that of 2021, the bare state_dict; with a DDP prefix, too."""
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]}
+    return {
+        "today": {"cur_epoch": 60, "cur_iter": 39660, "optimizer": optimizer, "model": state},
+        "2021": {"epoch": 60, "model": state, "optimizer": optimizer},
+        "bare": state,
+        "prefixed": {"model": {f"module.{key}": tensor for key, tensor in state.items()}},
+    }
+
+
+def test_released_files_of_every_layout_convert(tmp_path, capsys):
+    import torch
+
+    module = reference.build(SMALL, 21)
+    state = module.state_dict()
+    state.update({key: torch.from_numpy(array) for key, array in drawn(SMALL).items()})
+    module.load_state_dict(state)
+    expected, convert_checkpoint = reference.logits(module, images(389, 453)), script("convert_checkpoint.py")
+    for layout, content in layouts(state).items():
+        torch.save(content, tmp_path / f"{layout}.pth")
+        arguments = (f"--model={SMALL}", f"--checkpoint={tmp_path}/{layout}.pth", f"--output={tmp_path}/{layout}")
+        assert convert_checkpoint("--source=sssegmentation", *arguments) == 0
+        printed = capsys.readouterr().out
+        assert "decoder.1.weight" in printed and "-> logits/kernel" in printed and "231 tensors" in printed
+    for layout in layouts(state):
+        loaded = load_checkpoint(tmp_path / layout)
+        assert loaded.info.class_names[15] == "person" and loaded.config == zoo.get_config(SMALL)
+        assert np.abs(keras_logits(loaded.model, images(389, 453)) - expected).max() < 2e-4
+
+    back = (f"--checkpoint_dir={tmp_path}/today", f"--output={tmp_path}/back.pth")
+    assert convert_checkpoint("--to=sssegmentation", *back) == 0
+    module.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True)["model"], strict=True)
+    assert np.array_equal(reference.logits(module, images(389, 453)), expected)
+
+
+def test_fine_tuning_on_other_classes_says_what_starts_anew(tmp_path, capsys):
+    write_pth(tmp_path / "a.pth", drawn("fcn_mobilenetv2os8_voc"))
+    arguments = ("--model=fcn_mobilenetv2os8_voc", f"--checkpoint={tmp_path}/a.pth", f"--output={tmp_path}/out")
+    assert script("convert_checkpoint.py")("--source=sssegmentation", "--num_classes=11", *arguments) == 0
+    assert "newly initialised, not from the file: logits, auxiliary_logits\n" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "out").info.num_classes == 11
+
+
+@pytest.mark.parametrize("name", ["fcn_mobilenetv2os8_voc", SMALL, "lrasppnet_mobilenetv3los8_voc"])
+def test_an_imagenet_classifier_of_openmmlab_gives_the_backbone(name, tmp_path):
+    import torch
+
+    module, config = reference.build(name, 21), zoo.get_config(name)
+    state = {k: torch.from_numpy(t) for k, t in drawn(name).items() if k.startswith("backbone_net.")}
+    module.backbone_net.load_state_dict({k.removeprefix("backbone_net."): t for k, t in state.items()}, strict=False)
+    file = {k.replace("backbone_net", "backbone"): t for k, t in state.items()}
+    if config.backbone == "mobilenet_v2":
+        file |= {"backbone.conv2.conv.weight": torch.zeros(1280, 320, 1, 1), "backbone.conv2.bn.weight": torch.ones(1280)}
+    file["head.fc.weight"] = torch.zeros(1000, 1280)
+    torch.save({"meta": {"epoch": 300}, "state_dict": file}, tmp_path / "imagenet.pth")
+    model, proof = convert("sssegmentation", str(tmp_path / "imagenet.pth"), config)
+    assert "logits" in proof.kept and "head.fc.weight" in proof.ignored
+    pictures, last = images(129, 193), "block17_project_bn" if config.backbone == "mobilenet_v2" else "last_act"
+    found = keras.Model(model.input, model.get_layer(last).output)(pictures.astype(np.float32))
+    module.eval()
+    with torch.no_grad():
+        expected = module.backbone_net(reference.prepare(pictures))[-1].numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+class Evil:
+    """Unpickled carelessly, it leaves a file behind."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple:
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+def test_bad_files_get_one_line_and_run_no_code(tmp_path):
+    import pickle
+
+    import torch
+
+    state = {"a.weight": torch.arange(9000.0), "a.num_batches_tracked": torch.tensor(3)}
+    torch.save({"model": state}, tmp_path / "good.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    content = {name: (tmp_path / f"{name}.pth").read_bytes() for name in ("good", "old")}
+    cases = {f"cut_{name}_{share}": ("truncated or damaged", data[: int(share * len(data))])
+             for name, data in content.items() for share in (0.99, 0.5, 0.001)}
+    cases |= {
+        "page": ("not a PyTorch checkpoint", b"<html>404</html>"),
+        "noise": ("not a PyTorch checkpoint", np.random.default_rng(0).bytes(5000)),
+        "empty": ("truncated or damaged", b""),
+        "pickle": ("not a PyTorch checkpoint", pickle.dumps({"model": Evil(tmp_path / "ran")})),
+    }
+    for name, (_, data) in cases.items():
+        (tmp_path / f"{name}.pth").write_bytes(data)
+    for name, thing in {"evil": {"model": state, "x": Evil(tmp_path / "ran")}, "module": torch.nn.Linear(2, 2)}.items():
+        torch.save(thing, tmp_path / f"{name}.pth")
+        cases[name] = ("refused, because loading it would run code", b"")
+    for name, thing in {"list": [1, 2], "config": {"epoch": 3}, "none": {"model": {}}}.items():
+        torch.save(thing, tmp_path / f"{name}.pth")
+        cases[name] = ("holds no weights", b"")
+    for name, (reason, _) in cases.items():
+        with pytest.raises(UserError, match=reason) as error:
+            read_pth(tmp_path / f"{name}.pth")
+        assert str(tmp_path / f"{name}.pth") in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+    for name in content:
+        assert np.array_equal(read_pth(tmp_path / f"{name}.pth")["a.weight"], np.arange(9000, dtype=np.float32))
+    with pytest.raises(UserError, match="no such file"):
+        read_pth(tmp_path)
+
+
+def test_half_precision_and_a_place_that_cannot_be_written(tmp_path):
+    import torch
+
+    torch.save({"module.a.weight": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "half.pth")
+    assert read_pth(tmp_path / "half.pth")["a.weight"].dtype == np.float32
+    with pytest.raises(UserError, match="cannot be written"):
+        write_pth(tmp_path / "half.pth" / "a.pth", {"a": np.zeros(3)})
+    write_pth(tmp_path / "new" / "a.pth", {"a.running_var": np.zeros(3, np.float32)})
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pth"]
+    assert read_pth(tmp_path / "new" / "a.pth")["a.num_batches_tracked"].dtype == np.int64
+
+
+def test_dumping_keeps_the_reference_s_order():
+    config = zoo.get_config(SMALL)
+    state = reference.build(SMALL, 21).state_dict()
+    expected = [key for key in state if not key.endswith("num_batches_tracked")]
+    assert list(dump_weights(build_segmentor(config), sssegmentation.rules(config))) == expected
