@@ -1,4 +1,4 @@
-"""Command-line flags of the scripts, made from the dataclasses of config.py.
+"""Command-line flags of the scripts, made from the dataclasses of config.
 
 Flags stop at the door: a script gets a `Command`, takes configs from it and calls the library with them.
 

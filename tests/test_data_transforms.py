@@ -71,8 +71,27 @@ SIZES = [(17, 23), (9, 12), (31, 47), (40, 11), (1, 1), (3, 60)]
 def test_resizing_whole_pictures(size):
     image, label = picture(17, 23)
     np.testing.assert_allclose(transforms.resize_image(image, size), bilinear(image, size), atol=0.01)
-    rows, columns = ([i * n // m for i in range(m)] for n, m in zip(label.shape, size, strict=True))
-    np.testing.assert_array_equal(transforms.resize_label(label, size), label[rows][:, columns])
+    centres = [np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int) for n, m in zip(label.shape, size, strict=True)]
+    np.testing.assert_array_equal(transforms.resize_label(label, size), label[np.ix_(*centres)])
+    opencv = [[i * n // m for i in range(m)] for n, m in zip(label.shape, size, strict=True)]
+    np.testing.assert_array_equal(transforms.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)])
+
+
+@pytest.mark.parametrize("half_pixel", [True, False])
+def test_labels_lie_where_the_image_lies(half_pixel):
+    """Image and label of one edge, enlarged and mirrored: the half-pixel rule keeps the edge in its place, OpenCV's not."""
+    edge = np.repeat(np.arange(20) >= 10, 3)[None].reshape(1, 20, 3) * np.uint8([255])
+    edge = np.tile(edge, (20, 1, 1))
+    size = np.array([70, 70])
+
+    def label(mask):
+        return transforms.resize_label(mask, size, half_pixel=half_pixel).numpy()
+
+    image = transforms.resize_image(edge, size).numpy()[..., 0] > 127.5
+    mask = (edge[..., 0] > 0).astype(np.uint8)
+    np.testing.assert_array_equal(label(mask), image)
+    mirrored = np.array_equal(label(mask[:, ::-1])[:, ::-1], label(mask))
+    assert mirrored or not half_pixel
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 4])
@@ -86,13 +105,6 @@ def test_resizing_a_window_is_resizing_all_and_cropping(size):
         window = np.s_[top : top + count[0], left : left + count[1]]
         np.testing.assert_allclose(transforms.resize_image(image, size, (top, left), count), whole[window], atol=0.01)
         np.testing.assert_array_equal(transforms.resize_label(label, size, (top, left), count), whole_label[window])
-
-
-def test_resize_to_range():
-    image, label = picture(20, 50)
-    small, small_label = transforms.resize_to_range(image, label, 10, 20)
-    assert small.shape == (8, 20, 3) and small_label.shape == (8, 20)
-    assert transforms.resize_to_range(image, label, 10)[1].shape == (10, 25)
 
 
 # --- Crop ---

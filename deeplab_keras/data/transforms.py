@@ -76,16 +76,24 @@ def scaled_size(size: tf.Tensor, factor: tf.Tensor | float, short: int | None = 
     return tf.maximum(tf.cast(sides * ratio + 0.5, tf.int32), 1)
 
 
-def resize_label(label: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
+def resize_label(
+    label: tf.Tensor,
+    size: tf.Tensor,
+    start: Sequence[Any] = (0, 0),
+    count: tf.Tensor | None = None,
+    half_pixel: bool = True,
+) -> tf.Tensor:
     """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
 
-    The source of row i is floor(i * height / size), as in OpenCV and not at half-pixel centres.
+    The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like `resize_image`; without
+    `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image.
     """
     for axis in (0, 1):
-        length = tf.cast(tf.shape(label)[axis], tf.int64)
-        wanted = tf.cast(size[axis] if count is None else count[axis], tf.int64)
+        length, new = tf.cast(tf.shape(label)[axis], tf.int64), tf.cast(size[axis], tf.int64)
+        wanted = new if count is None else tf.cast(count[axis], tf.int64)
         positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start[axis], tf.int64)
-        label = tf.gather(label, positions * length // tf.cast(size[axis], tf.int64), axis=axis)
+        sources = (2 * positions + 1) * length // (2 * new) if half_pixel else positions * length // new
+        label = tf.gather(label, sources, axis=axis)
     return label
 
 
@@ -121,14 +129,14 @@ def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0
     )[0]
 
 
-def resize_to_range(image: tf.Tensor, label: tf.Tensor, short: int, long: int | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Resizes so that the short side becomes `short` unless the long side would pass `long`."""
-    size = scaled_size(tf.shape(label), 1.0, short, long)
-    return resize_image(image, size), resize_label(label, size)
-
-
 def choose_crop(
-    label: tf.Tensor, size: tf.Tensor, crop: tf.Tensor, numbers: tf.Tensor, max_share: float, ignore_label: int
+    label: tf.Tensor,
+    size: tf.Tensor,
+    crop: tf.Tensor,
+    numbers: tf.Tensor,
+    max_share: float,
+    ignore_label: int,
+    half_pixel: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
 
@@ -142,6 +150,7 @@ def choose_crop(
         numbers: `[10, 2]` uniform in [0, 1).
         max_share: 1 takes the first draw whatever it shows.
         ignore_label: id that does not count.
+        half_pixel: how the label is resized, see `resize_label`.
 
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.
@@ -149,7 +158,7 @@ def choose_crop(
     corners = tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
 
     def cut(attempt: tf.Tensor) -> tf.Tensor:
-        return resize_label(label, size, tf.unstack(corners[attempt]), crop)
+        return resize_label(label, size, tf.unstack(corners[attempt]), crop, half_pixel)
 
     def one_sided(attempt: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         counts = tf.math.bincount(tf.cast(window, tf.int32), minlength=256, maxlength=256)
@@ -163,7 +172,7 @@ def choose_crop(
         shapes = (attempt.shape, tf.TensorShape([None, None]))
         attempt, window = tf.while_loop(one_sided, lambda i, _: (i + 1, cut(i + 1)), (attempt, window), shapes)
         middle, empty = (size - crop + 1) // 2, tf.reduce_all(window == tf.cast(ignore_label, window.dtype))
-        window = tf.cond(empty, lambda: resize_label(label, size, tf.unstack(middle), crop), lambda: window)
+        window = tf.cond(empty, lambda: resize_label(label, size, tf.unstack(middle), crop, half_pixel), lambda: window)
         return tf.where(empty, middle, corners[attempt]), window
     return corners[attempt], window
 
@@ -265,7 +274,8 @@ def augment(
     factor = scale_factor(draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size)
     size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
     crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
-    corner, label = choose_crop(label, size, crop, draws.crop, config.crop_max_category_share, ignore_label)
+    half_pixel = config.preprocessing != "sssegmentation"
+    corner, label = choose_crop(label, size, crop, draws.crop, config.crop_max_category_share, ignore_label, half_pixel)
     image = resize_image(image, size, tf.unstack(corner), crop)
     if config.random_flip:
         image, label = flip(image, label, draws.flip)

@@ -1,0 +1,25 @@
+"""What a run is made of: four frozen dataclasses, validated when made, to and from JSON.
+
+Every field carries its help text; `flags.py` turns the fields into command-line flags, so a flag, a JSON key and a
+Python keyword are one name. Fields that the official DeepLab scripts have keep their official names.
+"""
+
+from deeplab_keras.config.base import Config, UserError, option, unknown_name
+from deeplab_keras.config.data import DataConfig
+from deeplab_keras.config.evaluation import EvalConfig
+from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
+from deeplab_keras.config.train import TrainConfig
+
+__all__ = [
+    "CONVENTIONS",
+    "NORMALIZATIONS",
+    "OUTPUT_STRIDES",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "UserError",
+    "option",
+    "unknown_name",
+]

@@ -1,0 +1,96 @@
+"""What the four dataclasses have in common: checks when made, JSON, and the error that a user's mistake gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+
+class UserError(ValueError):
+    """A user's mistake, told in one line: what was given, what is allowed, what to do next."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that nobody knows; suggests the nearest known one."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def option(default: Any, help: str, *, flag: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its help text, the allowed strings, and a flag name where it differs from the field's."""
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "choices": choices})
+
+
+T = TypeVar("T", bound="Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of the four: checks `choices`, turns lists into tuples, reads and writes JSON."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, value := tuple(value))
+            choices = field.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                raise unknown_name(f"--{field.metadata['flag'] or field.name}", str(value), choices)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises UserError for values that no run could use."""
+
+    def replace(self: T, **changes: Any) -> T:
+        """A copy with some fields changed.
+
+        Raises:
+            UserError: a field of that name does not exist, or the new value is not allowed.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise unknown_name(f"{type(self).__name__} field", name, names)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The fields as a JSON object, a line each."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+        """The config of these fields; what is left out has its default.
+
+        Raises:
+            UserError: a field of that name does not exist, or a value is not allowed.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown_name(f"{cls.__name__} field", name, names)
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls: type[T], text: str) -> T:
+        """The config that `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """Field name -> resolved type annotation."""
+        return typing.get_type_hints(cls)
+
+    def _require(self, ok: bool, field: str, allowed: str) -> None:
+        if not ok:
+            flag = next(f.metadata["flag"] or f.name for f in dataclasses.fields(self) if f.name == field)
+            raise UserError(f"--{flag}={getattr(self, field)}: {allowed}")

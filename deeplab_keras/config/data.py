@@ -1,0 +1,54 @@
+"""The config of datasets and of what happens to their images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from deeplab_keras.config.base import Config, option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Config):
+    """Which images, and what happens to them before the network sees them."""
+
+    dataset: str = option("synthetic", "dataset by name; 'folder' for a folder of your own")
+    dataset_dir: str | None = option(None, "folder that holds the dataset; not needed for 'synthetic'")
+    train_split: str = option("train", "split to train on")
+    eval_split: str = option("val", "split to evaluate on")
+    ignore_label: int = option(255, "label of pixels that count nowhere; for 'folder'")
+    train_crop_size: tuple[int, ...] = option((512, 512), "size of the training crop, as height,width")
+    train_batch_size: int = option(16, "images a training step, over all devices together")
+    min_resize_value: int | None = option(None, "before all else the short side is resized to this length; 0: as it is")
+    max_resize_value: int | None = option(None, "cap of the long side in that resize")
+    resize_factor: int | None = option(None, "after that resize, sides are rounded up to a multiple of this plus one (with --preprocessing=official)")
+    preprocessing: str = option(
+        "default",
+        "default: half-pixel resizing of images and labels; sssegmentation: labels by OpenCV's nearest neighbour, up to half a pixel beside the image; "
+        "official: the official DeepLab's, aligned corners and truncated sizes",
+        choices=("default", "sssegmentation", "official"),
+    )
+    min_scale_factor: float = option(0.5, "random scaling: smallest factor")
+    max_scale_factor: float = option(2.0, "random scaling: largest factor")
+    scale_factor_step_size: float = option(0.0, "random scaling: step between the factors; 0: any factor in between")
+    crop_max_category_share: float = option(0.75, "a crop in which one class has a larger share is drawn again, up to ten times; 1: never")
+    random_flip: bool = option(True, "mirrors left and right with probability 1/2")
+    photometric_distortion: bool = option(True, "random brightness, contrast, saturation and hue")
+    padding_position: str = option("center", "where an image smaller than the crop lies in it", choices=("center", "top_left"))
+    train_samples: int = option(512, "'synthetic': number of training scenes")
+    eval_samples: int = option(64, "'synthetic': number of validation scenes")
+    synthetic_size: tuple[int, ...] = option((160, 160), "'synthetic': size of a scene, as height,width")
+    skip_broken_files: bool = option(False, "a file that cannot be read is named, counted and left out, instead of ending the run")
+    cache: bool = option(False, "keeps decoded images in memory")
+    seed: int = option(0, "seed of every random draw: order, augmentation, initial weights, dropout")
+
+    def validate(self) -> None:
+        for field in ("train_crop_size", "synthetic_size"):
+            value = getattr(self, field)
+            self._require(len(value) == 2 and all(v >= 1 for v in value), field, "two numbers of at least 1: height,width")
+        self._require(self.train_batch_size >= 1, "train_batch_size", "at least 1")
+        self._require(0 < self.min_scale_factor <= self.max_scale_factor, "min_scale_factor",
+                      f"above 0 and at most --max_scale_factor={self.max_scale_factor}")
+        self._require(self.scale_factor_step_size >= 0, "scale_factor_step_size", "0 or above")
+        self._require(0 < self.crop_max_category_share <= 1, "crop_max_category_share", "above 0 and at most 1")
+        self._require(0 <= self.ignore_label <= 255, "ignore_label", "0 to 255")
+        self._require(self.train_samples >= 1 and self.eval_samples >= 1, "train_samples", "at least 1 scene a split")
