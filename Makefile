@@ -37,7 +37,7 @@ demo: $(READY) ## the main job on the built-in data: train, evaluate, draw, expo
 	@echo "pictures: $(CURDIR)/$(DEMO)/vis"
 
 test: $(READY) ## the tests; ARGS='-k flags' picks some
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(READY) ## the tests that take minutes each
 	$(RUN) -m pytest -m slow $(ARGS)

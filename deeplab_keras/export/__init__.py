@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import UserError, unknown_name
@@ -186,6 +187,7 @@ def export_model(
     exported = []
     for kind, target in targets.items():
         limit = (0.0 if kind in APPROXIMATE else MIN_AGREEMENT) if min_agreement is None else min_agreement
+        logging.info("%s: being made and checked", target)
         exported.append(_export_one(job, kind, target, images, limit))
         log(str(exported[-1]))
     return exported

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.export.graph import Function, named
+from deeplab_keras.progress import without_noise
 
 # Operators that make a file slow or unusable on a device, by the start of their names.
 UNWANTED = ("Flex", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "VAR_HANDLE")
@@ -45,7 +46,7 @@ def convert(frozen: Function, outputs: Sequence[str], kind: str, images: Iterabl
         converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in _full_range(images))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_noise():
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs")  # they come from the images
         return converter.convert()
 
@@ -83,10 +84,10 @@ def open_interpreter(path: pathlib.Path, threads: int, **options: Any) -> Any:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_noise():
         warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
         interpreter = Interpreter(str(path), num_threads=threads, **options)
-    interpreter.allocate_tensors()
+        interpreter.allocate_tensors()
     return interpreter
 
 

@@ -1,0 +1,128 @@
+"""Flags out of the fields of a dataclass, and the help text that lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+import typing
+from typing import Any
+
+from absl import flags as absl_flags
+
+from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+
+TITLES = {ModelConfig: "Model", DataConfig: "Data", TrainConfig: "Training", EvalConfig: "Inference and evaluation"}
+ALIASES = {"initial_checkpoint": "tf_initial_checkpoint", "vis_split": "eval_split"}
+HELP_WIDTH = 100
+HELP_COLUMN = 44
+
+
+def flag_name(field: dataclasses.Field[Any]) -> str:
+    """The flag of a config's field: mostly of the same name, else the official DeepLab one."""
+    return field.metadata.get("flag") or field.name
+
+
+def define(values: absl_flags.FlagValues, section: type[Config], field: dataclasses.Field[Any]) -> None:
+    """Adds the flag of one field."""
+    kind, element = _kind(section, field)
+    name, help = flag_name(field), field.metadata["help"]
+    if kind is bool:
+        absl_flags.DEFINE_boolean(name, bool(field.default), help, flag_values=values)
+    else:
+        parser = _Parser(kind, element)
+        default: Any = field.default
+        absl_flags.DEFINE(parser, name, default, help, flag_values=values, serializer=_Serializer())
+
+
+def _kind(section: type[Config], field: dataclasses.Field[Any]) -> tuple[type, type]:
+    """Type of a field's value without its None, and of its elements where it is a tuple."""
+    annotation = section.types()[field.name]
+    options = [option for option in typing.get_args(annotation) if option is not type(None)]
+    if type(None) in typing.get_args(annotation):
+        annotation = options[0]
+    if typing.get_origin(annotation) is tuple:
+        return tuple, typing.get_args(annotation)[0]
+    return annotation, annotation
+
+
+_EXPECTED = {int: "a whole number", float: "a number", str: "a text"}
+
+
+class _Parser(absl_flags.ArgumentParser):
+    """Text of a flag -> int, float, str, or a tuple of those from a comma-separated list."""
+
+    def __init__(self, kind: type, element: type) -> None:
+        super().__init__()
+        self._kind, self._element = kind, element
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):  # a default
+            return argument
+        if self._kind is not tuple:
+            return self._one(argument)
+        return tuple(self._one(part.strip()) for part in argument.split(",")) if argument.strip() else ()
+
+    def _one(self, text: str) -> Any:
+        try:
+            value = self._element(text)
+            if self._element is float and not math.isfinite(value):
+                raise ValueError(text)
+            return value
+        except ValueError:
+            expected = _EXPECTED[self._element]
+            if self._kind is tuple:
+                expected = f"{expected} or several with commas between them"
+            raise ValueError(f"{expected} is needed here, not {text!r}") from None
+
+    def flag_type(self) -> str:
+        return self._kind.__name__
+
+
+class _Serializer(absl_flags.ArgumentSerializer[Any]):
+    def serialize(self, value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def help_text(doc: str, *sections: type[Config]) -> str:
+    """The script's docstring and example, then its flags in sections, wrapped at HELP_WIDTH columns."""
+    parts = [doc.strip(), "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"]
+    for section in sections:
+        if dataclasses.fields(section):
+            lines = [TITLES.get(section, "This script") + ":"]
+            lines += [_help_entry(section, field) for field in dataclasses.fields(section)]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
+    left = f"  --{'[no]' if _kind(section, field)[0] is bool else ''}{flag_name(field)}{_placeholder(section, field)}"
+    text = field.metadata["help"]
+    aliases = [alias for alias, name in ALIASES.items() if name == flag_name(field)]
+    if aliases:
+        text += f"; also --{aliases[0]}"
+    choices = field.metadata["choices"]
+    if choices:
+        text += f"; one of: {', '.join(choices)}"
+    if field.default not in (None, "", ()):
+        default = field.default
+        shown = str(default).lower() if isinstance(default, bool) else _Serializer().serialize(default)
+        text += f" (default: {shown})"
+    indent = " " * HELP_COLUMN
+    body = textwrap.wrap(text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    if len(left) < HELP_COLUMN - 1:
+        body[0] = left.ljust(HELP_COLUMN) + body[0].lstrip()
+        return "\n".join(body)
+    return "\n".join([left, *body])
+
+
+def _placeholder(section: type[Config], field: dataclasses.Field[Any]) -> str:
+    kind, element = _kind(section, field)
+    if kind is bool:
+        return ""
+    if element is str:
+        is_path = any(word in flag_name(field) for word in ("dir", "path", "checkpoint", "input", "output"))
+        word = "PATH" if is_path and "output_stride" not in flag_name(field) else "NAME"
+    else:
+        word = "N" if element is int else "X"
+    return f"={word},{word}..." if kind is tuple else f"={word}"

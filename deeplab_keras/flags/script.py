@@ -1,0 +1,90 @@
+"""A script's frame: runs its main and turns what went wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+
+from absl import logging as absl_logging
+
+from deeplab_keras.config import Config, UserError
+from deeplab_keras.flags.command import Command
+from deeplab_keras.flags.fields import help_text
+from deeplab_keras.progress import without_noise
+
+
+def run(doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]) -> typing.NoReturn:
+    """Runs a script and ends the process: status 0 when the job was done, 1 with one line on stderr when it was not.
+
+    Args:
+        doc: the script's docstring, the first part of its `--help`.
+        main: does the job; an int that it returns is the exit status.
+        sections: the dataclasses whose flags the script uses, its own first.
+    """
+    sys.exit(call(sys.argv, doc, main, *sections))
+
+
+def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]) -> int:
+    """As `run`, for a given command line, and returns the exit status."""
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(help_text(doc or "", *sections))
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the CPU's instruction sets
+    _show_log()
+    try:
+        command = Command(argv, *sections)
+        with without_noise():
+            importlib.import_module("keras")  # it loads TensorFlow
+        status = main(command) or 0
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `script | head`: the reader has what it wanted
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = _outside_trouble(error)
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _show_log() -> None:
+    """The library's log goes to stderr, a plain line each; of TensorFlow's, which has the same logger, only warnings do."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine())
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or "tensorflow" not in record.pathname.split(os.sep))
+    logger = absl_logging.get_absl_logger()
+    logger.handlers, logger.propagate = [handler], False
+    absl_logging.set_verbosity(absl_logging.INFO)
+
+
+class _LogLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + record.getMessage()
+
+
+def _outside_trouble(error: OSError) -> str:
+    """What to do about a full disk or a forbidden folder; every other OSError is a bug and raised again."""
+    advice = {
+        errno.ENOSPC: "free some space there",
+        errno.EDQUOT: "free some space there",
+        errno.EACCES: "choose a folder that you may use, or change its permissions",
+        errno.EPERM: "choose a folder that you may use, or change its permissions",
+        errno.EROFS: "choose a folder that can be written to",
+    }.get(error.errno or 0)
+    if advice is None:
+        raise error
+    path, reason = error.filename or "writing a file", (error.strerror or "").lower()
+    return f"{path}: {reason}; {advice} and give the same command again"
