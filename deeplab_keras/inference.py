@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.files import DECODE_ERRORS
-from deeplab_keras.layers import Normalize, ResizeTo
+from deeplab_keras.layers import Normalize, ResizeTo, WindowPooling
 
 
 class Network:
@@ -41,6 +41,7 @@ class Network:
         self.input_size = (height, width) if height and width else None
         self.num_classes = int(model.outputs[0].shape[-1])
         self.model = model
+        self._windows = [layer for layer in model.layers if isinstance(layer, WindowPooling)]
 
         def logits(images: tf.Tensor) -> tf.Tensor:
             (output,) = tf.nest.flatten(model(images, training=False))
@@ -79,6 +80,8 @@ class Network:
             UserError: the images are too small for the model, or too large for the memory.
         """
         size = "x".join(map(str, images.shape[1:3]))
+        for layer in self._windows:
+            layer.check_size(*images.shape[1:3])
         try:
             return self._compiled(images)
         except tf.errors.ResourceExhaustedError:
@@ -250,8 +253,27 @@ class Predictor:
             return found, official_inference.prepare_labels(labels, prediction.size)
         return self.predict_batch(images), labels
 
+    def compare_with_confidence(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `compare`, and the probability of each predicted label: float32 `[batch, height, width]`."""
+        if self.config.inference == "official":
+            prediction, size = official_inference.predict(self.network, images, self.config), labels.shape[1:3]
+            if self.config.eval_short_side:
+                size = prediction.size
+                labels = official_inference.prepare_labels(labels, size)
+            found = self._typed(official_inference.restore_labels(prediction, size))
+            return found.numpy(), labels, official_inference.restore_probabilities(prediction, size).max(-1)
+        found, confidence = _decide(predict_logits(self.network, images, self.config))
+        return self._typed(found).numpy(), labels, confidence.numpy()
+
     def _typed(self, labels: tf.Tensor) -> tf.Tensor:
         return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32)
+
+
+@tf.function(reduce_retracing=True)
+def _decide(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The most probable class and its probability."""
+    confidence = tf.exp(tf.reduce_max(logits, -1) - tf.reduce_logsumexp(logits, -1))
+    return tf.argmax(logits, -1, output_type=tf.int32), confidence
 
 
 def open_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Measures a trained network on a split of a dataset: mIoU, IoU of each class, accuracies.
 
-Writes metrics.json to --eval_logdir. The dataset is the one of the training, unless flags name
-another.
+Writes metrics.json, .csv and .md and report.html, a page with the best and the worst images, to
+--eval_logdir. The dataset is the one of the training, unless flags name another.
 
     python scripts/eval.py --checkpoint_dir=runs/demo
 
     python scripts/eval.py --checkpoint_dir=runs/mine --eval_scales=0.75,1,1.25 --add_flipped_images
+
+    python scripts/eval.py --compare=runs/mine,runs/other
 """
 
 from __future__ import annotations
@@ -22,30 +24,56 @@ class Options(Config):
     """What to measure, and where the result goes."""
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
-    eval_logdir: str = option("", "folder for metrics.json; default: eval_SPLIT in --checkpoint_dir")
+    eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
+    details: bool = option(
+        True, "boundary IoU, calibration error and report.html too; without them an evaluation takes less time"
+    )
+    compare: tuple[str, ...] = option(
+        (), "two checkpoints, in place of --checkpoint_dir: prints them side by side with the interval of their difference"
+    )
 
     def validate(self) -> None:
-        """A checkpoint is needed."""
-        self._require(bool(self.checkpoint_dir), "checkpoint_dir", "is needed: the --train_logdir of a training")
+        """One checkpoint or two."""
+        self._require(len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them")
+        self._require(
+            bool(self.checkpoint_dir) != bool(self.compare), "checkpoint_dir",
+            "is needed: the --train_logdir of a training; or else --compare=A,B",
+        )  # fmt: skip
 
 
 def main(command: Command) -> None:
-    """Evaluates, prints the table, writes metrics.json."""
+    """Evaluates, prints the table, writes the results."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
-    data_config = command.data_config(options.checkpoint_dir)
+    data_config = command.data_config(options.compare[0] if options.compare else options.checkpoint_dir)
     split = data_config.eval_split
 
     from deeplab_keras import data, evaluation
     from deeplab_keras.checkpoints.folder import load_checkpoint
+    from deeplab_keras.inference import Predictor
 
-    checkpoint = load_checkpoint(options.checkpoint_dir)
     source = data.open_dataset(data_config, split)
-    name = checkpoint.config.name or checkpoint.model.name
-    report = evaluation.evaluate(checkpoint.model, source, eval_config, model_name=name, split=split)
-    path = pathlib.Path(options.eval_logdir or pathlib.Path(options.checkpoint_dir) / f"eval_{split}") / "metrics.json"
-    report.save(path)
+
+    def measure(path: str, details: evaluation.Details | None) -> tuple[evaluation.Report, Predictor]:
+        checkpoint = load_checkpoint(path)
+        predictor = Predictor(checkpoint.model, eval_config)
+        name = checkpoint.config.name or checkpoint.model.name
+        report = evaluation.evaluate(
+            predictor.network, source, eval_config, model_name=name, split=split, details=details
+        )
+        return report, predictor
+
+    if options.compare:
+        found = [evaluation.Details(source.info, boundaries=False) for _ in options.compare]
+        reports = [measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)]
+        result = evaluation.compare(found[0].images, found[1].images)
+        print(result.table(*options.compare, list(reports[0].per_class_iou)))
+        return
+    details = evaluation.Details(source.info) if options.details else None
+    report, predictor = measure(options.checkpoint_dir, details)
+    folder = pathlib.Path(options.eval_logdir or pathlib.Path(options.checkpoint_dir) / f"eval_{split}")
+    evaluation.write_report(folder, report, details, predictor, source)
     print(report.table())
-    print(f"written: {path}")
+    print(f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details)
 
 
 if __name__ == "__main__":

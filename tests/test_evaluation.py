@@ -111,10 +111,9 @@ def test_batches_hold_every_pair_once(batch_size: int) -> None:
     sizes = [(4 + i % 11, 5) for i in range(60)]
     pairs = [(np.full((*size, 3), i, np.uint8), np.full(size, i % 3, np.uint8)) for i, size in enumerate(sizes)]
     seen = []
-    for images, labels in batches(FakeSource(INFO, pairs), 60, batch_size, INFO):
+    for indices, images, labels in batches(FakeSource(INFO, pairs), 60, batch_size, INFO):
         assert len(images) <= batch_size
-        for image, label in zip(images, labels, strict=True):
-            index = int(image[0, 0, 0])
+        for index, image, label in zip(indices, images, labels, strict=True):
             np.testing.assert_array_equal(image, pairs[index][0])
             np.testing.assert_array_equal(label, pairs[index][1])
             seen.append(index)
@@ -123,7 +122,7 @@ def test_batches_hold_every_pair_once(batch_size: int) -> None:
 
 def test_batches_are_full_where_they_can_be() -> None:
     source = make_source([(6, 5), (5, 6)] * 8)
-    assert [len(images) for images, _ in batches(source, 16, 4, INFO)] == [4, 4, 4, 4]
+    assert [len(images) for _, images, _ in batches(source, 16, 4, INFO)] == [4, 4, 4, 4]
 
 
 def test_many_sizes_do_not_fill_the_memory() -> None:

@@ -1,0 +1,104 @@
+"""Two models on the same images: the difference of their mIoU, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from deeplab_keras.config import UserError
+from deeplab_keras.evaluation.detail import ImageScore
+
+SAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, IoUs in 0..1.
+
+    Attributes:
+        miou: mIoU of the two.
+        per_class_iou: class IoUs of the two, None for a class in neither labels nor predictions.
+        low: lower end of the interval that holds 95 % of the resampled differences of mIoU (the second less the first).
+        high: its upper end.
+        images: number of images.
+    """
+
+    miou: tuple[float, float]
+    per_class_iou: tuple[tuple[float | None, float | None], ...]
+    low: float
+    high: float
+    images: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says, in words."""
+        if self.low > 0:
+            return "the second is better"
+        return "the first is better" if self.high < 0 else "these images do not tell which is better"
+
+    def table(self, first: str, second: str, class_names: Sequence[str]) -> str:
+        """Both side by side as text, in per cent.
+
+        Args:
+            first: name of the first model.
+            second: name of the second.
+            class_names: a name for each of `per_class_iou`.
+        """
+        width = max(len("pixel classes"), *(len(name) for name in class_names))
+        lines = [f"A: {first}", f"B: {second}", f"{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>6}"]
+        for name, ious in zip(class_names, self.per_class_iou, strict=True):
+            a, b = ("-" if iou is None else f"{100 * iou:.2f}" for iou in ious)
+            change = "-" if None in ious else f"{100 * (ious[1] - ious[0]):+.2f}"  # type: ignore[operator]
+            lines.append(f"{name:<{width}} {a:>6} {b:>6} {change:>6}")
+        a, b = self.miou
+        lines.append(f"{'mIoU':<{width}} {100 * a:6.2f} {100 * b:6.2f} {100 * (b - a):+6.2f}")
+        interval = f"{100 * self.low:+.2f} to {100 * self.high:+.2f}"
+        lines.append(f"95 % interval of the difference over {self.images} images: {interval}; {self.verdict}")
+        return "\n".join(lines) + "\n"
+
+
+def compare(first: Sequence[ImageScore], second: Sequence[ImageScore], samples: int = SAMPLES, seed: int = 0) -> Comparison:
+    """Compares two models' scores on the same images.
+
+    The interval is the paired bootstrap's: the images are drawn again, with replacement, and both models scored on the
+    same draw.
+
+    Raises:
+        UserError: the two were not scored on the same images.
+    """
+    names = [sorted(score.name for score in scores) for scores in (first, second)]
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1]))
+        raise UserError(f"the two were not evaluated on the same images ({', '.join(odd[:3])}): give both the same split")
+    counts = np.stack([
+        [(score.hits, score.labelled, score.predicted) for score in sorted(scores, key=lambda score: score.name)]
+        for scores in (first, second)
+    ]).astype(np.float64)  # [2, images, 3, classes]  # fmt: skip
+    images = counts.shape[1]
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples).astype(np.float64)
+    resampled = [_miou(np.tensordot(draws, model, 1)) for model in counts]
+    low, high = np.percentile(resampled[1] - resampled[0], (2.5, 97.5))
+    totals = counts.sum(1)
+    ious = [_ious(total) for total in totals]
+    return Comparison(
+        miou=(float(_miou(totals[0])), float(_miou(totals[1]))),
+        per_class_iou=tuple(
+            (None if np.isnan(a) else float(a), None if np.isnan(b) else float(b)) for a, b in zip(*ious, strict=True)
+        ),
+        low=float(low),
+        high=float(high),
+        images=images,
+    )
+
+
+def _ious(counts: np.ndarray) -> np.ndarray:
+    """IoU `[..., classes]` of counts `[..., 3, classes]`; NaN for classes in neither map."""
+    hits, labelled, predicted = np.moveaxis(counts, -2, 0)
+    union = labelled + predicted - hits
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def _miou(counts: np.ndarray) -> np.ndarray:
+    return np.nanmean(_ious(counts), axis=-1)

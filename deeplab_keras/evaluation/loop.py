@@ -1,0 +1,142 @@
+"""Evaluation of a model on a dataset's split: the loop over its images."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import keras
+import numpy as np
+
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.data import Source
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.evaluation.detail import Details
+from deeplab_keras.evaluation.report import Report
+from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.metrics import Scores, count_pixels
+from deeplab_keras.progress import Progress
+
+LOADER_THREADS = 4
+Batch = tuple[list[int], np.ndarray, np.ndarray]
+
+
+def evaluate(
+    model: keras.Model | Network,
+    source: Source,
+    config: EvalConfig = EvalConfig(),
+    *,
+    info: DatasetInfo | None = None,
+    model_name: str = "",
+    split: str = "",
+    progress: bool = True,
+    limit: int | None = None,
+    details: Details | None = None,
+) -> Report:
+    """Runs a model over a source and compares its labels with the source's, at the labels' own size.
+
+    Args:
+        model: a model, or a Network to evaluate it repeatedly without compiling it each time.
+        source: images and labels.
+        config: how the model is run.
+        info: the classes; default the source's.
+        model_name: the model's name in the report; default the model's own.
+        split: the split's name in the report.
+        progress: shows a progress line with the mIoU so far.
+        limit: evaluates only so many images, the first ones.
+        details: gets every image's counts, and those of boundaries and confidence; costs time.
+
+    Raises:
+        UserError: no image, no labelled pixel, another number of classes than the model's, a label outside the classes,
+            or what the source raises for a broken file.
+    """
+    network = Network.of(model)
+    info = info or source.info
+    count = len(source) if limit is None else min(limit, len(source))
+    where = f"dataset {info.name!r}" + (f", split {split!r}" if split else "")
+    if count < 1:
+        raise UserError(f"{where}: no image to evaluate; check --eval_split and --dataset_dir")
+    if network.num_classes != info.num_classes:
+        raise UserError(
+            f"{where} has {info.num_classes} classes and the model {network.num_classes}; "
+            "give the dataset that the model was trained on"
+        )
+    predictor = Predictor(network, config)
+    matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
+    bar, done = Progress(count, "evaluation") if progress else None, 0
+    for indices, images, labels in batches(source, count, config.eval_batch_size, info):
+        if details is None:
+            predictions, labels = predictor.compare(images, labels)
+            matrix += count_pixels(labels, predictions, info.num_classes, info.ignore_label)
+        else:
+            predictions, labels, confidence = predictor.compare_with_confidence(images, labels)
+            matrix += details.add([source.names[i] for i in indices], labels, predictions, confidence)
+        done += len(images)
+        if bar:
+            bar.update(done, mIoU=Scores.from_matrix(matrix).miou)
+    if not matrix.any():
+        raise UserError(
+            f"{where}: every pixel of the {count} images has the ignore label {info.ignore_label}; check the labels"
+        )
+    report = Report.from_matrix(matrix, info, count, model=model_name or network.name, split=split)
+    return details.complete(report) if details else report
+
+
+def batches(source: Source, count: int, batch_size: int, info: DatasetInfo) -> Iterator[Batch]:
+    """The first `count` pairs, those of equal size together; every pair once, in no particular order.
+
+    Yields:
+        Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height, width]`.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for index, (image, label) in enumerate(_loaded_ahead(source, count, 2 * batch_size, info)):
+        group = waiting.setdefault(image.shape, [])
+        group.append((index, image, label))
+        if len(group) == batch_size:
+            yield _stacked(waiting.pop(image.shape))
+        elif sum(map(len, waiting.values())) > 4 * batch_size:  # so that many sizes do not fill the memory
+            yield _stacked(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+    yield from map(_stacked, waiting.values())
+
+
+def _stacked(pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Batch:
+    indices, images, labels = zip(*pairs, strict=True)
+    return list(indices), np.stack(images), np.stack(labels)
+
+
+def _loaded_ahead(
+    source: Source, count: int, ahead: int, info: DatasetInfo
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs in order, read by threads while the network runs; at most `ahead` of them wait."""
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = source.load(index)
+        _check_pair(source.names[index], image, label, info)
+        return image, label
+
+    with ThreadPoolExecutor(LOADER_THREADS) as pool:
+        futures: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
+        try:
+            for index in range(count):
+                futures.append(pool.submit(load, index))
+                if len(futures) > ahead:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check_pair(name: str, image: np.ndarray, label: np.ndarray, info: DatasetInfo) -> None:
+    """Raises UserError for a label of another size than its image or with ids that are no class."""
+    if image.shape[:2] != label.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape[:2])]
+        raise UserError(f"{name}: the label is {sizes[0]} and the image {sizes[1]}; both must have one size")
+    present = np.flatnonzero(np.bincount(label.ravel()))
+    strange = [int(i) for i in present if i >= info.num_classes and i != info.ignore_label]
+    if strange:
+        raise UserError(
+            f"{name}: the label holds {', '.join(map(str, strange[:8]))}; allowed are 0 to {info.num_classes - 1} and "
+            f"the ignore label {info.ignore_label}; check the label files or --ignore_label"
+        )

@@ -1,0 +1,47 @@
+"""What an evaluation leaves in a folder: metrics.json, tables, and a page with the best and the worst images."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from deeplab_keras.data import Source
+from deeplab_keras.evaluation.detail import Details, ImageScore
+from deeplab_keras.evaluation.page import Picture, extremes, html_page
+from deeplab_keras.evaluation.report import Report, write_text
+from deeplab_keras.inference import Predictor
+from deeplab_keras.visualization import panel
+
+
+def write_report(
+    folder: pathlib.Path, report: Report, details: Details | None, predictor: Predictor, source: Source, pictures: int = 4
+) -> None:
+    """Writes metrics.json, metrics.csv and metrics.md and, where there are details, report.html.
+
+    Args:
+        folder: where to; made if need be.
+        report: the scores.
+        details: what `evaluate` collected; None: no page.
+        predictor: draws the images of the page.
+        source: where they are.
+        pictures: how many of the worst and of the best images.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    report.save(folder / "metrics.json")
+    write_text(folder / "metrics.csv", report.to_csv())
+    write_text(folder / "metrics.md", report.to_markdown())
+    if details is None:
+        return
+    index = {name: i for i, name in enumerate(source.names)}
+
+    def draw(scores: Sequence[ImageScore]) -> list[Picture]:
+        drawn = []
+        for score in scores:
+            image, label = source.load(index[score.name])
+            drawn.append((score, panel(image, label, predictor(image), source.info)))
+        return drawn
+
+    worst, best = extremes(details.images, pictures)
+    write_text(folder / "report.html", html_page(report, draw(worst), draw(best)))

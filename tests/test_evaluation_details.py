@@ -1,0 +1,209 @@
+"""Boundary IoU, calibration, each image's scores, the comparison of two models, and the page."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+
+import numpy as np
+import pytest
+from contracts import script
+from test_evaluation import CLASSES, INFO, make_model, make_source
+
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.evaluation import Details, Report, compare, evaluate, html_page, write_report
+from deeplab_keras.evaluation.detail import ImageScore, count_boundaries, near_boundary
+from deeplab_keras.evaluation.page import extremes
+from deeplab_keras.inference import Predictor, predict_logits
+
+
+def boundary_oracle(labels: np.ndarray, distance: int) -> np.ndarray:
+    height, width = labels.shape
+    found = np.zeros(labels.shape, bool)
+    for y in range(height):
+        for x in range(width):
+            for i in range(y - distance, y + distance + 1):
+                for j in range(x - distance, x + distance + 1):
+                    outside = not (0 <= i < height and 0 <= j < width)
+                    found[y, x] |= outside or labels[i, j] != labels[y, x]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_near_boundary(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, rng.integers(1, 4), rng.integers(1, 9, 2)).astype(np.uint8)
+    if seed % 2:
+        labels = labels.repeat(4, 0).repeat(3, 1)
+    distance = int(rng.integers(1, 5))
+    np.testing.assert_array_equal(near_boundary(labels, distance), boundary_oracle(labels, distance))
+
+
+def test_boundary_counts_are_those_of_each_class_apart():
+    """Against the paper's form, class by class: a mask less its erosion."""
+    rng = np.random.default_rng(0)
+    label, prediction = (rng.integers(0, CLASSES, (8, 6)).repeat(8, 0).repeat(8, 1) for _ in range(2))
+    label[:9, :13] = 255
+    distance = round(0.02 * math.hypot(64, 48))
+    assert distance > 1
+    found = count_boundaries(label, prediction, INFO)
+    shown = np.where(label == 255, 255, prediction)
+    for c in range(CLASSES):
+        rims = [boundary_oracle((labels == c).astype(int), distance) & (labels == c) for labels in (label, shown)]
+        expected = [(rims[0] & rims[1]).sum(), rims[0].sum(), rims[1].sum()]
+        np.testing.assert_array_equal(found[:, c], expected)
+
+
+def test_the_details_of_an_evaluation():
+    source, model = make_source(), make_model()
+    details = Details(source.info)
+    plain = evaluate(model, source, progress=False)
+    report = evaluate(model, source, EvalConfig(eval_batch_size=2), progress=False, details=details)
+    assert report.confusion_matrix == plain.confusion_matrix and report.miou == plain.miou
+    assert plain.boundary_iou is None and "boundary_iou" not in plain.to_dict()
+
+    predictor = Predictor(model)
+    for score in details.images:
+        image, label = source.load(source.names.index(score.name))
+        single = evaluate(model, make_single(source, source.names.index(score.name)), progress=False)
+        assert score.miou == pytest.approx(single.miou)
+        assert score.pixel_accuracy == pytest.approx(single.pixel_accuracy)
+        assert score.labelled.sum() == (label != 255).sum()
+        np.testing.assert_array_equal(score.predicted, np.bincount(predictor(image)[label != 255], minlength=CLASSES))
+
+    pixels = []  # (confidence, right) of each
+    for image, label in source.pairs:
+        logits = predict_logits(model, image[None])[0].numpy().astype(np.float64)
+        probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        counted = label != 255
+        pixels += zip(probabilities.max(-1)[counted], (probabilities.argmax(-1) == label)[counted], strict=True)
+    bins = [[p for p in pixels if math.floor(p[0] * 15) == b] for b in range(15)]
+    error = sum(abs(np.mean([c - right for c, right in group])) * len(group) / len(pixels) for group in bins if group)
+    assert report.expected_calibration_error == pytest.approx(error, abs=1e-5)
+
+    counts = sum(count_boundaries(label, predictor(image), source.info) for image, label in source.pairs)
+    ious = counts[0] / np.maximum(counts[1] + counts[2] - counts[0], 1)
+    present = counts[1] + counts[2] > 0
+    assert report.boundary_iou == pytest.approx(ious[present].mean())
+    assert report.per_class_boundary_iou["tree"] is None and not present[CLASSES - 1]
+    assert Report.from_json(report.to_json()) == report
+
+
+def make_single(source, index):
+    return type(source)(INFO, [source.pairs[index]])
+
+
+# --- Two models ---
+
+
+def scores(seed: int, quality: float, count: int = 12) -> list[ImageScore]:
+    rng = np.random.default_rng(seed)
+    labelled = rng.integers(50, 100, (count, CLASSES))
+    hits = (labelled * np.clip(quality + rng.normal(0, 0.03, labelled.shape), 0, 1)).astype(np.int64)
+    return [ImageScore(f"image {i}", h, n, n) for i, (h, n) in enumerate(zip(hits, labelled, strict=True))]
+
+
+def test_a_clear_difference_and_none():
+    better = compare(scores(0, 0.6), scores(1, 0.7))
+    total = [np.sum([(s.hits, s.labelled) for s in scores(seed, q)], 0) for seed, q in ((0, 0.6), (1, 0.7))]
+    mious = [float(np.mean(hits / (2 * labelled - hits))) for hits, labelled in total]
+    assert better.miou == pytest.approx(tuple(mious))
+    assert 0 < better.low < mious[1] - mious[0] < better.high and better.verdict == "the second is better"
+    assert compare(scores(1, 0.7), scores(0, 0.6)).low == pytest.approx(-better.high, abs=2e-3)
+    same = compare(scores(0, 0.6), scores(0, 0.6)[::-1])
+    assert same.low == same.high == 0 and "do not tell" in same.verdict
+    table = better.table("runs/a", "runs/b", INFO.class_names)
+    assert "B: runs/b" in table and f"{100 * better.low:+.2f} to" in table
+
+
+def test_the_interval_is_the_paired_bootstrap_s():
+    first, second = scores(0, 0.6, 5), scores(1, 0.62, 5)
+    draws = np.random.default_rng(3).integers(0, 5, (4000, 5))
+
+    def miou(images):
+        hits, labelled = np.sum([(s.hits, s.labelled) for s in images], 0)
+        return np.mean(hits / (2 * labelled - hits))
+
+    differences = [miou([second[i] for i in draw]) - miou([first[i] for i in draw]) for draw in draws]
+    found = compare(first, second, samples=4000)
+    np.testing.assert_allclose([found.low, found.high], np.percentile(differences, (2.5, 97.5)), atol=2e-3)
+
+
+def test_other_images_are_refused():
+    with pytest.raises(UserError, match="not evaluated on the same images .image 11."):
+        compare(scores(0, 0.5), scores(0, 0.5, 11))
+
+
+# --- The page and the files ---
+
+
+def test_extremes():
+    images = scores(0, 0.5, 5) + [ImageScore("empty", *np.zeros((3, CLASSES), np.int64))]
+    worst, best = extremes(images, 4)
+    ranked = sorted(images[:5], key=lambda score: score.miou)
+    assert [s.name for s in worst] == [s.name for s in ranked[:2]]
+    assert [s.name for s in best] == [s.name for s in ranked[:2:-1]]
+    assert [len(part) for part in extremes(images[:1], 4)] == [1, 0]
+    assert extremes([], 4) == ([], [])
+
+
+class Tags(html.parser.HTMLParser):
+    """Sees that what is opened is closed, and collects the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text, self.images = "", 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("meta", "img"):
+            self.images += tag == "img"
+        else:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_page_is_whole_and_escapes_names():
+    matrix = np.array([[8, 2, 0], [1, 5, 0], [0, 0, 0]])
+    info = INFO.__class__("a<b", ("sky & air", "<road>", "car"), INFO.palette[:3])
+    report = Report.from_matrix(matrix, info, 3, model="m", split="val")
+    picture = np.zeros((4, 5, 3), np.uint8)
+    page = html_page(report, [(scores(0, 0.5, 1)[0], picture)], [])
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == [] and tags.images == 1
+    assert "sky & air" in tags.text and "<road>" in tags.text and "<road>" not in page
+    assert report.confusions() == [
+        ("sky & air", "<road>", pytest.approx(0.2), pytest.approx(2 / 16)),
+        ("<road>", "sky & air", pytest.approx(1 / 6), pytest.approx(1 / 16)),
+    ]
+
+
+def test_files(tmp_path):
+    source, model = make_source(), make_model()
+    details = Details(source.info)
+    report = evaluate(model, source, progress=False, details=details)
+    write_report(tmp_path, report, details, Predictor(model), source, pictures=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.json", "metrics.md", "report.html"]
+    assert (tmp_path / "report.html").read_text().count("<img") == 4
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "class,iou,precision,recall,pixels,boundary_iou" and len(lines) == 1 + CLASSES
+    assert lines[1].split(",")[1] == str(report.per_class_iou["sky"]) and lines[4] == "tree,,,,0.0,"
+    markdown = (tmp_path / "metrics.md").read_text().splitlines()
+    assert markdown[0].startswith("7 images, blocks") and {line.count("|") for line in markdown[2:]} == {7}
+
+
+def test_script_compares(tiny_run, capsys):
+    assert script("eval.py")(f"--compare={tiny_run},{tiny_run}/best") == 0
+    shown = capsys.readouterr().out
+    assert "do not tell which is better" in shown and "+0.00 to +0.00" in shown
+    assert script("eval.py")(f"--compare={tiny_run}") == 1
+    assert "--compare=" in capsys.readouterr().err
+    assert script("eval.py")(f"--checkpoint_dir={tiny_run}") == 0
+    assert json.loads((tiny_run / "eval_val" / "metrics.json").read_text())["boundary_iou"] >= 0
