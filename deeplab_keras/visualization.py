@@ -5,10 +5,8 @@ Every picture is a uint8 array `[height, width, 3]`; text is drawn at its final 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.writing import replacing
 
 Colour = tuple[int, int, int]
 Array = np.ndarray
@@ -329,14 +328,5 @@ def save_png(path: str | os.PathLike[str], array: Array) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as aside:
         Image.fromarray(np.ascontiguousarray(array)).save(aside, format="PNG")
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); give another folder or make room") from error

@@ -5,6 +5,6 @@ from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.loop import batches, evaluate
 from deeplab_keras.evaluation.output import write_report
 from deeplab_keras.evaluation.page import html_page
-from deeplab_keras.evaluation.report import Report, write_text
+from deeplab_keras.evaluation.report import Report
 
-__all__ = ["Comparison", "Details", "Report", "batches", "compare", "evaluate", "html_page", "write_report", "write_text"]
+__all__ = ["Comparison", "Details", "Report", "batches", "compare", "evaluate", "html_page", "write_report"]

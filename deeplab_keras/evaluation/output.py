@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from deeplab_keras.data import Source
 from deeplab_keras.evaluation.detail import Details, ImageScore
 from deeplab_keras.evaluation.page import Picture, extremes, html_page
-from deeplab_keras.evaluation.report import Report, write_text
+from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Predictor
 from deeplab_keras.visualization import panel
+from deeplab_keras.writing import write_text
 
 
 def write_report(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.metrics import Scores
+from deeplab_keras.writing import write_text
 
 BAR_WIDTH = 20
 
@@ -173,24 +171,6 @@ class Report:
             lines.append("| " + " | ".join(cells) + " |")
         totals = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.totals().items())
         return "\n".join([f"{self.about()}: {totals}", "", *lines]) + "\n"
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file, complete or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another path or make room") from error
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -1,0 +1,39 @@
+"""Files that are there as a whole or not at all: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+from deeplab_keras.config import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A file of another name beside `path` to write to, which gets this name at the block's end, or goes if it failed.
+
+    Folders above are made.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); give another path or make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file as `replacing` does."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")

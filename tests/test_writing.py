@@ -1,0 +1,36 @@
+"""Files are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from deeplab_keras.config import UserError
+from deeplab_keras.writing import replacing, write_text
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwei \N{LATIN SMALL LETTER SHARP S}")
+    assert path.read_text(encoding="utf-8") == "zwei \N{LATIN SMALL LETTER SHARP S}" and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error, kind, message", [
+    (OSError(errno.ENOSPC, "No space left on device"), UserError, "a.txt: cannot be written .No space left on device."),
+    (ValueError("no"), ValueError, "no"),
+])
+def test_a_failure_leaves_what_was_there(tmp_path, error, kind, message):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(kind, match=message), replacing(path) as aside:
+        aside.write_text("half")
+        raise error
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_in_a_folder_s_place(tmp_path):
+    write_text(tmp_path / "file", "")
+    with pytest.raises(UserError, match="metrics.json: cannot be written"):
+        write_text(tmp_path / "file" / "metrics.json", "{}")
