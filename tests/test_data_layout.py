@@ -14,7 +14,7 @@ from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data import DATASETS, open_dataset
-from deeplab_keras.data.files import FULL_CHECK_LIMIT, FileSource
+from deeplab_keras.data.files import FULL_CHECK_LIMIT, FileSource, Look
 
 ADE_IDS = {0: 255} | {i: i - 1 for i in range(1, 151)}
 
@@ -143,7 +143,7 @@ MISSING = {
     ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): ("train.txt: there is no list", "trainaug, train"),
     ("voc2012", "trainaug", f"{VOC}/ImageSets/Segmentation/trainaug.txt"): ("trainaug", "SegmentationClassAug/ID.png"),
     ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): ("SegmentationClassAug/2008_000002.png: there is no", ""),
-    ("voc2012", "val", f"{VOC}/SegmentationClass"): ("2007_000033.png: there is no such file (and 1 more", VOC),
+    ("voc2012", "val", f"{VOC}/SegmentationClass"): ("2007_000033.png: there is no such file", "(and 1 more like it)"),
     ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): ("2007_000042.jpg: there is no such file;", VOC),
     ("ade20k", "train", f"{ADE}/images/training"): ("no folder images/training", f"{ADE}/images/training/ID.jpg"),
     ("ade20k", "val", f"{ADE}/annotations"): ("no folder annotations/validation", "annotations/validation/ID.png"),
@@ -201,11 +201,16 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
     ids = next(ids for name, ids in masks.items() if name.split("/")[-1] in path).astype(np.uint8)
     ids[3, 4] = int(strange)
     Image.fromarray(ids).save(tmp_path / path)
-    said = f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are {allowed}$"
+    said = f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are {allowed}"
     with pytest.raises(UserError, match=said):
         opened(dataset, tmp_path, "val")
-    monkeypatch.setattr("deeplab_keras.data.files._sift", lambda config, check, indices: {0: (False, False)})
+    looks = {0: Look((False, False))}  # of the headers, which are a range; of the sample's pixels none
+    monkeypatch.setattr(
+        "deeplab_keras.data.files._sift",
+        lambda config, check, indices: looks if isinstance(indices, range) else dict.fromkeys(indices, set()),
+    )
     monkeypatch.setattr("deeplab_keras.data.files.FULL_CHECK_LIMIT", 0)
+    monkeypatch.setattr("deeplab_keras.data.files.CHECK_SAMPLE", 1)
     with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(path)):  # what the first check did not see
         in_graph(opened(dataset, tmp_path, "val"))(0)
 

@@ -130,7 +130,7 @@ BREAKS = {
     "truncated mask": ("labels/train/pic_2.png", "cannot be decoded ("),
     "truncated palette mask": ("labels/train/pic_2.png", "cannot be decoded ("),
     "ids outside": ("labels/train/pic_2.png", "the mask holds ids outside the classes: 77; allowed are 0 to 2 and 255"),
-    "removed": ("images/train/pic_2.jpg", "cannot be decoded ([Errno 2] No such file"),
+    "removed": ("images/train/pic_2.jpg", "cannot be decoded (No such file"),
 }
 
 

@@ -12,10 +12,15 @@ class DataConfig(Config):
     """Which images, and what happens to them before the network sees them."""
 
     dataset: str = option("synthetic", "dataset by name; 'folder' for a folder of your own")
-    dataset_dir: str | None = option(None, "folder that holds the dataset; not needed for 'synthetic'")
-    train_split: str = option("train", "split to train on")
+    dataset_dir: str | None = option(None, "folder that holds the dataset, or its .zip or .tar; not needed for 'synthetic'")
+    train_split: str = option("train", "split to train on; for 'folder' also a list: FILE.csv, or IMAGES.txt,LABELS.txt")
     eval_split: str = option("val", "split to evaluate on")
     ignore_label: int = option(255, "label of pixels that count nowhere; for 'folder'")
+    mask_format: str = option(
+        "index",
+        "what a mask of a 'folder' holds: index: class ids, in a grey or palette PNG; colour: the colours or grey levels that classes.txt gives",
+        choices=("index", "colour"),
+    )
     train_crop_size: tuple[int, ...] = option((512, 512), "size of the training crop, as height,width")
     train_batch_size: int = option(16, "images a training step, over all devices together")
     min_resize_value: int | None = option(None, "before all else the short side is resized to this length; 0: as it is")

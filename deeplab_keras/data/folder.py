@@ -1,157 +1,204 @@
-"""A dataset of one's own: image and mask files in parallel folders.
+"""A dataset of one's own: image and mask files in parallel folders, or named by lists.
 
 The images are `images/<split>/**/NAME.jpg` (.jpeg, .png), the masks `labels/<split>/**/NAME.png` (or masks/,
-annotations/) with one class id a pixel, and `classes.txt` may name the classes.
+annotations/); or both in `<split>/`; or a list `<split>.csv`, `<split>_images.txt` with `<split>_labels.txt`, or
+`<split>.txt` names them. A mask holds one class id a pixel, or the colours that `classes.txt` gives.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data.files import (
-    BrokenFileError,
-    FileSource,
-    and_more,
-    dataset_root,
-    in_threads,
-    open_pairs,
-    read_label,
+from deeplab_keras.data.classes_file import CLASSES_FILES, Classes, read_classes
+from deeplab_keras.data.files import Pairs, in_threads
+from deeplab_keras.data.info import MAX_CLASSES, Colour, info_for_classes, pascal_palette
+from deeplab_keras.data.lists import (
+    IMAGE_SUFFIXES,
+    LABEL_ENDINGS,
+    LABEL_FOLDERS,
+    Found,
+    files_by_name,
+    find_listed,
+    is_list,
+    lists_of,
+    mask_of,
 )
-from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, info_for_classes, pascal_palette
+from deeplab_keras.data.mistakes import likely_mistake
+from deeplab_keras.data.reading import BrokenFileError, colour_codes, open_picture, read_label
+from deeplab_keras.data.tree import Tree, dataset_tree
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABEL_FOLDERS = ("labels", "masks", "annotations")
-CLASSES_FILE = "classes.txt"
+T = TypeVar("T")
+
+OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".npy", ".dng")
 
 
-def open_folder(config: DataConfig, split: str) -> FileSource:
-    """A folder of one's own; its classes are those of classes.txt or, without it, the ids that its masks hold.
+def find_folder(config: DataConfig, split: str) -> Pairs:
+    """A folder of one's own; its classes are those of classes.txt or, without it, what its masks hold.
 
     Raises:
         UserError: something is missing or wrong; names the file or the flag.
     """
-    root = dataset_root(config)
-    pairs = find_pairs(root, split)
-    if (root / CLASSES_FILE).exists():
-        names, palette = read_classes(root / CLASSES_FILE)
-        info = info_for_classes(root.resolve().name, names, palette, config.ignore_label)
+    root = dataset_tree(config)
+    if root.archives and not root.files() and len(root.folders()) == 1:  # an archive mostly holds one folder
+        root = root.at(root.folders()[0])
+    found = find_split(root, split)
+    name = root.on_disk().resolve().name
+    by_colour = config.mask_format == "colour"
+    if file := next((file for file in CLASSES_FILES if root.is_file(file)), None):
+        classes = read_classes(root, file, with_ignored=by_colour)
+        colours = classes.colours(root.on_disk(file), config.ignore_label) if by_colour else None
     else:
-        info = infer_classes(root, config)
-    return open_pairs(config, info, *pairs)
+        labels = _labels_of_all_splits(root, config, found)
+        classes = (infer_colours if by_colour else infer_classes)(root, config, labels)
+        colours = classes.colours(root.on_disk(), config.ignore_label) if by_colour else None
+    info = info_for_classes(name, classes.names, classes.palette, config.ignore_label)
+    return Pairs(info, *found[:3], colours=colours, expected=found.expected)
 
 
-def _label_folder(root: Path) -> Path:
+def find_split(root: Tree, split: str) -> Found:
+    """The files of a split of a folder of one's own, by lists or in parallel folders.
+
+    Raises:
+        UserError: a list or a folder is missing or empty.
+    """
+    if is_list(split):
+        return find_listed(root, [path.strip() for path in split.split(",")], lambda name: _by_name(root, name))
+    if not (split and (root.is_dir(f"images/{split}") or root.is_dir(f"{split}/images"))) and (lists := lists_of(root, split)):
+        return find_listed(root, lists, lambda name: _by_name(root, name))
+    return find_parallel(root, split)
+
+
+def _by_name(root: Tree, name: str) -> tuple[str, str]:
+    """Image and mask of a name in images/ and labels/, with or without its suffix."""
+    stem = name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+    suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
+    images = [f"images/{stem}{suffix}" for suffix in suffixes]
+    labels = [f"{_label_folder(root)}/{stem}{ending}.png" for ending in LABEL_ENDINGS]
+    image, label = (next(filter(root.is_file, paths), paths[0]) for paths in (images, labels))
+    return str(root.on_disk(image)), str(root.on_disk(label))
+
+
+def _label_folder(root: Tree, inside: str = ".") -> str:
     for name in LABEL_FOLDERS:
-        if (root / name).is_dir():
-            return root / name
-    raise UserError(f"{root}: there is no folder of masks; it has to be called one of {', '.join(LABEL_FOLDERS)}")
+        if root.at(inside).is_dir(name):
+            return name
+    raise UserError(
+        f"{root.on_disk(inside)}: there is no folder of masks; it has to be called one of {', '.join(LABEL_FOLDERS)}"
+    )
 
 
-def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Name -> file, where the name is the path below `folder` without its suffix; sorted, hidden files left out."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise UserError(f"{path}: {found[name].name} has the same name; remove one of the two")
-            found[name] = path
-    return found
-
-
-def find_pairs(root: Path, split: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names, image paths and mask paths of a split of parallel folders.
+def find_parallel(root: Tree, split: str) -> Found:
+    """The files of a split of parallel folders, `images/<split>` and `labels/<split>`, or `<split>/images`, `<split>/labels`.
 
     Raises:
-        UserError: a folder is missing, the split is empty, or an image has no mask.
+        UserError: a folder is missing, or the split is empty.
     """
-    image_folder = root / "images"
-    if not image_folder.is_dir():
-        raise UserError(
-            f"{root}: there is no folder 'images'; --dataset_dir has to hold images/{split} and labels/{split}"
-        )
-    label_folder = _label_folder(root)
-    for folder in (image_folder, label_folder):
-        if not split or not (folder / split).is_dir():
-            splits = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+    if split and root.is_dir(f"{split}/images") and not root.is_dir("images"):
+        image_folder, label_folder = f"{split}/images", f"{split}/{_label_folder(root, split)}"
+    else:
+        if not root.is_dir("images"):
             raise UserError(
-                f"{folder}: there is no split {split!r}; there are (for --train_split, --eval_split): {splits}"
+                f"{root.on_disk()}: there is no folder 'images'; --dataset_dir has to hold images/{split} and labels/{split}, "
+                f"or a list {split}.csv or {split}.txt"
             )
-    images = _files(image_folder / split, IMAGE_SUFFIXES)
+        image_folder, label_folder = f"images/{split}", f"{_label_folder(root)}/{split}"
+        for folder in (image_folder, label_folder):
+            if not split or not root.is_dir(folder):
+                parent = folder.partition("/")[0]
+                splits = ", ".join(root.folders(parent)) or "none"
+                raise UserError(
+                    f"{root.on_disk(parent)}: there is no split {split!r}; there are (for --train_split, --eval_split): {splits}"
+                )
+    images = files_by_name(root, image_folder, IMAGE_SUFFIXES)
     if not images:
-        raise UserError(f"{image_folder / split}: there is no image in it; wanted are {', '.join(IMAGE_SUFFIXES)}")
-    labels = _files(label_folder / split, (".png",))
-    missing = [name for name in images if name not in labels]
-    if missing:
-        mask = label_folder / split / f"{missing[0]}.png"
-        raise UserError(
-            f"{images[missing[0]]}: its mask {mask} is missing; add it or remove the image{and_more(len(missing))}"
-        )
-    if len(labels) > len(images):
-        logging.warning("%s: %d masks have no image and are not used", label_folder / split, len(labels) - len(images))
-    return tuple(images), tuple(map(str, images.values())), tuple(str(labels[name]) for name in images)
+        others = root.files(image_folder, OTHER_PICTURES, deep=True)
+        there = f"; the {len(others)} others, as {others[0]}, have to be converted" if others else ""
+        raise UserError(f"{root.on_disk(image_folder)}: there is no image in it; wanted are {', '.join(IMAGE_SUFFIXES)}{there}")
+    masks = files_by_name(root, label_folder, (".png",))
+    labels = {name: mask_of(masks, name, label_folder) for name in images}
+    if unused := set(masks.values()) - set(labels.values()):
+        logging.warning("%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused))
+    expected = f"each image in {root.on_disk(image_folder)} needs a mask of its name"
+    on_disk = [tuple(str(root.on_disk(path)) for path in paths) for paths in (images.values(), labels.values())]
+    return Found(tuple(images), on_disk[0], on_disk[1], expected)
 
 
-def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Class names and colours of a classes.txt: a line is `name`, `name #rrggbb` or `name r g b`.
-
-    Raises:
-        UserError: there are no classes or too many, a name occurs twice, or the file is not text.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from error
-    if not 1 <= len(lines) <= MAX_CLASSES:
-        raise UserError(f"{path}: it has {len(lines)} classes; give 1 to {MAX_CLASSES}, one name a line")
-    names: list[str] = []
-    palette = list(pascal_palette(len(lines)))
-    for label, line in enumerate(lines):
-        name = line
-        if match := re.fullmatch(r"(.*\S)\s+#([0-9a-fA-F]{6})", line):
-            red, green, blue = bytes.fromhex(match[2])
-        elif match := re.fullmatch(r"(.*\S)\s+(\d+)[\s,]+(\d+)[\s,]+(\d+)", line):
-            red, green, blue = int(match[2]), int(match[3]), int(match[4])
-            if max(red, green, blue) > 255:
-                raise UserError(f"{path}: line {line!r}: colours are 0 to 255")
-        if match:
-            name, palette[label] = match[1], (red, green, blue)
-        if name in names:
-            raise UserError(
-                f"{path}: ids {names.index(name)} and {label} are both called {name!r}; give each its own name"
-            )
-        names.append(name)
-    return tuple(names), tuple(palette)
+# --- Classes, where no classes.txt names them ---
 
 
-def infer_classes(root: Path, config: DataConfig) -> DatasetInfo:
-    """Classes `class_0` ... up to the largest id in the masks of all splits, so that every split has the same.
+def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[str]:
+    """The masks of all splits, so that every split gets the same classes."""
+    for folder in LABEL_FOLDERS:
+        if root.is_dir(folder):
+            return [str(root.on_disk(f"{folder}/{path}")) for path in root.files(folder, (".png",), deep=True)]
+    labels = dict.fromkeys(found.labels)
+    for split in (config.train_split, config.eval_split):
+        try:
+            labels |= dict.fromkeys(find_split(root, split).labels)
+        except UserError as error:
+            logging.info("the classes are those of the masks without the split %s: %s", split, error)
+    return list(labels)
+
+
+def _read_all(config: DataConfig, labels: Sequence[str], read: Callable[[str], T]) -> Iterator[T]:
+    for result, error in in_threads(read, labels):
+        if error is None:
+            yield result  # type: ignore[misc]
+        elif not (config.skip_broken_files and isinstance(error, BrokenFileError)):
+            raise error
+
+
+def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Classes:
+    """Classes `class_0` ... up to the largest id in the masks.
 
     Raises:
         UserError: a mask cannot be read, or there is one class only.
     """
-    paths = [str(path) for path in _files(_label_folder(root), (".png",)).values()]
-    logging.info("%s has no %s: reading %d masks to see which classes there are", root, CLASSES_FILE, len(paths))
-    present = np.zeros(256, bool)
-    for ids, error in in_threads(lambda path: np.unique(read_label(path)), paths):
-        if error is None:
-            present[ids] = True
-        elif not (config.skip_broken_files and isinstance(error, BrokenFileError)):
-            raise error
-    present[config.ignore_label] = False
-    count = int(np.flatnonzero(present).max(initial=-1)) + 1
+    where = root.on_disk()
+    logging.info("%s has no %s: reading %d masks to see which classes there are", where, CLASSES_FILES[0], len(labels))
+    nothing: set[int] = set()
+    present = nothing.union(*_read_all(config, labels, lambda path: set(np.unique(read_label(path)).tolist())))
+    count = max(present - {config.ignore_label}, default=0) + 1
     if count < 2:
+        hint = likely_mistake(present, info_for_classes("", ("0", "1")))
         raise UserError(
-            f"{root}: the masks hold at most the id 0 beside the ignore label {config.ignore_label}; "
-            "number the classes 0, 1, 2, ... in them, or give --ignore_label"
+            f"{where}: the masks hold at most the id 0 beside the ignore label {config.ignore_label}; "
+            + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
         )
-    logging.info(
-        "%s: %d classes, class_0 to class_%d; %s can name them, a line each", root, count, count - 1, CLASSES_FILE
-    )
-    return info_for_classes(root.resolve().name, [f"class_{i}" for i in range(count)], ignore_label=config.ignore_label)
+    logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
+    return Classes(tuple(f"class_{i}" for i in range(count)), pascal_palette(count))
+
+
+def infer_colours(root: Tree, config: DataConfig, labels: Sequence[str]) -> Classes:
+    """A class for each colour in the masks, in the order of the colours, so that black comes first.
+
+    Raises:
+        UserError: a mask cannot be read, or there are too many colours or one only.
+    """
+    where = root.on_disk()
+    logging.info("%s has no %s: reading %d masks to see which colours there are", where, CLASSES_FILES[0], len(labels))
+    colours: set[Colour] = set()
+    found = sorted(colours.union(*_read_all(config, labels, colours_in)))
+    if not 2 <= len(found) <= MAX_CLASSES - 1:
+        raise UserError(
+            f"{where}: the masks have {len(found)} colours, and without {CLASSES_FILES[0]} each is a class; "
+            f"give {CLASSES_FILES[0]} with a line 'name #rrggbb' a class"
+        )
+    logging.info("%s: %d colours, a class each; %s can name them", where, len(found), CLASSES_FILES[0])
+    return Classes(tuple(f"colour_{bytes(colour).hex()}" for colour in found), tuple(found))
+
+
+def colours_in(path: str) -> set[Colour]:
+    """The colours of a mask; no more than one above the number of classes that there can be.
+
+    Raises:
+        BrokenFileError: it cannot be decoded.
+    """
+    with open_picture(path) as picture:
+        codes = np.unique(colour_codes(np.asarray(picture.convert("RGB"))))[: MAX_CLASSES + 1].tolist()
+    return {(code >> 16, code >> 8 & 255, code & 255) for code in codes}

@@ -1,18 +1,18 @@
 """PASCAL VOC 2012: 20 kinds of things and the background; 1464 training and 1449 validation images.
 
-Read from the folder as extracted. `trainaug` is the larger training set, 10582 images, with the masks of the Semantic
-Boundaries Dataset: its list is ImageSets/Segmentation/trainaug.txt and its masks are SegmentationClassAug/ID.png;
-a mask that is not there is taken from SegmentationClass.
+Read from the folder as extracted, or from the .tar itself. `trainaug` is the larger training set, 10582 images, with the
+masks of the Semantic Boundaries Dataset (SBD). Its list is ImageSets/Segmentation/trainaug.txt or else made of SBD's: its
+training and validation images and VOC's training images, without VOC's validation images. Its masks are
+SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from deeplab_keras.config import DataConfig
-from deeplab_keras.data.files import FileSource, open_pairs
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data.files import Pairs
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
-from deeplab_keras.data.layout import Pairs, check_pairs, find_home, read_list
+from deeplab_keras.data.layout import HELP, expected, find_home, read_list
+from deeplab_keras.data.tree import Tree, with_archives
 
 VOC2012 = DatasetInfo(
     name="voc2012",
@@ -25,24 +25,51 @@ VOC2012 = DatasetInfo(
 SPLIT_ALIASES = {"train_aug": "trainaug"}  # the official DeepLab's name
 AUGMENTED = "trainaug"
 TREE = "VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{}/ID.png, .../ImageSets/Segmentation/{}.txt"
+ARCHIVES = ("VOCtrainval*.tar", "SegmentationClassAug*.zip", "SegmentationClassAug*.tar")
+PLACES = (".", "VOCdevkit/VOC2012", "VOC2012")
+LISTS = "ImageSets/Segmentation"
+SBD_PLACES = ("benchmark_RELEASE/dataset", "sbd/dataset", "sbd", "VOCaug/dataset", "dataset", "../VOCaug/dataset")
 
 
-def open_voc2012(config: DataConfig, split: str) -> FileSource:
+def find_voc2012(config: DataConfig, split: str) -> Pairs:
     """A split that has a list in ImageSets/Segmentation: train, val, trainval, trainaug, or one of your own.
 
-    --dataset_dir holds VOCdevkit/VOC2012, or is one of these two folders.
+    --dataset_dir holds VOCdevkit/VOC2012, is one of these two folders, or is or holds the .tar.
 
     Raises:
-        UserError: something is missing or wrong; names the file or the flag.
+        UserError: something is missing; names the file or the flag.
     """
     split = SPLIT_ALIASES.get(split, split)
     tree = TREE.format("Aug" if split == AUGMENTED else "", split)
-    home = find_home(config, (".", "VOCdevkit/VOC2012", "VOC2012"), tree, ("JPEGImages", "ImageSets/Segmentation"))
-    ids = read_list(home / "ImageSets" / "Segmentation" / f"{split}.txt", tree)
-    pairs: Pairs = [(name, home / "JPEGImages" / f"{name}.jpg", _mask(home, name, split)) for name in ids]
-    return open_pairs(config, VOC2012, *check_pairs(config, pairs, tree))
+    home = find_home(config, PLACES, tree, ("JPEGImages", LISTS), ARCHIVES)
+    root = home.top()
+    if split == AUGMENTED and not home.is_dir("SegmentationClassAug"):
+        root = with_archives(root, ARCHIVES)
+    sbd = next((at for place in (home, root) for inner in SBD_PLACES if (at := place.at(inner)).is_dir("cls")), None)
+    if split == AUGMENTED and sbd is not None and not home.is_file(f"{LISTS}/{AUGMENTED}.txt"):
+        ids = _augmented_list(home, sbd, tree)
+    else:
+        ids = read_list(home, f"{LISTS}/{split}.txt", tree)
+    images = tuple(str(home.on_disk(f"JPEGImages/{name}.jpg")) for name in ids)
+    masks = tuple(_mask(home, root, sbd, name, split) for name in ids)
+    return Pairs(VOC2012, tuple(ids), images, masks, expected=expected(tree))
 
 
-def _mask(home: Path, name: str, split: str) -> Path:
-    plain, augmented = (home / folder / f"{name}.png" for folder in ("SegmentationClass", "SegmentationClassAug"))
-    return augmented if split == AUGMENTED and (augmented.is_file() or not plain.is_file()) else plain
+def _augmented_list(home: Tree, sbd: Tree, tree: str) -> list[str]:
+    lists = {name: set(read_list(home, f"{LISTS}/{name}.txt", tree)) for name in ("train", "val")}
+    others = {name: set(read_list(sbd, f"{name}.txt", "cls/ID.mat, train.txt, val.txt")) for name in ("train", "val")}
+    ids = (lists["train"] | others["train"] | others["val"]) - lists["val"]
+    if not ids:
+        raise UserError(f"{sbd.on_disk()}: its lists name no image that is not in VOC's val.txt; {HELP}")
+    return sorted(ids)
+
+
+def _mask(home: Tree, root: Tree, sbd: Tree | None, name: str, split: str) -> str:
+    plain, augmented = f"SegmentationClass/{name}.png", f"SegmentationClassAug/{name}.png"
+    if split == AUGMENTED:
+        for tree in (home, root):  # SegmentationClassAug.zip holds the folder alone
+            if tree.is_file(augmented):
+                return str(tree.on_disk(augmented))
+        if not home.is_file(plain):
+            return str(home.on_disk(augmented) if sbd is None else sbd.on_disk(f"cls/{name}.mat"))
+    return str(home.on_disk(plain))
