@@ -1,0 +1,132 @@
+"""The web page: a .tflite file in the browser, as a folder that any static server can give out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+
+from deeplab_keras.config import UserError
+from deeplab_keras.export.tflite import packed_files
+
+# Package of the npm registry -> what of it the page needs. npm checks what it downloads.
+RUNTIME = {
+    "@litertjs/core@2.5.3": ("dist/index.js", "wasm/litert_wasm_internal.*", "wasm/litert_wasm_compat_internal.*"),
+    "@litertjs/wasm-utils@2.5.3": ("dist/index.js",),
+}
+ON_DEMAND = "compat"  # kept for later use only by browsers that load it
+
+
+def build_page(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    page: str | os.PathLike[str],
+    runtime: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Puts a page together: its own files, the model, its classes, and LiteRT.js.
+
+    Args:
+        model: a .tflite file with labels among its outputs, as `export_model` wrote it: its classes are packed into it.
+        output: the folder to be written; complete or not at all.
+        page: the folder of the page's own files.
+        runtime: a node_modules folder that has LiteRT.js; None: it is had by `npm pack`.
+        overwrite: an earlier page there is replaced.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: the model or the page is not there or is none, the folder exists, npm is missing or fails.
+    """
+    model, output, page = pathlib.Path(model), pathlib.Path(output), pathlib.Path(page)
+    if output.exists() and not overwrite:
+        raise UserError(f"--output={output}: exists; give another folder, or --overwrite to replace the page in it")
+    if output.exists() and any(output.iterdir()) and not (output / "offline.js").is_file():
+        raise UserError(f"--output={output}: exists and is no page of this project; give another folder")
+    if not (page / "index.html").is_file():
+        raise UserError(f"--page={page}: no page here (index.html is missing); it is demo/web of the repository")
+    about = _about(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        folder = pathlib.Path(temporary) / "page"
+        shutil.copytree(page, folder, ignore=shutil.ignore_patterns(".*", "README.md"))
+        shutil.copyfile(model, folder / "model.tflite")
+        (folder / "model.json").write_text(about, encoding="utf-8")
+        _copy_runtime(folder / "litert", pathlib.Path(runtime) if runtime else None)
+        _list_files(folder)
+        if output.exists():
+            shutil.rmtree(output)
+        folder.rename(output)
+    return output
+
+
+def _about(model: pathlib.Path) -> str:
+    try:
+        files = packed_files(model)
+        json.loads(files["model.json"])["dataset"]
+    except FileNotFoundError:
+        raise UserError(f"--model_file={model}: no such file; export one by export_model.py --formats=tflite") from None
+    except (zipfile.BadZipFile, KeyError, ValueError, IsADirectoryError) as error:
+        raise UserError(
+            f"--model_file={model}: its classes are not packed into it; give a .tflite file that export_model.py wrote"
+        ) from error
+    return files["model.json"]
+
+
+def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        for package, patterns in RUNTIME.items():
+            name = package.rpartition("@")[0]
+            home = modules / name if modules else _packed(package, pathlib.Path(temporary))
+            short = name.rpartition("/")[2]
+            for pattern in patterns:
+                found = sorted(home.glob(pattern))
+                if not found:
+                    raise UserError(f"{home / pattern}: not there; give a node_modules folder with {package}")
+                for file in found:
+                    copy = target / short / file.relative_to(home / "dist" if "dist" in pattern else home)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)
+
+
+def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
+    """The unpacked package of the npm registry."""
+    place = folder / package.replace("/", "-")
+    place.mkdir()
+    try:
+        done = subprocess.run(
+            ["npm", "pack", package, "--silent"], cwd=place, capture_output=True, text=True, timeout=300, check=False
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"npm is not installed, and {package} is had by it; install Node.js, or give --runtime=node_modules "
+            "from a machine that has it"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"npm pack {package}: no answer in five minutes; check the connection, or give --runtime") from None
+    archives = list(place.glob("*.tgz"))
+    if done.returncode or not archives:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"npm pack {package}: {reason}; check the connection, or give --runtime=node_modules")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(place, filter="data")
+    return place / "package"
+
+
+def _list_files(folder: pathlib.Path) -> None:
+    """Tells the service worker which files there are, and a checksum of them, so that a changed page is loaded anew."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "offline.js")
+    checksum = hashlib.sha256()
+    for path in files:
+        checksum.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    names = [path.relative_to(folder).as_posix() for path in files if ON_DEMAND not in path.name]
+    worker = folder / "offline.js"
+    text = worker.read_text(encoding="utf-8").replace("VERSION", checksum.hexdigest()[:12])
+    worker.write_text(text.replace("['./']", json.dumps(["./", *names])), encoding="utf-8")

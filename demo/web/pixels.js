@@ -1,0 +1,62 @@
+// Pictures as plain arrays: the resize that the network was trained with, and colours for its labels.
+
+/**
+ * Bilinear resize with half-pixel centres and no antialiasing, as the network's own pipeline does it.
+ * @param {ImageData} image RGBA, 8 bits.
+ * @param {number} height of the result.
+ * @param {number} width of the result.
+ * @returns {Float32Array} [height, width, 3] RGB in 0..255.
+ */
+export function resizeImage(image, height, width) {
+  const rows = places(image.height, height);
+  const columns = places(image.width, width);
+  const out = new Float32Array(height * width * 3);
+  const source = image.data;
+  let at = 0;
+  for (let y = 0; y < height; y++) {
+    const top = rows.low[y] * image.width, bottom = rows.high[y] * image.width, down = rows.share[y];
+    for (let x = 0; x < width; x++) {
+      const left = columns.low[x], right = columns.high[x], across = columns.share[x];
+      const a = 4 * (top + left), b = 4 * (top + right), c = 4 * (bottom + left), d = 4 * (bottom + right);
+      for (let channel = 0; channel < 3; channel++) {
+        const above = source[a + channel] + (source[b + channel] - source[a + channel]) * across;
+        const below = source[c + channel] + (source[d + channel] - source[c + channel]) * across;
+        out[at++] = above + (below - above) * down;
+      }
+    }
+  }
+  return out;
+}
+
+function places(length, size) {
+  const low = new Int32Array(size), high = new Int32Array(size), share = new Float32Array(size);
+  for (let i = 0; i < size; i++) {
+    const place = Math.min(Math.max((i + 0.5) * length / size - 0.5, 0), length - 1);
+    low[i] = Math.floor(place);
+    high[i] = Math.min(low[i] + 1, length - 1);
+    share[i] = place - low[i];
+  }
+  return {low, high, share};
+}
+
+/**
+ * Labels as opaque colours.
+ * @param {ArrayLike<number>} labels [height, width] class ids.
+ * @param {number[][]} palette RGB of each class.
+ */
+export function colourLabels(labels, height, width, palette) {
+  const picture = new ImageData(width, height);
+  for (let i = 0; i < labels.length; i++) {
+    const [red, green, blue] = palette[labels[i]] ?? [0, 0, 0];
+    picture.data.set([red, green, blue, 255], 4 * i);
+  }
+  return picture;
+}
+
+/** Class ids that are there with their share of the pixels, the largest first. */
+export function shares(labels, classes) {
+  const counts = new Array(classes).fill(0);
+  for (const label of labels) counts[label]++;
+  return counts.map((count, id) => ({id, share: count / labels.length})).filter((entry) => entry.share > 0)
+    .sort((a, b) => b.share - a.share);
+}
