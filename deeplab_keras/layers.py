@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from deeplab_keras.config import UserError
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -154,22 +156,30 @@ def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = Fals
     known = all(isinstance(length, int) for length in size)  # else only at run time, in a model for any size
     if known and tuple(x.shape[1:3]) == tuple(size):
         return x
-    if not align_corners:
-        if keras.backend.backend() == "tensorflow":  # keras.ops' resize refuses a size that is not known yet
-            return tf.cast(tf.image.resize(x, tf.stack(list(size)), "bilinear"), x.dtype)
-        return ops.cast(ops.image.resize(x, size, interpolation="bilinear"), x.dtype)
-    if keras.backend.backend() == "tensorflow":
-        y = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack(list(size)), align_corners=True, half_pixel_centers=False)
+    double = keras.backend.standardize_dtype(x.dtype) == "float64"  # TensorFlow's own would round it to float32
+    if keras.backend.backend() == "tensorflow" and not double:
+        if align_corners:
+            size = tf.stack(list(size))
+            y = tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True, half_pixel_centers=False)
+        else:  # keras.ops' resize refuses a size that is not known yet
+            y = tf.image.resize(x, tf.stack(list(size)), "bilinear")
         return tf.cast(y, x.dtype)
-    rows = _aligned_weights(ops.shape(x)[1], size[0])
-    columns = _aligned_weights(ops.shape(x)[2], size[1])
-    return ops.cast(ops.einsum("ih,bhwc,jw->bijc", rows, ops.cast(x, "float32"), columns), x.dtype)
+    if not align_corners and not double:
+        return ops.cast(ops.image.resize(x, size, interpolation="bilinear"), x.dtype)
+    dtype = "float64" if double else "float32"
+    rows = _interpolation(ops.shape(x)[1], size[0], align_corners, dtype)
+    columns = _interpolation(ops.shape(x)[2], size[1], align_corners, dtype)
+    return ops.cast(ops.einsum("ih,bhwc,jw->bijc", rows, ops.cast(x, dtype), columns), x.dtype)
 
 
-def _aligned_weights(source: Any, target: Any) -> Tensor:
-    """`[target, source]` interpolation weights with the first and last samples on each other."""
-    positions = ops.arange(target, dtype="float32") * ((source - 1) / max(target - 1, 1))
-    distance = ops.abs(positions[:, None] - ops.arange(source, dtype="float32")[None])
+def _interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> Tensor:
+    """`[target, source]` weights, with the first and last samples on each other or with half-pixel centres."""
+    positions, source_length = ops.arange(target, dtype=dtype), ops.cast(source, dtype)
+    if align_corners:
+        positions = positions * ((source_length - 1) / ops.cast(ops.maximum(target - 1, 1), dtype))
+    else:
+        positions = ops.clip((positions + 0.5) * (source_length / ops.cast(target, dtype)) - 0.5, 0, source_length - 1)
+    distance = ops.abs(positions[:, None] - ops.arange(source, dtype=dtype)[None])
     return ops.maximum(1 - distance, 0)
 
 
@@ -193,14 +203,65 @@ class AdaptiveAveragePooling(keras.layers.Layer):
         start = bins * length // self.bins
         end = -(-(bins + 1) * length // self.bins)
         index = ops.arange(length)
-        inside = ops.cast((index[None] >= start[:, None]) & (index[None] < end[:, None]), "float32")
-        return inside / ops.cast(end - start, "float32")[:, None]
+        dtype = keras.config.floatx()
+        inside = ops.cast((index[None] >= start[:, None]) & (index[None] < end[:, None]), dtype)
+        return inside / ops.cast(end - start, dtype)[:, None]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (input_shape[0], self.bins, self.bins, input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bins": self.bins}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class WindowPooling(keras.layers.AveragePooling2D):
+    """The mean over a window that moves by a stride, without padding; an image below the window is told as what it is.
+
+    Args:
+        pool_size: the window, in feature pixels.
+        output_stride: pixels of the image to a feature pixel.
+        crop_size: the window in pixels of the image, if it was given so.
+        **kwargs: as of AveragePooling2D.
+    """
+
+    def __init__(
+        self, pool_size: tuple[int, ...], *, output_stride: int, crop_size: tuple[int, ...] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(pool_size, **kwargs)
+        self.output_stride, self.crop_size = output_stride, tuple(crop_size)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[1:3]
+        if height is not None and width is not None:  # a model for any size may know it only at run time
+            self.check_size(height * self.output_stride, width * self.output_stride)
+        return super().call(inputs)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError for an image of this size, if the window does not fit into its features."""
+        check_window(height, width, tuple(self.pool_size), self.output_stride, self.crop_size)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "output_stride": self.output_stride, "crop_size": self.crop_size}
+
+
+def check_window(
+    height: int, width: int, window: tuple[int, ...], output_stride: int, crop_size: tuple[int, ...] = ()
+) -> None:
+    """Raises UserError for an image whose features are smaller than the window of image pooling."""
+    smallest = [(length - 1) * output_stride + 1 for length in window]
+    if height >= smallest[0] and width >= smallest[1]:
+        return
+    flag, fitting = "image_pooling_crop_size", f"{height},{width}"
+    if not crop_size:
+        flag, fitting = "image_pooling_size", f"{-(-height // output_stride)},{-(-width // output_stride)}"
+    error = UserError(
+        f"input size {height}x{width} is too small for --{flag}={','.join(map(str, crop_size or window))} at "
+        f"--output_stride={output_stride}: the smallest is {smallest[0]}x{smallest[1]}; "
+        f"give a larger size, --{flag}={fitting}, or --{flag}= (empty) for global pooling"
+    )
+    error._keras_call_info_injected = True  # type: ignore[attr-defined]  # else Keras adds the image's values to the line
+    raise error
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -11,7 +11,7 @@ from deeplab_keras.backbones import BACKBONES, build_backbone
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, unknown_name
 from deeplab_keras.heads import HEADS, build_head
 from deeplab_keras.heads.fcn import auxiliary
-from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor
+from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
 
 
 def build_segmentor(
@@ -45,9 +45,9 @@ def build_segmentor(
     logits = build_head(features, config)
     if config.image_pyramid:
         logits = _merge_pyramid(image, logits, config)
-    output = ResizeTo(config.align_corners, dtype="float32", name="resized_logits")([logits, image])
+    output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")([logits, image])
     if config.auxiliary_head:
-        output = KeepAuxiliary(dtype="float32", name="segmentation")([output, auxiliary(features, config)])
+        output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")([output, auxiliary(features, config)])
     return keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
 
 
@@ -66,15 +66,15 @@ def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor
     reference = scores[largest] if largest >= 1 else logits
     names = {scale: f"logits_{scale:.2f}" if len(scores) > 1 else "merged_logits" for scale in scores}
     resized = [
-        ResizeTo(config.align_corners, dtype="float32", name=names[scale])([values, reference])
+        ResizeTo(config.align_corners, dtype=keras.config.floatx(), name=names[scale])([values, reference])
         for scale, values in scores.items()
     ]
     if 1.0 not in scores:  # keeps the network's layers, which bear the weights' names, in the model
-        resized[0] = KeepAuxiliary(dtype="float32", name="pyramid")([resized[0], logits])
+        resized[0] = KeepAuxiliary(dtype=keras.config.floatx(), name="pyramid")([resized[0], logits])
     if len(resized) == 1:
         return resized[0]
     merge = keras.layers.Maximum if config.merge_method == "max" else keras.layers.Average
-    return merge(dtype="float32", name="merged_logits")(resized)
+    return merge(dtype=keras.config.floatx(), name="merged_logits")(resized)
 
 
 def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> keras.Model:
@@ -87,12 +87,12 @@ def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> ke
     outputs = {"logits": model.get_layer("resized_logits").output}
     for layer in model.layers:
         if re.fullmatch(r"logits_\d+\.\d+", layer.name):  # each scale of an image pyramid has its own loss
-            outputs[layer.name] = ResizeTo(align_corners, dtype="float32", name=f"resized_{layer.name}")(
+            outputs[layer.name] = ResizeTo(align_corners, dtype=keras.config.floatx(), name=f"resized_{layer.name}")(
                 [layer.output, model.input]
             )
     if "auxiliary_logits" in [layer.name for layer in model.layers]:
         scores = model.get_layer("auxiliary_logits").output
-        outputs["auxiliary_logits"] = ResizeTo(align_corners, dtype="float32", name="resized_auxiliary_logits")(
+        outputs["auxiliary_logits"] = ResizeTo(align_corners, dtype=keras.config.floatx(), name="resized_auxiliary_logits")(
             [scores, model.input]
         )
     return keras.Model(model.input, outputs, name=model.name)
@@ -109,11 +109,6 @@ class KeepAuxiliary(keras.layers.Layer):
         return input_shape[0]
 
 
-def feature_size(config: ModelConfig, length: int) -> int:
-    """Length of c5 along a side of `length` pixels: every stride halves it and rounds up."""
-    return -(-length // config.output_stride)
-
-
 def check_names(config: ModelConfig) -> None:
     """Raises UserError for a backbone or a head that there is not."""
     if config.backbone not in BACKBONES:
@@ -126,14 +121,4 @@ def check_input_size(config: ModelConfig, height: int, width: int) -> None:
     """Raises UserError for an input that is too small for the image-pooling window."""
     if not config.image_pooling_window or config.head not in ("lraspp", "deeplab_v3", "deeplab_v3_plus"):
         return
-    smallest = [(window - 1) * config.output_stride + 1 for window in config.image_pooling_window]
-    if height < smallest[0] or width < smallest[1]:
-        flag, fitting = "image_pooling_crop_size", f"{height},{width}"
-        if not config.image_pooling_crop_size:
-            flag, fitting = "image_pooling_size", f"{feature_size(config, height)},{feature_size(config, width)}"
-        window = ",".join(map(str, getattr(config, flag)))
-        raise UserError(
-            f"input size {height}x{width} is too small for --{flag}={window} at "
-            f"--output_stride={config.output_stride}: the smallest is {smallest[0]}x{smallest[1]}; "
-            f"give a larger size, --{flag}={fitting}, or --{flag}= (empty) for global pooling"
-        )
+    check_window(height, width, config.image_pooling_window, config.output_stride, config.image_pooling_crop_size)

@@ -7,7 +7,7 @@ import keras
 from deeplab_keras.blocks import conv_bn_act, head_style, separable_conv_bn_act
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.heads.classifier import classify
-from deeplab_keras.layers import ResizeTo, Tensor
+from deeplab_keras.layers import ResizeTo, Tensor, WindowPooling
 
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
@@ -65,9 +65,10 @@ def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
     """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
     if not config.image_pooling_window:
         return keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_pool")(x)
-    return keras.layers.AveragePooling2D(
-        config.image_pooling_window, config.image_pooling_stride or 1, "valid", name="image_pooling_pool"
-    )(x)
+    return WindowPooling(
+        config.image_pooling_window, output_stride=config.output_stride, crop_size=config.image_pooling_crop_size,
+        strides=config.image_pooling_stride or 1, padding="valid", name="image_pooling_pool",
+    )(x)  # fmt: skip
 
 
 def _classifier_rates(config: ModelConfig) -> tuple[int, ...]:

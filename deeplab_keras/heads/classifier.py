@@ -22,10 +22,10 @@ def classify(x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[
     def scores(name: str, rate: int) -> Tensor:
         return conv(
             x, config.num_classes, kernel_size, name=name, style=head_style(config), dilation=rate, use_bias=True,
-            stddev=0.01, dtype="float32",
+            stddev=0.01, dtype=keras.config.floatx(),
         )
 
     if len(rates) < 2:
         return scores(name, *rates or (1,))
     branches = [scores(f"{name}{index}", rate) for index, rate in enumerate(rates)]
-    return keras.layers.Add(name=name, dtype="float32")(branches)
+    return keras.layers.Add(name=name, dtype=keras.config.floatx())(branches)

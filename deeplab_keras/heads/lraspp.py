@@ -53,7 +53,7 @@ def _summing_decoder(y: Tensor, features: dict[str, Tensor], config: ModelConfig
     style, low = head_style(config), features[config.low_level_features[0]]
     y = ResizeTo(config.align_corners, name="high_resize")([y, low])
     scores = [
-        conv(part, config.num_classes, name=name, style=style, use_bias=True, dtype="float32")
+        conv(part, config.num_classes, name=name, style=style, use_bias=True, dtype=keras.config.floatx())
         for part, name in ((y, "logits_high"), (low, "logits_low"))
     ]
-    return keras.layers.Add(name="logits", dtype="float32")(scores)
+    return keras.layers.Add(name="logits", dtype=keras.config.floatx())(scores)
