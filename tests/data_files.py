@@ -61,3 +61,26 @@ def write_png(path: pathlib.Path, pixels: np.ndarray, bit_depth: int, palette: b
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     )
+
+
+def write_mat(path: pathlib.Path, ids: np.ndarray, structure: str = "GTcls") -> None:
+    """A file of SBD's folder cls, as MATLAB writes it: a structure of three fields, compressed."""
+
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+    def matrix(array_class: int, rows: int, columns: int, name: bytes, content: bytes) -> bytes:
+        head = element(6, struct.pack("<II", array_class, 0)) + element(5, struct.pack("<ii", rows, columns))
+        return element(14, head + element(1, name) + content)
+
+    fields = (
+        matrix(1, 20, 1, b"", b"".join(matrix(6, 0, 0, b"", element(9, b"")) for _ in range(20))),
+        matrix(9, *ids.shape, b"", element(2, ids.astype(np.uint8).T.tobytes())),
+        matrix(6, 1, 1, b"", element(9, struct.pack("<d", 3.0))),
+    )
+    names = b"".join(name.ljust(32, b"\0") for name in (b"Boundaries", b"Segmentation", b"CategoriesPresent"))
+    content = struct.pack("<HHI", 5, 4, 32) + element(1, names) + b"".join(fields)
+    data = zlib.compress(matrix(2, 1, 1, structure.encode(), content))
+    header = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + struct.pack("<II", 15, len(data)) + data)

@@ -82,7 +82,10 @@ class Archive:
             self._readers["/".join(parts)] = read
 
     def _index_tar(self) -> None:
-        with tarfile.open(self.path, "r:") as archive:
+        with tarfile.open(self.path, "r:") as archive, open(self.path, "rb") as file:
+            file.seek(-min(tarfile.BLOCKSIZE, os.path.getsize(self.path)), os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise EOFError("its end is missing")  # which tarfile does not notice where a member's head is cut
             for member in archive:
                 if member.isfile():
                     read = functools.partial(self._read_slice, member.offset_data, member.size)

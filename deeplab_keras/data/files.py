@@ -298,8 +298,10 @@ def _exists(path: str) -> bool:
 
 
 def require_files(pairs: Pairs, index: int) -> None:
-    """Raises MissingFileError where a file of a pair is not there."""
+    """Raises FileUserError where a file of a pair is not there, or cannot be named in a graph or a report."""
     for path in (pairs.images[index], pairs.labels[index]):
+        if not path.isprintable() and path.encode(errors="replace").decode() != path:
+            raise FileUserError(f"{path!a}: the name is not UTF-8 text; rename the file")
         if not _exists(path):
             raise MissingFileError(
                 f"{path}: there is no such file; {pairs.expected}; leave such pairs out with --skip_broken_files"

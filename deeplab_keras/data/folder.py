@@ -184,9 +184,10 @@ def infer_colours(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     logging.info("%s has no %s: reading %d masks to see which colours there are", where, CLASSES_FILES[0], len(labels))
     colours: set[Colour] = set()
     found = sorted(colours.union(*_read_all(config, labels, colours_in)))
-    if not 2 <= len(found) <= MAX_CLASSES - 1:
+    if not 2 <= len(found) < MAX_CLASSES:
+        count = f"{MAX_CLASSES} colours or more" if len(found) > 1 else f"{len(found)} colour"
         raise UserError(
-            f"{where}: the masks have {len(found)} colours, and without {CLASSES_FILES[0]} each is a class; "
+            f"{where}: the masks have {count}, and without {CLASSES_FILES[0]} each is a class; "
             f"give {CLASSES_FILES[0]} with a line 'name #rrggbb' a class"
         )
     logging.info("%s: %d colours, a class each; %s can name them", where, len(found), CLASSES_FILES[0])

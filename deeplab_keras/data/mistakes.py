@@ -34,14 +34,15 @@ def likely_mistake(present: Collection[int], info: DatasetInfo, label_map: Mappi
         return f"0 and 255 only: these are masks of two classes in black and white; run {CONVERT} --from=binary"
     if not strange:
         return ""
-    for name, colours in (("PASCAL VOC's colours", pascal_palette(21)), (f"the colours of {info.name}", info.palette)):
+    two_classes = found == {0, max(found)} and (count == 2 or max(found) == 255)
+    for name, colours in ((f"the colours of {info.name}", info.palette), ("PASCAL VOC's colours", pascal_palette(21))):
         if len(found) > 1 and found <= luminances([*colours, VOC_CONTOUR]) | {255}:
             return (
                 f"these values are the luminances of {name}: palette or RGB masks were saved as grey; "
                 f"run {CONVERT} --from=palette (or --from=rgb) on the original masks"
             )
-    if found == {0, max(found)} and (count == 2 or max(found) == 255):
-        return f"0 and {max(found)} only: these are masks of two classes; run {CONVERT} --from=binary"
+        if two_classes:
+            return f"0 and {max(found)} only: these are masks of two classes; run {CONVERT} --from=binary"
     if 3 <= len(found) <= count + 1 and _evenly_spread(sorted(found)):
         return f"grey levels spread evenly up to {max(found)}, a class each; run {CONVERT} --from=grey"
     if label_map is None and strange == {count}:
