@@ -79,7 +79,7 @@ def hardest_pixels(pixel_loss: Any, fraction: Any) -> tuple[Any, Any]:
     threshold = ops.take(ordered, count - kept)
     above, tied = pixel_loss > threshold, ops.equal(pixel_loss, threshold)
     num_above, num_tied = (ops.sum(ops.cast(mask, "int32")) for mask in (above, tied))
-    share = ops.cast(kept - num_above, "float32") / ops.cast(ops.maximum(num_tied, 1), "float32")
+    share = ops.cast(kept - num_above, pixel_loss.dtype) / ops.cast(ops.maximum(num_tied, 1), pixel_loss.dtype)
     weights = ops.where(above, 1.0, ops.where(tied, share, 0.0))
     return weights, ops.where(threshold > 0, kept, num_above)
 
@@ -99,12 +99,12 @@ def dice(
     """
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
-    flat_index, hits = ops.reshape(index, (-1,)), ops.cast(known, "float32")
+    flat_index, hits = ops.reshape(index, (-1,)), ops.cast(known, logits.dtype)
     # exp(-cross-entropy) is the probability of the labelled class: one fused operation instead of a gather.
     right = hits * ops.exp(-ops.sparse_categorical_crossentropy(index, logits, from_logits=True))
     overlap = ops.segment_sum(ops.reshape(right, (-1,)), flat_index, num_segments=num_classes)
     labelled = ops.segment_sum(ops.reshape(hits, (-1,)), flat_index, num_segments=num_classes)
-    predicted = ops.einsum("bhw,bhwc->c", ops.cast(valid, "float32"), ops.softmax(logits, axis=-1))
+    predicted = ops.einsum("bhw,bhwc->c", ops.cast(valid, logits.dtype), ops.softmax(logits, axis=-1))
     overlap, labelled, predicted = ops.unstack(sum_over_replicas(ops.stack([overlap, labelled, predicted])), 3)
     scores = (2.0 * overlap + DICE_SMOOTHING) / (predicted + labelled + DICE_SMOOTHING)
     return _mean_over_present(1.0 - scores, labelled > 0)
@@ -123,10 +123,10 @@ def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
     index = ops.reshape(ops.where(known, index, -1), (1, -1))
-    foreground = ops.cast(ops.equal(index, ops.reshape(ops.arange(num_classes, dtype="int32"), (-1, 1))), "float32")
+    foreground = ops.cast(ops.equal(index, ops.reshape(ops.arange(num_classes, dtype="int32"), (-1, 1))), logits.dtype)
     probabilities = ops.transpose(ops.reshape(ops.softmax(logits, axis=-1), (-1, num_classes)))
     # Ignored pixels get the error 0, which sorts them last, where they weigh nothing.
-    errors = ops.abs(foreground - probabilities) * ops.cast(ops.reshape(valid, (1, -1)), "float32")
+    errors = ops.abs(foreground - probabilities) * ops.cast(ops.reshape(valid, (1, -1)), logits.dtype)
     order = ops.argsort(ops.stop_gradient(-errors), axis=1)
     hits = ops.take_along_axis(foreground, order, axis=1)
     labelled = ops.sum(foreground, axis=1, keepdims=True)
@@ -137,7 +137,7 @@ def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -
 
 
 def _mean_over_present(losses: Any, present: Any) -> Any:
-    present = ops.cast(present, "float32")
+    present = ops.cast(present, losses.dtype)
     return ops.sum(losses * present) / ops.maximum(ops.sum(present), 1.0)
 
 
@@ -184,7 +184,7 @@ class SegmentationLoss(keras.losses.Loss):
         sum_over_replicas: Callable[[Any], Any] | None = None,
         name: str = "segmentation_loss",
     ) -> None:
-        super().__init__(name=name, dtype="float32")
+        super().__init__(name=name, dtype=keras.config.floatx())
         self.terms = dict(terms) if terms else {"cross_entropy": 1.0}
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
@@ -241,14 +241,14 @@ class SegmentationLoss(keras.losses.Loss):
 
     def _mean(self, pixel_loss: Any, count: Any) -> Any:
         """The sum of this replica's pixels over the number of all replicas' pixels; 0 when that is 0."""
-        count = self._sum_over_replicas(ops.stop_gradient(ops.cast(count, "float32")))
+        count = ops.cast(self._sum_over_replicas(ops.stop_gradient(ops.cast(count, "float32"))), pixel_loss.dtype)
         return ops.sum(pixel_loss) / ops.maximum(count, 1.0)
 
     def _weighted(self, pixel_loss: Any, labels: Any) -> Any:
         if self.class_weights is None:
             return pixel_loss
         index = ops.clip(ops.cast(labels, "int32"), 0, len(self.class_weights) - 1)
-        return pixel_loss * ops.take(ops.convert_to_tensor(self.class_weights, "float32"), index)
+        return pixel_loss * ops.take(ops.convert_to_tensor(self.class_weights, pixel_loss.dtype), index)
 
     def _fraction(self) -> Any:
         if not self.hard_example_mining_step:

@@ -41,6 +41,19 @@ def test_resize_is_the_formula_for_static_and_dynamic_sizes(size: tuple[int, int
     np.testing.assert_allclose(dynamic(x, reference)[0], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(9, 14), (3, 4), (1, 1)])
+def test_double_precision_is_kept(size: tuple[int, int], align_corners: bool) -> None:
+    """TensorFlow's own resize would round to float32."""
+    x = noise(1, 5, 7, 2).astype(np.float64) / 3
+    expected = np.stack([resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1)
+    layer = ResizeTo(align_corners, dtype="float64")
+    np.testing.assert_allclose(layer([x, np.zeros((1, *size, 1))])[0], expected, rtol=1e-13)
+    signature = [tf.TensorSpec([None, None, None, c], tf.float64) for c in (2, 1)]
+    dynamic = tf.function(lambda a, b: layer([a, b]), input_signature=signature)
+    np.testing.assert_allclose(dynamic(x, np.zeros((1, *size, 1)))[0], expected, rtol=1e-13)
+
+
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 @pytest.mark.parametrize("size", [(6, 6), (7, 13), (17, 25), (3, 5)])
 def test_adaptive_pooling_averages_overlapping_bins(bins: int, size: tuple[int, int]) -> None:

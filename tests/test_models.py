@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from contracts import noise
 from deeplab_keras.backbones import BACKBONES, build_backbone
 from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
 from deeplab_keras.heads import HEADS
+from deeplab_keras.inference import Predictor
 from deeplab_keras.segmentor import build_segmentor, check_input_size, with_auxiliary_output
 
 NARROW = ModelConfig(depth_multiplier=0.25, head_channels=8, decoder_filters=8, auxiliary_channels=8, low_level_channels=(8,),
@@ -135,6 +137,21 @@ def test_an_input_below_the_pooling_window_names_the_smallest_size() -> None:
     check_input_size(config, 385, 385)
     with pytest.raises(UserError, match="384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63"):
         build_segmentor(config, (384, 500))
+
+
+@pytest.mark.parametrize("how", ["call", "predict", "Predictor"])
+def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> None:
+    config = NARROW.replace(head="lraspp", low_level_channels=(), image_pooling_size=(4, 5), output_stride=32)
+    model = build_segmentor(config)
+    calls = {"call": model, "predict": model.predict, "Predictor": lambda image: Predictor(model)(image[0])}
+    with pytest.raises(UserError) as error:
+        calls[how](noise(1, 96, 160, 3))
+    assert np.isfinite(calls[how](noise(1, 97, 129, 3))).all()
+    assert re.fullmatch(
+        r"input size 96x160 is too small for --image_pooling_size=4,5 at --output_stride=32: the smallest is 97x129; "
+        r"give a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for global pooling",
+        str(error.value),
+    )
 
 
 @pytest.mark.parametrize(
