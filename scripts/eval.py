@@ -25,9 +25,7 @@ class Options(Config):
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
-    details: bool = option(
-        True, "boundary IoU, calibration error and report.html too; without them an evaluation takes less time"
-    )
+    details: bool = option(True, "boundary IoU, calibration error and report.html too; false takes less time")
     compare: tuple[str, ...] = option(
         (), "two checkpoints, in place of --checkpoint_dir: prints them side by side with the interval of their difference"
     )
@@ -70,8 +68,9 @@ def main(command: Command) -> None:
         return
     details = evaluation.Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)
-    folder = pathlib.Path(options.eval_logdir or pathlib.Path(options.checkpoint_dir) / f"eval_{split}")
-    evaluation.write_report(folder, report, details, predictor, source)
+    workdir = pathlib.Path(options.checkpoint_dir)
+    folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
+    evaluation.write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
     print(report.table())
     print(f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_evaluation import CLASSES, INFO, make_model, make_source
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.evaluation import Details, Report, compare, evaluate, html_page, write_report
+from deeplab_keras.evaluation.curves import charts, read_rows
 from deeplab_keras.evaluation.detail import ImageScore, count_boundaries, near_boundary
 from deeplab_keras.evaluation.page import extremes
 from deeplab_keras.inference import Predictor, predict_logits
@@ -197,6 +199,22 @@ def test_files(tmp_path):
     assert lines[1].split(",")[1] == str(report.per_class_iou["sky"]) and lines[4] == "tree,,,,0.0,"
     markdown = (tmp_path / "metrics.md").read_text().splitlines()
     assert markdown[0].startswith("7 images, blocks") and {line.count("|") for line in markdown[2:]} == {7}
+
+
+def test_the_course_of_a_training(tmp_path):
+    path = tmp_path / "training.csv"
+    path.write_text("step,loss,train_miou,learning_rate,val_miou\n10,2.0,0.1,0.01,\n20,1.0,nan,0.005,0.25\n30,0.5,0.3,0.001,0.5\n")
+    drawn = charts(read_rows(path))
+    tags = Tags()
+    tags.feed(drawn.replace("/>", ">").replace("<line", "<img").replace("<polyline", "<img"))
+    assert tags.open == [] and drawn.count("<svg") == 3
+    lines = re.findall(r"polyline points='([^']+)'", drawn)
+    points = [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
+    assert [len(line) for line in points] == [3, 2, 2, 3]  # loss, validation, training crops, rate
+    xs, ys = zip(*points[0], strict=True)
+    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1) and ys[0] < ys[1] < ys[2]  # SVG's y points down
+    assert (ys[1] - ys[0]) == pytest.approx(2 * (ys[2] - ys[1]), abs=0.2)
+    assert charts([]) == charts(read_rows(path)[:1]) == ""
 
 
 def test_script_compares(tiny_run, capsys):

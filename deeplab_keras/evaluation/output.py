@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from deeplab_keras.data import Source
+from deeplab_keras.evaluation.curves import charts, read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore
 from deeplab_keras.evaluation.page import Picture, extremes, html_page
 from deeplab_keras.evaluation.report import Report
@@ -15,7 +16,8 @@ from deeplab_keras.writing import write_text
 
 
 def write_report(
-    folder: pathlib.Path, report: Report, details: Details | None, predictor: Predictor, source: Source, pictures: int = 4
+    folder: pathlib.Path, report: Report, details: Details | None, predictor: Predictor, source: Source,
+    pictures: int = 4, training_csv: pathlib.Path | None = None,
 ) -> None:
     """Writes metrics.json, metrics.csv and metrics.md and, where there are details, report.html.
 
@@ -26,6 +28,7 @@ def write_report(
         predictor: draws the images of the page.
         source: where they are.
         pictures: how many of the worst and of the best images.
+        training_csv: the course of the training, for the page.
 
     Raises:
         UserError: a file cannot be written.
@@ -45,4 +48,5 @@ def write_report(
         return drawn
 
     worst, best = extremes(details.images, pictures)
-    write_text(folder / "report.html", html_page(report, draw(worst), draw(best)))
+    course = charts(read_rows(training_csv)) if training_csv and training_csv.is_file() else ""
+    write_text(folder / "report.html", html_page(report, draw(worst), draw(best), course))

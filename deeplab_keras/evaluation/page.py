@@ -29,6 +29,10 @@ td:first-child, th:first-child { text-align: left }
 .matrix { overflow-x: auto }
 .matrix td, .matrix th { padding: .15rem .3rem; font-size: 12px; border: 1px solid #fff; min-width: 2rem }
 .matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem }
+.charts svg { width: 520px; max-width: 100%; font: 11px system-ui, sans-serif }
+.charts text { fill: #5a6875 }
+.charts .title { font-size: 14px; font-weight: 600; fill: #1c2733 } .charts .grid { stroke: #e3e8ec }
 figure { margin: 0 0 1.2rem } figure img { max-width: 100%; height: auto } figcaption { color: #5a6875; font-size: 13px }
 """
 
@@ -42,13 +46,14 @@ def extremes(images: Sequence[ImageScore], count: int) -> tuple[list[ImageScore]
     return ranked[:count], ranked[: count - 1 : -1][:count]
 
 
-def html_page(report: Report, worst: Sequence[Picture] = (), best: Sequence[Picture] = ()) -> str:
+def html_page(report: Report, worst: Sequence[Picture] = (), best: Sequence[Picture] = (), course: str = "") -> str:
     """The page's text.
 
     Args:
         report: the scores.
         worst: the worst images with a panel each, uint8 `[height, width, 3]`.
         best: the best ones.
+        course: the training's charts, see `curves`.
     """
     title = f"Evaluation of {report.model or 'a model'}"
     totals = "".join(f"<div>{html.escape(name)}<b>{_percent(value)}</b></div>" for name, value in report.totals().items())
@@ -56,6 +61,7 @@ def html_page(report: Report, worst: Sequence[Picture] = (), best: Sequence[Pict
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>",
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p class='about'>{html.escape(report.about())}</p>",
         f"<div class='totals'>{totals}</div>",
+        f"<h2>Training</h2>{course}" if course else "",
         "<h2>Classes</h2>", _classes(report),
         "<h2>Largest confusions</h2>", _confusions(report),
         "<h2>Confusion matrix</h2>", _matrix(report),
