@@ -19,8 +19,11 @@ from deeplab_keras.config import TrainConfig, UserError, unknown_name
 BACKBONE = r"(^|/)(stem|block\d+|last)_"
 # Decay on convolution kernels only, depthwise ones left out (spec/official-deeplab.md, T13): these patterns have none.
 NOT_CONV_KERNELS = (r"(?<!kernel)$", r"depthwise")
-# Scopes of the official DeepLab head, whose layers can get a larger rate.
+# Parts of the layers' names of every head: the last layers, which can get a larger rate or start fresh. The first row
+# is the official DeepLab's.
+CLASSIFIERS = ("logits",)
 OFFICIAL_LAST_LAYERS = ("logits", "image_pooling", "aspp", "concat_projection", "decoder", "meta_architecture")
+LAST_LAYERS = (*OFFICIAL_LAST_LAYERS, "auxiliary", "fcn", "psp", "bottleneck", "branch")
 
 
 def multiplier(path: str, multipliers: Mapping[str, float]) -> float:
@@ -32,17 +35,20 @@ def multiplier(path: str, multipliers: Mapping[str, float]) -> float:
     return factor
 
 
-def official_multipliers(last_layers: Sequence[str], last_layer_multiplier: float = 1.0) -> dict[str, float]:
+def official_multipliers(
+    last_layers: Sequence[str], last_layer_multiplier: float = 1.0, bias_multiplier: float = 2.0
+) -> dict[str, float]:
     """The rule of official DeepLab (T18): biases learn twice as fast, last layers by their multiplier, both multiply.
 
     It holds for the official variable names (`logits/semantic/biases`) and for ours (`logits/bias`).
 
     Args:
-        last_layers: names, or parts of names, of layers; the official ones are ("logits",) and `OFFICIAL_LAST_LAYERS`.
+        last_layers: names, or parts of names, of layers: `CLASSIFIERS`, or `LAST_LAYERS` for all of the head.
         last_layer_multiplier: their factor.
+        bias_multiplier: the biases' factor.
     """
-    rules = {r"bias(es)?$": 2.0}
-    return {**rules, "|".join(map(re.escape, last_layers)): last_layer_multiplier} if last_layers else rules
+    rules = {r"bias(es)?$": bias_multiplier, "|".join(map(re.escape, last_layers)): last_layer_multiplier}
+    return {pattern: factor for pattern, factor in rules.items() if pattern and factor != 1}
 
 
 class _Rules(keras.optimizers.Optimizer):
@@ -270,22 +276,37 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
     Raises:
         UserError: see `make_schedule`.
     """
+    last_layers = CLASSIFIERS if config.last_layers_contain_logits_only else LAST_LAYERS
+    rules = official_multipliers(last_layers, config.last_layer_gradient_multiplier, config.bias_learning_rate_multiplier)
+    if config.backbone_learning_rate_multiplier != 1:
+        rules[BACKBONE] = config.backbone_learning_rate_multiplier
+    options: dict[str, Any] = {
+        "learning_rate": _schedule(config, total_steps),
+        "weight_decay": config.weight_decay,
+        "learning_rate_multipliers": rules,
+        "no_weight_decay": () if config.weight_decay_on_all else NOT_CONV_KERNELS,
+    }
+    if config.optimizer == "momentum":
+        options["momentum"] = config.momentum
+    else:
+        options["epsilon"] = config.adam_epsilon
+    return OPTIMIZERS[config.optimizer](**options)
+
+
+def _schedule(config: TrainConfig, total_steps: int) -> LearningRateSchedule:
+    if config.adam_learning_rate is not None:
+        return make_schedule("constant", config.adam_learning_rate, total_steps)
     base = config.base_learning_rate
-    schedule = make_schedule(
+    return make_schedule(
         config.learning_policy,
         base,
         total_steps,
         end=base / 100 if config.end_learning_rate is None else config.end_learning_rate,
         power=config.learning_power,
         warmup_steps=config.warmup_steps,
+        slow_start_steps=config.slow_start_step,
+        slow_start_rate=config.slow_start_learning_rate,
+        decay_steps=config.decay_steps or None,
+        decay_factor=config.learning_rate_decay_factor,
+        decay_every=config.learning_rate_decay_step,
     )
-    backbone = config.backbone_learning_rate_multiplier
-    options: dict[str, Any] = {
-        "learning_rate": schedule,
-        "weight_decay": config.weight_decay,
-        "learning_rate_multipliers": {} if backbone == 1 else {BACKBONE: backbone},
-        "no_weight_decay": () if config.weight_decay_on_all else NOT_CONV_KERNELS,
-    }
-    if config.optimizer == "momentum":
-        options["momentum"] = config.momentum
-    return OPTIMIZERS[config.optimizer](**options)

@@ -67,7 +67,10 @@ def train(
             logging.info("going on from step %d of %d in %s", run.step, total_steps, workdir.path)
         else:
             if training.tf_initial_checkpoint:
-                initialize(run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer)
+                initialize(
+                    run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer,
+                    logits_only=training.last_layers_contain_logits_only,
+                )
             run.start_averages()
         if run.step < total_steps:
             _fit(run, trained, data, training, evaluation, train_source, eval_source)
@@ -114,7 +117,11 @@ def _check(data: DataConfig, training: TrainConfig) -> None:
         )
     if not steps and not epochs:
         raise UserError("give the length of the training: either --training_number_of_steps or --epochs")
-    parse_terms(training.loss)
+    if training.top_k_percent_pixels < 1 and "cross_entropy" not in parse_terms(training.loss):
+        raise UserError(
+            f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, which --loss={training.loss} has "
+            "not; give 1, or another --loss"
+        )
     replicas = make_strategy(training.strategy).num_replicas_in_sync
     if data.train_batch_size % replicas:
         raise UserError(
@@ -142,7 +149,7 @@ def _build(
         weights = {"auxiliary_logits": training.auxiliary_loss_weight}
         trained.compile(
             optimizer=optimizer,
-            loss={name: _loss(training, info) for name in trained.output},
+            loss={name: _loss(training, info, optimizer) for name in trained.output},
             loss_weights={name: weights.get(name, 1.0) for name in trained.output},
             metrics={"logits": [ConfusionMatrix(info.num_classes, info.ignore_label)]},
             jit_compile=training.jit_compile,
@@ -155,12 +162,15 @@ def _build(
     return run, trained
 
 
-def _loss(training: TrainConfig, info: DatasetInfo) -> SegmentationLoss:
+def _loss(training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.Optimizer) -> SegmentationLoss:
     return make_loss(
         training.loss,
         ignore_label=info.ignore_label,
         class_weights=training.label_weights or None,
         label_smoothing=training.label_smoothing,
+        hard_example_fraction=training.top_k_percent_pixels,
+        hard_example_mining_step=training.hard_example_mining_step,
+        step=lambda: optimizer.iterations,
         sum_over_replicas=sum_over_replicas,
     )
 

@@ -316,3 +316,32 @@ def test_optimizer_of_a_config():
     assert optimizer._multipliers == pytest.approx([0.1, 0.1, 0.1, 1.0, 1.0])
     assert optimizer._decays == pytest.approx([0.05, 0.0, 0.0, 0.05, 0.0])
     assert isinstance(optimizers.make_optimizer(TrainConfig(optimizer="adam"), 10), optimizers.Adam)
+
+
+def test_official_rates_of_a_config():
+    config = TrainConfig(optimizer="adam", bias_learning_rate_multiplier=2, last_layer_gradient_multiplier=10,
+                         learning_policy="step", learning_rate_decay_factor=0.5, learning_rate_decay_step=3,
+                         base_learning_rate=0.1, slow_start_step=2, slow_start_learning_rate=0.01, adam_epsilon=1e-3)
+    optimizer = optimizers.make_optimizer(config, 10)
+    assert rates(optimizer._learning_rate, range(9)) == pytest.approx([0.01] * 2 + [0.1] * 3 + [0.05] * 3 + [0.025])
+    assert optimizer.epsilon == 1e-3
+    optimizer.build(Variables().variables)
+    assert optimizer._multipliers == [1, 1, 1, 10, 20]
+    constant = optimizers.make_optimizer(config.replace(adam_learning_rate=0.003), 10)
+    assert rates(constant._learning_rate, (0, 1, 9)) == pytest.approx([0.003] * 3)
+    poly = TrainConfig(base_learning_rate=0.1, end_learning_rate=0.0, decay_steps=5, learning_power=1.0)
+    assert rates(optimizers.make_optimizer(poly, 10)._learning_rate, (0, 4, 5, 9)) == pytest.approx([0.1, 0.02, 0, 0])
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(base_learning_rate=-1.0), "--base_learning_rate=-1.0: above 0"),
+    (dict(top_k_percent_pixels=25.0), "--top_k_percent_pixels=25.0: above 0 and at most 1"),
+    (dict(learning_rate_decay_step=0), "--learning_rate_decay_step=0: at least 1"),
+    (dict(warmup_steps=5, slow_start_step=5), "--slow_start_step=5: not together with --warmup_steps=5"),
+    (dict(adam_learning_rate=0.001), "--adam_learning_rate=0.001: for --optimizer=adam alone, not momentum"),
+    (dict(label_weights=(1.0, -1.0)), "--label_weights=.*0 or above"),
+    (dict(learning_policy="steps"), "did you mean 'step'"),
+])
+def test_rates_that_no_run_could_use(options, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**options)

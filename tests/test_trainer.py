@@ -144,6 +144,8 @@ def test_a_diverging_training_stops_with_step_and_rate(
         (["--loss=crossentropy"], "did you mean 'cross_entropy'"),
         (["--image_pooling_size=9,9", "--head=lraspp"], "the smallest is 257x257"),
         (["--tf_initial_checkpoint=nowhere"], "nowhere: no such file"),
+        (["--loss=dice", "--top_k_percent_pixels=0.5"], "acts on cross_entropy, which --loss=dice has not"),
+        (["--label_weights=1,2"], "--label_weights: 2 numbers; synthetic has"),
         (["--train_logdir=/proc/nowhere"], "/proc/nowhere: cannot be used"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ def convert(source: str, path: str, config: ModelConfig, *, other_classes: bool 
 
 
 def load_pth(
-    model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False, last_layer: bool = True
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False, fresh: Collection[str] = ()
 ) -> Proof:
     """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
 
@@ -67,7 +67,7 @@ def load_pth(
         config: its architecture.
         path: the file.
         other_classes: see `convert`.
-        last_layer: False: the classifier layers start anew in any case.
+        fresh: layers that start anew in any case.
 
     Raises:
         UserError: see `convert`.
@@ -82,9 +82,7 @@ def load_pth(
     else:
         rules = sssegmentation.rules(config)
     keep = fresh_classifiers(model, tensors, rules) if other_classes else ()
-    if not last_layer:
-        keep = tuple(layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name))
-    return load_weights(model, tensors, rules, keep=keep, origin=str(path))
+    return load_weights(model, tensors, rules, keep={*keep, *fresh}, origin=str(path))
 
 
 def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Collection
 
 import keras
 from absl import logging
 
 from deeplab_keras.checkpoints import official_deeplab
-from deeplab_keras.checkpoints.convert import load_pth
+from deeplab_keras.checkpoints.convert import CLASSIFIERS, load_pth
 from deeplab_keras.checkpoints.folder import (
     assign_weights,
     find_checkpoint,
@@ -23,14 +24,15 @@ from deeplab_keras.checkpoints.official_files import is_official_file
 from deeplab_keras.config import ModelConfig
 
 PTH = (".pth", ".pt")
-CLASSIFIERS = ("logits", "auxiliary_logits", "logits_high", "logits_low")
 
 
-def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer: bool = True) -> None:
+def initialize(
+    model: keras.Model, config: ModelConfig, source: str, last_layer: bool = True, *, logits_only: bool = False
+) -> None:
     """Assigns the weights of `source` to `model`, and says which it left out.
 
     From one of our checkpoints come the backbone and, where the head is the same, the head. Its classifier layers are
-    left out where the number of classes differs or `last_layer` is False; an auxiliary head that it lacks starts fresh.
+    left out where the number of classes differs; an auxiliary head that it lacks starts fresh.
 
     Args:
         model: the segmentor.
@@ -38,31 +40,42 @@ def initialize(model: keras.Model, config: ModelConfig, source: str, last_layer:
         source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file of SSSegmentation,
             OpenMMLab or torchvision, or what the official DeepLab starts from: a TF1 checkpoint or a release as
             downloaded.
-        last_layer: whether to take the classifier layers.
+        last_layer: False: the last layers start fresh in any case.
+        logits_only: the last layers are the classifiers; False: the whole head.
 
     Raises:
         UserError: no such source, or its weights do not fit.
     """
+    fresh = () if last_layer else last_layers(model, logits_only)
     if is_official_file(source):
-        logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, last_layer))
-        return
-    if source.endswith(PTH):
-        logging.info("%s: %s", source, load_pth(model, config, source, other_classes=True, last_layer=last_layer))
-        return
-    if source == "imagenet" or not pathlib.Path(source).is_dir():
+        logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, fresh))
+    elif source.endswith(PTH):
+        logging.info("%s: %s", source, load_pth(model, config, source, other_classes=True, fresh=fresh))
+    elif source == "imagenet" or not pathlib.Path(source).is_dir():
         logging.info("%s: %s", source, load_imagenet(model, config, source))
-        return
+    else:
+        _from_folder(model, config, source, fresh)
+
+
+def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:
+    """Names of the layers with weights that are the classifiers, or all of the head."""
+    heads = [layer.name for layer in model.layers if layer.weights and not re.match(BACKBONE, layer.name)]
+    return tuple(name for name in heads if not logits_only or CLASSIFIERS.fullmatch(name))
+
+
+def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_layers: Collection[str]) -> None:
     folder = find_checkpoint(source)
     theirs, weights, fresh = read_config(folder), read_weights(folder), named_weights(model)
-    left_out = set()
+    names = {*fresh, *weights}
     if theirs.head != config.head:
-        left_out = {name for name in {*fresh, *weights} if not re.match(BACKBONE, name)}
+        left_out = {name for name in names if not re.match(BACKBONE, name)}
         logging.info("%s has the head %s: only its backbone is taken", folder, theirs.head)
     else:
-        if theirs.num_classes != config.num_classes or not last_layer:
-            left_out = {name for name in {*fresh, *weights} if name.split("/")[0] in CLASSIFIERS}
+        left_out = {name for name in names if name.split("/")[0] in fresh_layers}
+        if theirs.num_classes != config.num_classes:
+            left_out |= {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
         if theirs.auxiliary_head != config.auxiliary_head:
-            left_out |= {name for name in {*fresh, *weights} if name.startswith("auxiliary")}
+            left_out |= {name for name in names if name.startswith("auxiliary")}
     taken = {name: value for name, value in weights.items() if name not in left_out}
     taken |= {name: value for name, value in fresh.items() if name in left_out}
     assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")

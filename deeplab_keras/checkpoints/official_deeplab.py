@@ -38,7 +38,7 @@ BOOKKEEPING = (
 )
 BACKBONE = r"(stem|block\d+|last)_.*"
 WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has such a head
-CLASSIFIERS = re.compile(r"logits(\d+|_high|_low)?")
+CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 
 
 def rules(config: ModelConfig) -> Rules:
@@ -101,12 +101,17 @@ def load(model: keras.Model, config: ModelConfig, path: str, keep: Collection[st
     return load_official(model, config, source.tensors, origin=source.path, keep=keep)
 
 
-def start_from(model: keras.Model, config: ModelConfig, path: str, last_layer: bool = True) -> Proof:
+def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()) -> Proof:
     """Fills a model that is to be trained: what `tf_initial_checkpoint` means to the official train.py, but strict.
 
-    The classifiers start fresh where the classes differ or `last_layer` is False: of LR-ASPP the decoder's two alone,
-    where the reference would fail or drop the head (spec, T12). Of another head, and of an ImageNet classifier, the
-    backbone is taken.
+    The classifiers start fresh where the classes differ: of LR-ASPP the decoder's two alone, where the reference would
+    fail or drop the head (spec, T12). Of another head, and of an ImageNet classifier, the backbone is taken.
+
+    Args:
+        model: the segmentor.
+        config: its architecture.
+        path: see `read_source`.
+        fresh: layers that start fresh in any case; more than the classifiers: the backbone is taken.
 
     Returns:
         The proof, which says what was left fresh.
@@ -115,12 +120,12 @@ def start_from(model: keras.Model, config: ModelConfig, path: str, last_layer: b
         UserError: the weights are of another variant, or broken.
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
-    found, tensors = seems(source.tensors), source.tensors
-    if found.get("head", config.head) != config.head:
+    found, tensors, keep = seems(source.tensors), source.tensors, set(fresh)
+    classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
+    if found.get("head", config.head) != config.head or not keep <= classifiers:
         tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
-    keep = []
-    if not last_layer or found.get("num_classes", config.num_classes) != config.num_classes:
-        keep = [layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)]
+    if found.get("num_classes", config.num_classes) != config.num_classes:
+        keep |= classifiers
     return load_official(model, config, tensors, origin=source.path, keep=keep, covers=WITHOUT_AUXILIARY)
 
 

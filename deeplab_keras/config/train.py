@@ -6,6 +6,16 @@ import dataclasses
 
 from deeplab_keras.config.base import Config, option
 
+ABOVE_0 = (
+    "base_learning_rate", "adam_learning_rate", "adam_epsilon", "learning_power", "learning_rate_decay_factor",
+    "slow_start_learning_rate", "eval_interval_epochs",
+)  # fmt: skip
+AT_LEAST_0 = (
+    "weight_decay", "decay_steps", "warmup_steps", "slow_start_step", "backbone_learning_rate_multiplier",
+    "last_layer_gradient_multiplier", "bias_learning_rate_multiplier", "hard_example_mining_step",
+    "auxiliary_loss_weight", "save_interval_steps", "summary_images",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config):
@@ -15,21 +25,35 @@ class TrainConfig(Config):
     tf_initial_checkpoint: str | None = option(
         None, "where the weights start: a checkpoint or workdir, a converted folder, 'imagenet', or a file of ImageNet weights"
     )
-    initialize_last_layer: bool = option(True, "False leaves the classifier layers of the initial checkpoint out; they are left out anyway where the classes differ")
+    initialize_last_layer: bool = option(
+        True, "False: the last layers start fresh instead of from the initial checkpoint; the classifiers do anyway where the classes differ"
+    )
+    last_layers_contain_logits_only: bool = option(False, "what the last layers are: the classifiers; False: the whole head")
     training_number_of_steps: int | None = option(None, "length of the training in steps; this or --epochs")
     epochs: float | None = option(None, "length of the training in passes over the data; this or --training_number_of_steps")
     optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw"))
     momentum: float = option(0.9, "momentum")
+    adam_learning_rate: float | None = option(None, "with --optimizer=adam: this constant rate, in place of the base rate and the learning policy")
+    adam_epsilon: float = option(1e-8, "adam and adamw: added to the root of the second moment")
     base_learning_rate: float = option(0.01, "learning rate at the start")
-    learning_policy: str = option("poly", "learning rate schedule", choices=("poly", "cosine", "constant"))
-    end_learning_rate: float | None = option(None, "learning rate at the end; default: a hundredth of the base rate")
+    learning_policy: str = option("poly", "learning rate schedule", choices=("poly", "cosine", "step", "constant"))
+    end_learning_rate: float | None = option(None, "poly and cosine: learning rate at the end; default: a hundredth of the base rate")
     learning_power: float = option(0.9, "exponent of the polynomial decay")
+    decay_steps: int = option(0, "poly and cosine: steps until the rate has fallen to its end; 0: all steps after the start")
+    learning_rate_decay_factor: float = option(0.1, "step: factor on the rate at each fall")
+    learning_rate_decay_step: int = option(2000, "step: steps between two falls")
     warmup_steps: int = option(0, "steps in which the rate climbs linearly from 0")
-    backbone_learning_rate_multiplier: float = option(1.0, "factor on the rate for the backbone's weights")
+    slow_start_step: int = option(0, "steps at the constant --slow_start_learning_rate, before the learning policy begins; in place of a warm-up")
+    slow_start_learning_rate: float = option(1e-4, "learning rate of these steps")
+    backbone_learning_rate_multiplier: float = option(1.0, "factor on the rate of the backbone's weights")
+    last_layer_gradient_multiplier: float = option(1.0, "factor on the rate of the last layers, see last_layers_contain_logits_only")
+    bias_learning_rate_multiplier: float = option(1.0, "factor on the rate of biases; the official DeepLab's is 2")
     weight_decay: float = option(5e-4, "L2 factor; coupled (added to the gradient) with momentum and adam, decoupled with adamw")
     weight_decay_on_all: bool = option(True, "decay acts on every weight; False: on convolution kernels only, depthwise ones left out")
     loss: str = option("cross_entropy", "terms of the loss with their weights, as cross_entropy+0.5*dice; also focal, lovasz")
     label_weights: tuple[float, ...] = option((), "weight of each class in the loss; empty: all equal")
+    top_k_percent_pixels: float = option(1.0, "share of the pixels, from 0 to 1, whose cross-entropy counts: the hardest ones; 1: all")
+    hard_example_mining_step: int = option(0, "steps in which that share falls from 1 to top_k_percent_pixels")
     auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss")
     label_smoothing: float = option(0.0, "share of the probability that goes evenly to all classes in the loss")
     ema_momentum: float = option(0.0, "keeps a running average of the weights with this momentum and evaluates it; 0: none")
@@ -44,15 +68,21 @@ class TrainConfig(Config):
     summary_images: int = option(4, "validation images drawn for TensorBoard at each evaluation")
 
     def validate(self) -> None:
-        self._require(self.base_learning_rate > 0, "base_learning_rate", "above 0")
-        self._require(self.weight_decay >= 0, "weight_decay", "0 or above")
-        self._require(0 <= self.momentum < 1, "momentum", "at least 0 and below 1")
-        self._require(0 <= self.ema_momentum < 1, "ema_momentum", "at least 0 and below 1")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
+        for name in ABOVE_0:
+            self._require(getattr(self, name) is None or getattr(self, name) > 0, name, "above 0")
+        for name in AT_LEAST_0:
+            self._require(getattr(self, name) >= 0, name, "0 or above")
+        for name in ("momentum", "ema_momentum", "label_smoothing"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         self._require(self.training_number_of_steps is None or self.training_number_of_steps >= 0,
                       "training_number_of_steps", "at least 1; 0: not given")
         self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
-        self._require(self.eval_interval_epochs > 0, "eval_interval_epochs", "above 0")
-        self._require(self.save_interval_steps >= 0, "save_interval_steps", "0 or above")
+        self._require(self.learning_rate_decay_step >= 1, "learning_rate_decay_step", "at least 1")
+        self._require(0 < self.top_k_percent_pixels <= 1, "top_k_percent_pixels", "above 0 and at most 1, which is all pixels")
+        self._require(all(weight >= 0 for weight in self.label_weights), "label_weights", "0 or above, one for each class")
         self._require(self.end_learning_rate is None or 0 <= self.end_learning_rate <= self.base_learning_rate,
                       "end_learning_rate", f"at least 0 and at most --base_learning_rate={self.base_learning_rate}")
+        self._require(not (self.warmup_steps and self.slow_start_step), "slow_start_step",
+                      f"not together with --warmup_steps={self.warmup_steps}; give one of them")
+        self._require(self.adam_learning_rate is None or self.optimizer == "adam", "adam_learning_rate",
+                      f"for --optimizer=adam alone, not {self.optimizer}; that one's rate is --base_learning_rate")
