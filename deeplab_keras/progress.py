@@ -29,14 +29,15 @@ class Progress:
         images_per_step: for images/s.
         interval: seconds between two lines on a pipe; a terminal is redrawn ten times a second.
         stream: where to write; default stderr.
+        unit: what is counted in the speed.
     """
 
     def __init__(
         self, total: int, title: str, *, start: int = 0, images_per_step: int = 1, interval: float = 10.0,
-        stream: TextIO | None = None,
+        stream: TextIO | None = None, unit: str = "images",
     ) -> None:
         self.total, self.title, self.start, self.images_per_step = total, title, start, images_per_step
-        self.stream = stream or sys.stderr
+        self.stream, self.unit = stream or sys.stderr, unit
         self.on_terminal = self.stream.isatty()
         self.interval = 0.1 if self.on_terminal else interval
         self.started = self.shown = time.monotonic()
@@ -76,7 +77,7 @@ class Progress:
             filled = BAR_WIDTH * done // max(self.total, 1)
             parts.append("[" + "=" * filled + "." * (BAR_WIDTH - filled) + "]")
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
-        parts.append(f"{speed * self.images_per_step:.1f} images/s")
+        parts.append(f"{speed * self.images_per_step:.1f} {self.unit}/s")
         if done >= self.total:
             parts.append(f"{clock(seconds)} in all")
         elif speed > 0:

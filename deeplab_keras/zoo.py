@@ -1,14 +1,20 @@
-"""The models by name: a table of configs, and the mIoU that their authors reported."""
+"""The models by name: a table of configs, the mIoU that their authors reported, and their weights, downloaded once."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import pathlib
 
 import keras
+from absl import logging
 
-from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.checkpoints import download
+from deeplab_keras.checkpoints.convert import convert, dataset_info
+from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
+from deeplab_keras.checkpoints.pth import import_torch
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
-from deeplab_keras.zoo_official import OFFICIAL, OFFICIAL_MIOU
+from deeplab_keras.zoo_official import OFFICIAL, OFFICIAL_MIOU, RELEASES
 
 _LRASPP = ModelConfig(
     head="lraspp",
@@ -81,19 +87,80 @@ def reported(name: str) -> float | None:
     return REPORTED_MIOU.get(name)
 
 
-def load_model(source: str, input_size: tuple[int, int] | None = None) -> keras.Model:
+# === Weights ===
+
+# Of SSSegmentation's docs/modelzoo/mobilenet/README.md; behind it the model's name and .pth.
+SSSEGMENTATION_ADDRESS = "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
+
+
+def load_model(source: str | os.PathLike[str], input_size: tuple[int, int] | None = None) -> keras.Model:
     """A model with trained weights.
 
     Args:
-        source: a checkpoint folder or a workdir.
+        source: a checkpoint folder, a workdir, or a name of the zoo; see `checkpoint_path`.
         input_size: (height, width) that the model takes; None: any.
 
     Raises:
-        UserError: nothing there, or a name of the zoo: its weights must be converted first.
+        UserError: nothing there, or weights that cannot be had.
     """
-    if not pathlib.Path(source).exists() and source in MODELS:
-        raise UserError(
-            f"{source}: a name of the zoo, whose weights are not in Keras' form; download them as docs/model_zoo.md says, "
-            "convert them with scripts/convert_checkpoint.py, and give the folder"
-        )
-    return load_checkpoint(source, input_size).model
+    return load_checkpoint(checkpoint_path(source), input_size).model
+
+
+def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that holds a checkpoint: the one that was given, or that of a model of the zoo.
+
+    The weights of the zoo are their authors': downloaded from their address and converted at the first call, and kept
+    in the cache folder (`checkpoints.download`).
+
+    Args:
+        source: a checkpoint folder or a workdir, or a name out of `list_models()` where no such folder is.
+
+    Raises:
+        UserError: the weights cannot be downloaded, with what to put where instead; they are damaged, or not those of
+            the model; or a name that nobody knows.
+    """
+    path, name = pathlib.Path(source), os.fspath(source)
+    if path.exists():
+        return path
+    if name not in MODELS:
+        if path.name == name and difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
+            raise unknown_name("folder or model", name, MODELS)
+        return path
+    folder = download.cache_folder() / "models" / name
+    if not _is_current(folder, name):
+        _download_and_convert(name, folder)
+    return folder
+
+
+def address(name: str) -> tuple[str, str, str]:
+    """Where the weights of a model are, their checksum ("" for unknown), and the source that converts them."""
+    if name in RELEASES:
+        return RELEASES[name].url, RELEASES[name].checksum, "official_deeplab"
+    return f"{SSSEGMENTATION_ADDRESS}{name}.pth", "", "sssegmentation"
+
+
+def _is_current(folder: pathlib.Path, name: str) -> bool:
+    """Whether the folder was converted, and for the config that the model has today."""
+    try:
+        return (folder / WEIGHTS).exists() and read_config(folder) == MODELS[name]
+    except UserError:
+        return False
+
+
+def _download_and_convert(name: str, folder: pathlib.Path) -> None:
+    url, checksum, source = address(name)
+    if source == "sssegmentation":
+        import_torch()  # to miss it before the download rather than after it
+    downloads = download.cache_folder() / "downloads"
+    was_there = (downloads / url.rpartition("/")[2]).exists()
+    path = download.fetch(url, downloads, checksum)
+    try:
+        model, proof = convert(source, str(path), MODELS[name])
+    except UserError as error:
+        if was_there:
+            raise UserError(f"{error}; delete it for a new download from {url}") from error
+        path.unlink()  # what a server sent in the file's place, say
+        raise UserError(f"{error}; what {url} gave is deleted again") from error
+    logging.info("%s: %s", path, proof)
+    save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
+    download.record(path)  # after the proof: what is recorded was good once

@@ -117,7 +117,8 @@ def _require_lraspp(**holds: bool) -> None:
 
 # === The released models (g3doc/model_zoo.md and quantize.md; spec, section 8) ===
 
-ADDRESS = "http://download.tensorflow.org/models/"
+# The official page says http; the same server answers to https, which proves that it is the one.
+ADDRESS = "https://download.tensorflow.org/models/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Release:
         miou_multi_scale: in percent, output stride 8, at `scales` and flipped; None: not reported.
         scales: of `miou_multi_scale`, as first, step, last.
         note: what one should know.
+        checksum: of the archive, as `checkpoints.download.fetch` takes it; "": none was published.
     """
 
     config: ModelConfig
@@ -143,6 +145,7 @@ class Release:
     miou_multi_scale: float | None = None
     scales: str = ""
     note: str = ""
+    checksum: str = ""
 
     @property
     def url(self) -> str:
@@ -171,6 +174,9 @@ RELEASES: dict[str, Release] = {
     "deeplabv3_mnv2_pascal_train_aug": Release(
         official_config(), "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
         "mobilenetv2_coco_voc_trainaug", "VOC val", 75.32, 77.33, "0.5:0.25:1.75",
+        # Published with the mirror of this archive in Open Model Zoo (models/public/deeplabv3/model.yml).
+        checksum="sha384:d3f2b27bb00c485ca45d68731f7198a23926cb865dd010fc444bcad9158e3341"
+        "3cd60da2588a9be3ff1e8c9b4557362b",
     ),
     "deeplabv3_mnv2_pascal_trainval": Release(
         official_config(output_stride=8), "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz",

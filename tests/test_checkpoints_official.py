@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import tarfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -335,18 +334,65 @@ def test_a_damaged_graph(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+def tflite_of(layers: dict[str, np.ndarray], quantise: bool) -> bytes:
+    """Convolutions one after the other under these names, as a TFLite file with weights in float or in 8 bits."""
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3))])
+    def network(x):
+        for name, kernel in layers.items():
+            with tf.name_scope(name):
+                x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME", name="Conv2D"), np.ones(kernel.shape[-1], np.float32))
+        return x
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], tf.Module())
+    converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantise else []
+    return converter.convert()
+
+
 def test_a_quantised_tflite(tmp_path):
-    small = keras.Sequential([keras.Input((8, 8, 3), batch_size=1), keras.layers.Conv2D(64, 3)])
-    converter = tf.lite.TFLiteConverter.from_keras_model(small)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
     path = tmp_path / "model.tflite"
-    path.write_bytes(converter.convert())
-    with pytest.raises(UserError, match="quantised .*int8.*give the release's float checkpoint"):
+    layers = {"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255, "logits/semantic": noise(1, 1, 64, 21, seed=1) / 255}
+    path.write_bytes(tflite_of(layers, quantise=False))
+    assert {name: value.shape for name, value in read_source(path).tensors.items()}["logits/semantic/biases"] == (21,)
+    path.write_bytes(tflite_of(layers, quantise=True))
+    message = "quantised file of an official DeepLab model on MobileNetV2, 21 classes, .*int8.; give the release's archive"
+    with pytest.raises(UserError, match=message) as caught:
         read_source(path)
-    converter.optimizations = []
-    path.write_bytes(converter.convert())
+    assert "\n" not in str(caught.value)
+
+    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantise=True))
+    with pytest.raises(UserError, match="a quantised file whose float weights are lost"):
+        read_source(path)
+    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantise=False))
     with pytest.raises(UserError, match="no layer of an official DeepLab"):
         read_source(path)
+
+
+@pytest.mark.parametrize(
+    "start, advice",
+    [
+        (b"\x89HDF\r\n", "HDF5 file .* --source=keras_applications"),
+        (b"PK\x03\x04", "zip file.* --source=sssegmentation"),
+        (b"\x1f\x8b\x08", r"archive's name ends in \.tar\.gz"),
+        (b"\xff\xd8\xff\xe0", "JPEG picture"),
+        (b"any other thing", "damaged or not a TF1 checkpoint"),
+    ],
+)
+def test_a_file_of_another_kind(tmp_path, start, advice):
+    path = tmp_path / "weights"
+    path.write_bytes(start + bytes(200))
+    with pytest.raises(UserError, match=f"{path}: .*{advice}") as caught:
+        read_source(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_archive(tmp_path):
+    for content in (b"", b"<html>Log in</html>"):
+        path = tmp_path / "release.tar.gz"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="truncated or damaged archive .it is no tar archive.; download") as caught:
+            read_source(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_looks_like_an_official_file(checkpoint, archive, tmp_path):

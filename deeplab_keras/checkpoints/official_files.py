@@ -31,6 +31,14 @@ Tensors = dict[str, np.ndarray]
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
 COMPLETE = "a checkpoint is the .index file and every .data file beside it"
+# Beginning of a file -> what it is, and the flag for it.
+OTHER_KINDS = {
+    b"\x89HDF": "an HDF5 file of Keras; give --source=keras_applications if it holds ImageNet weights",
+    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give --source=sssegmentation or --source=torchvision",
+    b"\x1f\x8b": "a gzip file; an archive's name ends in .tar.gz, give it such a name",
+    b"\xff\xd8\xff": "a JPEG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite file",
+    b"\x89PNG": "a PNG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite file",
+}
 MEMBER = re.compile(r"(^|/)(checkpoint|[^/]+\.(index|pb|tflite)|[^/]+\.data-\d{5}-of-\d{5})$")
 
 
@@ -104,7 +112,17 @@ def _read_checkpoint(prefix: str) -> Tensors:
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
     except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:  # a short file is an IndexError
         reason = str(getattr(error, "message", error)).splitlines()[0][:120]
-        raise UserError(f"{prefix}: damaged or not a TF1 checkpoint ({reason}); download or copy it again") from error
+        advice = _other_kind(prefix) or f"damaged or not a TF1 checkpoint ({reason}); download or copy it again"
+        raise UserError(f"{prefix}: {advice}") from error
+
+
+def _other_kind(path: str) -> str:
+    """What a file is that begins as files of other kinds do, and the flag for it; "" if it does not."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    return next((advice for beginning, advice in OTHER_KINDS.items() if start.startswith(beginning)), "")
 
 
 def _check_shards(prefix: str) -> None:
@@ -150,7 +168,9 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
             wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
             archive.extractall(folder, wanted, filter="data")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: truncated or damaged archive ({error}); download it again") from error
+        unreadable = isinstance(error, tarfile.ReadError) and "could not be opened" in str(error)
+        reason = "it is no tar archive" if unreadable else str(error).splitlines()[0]
+        raise UserError(f"{path}: truncated or damaged archive ({reason}); download it again") from error
     if not wanted:
         raise UserError(f"{path}: no checkpoint, frozen graph or .tflite in this archive")
 

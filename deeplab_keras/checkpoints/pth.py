@@ -35,7 +35,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         UserError: torch is not installed, there is no such file, it is damaged, would run code when loaded, or holds no
             weights.
     """
-    torch = _import_torch()
+    torch = import_torch()
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file; give a PyTorch checkpoint (.pth)")
     try:
@@ -64,7 +64,7 @@ def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -
     Raises:
         UserError: torch is not installed, or the file cannot be written.
     """
-    torch, file = _import_torch(), pathlib.Path(path)
+    torch, file = import_torch(), pathlib.Path(path)
     state = OrderedDict()
     for name, array in weights.items():
         state[name] = torch.from_numpy(np.array(array))
@@ -82,7 +82,8 @@ def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -
             temporary.unlink(missing_ok=True)
 
 
-def _import_torch() -> Any:
+def import_torch() -> Any:
+    """PyTorch, or a UserError that says how to install it."""
     try:
         import torch
     except ImportError as error:

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 
+from deeplab_keras.checkpoints.identify import identify
 from deeplab_keras.config import UserError
 
 try:
@@ -44,26 +45,36 @@ def read_tflite(path: pathlib.Path) -> dict[str, np.ndarray]:
     # A float16 file turns its weights into float32 first.
     halves = {op["outputs"][0]: op["inputs"][0] for op in operations if op["op_name"] == "DEQUANTIZE"}
     tensors: dict[str, np.ndarray] = {}
+    quantised = ""
     for op in operations:
         kind = op["op_name"]
         if kind not in CONVOLUTIONS:
             continue
         inputs = [halves.get(index, index) for index in op["inputs"][1:] if index >= 0]
         names = [details[index]["name"] for index in (*inputs, *op["outputs"])]
+        layer = next((match[1] for name in names for match in LAYER.finditer(name + "/")), None)
         for index in inputs:
             if not np.issubdtype(details[index]["dtype"], np.floating):
-                dtype = np.dtype(details[index]["dtype"])
-                raise UserError(
-                    f"{path}: quantised ({details[index]['name']} is {dtype}), its float weights are lost; give the "
-                    "release's float checkpoint or .pb"
-                )
-        layer = next((match[1] for name in names for match in LAYER.finditer(name + "/")), None)
-        if layer is None:
+                quantised = quantised or f"{details[index]['name']} is {np.dtype(details[index]['dtype'])}"
+        if layer is None and not quantised:
             raise UserError(f"{path}: {names[0]!r} is no layer of an official DeepLab, whose files alone can be read")
         values = [interpreter.get_tensor(index).astype(np.float32) for index in inputs]
         tensors[f"{layer}/{CONVOLUTIONS[kind]}"] = np.ascontiguousarray(values[0].transpose(TO_TF1))
         if len(values) > 1:
             tensors[f"{layer}/offset"] = values[1]
+    if quantised:
+        raise UserError(_quantised(path, quantised, tensors))
     if not tensors:
         raise UserError(f"{path}: no convolution in it; this is no segmentation network")
     return tensors
+
+
+def _quantised(path: pathlib.Path, example: str, tensors: dict[str, np.ndarray]) -> str:
+    """What to say of a file whose float weights are lost."""
+    shapes = {name.replace("/offset", "/biases"): value.shape for name, value in tensors.items()}
+    seems = identify(shapes)
+    of = f"of {seems}, " if seems else ""
+    return (
+        f"{path}: a quantised file {of}whose float weights are lost ({example}); give the release's archive or its "
+        "checkpoint as --checkpoint, which hold them in float"
+    )

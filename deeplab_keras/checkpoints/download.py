@@ -1,0 +1,217 @@
+"""Released weights from the network: fetched once into a cache folder, resumed where they broke off, checked.
+
+    path = fetch("https://download.tensorflow.org/models/NAME.tar.gz", cache_folder() / "downloads")
+
+A download grows as FILE.part, with what the server said about it beside it, and is renamed when all of it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import pathlib
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from deeplab_keras.config import UserError
+from deeplab_keras.progress import Progress
+from deeplab_keras.version import __version__
+
+VARIABLE = "DEEPLAB_KERAS_CACHE"
+CHUNK = 1 << 16
+TIMEOUT = 30  # seconds without a byte
+ATTEMPTS = 5  # connections that brought something and broke off
+PAUSE = 1.0  # seconds before the next one
+NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
+
+
+def cache_folder() -> pathlib.Path:
+    """Where downloads and what is made of them are kept: $DEEPLAB_KERAS_CACHE, or else ~/.cache/deeplab_keras."""
+    return pathlib.Path(os.environ.get(VARIABLE) or "~/.cache/deeplab_keras").expanduser()
+
+
+def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
+    """The file of this address, out of the folder if it is there, or else downloaded into it.
+
+    Args:
+        url: http or https.
+        folder: where the file is, or will be, under its own name.
+        checksum: what it must have, as "sha256:..." or "sha384:..."; "": compared with what `record` wrote, if it did.
+
+    Raises:
+        UserError: it cannot be downloaded, with what to download by hand and where to put it; or another checksum.
+    """
+    path = folder / url.rpartition("/")[2]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if not path.exists():
+                part = _download(url, path)
+                _check(part, checksum, f"{url}: was changed on its way or is another file than expected; it is deleted again")
+                part.replace(path)
+                _note_of(part).unlink(missing_ok=True)
+            else:
+                _check(path, checksum or _recorded(path), f"{path}: damaged or changed; delete it for a new download")
+    except OSError as error:
+        advice = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"give another in ${VARIABLE}"
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {advice}") from error
+    return path
+
+
+def record(path: pathlib.Path) -> None:
+    """Writes the checksum of a file that was found right beside it, in the form of `sha256sum`, if there is none yet."""
+    target = _checksum_file(path)
+    if not target.exists():
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.write_text(f"{_digest(path, 'sha256')}  {path.name}\n")
+        temporary.replace(target)
+
+
+# === One download ===
+
+
+def _download(url: str, path: pathlib.Path) -> pathlib.Path:
+    """Completes FILE.part, over several connections if need be."""
+    part = path.with_name(f"{path.name}.part")
+    for attempt in range(ATTEMPTS):
+        before = _size(part)
+        try:
+            total = _receive(url, part)
+            if total is not None and _size(part) < total:
+                raise ConnectionError(f"it broke off at {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB")
+            return part
+        except NETWORK_ERRORS as error:
+            reason = _reason(error)
+        if _size(part) <= before or attempt == ATTEMPTS - 1:
+            break
+        time.sleep(PAUSE)
+    kept = "; what is there is kept, and the same command goes on with it" if _size(part) else ""
+    raise UserError(
+        f"{url}: cannot be downloaded ({reason}){kept}; or download it yourself, on another machine if need be, "
+        f"and put it into {path.parent}"
+    )
+
+
+def _receive(url: str, part: pathlib.Path) -> int | None:
+    """Appends to FILE.part what one connection brings; returns the size of the whole file, if the server tells it."""
+    note = _read_note(part, url)
+    start = _size(part) if note else 0
+    if note and note["total"] == start:  # complete, but its process ended before the renaming
+        return start
+    headers = {"User-Agent": f"deeplab_keras/{__version__}"}
+    if note and start:  # if the file has changed since, the server sends all of it
+        headers |= {"Range": f"bytes={start}-", "If-Range": note["validator"]}
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+            raise
+        part.unlink()
+        return _receive(url, part)
+    with response:
+        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        length = response.headers.get("Content-Length")
+        start = start if resumed else 0
+        total = start + int(length) if length else None
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        validator = "" if validator.startswith("W/") else validator  # a weak one does not promise equal bytes
+        if not resumed:
+            _note_of(part).write_text(json.dumps({"url": url, "validator": validator, "total": total}))
+        with part.open("r+b" if resumed else "wb") as file:
+            file.seek(start)
+            _copy(response, file, start, total, part.name.removesuffix(".part"))
+    return total
+
+
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, name: str) -> None:
+    """Copies the body and shows how far it is, in MB."""
+    bar, done = None, start
+    if total:
+        megabytes = max(1, round(total / 1e6))
+        bar = Progress(megabytes, f"downloading {name}, MB", start=round(start / 1e6), unit="MB")
+    while chunk := _read(response):
+        file.write(chunk)
+        done += len(chunk)
+        if bar and total:
+            bar.update(min(bar.total * done // total, bar.total))
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except OSError as error:  # not to be taken for a trouble with the disk
+        raise ConnectionError(error.strerror or str(error) or "the connection broke") from error
+
+
+def _read_note(part: pathlib.Path, url: str) -> dict[str, Any] | None:
+    """What the server said about a download that was begun, if it can be gone on with."""
+    try:
+        note = json.loads(_note_of(part).read_text())
+    except (OSError, ValueError):
+        return None
+    return note if note.get("url") == url and note.get("validator") and part.exists() else None
+
+
+def _note_of(part: pathlib.Path) -> pathlib.Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server says {error.code} {error.reason}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, TimeoutError):
+        return f"no answer for {TIMEOUT} seconds"
+    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process from writing the same file; it waits, and then finds the file there."""
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# === Checksums ===
+
+
+def _check(path: pathlib.Path, checksum: str, trouble: str) -> None:
+    algorithm, _, expected = checksum.partition(":")
+    if not expected:
+        return
+    found = _digest(path, algorithm)
+    if found != expected.lower():
+        if path.name.endswith(".part"):
+            path.unlink()
+            _note_of(path).unlink(missing_ok=True)
+        raise UserError(f"{trouble} ({algorithm} {found[:16]}..., expected {expected[:16]}...)")
+
+
+def _digest(path: pathlib.Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _checksum_file(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: pathlib.Path) -> str:
+    """What `record` wrote, or ""."""
+    try:
+        return f"sha256:{_checksum_file(path).read_text().split()[0]}"
+    except (OSError, IndexError):
+        return ""

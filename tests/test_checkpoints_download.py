@@ -1,0 +1,325 @@
+"""Downloads from a server on this machine: whole, cut and resumed, changed, refused, absent; and the zoo's names by them."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import socket
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+from contracts import noise
+from official_golden import SMALL, drawn_tensors
+from test_checkpoints_official import save_checkpoint
+
+from deeplab_keras import zoo, zoo_official
+from deeplab_keras.checkpoints import download
+from deeplab_keras.checkpoints.download import cache_folder, fetch, record
+from deeplab_keras.checkpoints.folder import named_weights
+from deeplab_keras.config import UserError
+from deeplab_keras.segmentor import build_segmentor
+
+CONTENT = noise(700_000, seed=3).astype(np.uint8).tobytes()
+CHECKSUM = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Gives one file, and does wrong what a test asks for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/models/"
+        self.content, self.etag, self.status = CONTENT, '"one"', 200
+        self.ranges, self.length = True, True  # whether it heeds Range and tells the length
+        self.cuts: list[int] = []  # bytes of the body after which a connection ends, one a connection
+        self.asked: list[str | None] = []  # the Range headers that came
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append(asked)
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
+        if asked and self.headers.get("If-Range") != server.etag:
+            start = 0
+        if start > len(server.content) or (start and start == len(server.content)):
+            self.send_error(416)
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", server.etag)
+        if server.length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing on the tests' stderr."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(download.VARIABLE, str(folder))
+    return folder
+
+
+def left(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".file.bin.lock"}
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv(download.VARIABLE, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "deeplab_keras"
+    monkeypatch.setenv(download.VARIABLE, "~/elsewhere")
+    assert cache_folder() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_whole_file_once(server, tmp_path, capfd, length):
+    server.length = length
+    path = fetch(server.url + "file.bin", tmp_path / "new", CHECKSUM)
+    assert path == tmp_path / "new" / "file.bin" and path.read_bytes() == CONTENT
+    assert left(path.parent) == {"file.bin"}
+    assert ("downloading file.bin, MB 1/1" in capfd.readouterr().err) == length
+    assert fetch(server.url + "file.bin", tmp_path / "new", CHECKSUM) == path
+    assert server.asked == [None]
+
+
+def test_a_connection_that_breaks_is_taken_up_again(server, tmp_path):
+    server.cuts = [100_000, 200_000]
+    assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-", "bytes=300000-"]
+
+
+def test_the_next_call_goes_on_where_the_last_one_stopped(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.cuts = [100_000]
+    with pytest.raises(UserError, match=r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into") as caught:
+        fetch(server.url + "file.bin", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "file.bin").exists() and (tmp_path / "file.bin.part").stat().st_size == 100_000
+    assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-"] and left(tmp_path) == {"file.bin"}
+
+
+@pytest.mark.parametrize("change", ["content", "ranges"])
+def test_another_file_or_a_server_without_ranges_starts_anew(server, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.cuts = [100_000]
+    with pytest.raises(UserError):
+        fetch(server.url + "file.bin", tmp_path)
+    if change == "ranges":
+        server.ranges = False
+    else:
+        server.content, server.etag = CONTENT[::-1], '"two"'
+    assert fetch(server.url + "file.bin", tmp_path).read_bytes() == server.content
+    assert server.asked == [None, "bytes=100000-"]
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', ""])
+def test_without_a_promise_of_equal_bytes_nothing_is_joined(server, tmp_path, monkeypatch, etag):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.etag, server.cuts = etag, [100_000]
+    with pytest.raises(UserError):
+        fetch(server.url + "file.bin", tmp_path)
+    assert fetch(server.url + "file.bin", tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, None]
+
+
+def test_half_written_files_of_unknown_origin_start_anew(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(b"what?" * 1000)
+    (tmp_path / "file.bin.part.json").write_text('{"url": "http://elsewhere')
+    assert fetch(server.url + "file.bin", tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None] and left(tmp_path) == {"file.bin"}
+
+
+@pytest.mark.parametrize("surplus", [b"", b"and more"])
+def test_a_part_that_is_complete_or_too_long(server, tmp_path, monkeypatch, surplus):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.cuts = [100_000]
+    with pytest.raises(UserError):
+        fetch(server.url + "file.bin", tmp_path)
+    (tmp_path / "file.bin.part").write_bytes(CONTENT + surplus)
+    assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
+    assert len(server.asked) == (3 if surplus else 1)
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    server.content = CONTENT[:-1] + b"!"
+    with pytest.raises(UserError, match="another file than expected; it is deleted again .sha384 "):
+        fetch(server.url + "file.bin", tmp_path, CHECKSUM)
+    assert left(tmp_path) == set()
+
+
+def test_a_file_that_changed_on_the_disk(server, tmp_path):
+    path = fetch(server.url + "file.bin", tmp_path)
+    record(path)
+    assert (tmp_path / "file.bin.sha256").read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  file.bin\n"
+    path.write_bytes(CONTENT[:-1])
+    record(path)  # what was recorded stays
+    with pytest.raises(UserError, match=f"{path}: damaged or changed; delete it for a new download .sha256"):
+        fetch(server.url + "file.bin", tmp_path)
+
+
+@pytest.mark.parametrize("status, reason", [(404, "404 Not Found"), (503, "503 Service Unavailable")])
+def test_what_a_server_refuses(server, tmp_path, status, reason):
+    server.status = status
+    with pytest.raises(UserError, match=f"the server says {reason}.; or download it yourself.* put it into {tmp_path}"):
+        fetch(server.url + "file.bin", tmp_path)
+    assert len(server.asked) == 1 and left(tmp_path) == set()
+
+
+def test_offline(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/file.bin"
+        with pytest.raises(UserError) as caught:
+            fetch(url, tmp_path)
+    message = str(caught.value)
+    assert url in message and "Connection refused" in message and f"put it into {tmp_path}" in message
+    assert "\n" not in message
+
+
+def test_a_cache_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*DEEPLAB_KERAS_CACHE"):
+        fetch(server.url + "file.bin", tmp_path / "file" / "folder")
+
+
+def test_two_at_a_time_download_once(server, tmp_path):
+    done = []
+    threads = [
+        threading.Thread(target=lambda: done.append(fetch(server.url + "file.bin", tmp_path, CHECKSUM))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4 and server.asked == [None]
+
+
+# === Models of the zoo ===
+
+NAME = "deeplabv3_mnv2_dm05_pascal_trainaug"
+SMALL_CONFIG, SIZE = SMALL["mnv2_dm035_os32"]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """An archive as the official ones are, of a small network; its weights."""
+    folder = tmp_path_factory.mktemp("release")
+    model = build_segmentor(SMALL_CONFIG, SIZE)
+    tensors = drawn_tensors(model, SMALL_CONFIG)
+    save_checkpoint(folder / NAME / "model.ckpt-30000", tensors)
+    with tarfile.open(folder / "release.tar.gz", "w:gz") as file:
+        file.add(folder / NAME, NAME)
+    return (folder / "release.tar.gz").read_bytes(), tensors
+
+
+@pytest.fixture
+def zoo_server(server, release, cache, monkeypatch):
+    """The official server, on which one model has the small network."""
+    monkeypatch.setattr(zoo_official, "ADDRESS", server.url)
+    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME))
+    server.content = release[0]
+    return server
+
+
+def test_a_model_by_name_is_downloaded_once(zoo_server, release, cache):
+    model = zoo.load_model(NAME)
+    kernel = named_weights(model)["aspp0_conv/kernel"]
+    np.testing.assert_array_equal(kernel, release[1]["aspp0/weights"])
+    archive = cache / "downloads" / zoo_official.RELEASES[NAME].file
+    assert archive.read_bytes() == release[0] and (archive.parent / f"{archive.name}.sha256").exists()
+
+    archive.unlink()  # the converted folder alone serves from now on
+    np.testing.assert_array_equal(named_weights(zoo.load_model(NAME, (64, 64)))["aspp0_conv/kernel"], kernel)
+    assert zoo_server.asked == [None]
+
+
+def test_a_converted_folder_of_another_version_is_made_anew(zoo_server, cache, monkeypatch):
+    zoo.load_model(NAME)
+    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, dropout_rate=0.4))
+    assert zoo.load_model(NAME) and zoo_server.asked == [None]
+    assert '"dropout_rate": 0.4' in (cache / "models" / NAME / "config.json").read_text()
+    (cache / "models" / NAME / "config.json").write_text('{"of": "the future"}')
+    assert zoo.load_model(NAME) and zoo_server.asked == [None]
+
+
+def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
+    zoo_server.status = 404
+    with pytest.raises(UserError) as caught:
+        zoo.load_model(NAME)
+    file = zoo_official.RELEASES[NAME].file
+    assert f"{zoo_server.url}{file}" in str(caught.value) and str(cache / "downloads") in str(caught.value)
+    (cache / "downloads" / file).write_bytes(release[0])
+    assert zoo.load_model(NAME).name == NAME
+
+
+def test_what_is_no_release_is_not_kept(zoo_server, cache):
+    zoo_server.content = b"<html>Please log in to this network</html>"
+    with pytest.raises(UserError, match="truncated or damaged archive .* is deleted again"):
+        zoo.load_model(NAME)
+    assert not list(cache.rglob("*.gz")) and not (cache / "models").exists()
+    path = cache / "downloads" / zoo_official.RELEASES[NAME].file
+    path.write_bytes(zoo_server.content)  # the same, by hand: it is named and stays
+    with pytest.raises(UserError, match=f"{path}: truncated .*; delete it for a new download"):
+        zoo.load_model(NAME)
+    assert path.exists()
+
+
+def test_a_release_with_other_weights_than_the_models(zoo_server, cache, monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, depth_multiplier=0.5))
+    with pytest.raises(UserError, match="seems made with --depth_multiplier=0.35"):
+        zoo.load_model(NAME)
+    assert not (cache / "models").exists()
+
+
+def test_sssegmentations_files_are_looked_for_at_its_address(server, cache, monkeypatch):
+    monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
+    monkeypatch.setattr(zoo, "import_torch", lambda: None)
+    server.status = 404
+    with pytest.raises(UserError, match=f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"):
+        zoo.load_model("fcn_mobilenetv2os8_voc")
+
+
+def test_without_torch_nothing_is_downloaded(server, cache, monkeypatch):
+    monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(UserError, match=r"deeplab-keras\[convert\]"):
+        zoo.load_model("fcn_mobilenetv2os8_voc")
+    assert server.asked == []
+
+
+def test_a_misspelt_name_and_a_missing_folder(cache):
+    with pytest.raises(UserError, match=f"did you mean '{NAME}'"):
+        zoo.load_model(NAME[:-1])
+    with pytest.raises(UserError, match="runs/nothing: no such folder"):
+        zoo.load_model("runs/nothing")
+
+
+def test_every_official_model_has_an_address():
+    for name in zoo.list_models():
+        url, checksum, source = zoo.address(name)
+        assert url.startswith("https://") and source in ("official_deeplab", "sssegmentation")
+        assert re.fullmatch(r"(sha384:[0-9a-f]{96}|)", checksum)
+    assert zoo.address("deeplabv3_mnv2_pascal_train_aug")[1]
