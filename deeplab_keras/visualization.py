@@ -238,13 +238,13 @@ def panel(
             "prediction": coloured,
             f"errors: {100 * wrong:.1f} %": _tile(error_map(image, label, prediction, info), smooth=False),
         }
-    row = _captioned(tiles)
+    row = captioned(tiles)
     if not with_legend:
         return row
     return grid([row, legend(info, present, row.shape[1], palette=palette)], gap=_text_size(row.shape[1]) // 3)
 
 
-def _captioned(tiles: dict[str, Array]) -> Array:
+def captioned(tiles: dict[str, Array]) -> Array:
     """Pictures of one size side by side, each below its caption."""
     height, width = next(iter(tiles.values())).shape[:2]
     gap = max(4, width // 50)
