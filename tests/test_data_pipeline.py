@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data import files, open_dataset
-from deeplab_keras.data.pipeline import epoch_order, eval_dataset, sample_stream, train_dataset, user_error
+from deeplab_keras.data.pipeline import eval_dataset, sample_stream, train_dataset, user_error
 
 PAD = (123.675, 116.28, 103.53)
 SCENES = DataConfig(train_samples=5, eval_samples=3, synthetic_size=(40, 48), train_crop_size=(32, 32), train_batch_size=2)
@@ -30,21 +30,14 @@ def assert_equal(found, expected) -> None:
         np.testing.assert_array_equal(a[1], b[1])
 
 
-def test_every_pass_is_another_permutation():
-    orders = np.array([epoch_order(seed, tf.constant(epoch, tf.int64), 50) for seed in (0, 1) for epoch in (0, 1, 2)])
-    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(50), (6, 1)))
-    assert len({order.tobytes() for order in orders}) == 6
-    # Every image comes at every place: no corner of the order is fixed.
-    firsts = [int(epoch_order(3, tf.constant(epoch, tf.int64), 4)[0]) for epoch in range(120)]
-    assert np.bincount(firsts).min() > 15
-
-
 @pytest.mark.parametrize("start", [0, 3, 5, 7, 10, 23])
 def test_the_stream_goes_on_from_any_position(start):
-    whole = [(int(p), int(i)) for p, i in sample_stream(5, seed=1).take(30)]
+    whole = [(int(p), int(i)) for p, i in sample_stream(5, seed=1, batch_size=1).take(30)]
     assert [position for position, _ in whole] == list(range(30))
     assert all(sorted(index for _, index in whole[k : k + 5]) == list(range(5)) for k in range(0, 30, 5))
-    assert [(int(p), int(i)) for p, i in sample_stream(5, seed=1, start=start).take(7)] == whole[start : start + 7]
+    assert [(int(p), int(i)) for p, i in sample_stream(5, 1, 1, start).take(7)] == whole[start : start + 7]
+    in_steps = [(int(p), int(i)) for p, i in sample_stream(5, 1, batch_size=3, start_step=2).take(7)]
+    assert in_steps == whole[6:13]
 
 
 def test_batches_are_repeatable_and_resume_exactly():
@@ -67,6 +60,41 @@ def test_batches_are_as_the_trainer_expects_them():
     images, labels = next(iter(dataset))
     assert 0 <= images.numpy().min() and images.numpy().max() <= 255
     assert set(np.unique(labels)) <= {*range(10), 255}
+
+
+@pytest.mark.parametrize("mixed", [{}, {"cut_mix": 1.0, "mosaic": 0.5, "rotation": 9.0}])
+def test_the_parts_of_two_workers_are_the_batches_of_one(mixed):
+    config = SCENES.replace(train_batch_size=8, train_samples=7, **mixed)
+    whole = batches(config, 3, start_step=1)
+    parts = [batches(config, 3, start_step=1, part=(worker, 2)) for worker in range(2)]
+    together = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
+    assert_equal(together, whole)
+    assert parts[0][0][0].shape[0] == 4
+
+
+def test_a_batch_that_cannot_be_divided_is_told():
+    source = open_dataset(SCENES, "train")
+    with pytest.raises(UserError, match="^--train_batch_size=16: cannot be divided among 3 workers; give 15$"):
+        train_dataset(source, SCENES, PAD, batch_size=16, part=(0, 3))
+    mixing = SCENES.replace(train_batch_size=12, mosaic=0.5)
+    with pytest.raises(UserError, match="among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"):
+        train_dataset(source, mixing, PAD, part=(0, 2))
+    with pytest.raises(UserError, match="^--train_batch_size=6: a multiple of 4 with --cut_mix or --mosaic"):
+        SCENES.replace(train_batch_size=6, cut_mix=0.1)
+
+
+STRONG = {"rotation": 20.0, "blur": 1.5, "cutout": 0.5, "rand_augment": 1, "cut_mix": 0.5, "mosaic": 0.5}
+
+
+@pytest.mark.parametrize("preprocessing", ["sssegmentation", "official"])
+def test_everything_that_is_off_by_default_can_be_on_together(preprocessing):
+    config = SCENES.replace(preprocessing=preprocessing, train_batch_size=4, **STRONG)
+    found = batches(config, 2)
+    assert_equal(batches(config, 1, start_step=1), found[1:])
+    for images, labels in found:
+        assert images.shape == (4, 32, 32, 3) and np.isfinite(images).all()
+        assert -0.01 <= images.min() and images.max() <= 255.01
+        assert set(np.unique(labels)) <= {*range(10), 255}
 
 
 def test_a_mirrored_strategy_gets_the_same_batches():

@@ -6,6 +6,8 @@ import dataclasses
 
 from deeplab_keras.config.base import Config, option
 
+MIXED = 4  # images that are mixed with each other: neighbours in the stream, so that no other image of a batch is needed
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Config):
@@ -38,6 +40,13 @@ class DataConfig(Config):
     crop_max_category_share: float = option(0.75, "a crop in which one class has a larger share is drawn again, up to ten times; 1: never")
     random_flip: bool = option(True, "mirrors left and right with probability 1/2")
     photometric_distortion: bool = option(True, "random brightness, contrast, saturation and hue")
+    rotation: float = option(0.0, "random rotation: largest angle in degrees, either way; 0: none")
+    blur: float = option(0.0, "random Gaussian blur of every second image: largest sigma in pixels; 0: none")
+    cutout: float = option(0.0, "random hole in every second image: its largest side as a share of the crop's; 0: none")
+    rand_augment: int = option(0, "RandAugment's colour operations: how many an image gets; 0: none")
+    rand_augment_magnitude: float = option(0.5, "how strong RandAugment's operations are, 0 to 1")
+    cut_mix: float = option(0.0, "CutMix: probability that a rectangle of a crop comes from another image; 0: none")
+    mosaic: float = option(0.0, "Mosaic: probability that a crop is put together from parts of four images; 0: none")
     padding_position: str = option("center", "where an image smaller than the crop lies in it", choices=("center", "top_left"))
     train_samples: int = option(512, "'synthetic': number of training scenes")
     eval_samples: int = option(64, "'synthetic': number of validation scenes")
@@ -56,4 +65,12 @@ class DataConfig(Config):
         self._require(self.scale_factor_step_size >= 0, "scale_factor_step_size", "0 or above")
         self._require(0 < self.crop_max_category_share <= 1, "crop_max_category_share", "above 0 and at most 1")
         self._require(0 <= self.ignore_label <= 255, "ignore_label", "0 to 255")
+        self._require(0 <= self.rotation <= 180, "rotation", "0 to 180 degrees")
+        self._require(0 <= self.blur <= 16, "blur", "0 to 16 pixels")
+        self._require(self.rand_augment >= 0, "rand_augment", "0 or more operations")
+        for field in ("cutout", "rand_augment_magnitude", "cut_mix", "mosaic"):
+            self._require(0 <= getattr(self, field) <= 1, field, "0 to 1")
+        if self.cut_mix or self.mosaic:
+            self._require(self.train_batch_size % MIXED == 0, "train_batch_size",
+                          f"a multiple of {MIXED} with --cut_mix or --mosaic, which mix {MIXED} images with each other")
         self._require(self.train_samples >= 1 and self.eval_samples >= 1, "train_samples", "at least 1 scene a split")

@@ -7,6 +7,7 @@ where they are wanted. Every function works eagerly and inside tf.data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -99,7 +100,8 @@ def prepare(
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, draws: Draws, config: DataConfig, value: tuple[float, ...], ignore_label: int
+    image: tf.Tensor, label: tf.Tensor, draws: Draws, config: DataConfig, value: tuple[float, ...], ignore_label: int,
+    more: Callable[[tf.Tensor, tf.Tensor], Pair] | None = None,
 ) -> Pair:
     """Training's preprocessing, in the official order: range, random scale, padding, random crop, flip.
 
@@ -110,6 +112,7 @@ def augment(
         config: crop, scales and range; the official scripts neither redraw a crop nor distort colours.
         value: colour around the image; the normalization's mean.
         ignore_label: label around it.
+        more: what else is done to image and label, at the end.
 
     Returns:
         float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.
@@ -127,5 +130,7 @@ def augment(
     label = label[top : top + crop[0], left : left + crop[1]]
     if config.random_flip:
         image, label = flip(image, label, draws.flip)
+    if more is not None:
+        image, label = more(image, label)
     height, width = config.train_crop_size
     return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(tf.cast(label, tf.int32), (height, width))

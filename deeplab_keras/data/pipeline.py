@@ -12,8 +12,10 @@ import re
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import Source, official_transforms, transforms
+from deeplab_keras.config.data import MIXED
+from deeplab_keras.data import Source, official_transforms, strong_transforms, transforms
 from deeplab_keras.data.files import in_threads
+from deeplab_keras.data.order import shuffled
 
 FOREVER = tf.int64.max
 # All conditions and loops here are written as tf.cond and tf.while_loop, so that AutoGraph's seconds can be saved.
@@ -27,22 +29,27 @@ FILE_ERRORS = (
 )
 
 
-def epoch_order(seed: int, epoch: tf.Tensor, count: int) -> tf.Tensor:
-    """The order of the images in one pass over the data: int64 `[count]`, a permutation."""
-    # Negative, so that no pass shares its random numbers with the augmentation of a position.
-    key = tf.stack([tf.cast(seed, tf.int64), -1 - tf.cast(epoch, tf.int64)])
-    return tf.cast(tf.argsort(tf.random.stateless_uniform([count], key), stable=True), tf.int64)
+def sample_stream(
+    count: int, seed: int, batch_size: int, start_step: int = 0, part: tuple[int, int] = (0, 1)
+) -> tf.data.Dataset:
+    """Endless pairs (position, image index), from the first position of the step `start_step` on.
 
-
-def sample_stream(count: int, seed: int, start: int = 0) -> tf.data.Dataset:
-    """Endless pairs (position, image index) from the position `start` on."""
+    Args:
+        count: number of images.
+        seed: of the order.
+        batch_size: positions a step.
+        start_step: the first step.
+        part: (i, n): of each step only the positions of the i-th of n equal parts.
+    """
+    index, parts = part
+    size = batch_size // parts
 
     @plain_graph
-    def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
-        positions = epoch * count + tf.range(count, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((positions, epoch_order(seed, epoch, count)))
+    def one_step(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        positions = step * batch_size + index * size + tf.range(size, dtype=tf.int64)
+        return positions, shuffled(positions, count, seed)
 
-    return tf.data.Dataset.range(start // count, FOREVER).flat_map(one_pass).skip(start % count)
+    return tf.data.Dataset.range(start_step, FOREVER).map(one_step).unbatch()
 
 
 def train_dataset(
@@ -52,6 +59,7 @@ def train_dataset(
     *,
     batch_size: int | None = None,
     start_step: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """The endless stream of augmented training batches.
 
@@ -59,26 +67,61 @@ def train_dataset(
         source: where images come from.
         config: augmentation, crop, batch size and seed.
         pad_value: colour around images smaller than the crop: the mean of the model's normalization.
-        batch_size: in place of the config's.
+        batch_size: in place of the config's; over all workers together.
         start_step: the number of batches that were already trained on.
+        part: (i, n): the i-th of n equal parts of every batch, for a worker that loads only what it trains on. The
+            parts laid together are the batch that one worker would have.
 
     Returns:
         Batches (image float32 `[batch, height, width, 3]` in 0..255, label int32 `[batch, height, width]`).
+
+    Raises:
+        UserError: the batch cannot be divided so.
     """
     batch_size = batch_size or config.train_batch_size
-    augment = official_transforms.augment if config.preprocessing == "official" else transforms.augment
+    mixing = strong_transforms.uses_mixing(config)
+    size = _part_size(batch_size, part[1], MIXED if mixing else 1)
 
     @plain_graph
-    def make_sample(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def make_sample(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image, label = source.tf_load(index)
-        draws = transforms.draw(config.seed, position)
-        return augment(image, label, draws, config, pad_value, source.info.ignore_label)
+        return (*_augment(image, label, position, config, pad_value, source.info.ignore_label), position)
 
-    dataset = sample_stream(len(source), config.seed, start_step * batch_size)
+    @plain_graph
+    def mix(images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return (*strong_transforms.augment_group(images, labels, positions[0] // MIXED, config), positions)
+
+    dataset = sample_stream(len(source), config.seed, batch_size, start_step, part)
     dataset = dataset.map(make_sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if mixing:
+        dataset = dataset.batch(MIXED, drop_remainder=True)
+        dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+    dataset = dataset.map(lambda image, label, position: (image, label)).batch(size, drop_remainder=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return _sharded_by_data(dataset.prefetch(tf.data.AUTOTUNE))
+
+
+def _part_size(batch_size: int, parts: int, multiple: int) -> int:
+    if batch_size % (parts * multiple):
+        among = f" among {parts} workers" * (parts > 1)
+        groups = f" in groups of {multiple}, which --cut_mix and --mosaic mix" * (multiple > 1)
+        fitting = max(batch_size // (parts * multiple), 1) * parts * multiple
+        raise UserError(f"--train_batch_size={batch_size}: cannot be divided{among}{groups}; give {fitting}")
+    return batch_size // parts
+
+
+def _augment(
+    image: tf.Tensor, label: tf.Tensor, position: tf.Tensor, config: DataConfig, pad_value: tuple[float, float, float],
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    augment = official_transforms.augment if config.preprocessing == "official" else transforms.augment
+
+    def more(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return strong_transforms.augment_single(image, label, position, config, pad_value, ignore_label)
+
+    draws = transforms.draw(config.seed, position)
+    wanted = more if strong_transforms.uses_single(config) else None
+    return augment(image, label, draws, config, pad_value, ignore_label, wanted)
 
 
 def eval_dataset(source: Source) -> tf.data.Dataset:

@@ -8,7 +8,7 @@ and the ignore label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -182,15 +182,15 @@ def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tens
     return tf.cond(number < 0.5, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
 
 
-def distort_photometric(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+def distort_photometric(image: tf.Tensor, numbers: tf.Tensor, whole: bool = False) -> tf.Tensor:
     """Random brightness, contrast, saturation and hue, each with probability 1/2.
-
-    The reference works on 8-bit images and truncates after each step; here nothing is rounded.
 
     Args:
         image: float32 `[height, width, 3]` RGB in 0..255.
         numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast, then contrast,
             saturation and hue like brightness.
+        whole: every step ends in whole grey levels, as the reference's do on its 8-bit images: truncated after brightness
+            and contrast, rounded after saturation and hue (whose own 8-bit steps in between are not taken over).
 
     Returns:
         float32 of the same shape, in 0..255.
@@ -199,21 +199,22 @@ def distort_photometric(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     def between(number: tf.Tensor, bounds: tuple[float, float]) -> tf.Tensor:
         return bounds[0] + number * (bounds[1] - bounds[0])
 
+    truncate, nearest = (tf.floor, tf.round) if whole else (tf.identity, tf.identity)
     brightness, contrast, saturation, hue = (numbers[i] < 0.5 for i in (0, 3, 5, 7))
     contrast_first = numbers[2] >= 0.5
     factor = between(numbers[4], CONTRAST)
 
     def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-        return tf.cond(contrast & now, lambda: tf.minimum(image * factor, 255.0), lambda: image)
+        return tf.cond(contrast & now, lambda: truncate(tf.minimum(image * factor, 255.0)), lambda: image)
 
     shift = between(numbers[1], (-BRIGHTNESS, BRIGHTNESS))
-    image = tf.cond(brightness, lambda: tf.clip_by_value(image + shift, 0.0, 255.0), lambda: image)
+    image = tf.cond(brightness, lambda: truncate(tf.clip_by_value(image + shift, 0.0, 255.0)), lambda: image)
     image = contrasted(image, contrast_first)
     depth = between(numbers[6], SATURATION)
-    image = tf.cond(saturation, lambda: tf.raw_ops.AdjustSaturation(images=image, scale=depth), lambda: image)
+    image = tf.cond(saturation, lambda: nearest(tf.raw_ops.AdjustSaturation(images=image, scale=depth)), lambda: image)
     # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the other way round.
     turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
-    image = tf.cond(hue, lambda: tf.raw_ops.AdjustHue(images=image, delta=turn), lambda: image)
+    image = tf.cond(hue, lambda: nearest(tf.raw_ops.AdjustHue(images=image, delta=turn)), lambda: image)
     return contrasted(image, ~contrast_first)
 
 
@@ -256,6 +257,7 @@ def augment(
     config: DataConfig,
     pad_value: tuple[float, float, float],
     ignore_label: int,
+    more: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """All training transforms in their order.
 
@@ -266,6 +268,7 @@ def augment(
         config: what is done and how strongly.
         pad_value: colour around images smaller than the crop.
         ignore_label: label around them, and of pixels that do not count in the choice of the crop.
+        more: what else is done to image and label, before the padding.
 
     Returns:
         float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.
@@ -274,12 +277,17 @@ def augment(
     factor = scale_factor(draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size)
     size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
     crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
-    half_pixel = config.preprocessing != "sssegmentation"
-    corner, label = choose_crop(label, size, crop, draws.crop, config.crop_max_category_share, ignore_label, half_pixel)
+    whole = config.preprocessing == "sssegmentation"
+    share = config.crop_max_category_share
+    corner, label = choose_crop(label, size, crop, draws.crop, share, ignore_label, half_pixel=not whole)
     image = resize_image(image, size, tf.unstack(corner), crop)
+    if whole:
+        image = tf.round(image)
     if config.random_flip:
         image, label = flip(image, label, draws.flip)
     if config.photometric_distortion:
-        image = distort_photometric(image, draws.photometric)
+        image = distort_photometric(image, draws.photometric, whole)
+    if more is not None:
+        image, label = more(image, label)
     image, label = pad(image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position)
     return image, tf.cast(label, tf.int32)
