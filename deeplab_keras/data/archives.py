@@ -16,11 +16,12 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from deeplab_keras.config import UserError
+from deeplab_keras.data.record_file import PATTERN, RecordFile
 
 SUFFIXES = (".zip", ".tar")
 COMPRESSED_TAR = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2", ".txz")
 LARGEST_FILE = 2**30  # no image or mask is larger; a member that claims to be is a trap or no dataset
-_MEMBER = re.compile(r"(.+?\.(?:zip|tar))/(.+)", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(rf"(.+?\.(?:zip|tar|{PATTERN}))/(.+)", re.IGNORECASE | re.DOTALL)
 
 
 class Archive:
@@ -147,8 +148,13 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     return name.endswith(SUFFIXES) and os.path.isfile(path)
 
 
+def opened(path: str) -> Archive | RecordFile:
+    """The archive or the record file of a path that `split_member` gave."""
+    return open_archive(path) if path.lower().endswith(SUFFIXES) else RecordFile(path)
+
+
 def split_member(path: str) -> tuple[str, str] | None:
-    """Archive and member of a path that leads into an archive; None for a file's own path."""
+    """Archive (or record file) and member of a path that leads into one; None for a file's own path."""
     match = _MEMBER.match(path)
     return (match[1], match[2]) if match and os.path.isfile(match[1]) else None
 
@@ -167,6 +173,6 @@ def read_bytes(path: str, limit: int = -1) -> bytes:
     """
     if inside := split_member(path):
         archive, member = inside
-        return open_archive(archive).read(member, limit)
+        return opened(archive).read(member, limit)
     with open(path, "rb") as file:
         return file.read(limit)

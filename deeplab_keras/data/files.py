@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data.archives import any_member, open_archive, read_bytes, split_member
+from deeplab_keras.data.archives import opened, split_member
+from deeplab_keras.data.decoding import decode, decode_image, decode_label, encoded, read_file
 from deeplab_keras.data.info import Colour, DatasetInfo
 from deeplab_keras.data.mistakes import likely_mistake
 from deeplab_keras.data.reading import (
@@ -128,55 +130,30 @@ class FileSource(Pairs):
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`load` as a part of a tf.data graph, by TensorFlow's own decoders where they read the file rightly."""
         plain_images, plain_labels = zip(*self.plain, strict=True) if self.plain else ((False,), (False,))
-        image = _decode(index, self.images, plain_images, _decode_image, self._image)
-        label = _decode(index, self.labels, plain_labels, _decode_label, self._ids)
+        image_bytes, label_bytes = self.tf_readers(index)
+        image = decode(index, plain_images, image_bytes, decode_image, self._image)
+        label = decode(index, plain_labels, label_bytes, decode_label, self._ids)
         image, label = tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
         if self.checked and self.label_map is None:
             return image, label
         classes = tf.gather(self.class_of_id(), tf.cast(label, tf.int32))
         fine = tf.reduce_all(classes >= 0) & tf.reduce_all(tf.shape(image)[:2] == tf.shape(label))
-        path = tf.gather(_encoded(self.labels), index)
-        with tf.control_dependencies([] if self.checked else [tf.debugging.Assert(fine, [path])]):
+        with tf.control_dependencies([] if self.checked else [tf.debugging.Assert(fine, [self.tf_where(index)])]):
             return image, tf.cast(classes, tf.uint8)
+
+    def tf_readers(self, index: tf.Tensor) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
+        """What gives the bytes of the image's file and of the mask's, as parts of a tf.data graph."""
+        return functools.partial(read_file, index, self.images), functools.partial(read_file, index, self.labels)
+
+    def tf_where(self, index: tf.Tensor) -> tf.Tensor:
+        """The mask's path, as a part of a tf.data graph."""
+        return tf.gather(encoded(self.labels), index)
 
     def _image(self, index: int) -> np.ndarray:
         return read_image(self.images[index], label_size(self.labels[index]))
 
     def _ids(self, index: int) -> np.ndarray:
         return read_label(self.labels[index], self.colours)
-
-
-def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    # This op reads PNG too. The accurate DCT gives the pixels that Pillow and OpenCV give.
-    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-
-
-def _decode_label(data: tf.Tensor) -> tf.Tensor:
-    return tf.io.decode_png(data, channels=1)[..., 0]
-
-
-def _encoded(paths: Sequence[str]) -> list[bytes]:
-    return [os.fsencode(path) for path in paths]
-
-
-def _decode(
-    index: tf.Tensor,
-    paths: Sequence[str],
-    plain: Sequence[bool],
-    fast: Callable[[tf.Tensor], tf.Tensor],
-    read: Callable[[int], np.ndarray],
-) -> tf.Tensor:
-    def by_tensorflow() -> tf.Tensor:
-        if any_member(paths):
-            return fast(tf.ensure_shape(tf.numpy_function(lambda i: read_bytes(paths[int(i)]), [index], tf.string), ()))
-        return fast(tf.io.read_file(tf.gather(_encoded(paths), index)))
-
-    def by_pillow() -> tf.Tensor:
-        return tf.numpy_function(lambda i: read(int(i)), [index], tf.uint8)
-
-    if all(plain):
-        return by_tensorflow()
-    return tf.cond(tf.gather(list(plain), index), by_tensorflow, by_pillow) if any(plain) else by_pillow()
 
 
 # --- The check ---
@@ -294,7 +271,7 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
 
 def _exists(path: str) -> bool:
     inside = split_member(path)
-    return os.path.isfile(path) if inside is None else inside[1] in open_archive(inside[0])
+    return os.path.isfile(path) if inside is None else inside[1] in opened(inside[0])
 
 
 def require_files(pairs: Pairs, index: int) -> None:
@@ -308,8 +285,13 @@ def require_files(pairs: Pairs, index: int) -> None:
             )
 
 
-def open_pairs(config: DataConfig, pairs: Pairs) -> FileSource:
+def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | None = None) -> FileSource:
     """A source of these files after the quick check: all headers, and the pixels of all files or (of many) of a sample.
+
+    Args:
+        config: where the dataset lies, and whether broken files are left out.
+        pairs: the files.
+        looks: what the headers say, by a pair's number, where that is known.
 
     Raises:
         UserError: a file is missing, broken or no mask, two sizes differ, or an id is outside the classes; names the
@@ -320,7 +302,7 @@ def open_pairs(config: DataConfig, pairs: Pairs) -> FileSource:
         require_files(pairs, index)
         return check_headers(pairs.images[index], pairs.labels[index], pairs.colours is not None)
 
-    looks = _sift(config, look, range(len(pairs)))
+    looks = _sift(config, look, range(len(pairs))) if looks is None else looks
     _say_turns(pairs, looks)
     kept = pairs.take(looks)
     complete = len(looks) <= FULL_CHECK_LIMIT or config.skip_broken_files
