@@ -2,7 +2,7 @@
 
 The image is resized into a range, padded to the crop size at the right and below with the mean pixel, and predicted in
 one piece, at one or several scales; labels go back to the image's size by nearest neighbour, probabilities bilinear,
-everything with aligned corners (spec/official-deeplab.md, section 4.5, T21 to T24). Our own inference is `inference.py`.
+everything with aligned corners (spec/official-deeplab.md, section 4.5, T21 to T24). Our own inference is `inference/`.
 """
 
 from __future__ import annotations

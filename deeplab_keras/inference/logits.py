@@ -1,0 +1,183 @@
+"""Class scores of a batch of images: whole or by sliding window, at several scales and mirrored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.inference.network import Network
+
+STRIP_BYTES = 1 << 28  # of scores at the image's size that are in memory at a time
+
+def predict_logits(
+    model: keras.Model | Network, images: Any, config: EvalConfig = EvalConfig()
+) -> tf.Tensor:
+    """Class scores of a batch of images at the images' own size.
+
+    Over several scales or the mirrored image, the mean is that of the probabilities, and its logarithm is returned, so
+    that in every case the softmax of the result is the probabilities and its argmax the labels.
+
+    Args:
+        model: a model, or a Network for repeated calls: it is compiled only once.
+        images: `[batch, height, width, channels]`, uint8 or float32 in 0..255.
+        config: how to run the model.
+
+    Returns:
+        float32 `[batch, height, width, num_classes]`.
+
+    Raises:
+        UserError: `config` does not fit the model, or the model cannot take the images' size.
+    """
+    network = Network.of(model)
+    parts = _passes(network, images, config)
+    return _mean([_resize(part, images.shape[1:3]) for part in parts])
+
+
+def predict_labels(
+    network: Network, images: Any, config: EvalConfig, *, with_confidence: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The most probable class of each pixel at the images' own size, and its probability if that is wanted.
+
+    Of large images, or many classes, the scores are enlarged strip by strip, so that they never lie in memory as a whole.
+
+    Args:
+        network: a model.
+        images: as `predict_logits` takes them.
+        config: how to run the model.
+        with_confidence: whether the probability is wanted.
+
+    Returns:
+        int32 and float32 `[batch, height, width]`.
+
+    Raises:
+        UserError: see `predict_logits`.
+    """
+    decide = _decide_with_confidence if with_confidence else _decide
+    parts = _passes(network, images, config)
+    (batch, height, width), found = images.shape[:3], []
+    rows = max(1, STRIP_BYTES // _bytes_of_logits(batch, 1, width, network))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        found.append(decide(_mean([_resize_rows(part, (height, width), top, bottom) for part in parts])))
+    labels, *confidence = (np.concatenate([strip.numpy() for strip in strips], axis=1) for strips in zip(*found, strict=True))
+    return labels, confidence[0] if confidence else None
+
+
+@tf.function(reduce_retracing=True)
+def _decide(logits: tf.Tensor) -> tuple[tf.Tensor]:
+    return (tf.argmax(logits, -1, output_type=tf.int32),)
+
+
+@tf.function(reduce_retracing=True)
+def _decide_with_confidence(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    confidence = tf.exp(tf.reduce_max(logits, -1) - tf.reduce_logsumexp(logits, -1))
+    return tf.argmax(logits, -1, output_type=tf.int32), confidence
+
+
+def _mean(parts: list[tf.Tensor]) -> tf.Tensor:
+    """The logits themselves if there is one pass, else the logarithm of the mean probabilities."""
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(tf.nn.softmax(part) for part in parts)
+    return tf.math.log(tf.maximum(total / len(parts), np.finfo(np.float32).tiny))
+
+
+def _passes(network: Network, images: Any, config: EvalConfig) -> list[tf.Tensor]:
+    """Logits of every scale, mirrored and not, each at its own size."""
+    flips = (False, True) if config.add_flipped_images else (False,)
+    return [_one_pass(network, images, scale, flip, config) for scale in config.eval_scales for flip in flips]
+
+
+def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig) -> tf.Tensor:
+    """Logits from one run of the network, at one scale, mirrored or not, at the size in which they come."""
+    size = tuple(images.shape[1:3])
+    run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
+    if config.inference == "whole" and network.input_size:
+        if config.eval_scales != (1.0,):
+            raise UserError(
+                f"--eval_scales={','.join(map(str, config.eval_scales))}: the model was built for the input size "
+                f"{network.input_size[0]}x{network.input_size[1]} and would see every scale at it; "
+                "give --eval_scales=1.0 or --inference=slide, or build the model for any size"
+            )
+        run_size = network.input_size
+    x = tf.cast(_resize(images, run_size), tf.float32)
+    if flip:
+        x = tf.reverse(x, axis=[2])
+    if config.inference == "whole":  # resized once, from the head's own size, as SSSegmentation does it
+        other_size = run_size != size or _bytes_of_logits(len(images), *run_size, network) > STRIP_BYTES
+        logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
+    else:
+        logits = _slide(network, x, config)
+    return tf.reverse(logits, axis=[2]) if flip else logits
+
+
+def _bytes_of_logits(batch: int, height: int, width: int, network: Network) -> int:
+    return 4 * batch * height * width * network.num_classes
+
+
+def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> tf.Tensor:
+    """Mean of the logits of overlapping windows; a model of fixed size gives the window's size."""
+    batch, height, width = images.shape[:3]
+    window = network.input_size or config.eval_crop_size
+    stride = config.eval_stride or tuple(max(1, length * 2 // 3) for length in window)
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise UserError(
+            f"--eval_stride={stride[0]},{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}; "
+            "give at most their size"
+        )
+    rows, columns = min(window[0], height), min(window[1], width)
+    corners = [(y, x) for y in window_starts(height, rows, stride[0]) for x in window_starts(width, columns, stride[1])]
+    total = np.zeros((batch, height, width, network.num_classes), np.float32)
+    count = np.zeros((height, width, 1), np.float32)
+    together = max(1, config.eval_batch_size // batch)
+    for first in range(0, len(corners), together):
+        group = corners[first : first + together]
+        pieces = tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0)
+        logits = _resize(network(_resize(pieces, network.input_size or (rows, columns))), (rows, columns))
+        for (y, x), part in zip(group, np.split(logits.numpy(), len(group)), strict=True):
+            total[:, y : y + rows, x : x + columns] += part
+            count[y : y + rows, x : x + columns] += 1
+    total /= count
+    return tf.convert_to_tensor(total)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixel of each window along a side; the last window ends at the edge."""
+    steps = -(-max(length - window, 0) // stride)
+    return [min(step * stride, length - window) for step in range(steps + 1)]
+
+
+def resized_size(size: tuple[int, ...], config: EvalConfig) -> tuple[int, int]:
+    """(height, width) after `--eval_short_side` and `--eval_long_side`: the ratio is kept, both limits are held."""
+    height, width = size
+    if not config.eval_short_side:
+        return height, width
+    factor = config.eval_short_side / min(size)
+    if config.eval_long_side:
+        factor = min(factor, config.eval_long_side / max(size))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def _resize(x: Any, size: tuple[int, ...]) -> Any:
+    """Bilinear with half-pixel centres, float32 if it changes anything."""
+    return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
+
+
+def _resize_rows(x: tf.Tensor, size: tuple[int, int], top: int, bottom: int) -> tf.Tensor:
+    """The rows from `top` to `bottom` of `_resize(x, size)`."""
+    height, (full_height, width) = x.shape[1], size
+    if (top, bottom) == (0, full_height):
+        return _resize(x, size)
+    if height == full_height:
+        return _resize(x[:, top:bottom], (bottom - top, width))
+    scale = np.float32(height) / np.float32(full_height)  # all in float32, as TensorFlow's own kernel does it
+    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    low = np.floor(position).clip(0, height - 1).astype(np.int32)
+    high = np.minimum(low + 1, height - 1)
+    share = np.clip(position - low, 0, 1)[:, None, None]
+    above, below = tf.gather(x, low, axis=1), tf.gather(x, high, axis=1)
+    return _resize(above + (below - above) * share, (bottom - top, width))

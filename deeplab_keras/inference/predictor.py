@@ -1,0 +1,87 @@
+"""The predictor: an image in, its label map out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras import official_inference
+from deeplab_keras.config import EvalConfig
+from deeplab_keras.inference.images import as_image
+from deeplab_keras.inference.logits import predict_labels, predict_logits
+from deeplab_keras.inference.network import Network
+
+
+class Predictor:
+    """Labels of an image of any size: `labels = Predictor(model)(image)`.
+
+    A model that was built for one size gets the image resized to it, any other the image as it is.
+
+    Args:
+        model: a segmentation model, or a Network.
+        config: whole image or sliding window, scales, flip, and a resize before the network.
+    """
+
+    def __init__(self, model: keras.Model | Network, config: EvalConfig = EvalConfig()) -> None:
+        self.network = Network.of(model)
+        self.config = config
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """Label map of an image.
+
+        Args:
+            image: what `as_image` takes: uint8 `[height, width, 3]`, grey, with alpha, a PIL image.
+
+        Returns:
+            `[height, width]`, uint8, or int32 for more than 256 classes.
+
+        Raises:
+            UserError: the image is none, or the model cannot take it.
+        """
+        return self.predict_batch(as_image(image, self.network.channels)[None])[0]
+
+    def probabilities(self, image: Any) -> np.ndarray:
+        """Probability of each class: float32 `[height, width, num_classes]`; `image` as in a call."""
+        images = as_image(image, self.network.channels)[None]
+        if self.config.inference == "official":
+            prediction = official_inference.predict(self.network, images, self.config)
+            return official_inference.restore_probabilities(prediction, images.shape[1:3])[0]
+        return tf.nn.softmax(predict_logits(self.network, images, self.config))[0].numpy()
+
+    def predict_batch(self, images: np.ndarray) -> np.ndarray:
+        """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
+        if self.config.inference == "official":
+            prediction = official_inference.predict(self.network, images, self.config)
+            return self._typed(official_inference.restore_labels(prediction, images.shape[1:3])).numpy()
+        return self._typed(predict_labels(self.network, images, self.config)[0]).numpy()
+
+    def compare(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and true label maps where they are compared: at the labels' size, unless the config says other.
+
+        The official eval.py compares at the size that its resize gave the image.
+        """
+        if self.config.inference == "official" and self.config.eval_short_side:
+            prediction = official_inference.predict(self.network, images, self.config)
+            height, width = prediction.size
+            found = self._typed(prediction.labels[:, :height, :width]).numpy()
+            return found, official_inference.prepare_labels(labels, prediction.size)
+        return self.predict_batch(images), labels
+
+    def compare_with_confidence(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `compare`, and the probability of each predicted label: float32 `[batch, height, width]`."""
+        if self.config.inference == "official":
+            prediction, size = official_inference.predict(self.network, images, self.config), labels.shape[1:3]
+            if self.config.eval_short_side:
+                size = prediction.size
+                labels = official_inference.prepare_labels(labels, size)
+            found = self._typed(official_inference.restore_labels(prediction, size))
+            return found.numpy(), labels, official_inference.restore_probabilities(prediction, size).max(-1)
+        predicted, confidence = predict_labels(self.network, images, self.config, with_confidence=True)
+        assert confidence is not None
+        return self._typed(predicted).numpy(), labels, confidence
+
+    def _typed(self, labels: tf.Tensor) -> tf.Tensor:
+        return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32)

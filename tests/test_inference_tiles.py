@@ -1,0 +1,127 @@
+"""Large images: scores strip by strip and tiles with their surroundings, against the whole at once."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import keras
+import numpy as np
+import pytest
+from contracts import noise, ramp
+from PIL import Image
+from test_inference import CLASSES, pointwise_model, run, softmax, wide_model
+
+from deeplab_keras.config import EvalConfig, ModelConfig, UserError
+from deeplab_keras.inference import Network, Predictor, predict_tiles
+from deeplab_keras.inference import logits as logits_module
+from deeplab_keras.inference.logits import _resize, _resize_rows, predict_labels, predict_logits
+from deeplab_keras.inference.tiles import spans
+from deeplab_keras.segmentor import build_segmentor
+
+# --- Strips ---
+
+
+@pytest.mark.parametrize(
+    "source, size", [((5, 7), (31, 40)), ((31, 40), (12, 9)), ((6, 8), (6, 20)), ((6, 8), (20, 8)), ((1, 1), (9, 4))]
+)
+def test_rows_of_a_resize(source, size):
+    x = noise(2, *source, 3)
+    whole = np.asarray(_resize(x, size))
+    for top, bottom in [(0, size[0]), (0, 1), (2, 5), (size[0] - 1, size[0])]:
+        np.testing.assert_allclose(_resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [EvalConfig(), EvalConfig(eval_scales=(0.5, 1.0), add_flipped_images=True), EvalConfig(eval_short_side=13),
+     EvalConfig(inference="slide", eval_crop_size=(9, 9))],
+    ids=["plain", "scales", "short side", "slide"],
+)  # fmt: skip
+@pytest.mark.parametrize("model", [wide_model, pointwise_model])
+def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
+    images = noise(2, 23, 31, 3).astype(np.uint8)
+    network = Network(model())
+    scores = predict_logits(network, images, config).numpy()
+    for lines in (1, 5, 22):
+        monkeypatch.setattr(logits_module, "STRIP_BYTES", 4 * 2 * lines * 31 * CLASSES)
+        labels, confidence = predict_labels(network, images, config, with_confidence=True)
+        assert labels.dtype == np.int32 and (labels == scores.argmax(-1)).all()
+        np.testing.assert_allclose(confidence, softmax(scores).max(-1), atol=1e-5)
+        assert predict_labels(network, images, config)[1] is None
+
+
+def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
+    """The model's own last resize is left out then, and the labels are the same."""
+    small = ModelConfig(depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=7)
+    network = Network(build_segmentor(small))
+    image = ramp(1, 65, 90, 3).astype(np.uint8)
+    expected = network(image.astype(np.float32)).numpy().argmax(-1)
+    monkeypatch.setattr(logits_module, "STRIP_BYTES", 4 * 10 * 90 * 7)
+    calls = []
+    monkeypatch.setattr(Network, "__call__", lambda self, x: calls.append(self) or self._compiled(x))
+    assert (predict_labels(network, image, EvalConfig())[0] == expected).mean() > 0.999
+    assert calls == [network.before_resize]
+
+
+# --- Tiles ---
+
+
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 40, 100])
+@pytest.mark.parametrize("tile, overlap", [(8, 0), (8, 3), (16, 16)])
+def test_spans_keep_every_pixel_once_and_see_equally_much(length, tile, overlap):
+    found = spans(length, tile, overlap)
+    kept = [pixel for span in found for pixel in range(span.kept_start, span.kept_end)]
+    assert kept == list(range(length))
+    assert {span.end - span.start for span in found} == {min(tile + 2 * overlap, length)}
+    for span in found:
+        assert 0 <= span.start <= span.kept_start < span.kept_end <= span.end <= length
+        assert span.kept_start - span.start >= min(overlap, span.kept_start)
+        assert span.end - span.kept_end >= min(overlap, length - span.kept_end)
+
+
+@pytest.mark.parametrize("size", [(50, 61), (16, 16), (7, 90), (3, 3)])
+@pytest.mark.parametrize("as_picture", [False, True])
+def test_tiles_of_a_model_that_sees_less_than_the_overlap_are_the_whole(size, as_picture):
+    model, image = wide_model(), noise(*size, 3).astype(np.uint8)  # it sees three pixels far
+    expected = run(model, image).argmax(-1)
+    predictor = Predictor(model, EvalConfig(eval_batch_size=3))
+    given = Image.fromarray(image) if as_picture else image
+    done = []
+    labels = predict_tiles(predictor, given, (16, 16), overlap=3, on_tile=lambda *count: done.append(count))
+    assert labels.dtype == np.uint8 and (labels == expected).all()
+    tiles = -(-size[0] // 16) * -(-size[1] // 16)
+    assert done[-1] == (tiles, tiles)
+    if tiles > 4:
+        assert (predict_tiles(predictor, given, (16, 16), overlap=1) != expected).any()
+
+
+def test_a_model_of_fixed_size_sees_tiles_of_that_size():
+    image = noise(40, 50, 3).astype(np.uint8)
+    free, fixed = pointwise_model(), pointwise_model((20, 24))
+    labels = predict_tiles(Predictor(fixed), image, overlap=4)
+    assert (labels == run(free, image).argmax(-1)).all()
+    with pytest.raises(UserError, match="--tile_overlap=10: nothing of a tile would be left"):
+        predict_tiles(Predictor(fixed), image, overlap=10)
+
+
+def test_tiles_of_a_grey_model():
+    image = noise(20, 30, 1).astype(np.uint8)
+    predictor = Predictor(pointwise_model(channels=1))
+    whole = predictor(image)
+    assert (predict_tiles(predictor, image, (8, 8), 2) == whole).all()
+    assert (predict_tiles(predictor, Image.fromarray(image[..., 0]), (8, 8), 2) == whole).all()
+
+
+def test_tiles_need_the_memory_of_a_tile():
+    """Of NumPy's memory: labels and a few tiles; the scores of the whole would be 60 times as much."""
+    layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(64, 1)]
+    predictor = Predictor(keras.Sequential(layers), EvalConfig(eval_batch_size=1))
+    image = noise(256, 256, 3).astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    predict_tiles(predictor, image[:128, :128], (128, 128), 0)
+    tracemalloc.start()
+    try:
+        predict_tiles(predictor, image, (128, 128), 8)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < image.nbytes + 2 * 144 * 144 * 64 * 4
