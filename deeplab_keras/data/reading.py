@@ -26,6 +26,8 @@ ORIENTATION = 0x0112  # EXIF: 1 as stored, 2 to 8 mirrored or turned, 5 to 8 wit
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP"}
 
+REMEDY = "; replace it, or leave such files out with --skip_broken_files"
+
 Size = tuple[int, int]  # width, height
 
 
@@ -58,7 +60,7 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
         error = "not a picture"
     elif isinstance(error, OSError) and error.strerror:
         error = error.strerror
-    return BrokenFileError(f"{path}: cannot be decoded ({error}); replace it, or leave such files out with --skip_broken_files")
+    return BrokenFileError(f"{path}: cannot be decoded ({error}){REMEDY}")
 
 
 @contextmanager
