@@ -42,7 +42,7 @@ class Tree:
     def on_disk(self, path: str = ".") -> Path:
         """Where a file or folder lies, or would lie, for messages and reading; see `archives.read_bytes`."""
         inner = self._inner(path)
-        if not (Path(self.path) / inner).exists():
+        if self.archives and not (Path(self.path) / inner).exists():
             for archive in self.archives:
                 if inner in archive or inner in archive.children:
                     return Path(archive.path) / inner
