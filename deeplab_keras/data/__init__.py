@@ -17,6 +17,7 @@ from deeplab_keras.data.files import FileSource, Pairs, open_pairs
 from deeplab_keras.data.folder import find_folder
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.synthetic import open_synthetic
+from deeplab_keras.data.tfrecords import has_records, open_records
 from deeplab_keras.data.voc2012 import find_voc2012
 
 
@@ -63,6 +64,7 @@ def open_files(config: DataConfig, split: str) -> FileSource:
 
 DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
     "synthetic": open_synthetic,
+    "tfrecord": open_records,
     **dict.fromkeys(FILES, open_files),
 }
 
@@ -104,5 +106,5 @@ def open_dataset(config: DataConfig, split: str) -> Source:
     """
     if config.dataset not in DATASETS:
         raise unknown_name("--dataset", config.dataset, DATASETS)
-    source = DATASETS[config.dataset](config, split)
+    source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
     return CachedSource(source) if config.cache else source

@@ -69,7 +69,9 @@ def parse(record: bytes, path: str) -> tf.train.Example:
 
 def feature(example: tf.train.Example, key: str) -> bytes | None:
     """The bytes of a feature, or None where there are none of that name."""
-    values = example.features.feature[key].bytes_list.value if key in example.features.feature else ()
+    if key not in example.features.feature:
+        return None
+    values = example.features.feature[key].bytes_list.value
     return values[0] if len(values) == 1 else None
 
 

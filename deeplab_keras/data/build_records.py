@@ -1,0 +1,296 @@
+"""Writes a split of any dataset as sharded TFRecords: in parallel, resumable, read back and compared before it counts as done.
+
+A shard is written aside, read again from end to end and only then gets its name; what it holds is noted in a hidden folder,
+so that a build that was stopped goes on with the shards that are missing. The manifest and the index are written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data import Source
+from deeplab_keras.data.archives import read_bytes, split_member
+from deeplab_keras.data.files import FileSource
+from deeplab_keras.data.reading import PNG_SIGNATURE
+from deeplab_keras.data.record_file import (
+    CHANNELS,
+    FOOTER,
+    HEADER,
+    HEIGHT,
+    IMAGE,
+    IMAGE_FORMAT,
+    LABEL,
+    LABEL_FORMAT,
+    NAME,
+    WIDTH,
+    scan,
+)  # fmt: skip
+from deeplab_keras.data.record_index import RecordIndex
+from deeplab_keras.data.tfrecords import FORMAT, manifest_path, read_manifest
+from deeplab_keras.progress import Progress
+from deeplab_keras.version import __version__
+from deeplab_keras.writing import replacing, write_text
+
+SHARD_BYTES = 128 << 20
+FEWEST_SHARDS = 4  # as the official tools make
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a build made: its folder, split, and how many pairs in how many files of how many bytes."""
+
+    folder: Path
+    split: str
+    pairs: int
+    shards: int
+    size: int
+
+
+def build_records(
+    source: Source, split: str, folder: str | os.PathLike[str], *, num_shards: int = 0, threads: int = 0, overwrite: bool = False
+) -> Built:
+    """Writes every pair of a source into record files `SPLIT-00000-of-00004.tfrecord`, with manifest and index.
+
+    A JPEG or PNG that every decoder reads alike goes in as it is, anything else as a PNG of its pixels; masks are PNGs
+    of class ids. Records that were built before of the same files are left as they are.
+
+    Args:
+        source: the pairs; each is decoded and checked on the way.
+        split: the files' first name.
+        folder: where to; made if it is not there.
+        num_shards: number of files; 0: as many as are about 128 MB each, but four at least.
+        threads: how many files are written at once; 0: one a core.
+        overwrite: builds anew over records of other files.
+
+    Raises:
+        UserError: a pair is broken, the folder cannot be written to, or it holds other records of this split.
+    """
+    build = _Build(source, split, Path(folder).expanduser(), num_shards)
+    if build.is_complete(overwrite):
+        return build.result()
+    build.prepare(overwrite)
+    build.write_shards(threads or os.cpu_count() or 1)
+    build.finish()
+    return build.result()
+
+
+def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]) -> int:
+    """Reads record files from end to end and compares them with their manifest; gives the number of pairs.
+
+    Raises:
+        UserError: there is no manifest, or a file differs from it.
+    """
+    manifest = read_manifest(Path(folder), split, files)
+    if manifest is None:
+        raise UserError(f"{manifest_path(Path(folder), split)}: there is no manifest to compare the records with")
+    shards = {shard["file"]: shard for shard in manifest["shards"]}
+    progress = Progress(len(files), f"verifying {split}", unit="files")
+    for number, path in enumerate(files):
+        pairs = sum(1 for _ in scan(str(path)))
+        if (_sha256(path), pairs) != (shards[path.name]["sha256"], shards[path.name]["pairs"]):
+            raise UserError(f"{path}: differs from what its manifest says; build or copy it anew")
+        progress.update(number + 1)
+    return int(manifest["pairs"])
+
+
+class _Stopped(Exception):
+    """Another shard failed, or the build was interrupted."""
+
+
+class _Build:
+    """One split on its way into records."""
+
+    def __init__(self, source: Source, split: str, folder: Path, num_shards: int) -> None:
+        self.source, self.split, self.folder = source, split, folder
+        sizes = [_state(source, index) for index in range(len(source))]
+        automatic = max(math.ceil(sum(size for size, _ in sizes) / SHARD_BYTES), FEWEST_SHARDS)
+        self.count = min(num_shards or automatic, len(source))
+        parts = {"dataset": source.info.to_dict(), "names": source.names, "files": sizes, "shards": self.count}
+        self.signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.bounds = np.linspace(0, len(source), self.count + 1).astype(int).tolist()
+        self.notes = folder / f".{split}.building"
+        self.stop, self.lock, self.written = threading.Event(), threading.Lock(), 0
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"{self.split}-{number:05d}-of-{self.count:05d}.tfrecord"
+
+    def is_complete(self, overwrite: bool) -> bool:
+        """Whether the same records are there already; raises UserError if others are."""
+        try:
+            made_of = json.loads(manifest_path(self.folder, self.split).read_text())["made_of"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if made_of != self.signature and not overwrite:
+            raise UserError(
+                f"{self.folder}: it holds records of the split {self.split!r} made of other files, or in another number "
+                "of files; --overwrite replaces them"
+            )
+        files = [self.shard(number) for number in range(self.count)]
+        return made_of == self.signature and not overwrite and all(path.is_file() for path in files)
+
+    def prepare(self, overwrite: bool) -> None:
+        """Makes the folder of notes; an unfinished build of the same files goes on, one of others is refused or removed."""
+        plan = self.notes / "plan"
+        unfinished = plan.read_text() if plan.is_file() else None
+        strange = [path.name for path in self.folder.glob(f"{self.split}-[0-9]*-of-[0-9]*") if path.is_file()]
+        if unfinished == self.signature and not overwrite:
+            return
+        if (strange or unfinished) and not overwrite:
+            what = "an unfinished build of other files" if unfinished else f"other records ({strange[0]})"
+            raise UserError(f"{self.folder}: it holds {what} of the split {self.split!r}; --overwrite replaces them")
+        shutil.rmtree(self.notes, ignore_errors=True)
+        for path in [*(self.folder / name for name in strange), manifest_path(self.folder, self.split)]:
+            path.unlink(missing_ok=True)
+        write_text(plan, self.signature)
+
+    def write_shards(self, threads: int) -> None:
+        """Writes the shards that are not there yet, several at once."""
+        missing = [number for number in range(self.count) if not self._is_done(number)]
+        if not missing:
+            return
+        left = sum(self.bounds[number + 1] - self.bounds[number] for number in missing)
+        self.written = len(self.source) - left
+        progress = Progress(len(self.source), f"writing {self.split}", start=self.written)
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(self._write_shard, number) for number in missing]
+            try:
+                while not self.stop.is_set() and not all(job.done() for job in jobs):
+                    self.stop.wait(0.1)
+                    progress.update(min(self.written, len(self.source) - 1))
+            finally:
+                self.stop.set()
+        for error in filter(None, (job.exception() for job in jobs)):
+            if not isinstance(error, _Stopped):
+                raise error
+        progress.update(len(self.source))
+
+    def _note(self, number: int) -> Path:
+        return self.notes / f"{number:05d}.json"
+
+    def _is_done(self, number: int) -> bool:
+        try:
+            return json.loads(self._note(number).read_text())["bytes"] == self.shard(number).stat().st_size
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _write_shard(self, number: int) -> None:
+        try:
+            self._write(number)
+        except BaseException:
+            self.stop.set()  # the others too; what they have not finished is written again next time
+            raise
+
+    def _write(self, number: int) -> None:
+        digests: list[str] = []
+        sizes: list[int] = []
+        path = self.shard(number)
+        with replacing(path) as aside:
+            try:
+                with tf.io.TFRecordWriter(str(aside)) as writer:
+                    for index in range(self.bounds[number], self.bounds[number + 1]):
+                        if self.stop.is_set():
+                            raise _Stopped
+                        record = record_of(self.source, index)
+                        writer.write(record)
+                        digests.append(hashlib.sha256(record).hexdigest())
+                        sizes.append(len(record))
+                        with self.lock:
+                            self.written += 1
+            except tf.errors.OpError as error:
+                raise OSError(errno.EIO, str(error.message).rpartition("; ")[2]) from error
+            if [hashlib.sha256(record).hexdigest() for _, record in scan(str(aside))] != digests:
+                raise OSError(errno.EIO, "what was read back is not what was written; the disk may be failing")
+            checksum = _sha256(aside)
+        note = {"file": path.name, "pairs": len(sizes), "bytes": path.stat().st_size, "sha256": checksum}
+        write_text(self._note(number), json.dumps({**note, "sizes": sizes}))
+
+    def finish(self) -> None:
+        """Writes index and manifest from the notes, which are not needed any more."""
+        notes = [json.loads(self._note(number).read_text()) for number in range(self.count)]
+        sizes = [np.array(note.pop("sizes"), np.int64) for note in notes]
+        RecordIndex(
+            files=tuple(note["file"] for note in notes),
+            file_bytes=tuple(note["bytes"] for note in notes),
+            names=self.source.names,
+            file_of=np.repeat(np.arange(self.count, dtype=np.int32), [len(part) for part in sizes]),
+            offsets=np.concatenate([np.cumsum(part + HEADER + FOOTER) - (part + HEADER + FOOTER) for part in sizes]),
+            sizes=np.concatenate(sizes),
+            plain=np.ones((len(self.source), 2), bool),
+        ).save(self.folder / f"{self.split}.index.npz")
+        manifest: dict[str, Any] = {
+            "format": FORMAT, "made_by": f"deeplab_keras {__version__}", "made_of": self.signature, "split": self.split,
+            "pairs": len(self.source), "dataset": self.source.info.to_dict(), "shards": notes,
+        }  # fmt: skip
+        write_text(manifest_path(self.folder, self.split), json.dumps(manifest, indent=1) + "\n")
+        shutil.rmtree(self.notes, ignore_errors=True)
+
+    def result(self) -> Built:
+        size = sum(self.shard(number).stat().st_size for number in range(self.count))
+        return Built(self.folder, self.split, len(self.source), self.count, size)
+
+
+def _state(source: Source, index: int) -> tuple[int, int]:
+    """Bytes and time of change of a pair's files, by which an unfinished build knows them again."""
+    if not isinstance(source, FileSource):
+        return 1 << 20, 0
+    states = [os.stat(inside[0] if (inside := split_member(path)) else path)
+              for path in (source.images[index], source.labels[index])]  # fmt: skip
+    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(source: Source, index: int) -> bytes:
+    """One pair as a tf.train.Example with the official features, serialized.
+
+    Raises:
+        UserError: the pair is broken.
+    """
+    image, label = source.load(index)
+    image_file = label_file = b""
+    if isinstance(source, FileSource) and source.plain:
+        image_file = read_bytes(source.images[index]) if source.plain[index][0] else b""
+        label_file = read_bytes(source.labels[index]) if source.plain[index][1] and source.label_map is None else b""
+    image_file = image_file or _png(image)
+    features: dict[str, bytes | int] = {
+        IMAGE: image_file,
+        IMAGE_FORMAT: b"png" if image_file.startswith(PNG_SIGNATURE) else b"jpeg",
+        NAME: source.names[index].encode(),
+        HEIGHT: image.shape[0],
+        WIDTH: image.shape[1],
+        CHANNELS: 3,
+        LABEL: label_file or _png(label),
+        LABEL_FORMAT: b"png",
+    }
+    example = tf.train.Example()
+    for key, value in features.items():
+        if isinstance(value, bytes):
+            example.features.feature[key].bytes_list.value.append(value)
+        else:
+            example.features.feature[key].int64_list.value.append(value)
+    return example.SerializeToString()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

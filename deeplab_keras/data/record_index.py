@@ -1,0 +1,146 @@
+"""Where each record of a split lies in its files: found once by reading them all, then kept beside them in a small file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data.files import Look, and_more, in_threads
+from deeplab_keras.data.record_file import feature, parse, scan
+from deeplab_keras.progress import Progress
+from deeplab_keras.writing import replacing
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordIndex:
+    """The records of a split, in order.
+
+    Attributes:
+        files: the record files' names.
+        file_bytes: how long each is; another length means that the index is of other files.
+        names: a name for each record.
+        file_of: for each record the number of its file, int32 `[n]`.
+        offsets: where it begins there, int64 `[n]`.
+        sizes: how many bytes it has, int64 `[n]`.
+        plain: bool `[n, 2]`, see `FileSource.plain`; `[0, 2]`: not known.
+    """
+
+    files: tuple[str, ...]
+    file_bytes: tuple[int, ...]
+    names: tuple[str, ...]
+    file_of: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    plain: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def looks(self) -> dict[int, Look] | None:
+        """What is known of the pictures' headers."""
+        return {i: Look((bool(image), bool(label))) for i, (image, label) in enumerate(self.plain)} or None
+
+    def save(self, path: Path) -> None:
+        """Writes the index to a file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        values = dataclasses.asdict(self)
+        for field in ("files", "names"):
+            values[field] = np.frombuffer("\0".join(values[field]).encode(), np.uint8)
+        values["file_bytes"] = np.array(self.file_bytes, np.int64)
+        with replacing(path) as aside, open(aside, "wb") as file:
+            np.savez_compressed(file, **values)
+
+    @classmethod
+    def load(cls, path: Path, files: Sequence[Path]) -> RecordIndex | None:
+        """The index that was saved for these record files; None if there is none or it is of others."""
+        try:
+            with np.load(path) as stored:
+                values = {field.name: stored[field.name] for field in dataclasses.fields(cls)}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return None
+        for field in ("files", "names"):
+            values[field] = tuple(values[field].tobytes().decode().split("\0"))
+        values["file_bytes"] = tuple(values["file_bytes"].tolist())
+        index = cls(**values)
+        now = tuple(file.name for file in files), tuple(os.path.getsize(file) for file in files)
+        return index if (index.files, index.file_bytes) == now else None
+
+
+def make_index(
+    files: Sequence[Path], keys: Sequence[str], name_key: str, title: str, name_of: Callable[[str], str] | None = None
+) -> RecordIndex:
+    """Reads record files from end to end, their checksums verified, and notes where each record lies.
+
+    Args:
+        files: the files in order.
+        keys: features that every record must have.
+        name_key: the feature that names a record; one without it is called by file and number.
+        title: of the progress line.
+        name_of: what becomes of that name; by default the last part of a path, without its suffix.
+
+    Raises:
+        UserError: a file is damaged, or a record has not got the features; names the file.
+    """
+    progress = Progress(len(files), title, unit="files")
+
+    def read(path: Path) -> list[tuple[str, int, int]]:
+        return [(_name(data, path, i, keys, name_key, name_of or stem), offset, len(data))
+                for i, (offset, data) in enumerate(scan(str(path)))]
+
+    found: list[tuple[str, int, int, int]] = []
+    for number, (entries, error) in enumerate(in_threads(read, files)):
+        if entries is None:
+            raise error or UserError(f"{files[number]}: cannot be read")
+        found += [(*entry, number) for entry in entries]
+        progress.update(number + 1)
+    if not found:
+        raise UserError(f"{files[0]}: there is no record in it{and_more(len(files))}")
+    names, offsets, sizes, file = zip(*found, strict=True)
+    lengths = tuple(os.path.getsize(path) for path in files)
+    arrays = np.array(file, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64), np.zeros((0, 2), bool)
+    return RecordIndex(tuple(path.name for path in files), lengths, _distinct(names), *arrays)
+
+
+def stem(name: str) -> str:
+    """`ADE20K/images/training/ADE_train_1.jpg` -> `ADE_train_1`."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
+
+
+def _name(
+    data: bytes, path: Path, number: int, keys: Sequence[str], name_key: str, name_of: Callable[[str], str]
+) -> str:
+    example: tf.train.Example = parse(data, str(path))
+    for key in keys:
+        if feature(example, key) is None:
+            there = ", ".join(sorted(example.features.feature)) or "none"
+            raise UserError(f"{path}: its record {number} has no feature {key!r}; its features: {there}")
+    name = (feature(example, name_key) or b"").decode(errors="replace").replace("\0", "")
+    return name_of(name) or f"{path.name}_{number:06d}"
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with a number after those that were there before."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return tuple(distinct)
+
+
+def keep(index: RecordIndex, path: Path) -> None:
+    """Saves an index beside its files, where that is possible."""
+    with contextlib.suppress(UserError):
+        index.save(path)
