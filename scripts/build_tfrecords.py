@@ -1,14 +1,14 @@
 r"""Writes a dataset as sharded TFRecords with the official DeepLab's feature names.
 
 Several files are written at once, each is read back before it counts, and the same command given
-again goes on where it stopped. Beside the records lie a manifest (classes, counts, checksums) and an
-index of where each record begins. Every script reads the records with --dataset=tfrecord, or under
-their dataset's own name, --dataset_dir being their folder.
+again goes on where it stopped. Beside the records lie a manifest (classes, counts, checksums) and
+an index of where each record begins. Every script reads the records with --dataset=tfrecord, or
+under their dataset's own name, --dataset_dir being their folder.
 
     python scripts/build_tfrecords.py --dataset=voc2012 --dataset_dir=datasets/voc2012 \
         --splits=trainaug,val --output_dir=datasets/voc2012_records
 
-    python scripts/build_tfrecords.py --output_dir=datasets/voc2012_records --splits=trainaug,val --verify
+    python scripts/build_tfrecords.py --output_dir=datasets/voc2012_records --splits=val --verify
 """
 
 from __future__ import annotations
