@@ -18,6 +18,7 @@ from deeplab_keras.writing import write_text
 
 SAMPLES, SIDE = 12, 320  # of the contact sheet: pairs, and the long side of a picture
 SHOWN = 20  # problems of one kind, images of one size: the page lists so many, report.json all
+ROWS = 40  # of more classes, those without a pixel are left out of the terminal's table
 STRANGE = (255, 0, 255)  # ids outside the classes
 
 
@@ -57,7 +58,7 @@ def choose_samples(split: SplitCheck, count: int) -> list[int]:
 def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) -> np.ndarray | None:
     """Images beside their labels in the classes' colours, and the legend; None where no pair can be read.
 
-    Ids that are no class are magenta.
+    Ids that are no class are striped in magenta.
     """
     cells, present = [], set()
     for place in choose_samples(split, count):
@@ -69,7 +70,7 @@ def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) ->
         labels = split.class_of_id[ids]
         present |= {int(label) for label in np.unique(labels) if label >= 0}
         coloured = (0.25 * image + 0.75 * colorize(labels, info) + 0.5).astype(np.uint8)
-        coloured[labels < 0] = STRANGE
+        coloured[(labels < 0) & _stripes(*labels.shape)] = STRANGE
         share = (labels == info.ignore_label).mean()
         name = scan.name if len(scan.name) <= 40 else f"…{scan.name[-39:]}"
         cells.append(captioned({name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(coloured, False)}))
@@ -77,6 +78,12 @@ def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) ->
         return None
     sheet = grid(cells, columns=2, gap=SIDE // 10)
     return grid([sheet, legend(info, present, sheet.shape[1])], gap=SIDE // 10)
+
+
+def _stripes(height: int, width: int) -> np.ndarray:
+    """Diagonal stripes, as wide on every thumbnail: bool `[height, width]`."""
+    step = max(1, round(6 * max(height, width) / SIDE))
+    return (np.arange(height)[:, None] + np.arange(width)) // step % 2 == 0
 
 
 def _thumbnail(picture: np.ndarray, smooth: bool) -> np.ndarray:
@@ -121,11 +128,14 @@ def _table(check: DatasetCheck) -> Iterator[str]:
             f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} outside the classes"
         )
     names = [split.name for split in check.splits]
-    longest = max(12, *(len(name) for name in check.info.class_names))
-    yield " ".join(["class".ljust(min(longest, 32)), *(f"{name[:12]:>12} {'images':>7}" for name in names)])
+    longest = min(max(12, *(len(name) for name in check.info.class_names)), 32)
+    yield " ".join(["class".ljust(longest), *(f"{name[:12]:>12} {'images':>7}" for name in names)])
+    present = np.sum([split.pixels for split in check.splits], axis=0) > 0
     for label, name in enumerate(check.info.class_names):
+        if len(present) > ROWS and not present[label]:
+            continue
         cells = [f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}" for split in check.splits]
-        yield " ".join([name[:32].ljust(min(longest, 32)), *cells])
+        yield " ".join([name[:longest].ljust(longest), *cells])
 
 
 # --- The page ---
@@ -152,7 +162,7 @@ def page(check: DatasetCheck, with_sheet: bool = True) -> str:
     if with_sheet:
         parts.append(
             f"<h2>Samples of {html.escape(check.splits[0].name)}</h2><p>Images, and their labels over them; what is no class is "
-            'magenta.</p><img src="contact_sheet.png" alt="samples with their labels">'
+            'striped in magenta.</p><img src="contact_sheet.png" alt="samples with their labels">'
         )
     weights_by_name = check.label_weights()
     if weights_by_name:

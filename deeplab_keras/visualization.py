@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -143,9 +144,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
+def _without_accents(text: str) -> str:
+    """The text in letters that the font has."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+
+
 def _short(name: str) -> str:
     """ADE20k's names list synonyms, VOC's and Cityscapes' hold underscores."""
-    name = name.split(",")[0].strip("_ ").replace("_", " ")
+    name = _without_accents(name.split(",")[0].strip("_ ").replace("_", " "))
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "…"
 
 
@@ -246,6 +252,7 @@ def panel(
 
 def captioned(tiles: dict[str, Array]) -> Array:
     """Pictures of one size side by side, each below its caption."""
+    tiles = {_without_accents(caption): tile for caption, tile in tiles.items()}
     height, width = next(iter(tiles.values())).shape[:2]
     gap = max(4, width // 50)
     size = _text_size(len(tiles) * (width + gap) - gap)

@@ -147,6 +147,11 @@ def test_legend_lists_what_is_there() -> None:
     assert all(has_colour(legend(INFO), colour) for colour in PALETTE)
 
 
+def test_letters_that_the_font_lacks_are_drawn_without_their_accents() -> None:
+    plain, accented = (legend(info_for_classes("x", [name, "b"])) for name in ("Universitat", "Universität"))
+    assert np.array_equal(plain, accented)
+
+
 def test_legend_wraps_and_widens() -> None:
     info = info_for_classes("many", [f"class number {i}" for i in range(30)])
     low, high = legend(info, width=1600, text_size=14), legend(info, width=400, text_size=14)

@@ -65,4 +65,5 @@ def _alike(scans: Sequence[Scan]) -> list[list[str]]:
 def _listed(names: Sequence[str], kind: str) -> str:
     """`3 images (a, b, c)`, at most five by name."""
     plural = kind if len(names) == 1 else f"{kind}es" if kind.endswith("s") else f"{kind}s"
-    return f"{len(names)} {plural} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})"
+    short = [name.split(",")[0] for name in names[:5]]  # ADE20k's names list synonyms
+    return f"{len(names)} {plural} ({', '.join(short)}{', ...' * (len(names) > 5)})"
