@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import zlib
 
 import keras
 import numpy as np
 import pytest
+from contracts import script
 from sssegmentation_golden import golden, weights
 
 from deeplab_keras import zoo
 from deeplab_keras.checkpoints import convert, keras_applications, official_deeplab, sssegmentation, torchvision
+from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.checkpoints.pth import read_pth
 from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, prove, slots
 from deeplab_keras.config import ModelConfig, UserError
@@ -46,14 +49,17 @@ def test_another_system_is_named(pth):
     with pytest.raises(UserError) as error:
         read()
     message = str(error.value)
-    assert "it seems to be SSSegmentation's fcn_mobilenetv2os8, 21 classes" in message and "\n" not in message
+    assert "; it seems to be SSSegmentation's fcn_mobilenetv2os8, 21 classes; give --model=fcn_mobilenetv2os8_voc (" in message
+    assert "\n" not in message
     assert "229 missing: backbone_net.layer0.conv.weight" in message and "and 219 more" in message
 
 
 def test_another_number_of_classes_is_an_error_unless_it_is_wanted(pth):
     pth.update(weights(golden(SMALL), num_classes=19))
-    with pytest.raises(UserError, match="19 classes .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21"):
+    with pytest.raises(UserError, match="19 classes; .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21") as error:
         read()
+    told = "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or --num_classes as well to start the classifiers anew ("
+    assert told in str(error.value)
     model, proof = read(other_classes=True, num_classes=11)
     assert proof.kept == ("logits",) and len(proof.rows) == 229
     assert "newly initialised, not from the file: logits" in str(proof)
@@ -79,16 +85,74 @@ def test_an_imagenet_file_fills_the_backbone(pth):
     assert all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept) and "logits" in proof.kept
 
 
+# Our backbone -> keras.applications' network, its width, whether with its classifier, the last layer of its features, ours.
+APPLICATIONS = {
+    "mobilenet_v2": (keras.applications.MobileNetV2, 0.35, True, "block_16_project_BN", "block17_project_bn"),
+    "mobilenet_v3_large": (keras.applications.MobileNetV3Large, 1.0, False, "conv_1_bn", "last_bn"),
+    "mobilenet_v3_small": (keras.applications.MobileNetV3Small, 0.75, True, "conv_1_bn", "last_bn"),
+}
+
+
+def drawn(variable: keras.Variable) -> np.ndarray:
+    """Values with which no activation saturates everywhere."""
+    random, shape = np.random.default_rng(zlib.crc32(variable.path.encode())), variable.shape
+    if variable.name in ("gamma", "moving_variance"):
+        return random.uniform(0.5, 1.5, shape)
+    fan_in = 100 if len(shape) == 1 else np.prod(shape[:2] if "depthwise" in variable.path else shape[:-1])
+    return (1.6 / fan_in) ** 0.5 * random.standard_normal(shape)
+
+
+@pytest.mark.parametrize("backbone", APPLICATIONS)
+def test_keras_applications_give_the_same_features_and_two_swapped_tensors_others(backbone, tmp_path, capsys):
+    """In their conventions: images in -1..1 (V3 does that itself), TensorFlow's padding, epsilon 0.001."""
+    keras.backend.clear_session()
+    network, width, include_top, last, our_last = APPLICATIONS[backbone]
+    theirs = network((96, 128, 3), alpha=width, include_top=include_top, weights=None)
+    for variable in theirs.weights:
+        variable.assign(drawn(variable))
+    theirs.save_weights(tmp_path / "imagenet.weights.h5")
+    flags = f"""--model_variant={backbone} --depth_multiplier={width} --head=fcn --aspp_convs_filters=8 --output_stride=32
+        --normalization=unit_range --padding=same --backbone_bn_epsilon=1e-3 --num_classes=3""".split()
+    output = (f"--checkpoint={tmp_path}/imagenet.weights.h5", f"--output={tmp_path}/ours")
+    assert script("convert_checkpoint.py")("--source=keras_applications", *flags, *output) == 0
+    printed = capsys.readouterr().out
+    assert "expanded_conv_project/kernel" in printed and "-> block1_project_conv/kernel  |difference| 0" in printed
+    assert "newly initialised, not from the file: fcn1_conv, fcn1_bn" in printed
+
+    image = np.random.default_rng(5).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
+    scaled = image / 127.5 - 1 if backbone == "mobilenet_v2" else image
+    expected = np.asarray(keras.Model(theirs.input, theirs.get_layer(last).output)(scaled))
+    ours = load_checkpoint(tmp_path / "ours").model
+    features = keras.Model(ours.input, ours.get_layer(our_last).output)
+    found = np.asarray(features(image))
+    assert found.shape == expected.shape and np.std(expected) > 0
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.std(expected))
+
+    kernels = [layer.kernel for layer in ours.layers if layer.name in ("block5_project_conv", "block6_project_conv")]
+    first, second = (keras.ops.convert_to_numpy(kernel) for kernel in kernels)
+    kernels[0].assign(second), kernels[1].assign(first)
+    assert np.abs(np.asarray(features(image)) - expected).max() > 0.1 * np.std(expected)
+
+
 TINY = ModelConfig(head="fcn", head_channels=8, depth_multiplier=0.35)
 V3 = TINY.replace(backbone="mobilenet_v3_small", depth_multiplier=1.0)
+TORCHVISION = V3.replace(head="deeplab_v3", aspp_output_convs=1, aspp_projection_kernel=1)
+GATE = {"image_pooling_batch_norm": False}
 
 
 @pytest.mark.parametrize("table, config, pair", [
     (sssegmentation.rules, TINY, ("decoder.0.weight", None)),
     (sssegmentation.rules, V3, ("backbone_net.layer5.linear_conv.bn.weight", "backbone_net.layer5.linear_conv.bn.bias")),
     (sssegmentation.imagenet_rules, TINY, ("backbone.layer5.1.conv.0.conv.weight", "backbone.layer5.2.conv.0.conv.weight")),
+    (sssegmentation.imagenet_rules, V3, ("backbone.layer5.se.conv1.conv.weight", "backbone.layer6.se.conv1.conv.weight")),
+    (torchvision.imagenet_rules, TINY, ("features.12.conv.2.weight", "features.13.conv.2.weight")),
     (torchvision.imagenet_rules, V3, ("features.5.block.2.fc1.weight", "features.6.block.2.fc1.weight")),
+    (torchvision.rules, TORCHVISION, ("classifier.0.convs.1.0.weight", "classifier.0.convs.3.0.weight")),
+    (torchvision.rules, TORCHVISION.replace(head="lraspp", low_level_features=("block3",), low_level_channels=(), **GATE), (
+        "backbone.5.block.0.0.weight", "backbone.6.block.0.0.weight"
+    )),
     (keras_applications.rules, TINY, ("block_11_depthwise/kernel", "block_12_depthwise/kernel")),
+    (keras_applications.rules, V3, ("expanded_conv_4_squeeze_excite_conv/kernel", "expanded_conv_5_squeeze_excite_conv/kernel")),
     (official_deeplab.rules, V3.replace(head="deeplab_v3"), (
         "MobilenetV3/expanded_conv_9/project/weights", "MobilenetV3/expanded_conv_10/project/weights"
     )),

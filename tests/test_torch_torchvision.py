@@ -100,6 +100,23 @@ def test_classifiers_give_the_backbone(name, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def test_two_tensors_swapped_in_the_file_give_other_features(tmp_path):
+    import torch
+
+    state = dict(module("mobilenet_v3_small").state_dict())
+    one, other = "features.5.block.3.0.weight", "features.6.block.3.0.weight"
+    assert state[one].shape == state[other].shape
+    state[one], state[other] = state[other], state[one]
+    torch.save(state, tmp_path / "tv.pth")
+    config = ModelConfig(
+        backbone="mobilenet_v3_small", head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=1e-3
+    )
+    model, _ = convert("torchvision", str(tmp_path / "tv.pth"), config)
+    found = keras.Model(model.input, model.get_layer("last_act").output)(images(129, 193).astype(np.float32))
+    expected = nhwc(module("mobilenet_v3_small").features(prepared(images(129, 193))))
+    assert np.abs(found - expected).max() > 0.1 * np.std(expected)
+
+
 def test_another_file_is_named(tmp_path):
     import torch
 

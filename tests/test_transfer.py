@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
 import pytest
+from contracts import ROOT
 
+from deeplab_keras import zoo
 from deeplab_keras.checkpoints import transfer
-from deeplab_keras.checkpoints.identify import SIGNATURES, identify
+from deeplab_keras.checkpoints.identify import SIGNATURES, advice, identify
 from deeplab_keras.checkpoints.transfer import TF1_SLIM, TORCH, Rules, dump_weights, load_weights, prove
 from deeplab_keras.config import UserError
 
@@ -160,6 +163,27 @@ def test_one_source_for_two_variables_is_refused(model):
     rules = dataclasses.replace(RULES, layers={"net.layer1.deep": "stem_conv", **RULES.layers})
     with pytest.raises(ValueError, match="several variables"):
         transfer.slots(model, rules)
+
+
+@pytest.mark.parametrize("seems, model, told", [
+    ("SSSegmentation's pspnet_mobilenetv2os8, 150 classes", "fcn_mobilenetv2os8_voc",
+     "give --model=pspnet_mobilenetv2os8_ade20k"),
+    ("SSSegmentation's deeplabv3plus_mobilenetv2os8, 7 classes", "deeplabv3_mobilenetv2os8_voc",
+     "give --model=deeplabv3plus_mobilenetv2os8_voc --num_classes=7"),
+    ("SSSegmentation's fcn_mobilenetv2os8, 21 classes", "fcn_mobilenetv2os8_voc", ""),
+    ("torchvision's lraspp_mobilenet_v3_large, 21 classes", "fcn_mobilenetv2os8_voc",
+     "give --flagfile=configs/base/torchvision_lraspp_mobilenet_v3_large.flags"),
+    ("OpenMMLab's MobileNetV3 classifier", "fcn_mobilenetv2os8_voc", "give a model on its backbone (--model_variant)"),
+    ("torchvision's classifier mobilenet_v2", "small", "give a model on its backbone (--model_variant)"),
+    ("an official DeepLab model on MobileNetV2", "small", ""),
+    ("", "small", ""),
+])  # fmt: skip
+def test_the_advice_is_a_command_line_that_exists(seems, model, told):
+    assert advice(seems, model) == told
+    for name in re.findall(r"--model=(\w+)", told):
+        assert name in zoo.list_models()
+    for path in re.findall(r"--flagfile=(\S+)", told):
+        assert (ROOT / path).exists()
 
 
 def test_identify_tells_the_classes():

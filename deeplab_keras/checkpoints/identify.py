@@ -1,7 +1,8 @@
-"""What an unknown weights file seems to be, told from the names in it: the hint of an error message."""
+"""What an unknown weights file seems to be, told from the names in it, and what to do with it: an error's hints."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,6 +32,13 @@ CLASSIFIERS = (
     "decoder.7.bias", "decoder.3.bias", "decoder.1.bias", "classifier.high_classifier.bias", "classifier.4.bias",
     "logits/semantic/biases",
 )
+DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}  # SSSegmentation's, by their number of classes
+
+
+def hints(shapes: Shapes, model: str) -> str:
+    """The end of an error's line about a file that does not fit `model`: what it seems to be, and what to do."""
+    seems = identify(shapes)
+    return "".join(f"; {hint}" for hint in (seems and f"it seems to be {seems}", advice(seems, model)) if hint)
 
 
 def identify(shapes: Shapes) -> str:
@@ -40,3 +48,20 @@ def identify(shapes: Shapes) -> str:
             classes = next((shapes[name][0] for name in CLASSIFIERS if name in shapes and len(shapes[name]) == 1), None)
             return what if classes is None else f"{what}, {classes} classes"
     return ""
+
+
+def advice(seems: str, model: str) -> str:
+    """The flags with which a file fits that does not fit `model`, by what `identify` said; "" if nobody knows."""
+    system = re.fullmatch(r"SSSegmentation's (\w+)(?:, (\d+) classes)?", seems)
+    if system:
+        name, classes = system[1], int(system[2] or 21)
+        fitting = f"{name}_{DATASETS.get(classes, 'voc')}"
+        flags = f"--model={fitting}" + ("" if classes in DATASETS else f" --num_classes={classes}")
+        if not model.startswith(name):
+            return f"give {flags}"
+        return "" if fitting == model else f"give {flags}, or --num_classes as well to start the classifiers anew"
+    whole = re.match(r"torchvision's (\w+_mobilenet_v3_large)", seems)
+    if whole:
+        return f"give --flagfile=configs/base/torchvision_{whole[1]}.flags"
+    backbone = re.search(r"classifier mobilenet_(\w+)|OpenMMLab's MobileNet(V\d) classifier", seems)
+    return "give a model on its backbone (--model_variant)" if backbone else ""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,9 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file; give a PyTorch checkpoint (.pth)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which then are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by the kind of damage
         raise UserError(f"{path}: {_reason(error)}") from error
     state = next((content[key] for key in WEIGHTS if key in content), content) if isinstance(content, dict) else None
@@ -105,6 +108,8 @@ def _reason(error: Exception) -> str:
     code = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"Trying to load unsupported GLOBAL ([\w.]+)", text)
     if code:
         return f"refused, because loading it would run code of its own ({code[1]}); take a file that holds only weights"
+    if "Unsupported operand 149" in text:  # with which every pickle of protocol 4 begins, and no file of torch
+        return "a Python pickle that torch.save did not write; refused, because such a file can run code when it is loaded"
     if "invalid load key" in text or "Weights only load failed" in text:
         return "not a PyTorch checkpoint; needed is a file that torch.save wrote"
     return "truncated or damaged; download it again, or give another file"

@@ -34,7 +34,7 @@ import keras
 import numpy as np
 
 from deeplab_keras.checkpoints.folder import model_variables
-from deeplab_keras.checkpoints.identify import identify
+from deeplab_keras.checkpoints.identify import hints
 from deeplab_keras.config import UserError
 
 # Our axes in the source's order: a source tensor is `ours.transpose(axes)`.
@@ -212,8 +212,8 @@ def load_weights(
     wanted = slots(model, rules)
     problems = mismatches(wanted, source, rules, keep)
     if problems:
-        seems = identify({name: tuple(np.shape(tensor)) for name, tensor in source.items()})
-        raise UserError(f"{origin} does not fit {model.name}{seems and f'; it seems to be {seems}'} ({problems})")
+        seems = hints({name: tuple(np.shape(tensor)) for name, tensor in source.items()}, model.name)
+        raise UserError(f"{origin} does not fit {model.name}{seems} ({problems})")
     for slot in wanted:
         if slot.layer not in keep:
             slot.write(source[slot.source])
