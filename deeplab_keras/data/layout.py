@@ -37,7 +37,8 @@ def find_home(
             if all(whole.at(place).is_dir(folder) for folder in folders):
                 return whole.at(place)
     absent = next(folder for folder in folders if not any(whole.at(place).is_dir(folder) for place in places))
-    looked = f" nor in {', '.join(archive.path for archive in whole.archives)}" if whole.archives else ""
+    others = [archive.path for archive in whole.archives if archive.path != whole.path]
+    looked = f", nor in {', '.join(others)}" if others else ""
     raise UserError(
         f"--dataset_dir={config.dataset_dir}: there is no folder {absent} of the dataset {config.dataset} in it{looked}; "
         f"{expected(tree)}"
