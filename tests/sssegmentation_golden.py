@@ -86,3 +86,9 @@ def labels(height: int, width: int, num_classes: int = 21, seed: int = 3) -> np.
     blocks = random.integers(0, num_classes, (2, (height + 15) // 16, (width + 15) // 16))
     blocks[random.uniform(size=blocks.shape) < 0.15] = 255
     return blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width].astype(np.int32)
+
+
+def differences(found: dict[str, float], expected: dict[str, float], floor: float = 1e-6) -> tuple[float, float]:
+    """Largest and median relative difference of two dicts of norms; what is below the absolute floor counts as none."""
+    relative = [max(abs(found[name] - value) - floor, 0) / value for name, value in expected.items()]
+    return float(f"{max(relative):.1e}"), float(f"{np.median(relative):.1e}")

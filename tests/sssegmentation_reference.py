@@ -104,13 +104,17 @@ def build(name: str, num_classes: int) -> Any:
     return BuildSegmentor(_config(name, num_classes), mode="TRAIN")
 
 
-def prepare(images: np.ndarray) -> Any:
-    """uint8 RGB `[batch, height, width, 3]` -> the reference's normalised input `[batch, 3, height, width]`."""
+def prepare(images: np.ndarray, dtype: str = "float32", noise: float = 0.0) -> Any:
+    """uint8 RGB `[batch, height, width, 3]` -> the reference's normalised input `[batch, 3, height, width]`.
+
+    `noise` is the standard deviation of what is added to it.
+    """
     import torch
 
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     normalised = (images.astype(np.float64) - mean) / std
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)).astype(np.float32))
+    normalised += noise * np.random.default_rng(0).standard_normal(images.shape)
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)).astype(dtype))
 
 
 def logits(module: Any, images: np.ndarray) -> np.ndarray:
@@ -124,19 +128,37 @@ def logits(module: Any, images: np.ndarray) -> np.ndarray:
     return scores.numpy().transpose(0, 2, 3, 1)
 
 
-def training_losses(module: Any, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """Trains the module as the reference does, one step a batch at a constant rate, and gives each step's loss."""
-    import torch
-    from ssseg.modules import SSSegInputStructure
+class Training:
+    """The reference's training of a module at a constant rate, a step at a time, in float32 or float64."""
 
-    module.train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    losses = []
-    for images, labels in batches:
-        targets = torch.from_numpy(np.where(labels == 255, -100, labels).astype(np.float32))
-        optimizer.zero_grad()
-        loss = module(SSSegInputStructure(images=prepare(images), seg_targets=targets, mode="TRAIN")).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    def __init__(self, module: Any, dtype: str = "float32", rate: float = 0.01, noise: float = 0.0) -> None:
+        import torch
+
+        self.module, self.dtype, self.noise = module.to(getattr(torch, dtype)).train(), dtype, noise
+        self.optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+
+    def step(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """One step; returns its losses. The loss' gradients are left in the module's parameters."""
+        import torch
+        from ssseg.modules import SSSegInputStructure
+
+        targets = torch.from_numpy(np.where(labels == 255, -100, labels).astype(self.dtype))
+        inputs = prepare(images, self.dtype, self.noise)
+        self.optimizer.zero_grad()
+        outputs = self.module(SSSegInputStructure(images=inputs, seg_targets=targets, mode="TRAIN"))
+        outputs.loss.backward()
+        self.optimizer.step()
+        return outputs.losses_log_dict
+
+    def losses(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+        """The total loss of a step on each of the batches."""
+        return [self.step(*batch)["loss_total"] for batch in batches]
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """L2 norm of each parameter's last gradient, without weight decay, and of each entry of the state_dict."""
+
+        def norm(tensor: Any) -> float:
+            return float(np.linalg.norm(tensor.detach().numpy().astype(np.float64)))
+
+        gradients = {name: norm(parameter.grad) for name, parameter in self.module.named_parameters()}
+        return gradients, {name: norm(tensor) for name, tensor in self.module.state_dict().items() if tensor.ndim}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import pytest
 import sssegmentation_reference as reference
-from contracts import script
-from sssegmentation_golden import VOC, golden, images, labels, weights
+from contracts import SHARED, script
+from sssegmentation_golden import VOC, differences, golden, images, labels, weights
 
 from deeplab_keras import zoo
 from deeplab_keras.checkpoints import sssegmentation
 from deeplab_keras.checkpoints.convert import convert, write_sssegmentation
 from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
+from deeplab_keras.checkpoints.keras_applications import load_imagenet
 from deeplab_keras.checkpoints.pth import read_pth, write_pth
 from deeplab_keras.checkpoints.transfer import dump_weights, load_weights
 from deeplab_keras.config import UserError
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.torch
 SYSTEMS = [f"{system}_{dataset}" for dataset in zoo.CLASSES for system in zoo.SSSEGMENTATION]
 SMALL = "lrasppnet_mobilenetv3sos8_voc"
 STEPS = 10
+IMAGENET = SHARED / "weights/mobilenet_v2_1.0_imagenet/mobilenet_v2_1.0_224_no_top.weights.h5"
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
@@ -75,37 +78,127 @@ def test_our_file_loads_strictly_in_the_reference_and_comes_back(name, tmp_path,
     assert all(before[key].tobytes() == after[key].tobytes() for key in before)
 
 
-@pytest.mark.parametrize("name", VOC)
-def test_ten_training_steps_are_the_reference_s(name, tmp_path):
+@pytest.fixture
+def precision(request) -> Iterator[str]:
+    keras.config.set_floatx(request.param)
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def fresh(name: str):
+    """The reference's module with its own initialisation, always the same."""
     import torch
 
-    keras.backend.clear_session()
-    config, (height, width) = zoo.get_config(name).replace(dropout_rate=0.0), sizes(name)[0]
     torch.manual_seed(0)
-    module = reference.build(name, config.num_classes)
-    write_pth(tmp_path / "start.pth", {key: t.numpy() for key, t in module.state_dict().items() if t.ndim})
-    model, _ = convert("sssegmentation", str(tmp_path / "start.pth"), config)
-    batches = [
-        (images(height, width, seed=100 + step, count=2), labels(height, width, seed=200 + step)) for step in range(STEPS)
-    ]
-    theirs = reference.training_losses(module, batches)
+    return reference.build(name, zoo.get_config(name).num_classes)
 
+
+def batches_for(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    height, width = sizes(name)[0]
+    return [(images(height, width, seed=100 + step, count=2), labels(height, width, seed=200 + step)) for step in range(STEPS)]
+
+
+def our_losses(name: str, start: pathlib.Path, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """Each step's loss of a training with Keras from the weights of a .pth file."""
+    keras.backend.clear_session()
+    model, _ = convert("sssegmentation", str(start), zoo.get_config(name).replace(dropout_rate=0.0))
     trained = with_auxiliary_output(model)
     trained.compile(
-        optimizer=MomentumSGD(0.01, momentum=0.9, weight_decay=5e-4),
+        optimizer=MomentumSGD(rate, momentum=0.9, weight_decay=5e-4),
         loss={head: SegmentationLoss() for head in trained.output},
         loss_weights={head: 0.4 if head == "auxiliary_logits" else 1.0 for head in trained.output},
         jit_compile=False,
     )
-    ours = []
+    losses = []
     for pictures, truth in batches:
         trained.reset_metrics()
-        logs = trained.train_on_batch(
-            pictures.astype(np.float32), {head: truth for head in trained.output}, return_dict=True
-        )
-        ours.append(float(logs["loss"]))
-    print(f"{name}: largest relative difference of {STEPS} losses {np.max(np.abs(np.divide(ours, theirs) - 1)):.1e}")
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+        truths = {head: truth for head in trained.output}
+        logs = trained.train_on_batch(pictures.astype(keras.config.floatx()), truths, return_dict=True)
+        losses.append(float(logs["loss"]))
+    return losses
+
+
+def largest(found: list[float], expected: list[float]) -> float:
+    return float(np.max(np.abs(np.divide(found, expected) - 1)))
+
+
+def compare_ten_steps(name: str, start: pathlib.Path, precision: str, rate: float) -> float:
+    """Largest relative difference of our losses and the reference's, both from the weights in `start`."""
+    import torch
+
+    batches, module = batches_for(name), fresh(name)
+    module.load_state_dict(torch.load(start, weights_only=True)["model"], strict=True)
+    theirs = reference.Training(module, precision, rate).losses(batches)
+    difference = largest(our_losses(name, start, rate, batches), theirs)
+    print(f"{name} {precision} rate {rate:g}: largest relative difference of {STEPS} losses {difference:.1e}")
+    return difference
+
+
+@pytest.mark.parametrize("precision, rate, tolerance, name", [
+    *(("float32", 1e-2, 1e-3, name) for name in VOC[4:]),
+    *(("float64", 1e-4, 1e-6, name) for name in VOC[:4]),
+    *(("float32", 1e-2, 3e-2, name) for name in VOC[:4]),
+], indirect=["precision"])
+def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance, tmp_path):
+    """From the reference's own initialisation, at the first rate of its schedule or at the last.
+
+    From there MobileNetV2 multiplies every rounding tenfold to a hundredfold a step (the next test; docs/results.md): at the
+    first rate nobody follows it for ten steps, in float32 not even the reference itself.
+    """
+    write_pth(tmp_path / "a.pth", {key: t.numpy() for key, t in fresh(name).state_dict().items() if t.ndim})
+    assert compare_ten_steps(name, tmp_path / "a.pth", precision, rate) < tolerance
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("precision", ["float64"], indirect=True)
+@pytest.mark.parametrize("name", VOC[:4])
+def test_ten_training_steps_from_imagenet_weights_are_the_reference_s(name, precision, tmp_path):
+    keras.backend.clear_session()
+    config = zoo.get_config(name)
+    model = build_segmentor(config)
+    load_imagenet(model, config, str(IMAGENET))
+    state = {key: tensor.astype(np.float32) for key, tensor in dump_weights(model, sssegmentation.rules(config)).items()}
+    write_pth(tmp_path / "a.pth", state)
+    assert compare_ten_steps(name, tmp_path / "a.pth", precision, 1e-2) < 1e-6
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_how_closely_the_reference_follows_itself(name):
+    """Noise of 1e-8 on the image, a sixth of float32's last digit at 1, and a thread less. (Why 3e-2 above.)"""
+    import torch
+
+    batches, threads = batches_for(name), torch.get_num_threads()
+    plain, noisy = (reference.Training(fresh(name), noise=noise).losses(batches) for noise in (0.0, 1e-8))
+    torch.set_num_threads(1)
+    alone = reference.Training(fresh(name)).losses(batches)
+    torch.set_num_threads(threads)
+    print(f"{name}: the reference's {STEPS} losses: with noise {largest(noisy, plain):.1e}, "
+          f"on one thread {largest(alone, plain):.1e}")
+    assert (largest(noisy, plain) > 1e-3) == (name in VOC[:4])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", VOC)
+def test_the_golden_training_step_is_the_reference_s(name, precision):
+    """In double precision to the last digit written down; in float32 as closely as the reference repeats itself."""
+    import torch
+
+    values, module = golden(name), fresh(name)
+    module.load_state_dict({key: torch.from_numpy(array) for key, array in weights(values).items()}, strict=False)
+    training, (height, width) = reference.Training(module, precision), values.train_size
+    losses = training.step(images(height, width, seed=11, count=2), labels(height, width))
+    gradients, after = training.norms()
+    expected = values.train_step if precision == "float32" else values.train_step_float64
+    found = {"losses": losses, "gradient_l2": gradients, "after_step_l2": after}
+    assert all(found[part].keys() == expected[part].keys() for part in found)
+    worst = {part: differences(found[part], expected[part]) for part in found}
+    print(f"{name} {precision}, the reference against its golden step: {worst}")
+    if precision == "float64":
+        assert all(largest < 1e-7 for largest, _ in worst.values())
+    else:
+        assert worst["losses"][0] < 1e-4 and worst["after_step_l2"][0] < 2e-3 and worst["gradient_l2"][1] < 0.01
 
 
 def layouts(state: dict) -> dict[str, object]:
@@ -184,7 +277,7 @@ class Evil:
         return pathlib.Path.touch, (pathlib.Path(self.path),)
 
 
-def test_bad_files_get_one_line_and_run_no_code(tmp_path):
+def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
     import pickle
 
     import torch
@@ -199,7 +292,7 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path):
         "page": ("not a PyTorch checkpoint", b"<html>404</html>"),
         "noise": ("not a PyTorch checkpoint", np.random.default_rng(0).bytes(5000)),
         "empty": ("truncated or damaged", b""),
-        "pickle": ("not a PyTorch checkpoint", pickle.dumps({"model": Evil(tmp_path / "ran")})),
+        "pickle": ("a Python pickle that torch.save did not write", pickle.dumps({"model": Evil(tmp_path / "ran")})),
     }
     for name, (_, data) in cases.items():
         (tmp_path / f"{name}.pth").write_bytes(data)
@@ -213,7 +306,7 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path):
         with pytest.raises(UserError, match=reason) as error:
             read_pth(tmp_path / f"{name}.pth")
         assert str(tmp_path / f"{name}.pth") in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "ran").exists() and not [warning for warning in recwarn if "pickle" in str(warning.message)]
     for name in content:
         assert np.array_equal(read_pth(tmp_path / f"{name}.pth")["a.weight"], np.arange(9000, dtype=np.float32))
     with pytest.raises(UserError, match="no such file"):
