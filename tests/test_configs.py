@@ -17,7 +17,7 @@ from deeplab_keras.segmentor import check_input_size
 
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.flags") if path.parent.name != "base")
 # This project's own; the systems of the references have golden tests.
-OWN = [path for path in RECIPES if path.parent.name == "camvid" or path.stem == "demo"]
+OWN = [path for path in RECIPES if path.parent.name in ("camvid", "folder") or path.stem == "demo"]
 HALVES = sorted((ROOT / "configs" / "base").glob("*.flags"))
 HEADER = ("command", "hardware, time", "mIoU reported", "mIoU measured")
 

@@ -10,6 +10,9 @@ import pytest
 from contracts import ROOT, SCRIPTS, commands, noise, script
 from PIL import Image
 
+from deeplab_keras import trainer
+from deeplab_keras.config import DataConfig, TrainConfig
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = re.compile(r"^make ((?:[a-z]+ ?)+)", re.MULTILINE)
 
@@ -40,6 +43,20 @@ def test_commands_parse(path, monkeypatch):
         command = script(name).parse(*(a for a in arguments if not a.startswith("--flagfile=runs/")))
         for section in script(name).sections:
             command.config(section)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_trainings_on_a_folder_of_ones_own_take_any_folder(path, monkeypatch):
+    """No class weights of another dataset, no warm-up longer than a training on a dozen images."""
+    monkeypatch.chdir(ROOT)
+    calls = [call for block in blocks(path, "bash") for call in commands(block)]
+    for arguments in [found for name, found in calls if name == "train.py" and "--help" not in found]:
+        command = script("train.py").parse(*(a for a in arguments if not a.startswith("--flagfile=runs/")))
+        data, training = command.config(DataConfig), command.config(TrainConfig)
+        if data.dataset == "folder":
+            assert training.label_weights == ()
+            steps = trainer.training_steps(training, 12, data.train_batch_size)
+            assert training.warmup_steps + training.slow_start_step < steps
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
