@@ -23,7 +23,7 @@ EXTRAS = {
     "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
     "viz": ["matplotlib>=3.11,<4"],
     "video": ["imageio>=2.38", "imageio-ffmpeg>=0.8"],
-    "test": ["hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2", "pytest-xdist>=3.8"],
+    "test": ["dill>=0.4", "hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2", "pytest-xdist>=3.8"],
 }
 EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
 
@@ -53,6 +53,7 @@ setuptools.setup(
         f"{TENSORFLOW}>=2.21,<3",
         "absl-py>=2.5",
         "h5py>=3.14",
+        "importlib-resources>=6",  # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on
         "keras>=3.15,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=2.4,<3",

@@ -13,7 +13,7 @@ MIXED = 4  # images that are mixed with each other: neighbours in the stream, so
 class DataConfig(Config):
     """Which images, and what happens to them before the network sees them."""
 
-    dataset: str = option("synthetic", "dataset by name; 'folder' for a folder of your own")
+    dataset: str = option("synthetic", "dataset by name; 'folder' for a folder of your own, 'tfrecord' for records, 'tfds:NAME' for one of tensorflow-datasets")
     dataset_dir: str | None = option(None, "folder that holds the dataset, or its .zip or .tar; not needed for 'synthetic'")
     train_split: str = option("train", "split to train on; for 'folder' also a list: FILE.csv, or IMAGES.txt,LABELS.txt")
     eval_split: str = option("val", "split to evaluate on")

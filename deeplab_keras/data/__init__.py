@@ -17,6 +17,7 @@ from deeplab_keras.data.files import FileSource, Pairs, open_pairs
 from deeplab_keras.data.folder import find_folder
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.synthetic import open_synthetic
+from deeplab_keras.data.tfds_source import PREFIX, open_tfds
 from deeplab_keras.data.tfrecords import has_records, open_records
 from deeplab_keras.data.voc2012 import find_voc2012
 
@@ -104,7 +105,10 @@ def open_dataset(config: DataConfig, split: str) -> Source:
     Raises:
         UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that says which.
     """
-    if config.dataset not in DATASETS:
+    if config.dataset.startswith(PREFIX):
+        source: Source = open_tfds(config, split)
+    elif config.dataset not in DATASETS:
         raise unknown_name("--dataset", config.dataset, DATASETS)
-    source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
+    else:
+        source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
     return CachedSource(source) if config.cache else source

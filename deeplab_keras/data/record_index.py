@@ -133,11 +133,11 @@ def _name(
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, with a number after those that were there before."""
     seen: dict[str, int] = {}
-    distinct = []
+    found = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return tuple(distinct)
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return tuple(found)
 
 
 def keep(index: RecordIndex, path: Path) -> None:
