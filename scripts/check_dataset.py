@@ -6,7 +6,7 @@ and contact_sheet.png to --output. Exit status 1 if anything is wrong.
 
     python scripts/check_dataset.py --dataset=folder --dataset_dir=datasets/mine
 
-    python scripts/check_dataset.py --dataset=voc2012 --dataset_dir=datasets/voc2012 --splits=trainaug,val
+    python scripts/check_dataset.py --dataset=voc2012 --dataset_dir=voc2012 --splits=trainaug,val
 """
 
 from __future__ import annotations
