@@ -233,7 +233,7 @@ class SegmentationLoss(keras.losses.Loss):
         return {name: getattr(self, name) for name in (*names, "focal_gamma")}
 
     def _sum_over_replicas(self, value: Any) -> Any:
-        return value if self.sum_over_replicas is None else self.sum_over_replicas(ops.cast(value, "float32"))
+        return value if self.sum_over_replicas is None else self.sum_over_replicas(value)
 
     def _share(self, whole: Any) -> Any:
         """This replica's share of a value that is a mean over all replicas."""

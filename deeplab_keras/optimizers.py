@@ -161,7 +161,14 @@ class AdamW(_Rules, keras.optimizers.AdamW):
     coupled = False
 
 
-OPTIMIZERS = {"momentum": MomentumSGD, "adam": Adam, "adamw": AdamW}
+@keras.saving.register_keras_serializable(package="deeplab_keras")
+class Lion(_Rules, keras.optimizers.Lion):
+    """Keras' Lion (Chen et al., arXiv:2302.06675; decoupled decay) with the rules of `MomentumSGD`."""
+
+    coupled = False
+
+
+OPTIMIZERS = {"momentum": MomentumSGD, "adam": Adam, "adamw": AdamW, "lion": Lion}
 
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
@@ -288,7 +295,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
     }
     if config.optimizer == "momentum":
         options["momentum"] = config.momentum
-    else:
+    elif config.optimizer in ("adam", "adamw"):
         options["epsilon"] = config.adam_epsilon
     return OPTIMIZERS[config.optimizer](**options)
 

@@ -30,8 +30,9 @@ def main(command: Command) -> None:
     base = read_config(find_checkpoint(start)) if start and os.path.isdir(start) else None
     model_config = command.model_config(base)
     report = trainer.train(model_config, data_config, train_config, eval_config, flags_text=command.text())
-    print(report.table())
-    print(f"written: {train_config.train_logdir}")
+    if report is not None:  # else SIGTERM ended it early, which is no failure
+        print(report.table())
+        print(f"written: {train_config.train_logdir}")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,17 @@ def torch_adam(decay=lambda path: 0.0, factor=lambda path: 1.0, decoupled=False,
     return update
 
 
+def lion(decay=lambda path: 0.0, factor=lambda path: 1.0, betas=(0.9, 0.99)):
+    """Chen et al., arXiv:2302.06675, algorithm 2."""
+
+    def update(path, weight, gradient, rate, state):
+        rate, m = rate * factor(path), state.get("m", 0.0)
+        state["m"] = betas[1] * m + (1 - betas[1]) * gradient
+        return weight - rate * (np.sign(betas[0] * m + (1 - betas[0]) * gradient) + decay(path) * weight)
+
+    return update
+
+
 def poly(base, end, total, power=0.9):
     return [(base - end) * (1 - i / total) ** power + end for i in range(total)]
 
@@ -142,6 +153,7 @@ def decay(path):
     (optimizers.MomentumSGD, torch_sgd(0.9, decay, factor)),
     (optimizers.Adam, torch_adam(decay, factor)),
     (optimizers.AdamW, torch_adam(decay, factor, decoupled=True)),
+    (optimizers.Lion, lion(decay, factor)),
 ])
 def test_rules_by_path(kind, oracle):
     variables = Variables()

@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -18,9 +20,11 @@ import pytest
 from contracts import ROOT, script
 
 from deeplab_keras.checkpoints import folder
+from deeplab_keras.checkpoints import workdir as workdir_module
 from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.workdir import Workdir
-from deeplab_keras.config import ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.data import open_dataset, pipeline
 from deeplab_keras.segmentor import build_segmentor
 from deeplab_keras.trainer import make_strategy, training_steps
 
@@ -83,10 +87,45 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_flags: list[str], tmp_p
         if line.startswith("compiling"):
             break
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, "what was asked of it is done: nothing is lost"
     step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
-    assert f"stopped at step {step} of 1000000" in errors
+    assert f"stopped at step {step} of 1000000 by SIGTERM" in errors
+
+
+class Killer:
+    """An evaluation in which SIGTERM arrives."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *arguments: object, **options: object) -> None:
+        self.calls += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # cut short: the signal's handler raises here
+
+
+def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
+    tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A preempted machine has seconds: the step is saved before the evaluation, which may take minutes."""
+    flags = [*tiny_flags, "--summary_images=0", "--training_number_of_steps=4", f"--train_logdir={tmp_path}"]
+    killer = Killer()
+    with monkeypatch.context() as patch:
+        patch.setattr("deeplab_keras.trainer.evaluate", killer)
+        assert script("train.py")(*flags) == 0
+    log = capsys.readouterr().err
+    assert killer.calls == 1 and "stopped at step 2 of 4 by SIGTERM; it is saved" in log
+    lines = log.splitlines()
+    for start in ("model: deeplab_v3_plus on mobilenet_v2", "data: synthetic, 8 images to train on (train), 4 to evaluate"):
+        number = next(i for i, line in enumerate(lines) if line.startswith(start))
+        assert number < lines.index("compiling the training step; 4 steps to go"), "what run this is, before the wait"
+    assert f"run: {tmp_path}, a new one" in lines
+    assert not (tmp_path / "training.csv").exists() and not (tmp_path / folder.BEST).exists()
+    assert script("train.py")(*flags) == 0
+    rows = (tmp_path / "training.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "2", "4"] and "nan" not in "".join(rows)
+    assert f"run: {tmp_path}, goes on from step 2" in capsys.readouterr().err
 
 
 def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
@@ -123,15 +162,91 @@ def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
         pass  # free again
 
 
-def test_a_diverging_training_stops_with_step_and_rate(
+def test_a_lock_of_another_machine(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run may have died with the machine: whether the file is still touched tells."""
+    monkeypatch.setattr(workdir_module, "BEAT", 0.05)
+    monkeypatch.setattr(workdir_module, "PATIENCE", 0.5)
+    (tmp_path / ".lock").write_text('{"pid": 7, "host": "elsewhere", "since": "noon"}')
+    ended = threading.Event()
+
+    def live() -> None:
+        while not ended.wait(0.05):
+            os.utime(tmp_path / ".lock")
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="in use by a running training .process 7 on elsewhere since noon"):
+            Workdir(tmp_path, {}).__enter__()
+    finally:
+        ended.set()
+        thread.join()
+    with Workdir(tmp_path, {}):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        touched = (tmp_path / ".lock").stat().st_mtime_ns
+        time.sleep(0.3)
+        assert (tmp_path / ".lock").stat().st_mtime_ns > touched, "others must see that it lives"
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_a_diverging_training_stops_with_step_rate_layer_and_images(
     tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--train_logdir={tmp_path}", "--base_learning_rate=1e30", "--training_number_of_steps=40"]
     flags += ["--eval_interval_epochs=100"]
     assert script("train.py")(*tiny_flags, *flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: the loss is ") and "at step" in error and "--base_learning_rate" in error
+    assert error.startswith("error: the loss is nan at step ") and "(learning rate 1e+30)" in error
+    assert "--base_learning_rate" in error and str(tmp_path / "diverged") in error
     assert not folder.step_folders(tmp_path)
+    report = json.loads((tmp_path / "diverged" / "report.json").read_text())
+    assert f"at step {report['step']} " in error and report["first_broken_layer"] in error
+    layers = list(report["largest_output_of_each_layer"].items())
+    number = [name for name, _ in layers].index(report["first_broken_layer"])
+    assert np.isfinite([value for _, value in layers[:number]]).all() and np.isnan(layers[number][1])
+    assert number < 20, "weights of 1e30 overflow within the first blocks"
+    config = script("train.py").parse(*tiny_flags).config(DataConfig)
+    source = open_dataset(config, "train")
+    assert len(report["images"]) == 4 and set(report["images"]) <= set(source.names)
+    with np.load(tmp_path / "diverged" / "batch.npz") as batch:
+        batches = pipeline.train_dataset(source, config, NORMALIZATIONS["imagenet"][0], start_step=report["step"] - 1)
+        images, labels = next(iter(batches))
+        assert np.array_equal(batch["images"], np.rint(images)) and np.array_equal(batch["labels"], labels)
+
+
+def test_an_exploding_loss_stops_the_training(
+    tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deeplab_keras.callbacks.steps.EXPLODED", 0.1)
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: the loss is \d\.\d+, 0.1 times the first step's at step 1 .* the largest output, ", error)
+    report = json.loads((tmp_path / "diverged" / "report.json").read_text())
+    outputs = report["largest_output_of_each_layer"]
+    assert outputs[report["layer_of_largest_output"]] == max(outputs.values())
+
+
+def test_a_frozen_backbone_stays_and_the_training_ends_early(
+    tiny_run: pathlib.Path, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a rate that changes no prediction the second evaluation is no better than the first."""
+    flags = [
+        *tiny_flags, f"--train_logdir={tmp_path}", f"--tf_initial_checkpoint={tiny_run}", "--freeze_backbone",
+        "--optimizer=lion", "--base_learning_rate=1e-7", "--early_stopping=1", "--training_number_of_steps=8",
+        "--keep_checkpoints=1", "--save_interval_steps=1", "--summary_images=0",
+    ]  # fmt: skip
+    assert script("train.py")(*flags) == 0
+    assert "stopped early: 1 evaluations in a row" in capsys.readouterr().err
+    (last,) = folder.step_folders(tmp_path)
+    assert last.name == "step_00000004"
+    before, after = folder.read_weights(folder.find_checkpoint(tiny_run)), folder.read_weights(last)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert not [name for name in moved if re.match("(stem|block|last)", name)]
+    assert {"logits/kernel", "logits/bias"} <= moved
+    assert script("train.py")(*flags) == 0  # the same command again: it stays ended
+    assert [path.name for path in folder.step_folders(tmp_path)] == ["step_00000004"]
 
 
 @pytest.mark.parametrize(
@@ -147,11 +262,18 @@ def test_a_diverging_training_stops_with_step_and_rate(
         (["--loss=dice", "--top_k_percent_pixels=0.5"], "acts on cross_entropy, which --loss=dice has not"),
         (["--label_weights=1,2"], "--label_weights: 2 numbers; synthetic has"),
         (["--train_logdir=/proc/nowhere"], "/proc/nowhere: cannot be used"),
+        (["--train_logdir=setup.py"], "--train_logdir=setup.py: is a file; give a folder"),
+        (["--train_logdir=setup.py/run"], "--train_logdir=setup.py/run: cannot be used (Not a directory)"),
+        (["--gradient_accumulation_steps=3"], "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6"),
+        (["--freeze_backbone"], "--freeze_backbone=True: needs --tf_initial_checkpoint"),
+        (["--keep_checkpoints=0"], "--keep_checkpoints=0: at least 1"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
-    flags: list[str], message: str, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(ROOT)
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", *flags) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
@@ -203,6 +325,10 @@ def test_a_truncated_newest_checkpoint_is_passed_over(tiny_run: pathlib.Path, tm
     newest.write_bytes(newest.read_bytes()[:-1000])
     found = workdir.newest()
     assert found is not None and found[1]["step"] == 2
+    older = tmp_path / folder.STEPS / "step_00000002" / folder.STATE
+    older.write_bytes(older.read_bytes()[:100])
+    with pytest.raises(UserError, match="every one of its 2 checkpoints is damaged; .* to begin anew"):
+        workdir.newest()
 
 
 def test_a_replacement_cut_short_leaves_the_old_checkpoint(tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -72,8 +72,8 @@ def official_loss(labels, logits, weights, share):
     return tf.reduce_sum(top) / tf.reduce_sum(tf.cast(top != 0, tf.float32))
 
 
-def official_steps(path, flags, rates, *, weights, shares, last_layer, freeze) -> dict[str, np.ndarray]:
-    """Momentum 0.9 with the rate at use, L2 4e-5 on convolution kernels, biases twice as fast."""
+def official_steps(path, flags, rates, *, weights, shares, last_layer=1, freeze=False, clip=np.inf) -> dict[str, np.ndarray]:
+    """Momentum 0.9 with the rate at use, L2 4e-5 on convolution kernels, biases twice as fast; clipped before that."""
     command = script("train.py").parse(*flags)
     data, training = command.config(DataConfig), command.config(TrainConfig)
     loaded = folder.load_checkpoint(path)
@@ -88,11 +88,12 @@ def official_steps(path, flags, rates, *, weights, shares, last_layer, freeze) -
         images, labels = next(batches)
         with tf.GradientTape() as tape:
             loss = official_loss(labels, model(images, training=True), weights, share)
-        for variable, gradient in zip(
-            model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True
-        ):
+        gradients = [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_variables)]
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+        assert clip == np.inf or norm > 1.5 * clip, "nothing would be clipped"
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
             name = folder.weight_name(variable)
-            gradient = gradient.numpy()
+            gradient = gradient * min(1, clip / norm)
             if name.endswith("/kernel") and "depthwise" not in name:
                 gradient = gradient + 4e-5 * variable.numpy()
             factor = (2 if name.endswith("bias") else 1) * (last_layer if name.startswith(("logits", "aspp", "image")) else 1)
@@ -125,20 +126,24 @@ def test_a_training_by_every_official_flag(start, tmp_path):
     found, rows = train(flags, tmp_path / "run", 3)
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([3e-6, 2e-5, 1e-5], rel=1e-4)
     expected = official_steps(
-        path, flags, [3e-6, 2e-5, 1e-5], weights=weights, shares=[0.9999999, 0.625, 0.25], last_layer=10, freeze=False
+        path, flags, [3e-6, 2e-5, 1e-5], weights=weights, shares=[0.9999999, 0.625, 0.25], last_layer=10
     )
     assert_same_moves(found, expected, folder.read_weights(path))
 
 
 def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
-    """As in the official trainval recipes; gamma and beta learn, the running statistics stay."""
+    """As in the official trainval recipes; gamma and beta learn, the running statistics stay.
+
+    Clipped, and each batch in two parts, which without batch statistics is the same as in one.
+    """
     path, flags = start
     classes = len(folder.read_info(path).class_names)
     flags = [*flags, "--fine_tune_batch_norm=false", "--base_learning_rate=1e-5", "--decay_steps=2"]
+    flags += ["--clip_gradient_norm=0.5", "--gradient_accumulation_steps=2"]
     found, rows = train(flags, tmp_path / "run", 2)
     rates = [1e-5, 1e-5 * 0.5**0.9]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates, rel=1e-4)
-    expected = official_steps(path, flags, rates, weights=[1] * classes, shares=[1, 1], last_layer=1, freeze=True)
+    expected = official_steps(path, flags, rates, weights=[1] * classes, shares=[1, 1], freeze=True, clip=0.5)
     before = folder.read_weights(path)
     statistics = [name for name in before if "/moving_" in name]
     assert statistics and all(np.array_equal(found[name], before[name]) for name in statistics)

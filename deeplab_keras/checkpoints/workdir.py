@@ -10,7 +10,10 @@ import os
 import pathlib
 import platform
 import shutil
+import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -22,11 +25,14 @@ from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 
-KEPT = 2
+LOCK = ".lock"
+BEAT = 10.0  # seconds between two signs of life of a run
+PATIENCE = 30.0  # seconds without one after which a run on another machine counts as gone
 
 # What may differ when a run goes on: where and how fast it computes, what it shows, and how often it saves.
 MAY_CHANGE = {
     "train.train_logdir", "train.strategy", "train.jit_compile", "train.summary_images", "train.save_interval_steps",
+    "train.keep_checkpoints", "train.early_stopping",
     "data.dataset_dir", "data.cache", "data.skip_broken_files",
 }
 
@@ -34,50 +40,86 @@ MAY_CHANGE = {
 class Workdir:
     """Locks the folder while it is open, so that two runs never write to one.
 
+    On one machine the lock is the operating system's, and ends with the process, however that ends. Where machines share
+    the folder such locks may not be shared, so the lock file also says who holds it, and is touched every few seconds: a
+    run on another machine that no longer touches it is gone.
+
     Args:
         path: the folder; made where there is none.
         configs: "model", "data", "train", "eval" -> config; a run that stands there must have the same.
         flags_text: the flags as typed, kept in flags.txt.
+        keep: number of training checkpoints that are kept.
     """
 
-    def __init__(self, path: str | os.PathLike[str], configs: Mapping[str, Config], flags_text: str = "") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], configs: Mapping[str, Config], flags_text: str = "", *, keep: int = 2
+    ) -> None:
         if not str(path):
             raise UserError("--train_logdir is needed: the folder for checkpoints and logs, as --train_logdir=runs/first")
         self.path = pathlib.Path(path)
         self.configs = configs
         self.flags_text = flags_text
+        self.keep = keep
         self._lock: TextIO | None = None
+        self._ended = threading.Event()
 
     def __enter__(self) -> Workdir:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--train_logdir={self.path}: is a file; give a folder, which is made where there is none")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
+            self._lock = (self.path / LOCK).open("a+")
         except OSError as error:
             raise UserError(f"--train_logdir={self.path}: cannot be used ({error.strerror}); give another folder") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise UserError(
-                f"--train_logdir={self.path}: in use by a running training (process {owner}); wait, or give another folder"
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-        try:
+            self._take_lock(self._lock)
             self._compare()
             self._describe()
         except BaseException:
             self.__exit__()
             raise
+        self._ended.clear()
+        threading.Thread(target=self._beat, args=(self._lock,), daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended.set()
         if self._lock is not None:
+            if self._owns:
+                self._lock.truncate(0)
             self._lock.close()
             self._lock = None
+
+    _owns = False
+
+    def _take_lock(self, lock: TextIO) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = False
+        except BlockingIOError:
+            held = True
+        owner, host = _owner(self.path / LOCK)
+        if not held and owner and host != socket.gethostname():
+            logging.info("%s was used by %s; waiting to see whether it still runs", self.path, owner)
+            held = _lives(self.path / LOCK)
+            if not held:
+                logging.info("%s has given no sign of life for %g seconds: it is gone", owner, PATIENCE)
+        if held:
+            raise UserError(
+                f"--train_logdir={self.path}: in use by a running training ({owner or 'unknown'}); wait until it ends, or give "
+                "another folder"
+            )
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+        lock.flush()
+        self._owns = True
+
+    def _beat(self, lock: TextIO) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                os.utime(self.path / LOCK)
+            except OSError as error:
+                logging.warning("%s: %s; a run on another machine may take this one for gone", self.path / LOCK, error.strerror)
 
     def _compare(self) -> None:
         path = self.path / "config.json"
@@ -108,7 +150,7 @@ class Workdir:
     def check_space(self, model: keras.Model) -> None:
         """Raises UserError where the disk cannot hold the checkpoints to come."""
         weights = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
-        needed = weights * (2 * (KEPT + 1) + 1)
+        needed = weights * (2 * (self.keep + 1) + 1)
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(
@@ -123,16 +165,31 @@ class Workdir:
         """Writes the training checkpoint of a step and deletes all but the newest few."""
         path = self.path / folder.STEPS / f"step_{step:08d}"
         folder.save_checkpoint(path, model, config, info, weights=weights, state=state)
-        for old in folder.step_folders(self.path)[:-KEPT]:
+        for old in folder.step_folders(self.path)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def newest_step(self) -> int | None:
+        """The step of the newest training checkpoint, intact or not; None where there is none."""
+        folders = folder.step_folders(self.path)
+        return int(folders[-1].name.removeprefix("step_")) if folders else None
+
     def newest(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-        """Weights and state of the newest training checkpoint that is intact; None when there is none."""
-        for path in reversed(folder.step_folders(self.path)):
+        """Weights and state of the newest training checkpoint that is intact; None when there is none at all.
+
+        Raises:
+            UserError: there are some, and all of them are damaged.
+        """
+        folders = folder.step_folders(self.path)
+        for path in reversed(folders):
             try:
                 return folder.read_weights(path), folder.read_arrays(path / folder.STATE)
             except UserError as error:
-                logging.warning("%s; trying the one before", error)
+                logging.warning("%s; this checkpoint is passed over for the one before", error)
+        if folders:
+            raise UserError(
+                f"--train_logdir={self.path}: every one of its {len(folders)} checkpoints is damaged; give another folder, or "
+                f"delete {self.path / folder.STEPS} to begin anew"
+            )
         return None
 
     def log_row(self, row: Mapping[str, Any]) -> None:
@@ -160,8 +217,32 @@ def environment() -> dict[str, Any]:
         "machine": platform.platform(),
         "processors": os.cpu_count(),
         "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _now(),
     }
+
+
+def _owner(lock: pathlib.Path) -> tuple[str, str]:
+    """Who holds the lock, for a person, and the machine; empty where nobody does."""
+    try:
+        held = json.loads(lock.read_text())
+        return f"process {held['pid']} on {held['host']} since {held['since']}", str(held["host"])
+    except (ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def _lives(lock: pathlib.Path) -> bool:
+    """Whether the lock file is touched while we look on; other machines' clocks do not matter."""
+    before, until = lock.stat().st_mtime_ns, time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        time.sleep(BEAT / 10)
+        with lock.open():  # a network file system looks afresh only when a file is opened
+            if lock.stat().st_mtime_ns != before:
+                return True
+    return False
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -13,7 +13,7 @@ ABOVE_0 = (
 AT_LEAST_0 = (
     "weight_decay", "decay_steps", "warmup_steps", "slow_start_step", "backbone_learning_rate_multiplier",
     "last_layer_gradient_multiplier", "bias_learning_rate_multiplier", "hard_example_mining_step",
-    "auxiliary_loss_weight", "save_interval_steps", "summary_images",
+    "auxiliary_loss_weight", "clip_gradient_norm", "early_stopping", "save_interval_steps", "summary_images",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ class TrainConfig(Config):
     last_layers_contain_logits_only: bool = option(False, "what the last layers are: the classifiers; False: the whole head")
     training_number_of_steps: int | None = option(None, "length of the training in steps; this or --epochs")
     epochs: float | None = option(None, "length of the training in passes over the data; this or --training_number_of_steps")
-    optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw"))
+    optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw", "lion"))
     momentum: float = option(0.9, "momentum")
     adam_learning_rate: float | None = option(None, "with --optimizer=adam: this constant rate, in place of the base rate and the learning policy")
     adam_epsilon: float = option(1e-8, "adam and adamw: added to the root of the second moment")
@@ -48,7 +48,7 @@ class TrainConfig(Config):
     backbone_learning_rate_multiplier: float = option(1.0, "factor on the rate of the backbone's weights")
     last_layer_gradient_multiplier: float = option(1.0, "factor on the rate of the last layers, see last_layers_contain_logits_only")
     bias_learning_rate_multiplier: float = option(1.0, "factor on the rate of biases; the official DeepLab's is 2")
-    weight_decay: float = option(5e-4, "L2 factor; coupled (added to the gradient) with momentum and adam, decoupled with adamw")
+    weight_decay: float = option(5e-4, "L2 factor; coupled (added to the gradient) with momentum and adam, decoupled with adamw and lion")
     weight_decay_on_all: bool = option(True, "decay acts on every weight; False: on convolution kernels only, depthwise ones left out")
     loss: str = option("cross_entropy", "terms of the loss with their weights, as cross_entropy+0.5*dice; also focal, lovasz")
     label_weights: tuple[float, ...] = option((), "weight of each class in the loss; empty: all equal")
@@ -57,6 +57,11 @@ class TrainConfig(Config):
     auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss")
     label_smoothing: float = option(0.0, "share of the probability that goes evenly to all classes in the loss")
     ema_momentum: float = option(0.0, "keeps a running average of the weights with this momentum and evaluates it; 0: none")
+    clip_gradient_norm: float = option(0.0, "largest norm of the gradient over all weights; a larger one is scaled down; 0: any")
+    gradient_accumulation_steps: int = option(
+        1, "the batch of a step goes through the network in so many parts, one after another, for less memory; batch norm sees the parts"
+    )
+    freeze_backbone: bool = option(False, "the backbone stays as it starts, its batch statistics too; only the head learns")
     fine_tune_batch_norm: bool = option(True, "False keeps the batch statistics of the initial checkpoint")
     strategy: str = option("auto", "auto: all visible GPUs", choices=("auto", "none", "mirrored"))
     precision: str = option("float32", "arithmetic of the network; logits and loss stay float32",
@@ -64,7 +69,9 @@ class TrainConfig(Config):
     jit_compile: bool = option(False, "compiles the training step with XLA")
     deterministic: bool = option(False, "bit-equal results for equal seeds, somewhat slower")
     eval_interval_epochs: float = option(1.0, "passes over the training data between two evaluations")
+    early_stopping: int = option(0, "ends the training after so many evaluations in a row without a better mIoU; 0: never")
     save_interval_steps: int = option(0, "steps between two checkpoints; 0: one at every evaluation")
+    keep_checkpoints: int = option(2, "how many of these checkpoints are kept, the newest ones; the best one is kept besides")
     summary_images: int = option(4, "validation images drawn for TensorBoard at each evaluation")
 
     def validate(self) -> None:
@@ -77,12 +84,15 @@ class TrainConfig(Config):
         self._require(self.training_number_of_steps is None or self.training_number_of_steps >= 0,
                       "training_number_of_steps", "at least 1; 0: not given")
         self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
-        self._require(self.learning_rate_decay_step >= 1, "learning_rate_decay_step", "at least 1")
+        for name in ("learning_rate_decay_step", "gradient_accumulation_steps", "keep_checkpoints"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(0 < self.top_k_percent_pixels <= 1, "top_k_percent_pixels", "above 0 and at most 1, which is all pixels")
         self._require(all(weight >= 0 for weight in self.label_weights), "label_weights", "0 or above, one for each class")
         self._require(self.end_learning_rate is None or 0 <= self.end_learning_rate <= self.base_learning_rate,
                       "end_learning_rate", f"at least 0 and at most --base_learning_rate={self.base_learning_rate}")
         self._require(not (self.warmup_steps and self.slow_start_step), "slow_start_step",
                       f"not together with --warmup_steps={self.warmup_steps}; give one of them")
+        self._require(not self.freeze_backbone or bool(self.tf_initial_checkpoint), "freeze_backbone",
+                      "needs --tf_initial_checkpoint; a backbone of random weights has nothing to keep")
         self._require(self.adam_learning_rate is None or self.optimizer == "adam", "adam_learning_rate",
                       f"for --optimizer=adam alone, not {self.optimizer}; that one's rate is --base_learning_rate")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.callbacks import Rounds, Run, Steps, stop_on_sigterm
+from deeplab_keras.callbacks.divergence import Batch
 from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
@@ -19,8 +22,9 @@ from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.layers import BatchNormalization
 from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
-from deeplab_keras.optimizers import make_optimizer
+from deeplab_keras.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
+from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
 from deeplab_keras.visualization import panel
 
 
@@ -31,7 +35,7 @@ def train(
     evaluation: EvalConfig = EvalConfig(),
     *,
     flags_text: str = "",
-) -> Report:
+) -> Report | None:
     """Trains a model, or goes on with the training that stands in `training.train_logdir`.
 
     Args:
@@ -42,7 +46,8 @@ def train(
         flags_text: the command's flags, kept in the workdir.
 
     Returns:
-        The report of the last evaluation on `data.eval_split`.
+        The report of the last evaluation on `data.eval_split`; None where SIGTERM ended the training before: what was
+        done is saved, and the same call goes on from there.
 
     Raises:
         UserError: anything that a user can mend, before the first step wherever it can be known by then.
@@ -60,29 +65,44 @@ def train(
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
-    with Workdir(training.train_logdir, configs, flags_text) as workdir:
+    with Workdir(training.train_logdir, configs, flags_text, keep=training.keep_checkpoints) as workdir:
+        _announce(model, data, training, info, (len(train_source), len(eval_source)), total_steps, workdir)
         run, trained = _build(model, data, training, info, workdir, total_steps)
         workdir.check_space(run.model)
-        if run.restore():
-            logging.info("going on from step %d of %d in %s", run.step, total_steps, workdir.path)
-        else:
+        if not run.restore():
             if training.tf_initial_checkpoint:
                 initialize(
                     run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer,
                     logits_only=training.last_layers_contain_logits_only,
                 )
             run.start_averages()
-        if run.step < total_steps:
-            _fit(run, trained, data, training, evaluation, train_source, eval_source)
-        if run.stop_requested:
-            raise UserError(f"stopped at step {run.step} of {total_steps} by SIGTERM; the same command goes on from there")
-        if run.last_report is None:
-            with run.averaged():
-                run.last_report = evaluate(
-                    run.model, eval_source, evaluation, model_name=model.name, split=data.eval_split
-                )
+        _fit(run, trained, data, training, evaluation, train_source, eval_source)
+        if run.last_report is None or run.stop_requested:
+            logging.info(
+                "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on from there", run.step, total_steps
+            )
+            return None
         run.last_report.save(workdir.path / "metrics.json")
         return run.last_report
+
+
+def _announce(
+    model: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, images: tuple[int, int],
+    total_steps: int, workdir: Workdir,
+) -> None:
+    """Says what run this is, before the minutes that it takes."""
+    start = f"from {training.tf_initial_checkpoint}" if training.tf_initial_checkpoint else "from random weights"
+    logging.info(
+        "model: %s%s on %s, output stride %d, %d classes, %s",
+        f"{model.name}: " if model.name else "", model.head, model.backbone, model.output_stride, info.num_classes, start,
+    )  # fmt: skip
+    passes = total_steps * data.train_batch_size / images[0]
+    logging.info(
+        "data: %s, %d images to train on (%s), %d to evaluate on (%s); %d steps of %d images: %.3g passes",
+        info.name, images[0], data.train_split, images[1], data.eval_split, total_steps, data.train_batch_size, passes,
+    )  # fmt: skip
+    step = workdir.newest_step()
+    logging.info("run: %s, %s", workdir.path, "a new one" if step is None else f"goes on from step {step}")
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
@@ -122,11 +142,13 @@ def _check(data: DataConfig, training: TrainConfig) -> None:
             f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, which --loss={training.loss} has "
             "not; give 1, or another --loss"
         )
-    replicas = make_strategy(training.strategy).num_replicas_in_sync
-    if data.train_batch_size % replicas:
+    replicas, parts = make_strategy(training.strategy).num_replicas_in_sync, training.gradient_accumulation_steps
+    if data.train_batch_size % (replicas * parts):
+        needs = [f"the number of devices, {replicas}"] * (replicas > 1)
+        needs += [f"--gradient_accumulation_steps={parts}"] * (parts > 1)
         raise UserError(
-            f"--train_batch_size={data.train_batch_size}: must divide by the number of devices, {replicas}; "
-            f"give {max(data.train_batch_size // replicas, 1) * replicas}"
+            f"--train_batch_size={data.train_batch_size}: must divide by {' times '.join(needs)}; "
+            f"give {-(-data.train_batch_size // (replicas * parts)) * replicas * parts}"
         )
 
 
@@ -137,14 +159,19 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 def _build(
     config: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, workdir: Workdir, total_steps: int
-) -> tuple[Run, keras.Model]:
+) -> tuple[Run, TrainedModel]:
     keras.config.set_dtype_policy(training.precision)
     with make_strategy(training.strategy).scope():
         model = build_segmentor(config)
         for layer in model.layers:
             if isinstance(layer, BatchNormalization):
                 layer.freeze_statistics = not training.fine_tune_batch_norm
-        trained = with_auxiliary_output(model, config.align_corners)
+            layer.trainable = not (training.freeze_backbone and re.match(BACKBONE, layer.name))
+        view = with_auxiliary_output(model, config.align_corners)
+        trained = TrainedModel(view.input, view.output, name=view.name)
+        trained.set_step(
+            parts=training.gradient_accumulation_steps, clip_norm=training.clip_gradient_norm, ignore_label=info.ignore_label
+        )
         optimizer = make_optimizer(training, total_steps)
         weights = {"auxiliary_logits": training.auxiliary_loss_weight}
         trained.compile(
@@ -175,23 +202,19 @@ def _loss(training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.
     )
 
 
-def sum_over_replicas(value: Any) -> Any:
-    """The sum of a tensor over all replicas of the step it is in; outside of a distributed step the tensor itself."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
 def _fit(
-    run: Run, trained: keras.Model, data: DataConfig, training: TrainConfig, evaluation: EvalConfig,
+    run: Run, trained: TrainedModel, data: DataConfig, training: TrainConfig, evaluation: EvalConfig,
     train_source: Source, eval_source: Source,
 ) -> None:
     pad_value = NORMALIZATIONS[run.config.normalization][0]
-    batches = pipeline.train_dataset(train_source, data, pad_value, start_step=run.step)
-    batches = batches.map(lambda images, labels: (images, {name: labels for name in trained.output}))
     network = Network(run.model)
     predictor = Predictor(network, evaluation)
+
+    def batch_of(step: int) -> Batch:
+        stream = pipeline.sample_stream(len(train_source), data.seed, data.train_batch_size, step - 1)
+        names = tuple(train_source.names[int(index)] for _, index in stream.take(data.train_batch_size))
+        images, labels = next(iter(pipeline.train_dataset(train_source, data, pad_value, start_step=step - 1)))
+        return Batch(names, np.asarray(images), np.asarray(labels))
 
     def validate() -> Report:
         return evaluate(network, eval_source, evaluation, model_name=run.config.name, split=data.eval_split)
@@ -200,11 +223,18 @@ def _fit(
         samples = [eval_source.load(i) for i in range(min(training.summary_images, len(eval_source)))]
         return [panel(image, label, predictor(image), run.info) for image, label in samples]
 
-    steps = Steps(run)
-    round_steps = max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1)
-    rounds = Rounds(run, steps, round_steps, training.save_interval_steps, validate, pictures)
+    steps = Steps(run, batch_of)
+    rounds = Rounds(
+        run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping, evaluate=validate,
+        pictures=pictures, round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
+    )  # fmt: skip
     try:
         with stop_on_sigterm(run):
+            rounds.resume()
+            if rounds.finished or run.stop_requested:
+                return
+            batches = pipeline.train_dataset(train_source, data, pad_value, start_step=run.step)
+            batches = batches.map(lambda images, labels: (images, {name: labels for name in trained.output}))
             trained.fit(
                 batches, steps_per_epoch=run.total_steps - run.step, shuffle=False, verbose=0, callbacks=[steps, rounds]
             )
