@@ -138,10 +138,10 @@ def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
     """
     path, flags = start
     classes = len(folder.read_info(path).class_names)
-    flags = [*flags, "--fine_tune_batch_norm=false", "--base_learning_rate=1e-5", "--decay_steps=2"]
+    flags = [*flags, "--fine_tune_batch_norm=false", "--base_learning_rate=1e-4", "--decay_steps=2"]
     flags += ["--clip_gradient_norm=0.5", "--gradient_accumulation_steps=2"]
     found, rows = train(flags, tmp_path / "run", 2)
-    rates = [1e-5, 1e-5 * 0.5**0.9]
+    rates = [1e-4, 1e-4 * 0.5**0.9]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates, rel=1e-4)
     expected = official_steps(path, flags, rates, weights=[1] * classes, shares=[1, 1], freeze=True, clip=0.5)
     before = folder.read_weights(path)

@@ -121,7 +121,9 @@ class Run:
             state |= {f"raw/{name}": value for name, value in folder.named_weights(self.model).items()}
         state |= {"step": np.int64(self.step), "stale_rounds": np.int64(self.stale_rounds)}
         state |= {"best_miou": np.float64(self.best_miou)}
-        state |= {f"row/{name}": np.float64(value) for name, value in self.row.items()}
+        # The speed is the machine's and not the training's, whose state is the same however often it was stopped.
+        row = {name: value for name, value in self.row.items() if name != "images_per_second"}
+        state |= {f"row/{name}": np.float64(value) for name, value in row.items()}
         self.workdir.save_step(self.step, self.model, self.config, self.info, weights=self.weights(), state=state)
 
     def restore(self) -> bool:
@@ -175,7 +177,8 @@ class Run:
 @tf.function
 def _average(values: list[tf.Tensor], averages: list[tf.Variable], momentum: tf.Tensor) -> None:
     for value, average in zip(values, averages, strict=True):
-        average.assign(momentum * average + (1 - momentum) * value)
+        share = tf.cast(momentum, average.dtype)
+        average.assign(share * average + (1 - share) * value)
 
 
 @contextlib.contextmanager
