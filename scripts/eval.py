@@ -64,7 +64,7 @@ def main(command: Command) -> None:
         found = [evaluation.Details(source.info, boundaries=False) for _ in options.compare]
         reports = [measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)]
         result = evaluation.compare(found[0].images, found[1].images)
-        print(result.table(*options.compare, list(reports[0].per_class_iou)))
+        print(result.table(options.compare[0], options.compare[1], list(reports[0].per_class_iou)))
         return
     details = evaluation.Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)

@@ -49,9 +49,10 @@ class Comparison:
         width = max(len("pixel classes"), *(len(name) for name in class_names))
         lines = [f"A: {first}", f"B: {second}", f"{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>6}"]
         for name, ious in zip(class_names, self.per_class_iou, strict=True):
-            a, b = ("-" if iou is None else f"{100 * iou:.2f}" for iou in ious)
-            change = "-" if None in ious else f"{100 * (ious[1] - ious[0]):+.2f}"  # type: ignore[operator]
-            lines.append(f"{name:<{width}} {a:>6} {b:>6} {change:>6}")
+            cells = ["-" if iou is None else f"{100 * iou:.2f}" for iou in ious]
+            before, after = ious
+            cells.append("-" if before is None or after is None else f"{100 * (after - before):+.2f}")
+            lines.append(f"{name:<{width}} " + " ".join(f"{cell:>6}" for cell in cells))
         a, b = self.miou
         lines.append(f"{'mIoU':<{width}} {100 * a:6.2f} {100 * b:6.2f} {100 * (b - a):+6.2f}")
         interval = f"{100 * self.low:+.2f} to {100 * self.high:+.2f}"

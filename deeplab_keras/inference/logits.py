@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.inference.network import Network
 
 STRIP_BYTES = 1 << 28  # of scores at the image's size that are in memory at a time
+
 
 def predict_logits(
     model: keras.Model | Network, images: Any, config: EvalConfig = EvalConfig()
@@ -59,7 +61,7 @@ def predict_labels(
     decide = _decide_with_confidence if with_confidence else _decide
     parts = _passes(network, images, config)
     (batch, height, width), found = images.shape[:3], []
-    rows = max(1, STRIP_BYTES // _bytes_of_logits(batch, 1, width, network))
+    rows = max(1, STRIP_BYTES // _bytes_of_logits(batch, (1, width), network))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         found.append(decide(_mean([_resize_rows(part, (height, width), top, bottom) for part in parts])))
@@ -108,15 +110,15 @@ def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: E
     if flip:
         x = tf.reverse(x, axis=[2])
     if config.inference == "whole":  # resized once, from the head's own size, as SSSegmentation does it
-        other_size = run_size != size or _bytes_of_logits(len(images), *run_size, network) > STRIP_BYTES
+        other_size = run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
         logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
     else:
         logits = _slide(network, x, config)
     return tf.reverse(logits, axis=[2]) if flip else logits
 
 
-def _bytes_of_logits(batch: int, height: int, width: int, network: Network) -> int:
-    return 4 * batch * height * width * network.num_classes
+def _bytes_of_logits(batch: int, size: tuple[int, ...], network: Network) -> int:
+    return 4 * batch * math.prod(size) * network.num_classes
 
 
 def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> tf.Tensor:
