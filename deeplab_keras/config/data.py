@@ -53,6 +53,8 @@ class DataConfig(Config):
     synthetic_size: tuple[int, ...] = option((160, 160), "'synthetic': size of a scene, as height,width")
     skip_broken_files: bool = option(False, "a file that cannot be read is named, counted and left out, instead of ending the run")
     cache: bool = option(False, "keeps decoded images in memory")
+    cache_dir: str | None = option(None, "keeps decoded images in a folder: about 4 bytes a pixel, written before the first step")
+    data_service: str | None = option(None, "batches are made by the tf.data service at this address, as grpc://HOST:PORT; see scripts/data_service.py")
     seed: int = option(0, "seed of every random draw: order, augmentation, initial weights, dropout")
 
     def validate(self) -> None:
@@ -65,6 +67,9 @@ class DataConfig(Config):
         self._require(self.scale_factor_step_size >= 0, "scale_factor_step_size", "0 or above")
         self._require(0 < self.crop_max_category_share <= 1, "crop_max_category_share", "above 0 and at most 1")
         self._require(0 <= self.ignore_label <= 255, "ignore_label", "0 to 255")
+        address = (self.data_service or "grpc://host:1").partition("://")
+        self._require(address[0] == "grpc" and address[2].rpartition(":")[2].isdigit() and bool(address[2].rpartition(":")[0]),
+                      "data_service", "grpc://HOST:PORT, the dispatcher's address")
         self._require(0 <= self.rotation <= 180, "rotation", "0 to 180 degrees")
         self._require(0 <= self.blur <= 16, "blur", "0 to 16 pixels")
         self._require(self.rand_augment >= 0, "rand_augment", "0 or more operations")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, unknown_name
 from deeplab_keras.data.ade20k import find_ade20k, find_ade20k_151
+from deeplab_keras.data.cache import CachedSource, cache_on_disk
 from deeplab_keras.data.camvid import find_camvid
 from deeplab_keras.data.cityscapes import find_cityscapes
 from deeplab_keras.data.files import FileSource, Pairs, open_pairs
@@ -70,35 +70,6 @@ DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class CachedSource:
-    """Another source whose pairs stay in memory, decoded, once they were loaded."""
-
-    source: Source
-    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.source.info
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.source.names
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        index = int(index)
-        if index not in self._pairs:
-            self._pairs[index] = self.source.load(index)
-        return self._pairs[index]
-
-    def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label = tf.numpy_function(self.load, [index], (tf.uint8, tf.uint8))
-        return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
-
-
 def open_dataset(config: DataConfig, split: str) -> Source:
     """A split of the dataset that the config names, checked, and cached if the config says so.
 
@@ -111,4 +82,6 @@ def open_dataset(config: DataConfig, split: str) -> Source:
         raise unknown_name("--dataset", config.dataset, DATASETS)
     else:
         source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
+    if config.cache_dir:
+        source = cache_on_disk(source, config.cache_dir, f"{config.dataset}/{split}")
     return CachedSource(source) if config.cache else source

@@ -25,7 +25,8 @@ from PIL import Image
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data import Source
-from deeplab_keras.data.archives import read_bytes, split_member
+from deeplab_keras.data.archives import read_bytes
+from deeplab_keras.data.cache import pair_state
 from deeplab_keras.data.files import FileSource
 from deeplab_keras.data.reading import PNG_SIGNATURE
 from deeplab_keras.data.record_file import (
@@ -118,7 +119,7 @@ class _Build:
 
     def __init__(self, source: Source, split: str, folder: Path, num_shards: int) -> None:
         self.source, self.split, self.folder = source, split, folder
-        sizes = [_state(source, index) for index in range(len(source))]
+        sizes = [pair_state(source, index) for index in range(len(source))]
         automatic = max(math.ceil(sum(size for size, _ in sizes) / SHARD_BYTES), FEWEST_SHARDS)
         self.count = min(num_shards or automatic, len(source))
         parts = {"dataset": source.info.to_dict(), "names": source.names, "files": sizes, "shards": self.count}
@@ -243,15 +244,6 @@ class _Build:
     def result(self) -> Built:
         size = sum(self.shard(number).stat().st_size for number in range(self.count))
         return Built(self.folder, self.split, len(self.source), self.count, size)
-
-
-def _state(source: Source, index: int) -> tuple[int, int]:
-    """Bytes and time of change of a pair's files, by which an unfinished build knows them again."""
-    if not isinstance(source, FileSource):
-        return 1 << 20, 0
-    states = [os.stat(inside[0] if (inside := split_member(path)) else path)
-              for path in (source.images[index], source.labels[index])]  # fmt: skip
-    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
 
 
 def _sha256(path: Path) -> str:

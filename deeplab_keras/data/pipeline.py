@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.config.data import MIXED
-from deeplab_keras.data import Source, official_transforms, strong_transforms, transforms
+from deeplab_keras.data import Source, official_transforms, service, strong_transforms, transforms
 from deeplab_keras.data.files import in_threads
 from deeplab_keras.data.order import shuffled
 
@@ -76,7 +76,7 @@ def train_dataset(
         Batches (image float32 `[batch, height, width, 3]` in 0..255, label int32 `[batch, height, width]`).
 
     Raises:
-        UserError: the batch cannot be divided so.
+        UserError: the batch cannot be divided so, or the --data_service does not answer or cannot read the source.
     """
     batch_size = batch_size or config.train_batch_size
     mixing = strong_transforms.uses_mixing(config)
@@ -97,6 +97,9 @@ def train_dataset(
         dataset = dataset.batch(MIXED, drop_remainder=True)
         dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
     dataset = dataset.map(lambda image, label, position: (image, label)).batch(size, drop_remainder=True)
+    if config.data_service:
+        service.require_portable(source.tf_load, f"--dataset={config.dataset}")
+        dataset = service.distribute(dataset, config.data_service)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return _sharded_by_data(dataset.prefetch(tf.data.AUTOTUNE))
 

@@ -1,0 +1,93 @@
+"""Decoded pairs kept on a disk: the same pixels, made once, again for changed files, and never where there is no room."""
+
+from __future__ import annotations
+
+import collections
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_files import mask, truncate, write_dataset
+from PIL import Image
+from test_data_pipeline import assert_equal, batches
+from test_data_tfrecords import assert_same
+
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data import cache, open_dataset
+
+
+@pytest.fixture
+def photos(tmp_path) -> DataConfig:
+    root = write_dataset(tmp_path / "photos", count=4)
+    (root / "classes.txt").write_text("a\nb\nc")
+    return DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=2)
+
+
+def kept(config: DataConfig, tmp_path) -> DataConfig:
+    return config.replace(cache_dir=str(tmp_path / "cache"))
+
+
+def test_the_cache_gives_what_the_files_give(photos, tmp_path, capsys):
+    plain, config = open_dataset(photos, "train"), kept(photos, tmp_path)
+    assert_same(open_dataset(config, "train"), plain)
+    assert "caching folder/train 4/4" in capsys.readouterr().err
+    assert_equal(batches(config, 3), batches(photos, 3))
+    assert "caching" not in capsys.readouterr().err, "the second time it is there"
+    twice = open_dataset(config.replace(cache=True), "train")
+    assert_same(twice, plain)
+
+
+def test_once_cached_the_files_are_not_read(photos, tmp_path, monkeypatch):
+    source = open_dataset(kept(photos, tmp_path), "train")
+    expected = source.load(2)
+    monkeypatch.setattr("deeplab_keras.data.files.read_image", lambda *_: pytest.fail("read again"))
+    shutil.rmtree(tmp_path / "photos")
+    for found, wanted in zip(source.tf_load(tf.constant(2)), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_changed_files_and_other_scenes_get_a_cache_of_their_own(photos, tmp_path):
+    config = kept(photos, tmp_path)
+    open_dataset(config, "train")
+    new = mask(20, 30, seed=9)
+    Image.fromarray(new).save(tmp_path / "photos/labels/train/pic_0.png")
+    np.testing.assert_array_equal(open_dataset(config, "train").load(0)[1], new)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    for size in ((24, 32), (32, 24)):
+        scenes = DataConfig(train_samples=2, synthetic_size=size, cache_dir=str(tmp_path / "cache"))
+        assert open_dataset(scenes, "train").load(0)[1].shape == size
+
+
+def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
+    config = kept(photos, tmp_path)
+    write = cache._write
+    with monkeypatch.context() as patch:
+        def fails(source, folder, index):
+            if index == 2:
+                raise UserError("pic_2: broken")
+            write(source, folder, index)
+
+        patch.setattr(cache, "_write", fails)
+        with pytest.raises(UserError, match="^pic_2: broken$"):
+            open_dataset(config, "train")
+    calls = []
+    monkeypatch.setattr(cache, "_write", lambda *arguments: calls.append(arguments[2]) or write(*arguments))
+    assert_same(open_dataset(config, "train"), open_dataset(photos, "train"))
+    assert 2 in calls and 0 not in calls
+
+
+def test_a_disk_that_is_too_small_is_told_before(photos, tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")(10**6, 10**6, 4000)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"--cache_dir=.+/cache: 4 decoded pairs need about 0.0 GB and 0.0 GB are free; give"):
+        open_dataset(kept(photos, tmp_path), "train")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_is_told(photos, tmp_path):
+    source = open_dataset(kept(photos, tmp_path), "train")
+    path = next((tmp_path / "cache").rglob("00000001.raw"))
+    truncate(path)
+    with pytest.raises(UserError, match="00000001.raw: cannot be read .+; remove its folder, and the cache is made anew"):
+        source.load(1)

@@ -1,0 +1,125 @@
+"""tf.data service: a dispatcher and two workers on loopback give every step's batch once."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from contracts import ROOT, script
+from data_files import write_dataset
+from test_data_pipeline import PAD
+
+from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data import open_dataset, service
+from deeplab_keras.data.build_records import build_records
+from deeplab_keras.data.pipeline import train_dataset
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> DataConfig:
+    root = write_dataset(tmp_path_factory.mktemp("photos"), count=5)
+    config = DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=4)
+    build_records(open_dataset(config, "train"), "train", root / "records")
+    return config.replace(dataset="tfrecord", dataset_dir=str(root / "records"))
+
+
+@pytest.fixture(scope="module")
+def dispatcher():
+    server = service.start_dispatcher(0)
+    workers = [service.start_worker(server.target, 0, "localhost") for _ in range(2)]
+    yield server.target
+    for worker in workers:
+        worker._stop()
+    server._stop()
+
+
+def steps_of(batches, config: DataConfig) -> list[int]:
+    """Which steps of the undisturbed stream the batches are."""
+    source = open_dataset(config, "train")
+    whole = list(train_dataset(source, config, PAD).take(40).as_numpy_iterator())
+    same = [[all(map(np.array_equal, found, expected)) for expected in whole] for found in batches]
+    assert all(sum(row) == 1 for row in same), "a batch that is none of the stream's"
+    return [row.index(True) for row in same]
+
+
+def check_steps(steps: list[int], start: int) -> None:
+    assert len(set(steps)) == len(steps) == 20, "a batch came twice"
+    assert min(steps) == start and max(steps) < start + 30
+    assert np.abs(np.array(steps) - np.arange(start, start + 20)).max() < 12, "roughly in order"
+
+
+def test_two_workers_give_every_batch_once(records, dispatcher):
+    config = records.replace(data_service=dispatcher)
+    found = train_dataset(open_dataset(config, "train"), config, PAD, start_step=3).take(20)
+    check_steps(steps_of(found.as_numpy_iterator(), records), start=3)
+
+
+def test_what_python_reads_is_refused(records, dispatcher, tmp_path):
+    scenes = DataConfig(train_samples=2, synthetic_size=(16, 24), data_service=dispatcher)
+    with pytest.raises(UserError, match="--data_service: --dataset=synthetic is read by Python .+; make records of it: py"):
+        train_dataset(open_dataset(scenes, "train"), scenes, PAD)
+    cached = records.replace(cache=True, data_service=dispatcher)
+    with pytest.raises(UserError, match="is read by Python"):
+        train_dataset(open_dataset(cached, "train"), cached, PAD)
+    on_disk = records.replace(cache_dir=str(tmp_path))
+    service.require_portable(open_dataset(on_disk, "train").tf_load, "a cache on a disk that all share")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_trouble_gets_a_line(records, dispatcher, capsys):
+    nobody = f"grpc://localhost:{free_port()}"
+    config = records.replace(data_service=nobody)
+    with pytest.raises(UserError, match=f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python"):
+        train_dataset(open_dataset(config, "train"), config, PAD)
+    for address in ("head:5050", "grpc://head", "http://head:5050", "grpc://:5050"):
+        with pytest.raises(UserError, match=f"^--data_service={address}: grpc://HOST:PORT, the dispatcher's address$"):
+            DataConfig(data_service=address)
+    run = script("data_service.py")
+    taken = dispatcher.rpartition(":")[2]
+    for arguments, message in (
+        ([], "give --role=dispatcher or --role=worker"),
+        (["--role=worker"], "--role=worker needs --dispatcher=grpc://HOST:PORT"),
+        (["--role=worker", f"--dispatcher={nobody}"], f"--dispatcher={nobody}: nobody answers there"),
+        (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot listen there"),
+        (["--role=chief"], "unknown --role 'chief'"),
+    ):
+        assert run(*arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_scripts_processes_give_every_batch_once(records):
+    """Workers that share nothing with this process but the files."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "scripts/data_service.py", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    head = start("--role=dispatcher")
+    processes = [head]
+    try:
+        address = re.search("--data_service=(grpc://.+)", head.stdout.readline())[1]
+        processes += [start("--role=worker", f"--dispatcher={address}") for _ in range(2)]
+        for worker in processes[1:]:
+            assert worker.stdout.readline().startswith("worker of grpc://")
+        config = records.replace(data_service=address)
+        found = train_dataset(open_dataset(config, "train"), config, PAD).take(20)
+        check_steps(steps_of(found.as_numpy_iterator(), records), start=0)
+    finally:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + 20
+        for process in processes:
+            process.wait(max(deadline - time.monotonic(), 1))
