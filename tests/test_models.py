@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from contracts import noise
 
+from deeplab_keras import zoo
 from deeplab_keras.backbones import BACKBONES, build_backbone
 from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
 from deeplab_keras.heads import HEADS
@@ -82,9 +83,47 @@ def test_every_backbone_with_every_head(backbone: str, head: str, output_stride:
         contract(NARROW.replace(backbone=backbone, head=head, output_stride=output_stride, **conventions), size)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_input_channels(channels: int) -> None:
-    contract(NARROW.replace(head="fcn", input_channels=channels, normalization="unit_range", output_stride=32), (64, 64))
+@pytest.mark.parametrize(("backbone", "channels"), [(name, 1 + 3 * (place % 2)) for place, name in enumerate(BACKBONES)])
+def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
+    config = NARROW.replace(backbone=backbone, input_channels=channels, normalization="unit_range", output_stride=32)
+    image = keras.Input((64, 65, channels))
+    model = keras.Model(image, build_backbone(image, config)["c5"])
+    x = noise(1, 64, 65, channels) / 255
+    plain = np.asarray(model(x))
+    assert plain.shape[1:3] == (2, 3)
+    for channel in range(channels):  # each of them counts
+        changed = x.copy()
+        changed[..., channel] = 1 - changed[..., channel]
+        assert np.abs(np.asarray(model(changed)) - plain).max() > 1e-4 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc"])
+def test_the_first_weights_are_pytorch_s(name: str) -> None:
+    """Kernels and biases uniform in 1 / sqrt(fan-in), batch norms the identity (spec/sssegmentation.md, section 4.7)."""
+    keras.utils.set_random_seed(0)
+    model = build_segmentor(zoo.get_config(name))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            values = [float(np.ptp(weight)) + float(weight[0]) for weight in layer.weights]
+            assert values == [1, 0, 0, 1], layer.name  # gamma, beta, mean, variance, each the same in every channel
+        for weight in layer.weights if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)) else ():
+            shape = layer.kernel.shape
+            limit = np.prod(shape[:2] if isinstance(layer, keras.layers.DepthwiseConv2D) else shape[:3]) ** -0.5
+            values = keras.ops.convert_to_numpy(weight)
+            assert np.abs(values).max() <= limit * (1 + 1e-6), weight.path
+            if values.size > 500:
+                assert np.std(values) == pytest.approx(limit / 3**0.5, rel=0.1), weight.path
+                assert np.abs(values).max() > 0.95 * limit, weight.path
+
+
+def test_dropout_drops_whole_channels() -> None:
+    model = build_segmentor(zoo.get_config("fcn_mobilenetv2os8_voc").replace(head_channels=64, auxiliary_channels=64))
+    for name in ("logits_dropout", "auxiliary_logits_dropout"):
+        layer = model.get_layer(name)
+        assert layer.rate == 0.1
+        dropped = np.asarray(layer(np.ones((8, 3, 4, 64), np.float32), training=True))
+        assert np.ptp(dropped, axis=(1, 2)).max() == 0, name
+        assert 0.02 < np.mean(dropped == 0) < 0.25 and dropped.max() == pytest.approx(1 / 0.9)
 
 
 def test_stride_8_taken_every_second_pixel_is_stride_16() -> None:
