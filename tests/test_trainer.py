@@ -75,7 +75,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     expected, found = final_arrays(undisturbed), final_arrays(workdir)
     assert expected.keys() == found.keys()
     different = [name for name in expected if not np.array_equal(expected[name], found[name])]
-    assert not different
+    assert set(different) <= {"row/images_per_second"}, "the speed alone is the machine's"
     rows = [[line.split(",")[0] for line in (d / "training.csv").read_text().splitlines()] for d in (undisturbed, workdir)]
     assert rows[0] == rows[1]
 

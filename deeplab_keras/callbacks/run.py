@@ -121,9 +121,7 @@ class Run:
             state |= {f"raw/{name}": value for name, value in folder.named_weights(self.model).items()}
         state |= {"step": np.int64(self.step), "stale_rounds": np.int64(self.stale_rounds)}
         state |= {"best_miou": np.float64(self.best_miou)}
-        # The speed is the machine's and not the training's, whose state is the same however often it was stopped.
-        row = {name: value for name, value in self.row.items() if name != "images_per_second"}
-        state |= {f"row/{name}": np.float64(value) for name, value in row.items()}
+        state |= {f"row/{name}": np.float64(value) for name, value in self.row.items()}
         self.workdir.save_step(self.step, self.model, self.config, self.info, weights=self.weights(), state=state)
 
     def restore(self) -> bool:
