@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from deeplab_keras.backbones import BACKBONES, build_backbone
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, unknown_name
 from deeplab_keras.heads import HEADS, build_head
 from deeplab_keras.heads.fcn import auxiliary
 from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
