@@ -33,6 +33,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             aside.unlink()
 
 
+def check_folder(path: str | os.PathLike[str], flag: str) -> None:
+    """Looks whether a folder is there or can be made, before the work whose results go there; makes nothing.
+
+    Raises:
+        UserError: it is a file, lies in one, or may not be written to.
+    """
+    path = pathlib.Path(path)
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        which = "" if there == path else f"{there} "
+        raise UserError(f"--{flag}={path}: {which}is a file; give a folder, which is made if need be")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={path}: nothing may be written to {there}; give another folder, or change its permissions")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file as `replacing` does."""
     with replacing(path) as aside:

@@ -26,38 +26,41 @@ class Options(Config):
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
     details: bool = option(True, "boundary IoU, calibration error and report.html too; false takes less time")
-    compare: tuple[str, ...] = option(
-        (), "two checkpoints, in place of --checkpoint_dir: prints them side by side with the interval of their difference"
-    )
+    compare: tuple[str, ...] = option((), "two checkpoints, side by side with the interval of their difference")
 
     def validate(self) -> None:
         """One checkpoint or two."""
         self._require(len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them")
-        self._require(
-            bool(self.checkpoint_dir) != bool(self.compare), "checkpoint_dir",
-            "is needed: the --train_logdir of a training; or else --compare=A,B",
-        )  # fmt: skip
+        needed = "is needed: the --train_logdir of a training; or else --compare=A,B"
+        self._require(bool(self.checkpoint_dir or self.compare), "checkpoint_dir", needed)
+        both = bool(self.checkpoint_dir and self.compare)
+        self._require(not both, "compare", "takes the place of --checkpoint_dir; give one of them")
 
 
 def main(command: Command) -> None:
     """Evaluates, prints the table, writes the results."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
+    workdir = pathlib.Path(options.checkpoint_dir)
     data_config = command.data_config(options.compare[0] if options.compare else options.checkpoint_dir)
     split = data_config.eval_split
+    folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
 
     from deeplab_keras import data, evaluation
-    from deeplab_keras.checkpoints.folder import load_checkpoint
+    from deeplab_keras.checkpoints.folder import find_checkpoint, load_checkpoint
     from deeplab_keras.inference import Predictor
+    from deeplab_keras.writing import check_folder
 
+    for path in options.compare:
+        find_checkpoint(path)  # the second one is looked for before the first one's minutes
+    if not options.compare:
+        check_folder(folder, "eval_logdir")
     source = data.open_dataset(data_config, split)
 
     def measure(path: str, details: evaluation.Details | None) -> tuple[evaluation.Report, Predictor]:
         checkpoint = load_checkpoint(path)
         predictor = Predictor(checkpoint.model, eval_config)
         name = checkpoint.config.name or checkpoint.model.name
-        report = evaluation.evaluate(
-            predictor.network, source, eval_config, model_name=name, split=split, details=details
-        )
+        report = evaluation.evaluate(predictor.network, source, eval_config, model_name=name, split=split, details=details)
         return report, predictor
 
     if options.compare:
@@ -68,8 +71,6 @@ def main(command: Command) -> None:
         return
     details = evaluation.Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)
-    workdir = pathlib.Path(options.checkpoint_dir)
-    folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
     evaluation.write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
     print(report.table())
     print(f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details)

@@ -164,6 +164,10 @@ def raising(error: BaseException):
          "error: a/b: no space left on device; free some space there and give the same command again\n"),
         (OSError(errno.EROFS, "Read-only file system", "a/b"), 1,
          "error: a/b: read-only file system; choose a folder that can be written to and give the same command again\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), 1,
+         "error: aaa: file name too long; choose a shorter path and give the same command again\n"),
+        (OSError(errno.ENOTDIR, "Not a directory", "a/b"), 1,
+         "error: a/b: not a directory; a part of this path is a file; choose another path and give the same command again\n"),
     ],
 )  # fmt: skip
 def test_exit_status_and_line(error, status, line, capsys):

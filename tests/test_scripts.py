@@ -59,14 +59,21 @@ def test_the_examples_of_the_help_are_right(name):
         ("train.py", ["--train_logdir={tmp}/run"], "--training_number_of_steps or --epochs"),
         ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--dataset=pascal"], "unknown --dataset 'pascal'"),
         ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--model=fcn"], "unknown model 'fcn'"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--seed=-1"], "--seed=-1: 0 to 4294967295"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=-5,3"], "--train_crop_size=-5,3: two"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=99999,99999"], "fewer than 2^31 values"),
+        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_batch_size=99999999"], "fewer than 2^31 values"),
         ("train.py", ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"], "{tmp}: no checkpoint"),
-        ("eval.py", [], "--checkpoint_dir=: is needed"),
+        ("eval.py", [], "--checkpoint_dir is needed"),
+        ("eval.py", ["--checkpoint_dir=a", "--compare=a,b"], "--compare=a,b: takes the place of --checkpoint_dir"),
         ("eval.py", ["--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
+        ("eval.py", ["--checkpoint_dir=x", "--eval_scales=1e9"], "--eval_scales=1000000000.0: scales above 0, at most 16"),
         ("vis.py", ["--checkpoint_dir={tmp}", "--vis_samples=-1"], "--vis_samples=-1: 0 or above"),
-        ("predict.py", ["--checkpoint_dir=x", "--output=y"], "--input=: is needed"),
+        ("predict.py", ["--checkpoint_dir=x", "--output=y"], "--input is needed"),
         ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input={tmp}"], "--input={tmp}: no image there"),
         ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input=x", "--seed=3"], "no use for data flags"),
-        ("export_model.py", [], "--checkpoint_dir=: is needed"),
+        ("export_model.py", [], "--checkpoint_dir is needed"),
+        ("export_model.py", ["--checkpoint_dir=x", "--export_path=y", "--input_size=7"], "--input_size=7: two numbers"),
         ("export_model.py", ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"], "did you mean 'tflite'"),
         ("list_models.py", ["--match=nothing"], "--match=nothing: no model's name contains this"),
     ],
@@ -103,6 +110,15 @@ def test_eval_writes_metrics(tiny_run, tmp_path, capsys):
     matrix = np.array(metrics["confusion_matrix"])
     assert matrix.shape == (len(metrics["per_class_iou"]),) * 2 and matrix.sum() > 0
     assert str(tmp_path / "metrics.json") in capsys.readouterr().out
+
+
+def test_eval_looks_at_all_of_its_folders_before_it_evaluates(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("deeplab_keras.evaluation.evaluate", None)  # an evaluation would be a TypeError
+    (tmp_path / "file").touch()
+    assert script("eval.py")(f"--checkpoint_dir={tiny_run}", f"--eval_logdir={tmp_path}/file") == 1
+    assert re.fullmatch(r"error: --eval_logdir=.*/file: is a file; give a folder.*\n", capsys.readouterr().err)
+    assert script("eval.py")(f"--compare={tiny_run},{tmp_path}/none") == 1
+    assert re.fullmatch(r"error: .*/none: no such folder; .*\n", capsys.readouterr().err)
 
 
 def test_vis_writes_pictures(tiny_run, tmp_path):

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from deeplab_keras.config import UserError
-from deeplab_keras.writing import replacing, write_text
+from deeplab_keras.writing import check_folder, replacing, write_text
 
 
 def test_writes_and_replaces(tmp_path):
@@ -34,3 +34,20 @@ def test_a_file_in_a_folder_s_place(tmp_path):
     write_text(tmp_path / "file", "")
     with pytest.raises(UserError, match="metrics.json: cannot be written"):
         write_text(tmp_path / "file" / "metrics.json", "{}")
+
+
+def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):
+    write_text(tmp_path / "file", "")
+    check_folder(tmp_path / "a" / "b", "output")
+    check_folder("a relative one", "output")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match="^--output=.*/file: is a file; give a folder"):
+        check_folder(tmp_path / "file", "output")
+    with pytest.raises(UserError, match="^--output=.*/file/a/b: .*/file is a file; give a folder"):
+        check_folder(tmp_path / "file" / "a" / "b", "output")
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may do anything
+    with pytest.raises(UserError, match="^--output=.*/a: nothing may be written to .*; give another folder"):
+        check_folder(tmp_path / "a", "output")

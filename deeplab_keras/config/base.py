@@ -93,4 +93,8 @@ class Config:
     def _require(self, ok: bool, field: str, allowed: str) -> None:
         if not ok:
             flag = next(f.metadata["flag"] or f.name for f in dataclasses.fields(self) if f.name == field)
-            raise UserError(f"--{flag}={getattr(self, field)}: {allowed}")
+            value = getattr(self, field)
+            if value in ("", ()) and allowed.startswith("is needed"):
+                raise UserError(f"--{flag} {allowed}")
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value  # as it is typed
+            raise UserError(f"--{flag}={shown}: {allowed}")

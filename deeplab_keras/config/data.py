@@ -62,6 +62,10 @@ class DataConfig(Config):
             value = getattr(self, field)
             self._require(len(value) == 2 and all(v >= 1 for v in value), field, "two numbers of at least 1: height,width")
         self._require(self.train_batch_size >= 1, "train_batch_size", "at least 1")
+        height, width = self.train_crop_size
+        self._require(self.train_batch_size * height * width * 3 < 2**31, "train_batch_size",
+                      f"too many images of --train_crop_size={height},{width}: a batch must hold fewer than 2^31 values")
+        self._require(0 <= self.seed < 2**32, "seed", "0 to 4294967295")
         self._require(0 < self.min_scale_factor <= self.max_scale_factor, "min_scale_factor",
                       f"above 0 and at most --max_scale_factor={self.max_scale_factor}")
         self._require(self.scale_factor_step_size >= 0, "scale_factor_step_size", "0 or above")

@@ -23,7 +23,8 @@ class EvalConfig(Config):
     eval_resize_factor: int = option(0, "with --inference=official, sides are rounded up to a multiple of this plus one after that resize; 0: no")
 
     def validate(self) -> None:
-        self._require(bool(self.eval_scales) and all(s > 0 for s in self.eval_scales), "eval_scales", "scales above 0")
+        self._require(bool(self.eval_scales) and all(0 < s <= 16 for s in self.eval_scales), "eval_scales",
+                      "scales above 0, at most 16")
         self._require(len(self.eval_crop_size) == 2 and all(v >= 1 for v in self.eval_crop_size), "eval_crop_size",
                       "two numbers: height,width")
         self._require(len(self.eval_stride) in (0, 2) and all(v >= 1 for v in self.eval_stride), "eval_stride",

@@ -24,6 +24,7 @@ from deeplab_keras.export.images import Images, made_images, read_images, resize
 from deeplab_keras.inference import Network
 from deeplab_keras.segmentor import check_input_size
 from deeplab_keras.version import __version__
+from deeplab_keras.writing import check_folder
 
 # Format -> name of its file in the export folder.
 FORMATS = {
@@ -43,6 +44,7 @@ MIN_AGREEMENT = 0.995
 APPROXIMATE = ("tflite_dynamic", "tflite_int8")
 MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
 MAX_CHECKED = 8
+MAX_TENSOR = 2**31  # bytes of one tensor, which the runtimes count in 32 bits
 ANY_SIZE_CHECK = (193, 257)  # size of the made pictures for a model that takes any size
 
 
@@ -168,6 +170,7 @@ def export_model(
             kept, with `.failed` at the end of its name.
     """
     targets = _targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
+    check_folder(next(iter(targets.values())).parent, "export_path")
     if output not in OUTPUTS:
         raise unknown_name("--output", output, OUTPUTS)
     if min_agreement is not None and not 0 <= min_agreement <= 1:
@@ -225,14 +228,21 @@ def _check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
     if None not in built and tuple(size) != tuple(built):
         raise UserError(f"--input_size={size[0]},{size[1]}: the model was built for {built[0]},{built[1]} alone")
     check_input_size(checkpoint.config, *size)
+    largest = size[0] * size[1] * checkpoint.config.num_classes * 4
+    if largest >= MAX_TENSOR:
+        raise UserError(
+            f"--input_size={size[0]},{size[1]}: too large: the class scores alone would take {largest / 2**30:.3g} GiB, and the "
+            f"runtimes take less than {MAX_TENSOR >> 30} GiB a tensor; give a smaller size"
+        )
 
 
 def _representative(images: Images | None, size: tuple[int, int] | None) -> list[np.ndarray]:
     found = [] if images is None else read_images(images, MAX_REPRESENTATIVE)
     if len(found) < MIN_REPRESENTATIVE:
+        place = f" in {os.fspath(images)}" if isinstance(images, str | os.PathLike) else ""
         raise UserError(
             f"--formats=tflite_int8 takes its ranges from at least {MIN_REPRESENTATIVE} representative images, and got "
-            f"{len(found)}; give --representative_dir=FOLDER of pictures, or the dataset by --dataset and --dataset_dir"
+            f"{len(found)}{place}; give --representative_dir=FOLDER of pictures, or the dataset by --dataset and --dataset_dir"
         )
     assert size
     return [resize(image, size) for image in found]

@@ -21,7 +21,7 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
     """At most `limit` uint8 images `[height, width, channels]`, evenly spread over those that there are.
 
     Args:
-        images: a split of a dataset, a folder of pictures, or the images themselves.
+        images: a split of a dataset, a folder of pictures, with folders in it, or the images themselves.
         limit: how many are wanted.
 
     Raises:
@@ -31,7 +31,7 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
         folder = pathlib.Path(images).expanduser()
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})")
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
     if hasattr(images, "load"):
         return [images.load(index)[0] for index in _spread(len(images), limit)]

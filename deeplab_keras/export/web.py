@@ -12,6 +12,8 @@ import tarfile
 import tempfile
 import zipfile
 
+from absl import logging
+
 from deeplab_keras.config import UserError
 from deeplab_keras.export.tflite import packed_files
 
@@ -98,6 +100,7 @@ def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
 
 def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     """The unpacked package of the npm registry."""
+    logging.info("fetching %s from the npm registry", package)
     place = folder / package.replace("/", "-")
     place.mkdir()
     try:

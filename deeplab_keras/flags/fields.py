@@ -103,7 +103,7 @@ def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
         text += f"; also --{aliases[0]}"
     choices = field.metadata["choices"]
     if choices:
-        text += f"; one of: {', '.join(choices)}"
+        text += f"; one of: {', '.join(filter(None, choices))}"
     if field.default not in (None, "", ()):
         default = field.default
         shown = str(default).lower() if isinstance(default, bool) else _Serializer().serialize(default)

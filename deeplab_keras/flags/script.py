@@ -76,13 +76,17 @@ class _LogLine(logging.Formatter):
 
 
 def _outside_trouble(error: OSError) -> str:
-    """What to do about a full disk or a forbidden folder; every other OSError is a bug and raised again."""
+    """What to do about a full disk or a path that cannot be used; every other OSError is a bug and raised again."""
     advice = {
         errno.ENOSPC: "free some space there",
         errno.EDQUOT: "free some space there",
         errno.EACCES: "choose a folder that you may use, or change its permissions",
         errno.EPERM: "choose a folder that you may use, or change its permissions",
         errno.EROFS: "choose a folder that can be written to",
+        errno.ENOTDIR: "a part of this path is a file; choose another path",
+        errno.EEXIST: "choose another path",
+        errno.EISDIR: "choose another path",
+        errno.ENAMETOOLONG: "choose a shorter path",
     }.get(error.errno or 0)
     if advice is None:
         raise error
