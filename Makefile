@@ -66,6 +66,6 @@ $(READY): setup.py requirements.lock
 	@touch $@
 
 $(TORCH): $(READY)
-	@$(INSTALL) -e '.[$(EXTRAS),convert]' setuptools
+	@$(INSTALL) -e '.[$(EXTRAS),convert]' setuptools opencv-python-headless
 	@$(INSTALL) --no-deps --no-build-isolation sssegmentation==1.7.0
 	@touch $@

@@ -74,7 +74,7 @@ def test_resizing_whole_pictures(size):
     np.testing.assert_allclose(transforms.resize_image(image, size), bilinear(image, size), atol=0.01)
     centres = [np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int) for n, m in zip(label.shape, size, strict=True)]
     np.testing.assert_array_equal(transforms.resize_label(label, size), label[np.ix_(*centres)])
-    opencv = [[i * n // m for i in range(m)] for n, m in zip(label.shape, size, strict=True)]
+    opencv = [[min(int(i * (1 / (m / n))), n - 1) for i in range(m)] for n, m in zip(label.shape, size, strict=True)]
     np.testing.assert_array_equal(transforms.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)])
 
 

@@ -82,9 +82,12 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not there; give a node_modules folder with @litertjs/core"):
         build_page(model_file, tmp_path / "page", PAGE, tmp_path)
     monkeypatch.setenv("PATH", "")
+    said: list[str] = []
+    monkeypatch.setattr("absl.logging.info", lambda text, *values: said.append(text % values))
     with pytest.raises(UserError, match="npm is not installed"):
         build_page(model_file, tmp_path / "page", PAGE)
     assert not (tmp_path / "page").exists()
+    assert said == ["fetching @litertjs/core@2.5.3 from the npm registry"], "a download takes its time"
 
 
 # --- In a browser ---

@@ -86,13 +86,19 @@ def resize_label(
     """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
 
     The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like `resize_image`; without
-    `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image.
+    `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image, and with
+    OpenCV's arithmetic: where that is a whole number, it may come out one less.
     """
     for axis in (0, 1):
         length, new = tf.cast(tf.shape(label)[axis], tf.int64), tf.cast(size[axis], tf.int64)
         wanted = new if count is None else tf.cast(count[axis], tf.int64)
         positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start[axis], tf.int64)
-        sources = (2 * positions + 1) * length // (2 * new) if half_pixel else positions * length // new
+        if half_pixel:
+            sources = (2 * positions + 1) * length // (2 * new)
+        else:
+            # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and rounds otherwise.
+            step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
+            sources = tf.minimum(tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1)
         label = tf.gather(label, sources, axis=axis)
     return label
 
