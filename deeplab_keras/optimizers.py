@@ -256,7 +256,8 @@ def make_schedule(
     start = warmup_steps or slow_start_steps
     decay_steps = decay_steps or total_steps - start
     if decay_steps < 1:
-        raise UserError(f"a start of {start} steps leaves none of the training's {total_steps} steps: make it shorter")
+        name = "warmup_steps" if warmup_steps else "slow_start_step"
+        raise UserError(f"--{name}={start} leaves none of the training's {total_steps} steps: make it shorter")
     schedules = keras.optimizers.schedules
     if policy == "poly":
         schedule = schedules.PolynomialDecay(base, decay_steps, end, power)

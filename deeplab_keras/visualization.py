@@ -211,7 +211,7 @@ def _tile(picture: Array, smooth: bool) -> Array:
 
 
 def panel(
-    image: Array,
+    image: Array | None,
     label: Array | None,
     prediction: Array,
     info: DatasetInfo,
@@ -222,7 +222,7 @@ def panel(
     """Image, label, prediction and errors side by side; without a label image, prediction and overlay.
 
     Args:
-        image: uint8 `[height, width, 3]`.
+        image: uint8 `[height, width, 3]`; None leaves it out, for photographs that may not be passed on.
         label: `[height, width]`, or None.
         prediction: `[height, width]`.
         info: the classes.
@@ -231,7 +231,9 @@ def panel(
     """
     present = np.unique(prediction)
     coloured = _tile(colorize(prediction, info, palette), smooth=False)
-    tiles = {"image": _tile(image, smooth=True)}
+    tiles = {} if image is None else {"image": _tile(image, smooth=True)}
+    if image is None:
+        image = np.full((*prediction.shape, 3), 128, np.uint8)
     if label is None:
         mixed = overlay(image, prediction, info, palette=palette)
         tiles |= {"prediction": coloured, "overlay": _tile(mixed, smooth=True)}

@@ -22,6 +22,7 @@ class Options(Config):
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
     vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
+    vis_photographs: bool = option(True, "shows the photographs; false: for pictures of data that may not be passed on")
     also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
 
     def validate(self) -> None:
@@ -50,12 +51,10 @@ def main(command: Command) -> None:
         index = done * len(source) // count
         image, label = source.load(index)
         prediction = predictor(image)
-        pictures = {
-            "image": image,
-            "prediction": colorize(prediction, info),
-            "overlay": overlay(image, prediction, info),
-            "panel": panel(image, label, prediction, info),
-        }
+        shown = image if options.vis_photographs else None
+        pictures = {"prediction": colorize(prediction, info), "panel": panel(shown, label, prediction, info)}
+        if shown is not None:
+            pictures |= {"image": shown, "overlay": overlay(shown, prediction, info)}
         if options.also_save_raw_predictions:
             pictures["labels"] = prediction
         for kind, picture in pictures.items():

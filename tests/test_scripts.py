@@ -130,6 +130,13 @@ def test_vis_writes_pictures(tiny_run, tmp_path):
     assert labels.ndim == 2 and labels.shape == image.shape[:2]
 
 
+def test_vis_without_the_photographs(tiny_run, tmp_path):
+    arguments = (f"--checkpoint_dir={tiny_run}", f"--vis_logdir={tmp_path}", "--eval_samples=4", "--vis_samples=1")
+    assert script("vis.py")(*arguments, "--vis_photographs=false") == 0
+    kinds = sorted(path.stem.rpartition("_")[2] for path in tmp_path.rglob("*.png"))
+    assert kinds == ["panel", "prediction"]
+
+
 def test_predict_names_the_broken_file_and_does_the_others(tiny_run, tmp_path, capsys):
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()

@@ -216,6 +216,17 @@ def test_panels_legend_lists_the_classes_of_label_and_prediction() -> None:
     assert has_colour(below, (0, 0, 0)) and has_colour(below, colorblind_palette(4)[1])
 
 
+def test_panel_without_the_photograph() -> None:
+    """Nothing of it is in the picture: neither as a tile nor under the errors."""
+    image, label, prediction = scene(400, 500)
+    picture = panel(None, label, prediction, INFO, with_legend=False)
+    assert picture.shape[1] == 3 * 500 + 2 * 10
+    caption = picture.shape[0] - 400
+    np.testing.assert_array_equal(picture[caption:, :500], colorize(label, INFO))
+    blank = np.full_like(image, 128)
+    np.testing.assert_array_equal(picture[caption:, 1020:], error_map(blank, label, prediction, INFO))
+
+
 def test_panel_of_a_very_narrow_image_keeps_its_captions_apart() -> None:
     image, label, prediction = scene(400, 10)
     picture = panel(image, label, prediction, INFO, with_legend=False)
