@@ -111,8 +111,8 @@ def test_camvids_own_colours_do_not_stay_apart() -> None:
 
 
 def test_palette_by_name() -> None:
-    assert class_colours(INFO, "colorblind")[:4].tolist() == [list(c) for c in colorblind_palette(4)]
-    with pytest.raises(UserError, match="palette 'colourblind'; did you mean 'colorblind'"):
+    assert class_colours(INFO, "colour_blind")[:4].tolist() == [list(c) for c in colorblind_palette(4)]
+    with pytest.raises(UserError, match="palette 'colourblind'; did you mean 'colour_blind'"):
         class_colours(INFO, "colourblind")
 
 
@@ -212,7 +212,7 @@ def test_panels_legend_lists_the_classes_of_label_and_prediction() -> None:
     assert [has_colour(below, colour) for colour in PALETTE] == [False, True, True, False]
     assert not has_colour(below, (0, 0, 0))
     label[:9] = 255
-    below = panel(image, label, prediction, INFO, palette="colorblind")[bare.shape[0] :]
+    below = panel(image, label, prediction, INFO, palette="colour_blind")[bare.shape[0] :]
     assert has_colour(below, (0, 0, 0)) and has_colour(below, colorblind_palette(4)[1])
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,22 +30,44 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     Alpha is left out. Of 16 bits the high byte counts. Of several frames the first one is taken.
 
     Raises:
-        UserError: the file cannot be read as an image, or has twice `PIL.Image.MAX_IMAGE_PIXELS` or more.
+        UserError: the file cannot be read as an image, or has twice `PIL.Image.MAX_IMAGE_PIXELS` or more; see `allow_pixels`.
     """
     try:
         with Image.open(path) as picture:
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _to_rgb(picture)
     except UnidentifiedImageError:
         reason = "empty" if os.path.getsize(path) == 0 else "not an image, or of a kind that Pillow does not read"
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise UserError(f"{os.fspath(path)}: more than {limit:.0f} megapixels; cut it into several files") from None
+        hint = "raise --max_megapixels, or cut it into several files"
+        raise UserError(f"{os.fspath(path)}: more than {limit:.0f} megapixels; {hint}") from None
     except DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise UserError(f"{os.fspath(path)}: cannot be read ({reason}); replace it")
 
 
+@contextlib.contextmanager
+def allow_pixels(megapixels: float) -> Iterator[None]:
+    """Within the block images up to this size are opened, in all threads; Pillow itself refuses more than 179 megapixels.
+
+    Args:
+        megapixels: the largest size; a small file may hold an image that fills the memory.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = round(megapixels * 1e6 / 2)  # Pillow warns above it and refuses more than twice of it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB":  # without the copy that a conversion makes: of a huge image it would be felt
+        return picture
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:

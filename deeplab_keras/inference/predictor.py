@@ -45,11 +45,17 @@ class Predictor:
 
     def probabilities(self, image: Any) -> np.ndarray:
         """Probability of each class: float32 `[height, width, num_classes]`; `image` as in a call."""
-        images = as_image(image, self.network.channels)[None]
+        return self.labels_and_probabilities(as_image(image, self.network.channels)[None])[1][0]
+
+    def labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label maps as `predict_batch` gives them, and the probabilities: float32 `[batch, height, width, num_classes]`."""
         if self.config.inference == "official":
             prediction = official_inference.predict(self.network, images, self.config)
-            return official_inference.restore_probabilities(prediction, images.shape[1:3])[0]
-        return tf.nn.softmax(predict_logits(self.network, images, self.config))[0].numpy()
+            size = images.shape[1:3]
+            labels = self._typed(official_inference.restore_labels(prediction, size))
+            return labels.numpy(), official_inference.restore_probabilities(prediction, size)
+        logits = predict_logits(self.network, images, self.config)
+        return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(logits).numpy()
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
