@@ -23,7 +23,7 @@ class Progress:
     """Shows how far a job is, how fast it goes and how long it will take.
 
     Args:
-        total: number of steps.
+        total: number of steps; 0: nobody knows.
         title: what the line starts with.
         start: steps that were done before (of a resumed job); speed and time left count from here.
         images_per_step: for images/s.
@@ -47,12 +47,13 @@ class Progress:
     def update(self, done: int, **values: float) -> None:
         """Shows `done` of `total` steps and the given values, if it is time to, or the job is done."""
         now = time.monotonic()
-        if now - self.shown < self.interval and done < self.total:
+        finished = 0 < self.total <= done
+        if now - self.shown < self.interval and not finished:
             return
         self.shown = now
         line = self._line(done, max(now - self.started - self.paused, 1e-9), values)
         if self.on_terminal:
-            self.stream.write("\r" + line.ljust(self._width) + ("\n" if done >= self.total else ""))
+            self.stream.write("\r" + line.ljust(self._width) + ("\n" if finished else ""))
             self._width = len(line)
         else:
             self.stream.write(line + "\n")
@@ -72,15 +73,15 @@ class Progress:
 
     def _line(self, done: int, seconds: float, values: dict[str, float]) -> str:
         speed = (done - self.start) / seconds
-        parts = [f"{self.title} {done}/{self.total}"]
-        if self.on_terminal:
+        parts = [f"{self.title} {done}/{self.total}" if self.total else f"{self.title} {done}"]
+        if self.on_terminal and self.total:
             filled = BAR_WIDTH * done // max(self.total, 1)
             parts.append("[" + "=" * filled + "." * (BAR_WIDTH - filled) + "]")
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         parts.append(f"{speed * self.images_per_step:.1f} {self.unit}/s")
-        if done >= self.total:
+        if 0 < self.total <= done:
             parts.append(f"{clock(seconds)} in all")
-        elif speed > 0:
+        elif speed > 0 and self.total:
             parts.append(f"{clock((self.total - done) / speed)} left")
         return "  ".join(parts)
 

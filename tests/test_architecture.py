@@ -19,7 +19,7 @@ RANKS = (
     ("backbones", "heads", "losses", "metrics", "optimizers", "data"),
     ("segmentor", "data.pipeline", "visualization", "official_inference"),
     ("inference", "checkpoints"),
-    ("evaluation", "export", "benchmark", "dataset_report", "zoo", "zoo_official"),
+    ("evaluation", "export", "prediction", "benchmark", "dataset_report", "zoo", "zoo_official"),
     ("trainer", "callbacks"),
     ("flags", "scripts"),
 )

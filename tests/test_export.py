@@ -17,10 +17,11 @@ from PIL import Image
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, save_checkpoint
-from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
+from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.export import check, images, saved_model, tflite
-from deeplab_keras.inference import Network
+from deeplab_keras.export import check, images, tflite
+from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference.exported import open_interpreter, packed_files
 from deeplab_keras.segmentor import build_segmentor
 
 SIZE = (65, 97)
@@ -119,7 +120,7 @@ def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
     assert file.classes >= 3, "one class everywhere would prove nothing"
     assert file.label_agreement >= agreement
     assert file.bytes <= share * exported["tflite"].bytes
-    interpreter = tflite.open_interpreter(file.path, 2)
+    interpreter = open_interpreter(file.path, 2)
     image = images.made_images(SIZE, 3, 1)[0][None]
     run = interpreter.get_signature_runner()
     outputs = run(image=image.astype(np.uint8 if kind == "tflite_int8" else np.float32))
@@ -134,10 +135,10 @@ def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
 
 
 def test_int8_takes_the_bytes_of_a_picture(exported):
-    (details,) = tflite.open_interpreter(exported["tflite_int8"].path, 1).get_input_details()
+    (details,) = open_interpreter(exported["tflite_int8"].path, 1).get_input_details()
     assert details["dtype"] == np.uint8 and details["quantization"] == (1.0, 0)
     kernels = [
-        tensor for tensor in tflite.open_interpreter(exported["tflite_int8"].path, 1).get_tensor_details()
+        tensor for tensor in open_interpreter(exported["tflite_int8"].path, 1).get_tensor_details()
         if len(tensor["shape"]) == 4 and len(tensor["quantization_parameters"]["scales"]) > 1
     ]  # fmt: skip
     assert len(kernels) > 20, "every channel of a kernel has its scale"
@@ -159,21 +160,88 @@ def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
 
 
 def test_class_names_lie_in_the_tflite_file(exported):
-    files = tflite.packed_files(exported["tflite"].path)
+    files = packed_files(exported["tflite"].path)
     assert files["labels.txt"].splitlines() == list(CLASSES)
     assert '"palette"' in files["model.json"]
 
 
-def test_labels_only_are_checked_to_the_logits(checkpoint, tmp_path, capsys):
+def test_labels_only_are_checked_to_the_logits(checkpoint, exported, tmp_path, capsys):
     path = tmp_path / "small.tflite"
     (file,) = export.export_model(checkpoint, path, formats=["tflite"], input_size=SIZE)
     assert file.path == path and leftovers(tmp_path) == ["small.tflite"]
-    assert list(tflite.open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
+    assert list(open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
     assert file.label_agreement >= 0.999 and 0 < file.max_logit_difference < 1e-3
     assert capsys.readouterr().out == f"{file}\n"
-    labels, logits = tflite.runner(path, 2)(images.made_images(SIZE, 3, 1)[0])
+    labels, logits = check.runner("tflite", path, 2)(images.made_images(SIZE, 3, 1)[0])
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     assert len(np.unique(labels)) >= 3
+
+    picture, other = images.made_images(SIZE, 3, 1)[0], images.made_images((90, 70), 3, 1)[0]
+    alone, with_logits = Predictor(path), Predictor(exported["tflite"].path)
+    found = alone(other)
+    assert (found == with_logits(other)).all() and len(np.unique(found)) >= 3
+    alone.network._compiled = None  # the logits are not asked for where the picture has the file's own size
+    assert (alone(picture) == labels).all() and (with_logits(picture) == labels).all()
+
+
+# === The same Predictor ===
+
+
+def agreement(a, b):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    return float((a == b).mean())
+
+
+@pytest.mark.parametrize("kind, least", [("tflite", 0.999), ("tflite_int8", 0.8), ("saved_model", 0.999)])
+def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint, kind, least):
+    found, keras_model = Predictor(exported[kind].path), Predictor(checkpoint.model)
+    assert found.network.info == checkpoint.info and found.network.num_classes == len(CLASSES)
+    batch = np.stack(images.made_images(SIZE, 3, 3))
+    expected = keras_model.predict_batch(batch)
+    assert len(np.unique(expected)) >= 3
+    assert agreement(found.predict_batch(batch), expected) >= least
+    labels, probabilities = found.labels_and_probabilities(batch)
+    assert agreement(labels, expected) >= least
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    other = images.made_images((80, 120), 3, 1)[0]
+    if kind == "saved_model":  # it takes any size
+        assert found.network.input_size is None
+        mirrored = EvalConfig(add_flipped_images=True, eval_scales=(0.75, 1.0))
+        assert agreement(Predictor(exported[kind].path, mirrored)(other), Predictor(checkpoint.model, mirrored)(other)) >= 0.99
+    else:
+        assert found.network.input_size == SIZE
+        with pytest.raises(UserError, match="--eval_scales=0.5"):
+            Predictor(exported[kind].path, EvalConfig(eval_scales=(0.5, 1.0)))(other)
+    assert agreement(found(other), keras_model(other)) >= (0.999 if kind == "saved_model" else 0.7)
+    assert agreement(found(other[..., 0]), found(np.repeat(other[..., :1], 3, -1))) == 1.0  # grey, as everywhere
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("none.tflite", None, "there is no such file"),
+        ("model.h5", b"x", "no exported model; give a .tflite or .onnx file or a SavedModel"),
+        ("empty.tflite", b"", "empty.tflite: cannot be read"),
+        ("noise.tflite", bytes(range(256)), "noise.tflite: cannot be read"),
+    ],
+)
+def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        Predictor(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
+    content = exported["tflite"].path.read_bytes()
+    (tmp_path / "bare.tflite").write_bytes(content[: content.index(b"PK\x03\x04")])
+    with pytest.raises(UserError, match="model.json in it is missing"):
+        Predictor(tmp_path / "bare.tflite")
+    shutil.copytree(exported["saved_model"].path, tmp_path / "cut")
+    (tmp_path / "cut/saved_model.pb").write_bytes((tmp_path / "cut/saved_model.pb").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cut: cannot be read"):
+        Predictor(tmp_path / "cut")
 
 
 def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
@@ -205,7 +273,7 @@ def test_saved_model_runs_in_a_process_without_us(exported, tmp_path):
         "assert 'deeplab_keras' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-P", "-c", code, exported["saved_model"].path], cwd=tmp_path, check=True)
-    expected, _ = saved_model.runner(exported["saved_model"].path)(picture)
+    expected, _ = check.runner("saved_model", exported["saved_model"].path, 1)(picture)
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy")[0], expected)
 
 
@@ -232,6 +300,11 @@ def test_onnx_agrees_with_keras(checkpoint, tmp_path, output):
     path = tmp_path / "model.onnx"
     (file,) = export.export_model(checkpoint, path, formats=["onnx"], input_size=SIZE, output=output)
     assert file.label_agreement >= 0.999 and file.classes >= 3 and file.max_logit_difference < 1e-3
+    batch, other = np.stack(images.made_images(SIZE, 3, 2)), images.made_images((80, 120), 3, 1)[0]
+    found, expected = Predictor(path), Predictor(checkpoint.model)
+    assert found.network.info == checkpoint.info
+    assert agreement(found.predict_batch(batch), expected.predict_batch(batch)) >= 0.999
+    assert agreement(found(other), expected(other)) >= 0.7
 
 
 # === The check itself ===
@@ -269,10 +342,10 @@ def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictu
 
 
 def test_nothing_half_written_is_left(checkpoint, copying, tmp_path, monkeypatch):
-    def full(path, threads):
+    def full(kind, path, threads):
         raise OSError("disk full")
 
-    monkeypatch.setattr(tflite, "runner", full)
+    monkeypatch.setattr(export, "runner", full)
     with pytest.raises(OSError):
         export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
     assert leftovers(tmp_path) == []

@@ -141,7 +141,7 @@ needs_browser = pytest.mark.skipif(not BROWSER or not shutil.which("npm"), reaso
 @pytest.mark.shared
 @pytest.mark.parametrize("photo", ["2007_000042.jpg", "2011_000003.jpg"])
 def test_the_browser_s_labels_are_python_s(page, photo):
-    from deeplab_keras.export import tflite
+    from deeplab_keras.export.check import runner
     from deeplab_keras.export.images import resize
 
     folder, address, posted = page
@@ -155,7 +155,7 @@ def test_the_browser_s_labels_are_python_s(page, photo):
         browser.kill()
     assert path == "/labels", body.decode()
     found = np.frombuffer(body, np.uint8).reshape(257, 257)
-    labels, _ = tflite.runner(folder / "model.tflite", threads=2)(resize(image, (257, 257)))
+    labels, _ = runner("tflite", folder / "model.tflite", threads=2)(resize(image, (257, 257)))
     share = (found == labels).mean()
     print(f"{photo}: {100 * share:.3f} % of the browser's labels are Python's")
     assert len(np.unique(labels)) > 1 and share >= 0.995

@@ -1,4 +1,4 @@
-"""What a run is made of: four frozen dataclasses, validated when made, to and from JSON.
+"""What a run is made of: frozen dataclasses, validated when made, to and from JSON.
 
 Every field carries its help text; `flags.py` turns the fields into command-line flags, so a flag, a JSON key and a
 Python keyword are one name. Fields that the official DeepLab scripts have keep their official names.
@@ -8,6 +8,7 @@ from deeplab_keras.config.base import Config, UserError, option, unknown_name
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
+from deeplab_keras.config.prediction import PredictConfig
 from deeplab_keras.config.train import TrainConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ModelConfig",
+    "PredictConfig",
     "TrainConfig",
     "UserError",
     "option",

@@ -40,8 +40,9 @@ class Config:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, value := tuple(value))
             choices = field.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                raise unknown_name(f"--{field.metadata['flag'] or field.name}", str(value), choices)
+            for one in value if isinstance(value, tuple) else (value,):
+                if choices and one is not None and one not in choices:
+                    raise unknown_name(f"--{field.metadata['flag'] or field.name}", str(one), filter(None, choices))
         self.validate()
 
     def validate(self) -> None:

@@ -18,7 +18,7 @@ from absl import logging
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export import onnx, saved_model, tflite
-from deeplab_keras.export.check import Runner, compare, percent
+from deeplab_keras.export.check import Runner, compare, percent, runner
 from deeplab_keras.export.graph import freeze
 from deeplab_keras.export.images import Images, made_images, read_images, resize
 from deeplab_keras.inference import Network
@@ -124,9 +124,7 @@ class _Job:
 
     def runner(self, kind: str, path: pathlib.Path) -> Runner:
         """The written file as a function from an image to labels and logits."""
-        if kind == "saved_model":
-            return saved_model.runner(path)
-        return (onnx if kind == "onnx" else tflite).runner(path, self.threads)
+        return runner(kind, path, self.threads)
 
 
 def export_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,9 +10,22 @@ import tensorflow as tf
 
 from deeplab_keras.export.images import resize
 from deeplab_keras.inference import Network
+from deeplab_keras.inference.exported import open_runtime
 
 # An exported file: from a uint8 image `[height, width, channels]` to labels `[height, width]` and logits.
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def runner(kind: str, path: pathlib.Path, threads: int) -> Runner:
+    """A file of a format, or a SavedModel's folder, as a function from an image to its labels and logits."""
+    runtime = open_runtime(kind, path, threads)
+
+    def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = image[None].astype(runtime.dtype)
+        logits = runtime.logits(batch)[0]
+        return runtime.labels(batch)[0] if runtime.labels else logits.argmax(-1), logits
+
+    return labels_and_logits
 
 
 def compare(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -65,30 +64,3 @@ def _round_resizes_up(model: object) -> None:
             factors = numpy_helper.to_array(tensor)
             factors = np.where(factors == 1, factors, factors * NUDGE)
             tensor.CopyFrom(numpy_helper.from_array(factors.astype(np.float32), tensor.name))
-
-
-def runner(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """From a uint8 image `[height, width, channels]` to labels `[height, width]` and logits, by the file itself.
-
-    Where the file gives labels only, its graph gets the argmax's input as a second output, in memory.
-    """
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(str(path))
-    names = [output.name for output in model.graph.output]
-    logits, axis = "logits", -1
-    if logits not in names:
-        argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
-        logits, axis = argmax.input[0], next(value.i for value in argmax.attribute if value.name == "axis")
-        model.graph.output.append(onnx.ValueInfoProto(name=logits))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = {"image": image[None].astype(np.float32)}
-        scores = np.moveaxis(session.run([logits], batch)[0], axis, -1)[0]
-        return session.run(["labels"], batch)[0][0] if "labels" in names else scores.argmax(-1), scores
-
-    return labels_and_logits

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
 from deeplab_keras.export.graph import OUTPUTS, Function, freeze
-
-EXTRAS = "assets.extra"  # the folder that TensorFlow keeps for other people's files
+from deeplab_keras.inference.exported import EXTRAS
 
 
 def save(model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: Mapping[str, str]) -> None:
@@ -50,17 +48,3 @@ def _signature(frozen: Function, outputs: Sequence[str]) -> Function:
         return {name: OUTPUTS[name](scores) for name in outputs}
 
     return tf.function(serve, input_signature=[tf.TensorSpec(image.shape, tf.uint8, name="image")])
-
-
-def runner(path: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """From a uint8 image `[height, width, channels]` to labels `[height, width]` and logits, by the folder itself."""
-    loaded = tf.saved_model.load(str(path))
-    default, logits = loaded.signatures["serving_default"], loaded.signatures["logits"]
-
-    def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = tf.constant(image[None])
-        scores = logits(image=batch)["logits"][0].numpy()
-        outputs = default(image=batch)
-        return outputs["labels"][0].numpy() if "labels" in outputs else scores.argmax(-1), scores
-
-    return labels_and_logits

@@ -1,4 +1,4 @@
-"""TFLite files: converting, what lies in them, running them."""
+"""TFLite files: converting, and what lies in them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -19,8 +18,6 @@ from deeplab_keras.progress import without_noise
 # Operators that make a file slow or unusable on a device, by the start of their names.
 UNWANTED = ("Flex", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "VAR_HANDLE")
 MADE_AT = (1980, 1, 1, 0, 0, 0)  # time stamp of the files packed into a model, so that equal models are equal files
-
-Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def convert(frozen: Function, outputs: Sequence[str], kind: str, images: Iterable[np.ndarray] = ()) -> bytes:
@@ -72,25 +69,6 @@ def pack(model: bytes, files: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def packed_files(path: pathlib.Path) -> dict[str, str]:
-    """The text files packed into a TFLite file."""
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
-
-
-def open_interpreter(path: pathlib.Path, threads: int, **options: Any) -> Any:
-    """LiteRT's interpreter where ai-edge-litert is installed, otherwise TensorFlow's own; tensors allocated."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings(), without_noise():
-        warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
-        interpreter = Interpreter(str(path), num_threads=threads, **options)
-        interpreter.allocate_tensors()
-    return interpreter
-
-
 def operators(path: pathlib.Path) -> dict[str, int]:
     """Operator -> how often it stands in a TFLite file, the most frequent first."""
     try:
@@ -101,39 +79,3 @@ def operators(path: pathlib.Path) -> dict[str, int]:
         warnings.simplefilter("ignore")
         plain = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     return dict(collections.Counter(operator["op_name"] for operator in plain._get_ops_details()).most_common())
-
-
-def runner(path: pathlib.Path, threads: int) -> Runner:
-    """From a uint8 image `[height, width, channels]` to labels `[height, width]` and logits, by the file itself.
-
-    Where the file gives labels only, the logits are read in its graph, before the argmax, by a second interpreter that
-    keeps every tensor.
-    """
-    interpreter = open_interpreter(path, threads)
-    run = interpreter.get_signature_runner()
-    dtype = run.get_input_details()["image"]["dtype"]
-    hidden = None if "logits" in run.get_output_details() else _hidden_logits(path, threads)
-
-    def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = image[None].astype(dtype)
-        outputs = run(image=batch)
-        logits = hidden(batch) if hidden else outputs["logits"][0]
-        return outputs["labels"][0] if "labels" in outputs else logits.argmax(-1), logits
-
-    return labels_and_logits
-
-
-def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    interpreter = open_interpreter(path, threads, experimental_preserve_all_tensors=True)
-    argmax = next(op for op in interpreter._get_ops_details() if op["op_name"] == "ARG_MAX")
-    index = int(argmax["inputs"][0])
-    details = next(tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index)
-    scale, zero = details["quantization"]
-    run = interpreter.get_signature_runner()
-
-    def logits(batch: np.ndarray) -> np.ndarray:
-        run(image=batch)
-        values = interpreter.get_tensor(index)[0]
-        return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
-
-    return logits

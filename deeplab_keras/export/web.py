@@ -15,7 +15,7 @@ import zipfile
 from absl import logging
 
 from deeplab_keras.config import UserError
-from deeplab_keras.export.tflite import packed_files
+from deeplab_keras.inference.exported import packed_files
 
 # Package of the npm registry -> what of it the page needs. npm checks what it downloads.
 RUNTIME = {

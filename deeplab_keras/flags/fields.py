@@ -122,7 +122,7 @@ def _placeholder(section: type[Config], field: dataclasses.Field[Any]) -> str:
         return ""
     if element is str:
         is_path = any(word in flag_name(field) for word in ("dir", "path", "checkpoint", "input", "output"))
-        word = "PATH" if is_path and "output_stride" not in flag_name(field) else "NAME"
+        word = "PATH" if is_path and not field.metadata["choices"] else "NAME"
     else:
         word = "N" if element is int else "X"
     return f"={word},{word}..." if kind is tuple else f"={word}"

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.inference.exported import ExportedNetwork
 from deeplab_keras.inference.network import Network
 
 STRIP_BYTES = 1 << 28  # of scores at the image's size that are in memory at a time
@@ -58,6 +59,10 @@ def predict_labels(
     Raises:
         UserError: see `predict_logits`.
     """
+    if isinstance(network, ExportedNetwork) and not with_confidence and _is_plain(config, tuple(images.shape[1:3])):
+        own = network.own_labels(images)
+        if own is not None:
+            return own, None
     decide = _decide_with_confidence if with_confidence else _decide
     parts = _passes(network, images, config)
     (batch, height, width), found = images.shape[:3], []
@@ -67,6 +72,12 @@ def predict_labels(
         found.append(decide(_mean([_resize_rows(part, (height, width), top, bottom) for part in parts])))
     labels, *confidence = (np.concatenate([strip.numpy() for strip in strips], axis=1) for strips in zip(*found, strict=True))
     return labels, confidence[0] if confidence else None
+
+
+def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
+    """Whether an image goes through the network once, as it is."""
+    once = config.inference == "whole" and config.eval_scales == (1.0,) and not config.add_flipped_images
+    return once and resized_size(size, config) == size
 
 
 @tf.function(reduce_retracing=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig
+from deeplab_keras.inference.exported import Path, open_exported
 from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.logits import predict_labels, predict_logits
 from deeplab_keras.inference.network import Network
@@ -21,12 +23,13 @@ class Predictor:
     A model that was built for one size gets the image resized to it, any other the image as it is.
 
     Args:
-        model: a segmentation model, or a Network.
+        model: a segmentation model, a Network, or the path of an exported model: a .tflite or .onnx file, or the folder of
+            a SavedModel.
         config: whole image or sliding window, scales, flip, and a resize before the network.
     """
 
-    def __init__(self, model: keras.Model | Network, config: EvalConfig = EvalConfig()) -> None:
-        self.network = Network.of(model)
+    def __init__(self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()) -> None:
+        self.network = open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
         self.config = config
 
     def __call__(self, image: Any) -> np.ndarray:

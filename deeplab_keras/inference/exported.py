@@ -1,0 +1,265 @@
+"""Exported models, TFLite files, ONNX files and SavedModels, behind the same calls as the Keras model.
+
+An exported file carries its classes and its config; `open_exported` needs nothing beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.inference.network import Network
+from deeplab_keras.progress import without_noise
+
+EXTRAS, ABOUT = "assets.extra", "model.json"  # where exports say what they are
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A file in its runtime, as it takes images and gives its answers.
+
+    Attributes:
+        dtype: of the images.
+        size: (height, width) of the images; None: any.
+        files: what lies in the file beside the network, by name.
+        logits: images `[batch, height, width, channels]` -> float32 `[batch, height, width, num_classes]`.
+        labels: images -> int32 `[batch, height, width]`, where the file gives them itself.
+    """
+
+    dtype: Any
+    size: tuple[int, int] | None
+    files: Mapping[str, str]
+    logits: Callable[[np.ndarray], np.ndarray]
+    labels: Callable[[np.ndarray], np.ndarray] | None
+
+
+class ExportedNetwork(Network):
+    """An exported file that is used as a Network.
+
+    Args:
+        path: the file or folder.
+        runtime: it, opened.
+
+    Attributes:
+        info: the classes that it was trained on.
+
+    Raises:
+        UserError: it does not say what it is.
+    """
+
+    def __init__(self, path: Path, runtime: Runtime) -> None:
+        try:
+            about = json.loads(runtime.files[ABOUT])
+            config, self.info = ModelConfig.from_dict(about["model"]), DatasetInfo.from_dict(about["dataset"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py made") from error
+        self.name, self.input_size = pathlib.Path(path).name, runtime.size
+        self.channels, self.num_classes = config.input_channels, config.num_classes
+        self.runtime, self._windows = runtime, []
+        self._mean = NORMALIZATIONS[config.normalization][0]
+
+        def logits(images: tf.Tensor) -> tf.Tensor:
+            return tf.convert_to_tensor(runtime.logits(self._prepared(images)), tf.float32)
+
+        self._compiled = logits
+
+    @property
+    def pad_value(self) -> tuple[float, ...]:
+        return self._mean
+
+    @property
+    def before_resize(self) -> Network:
+        return self
+
+    @property
+    def ends_with_resize(self) -> bool:
+        return False
+
+    def own_labels(self, images: Any) -> np.ndarray | None:
+        """The file's own labels, int32 `[batch, height, width]`, if it gives any and the images have its size."""
+        if self.runtime.labels is None or self.input_size not in (None, tuple(images.shape[1:3])):
+            return None
+        return self.runtime.labels(self._prepared(images))
+
+    def _prepared(self, images: Any) -> np.ndarray:
+        images = np.asarray(images)
+        if self.runtime.dtype == np.uint8 and images.dtype != np.uint8:
+            images = np.clip(np.round(images), 0, 255)
+        return images.astype(self.runtime.dtype)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is that of an exported model, and not of a checkpoint."""
+    path = pathlib.Path(path)
+    return path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
+
+
+def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
+    """An exported file as a Network.
+
+    Args:
+        path: a .tflite or .onnx file, or the folder of a SavedModel.
+        threads: on which TFLite and ONNX files run; 0: all processors.
+
+    Raises:
+        UserError: there is none, it is broken, it was made by something else, or its runtime is not installed.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; give a .tflite or .onnx file, or the folder of a SavedModel")
+    if not is_exported(path):
+        raise UserError(f"{path}: no exported model; give a .tflite or .onnx file or a SavedModel; load_model opens checkpoints")
+    kind = "saved_model" if path.is_dir() else path.suffix[1:]
+    return ExportedNetwork(path, open_runtime(kind, path, threads))
+
+
+def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
+    """Opens a file of a kind, whatever its name: "saved_model", "onnx", or one that begins with "tflite".
+
+    Raises:
+        UserError: it is broken, or its runtime is not installed.
+    """
+    threads = threads or os.cpu_count() or 1
+    if kind == "saved_model":
+        return _open_saved_model(path)
+    return _open_onnx(path, threads) if kind == "onnx" else _open_tflite(path, threads)
+
+
+def _broken(path: pathlib.Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{path}: cannot be read ({reason}); export it again")
+
+
+def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of one image in a batch of 1 as one of any batch."""
+    return lambda images: np.concatenate([run(image[None]) for image in images])
+
+
+# --- SavedModel ---
+
+
+def _open_saved_model(path: pathlib.Path) -> Runtime:
+    try:
+        signatures = tf.saved_model.load(str(path)).signatures
+        default, logits = signatures["serving_default"], signatures["logits"]
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        raise _broken(path, error) from error
+    spec = default.structured_input_signature[1]["image"]
+    files = {file.name: file.read_text(encoding="utf-8") for file in (path / EXTRAS).glob("*")}
+    height, width = spec.shape[1:3]
+
+    def labels(images: np.ndarray) -> np.ndarray:
+        return signatures["labels"](image=tf.constant(images))["labels"].numpy()
+
+    return Runtime(
+        np.uint8, (height, width) if height and width else None, files,
+        lambda images: logits(image=tf.constant(images))["logits"].numpy(),
+        labels if "labels" in default.structured_outputs else None,
+    )  # fmt: skip
+
+
+# --- TFLite ---
+
+
+def open_interpreter(path: pathlib.Path, threads: int, **options: Any) -> Any:
+    """LiteRT's interpreter where ai-edge-litert is installed, otherwise TensorFlow's own; tensors allocated."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        Interpreter = tf.lite.Interpreter
+    with warnings.catch_warnings(), without_noise():
+        warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
+        interpreter = Interpreter(str(path), num_threads=threads, **options)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def packed_files(path: pathlib.Path) -> dict[str, str]:
+    """The text files packed into a TFLite file."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
+    """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for."""
+    try:
+        interpreter = open_interpreter(path, threads)
+        run = interpreter.get_signature_runner()
+        (details,) = run.get_input_details().values()
+        files = packed_files(path) if zipfile.is_zipfile(path) else {}
+    except (ValueError, RuntimeError, OSError) as error:
+        raise _broken(path, error) from error
+    outputs = run.get_output_details()
+    hidden: list[Callable[[np.ndarray], np.ndarray]] = []
+
+    def logits(batch: np.ndarray) -> np.ndarray:
+        if "logits" in outputs:
+            return run(image=batch)["logits"]
+        if not hidden:
+            hidden.append(_hidden_logits(path, threads))
+        return hidden[0](batch)
+
+    _, height, width, _ = details["shape"]
+    labels = _one_by_one(lambda batch: run(image=batch)["labels"]) if "labels" in outputs else None
+    return Runtime(details["dtype"], (int(height), int(width)), files, _one_by_one(logits), labels)
+
+
+def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    interpreter = open_interpreter(path, threads, experimental_preserve_all_tensors=True)
+    argmax = next(op for op in interpreter._get_ops_details() if op["op_name"] == "ARG_MAX")
+    index = int(argmax["inputs"][0])
+    details = next(tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index)
+    scale, zero = details["quantization"]
+    run = interpreter.get_signature_runner()
+
+    def logits(batch: np.ndarray) -> np.ndarray:
+        run(image=batch)
+        values = interpreter.get_tensor(index)
+        return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
+
+    return logits
+
+
+# --- ONNX ---
+
+
+def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
+    """Where the file gives labels only, its graph gets the argmax's input as a second output, in memory."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{path}: needs the package {error.name}; pip install 'deeplab-keras[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        model = onnx.load(str(path))
+        names = [output.name for output in model.graph.output]
+        scores, axis = "logits", -1
+        if scores not in names:
+            argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
+            scores, axis = argmax.input[0], next(value.i for value in argmax.attribute if value.name == "axis")
+            model.graph.output.append(onnx.ValueInfoProto(name=scores))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # both packages raise classes of their own that have no other parent
+        raise _broken(path, error) from error
+
+    def logits(batch: np.ndarray) -> np.ndarray:
+        return np.moveaxis(session.run([scores], {"image": batch})[0], axis, -1)
+
+    files = {entry.key: entry.value for entry in model.metadata_props}
+    _, height, width, _ = session.get_inputs()[0].shape
+    labels = _one_by_one(lambda batch: session.run(["labels"], {"image": batch})[0]) if "labels" in names else None
+    return Runtime(np.float32, (int(height), int(width)), files, _one_by_one(logits), labels)

@@ -1,0 +1,81 @@
+"""What `--input` names: files, folders, patterns and cameras."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from deeplab_keras.config import UserError
+
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+CAMERA = re.compile(r"camera(?::(\d+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One thing to predict.
+
+    Attributes:
+        path: the file; of a camera its number.
+        name: of its results, with the folders that are kept: "north/photo".
+        kind: "image", "video" or "camera".
+    """
+
+    path: str
+    name: str
+    kind: str = "image"
+
+
+def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
+    """The images and videos that a path, a pattern or the word "camera" names, in the order of their paths.
+
+    Folders are searched with all below them, but for hidden files and for `output` where it lies within. A name is the
+    file's without its suffix, or with it where two differ in the suffix alone.
+
+    Args:
+        given: as the flag has it.
+        output: folder of the results.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if camera := CAMERA.fullmatch(given):
+        return [Input(camera[1] or "0", given.replace(":", "_"), "camera")]
+    path = pathlib.Path(given).expanduser()
+    if path.is_file():
+        return [Input(str(path), path.stem, _kind(path) or "image")]
+    if path.is_dir():
+        root, files = path, list(_walk(path, pathlib.Path(output).resolve() if output else None))
+    elif glob.has_magic(given):
+        root = pathlib.Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+        files = sorted(file for file in map(pathlib.Path, glob.glob(str(path), recursive=True)) if file.is_file())
+    else:
+        raise UserError(f"--input={given}: there is no such file or folder; check the path, or give camera for the camera")
+    found = [file for file in files if _kind(file)]
+    if not found:
+        other = f", among {len(files)} other files" if files else ""
+        raise UserError(f"--input={given}: no image or video there{other}; known are {' '.join(IMAGES + VIDEOS)}")
+    stems = Counter(file.with_suffix("") for file in found)
+    inputs = []
+    for file in found:
+        plain = stems[file.with_suffix("")] == 1 and not _kind(pathlib.Path(file.stem))
+        name = (file.with_suffix("") if plain else file).relative_to(root)
+        inputs.append(Input(str(file), name.as_posix(), _kind(file)))
+    return inputs
+
+
+def _kind(path: pathlib.Path) -> str:
+    suffix = path.suffix.lower()
+    return "image" if suffix in IMAGES else "video" if suffix in VIDEOS else ""
+
+
+def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != "." and pathlib.Path(where, name).resolve() != output)
+        yield from (pathlib.Path(where, name) for name in sorted(files) if name[0] != ".")

@@ -1,0 +1,222 @@
+"""What is written of a prediction: label maps, pictures, probabilities, and what the servers of benchmarks take."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from deeplab_keras.config import PredictConfig, UserError
+from deeplab_keras.data.ade20k import ADE20K_151
+from deeplab_keras.data.cityscapes import CITYSCAPES, CLASSES
+from deeplab_keras.data.info import DatasetInfo, pascal_palette
+from deeplab_keras.prediction.inputs import Input
+from deeplab_keras.visualization import classes_in, colorize, grid, legend, overlay, save_png
+from deeplab_keras.writing import replacing
+
+IMAGE_OUTPUTS = ("labels", "colour", "overlay")
+VIDEO_OUTPUTS = ("overlay",)
+CITYSCAPES_NAME = re.compile(r"(.+_\d+_\d+)(_leftImg8bit)?")
+CLASS_COUNTS = {"voc": 21, "ade20k": 150}
+
+
+class Results:
+    """Names the files of each input and writes them.
+
+    Args:
+        config: which, how and where.
+        info: the model's classes.
+
+    Raises:
+        UserError: a submission for other classes than the model's.
+    """
+
+    def __init__(self, config: PredictConfig, info: DatasetInfo) -> None:
+        self.config, self.info, self.folder = config, info, pathlib.Path(config.output).expanduser()
+        self.outputs = config.outputs or IMAGE_OUTPUTS
+        if config.submission:
+            SUBMISSIONS[config.submission].check(info)
+
+    @property
+    def with_probabilities(self) -> bool:
+        """Whether the probabilities are wanted beside the labels."""
+        return "probabilities" in self.outputs and not self.config.submission
+
+    @property
+    def video_outputs(self) -> tuple[str, ...]:
+        """The pictures that become videos."""
+        return self.config.outputs or VIDEO_OUTPUTS
+
+    def files(self, item: Input) -> dict[str, pathlib.Path]:
+        """Output -> the file that it gets.
+
+        Raises:
+            UserError: a submission's name cannot be made of the input's, or a video has no such output.
+        """
+        if self.config.submission:
+            if item.kind != "image":
+                raise UserError(f"--submission={self.config.submission}: takes images; give --outputs for a video")
+            return {"submission": self.folder / SUBMISSIONS[self.config.submission].file(item)}
+        if item.kind == "image":
+            suffix = {"probabilities": "npz"}
+            return {kind: self.folder / f"{item.name}_{kind}.{suffix.get(kind, 'png')}" for kind in self.outputs}
+        for kind in self.video_outputs:
+            if kind not in ("colour", "overlay"):
+                raise UserError(f"--outputs={kind}: there is none of a video, {item.path}; give colour, overlay or both")
+        files = {kind: self.folder / f"{item.name}_{kind}.mp4" for kind in self.video_outputs}
+        return files | ({"legend": self.folder / f"{item.name}_legend.png"} if self.config.legend else {})
+
+    def check(self, inputs: Sequence[Input]) -> list[Input]:
+        """The inputs that are to be predicted, after a look at what stands where their results will go.
+
+        Raises:
+            UserError: a result would replace an input, or, without a word, an earlier result.
+        """
+        sources = {pathlib.Path(item.path).resolve() for item in inputs if item.kind != "camera"}
+        left: list[Input] = []
+        there: list[pathlib.Path] = []
+        targets: dict[pathlib.Path, str] = {}
+        for item in inputs:
+            files = [path.resolve() for path in self._files_or_none(item)]
+            if taken := sources.intersection(files):
+                place = f"--output={self.config.output}"
+                raise UserError(f"{place}: {taken.pop()} is an input and would be replaced; give another folder")
+            for path in files:
+                if path in targets:
+                    raise UserError(f"{targets[path]} and {item.path} would both get {path.name}; give them in two calls")
+                targets[path] = item.path
+            existing = [path for path in files if path.exists()]
+            there += existing
+            if not files or len(existing) < len(files):
+                left.append(item)
+        if self.config.skip_existing:
+            return left
+        if there and not self.config.overwrite:
+            more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+            raise UserError(
+                f"--output={self.config.output}: {there[0].name}{more} is there already; --overwrite replaces results, "
+                "--skip_existing leaves out what has them, or give another folder"
+            )
+        return list(inputs)
+
+    def _files_or_none(self, item: Input) -> Iterable[pathlib.Path]:
+        """A name that gives no file is told when it is that input's turn."""
+        try:
+            return self.files(item).values()
+        except UserError:
+            return []
+
+    def write(self, item: Input, image: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
+        """Writes all outputs of an image, each complete or not at all.
+
+        Args:
+            item: the input.
+            image: uint8 `[height, width, 3]`.
+            labels: `[height, width]`.
+            probabilities: `[height, width, num_classes]`, where they are wanted.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        for kind, path in self.files(item).items():
+            if kind == "submission":
+                picture = SUBMISSIONS[self.config.submission].encode(labels, self.info)
+                with replacing(path) as aside:
+                    picture.save(aside, format="PNG")
+            elif kind == "probabilities":
+                assert probabilities is not None
+                names = np.array(self.info.class_names)  # fixed-width text: nothing in the file is a pickle
+                with replacing(path) as aside, open(aside, "wb") as file:
+                    np.savez_compressed(file, probabilities=probabilities.astype(self.config.probability_type), class_names=names)
+            else:
+                save_png(path, labels if kind == "labels" else self.picture(kind, image, labels))
+
+    def picture(self, kind: str, image: np.ndarray, labels: np.ndarray, *, with_legend: bool = True) -> np.ndarray:
+        """The "colour" or "overlay" picture, uint8 RGB; the overlay with its legend below, where that is wanted."""
+        palette = self.config.palette
+        if kind == "colour":
+            return colorize(labels, self.info, palette)
+        mixed = overlay(image, labels, self.info, palette=palette)
+        if not (with_legend and self.config.legend):
+            return mixed
+        return grid([mixed, legend(self.info, classes_in(labels).tolist(), mixed.shape[1], palette=palette)], gap=8)
+
+
+# --- Submissions ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What a benchmark's server takes.
+
+    Attributes:
+        check: raises UserError where the model's classes are not the benchmark's.
+        file: the path of an input's file below the output folder.
+        encode: a label map as a picture.
+    """
+
+    check: Callable[[DatasetInfo], None]
+    file: Callable[[Input], str]
+    encode: Callable[[np.ndarray, DatasetInfo], Image.Image]
+
+
+def _check_count(name: str) -> Callable[[DatasetInfo], None]:
+    def check(info: DatasetInfo) -> None:
+        if info.num_classes != CLASS_COUNTS[name] and not (name == "ade20k" and info.class_names == ADE20K_151.class_names):
+            raise UserError(
+                f"--submission={name}: the model has the {info.num_classes} classes of {info.name!r}, and the benchmark "
+                f"{CLASS_COUNTS[name]}; give a model that was trained on it"
+            )
+
+    return check
+
+
+def _check_cityscapes(info: DatasetInfo) -> None:
+    if info.class_names != CITYSCAPES.class_names:
+        raise UserError(
+            f"--submission=cityscapes: the model has the classes of {info.name!r}: {', '.join(info.class_names[:3])}, ..., and "
+            f"the server wants {', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that was trained on Cityscapes"
+        )
+
+
+def _cityscapes_file(item: Input) -> str:
+    """All in one folder: the server's script looks for CITY_SEQUENCE_FRAME*.png, and wants one."""
+    name = item.name.rpartition("/")[2]
+    match = CITYSCAPES_NAME.fullmatch(name)
+    if not match:
+        raise UserError("--submission=cityscapes: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which the server knows it")
+    return f"{match[1]}_pred_labelIds.png"
+
+
+def _label_ids(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
+    table = np.array([label_id for _, label_id, _ in CLASSES], np.uint8)
+    return Image.fromarray(table[labels])
+
+
+def _with_palette(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
+    picture = Image.fromarray(labels)
+    picture.putpalette(np.array(pascal_palette(256), np.uint8).tobytes())
+    return picture
+
+
+def _from_one(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
+    other = info.num_classes - CLASS_COUNTS["ade20k"]  # the official DeepLab's 151 classes begin with "something else"
+    return Image.fromarray(labels + np.uint8(1 - other))
+
+
+SUBMISSIONS = {
+    # Ids of cityscapesScripts' labels.py, not the 19 that networks are trained on.
+    "cityscapes": Submission(_check_cityscapes, _cityscapes_file, _label_ids),
+    # The folder that the devkit names, from which the server's archive is made: tar czf results.tgz results.
+    "voc": Submission(
+        _check_count("voc"),
+        lambda item: f"results/VOC2012/Segmentation/comp6_test_cls/{item.name.rpartition('/')[2]}.png",
+        _with_palette,
+    ),
+    # Classes from 1 on; 0 is "something else".
+    "ade20k": Submission(_check_count("ade20k"), lambda item: f"{item.name.rpartition('/')[2]}.png", _from_one),
+}

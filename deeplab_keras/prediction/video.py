@@ -1,0 +1,212 @@
+"""Videos and the camera: frames streamed through the network into a video of the same size and rate."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_keras.config import UserError
+from deeplab_keras.inference import Predictor, as_image
+from deeplab_keras.prediction.inputs import Input
+from deeplab_keras.prediction.results import Results
+from deeplab_keras.progress import Progress
+from deeplab_keras.visualization import legend, save_png
+from deeplab_keras.writing import replacing
+
+TOGETHER = 8_000_000  # pixels of a batch at most, unless one frame has more
+USUAL_RATE = Fraction(25)  # frames a second where a file does not say
+MISSING = 0.05  # share of the frames that a file may have fewer than its header says
+
+
+class Frames(NamedTuple):
+    """A video as it is read.
+
+    Attributes:
+        size: width and height.
+        rate: frames a second.
+        length: how many there are, as the header says; 0: it does not.
+        frames: uint8 `[height, width, 3]`.
+    """
+
+    size: tuple[int, int]
+    rate: Fraction
+    length: int
+    frames: Iterator[np.ndarray]
+
+
+def predict_video(predictor: Predictor, item: Input, results: Results, max_frames: int = 0) -> None:
+    """Predicts a video or the camera frame by frame; `Results.files` names the videos that are written.
+
+    Of a file that is cut off, what can be read is written. The camera ends by Ctrl-C.
+
+    Args:
+        predictor: the network, and how it is run.
+        item: of kind "video" or "camera".
+        results: which pictures.
+        max_frames: it ends after so many; 0: at its end.
+
+    Raises:
+        UserError: the extra `video` is not installed, the file cannot be read or ends too early, or a video cannot be written.
+    """
+    files = results.files(item)
+    source = read_camera(item.path) if item.kind == "camera" else read_video(item.path)
+    expected = min(source.length, max_frames) if source.length and max_frames else source.length or max_frames
+    bar, seen = Progress(expected, item.name, unit="frames"), set[int]()
+    frames = itertools.islice(source.frames, max_frames) if max_frames else source.frames
+    with contextlib.ExitStack() as stack:
+        sinks = {kind: stack.enter_context(_written(path, source)) for kind, path in files.items() if kind != "legend"}
+
+        def write(images: np.ndarray, labels: np.ndarray) -> None:
+            seen.update(np.unique(labels).tolist())
+            for image, found in zip(images, labels, strict=True):
+                for kind, sink in sinks.items():
+                    sink(results.picture(kind, image, found, with_legend=False))
+
+        done = _stream(predictor, frames, _batch_size(predictor, source, item), write, bar, item)
+    if "legend" in files:
+        save_png(files["legend"], legend(results.info, seen, source.size[0], palette=results.config.palette))
+    bar.total = done
+    bar.update(done)
+    if item.kind == "video" and expected - done > max(2, MISSING * expected):
+        raise UserError(f"{item.path}: is cut off after {done} of {expected} frames; these were written")
+
+
+def _batch_size(predictor: Predictor, source: Frames, item: Input) -> int:
+    pixels = source.size[0] * source.size[1]
+    return 1 if item.kind == "camera" else min(predictor.config.eval_batch_size, max(1, TOGETHER // pixels))
+
+
+def _stream(
+    predictor: Predictor, frames: Iterator[np.ndarray], batch_size: int, write: Callable[[np.ndarray, np.ndarray], None],
+    bar: Progress, item: Input,
+) -> int:  # fmt: skip
+    """Reads, predicts and writes at the same time; returns the number of frames."""
+    done = 0
+
+    def read() -> list[np.ndarray]:
+        return list(itertools.islice(frames, batch_size))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        try:
+            coming = reader.submit(read)
+            while batch := coming.result():
+                coming = reader.submit(read)
+                images = np.stack(batch)
+                labels = predictor.predict_batch(np.stack([as_image(image, predictor.network.channels) for image in images]))
+                if writing:
+                    writing.result()
+                writing = writer.submit(write, images, labels)
+                done += len(batch)
+                if not bar.total or done < bar.total:
+                    bar.update(done)
+        except KeyboardInterrupt:
+            if item.kind != "camera":
+                raise
+        if writing:
+            writing.result()
+    return done
+
+
+# --- Files ---
+
+
+def _ffmpeg() -> Any:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise UserError("videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras[video]'") from error
+    return imageio_ffmpeg
+
+
+def read_video(path: str) -> Frames:
+    """A video file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    stream = _ffmpeg().read_frames(path)
+    try:
+        about = next(stream)
+    except (OSError, RuntimeError, StopIteration, KeyError, IndexError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if path in line and ":" in line]
+        reason = lines[-1].rpartition(": ")[2] if lines else "no video, or cut off"
+        raise UserError(f"{path}: cannot be read as a video ({reason}); replace it") from error
+    (width, height), rate = about["size"], exact_rate(about["fps"])
+    return Frames((width, height), rate, round(about["duration"] * rate), _decoded(stream, (height, width, 3)))
+
+
+def _decoded(stream: Iterator[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    while True:
+        try:
+            frame = next(stream, None)
+        except (OSError, RuntimeError):  # it ends within a frame
+            return
+        if frame is None:
+            return
+        yield np.frombuffer(frame, np.uint8).reshape(shape)
+
+
+def exact_rate(rate: float) -> Fraction:
+    """Frames a second as the fraction that a header's two decimals stand for: 29.97 is 30000/1001."""
+    if not rate > 0:
+        return USUAL_RATE
+    american = Fraction(round(rate) * 1000, 1001)
+    return american if abs(american - rate) < 0.005 else Fraction(rate).limit_denominator(1000)
+
+
+def read_camera(number: str) -> Frames:
+    """A camera of this machine, by its number.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    _ffmpeg()
+    try:
+        import imageio.v2
+
+        reader = imageio.v2.get_reader(f"<video{number}>", format="FFMPEG")
+        about = reader.get_meta_data()
+    except ImportError as error:
+        raise UserError("the camera needs imageio: pip install 'deeplab-keras[video]'") from error
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"--input=camera:{number}: there is no such camera, or it is in use; give another number") from error
+    width, height = about["size"]
+    return Frames((width, height), exact_rate(about["fps"]), 0, (np.asarray(frame) for frame in reader.iter_data()))
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that takes the frames of a video file, which gets its name at the block's end."""
+    even = source.size[0] % 2 == source.size[1] % 2 == 0
+    with replacing(path) as aside:
+        sink = _ffmpeg().write_frames(
+            str(aside), source.size, fps=source.rate, macro_block_size=1, quality=7, ffmpeg_log_level="fatal",
+            pix_fmt_out="yuv420p" if even else "yuv444p",  # colours at half the size, as players want it, need an even one
+            output_params=["-f", "mp4", "-movflags", "+faststart"],
+        )  # fmt: skip
+        sink.send(None)
+        count = 0
+
+        def put(frame: np.ndarray) -> None:
+            nonlocal count
+            count += 1
+            sink.send(np.ascontiguousarray(frame))
+
+        try:
+            yield put
+            if count:
+                sink.close()
+        except OSError as error:
+            raise UserError(f"{path}: the video cannot be written; make room there, or give another --output") from error
+        if not count:
+            raise UserError("no frame of it can be read; replace it")
+        if not aside.is_file() or not aside.stat().st_size:
+            raise UserError(f"{path}: the video cannot be written; make room there, or give another --output")

@@ -1,0 +1,381 @@
+"""predict.py: what it finds, what it writes, and what it says about files that are none."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+from contracts import ROOT, noise, script
+from PIL import Image
+
+from deeplab_keras import prediction
+from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.config import EvalConfig, PredictConfig, UserError
+from deeplab_keras.data.ade20k import ADE20K, ADE20K_151
+from deeplab_keras.data.cityscapes import CITYSCAPES, LABEL_MAP
+from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
+from deeplab_keras.data.voc2012 import VOC2012
+from deeplab_keras.inference import Predictor, open_image, open_picture
+from deeplab_keras.prediction import Input, Results, find_inputs
+from deeplab_keras.prediction import images as images_module
+from deeplab_keras.prediction.images import ImageJob
+from deeplab_keras.progress import Progress
+from deeplab_keras.visualization import class_colours, colorize, overlay
+
+COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+INFO = DatasetInfo("three", ("sky", "tree", "car"), COLOURS)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(noise(height, width, 3, seed=seed).astype(np.uint8))
+
+
+def put(path: pathlib.Path, height: int = 6, width: int = 9, **options: object) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(height, width, seed=len(path.name)).save(path, **options)
+    return path
+
+
+def strongest_channel(classes: int = 3) -> keras.Model:
+    """A network whose class is the strongest of red, green and blue; classes beyond these never win."""
+    image = keras.Input((None, None, 3))
+    conv = keras.layers.Conv2D(classes, 1)
+    model = keras.Model(image, conv(image))
+    conv.set_weights([np.eye(3, classes)[None, None], np.where(np.arange(classes) < 3, 0.0, -999.0)])
+    return model
+
+
+def config(tmp_path: pathlib.Path, **values: object) -> PredictConfig:
+    return PredictConfig(**{"checkpoint_dir": "x", "input": "x", "output": str(tmp_path / "out")} | values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def job(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., ImageJob]:
+    """Predicts a folder with `strongest_channel`."""
+
+    def run(source: pathlib.Path, eval_config: EvalConfig = EvalConfig(), **values: object) -> ImageJob:
+        settings = config(tmp_path, **values)
+        found = find_inputs(str(source), settings.output)
+        done = ImageJob(Predictor(strongest_channel(), eval_config), Results(settings, INFO), settings, Progress(len(found), "t"))
+        done.run(found)
+        return done
+
+    return run
+
+
+# --- What is found ---
+
+
+def names(given: pathlib.Path | str, output: pathlib.Path | str = "") -> list[str]:
+    return [item.name for item in find_inputs(str(given), output)]
+
+
+def test_a_folder_is_searched_with_all_below_it(tmp_path):
+    for name in ("b.JPG", "a/c.png", "a/d/e.webp", ".hidden.png", ".trash/f.png", "out/g.png", "film.mp4", "notes.txt"):
+        put(tmp_path / name, format="PNG")
+    assert names(tmp_path, tmp_path / "out") == ["b", "film", "a/c", "a/d/e"]
+    assert [item.kind for item in find_inputs(str(tmp_path), tmp_path / "out")] == ["image", "video", "image", "image"]
+    assert "out/g" in names(tmp_path)
+
+
+def test_a_pattern_keeps_the_folders_below_its_plain_part(tmp_path):
+    for name in ("x/a/1.png", "x/b/2.png", "x/b/c/3.png", "y/4.png"):
+        put(tmp_path / name)
+    assert names(tmp_path / "x/*/*.png") == ["a/1", "b/2"]
+    assert names(tmp_path / "x/**/*.png") == ["a/1", "b/2", "b/c/3"]
+    assert names(tmp_path / "*/4.png") == ["y/4"]
+
+
+def test_a_file_is_taken_whatever_its_name(tmp_path, monkeypatch):
+    assert names(put(tmp_path / "a[1].png")) == ["a[1]"]
+    assert names(put(tmp_path / "scan", format="PNG")) == ["scan"]
+    monkeypatch.chdir(tmp_path)
+    assert names("camera") == ["camera"] and find_inputs("camera:2")[0] == Input("2", "camera_2", "camera")
+
+
+def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png", "sub/a.png", "c.png.png"):
+        put(tmp_path / name)
+    assert names(tmp_path) == ["a.jpg", "a.png", "b", "c.png.png", "sub/a"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{}/none.png", "--input={}/none.png: there is no such file or folder"),
+        ("{}/none*.png", "no image or video there; known are .bmp"),
+        ("{}", "--input={}: no image or video there, among 1 other files"),
+    ],
+)
+def test_nothing_found(tmp_path, given, message):
+    (tmp_path / "notes.txt").write_text("none")
+    with pytest.raises(UserError) as error:
+        find_inputs(given.format(tmp_path))
+    assert message.format(tmp_path) in str(error.value)
+
+
+# --- What is written ---
+
+
+def test_every_output_of_an_image(job, tmp_path):
+    image = np.asarray(Image.open(put(tmp_path / "in/sub/a.png", 7, 11)))
+    job(tmp_path / "in", outputs=("labels", "colour", "overlay", "probabilities"), legend=False, probability_type="float32")
+    out = tmp_path / "out/sub"
+    labels = np.asarray(Image.open(out / "a_labels.png"))
+    assert labels.dtype == np.uint8 and (labels == image.argmax(-1)).all()
+    assert (np.asarray(Image.open(out / "a_colour.png")) == np.array(COLOURS)[labels]).all()
+    assert (np.asarray(Image.open(out / "a_overlay.png")) == overlay(image, labels, INFO)).all()
+    with np.load(out / "a_probabilities.npz", allow_pickle=False) as file:
+        assert file["class_names"].tolist() == ["sky", "tree", "car"]
+        probabilities = file["probabilities"]
+    scores = np.exp(image.astype(np.float64) - image.max(-1, keepdims=True))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, scores / scores.sum(-1, keepdims=True), atol=1e-6)
+    assert sorted(path.name for path in out.iterdir()) == ["a_colour.png", "a_labels.png", "a_overlay.png", "a_probabilities.npz"]
+
+
+def test_probabilities_of_16_bits_are_the_default(job, tmp_path):
+    job(put(tmp_path / "a.png"), outputs=("probabilities",))
+    with np.load(tmp_path / "out/a_probabilities.npz") as file:
+        assert file["probabilities"].dtype == np.float16
+
+
+@pytest.mark.parametrize("palette", ["dataset", "colour_blind"])
+def test_the_legend_keeps_to_the_palette(job, tmp_path, palette):
+    image = Image.fromarray(np.full((300, 400, 3), (10, 250, 20), np.uint8))  # a tree alone
+    image.save(tmp_path / "a.png")
+    job(tmp_path / "a.png", palette=palette)
+    tree, sky = class_colours(INFO, palette)[[1, 0]]
+    assert (np.asarray(Image.open(tmp_path / "out/a_colour.png")) == tree).all()
+    drawn = np.asarray(Image.open(tmp_path / "out/a_overlay.png"))
+    assert (drawn[:300, :400] == overlay(np.asarray(image), np.ones((300, 400), np.uint8), INFO, palette=palette)).all()
+    assert (drawn[300:] == tree).all(-1).sum() > 50 and not (drawn[300:] == sky).all(-1).any()
+
+
+def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
+    calls = []
+    whole = Predictor.predict_batch
+    monkeypatch.setattr(Predictor, "predict_batch", lambda self, x: calls.append(x.shape[:3]) or whole(self, x))
+    sizes = [(8, 12), (8, 12), (12, 8), (8, 12), (12, 8), (20, 30)]
+    expected = {}
+    for index, (height, width) in enumerate(sizes):
+        expected[f"{index}_labels.png"] = np.asarray(Image.open(put(tmp_path / f"in/{index}.png", height, width))).argmax(-1)
+    job(tmp_path / "in", EvalConfig(eval_batch_size=2), outputs=("labels",), tile_size=(16, 16), tile_overlap=2)
+    assert sorted(calls) == sorted([(2, 8, 12), (1, 8, 12), (2, 12, 8), (2, 20, 20), (2, 20, 20)])
+    for name, labels in expected.items():
+        assert (np.asarray(Image.open(tmp_path / "out" / name)) == labels).all(), name
+    calls.clear()
+    monkeypatch.setattr(images_module, "HUGE", 500)
+    job(put(tmp_path / "big.png", 20, 30), outputs=("labels",))
+    job(put(tmp_path / "big2.png", 20, 30), EvalConfig(eval_short_side=10), outputs=("labels",))
+    assert calls == [(1, 20, 30)] * 2
+    assert (np.asarray(Image.open(tmp_path / "out/big_labels.png")) == open_image(tmp_path / "big.png").argmax(-1)).all()
+
+
+def test_little_waits_at_a_time(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "AHEAD", 200)
+    monkeypatch.setattr(images_module, "TOGETHER", 60)
+    for index in range(8):
+        put(tmp_path / f"in/{index}.png", 5 + index % 3, 9 + index % 2)
+    assert job(tmp_path / "in", outputs=("labels",)).done == 8
+    assert len(list((tmp_path / "out").iterdir())) == 8
+
+
+def test_probabilities_of_a_huge_image_are_refused(job, tmp_path, monkeypatch, capsys):
+    put(tmp_path / "in/big.png", 40, 40)
+    put(tmp_path / "in/small.png", 8, 8)
+    assert job(tmp_path / "in", outputs=("probabilities",), tile_size=(16, 16)).failed == 1
+    assert "big.png: --outputs" not in capsys.readouterr().err
+    monkeypatch.setattr(images_module, "MAX_PROBABILITIES", 1000)
+    assert job(tmp_path / "in", outputs=("probabilities",)).failed == 1
+    assert "big.png: its probabilities take 0.0 GiB" in capsys.readouterr().err
+
+
+# --- Files that are there ---
+
+
+def test_earlier_results_are_not_replaced_without_a_word(tmp_path):
+    first, second = (Input(str(tmp_path / f"{name}.png"), name) for name in "ab")
+    results = Results(config(tmp_path), INFO)
+    assert results.check([first, second]) == [first, second]
+    for kind in ("labels", "colour", "overlay"):
+        put(tmp_path / f"out/a_{kind}.png")
+    put(tmp_path / "out/b_labels.png")
+    with pytest.raises(UserError, match=r"a_labels.png \(and 3 more\) is there already; --overwrite"):
+        results.check([first, second])
+    assert Results(config(tmp_path, overwrite=True), INFO).check([first, second]) == [first, second]
+    assert Results(config(tmp_path, skip_existing=True), INFO).check([first, second]) == [second]
+
+
+def test_an_input_is_never_replaced(tmp_path):
+    put(tmp_path / "out/a.png")
+    put(tmp_path / "out/a_labels.png")
+    with pytest.raises(UserError, match="a_labels.png is an input and would be replaced"):
+        Results(config(tmp_path, overwrite=True), INFO).check(find_inputs(str(tmp_path / "out"), tmp_path / "out"))
+
+
+# --- Submissions ---
+
+
+def submitted(tmp_path: pathlib.Path, kind: str, info: DatasetInfo, name: str, labels: np.ndarray) -> Image.Image:
+    results = Results(config(tmp_path, submission=kind), info)
+    item = Input(f"{name}.png", name)
+    results.write(item, np.zeros((*labels.shape, 3), np.uint8), labels, None)
+    (file,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert file == results.files(item)["submission"]
+    return Image.open(file)
+
+
+def test_cityscapes_gets_label_ids_under_names_that_its_server_knows(tmp_path):
+    labels = np.arange(19, dtype=np.uint8).reshape(1, 19)
+    written = np.asarray(submitted(tmp_path, "cityscapes", CITYSCAPES, "berlin/berlin_000000_000019_leftImg8bit", labels))
+    assert written.tolist() == [[7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]]
+    assert [LABEL_MAP[label_id] for label_id in written[0]] == list(range(19))
+    assert (tmp_path / "out/berlin_000000_000019_pred_labelIds.png").is_file()  # CITY_SEQUENCE_FRAME*.png, and one alone
+    with pytest.raises(UserError, match="its name is not CITY_SEQUENCE_FRAME_leftImg8bit"):
+        Results(config(tmp_path, submission="cityscapes"), CITYSCAPES).files(Input("holiday.png", "holiday"))
+
+
+def test_voc_gets_palette_pictures_in_the_devkits_folder(tmp_path):
+    labels = np.arange(21, dtype=np.uint8).reshape(3, 7)
+    written = submitted(tmp_path, "voc", VOC2012, "2008_000006", labels)
+    assert (tmp_path / "out/results/VOC2012/Segmentation/comp6_test_cls/2008_000006.png").is_file()
+    assert written.mode == "P" and (np.asarray(written) == labels).all()
+    assert (np.asarray(written.convert("RGB")) == np.array(pascal_palette(21))[labels]).all()
+
+
+@pytest.mark.parametrize(("info", "first"), [(ADE20K, 0), (ADE20K_151, 1)])
+def test_ade20k_counts_from_one(tmp_path, info, first):
+    labels = np.arange(first, first + 150, dtype=np.uint8).reshape(10, 15)
+    written = submitted(tmp_path, "ade20k", info, "ADE_test_00000001", labels)
+    assert written.mode == "L" and np.asarray(written).ravel().tolist() == list(range(1, 151))
+    assert (tmp_path / "out/ADE_test_00000001.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "info"),
+    [("cityscapes", VOC2012), ("voc", CITYSCAPES), ("ade20k", VOC2012), ("ade20k", info_for_classes("n", ["a"] * 151))],
+)
+def test_submissions_of_other_classes_are_refused(tmp_path, kind, info):
+    with pytest.raises(UserError, match=rf"^--submission={kind}: the model has .* give a model that was trained on"):
+        Results(config(tmp_path, submission=kind), info)
+
+
+def test_two_images_of_one_name_are_not_one_submission(tmp_path):
+    found = [Input("north/1.jpg", "north/1"), Input("south/1.jpg", "south/1")]
+    with pytest.raises(UserError, match="north/1.jpg and south/1.jpg would both get 1.png"):
+        Results(config(tmp_path, submission="voc"), VOC2012).check(found)
+
+
+# --- The command ---
+
+
+def test_the_command_on_a_folder_of_everything(tiny_run, tmp_path):
+    """Mixed sizes and modes, names with blanks and umlauts, broken files: as a person would run it."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "süd").mkdir(parents=True)
+    base = picture(40, 60)
+    base.save(folder / "a b.png")
+    base.save(folder / "same.png")
+    base.convert("L").resize((33, 47)).save(folder / "same.jpg")
+    base.convert("RGBA").save(folder / "süd" / "clear.png")
+    base.convert("P").save(folder / "süd" / "few.gif")
+    base.convert("CMYK").save(folder / "print.jpg")
+    Image.fromarray(np.asarray(base.convert("L"), np.uint16) * 257).save(folder / "deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    base.save(folder / "turned.jpg", exif=turned)
+    (folder / "broken.jpg").write_bytes((folder / "same.jpg").read_bytes()[:200])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image")
+
+    flags = (f"--checkpoint_dir={tiny_run}", f"--input={folder}", f"--output={out}")
+    command = [sys.executable, str(ROOT / "scripts/predict.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 3 and all(any(name in line for line in errors) for name in ("broken.jpg", "empty.png", "text.png"))
+    assert "Traceback" not in done.stderr and "images/s" in done.stderr
+    assert done.stdout.splitlines()[-1] == f"written: 8 of 11 images to {out}; 3 failed"
+    sizes = {str(path.relative_to(out)): Image.open(path).size for path in out.rglob("*_labels.png")}
+    assert sizes == {
+        "a b_labels.png": (60, 40), "same.png_labels.png": (60, 40), "same.jpg_labels.png": (33, 47),
+        "print_labels.png": (60, 40), "deep_labels.png": (60, 40), "turned_labels.png": (40, 60),
+        "süd/clear_labels.png": (60, 40), "süd/few_labels.png": (60, 40),
+    }  # fmt: skip
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 3 * 8
+    labels = np.asarray(Image.open(out / "a b_labels.png"))
+    checkpoint = load_checkpoint(tiny_run)
+    assert (labels == Predictor(checkpoint.model)(base)).all()
+    assert (np.asarray(Image.open(out / "a b_colour.png")) == colorize(labels, checkpoint.info)).all()
+
+
+def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
+    put(tmp_path / "in/a.png", 33, 40)
+    arguments = [f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/in", f"--output={tmp_path}/out", "--outputs=labels"]
+    assert script("predict.py")(*arguments) == 0
+    put(tmp_path / "in/b.png", 33, 40)
+    assert script("predict.py")(*arguments) == 1
+    assert "a_labels.png is there already" in capsys.readouterr().err
+    assert script("predict.py")(*arguments, "--skip_existing") == 0
+    assert "written: 1 of 2 images" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_labels.png", "b_labels.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--outputs=labels,pictures"], "unknown --outputs 'pictures'; known: colour, labels, overlay, probabilities"),
+        (["--outputs=labels", "--submission=voc"], "--submission=voc: takes the place of --outputs"),
+        (["--submission=coco"], "unknown --submission 'coco'; "),
+        (["--palette=red"], "unknown --palette 'red'; known: colour_blind, dataset"),
+        (["--tile_size=5"], "--tile_size=5: two numbers"),
+        (["--overwrite", "--skip_existing"], "--skip_existing=True: not together with --overwrite"),
+        (["--eval_stride=999,999", "--inference=slide"], "--eval_stride=999,999 leaves gaps"),
+        (["--submission=voc"], "--submission=voc: the model has the"),
+    ],
+)
+def test_mistakes_get_one_line(tiny_run, tmp_path, capsys, arguments, message):
+    for name in "abc":
+        put(tmp_path / f"in/{name}.png", 40, 40)
+    given = (f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/in", f"--output={tmp_path}/out")
+    assert script("predict.py")(*given, *arguments) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_pixels_by_a_flag(tiny_run, tmp_path, capsys, recwarn):
+    """Pillow's own limit is for the web; here a person names the file."""
+    Image.new("RGB", (1100, 1000)).save(tmp_path / "large.png")
+    given = (f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/large.png", f"--output={tmp_path}/out")
+    before = Image.MAX_IMAGE_PIXELS
+    assert script("predict.py")(*given, "--max_megapixels=1") == 1
+    assert "large.png: more than 1 megapixels; raise --max_megapixels" in capsys.readouterr().err
+    assert script("predict.py")(*given, "--max_megapixels=2", "--outputs=labels") == 0
+    assert before == Image.MAX_IMAGE_PIXELS and not recwarn.list
+
+
+def test_a_picture_is_opened_upright_and_without_its_file(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(6, 9).save(tmp_path / "a.png", exif=turned)
+    opened = open_picture(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    assert opened.size == (6, 9)
+    assert (np.asarray(opened) == np.rot90(np.asarray(picture(6, 9)), -1)).all()
+
+
+def test_predict_in_python(tiny_run, tmp_path):
+    lines: list[str] = []
+    put(tmp_path / "a.png", 40, 40)
+    settings = PredictConfig(checkpoint_dir=str(tiny_run), input=str(tmp_path / "a.png"), output=str(tmp_path / "out"))
+    summary = prediction.predict(settings, log=lines.append)
+    assert (summary.total, summary.failed, summary.skipped) == (1, 0, 0) and lines == [str(summary)]
