@@ -16,6 +16,7 @@ import tensorflow as tf
 from deeplab_keras.config import DataConfig
 
 CROP_TRIES = 10
+WHOLE_AREA = 4  # an image of up to so many times the area of its crop is resized as a whole, which is faster
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of 180, the 8-bit hue circle
@@ -89,29 +90,57 @@ def resize_label(
     `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image, and with
     OpenCV's arithmetic: where that is a whole number, it may come out one less.
     """
-    for axis in (0, 1):
-        length, new = tf.cast(tf.shape(label)[axis], tf.int64), tf.cast(size[axis], tf.int64)
-        wanted = new if count is None else tf.cast(count[axis], tf.int64)
-        positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start[axis], tf.int64)
-        if half_pixel:
-            sources = (2 * positions + 1) * length // (2 * new)
-        else:
-            # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and rounds otherwise.
-            step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
-            sources = tf.minimum(tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1)
-        label = tf.gather(label, sources, axis=axis)
-    return label
+    label = tf.convert_to_tensor(label)
+    rows, columns = (
+        _nearest(tf.shape(label)[axis], size[axis], start[axis], None if count is None else count[axis], half_pixel)
+        for axis in (0, 1)
+    )
+
+    def rows_first() -> tf.Tensor:
+        return tf.gather(tf.gather(label, rows), columns, axis=1)
+
+    def columns_first() -> tf.Tensor:
+        needed = label[rows[0] : rows[-1] + 1]
+        return tf.gather(tf.gather(needed, columns, axis=1), rows - rows[0])
+
+    # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can be.
+    return tf.cond(tf.cast(size[0], tf.int32) > tf.shape(label)[0], columns_first, rows_first)
+
+
+def _nearest(length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool) -> tf.Tensor:
+    """The pixel of a side of `length` that each of `count` pixels from `start` on of the side resized to `new` shows."""
+    length, new = tf.cast(length, tf.int64), tf.cast(new, tf.int64)
+    wanted = new if count is None else tf.cast(count, tf.int64)
+    positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start, tf.int64)
+    if half_pixel:
+        return (2 * positions + 1) * length // (2 * new)
+    # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and rounds otherwise.
+    step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
+    return tf.minimum(tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1)
 
 
 def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
     """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
 
-    The same as resizing all and cropping then, but only what the crop needs is read and computed.
+    The same as resizing all and cropping then; of much larger images only what the crop needs is read and computed.
 
     Returns:
         float32 `[count[0], count[1], 3]`.
     """
     image, count = tf.convert_to_tensor(image), tf.cast(size if count is None else count, tf.int32)
+    size, start = tf.cast(tf.stack(size), tf.int32), tf.cast(tf.stack(start), tf.int32)
+
+    def whole() -> tf.Tensor:
+        images = tf.cast(image, tf.float32)[None]
+        resized = tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)[0]
+        return resized[start[0] : start[0] + count[0], start[1] : start[1] + count[1]]
+
+    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= WHOLE_AREA * tf.reduce_prod(tf.cast(count, tf.int64))
+    return tf.cond(few, whole, lambda: _resize_part(image, size, start, count))
+
+
+def _resize_part(image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """`resize_image` of what is needed for the crop alone, at five times the time for each of its pixels."""
     begins, ends, scales, shifts = [], [], [], []
     for axis in (0, 1):
         length = tf.shape(image)[axis]
@@ -161,26 +190,39 @@ def choose_crop(
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.
     """
-    corners = tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
-
-    def cut(attempt: tf.Tensor) -> tf.Tensor:
-        return resize_label(label, size, tf.unstack(corners[attempt]), crop, half_pixel)
-
-    def one_sided(attempt: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-        counts = tf.math.bincount(tf.cast(window, tf.int32), minlength=256, maxlength=256)
-        counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
-        largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
-        varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
-        return ~varied & (attempt < numbers.shape[0] - 1)
-
-    attempt, window = tf.constant(0), cut(tf.constant(0))
+    label, corners = tf.convert_to_tensor(label), tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
+    corner = corners[0]
     if max_share < 1:
-        shapes = (attempt.shape, tf.TensorShape([None, None]))
-        attempt, window = tf.while_loop(one_sided, lambda i, _: (i + 1, cut(i + 1)), (attempt, window), shapes)
-        middle, empty = (size - crop + 1) // 2, tf.reduce_all(window == tf.cast(ignore_label, window.dtype))
-        window = tf.cond(empty, lambda: resize_label(label, size, tf.unstack(middle), crop, half_pixel), lambda: window)
-        return tf.where(empty, middle, corners[attempt]), window
-    return corners[attempt], window
+
+        def look(attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            counts = _count_labels(label, size, tf.unstack(corners[attempt]), crop, half_pixel)
+            counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
+            largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
+            varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
+            return attempt, varied, total == 0
+
+        def again(attempt: tf.Tensor, varied: tf.Tensor, empty: tf.Tensor) -> tf.Tensor:
+            return ~varied & (attempt < numbers.shape[0] - 1)
+
+        attempt, _, empty = tf.while_loop(again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0)))
+        corner = tf.where(empty, (size - crop + 1) // 2, corners[attempt])
+    return corner, resize_label(label, size, tf.unstack(corner), crop, half_pixel)
+
+
+def _count_labels(label: tf.Tensor, size: tf.Tensor, start: Sequence[Any], count: tf.Tensor, half_pixel: bool) -> tf.Tensor:
+    """How often each id stands in the map that `resize_label` would give, int32 `[256]`.
+
+    Counted in the map as it is, each pixel as often as it would be shown.
+    """
+    begins, ends, times = [], [], []
+    for axis in (0, 1):
+        sources = _nearest(tf.shape(label)[axis], size[axis], start[axis], count[axis], half_pixel)
+        begins.append(sources[0])
+        ends.append(sources[-1] + 1)
+        shown = tf.cast(sources - sources[0], tf.int32)
+        times.append(tf.raw_ops.Bincount(arr=shown, size=shown[-1] + 1, weights=tf.constant([], tf.int32)))
+    window = tf.cast(label[begins[0] : ends[0], begins[1] : ends[1]], tf.int32)
+    return tf.raw_ops.Bincount(arr=window, size=256, weights=times[0][:, None] * times[1])
 
 
 def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -244,13 +286,17 @@ def pad(
     """
     missing = tf.stack(size) - tf.shape(label)
     before = missing // 2 if position == "center" else tf.zeros_like(missing)
-    margins = tf.stack([before, missing - before], axis=1)
-    colour = tf.constant(value, tf.float32)
+    after, outside = missing - before, tf.cast(ignore_label, label.dtype)
+
+    def plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        row = tf.tile(tf.constant(value, tf.float32), [width])
+        return tf.reshape(tf.broadcast_to(row, [height, 3 * width]), [height, width, 3])
 
     def padded() -> tuple[tf.Tensor, tf.Tensor]:
-        around = tf.concat([margins, [[0, 0]]], axis=0)
-        outside = tf.cast(ignore_label, label.dtype)
-        return tf.pad(image - colour, around) + colour, tf.pad(label, margins, constant_values=outside)
+        height = tf.shape(label)[0]
+        middle = tf.concat([plain(height, before[1]), image, plain(height, after[1])], axis=1)
+        whole = tf.concat([plain(before[0], size[1]), middle, plain(after[0], size[1])], axis=0)
+        return whole, tf.pad(label, tf.stack([before, after], axis=1), constant_values=outside)
 
     image, label = tf.cond(tf.reduce_any(missing > 0), padded, lambda: (image, label))
     return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(label, size)
