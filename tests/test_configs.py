@@ -14,6 +14,7 @@ from deeplab_keras import trainer
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from deeplab_keras.data import open_dataset
 from deeplab_keras.segmentor import check_input_size
+from deeplab_keras.trainer.step import TrainedModel
 
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.flags") if path.parent.name != "base")
 # This project's own; the systems of the references have golden tests.
@@ -100,7 +101,9 @@ def take_steps(
 
 @pytest.mark.parametrize("path", OWN, ids=relative)
 def test_the_network_builds_and_takes_a_step(path, tmp_path, monkeypatch):
-    """On a small crop, so that it costs seconds; the slow lane takes every recipe at its own."""
+    """On a small crop and without compiling, so that it costs seconds; the slow lane takes every recipe at its own."""
+    compile_model = TrainedModel.compile
+    monkeypatch.setattr(TrainedModel, "compile", lambda *args, **options: compile_model(*args, **options, run_eagerly=True))
     take_steps(path, (65, 65), 1, tmp_path, monkeypatch)
 
 

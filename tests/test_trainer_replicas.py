@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from contracts import ROOT
 
 # In double precision. In single precision the two differ by rounding alone, but a network of random weights blows that up
@@ -70,6 +71,7 @@ print("RESULT", json.dumps({
 '''
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one():
     """Ten steps: losses, gradient norms, weights, averages, optimizer state and running statistics."""
     environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1", PYTHONPATH=str(ROOT))

@@ -32,7 +32,7 @@ PATIENCE = 30.0  # seconds without one after which a run on another machine coun
 # What may differ when a run goes on: where and how fast it computes, what it shows, and how often it saves.
 MAY_CHANGE = {
     "train.train_logdir", "train.strategy", "train.jit_compile", "train.summary_images", "train.save_interval_steps",
-    "train.keep_checkpoints", "train.early_stopping",
+    "train.keep_checkpoints", "train.early_stopping", "train.worker_timeout",
     "data.dataset_dir", "data.cache", "data.skip_broken_files",
 }
 

@@ -63,7 +63,9 @@ class TrainConfig(Config):
     )
     freeze_backbone: bool = option(False, "the backbone stays as it starts, its batch statistics too; only the head learns")
     fine_tune_batch_norm: bool = option(True, "False keeps the batch statistics of the initial checkpoint")
-    strategy: str = option("auto", "auto: all visible GPUs", choices=("auto", "none", "mirrored"))
+    strategy: str = option("auto", "auto: all visible GPUs; multi_worker: several machines, named by the variable TF_CONFIG",
+                           choices=("auto", "none", "mirrored", "multi_worker"))
+    worker_timeout: int = option(600, "multi_worker: seconds to wait for the other workers at the start")
     precision: str = option("float32", "arithmetic of the network; logits and loss stay float32",
                             choices=("float32", "mixed_bfloat16", "mixed_float16"))
     jit_compile: bool = option(False, "compiles the training step with XLA")
@@ -84,7 +86,7 @@ class TrainConfig(Config):
         self._require(self.training_number_of_steps is None or self.training_number_of_steps >= 0,
                       "training_number_of_steps", "at least 1; 0: not given")
         self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
-        for name in ("learning_rate_decay_step", "gradient_accumulation_steps", "keep_checkpoints"):
+        for name in ("learning_rate_decay_step", "gradient_accumulation_steps", "keep_checkpoints", "worker_timeout"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(0 < self.top_k_percent_pixels <= 1, "top_k_percent_pixels", "above 0 and at most 1, which is all pixels")
         self._require(all(weight >= 0 for weight in self.label_weights), "label_weights", "0 or above, one for each class")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,7 +19,7 @@ from deeplab_keras.callbacks import Rounds, Run, Steps, stop_on_sigterm
 from deeplab_keras.callbacks.divergence import Batch
 from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.workdir import Workdir
-from deeplab_keras.config import NORMALIZATIONS, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import NORMALIZATIONS, Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data import Source, open_dataset, pipeline
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation import Report, evaluate
@@ -24,8 +29,17 @@ from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
 from deeplab_keras.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
+from deeplab_keras.trainer import workers
+from deeplab_keras.trainer.cluster import Cluster
 from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
 from deeplab_keras.visualization import panel
+
+MULTI_WORKER = "multi_worker"
+# Settings in which workers may differ: paths, and what only the chief does.
+DIFFER_BY_WORKER = {
+    "train_logdir", "tf_initial_checkpoint", "dataset_dir", "cache", "cache_dir", "data_service", "summary_images",
+    "worker_timeout",
+}  # fmt: skip
 
 
 def train(
@@ -47,12 +61,15 @@ def train(
 
     Returns:
         The report of the last evaluation on `data.eval_split`; None where SIGTERM ended the training before: what was
-        done is saved, and the same call goes on from there.
+        done is saved, and the same call goes on from there. Of several workers the chief alone gets the report.
 
     Raises:
         UserError: anything that a user can mend, before the first step wherever it can be known by then.
     """
-    _check(data, training)
+    _check(training)
+    cluster = _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
+    strategy = make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
+    _check_batch(data, training, strategy.num_replicas_in_sync)
     seed_everything(data.seed, training.deterministic)
     train_source, eval_source = (open_dataset(data, split) for split in (data.train_split, data.eval_split))
     info = train_source.info
@@ -65,18 +82,17 @@ def train(
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
-    with Workdir(training.train_logdir, configs, flags_text, keep=training.keep_checkpoints) as workdir:
-        _announce(model, data, training, info, (len(train_source), len(eval_source)), total_steps, workdir)
-        run, trained = _build(model, data, training, info, workdir, total_steps)
-        workdir.check_space(run.model)
-        if not run.restore():
-            if training.tf_initial_checkpoint:
-                initialize(
-                    run.model, model, training.tf_initial_checkpoint, training.initialize_last_layer,
-                    logits_only=training.last_layers_contain_logits_only,
-                )
-            run.start_averages()
-        _fit(run, trained, data, training, evaluation, train_source, eval_source)
+    with _workdir(training, configs, flags_text, cluster) as workdir:
+        run, trained = _build(model, data, training, info, workdir, total_steps, strategy)
+        if cluster is None or cluster.is_chief:
+            _announce(model, data, training, info, (len(train_source), len(eval_source)), total_steps, workdir)
+            workdir.check_space(run.model)
+            _start(run, training)
+        if cluster is not None:
+            workers.share_start(strategy, run)
+        _fit(run, trained, data, training, evaluation, train_source, eval_source, strategy, cluster)
+        if cluster is not None and not cluster.is_chief:
+            return None
         if run.last_report is None or run.stop_requested:
             logging.info(
                 "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on from there", run.step, total_steps
@@ -84,6 +100,42 @@ def train(
             return None
         run.last_report.save(workdir.path / "metrics.json")
         return run.last_report
+
+
+def _meet(*configs: Config) -> Cluster:
+    """This process' place among the workers, all of which are there."""
+    cluster = Cluster.from_environment()
+    common = [
+        {name: value for name, value in config.to_dict().items() if name not in DIFFER_BY_WORKER} for config in configs
+    ]
+    training = next(config for config in configs if isinstance(config, TrainConfig))
+    cluster.wait_for_all(training.worker_timeout, hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest())
+    logging.info("worker %d of %d%s", cluster.index, len(cluster.hosts), " keeps the run" if cluster.is_chief else "")
+    return cluster
+
+
+@contextlib.contextmanager
+def _workdir(
+    training: TrainConfig, configs: Mapping[str, Config], flags_text: str, cluster: Cluster | None
+) -> Iterator[Workdir]:
+    """The run's folder; on the other workers than the chief one that is thrown away."""
+    with contextlib.ExitStack() as stack:
+        path = training.train_logdir
+        if cluster is not None and not cluster.is_chief:
+            path = stack.enter_context(tempfile.TemporaryDirectory())
+        yield stack.enter_context(Workdir(path, configs, flags_text, keep=training.keep_checkpoints))
+
+
+def _start(run: Run, training: TrainConfig) -> None:
+    """Goes on from the newest checkpoint, or starts as told."""
+    if run.restore():
+        return
+    if training.tf_initial_checkpoint:
+        initialize(
+            run.model, run.config, training.tf_initial_checkpoint, training.initialize_last_layer,
+            logits_only=training.last_layers_contain_logits_only,
+        )
+    run.start_averages()
 
 
 def _announce(
@@ -128,7 +180,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def _check(data: DataConfig, training: TrainConfig) -> None:
+def _check(training: TrainConfig) -> None:
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
@@ -142,7 +194,12 @@ def _check(data: DataConfig, training: TrainConfig) -> None:
             f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, which --loss={training.loss} has "
             "not; give 1, or another --loss"
         )
-    replicas, parts = make_strategy(training.strategy).num_replicas_in_sync, training.gradient_accumulation_steps
+    if training.strategy == MULTI_WORKER and training.jit_compile:
+        raise UserError("--jit_compile: not with --strategy=multi_worker; leave it out")
+
+
+def _check_batch(data: DataConfig, training: TrainConfig, replicas: int) -> None:
+    parts = training.gradient_accumulation_steps
     if data.train_batch_size % (replicas * parts):
         needs = [f"the number of devices, {replicas}"] * (replicas > 1)
         needs += [f"--gradient_accumulation_steps={parts}"] * (parts > 1)
@@ -158,10 +215,11 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _build(
-    config: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, workdir: Workdir, total_steps: int
+    config: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, workdir: Workdir, total_steps: int,
+    strategy: tf.distribute.Strategy,
 ) -> tuple[Run, TrainedModel]:
     keras.config.set_dtype_policy(training.precision)
-    with make_strategy(training.strategy).scope():
+    with strategy.scope():
         model = build_segmentor(config)
         for layer in model.layers:
             if isinstance(layer, BatchNormalization):
@@ -204,7 +262,7 @@ def _loss(training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.
 
 def _fit(
     run: Run, trained: TrainedModel, data: DataConfig, training: TrainConfig, evaluation: EvalConfig,
-    train_source: Source, eval_source: Source,
+    train_source: Source, eval_source: Source, strategy: tf.distribute.Strategy, cluster: Cluster | None,
 ) -> None:
     pad_value = NORMALIZATIONS[run.config.normalization][0]
     network = Network(run.model)
@@ -228,13 +286,22 @@ def _fit(
         run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping, evaluate=validate,
         pictures=pictures, round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
     )  # fmt: skip
+    chief = cluster is None or cluster.is_chief
+    part = (0, 1) if cluster is None else (cluster.index, len(cluster.hosts))
     try:
         with stop_on_sigterm(run):
-            rounds.resume()
-            if rounds.finished or run.stop_requested:
+            if chief:
+                rounds.resume()
+            finished = rounds.finished or run.stop_requested
+            if cluster is not None:
+                finished = bool(workers.chiefs_values(strategy, [np.array([finished])])[0])
+            if finished:
                 return
-            batches = pipeline.train_dataset(train_source, data, pad_value, start_step=run.step)
+            batches = pipeline.train_dataset(train_source, data, pad_value, start_step=run.step, part=part)
             batches = batches.map(lambda images, labels: (images, {name: labels for name in trained.output}))
+            if cluster is not None:
+                workers.fit(strategy, trained, batches, run, [steps, rounds] if chief else [])
+                return
             trained.fit(
                 batches, steps_per_epoch=run.total_steps - run.step, shuffle=False, verbose=0, callbacks=[steps, rounds]
             )

@@ -42,6 +42,11 @@ class TrainedModel(keras.Model):
         """
         self.parts, self.clip_norm, self.ignore_label = parts, clip_norm, ignore_label
 
+    def reset_metrics(self) -> None:
+        """Sets this process' metrics back; from outside of the replicas it would be an exchange among all workers."""
+        reset = super().reset_metrics
+        tf.function(lambda: self.distribute_strategy.run(reset))()
+
     def train_step(self, data: tuple[tf.Tensor, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """Updates the weights; a loss or gradient that is no number leaves them as they are, but for the momentum."""
         images, labels = data
