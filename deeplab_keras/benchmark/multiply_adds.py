@@ -1,4 +1,4 @@
-"""What a network costs."""
+"""How much a network computes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import keras
 from deeplab_keras.config import UserError
 
 
-def count_multiply_adds(model: keras.Model) -> int:
+def count_multiply_adds(model: keras.Model, auxiliary: bool = False) -> int:
     """Multiply-adds of a segmentor's convolutions on one image of the model's input size.
 
-    Counted as the papers do: convolutions alone, without batch norm, pooling and resizing, and without the auxiliary
-    head, which is not computed at inference.
+    Counted as the papers do: convolutions alone, without batch norm, pooling and resizing.
+
+    Args:
+        model: a segmentor.
+        auxiliary: counts the auxiliary head too, which is not computed at inference.
 
     Raises:
         UserError: the model takes images of any size.
@@ -22,7 +25,7 @@ def count_multiply_adds(model: keras.Model) -> int:
         raise UserError(f"{model.name} takes any image size; build it with an input_size to count multiply-adds")
     total = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) and not is_auxiliary(layer):
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) and (auxiliary or not is_auxiliary(layer)):
             height, width = layer.output.shape[1:3]
             total += height * width * math.prod(layer.kernel.shape)
     return total

@@ -1,0 +1,274 @@
+"""The benchmark: every kind runs as a command on tiny data, its numbers are sane, its rows and its page are kept."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+
+import numpy as np
+import pytest
+from contracts import noise, script
+from data_files import write_dataset
+
+import deeplab_keras as dk
+from deeplab_keras import benchmark
+from deeplab_keras.benchmark import peers, records, rounds, training, workers
+from deeplab_keras.config import DataConfig, ModelConfig, UserError
+
+TINY = ModelConfig(
+    depth_multiplier=0.25, output_stride=32, head_channels=16, atrous_rates=(), decoder_filters=16, low_level_channels=(8,),
+    auxiliary_head=True, auxiliary_channels=8,
+)  # fmt: skip
+TINY_FLAGS = [
+    "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=", "--decoder_filters=16",
+    "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64", "--train_samples=4", "--eval_samples=4",
+    "--train_batch_size=2", "--eval_batch_size=2", "--auxiliary_head", "--auxiliary_channels=8",
+]  # fmt: skip
+SHORT = ["--rounds=2", "--batches=1"]
+
+
+class InProcess:
+    """A worker without a process of its own."""
+
+    def __init__(self, recipe: workers.Recipe) -> None:
+        module, function = recipe.make.split(":")
+        self.name = recipe.name
+        self.contender = getattr(importlib.import_module(module), function)(**recipe.arguments)
+
+    def measure(self, **options):
+        return self.contender.measure(**options)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(workers, "Worker", InProcess)
+    monkeypatch.setattr(training, "MATRIX", 64)
+    monkeypatch.setattr(training, "CHANNELS", 8)
+
+
+def rows_of(path) -> dict[tuple[str, str], float]:
+    with open(path, newline="") as file:
+        return {(row["subject"], row["quantity"]): float(row["median"]) for row in csv.DictReader(file)}
+
+
+# --- The four kinds ---
+
+
+def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
+    root = write_dataset(tmp_path / "photos")
+    table = tmp_path / "found.csv"
+    arguments = ["--dataset=folder", f"--dataset_dir={root}", "--train_crop_size=16,16", "--train_batch_size=2", f"--csv={table}"]
+    assert script("benchmark.py")("--what=input", *arguments, *SHORT) == 0
+    found = rows_of(table)
+    stages = ["read and decode", "scale, crop, pad, batch", "flip", "photometric", "normalise (the model's first layer)"]
+    assert [subject for subject, quantity in found if quantity == "speed"] == [f"deeplab_keras: {stage}" for stage in stages]
+    assert all(value > 0 for value in found.values())
+    assert "batches of 2 crops of 16x16" in table.read_text() and "photometric" in capsys.readouterr().out
+
+
+def test_train_as_a_command(in_process, tmp_path, capsys):
+    table = tmp_path / "found.csv"
+    assert script("benchmark.py")("--what=train", *TINY_FLAGS, *SHORT, f"--csv={table}") == 0
+    found = {quantity: value for (_, quantity), value in rows_of(table).items()}
+    assert 0 <= found["waiting for input"] <= 100
+    assert found["of the peak"] == pytest.approx(
+        100 * found["multiply-adds an image"] * found["speed"] / found["machine's peak"], rel=1e-3
+    )
+    assert found["peak memory"] > 100 and "of the peak" in capsys.readouterr().out
+    config = TINY.replace(num_classes=10)
+    model = dk.build_segmentor(config, (64, 64))
+    whole = benchmark.count_multiply_adds(model, auxiliary=True)
+    height, width, channels = model.get_layer("auxiliary_logits").output.shape[1:]
+    assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, "the 3x3 convolution counts too"
+    assert found["multiply-adds an image"] == pytest.approx(3e-9 * whole, rel=1e-5), "forward and twice as much backward"
+
+
+def test_eval_as_a_command(in_process, tiny_run, tmp_path):
+    table, page = tmp_path / "found.csv", tmp_path / "page.md"
+    page.write_text("# Ours\n\nWhat a person wrote.\n")
+    for _ in range(2):
+        flags = [f"--checkpoint_dir={tiny_run}", "--eval_batch_size=2", f"--csv={table}", f"--page={page}"]
+        assert script("benchmark.py")("--what=eval", *flags, *SHORT) == 0
+    found = rows_of(table)
+    assert found["evaluation", "evaluation over forward"] == pytest.approx(
+        found["evaluation", "speed"] / found["evaluation", "forward pass alone"], rel=1e-3
+    )
+    text = page.read_text()
+    assert text.startswith("# Ours\n\nWhat a person wrote.\n") and text.count(records.BEGIN) == 1
+    assert "python scripts/benchmark.py --what=eval" in text and "| evaluation |" in text
+
+
+def test_model_as_a_command(tiny_run, tmp_path, capsys):
+    table = tmp_path / "found.csv"
+    flags = [f"--checkpoint_dir={tiny_run}", "--input_size=65,97", "--kinds=keras,tflite", "--batch_sizes=1,2", f"--csv={table}"]
+    assert script("benchmark.py")("--what=model", *flags, *SHORT) == 0
+    found = rows_of(table)
+    model = dk.load_model(tiny_run, (65, 97))
+    assert found["the model", "parameters"] == model.count_params()
+    assert found["the model", "multiply-adds"] == pytest.approx(benchmark.count_multiply_adds(model), rel=1e-5)
+    assert {subject for subject, _ in found} == {"the model", "keras, batch 1", "tflite, batch 1", "keras, batch 2"}
+    assert found["tflite, batch 1", "labels as Keras"] >= 99.5
+    assert found["keras, batch 1", "latency"] > 0 and found["tflite, batch 1", "file"] > 0.01
+    assert "billion multiply-adds" in capsys.readouterr().out
+
+
+# --- Mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--what is needed: input, train, eval or model"),
+        (["--what=inputs"], "unknown --what 'inputs'; did you mean 'input'?"),
+        (["--what=input", "--rounds=0"], "--rounds=0: at least 1"),
+        (["--what=model", "--input_size=5"], "--input_size=5: two numbers: height,width"),
+        (["--what=model", "--kinds=tflit"], "unknown --kinds 'tflit'; did you mean 'tflite'?"),
+        (["--what=model", "--against=onyx"], "unknown --against 'onyx'"),
+        (["--what=model", "--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
+        (["--what=train", "--against=torch"], "--against=torch: peers take part in --what=input and --what=model"),
+        (["--what=train", "--checkpoint_dir={tmp}"], "--checkpoint_dir={tmp}: --what=train takes fresh weights"),
+        (["--what=eval", "--eval_scales=0.5,1"], "--what=eval compares with one forward pass an image"),
+        (["--page={tmp}/a.md"], "--page={tmp}/a.md: needs --csv, of which it is made"),
+        (["--page={tmp}/a.md", "--csv={tmp}/other.csv"], "--csv={tmp}/other.csv: a table with other columns"),
+        (["--what=input", "--csv={tmp}/other.csv"], "--csv={tmp}/other.csv: a table with other columns"),
+        (["--what=input", "--csv={tmp}/other.csv/x.csv"], "other.csv: is a file"),
+        (["--what=input", "--against=torch"], "--against=torch needs torch and opencv-python-headless, not installed here"),
+        (["--what=model", "--against=openvino"], "--against=openvino needs openvino and tf2onnx and onnx and onnxruntime"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert script("benchmark.py")(*(argument.format(tmp=tmp_path) for argument in arguments)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message.format(tmp=tmp_path) in error
+
+
+def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "require", lambda peer, packages: None)
+    measure = importlib.import_module("deeplab_keras.benchmark.input").measure_input
+    with pytest.raises(UserError, match="--against=torch reads JPEG or PNG images .* --dataset=synthetic has others"):
+        measure(DataConfig(), against=["torch"])
+    config = DataConfig(dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0)
+    with pytest.raises(UserError, match="--against=torch does what SSSegmentation does"):
+        measure(config, against=["torch"])
+
+
+# --- Its parts ---
+
+
+def test_a_contender_that_cannot_be_made_says_so_in_one_line():
+    with pytest.raises(UserError, match="^nothing: AttributeError: "):
+        workers.Worker(workers.Recipe("x", "math:nothing", {}))
+    with pytest.raises(UserError, match="^x: its process ended with status 3; "):
+        workers.Worker(workers.Recipe("x", "os:_exit", {"status": 3}))
+
+
+def test_rounds_take_turns_and_keep_every_value():
+    calls = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def measure(self, step):
+            calls.append(self.name)
+            return {"time": [len(calls), step], "speed": len(calls)}
+
+    done = []
+    found = rounds.in_rounds([Fake("a"), Fake("b")], 3, {"step": 9}, done.append)
+    assert calls == ["a", "b", "b", "a", "a", "b"] and done == [1, 2, 3]
+    assert found["b"] == {"time": [2, 9, 3, 9, 6, 9], "speed": [2, 3, 6]}
+
+
+def test_spread_is_median_and_quartiles():
+    spread = rounds.Spread.of([5, 1, 2, 3, 4])
+    assert (spread.low, spread.median, spread.high) == (2, 3, 4) and str(spread) == "3 (2 to 4)"
+
+
+def test_rows_are_appended_and_become_a_page(tmp_path):
+    table, page = tmp_path / "a.csv", tmp_path / "a.md"
+    rows = [
+        records.Row("one", "latency", "ms", rounds.Spread(12.34, 12, 13), 7),
+        records.Row.single("one", "file", "MB", 3.5),
+        records.Row.single("two", "file", "MB", 12345.6),
+    ]
+    records.append(table, "model", "this network", rows, "python scripts/benchmark.py --what=model")
+    first = records.read(table)
+    records.append(table, "model", "another network", rows[:1], "python scripts/benchmark.py --what=model --model=x")
+    assert records.read(table)[:3] == first and len(records.read(table)) == 4
+    assert all(row["cores"] and row["cpu"] and "keras" in row["packages"] for row in first)
+    records.write_page(page, table)
+    records.write_page(page, table)
+    text = page.read_text()
+    assert text.count("\n## model: ") == 2 and "Median of 7 rounds" in text
+    lines = re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    assert lines[:4] == [
+        "| | latency, ms | file, MB |", "|---|--:|--:|", "| one | 12.3 (12 to 13) | 3.5 |", "| two |  | 12,346 |",
+    ]  # fmt: skip
+
+
+def test_peak_memory_grows_by_what_is_used():
+    before = workers.peak_memory()
+    block = np.ones(max(before, 50_000_000) // 4, np.float64)
+    assert workers.peak_memory() >= before + 0.5 * block.nbytes
+
+
+# --- The peers ---
+
+PEERS = [
+    "fcn_mobilenetv2os8_voc", "pspnet_mobilenetv2os8_voc", "deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc",
+    "deeplabv3_mnv2_dm05_pascal_trainaug", "deeplab_mnv3_small_cityscapes_trainfine",
+]  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", PEERS)
+def test_torch_computes_the_same_network(name):
+    import torch
+
+    from deeplab_keras.benchmark.peers import torch_model
+    from deeplab_keras.benchmark.peers.plan import describe
+
+    size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
+    model = dk.build_segmentor(dk.get_config(name).replace(image_pooling_crop_size=()), size)
+    for index, layer in enumerate(model.layers):
+        if hasattr(layer, "moving_mean"):  # else running statistics of 0 and 1, which tell no two layers apart
+            random = np.random.default_rng(index)
+            layer.moving_mean.assign(random.normal(0, 0.05, layer.moving_mean.shape))
+            layer.moving_variance.assign(random.uniform(0.5, 1.5, layer.moving_variance.shape))
+    images = noise(2, *size, 3)
+    expected = np.asarray(model(images, training=False))
+    with torch.inference_mode():
+        found = torch_model.Network(describe(model)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.torch
+def test_the_peers_input_is_the_references(tmp_path):
+    """The same numbers drawn from NumPy's generator: the same tensors."""
+    from sssegmentation_input import make_dataset
+
+    from deeplab_keras.benchmark.peers.torch_input import Pairs
+    from deeplab_keras.config import NORMALIZATIONS
+
+    root = write_dataset(tmp_path / "photos")
+    reference = make_dataset(root, 3)
+    reference.clsid2label = {255: -100}
+    config = DataConfig(train_crop_size=(512, 512), min_resize_value=512, max_resize_value=2048)
+    names = [f"{root}/{{}}/train/{name}" for name in reference.imageids]
+    images, labels = (tuple(f"{name.format(kind)}{end}" for name in names)
+                      for kind, end in (("images", reference.image_ext), ("labels", ".png")))
+    pairs = Pairs(images, labels, {255: -100}, config, NORMALIZATIONS["imagenet"])
+    for seed in range(12):
+        np.random.seed(seed)
+        expected = reference[seed % 3]
+        np.random.seed(seed)
+        image, label = pairs[seed % 3]
+        np.testing.assert_array_equal(image, expected["image"])
+        np.testing.assert_array_equal(label, expected["seg_target"])
