@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, PredictConfig, TrainConfig, UserError
 from deeplab_keras.version import __version__
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ModelConfig",
+    "PredictConfig",
     "Predictor",
     "Report",
     "TrainConfig",

@@ -23,6 +23,7 @@ class Options(Config):
     vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
     vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
     vis_photographs: bool = option(True, "shows the photographs; false: for pictures of data that may not be passed on")
+    palette: str = option("dataset", "colours of the pictures", choices=("dataset", "colour_blind"))
     also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
 
     def validate(self) -> None:
@@ -50,11 +51,13 @@ def main(command: Command) -> None:
     for done in range(count):
         index = done * len(source) // count
         image, label = source.load(index)
-        prediction = predictor(image)
-        shown = image if options.vis_photographs else None
-        pictures = {"prediction": colorize(prediction, info), "panel": panel(shown, label, prediction, info)}
+        ready = inference.as_image(image, predictor.network.channels)
+        (prediction,), (confidence,) = predictor.labels_and_confidence(ready[None])
+        shown, colours = image if options.vis_photographs else None, options.palette
+        drawn = panel(shown, label, prediction, info, confidence=confidence, palette=colours)
+        pictures = {"prediction": colorize(prediction, info, colours), "panel": drawn}
         if shown is not None:
-            pictures |= {"image": shown, "overlay": overlay(shown, prediction, info)}
+            pictures |= {"image": shown, "overlay": overlay(shown, prediction, info, palette=colours)}
         if options.also_save_raw_predictions:
             pictures["labels"] = prediction
         for kind, picture in pictures.items():

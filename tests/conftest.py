@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import os
 import pathlib
 from typing import Any
@@ -24,14 +25,17 @@ for name, value in {
 LANES = {"slow": "make slow", "torch": "make torch"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
-_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data}
+_without_video: list[str] = []
+_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data, "without_video": _without_video}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SHARED.is_dir():
-        return
+    has_video = importlib.util.find_spec("imageio_ffmpeg") is not None
     for item in items:
-        if item.get_closest_marker("shared"):
+        if item.get_closest_marker("video") and not has_video:
+            item.add_marker(pytest.mark.skip(reason="the extra video is not installed"))
+            _without_video.append(item.nodeid)
+        if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"real data not found: no folder {SHARED}"))
             _without_data.append(item.nodeid)
 
@@ -49,12 +53,14 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["not_run"] = {"deselected": dict(_deselected), "without_data": _without_data}
+        session.config.workeroutput["not_run"] = {**_not_run, "deselected": dict(_deselected)}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for lane, count in sorted(_not_run["deselected"].items()):
         terminalreporter.write_line(f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}")
+    if names := _not_run["without_video"]:
+        terminalreporter.write_line(f"not run: {len(names)} tests of videos; pip install -e '.[video]' installs what they need")
     if names := _not_run["without_data"]:
         terminalreporter.write_line(f"not run: {len(names)} tests on real data; no folder {SHARED}:")
         for nodeid in names:

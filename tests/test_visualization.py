@@ -21,6 +21,7 @@ from deeplab_keras.visualization import (
     class_colours,
     colorblind_palette,
     colorize,
+    confidence_map,
     confusion_matrix_figure,
     error_map,
     grid,
@@ -286,3 +287,17 @@ def test_save_png(tmp_path) -> None:
     assert sorted(os.listdir(tmp_path / "new")) == ["image.png", "label.png"]
     with pytest.raises(UserError, match="label.png/x.png: cannot be written"):
         save_png(tmp_path / "new" / "label.png" / "x.png", image)
+
+
+def test_confidence_rises_from_dark_to_light() -> None:
+    drawn = confidence_map(np.linspace(0, 1, 101)[None])[0].astype(int)
+    assert drawn[0].tolist() == [0, 32, 77] and drawn[100].tolist() == [255, 234, 70]
+    assert (np.diff(drawn @ (0.2126, 0.7152, 0.0722)) > 0).all(), "lighter with every step, so that every eye sees the order"
+
+
+def test_a_panel_shows_the_confidence() -> None:
+    image, label, prediction = scene()
+    confidence = np.full(label.shape, 0.25, np.float32)
+    plain, more = (panel(image, label, prediction, INFO, confidence=c) for c in (None, confidence))
+    assert more.shape[1] > plain.shape[1]
+    assert has_colour(more, (66, 78, 108)) and not has_colour(plain, (66, 78, 108))

@@ -60,6 +60,15 @@ class Predictor:
         logits = predict_logits(self.network, images, self.config)
         return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(logits).numpy()
 
+    def labels_and_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label maps as `predict_batch` gives them, and the probability of each label: float32 `[batch, height, width]`."""
+        if self.config.inference == "official":
+            labels, probabilities = self.labels_and_probabilities(images)
+            return labels, probabilities.max(-1)
+        found, confidence = predict_labels(self.network, images, self.config, with_confidence=True)
+        assert confidence is not None
+        return self._typed(found).numpy(), confidence
+
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
         if self.config.inference == "official":
@@ -88,9 +97,8 @@ class Predictor:
                 labels = official_inference.prepare_labels(labels, size)
             found = self._typed(official_inference.restore_labels(prediction, size))
             return found.numpy(), labels, official_inference.restore_probabilities(prediction, size).max(-1)
-        predicted, confidence = predict_labels(self.network, images, self.config, with_confidence=True)
-        assert confidence is not None
-        return self._typed(predicted).numpy(), labels, confidence
+        predicted, confidence = self.labels_and_confidence(images)
+        return predicted, labels, confidence
 
     def _typed(self, labels: tf.Tensor) -> tf.Tensor:
         return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32)

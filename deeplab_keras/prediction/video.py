@@ -186,27 +186,27 @@ def read_camera(number: str) -> Frames:
 def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that takes the frames of a video file, which gets its name at the block's end."""
     even = source.size[0] % 2 == source.size[1] % 2 == 0
-    with replacing(path) as aside:
-        sink = _ffmpeg().write_frames(
-            str(aside), source.size, fps=source.rate, macro_block_size=1, quality=7, ffmpeg_log_level="fatal",
-            pix_fmt_out="yuv420p" if even else "yuv444p",  # colours at half the size, as players want it, need an even one
-            output_params=["-f", "mp4", "-movflags", "+faststart"],
-        )  # fmt: skip
-        sink.send(None)
-        count = 0
+    with replacing(path) as aside, contextlib.ExitStack() as opened:
+        sink = None
 
         def put(frame: np.ndarray) -> None:
-            nonlocal count
-            count += 1
+            nonlocal sink
+            if sink is None:
+                sink = _ffmpeg().write_frames(
+                    str(aside), source.size, fps=source.rate, macro_block_size=1, quality=7, ffmpeg_log_level="fatal",
+                    pix_fmt_out="yuv420p" if even else "yuv444p",  # players want colours at half the size; an odd one has none
+                    output_params=["-f", "mp4", "-movflags", "+faststart"],
+                )  # fmt: skip
+                opened.callback(sink.close)
+                sink.send(None)
             sink.send(np.ascontiguousarray(frame))
 
         try:
             yield put
-            if count:
-                sink.close()
+            opened.close()
         except OSError as error:
             raise UserError(f"{path}: the video cannot be written; make room there, or give another --output") from error
-        if not count:
+        if sink is None:
             raise UserError("no frame of it can be read; replace it")
         if not aside.is_file() or not aside.stat().st_size:
             raise UserError(f"{path}: the video cannot be written; make room there, or give another --output")

@@ -14,6 +14,7 @@ from deeplab_keras.visualization.colours import (
     classes_in,
     colorblind_palette,
     colorize,
+    confidence_map,
     error_map,
     overlay,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "classes_in",
     "colorblind_palette",
     "colorize",
+    "confidence_map",
     "confusion_matrix_figure",
     "error_map",
     "grid",

@@ -130,6 +130,17 @@ def overlay(image: Array, labels: Array, info: DatasetInfo, alpha: float = 0.5, 
     return picture
 
 
+# Cividis: one order of lightness for every eye, from dark blue to yellow.
+CIVIDIS = ((0, 32, 77), (66, 78, 108), (124, 123, 120), (188, 175, 111), (255, 234, 70))
+
+
+def confidence_map(confidence: Array) -> Array:
+    """How sure the network is of each pixel, `[height, width]` in 0..1: from dark blue (0) to yellow (1)."""
+    stops = np.linspace(0, 1, len(CIVIDIS))
+    channels = [np.interp(confidence, stops, [colour[c] for colour in CIVIDIS]) for c in range(3)]
+    return np.round(np.stack(channels, -1)).astype(np.uint8)
+
+
 def error_map(image: Array, label: Array, prediction: Array, info: DatasetInfo) -> Array:
     """The image in dim grey, wrong pixels in red, pixels that do not count in black."""
     grey = np.asarray(image, np.float32).mean(-1, keepdims=True) * 0.45 + 30

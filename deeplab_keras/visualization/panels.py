@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.visualization.colours import WHITE, Array, class_colours, colorize, error_map, overlay, rows_of
+from deeplab_keras.visualization.colours import WHITE, Array, class_colours, colorize, confidence_map, error_map, overlay, rows_of
 
 INK, RIM = (32, 33, 36), (160, 160, 160)
 
@@ -97,6 +97,7 @@ def panel(
     prediction: Array,
     info: DatasetInfo,
     *,
+    confidence: Array | None = None,
     palette: str = "dataset",
     with_legend: bool = True,
 ) -> Array:
@@ -107,6 +108,7 @@ def panel(
         label: `[height, width]`, or None.
         prediction: `[height, width]`.
         info: the classes.
+        confidence: probability of the predicted class, `[height, width]` in 0..1: adds the map of it.
         palette: as for `class_colours`.
         with_legend: adds the classes that are there below.
     """
@@ -127,6 +129,8 @@ def panel(
             "prediction": coloured,
             f"errors: {100 * wrong:.1f} %": _tile(error_map(image, label, prediction, info), smooth=False),
         }
+    if confidence is not None:
+        tiles[f"confidence: {100 * np.mean(confidence):.1f} %"] = _tile(confidence_map(confidence), smooth=False)
     row = captioned(tiles)
     if not with_legend:
         return row

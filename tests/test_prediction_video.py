@@ -1,0 +1,151 @@
+"""Videos and the camera: a video in, a video out."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_prediction import INFO, config, picture, strongest_channel
+
+from deeplab_keras.config import UserError
+from deeplab_keras.inference import Predictor
+from deeplab_keras.prediction import Input, Results, find_inputs
+from deeplab_keras.prediction import video as video_module
+from deeplab_keras.prediction.video import Frames, exact_rate, predict_video, read_camera, read_video
+from deeplab_keras.visualization import class_colours
+
+# --- Videos ---
+
+
+def film(
+    path: pathlib.Path, frames: int = 30, size: tuple[int, int] = (64, 48), rate: float = 12, **options: object
+) -> pathlib.Path:
+    """A green field in which a red block moves to the right."""
+    import imageio_ffmpeg
+
+    stream = imageio_ffmpeg.write_frames(str(path), size, fps=rate, quality=10, macro_block_size=1, **options)
+    stream.send(None)
+    for index in range(frames):
+        frame = np.full((size[1], size[0], 3), (20, 200, 40), np.uint8)
+        frame[8:24, index : index + 16] = (220, 30, 10)
+        stream.send(frame)
+    stream.close()
+    return path
+
+
+def predicted(source: str, tmp_path: pathlib.Path, *, max_frames: int = 0, **values: object) -> None:
+    settings = config(tmp_path, **values)
+    (item,) = find_inputs(source)
+    predict_video(Predictor(strongest_channel()), item, Results(settings, INFO), max_frames)
+
+
+def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:
+    video = read_video(str(path))
+    return video, np.stack(list(video.frames))
+
+
+@pytest.mark.video
+def test_a_video_in_a_video_out(tmp_path, capsys):
+    source = film(tmp_path / "a b.mp4", rate=29.97)
+    predicted(str(source), tmp_path, outputs=("colour", "overlay"), palette="colour_blind")
+    given, images = frames_of(source)
+    labels = images.argmax(-1)
+    for kind in ("colour", "overlay"):
+        video, found = frames_of(tmp_path / f"out/a b_{kind}.mp4")
+        assert (video.size, video.rate, video.length) == ((64, 48), Fraction(30000, 1001), 30) and found.shape == images.shape
+        drawn = class_colours(INFO, "colour_blind")[labels].astype(int)
+        expected = drawn if kind == "colour" else (drawn + images) // 2
+        assert np.abs(found - expected).mean() < 8, "compression changes a little, not the classes"
+    legend = np.asarray(Image.open(tmp_path / "out/a b_legend.png"))
+    sky, tree, car = class_colours(INFO, "colour_blind")[:3]
+    assert (legend == sky).all(-1).any() and (legend == tree).all(-1).any() and not (legend == car).all(-1).any()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a b_colour.mp4", "a b_legend.png", "a b_overlay.mp4"]
+    assert "frames/s" in capsys.readouterr().err
+
+
+@pytest.mark.video
+def test_a_video_of_odd_size_keeps_it(tmp_path):
+    source = film(tmp_path / "a.mkv", 4, (33, 21), codec="ffv1", pix_fmt_out="bgr0")
+    predicted(str(source), tmp_path, legend=False)
+    video, frames = frames_of(tmp_path / "out/a_overlay.mp4")
+    assert video.size == (33, 21) and len(frames) == 4 and video.rate == 12
+    predicted(str(source), tmp_path, legend=False, max_frames=3)
+    assert len(frames_of(tmp_path / "out/a_overlay.mp4")[1]) == 3
+
+
+@pytest.mark.video
+def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
+    content = film(tmp_path / "whole.mkv", codec="ffv1", pix_fmt_out="bgr0").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"cut.mkv: is cut off after \d+ of 30 frames; these were written"):
+        predicted(str(tmp_path / "cut.mkv"), tmp_path)
+    assert 5 < len(frames_of(tmp_path / "out/cut_overlay.mp4")[1]) < 25
+
+
+@pytest.mark.video
+@pytest.mark.parametrize("content", [b"", b"no video", None])
+def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(film(tmp_path / "whole.mp4").read_bytes()[:2000] if content is None else content)
+    with pytest.raises(UserError, match="a.mp4: cannot be read as a video") as error:
+        predicted(str(path), tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.video
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    source = film(tmp_path / "a.mp4")
+
+    def fail(*arguments: object, **values: object) -> np.ndarray:
+        raise UserError("no")
+
+    monkeypatch.setattr(Results, "picture", fail)
+    with pytest.raises(UserError, match="no"):
+        predicted(str(source), tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.video
+def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
+    def pictures() -> Iterator[np.ndarray]:
+        for seed in range(5):
+            yield np.asarray(picture(32, 48, seed))
+        raise KeyboardInterrupt
+
+    camera = Frames((48, 32), Fraction(10), 0, pictures())
+    monkeypatch.setattr(video_module, "read_camera", lambda number: camera if number == "1" else None)
+    predicted("camera:1", tmp_path)
+    video, frames = frames_of(tmp_path / "out/camera_1_overlay.mp4")
+    assert video.rate == 10 and frames.shape == (5, 32, 48, 3)
+
+
+@pytest.mark.video
+def test_there_is_no_such_camera():
+    with pytest.raises(UserError, match="^--input=camera:87: there is no such camera"):
+        read_camera("87")
+
+
+def test_without_the_extra_a_video_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras\[video\]'$"):
+        predicted(str(tmp_path / "a.mp4"), tmp_path)
+    with pytest.raises(UserError, match="need imageio-ffmpeg"):
+        read_camera("0")
+
+
+def test_of_a_video_there_are_pictures_alone(tmp_path):
+    with pytest.raises(UserError, match="--outputs=labels: there is none of a video, a.mp4"):
+        Results(config(tmp_path, outputs=("labels",)), INFO).files(Input("a.mp4", "a", "video"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "fraction"), [(25, Fraction(25)), (23.98, Fraction(24000, 1001)), (12.5, Fraction(25, 2)), (0, Fraction(25))]
+)
+def test_rates_are_exact(rate, fraction):
+    assert exact_rate(rate) == fraction
