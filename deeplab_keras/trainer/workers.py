@@ -62,7 +62,7 @@ def share_start(strategy: tf.distribute.Strategy, run: Run) -> None:
     """Every worker's weights, optimizer state, random state and step become the chief's."""
     state = [*run.model.variables, *run.optimizer.variables]
     variables = list({id(variable): variable for variable in state}.values())
-    values = chiefs_values(strategy, [keras.ops.convert_to_numpy(variable) for variable in variables] + [np.int64([run.step])])
+    values = chiefs_values(strategy, [keras.ops.convert_to_numpy(variable) for variable in variables] + [np.array([run.step])])
     for variable, value in zip(variables, values[:-1], strict=True):
         variable.assign(value)
     run.step = int(values[-1][0])
