@@ -3,13 +3,14 @@ r"""Measures what things cost here: the input pipeline, a training step, an eval
 All is measured in turn, round after round. --csv keeps the numbers with the machine and the
 versions; --page makes a page of that file.
 
-    python scripts/benchmark.py --what=input --dataset=folder --dataset_dir=datasets/mine --against=torch
+    python scripts/benchmark.py --what=input --dataset=folder --dataset_dir=datasets/mine \
+        --against=torch
 
     python scripts/benchmark.py --what=train --flagfile=configs/synthetic/demo.flags
 
     python scripts/benchmark.py --what=eval --checkpoint_dir=runs/demo
 
-    python scripts/benchmark.py --what=model --model=lrasppnet_mobilenetv3los8_voc --csv=benchmarks.csv
+    python scripts/benchmark.py --what=model --model=lrasppnet_mobilenetv3los8_voc --csv=found.csv
 """
 
 from __future__ import annotations

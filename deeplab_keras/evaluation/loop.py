@@ -19,6 +19,7 @@ from deeplab_keras.metrics import Scores, count_pixels
 from deeplab_keras.progress import Progress
 
 LOADER_THREADS = 4
+MAX_UNCOUNTED = 2  # batches whose matrix is still being counted, so that their labels do not fill the memory
 Batch = tuple[list[int], np.ndarray, np.ndarray]
 
 
@@ -65,14 +66,9 @@ def evaluate(
     predictor = Predictor(network, config)
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     bar, done = Progress(count, "evaluation") if progress else None, 0
-    for indices, images, labels in batches(source, count, config.eval_batch_size, info):
-        if details is None:
-            predictions, labels = predictor.compare(images, labels)
-            matrix += count_pixels(labels, predictions, info.num_classes, info.ignore_label)
-        else:
-            predictions, labels, confidence = predictor.compare_with_confidence(images, labels)
-            matrix += details.add([source.names[i] for i in indices], labels, predictions, confidence)
-        done += len(images)
+    for images, found in _counted(predictor, batches(source, count, config.eval_batch_size, info), source, info, details):
+        matrix += found
+        done += images
         if bar:
             bar.update(done, mIoU=Scores.from_matrix(matrix).miou)
     if not matrix.any():
@@ -81,6 +77,32 @@ def evaluate(
         )
     report = Report.from_matrix(matrix, info, count, model=model_name or network.name, split=split)
     return details.complete(report) if details else report
+
+
+def _counted(
+    predictor: Predictor, loaded: Iterator[Batch], source: Source, info: DatasetInfo, details: Details | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of images and the confusion matrix of each batch, counted by a thread while the network runs on the next."""
+
+    def count(indices: list[int], labels: np.ndarray, predictions: np.ndarray, confidence: np.ndarray | None) -> np.ndarray:
+        if details is None or confidence is None:
+            return count_pixels(labels, predictions, info.num_classes, info.ignore_label)
+        return details.add([source.names[i] for i in indices], labels, predictions, confidence)
+
+    with ThreadPoolExecutor(1) as counter:
+        waiting: collections.deque[tuple[int, Future[np.ndarray]]] = collections.deque()
+        for indices, images, labels in loaded:
+            confidence = None
+            if details is None:
+                predictions, labels = predictor.compare(images, labels)
+            else:
+                predictions, labels, confidence = predictor.compare_with_confidence(images, labels)
+            waiting.append((len(images), counter.submit(count, indices, labels, predictions, confidence)))
+            while len(waiting) > MAX_UNCOUNTED:
+                size, future = waiting.popleft()
+                yield size, future.result()
+        for size, future in waiting:
+            yield size, future.result()
 
 
 def batches(source: Source, count: int, batch_size: int, info: DatasetInfo) -> Iterator[Batch]:
