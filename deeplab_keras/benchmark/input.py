@@ -162,11 +162,13 @@ class Contender:
         if config != plain:
             configs["strong augmentation" if not config.data_service else "data service"] = config
 
+        @pipeline.plain_graph
         def load(position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self.source.tf_load(index)
 
+        @pipeline.plain_graph
         def normalise(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return (images - self.mean) / self.std, labels
+            return (images - self.mean) * (1 / self.std), labels
 
         stream = pipeline.sample_stream(len(self.source), config.seed, batch)
         loaded = stream.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
