@@ -32,7 +32,8 @@ def main(command: Command) -> None:
     report = trainer.train(model_config, data_config, train_config, eval_config, flags_text=command.text())
     if report is not None:  # else SIGTERM ended it early, which is no failure
         print(report.table())
-        print(f"written: {train_config.train_logdir}")
+        page = f"; open {os.path.join(train_config.train_logdir, 'report.html')}" if train_config.html_report else ""
+        print(f"written: {train_config.train_logdir}{page}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
     flags = [*tiny_flags, "--summary_images=0", "--training_number_of_steps=4", f"--train_logdir={tmp_path}"]
     killer = Killer()
     with monkeypatch.context() as patch:
-        patch.setattr("deeplab_keras.trainer.evaluate", killer)
+        patch.setattr("deeplab_keras.trainer.validation.evaluate", killer)
         assert script("train.py")(*flags) == 0
     log = capsys.readouterr().err
     assert killer.calls == 1 and "stopped at step 2 of 4 by SIGTERM; it is saved" in log
@@ -129,7 +129,7 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
 
 
 def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
-    for name in ("config.json", "flags.txt", "environment.json", "metrics.json", "training.csv", "tensorboard", "best"):
+    for name in ("config.json", "flags.txt", "environment.json", "metrics.json", "training.csv", "tensorboard", "best", "report.html"):
         assert (tiny_run / name).exists(), name
     assert {path.name for path in (tiny_run / "best").iterdir()} >= {"config.json", "dataset.json", "weights.npz", "metrics.json"}
     loaded = folder.load_checkpoint(tiny_run)
@@ -235,9 +235,14 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     flags = [
         *tiny_flags, f"--train_logdir={tmp_path}", f"--tf_initial_checkpoint={tiny_run}", "--freeze_backbone",
         "--optimizer=lion", "--base_learning_rate=1e-7", "--early_stopping=1", "--training_number_of_steps=8",
-        "--keep_checkpoints=1", "--save_interval_steps=1", "--summary_images=0",
+        "--keep_checkpoints=1", "--save_interval_steps=1", "--summary_images=0", "--summary_histograms", "--profile_steps=2,3",
     ]  # fmt: skip
     assert script("train.py")(*flags) == 0
+    assert list(tmp_path.rglob("tensorboard/plugins/profile/*/*.xplane.pb")), "steps 2 and 3 are profiled"
+    (events,) = tmp_path.glob("tensorboard/events*")
+    assert b"block2_expand_conv/kernel" in events.read_bytes(), "histograms of the weights"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure") == 4 and "<h2>Training" in page, "the page of a training that ended early: images, and its course"
     assert "stopped early: 1 evaluations in a row" in capsys.readouterr().err
     (last,) = folder.step_folders(tmp_path)
     assert last.name == "step_00000004"
@@ -267,6 +272,10 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
         (["--gradient_accumulation_steps=3"], "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6"),
         (["--freeze_backbone"], "--freeze_backbone=True: needs --tf_initial_checkpoint"),
         (["--keep_checkpoints=0"], "--keep_checkpoints=0: at least 1"),
+        (["--profile_steps=5"], "--profile_steps=5: two numbers from 1 up, the second no smaller"),
+        (["--profile_steps=5,4"], "--profile_steps=5,4: two numbers from 1 up"),
+        (["--strategy=multi_worker", "--jit_compile"], "--jit_compile: not with --strategy=multi_worker"),
+        (["--strategy=multi_worker"], "--strategy=multi_worker: the variable TF_CONFIG is not set"),
     ],
 )
 def test_bad_input_is_told_in_one_line(

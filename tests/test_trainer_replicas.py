@@ -35,9 +35,10 @@ model = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_s
 data = DataConfig(train_samples=8, eval_samples=1, synthetic_size=(24, 56), train_crop_size=(65, 65), train_batch_size=4,
                   photometric_distortion=False)
 training = TrainConfig(training_number_of_steps=10, base_learning_rate=1e-3, eval_interval_epochs=100.0, summary_images=0,
+                       html_report=False,
                        loss="cross_entropy+0.5*dice", clip_gradient_norm=1.0, ema_momentum=0.9, weight_decay=1e-2)
 info = open_dataset(data, "train").info
-trainer.evaluate = lambda *args, **options: Report.from_matrix(np.eye(info.num_classes, dtype=int), info, 1)
+trainer.validation.evaluate = lambda *args, **options: Report.from_matrix(np.eye(info.num_classes, dtype=int), info, 1)
 
 steps = []
 end_of_step = Steps.on_train_batch_end

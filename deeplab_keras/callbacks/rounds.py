@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from deeplab_keras.callbacks.run import Run, Stopped
 from deeplab_keras.callbacks.steps import Steps
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.evaluation import Report
+from deeplab_keras.visualization import confusion_matrix_figure
 
 
 class Rounds(keras.callbacks.Callback):
@@ -25,18 +28,20 @@ class Rounds(keras.callbacks.Callback):
         round_steps: steps between two evaluations.
         save_steps: steps between two training checkpoints; 0: at the evaluations only.
         patience: evaluations in a row without a better mIoU after which the training ends; 0: it goes on.
+        histograms: shows TensorBoard the weights' distributions.
         evaluate: evaluates the model.
         pictures: draws validation panels, uint8 `[height, width, 3]`, all of one size or not.
+        conclude: is given the last evaluation's report when the training is over.
     """
 
     def __init__(
-        self, run: Run, steps: Steps, *, round_steps: int, save_steps: int, patience: int,
-        evaluate: Callable[[], Report], pictures: Callable[[], list[np.ndarray]],
+        self, run: Run, steps: Steps, *, round_steps: int, save_steps: int, patience: int, histograms: bool,
+        evaluate: Callable[[], Report], pictures: Callable[[], list[np.ndarray]], conclude: Callable[[Report], None],
     ) -> None:
         super().__init__()
         self.run, self.steps = run, steps
         self.round_steps, self.save_steps, self.patience = round_steps, save_steps, patience
-        self.evaluate, self.pictures = evaluate, pictures
+        self.evaluate, self.pictures, self.conclude, self.histograms = evaluate, pictures, conclude, histograms
         self.writer = tf.summary.create_file_writer(str(run.workdir.path / "tensorboard"))
         self.round_start = (run.step, time.monotonic())
         self.finished = False
@@ -98,6 +103,9 @@ class Rounds(keras.callbacks.Callback):
         if self.patience and run.stale_rounds >= self.patience and not self.finished:
             self.finished = True
             self._say(f"stopped early: {run.stale_rounds} evaluations in a row were no better than the best")
+        if self.finished:
+            with contextlib.suppress(Stopped), run.averaged(), run.may_be_left():
+                self.conclude(report)
 
     def _say(self, text: str) -> None:
         self.steps.progress.write(text)
@@ -112,4 +120,8 @@ class Rounds(keras.callbacks.Callback):
                     tf.summary.scalar(f"val_iou/{name}", iou)
             for index, panel in enumerate(panels):
                 tf.summary.image(f"validation/{index}", panel[None])
+            if panels and importlib.util.find_spec("matplotlib"):
+                tf.summary.image("validation/confusion_matrix", confusion_matrix_figure(report)[None])
+            for name, weight in self.run.weights().items() if self.histograms else ():
+                tf.summary.histogram(name, weight)
         self.writer.flush()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from deeplab_keras.callbacks.divergence import Batch, describe
 from deeplab_keras.callbacks.run import Run
@@ -22,11 +23,13 @@ class Steps(keras.callbacks.Callback):
     Args:
         run: the training.
         batch_of: gives the batch of a step, counted from 1, once more.
+        profile: first and last step that TensorBoard's profiler records; empty: none.
     """
 
-    def __init__(self, run: Run, batch_of: Callable[[int], Batch]) -> None:
+    def __init__(self, run: Run, batch_of: Callable[[int], Batch], profile: Sequence[int] = ()) -> None:
         super().__init__()
-        self.run, self.batch_of = run, batch_of
+        self.run, self.batch_of, self.profile = run, batch_of, tuple(profile)
+        self.profiling = False
         self.first_loss: float | None = None
         self.progress = self._progress()
         self.start_round()
@@ -49,6 +52,12 @@ class Steps(keras.callbacks.Callback):
         run = self.run
         return Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts the profiler where it is due."""
+        if self.profile and not self.profiling and self.run.step + 1 == self.profile[0]:
+            tf.profiler.experimental.start(str(self.run.workdir.path / "tensorboard"))
+            self.profiling = True
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts and shows."""
         run, logs = self.run, dict(logs or {})
@@ -60,6 +69,10 @@ class Steps(keras.callbacks.Callback):
         self.loss_sum, self.steps_in_round = self.loss_sum + loss, self.steps_in_round + 1
         self.train_miou = next((float(value) for name, value in logs.items() if name.endswith("miou")), float("nan"))
         run.update_averages()
+        if self.profiling and run.step >= min(self.profile[1], run.total_steps):
+            tf.profiler.experimental.stop()
+            self.profiling = False
+            self.progress.write(f"steps {self.profile[0]} to {run.step} are profiled: tensorboard --logdir={run.workdir.path}")
         self.progress.update(run.step, loss=self.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
     def _check(self, loss: float, gradient_norm: float) -> None:

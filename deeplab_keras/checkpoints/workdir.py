@@ -33,6 +33,7 @@ PATIENCE = 30.0  # seconds without one after which a run on another machine coun
 MAY_CHANGE = {
     "train.train_logdir", "train.strategy", "train.jit_compile", "train.summary_images", "train.save_interval_steps",
     "train.keep_checkpoints", "train.early_stopping", "train.worker_timeout",
+    "train.summary_histograms", "train.profile_steps", "train.html_report",
     "data.dataset_dir", "data.cache", "data.skip_broken_files",
 }
 

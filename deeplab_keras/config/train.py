@@ -75,6 +75,9 @@ class TrainConfig(Config):
     save_interval_steps: int = option(0, "steps between two checkpoints; 0: one at every evaluation")
     keep_checkpoints: int = option(2, "how many of these checkpoints are kept, the newest ones; the best one is kept besides")
     summary_images: int = option(4, "validation images drawn for TensorBoard at each evaluation")
+    summary_histograms: bool = option(False, "shows TensorBoard the distribution of every weight at each evaluation")
+    profile_steps: tuple[int, ...] = option((), "first and last step that TensorBoard's profiler records, as 10,20; empty: none")
+    html_report: bool = option(True, "writes report.html at the end: curves, classes, confusions, best and worst images")
 
     def validate(self) -> None:
         for name in ABOVE_0:
@@ -88,6 +91,8 @@ class TrainConfig(Config):
         self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
         for name in ("learning_rate_decay_step", "gradient_accumulation_steps", "keep_checkpoints", "worker_timeout"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(not self.profile_steps or len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1],
+                      "profile_steps", "two numbers from 1 up, the second no smaller")
         self._require(0 < self.top_k_percent_pixels <= 1, "top_k_percent_pixels", "above 0 and at most 1, which is all pixels")
         self._require(all(weight >= 0 for weight in self.label_weights), "label_weights", "0 or above, one for each class")
         self._require(self.end_learning_rate is None or 0 <= self.end_learning_rate <= self.base_learning_rate,

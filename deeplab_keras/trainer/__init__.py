@@ -8,7 +8,6 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 import numpy as np
@@ -22,8 +21,7 @@ from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import NORMALIZATIONS, Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data import Source, open_dataset, pipeline
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.evaluation import Report, evaluate
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.evaluation import Report
 from deeplab_keras.layers import BatchNormalization
 from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
@@ -32,13 +30,13 @@ from deeplab_keras.segmentor import build_segmentor, check_input_size, check_nam
 from deeplab_keras.trainer import workers
 from deeplab_keras.trainer.cluster import Cluster
 from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
-from deeplab_keras.visualization import panel
+from deeplab_keras.trainer.validation import Validation
 
 MULTI_WORKER = "multi_worker"
 # Settings in which workers may differ: paths, and what only the chief does.
 DIFFER_BY_WORKER = {
     "train_logdir", "tf_initial_checkpoint", "dataset_dir", "cache", "cache_dir", "data_service", "summary_images",
-    "worker_timeout",
+    "summary_histograms", "profile_steps", "html_report", "worker_timeout",
 }  # fmt: skip
 
 
@@ -98,7 +96,6 @@ def train(
                 "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on from there", run.step, total_steps
             )
             return None
-        run.last_report.save(workdir.path / "metrics.json")
         return run.last_report
 
 
@@ -265,8 +262,7 @@ def _fit(
     train_source: Source, eval_source: Source, strategy: tf.distribute.Strategy, cluster: Cluster | None,
 ) -> None:
     pad_value = NORMALIZATIONS[run.config.normalization][0]
-    network = Network(run.model)
-    predictor = Predictor(network, evaluation)
+    validation = Validation(run, eval_source, evaluation, training, data.eval_split)
 
     def batch_of(step: int) -> Batch:
         stream = pipeline.sample_stream(len(train_source), data.seed, data.train_batch_size, step - 1)
@@ -274,17 +270,12 @@ def _fit(
         images, labels = next(iter(pipeline.train_dataset(train_source, data, pad_value, start_step=step - 1)))
         return Batch(names, np.asarray(images), np.asarray(labels))
 
-    def validate() -> Report:
-        return evaluate(network, eval_source, evaluation, model_name=run.config.name, split=data.eval_split)
-
-    def pictures() -> list[Any]:
-        samples = [eval_source.load(i) for i in range(min(training.summary_images, len(eval_source)))]
-        return [panel(image, label, predictor(image), run.info) for image, label in samples]
-
-    steps = Steps(run, batch_of)
+    steps = Steps(run, batch_of, training.profile_steps)
     rounds = Rounds(
-        run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping, evaluate=validate,
-        pictures=pictures, round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
+        run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping,
+        round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
+        histograms=training.summary_histograms, evaluate=validation.evaluate, pictures=validation.pictures,
+        conclude=validation.conclude,
     )  # fmt: skip
     chief = cluster is None or cluster.is_chief
     part = (0, 1) if cluster is None else (cluster.index, len(cluster.hosts))

@@ -106,6 +106,8 @@ def fit(
     try:
         for number, batch in enumerate(batches):
             # Whoever wants to stop says so with its next step, after which all do.
+            for callback in callbacks:
+                callback.on_train_batch_begin(number)
             wants = tf.constant(float(trained.stop_training or run.stop_requested))
             logs, stops = tf.nest.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0], step(batch, wants)
