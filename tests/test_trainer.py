@@ -129,7 +129,8 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
 
 
 def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
-    for name in ("config.json", "flags.txt", "environment.json", "metrics.json", "training.csv", "tensorboard", "best", "report.html"):
+    files = ("config.json", "flags.txt", "environment.json", "metrics.json", "training.csv", "report.html")
+    for name in (*files, "tensorboard", "best"):
         assert (tiny_run / name).exists(), name
     assert {path.name for path in (tiny_run / "best").iterdir()} >= {"config.json", "dataset.json", "weights.npz", "metrics.json"}
     loaded = folder.load_checkpoint(tiny_run)
@@ -242,7 +243,7 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     (events,) = tmp_path.glob("tensorboard/events*")
     assert b"block2_expand_conv/kernel" in events.read_bytes(), "histograms of the weights"
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure") == 4 and "<h2>Training" in page, "the page of a training that ended early: images, and its course"
+    assert page.count("<figure") == 4 and "<h2>Training" in page, "a training that ended early has its page too"
     assert "stopped early: 1 evaluations in a row" in capsys.readouterr().err
     (last,) = folder.step_folders(tmp_path)
     assert last.name == "step_00000004"
