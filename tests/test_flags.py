@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -123,6 +124,7 @@ def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
     [
         ("--train_crop=3", r"^unknown flag --train_crop; did you mean --train_crop_size\? scripts/x\.py --help "),
         ("--train-crop-size=3,3", r"^unknown flag --train-crop-size; did you mean --train_crop_size\?"),
+        ("--head_channels=3", r"^unknown flag --head_channels; did you mean --aspp_convs_filters\?"),
         ("--xyzzy", r"^unknown flag --xyzzy; scripts/x\.py --help lists all$"),
         ("--noseed", r"^unknown flag --noseed"),
         ("--epochs=x", r"^--epochs=x: a number is needed here, not 'x'$"),
@@ -204,6 +206,16 @@ def test_help_is_grouped_wrapped_and_complete():
     assert "(default: 512,512)" in words
     assert "one of: float32, mixed_bfloat16, mixed_float16 (default: float32)" in words
     assert flags.help_text("", EvalConfig).count("Training:") == 0
+
+
+def test_help_that_nobody_reads_to_its_end():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.list_models", "--help"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_reading_flags_does_not_import_tensorflow():

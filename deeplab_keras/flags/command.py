@@ -88,7 +88,9 @@ class Command:
         try:
             rest = self._values(self.argv)[1:]
         except absl_flags.UnrecognizedFlagError as error:
-            close = difflib.get_close_matches(error.flagname.replace("-", "_"), list(self._values), n=1)
+            name = error.flagname.replace("-", "_")
+            close = [flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name]  # Python's name of it
+            close = close or difflib.get_close_matches(name, list(self._values), n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
             raise UserError(f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all") from error
         except absl_flags.CantOpenFlagFileError as error:

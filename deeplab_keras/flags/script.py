@@ -33,7 +33,10 @@ def run(doc: str | None, main: Callable[[Command], int | None], *sections: type[
 def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]) -> int:
     """As `run`, for a given command line, and returns the exit status."""
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-        print(help_text(doc or "", *sections))
+        try:
+            print(help_text(doc or "", *sections), flush=True)
+        except BrokenPipeError:  # `script --help | head`
+            _leave_stdout()
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the CPU's instruction sets
     _show_log()
@@ -50,13 +53,18 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `script | head`: the reader has what it wanted
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 0
     except OSError as error:
         message = _outside_trouble(error)
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _leave_stdout() -> None:
+    """Nobody reads it any more; what Python still holds of it goes nowhere instead of into an error at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_log() -> None:
