@@ -155,6 +155,31 @@ def test_a_workdir_of_another_config_is_refused(
     assert "base_learning_rate=0.01, not 0.123" in error and str(tiny_run) in error
 
 
+def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="unknown loss"), Workdir(run, {"train": TrainConfig(epochs=1, loss="dicee")}):
+        raise UserError("unknown loss")
+    assert not run.exists()
+    with Workdir(run, {"train": TrainConfig(epochs=1, loss="dice")}):  # killed, or stopped, before its first checkpoint
+        pass
+    with Workdir(run, {"train": TrainConfig(epochs=2)}):
+        (run / "best").mkdir()
+    with pytest.raises(UserError, match="epochs=2, not 1"):
+        Workdir(run, {"train": TrainConfig(epochs=1)}).__enter__()
+    with pytest.raises(UserError, match="later"), Workdir(run, {"train": TrainConfig(epochs=2)}):
+        raise UserError("later")
+    assert (run / "config.json").exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [("weights.npz", "is a checkpoint"), ("note.txt", "not the settings of a train")])
+def test_a_folder_of_another_kind_is_no_workdir(name: str, message: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text('{"head": "fcn"}')
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=message):
+        Workdir(tmp_path, {"train": TrainConfig(epochs=1)}).__enter__()
+    assert (tmp_path / "config.json").read_text() == '{"head": "fcn"}'
+
+
 def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     configs = {"train": TrainConfig(epochs=1)}
     with Workdir(tmp_path, configs), pytest.raises(UserError, match=f"in use by a running training .process {os.getpid()}"):

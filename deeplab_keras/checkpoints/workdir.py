@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -26,6 +27,7 @@ from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 
 LOCK = ".lock"
+STARTS_WITH = ("config.json", "flags.txt", "environment.json")
 BEAT = 10.0  # seconds between two signs of life of a run
 PATIENCE = 30.0  # seconds without one after which a run on another machine counts as gone
 
@@ -44,6 +46,8 @@ class Workdir:
     On one machine the lock is the operating system's, and ends with the process, however that ends. Where machines share
     the folder such locks may not be shared, so the lock file also says who holds it, and is touched every few seconds: a
     run on another machine that no longer touches it is gone.
+
+    A start that fails before there is anything to go on from leaves nothing here, and stands in nobody's way.
 
     Args:
         path: the folder; made where there is none.
@@ -88,6 +92,8 @@ class Workdir:
         if self._lock is not None:
             if self._owns:
                 self._lock.truncate(0)
+            if exception and isinstance(exception[1], UserError) and not self._begun():
+                self._remove_start()
             self._lock.close()
             self._lock = None
 
@@ -122,8 +128,23 @@ class Workdir:
             except OSError as error:
                 logging.warning("%s: %s; a run on another machine may take this one for gone", self.path / LOCK, error.strerror)
 
+    def _begun(self) -> bool:
+        """Whether there is anything to go on from, or that took time to make."""
+        return bool(folder.step_folders(self.path)) or any((self.path / name).exists() for name in (folder.BEST, "training.csv"))
+
+    def _remove_start(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in (*STARTS_WITH, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()  # where nothing of another kind is in it
+
     def _compare(self) -> None:
         path = self.path / "config.json"
+        if (self.path / folder.WEIGHTS).exists():
+            raise UserError(
+                f"--train_logdir={self.path}: is a checkpoint, which a run would spoil; give another folder, and this one as "
+                "--initial_checkpoint to start from it"
+            )
         if not path.exists():
             if folder.step_folders(self.path) or (self.path / folder.BEST).exists():
                 raise UserError(f"--train_logdir={self.path}: holds checkpoints but no config.json; give another folder")
@@ -132,6 +153,10 @@ class Workdir:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); give another --train_logdir") from error
+        if not isinstance(before, dict) or self.configs.keys().isdisjoint(before or self.configs):
+            raise UserError(f"{path}: not the settings of a training; give another --train_logdir")
+        if not self._begun():
+            return
         now = json.loads(json.dumps({name: config.to_dict() for name, config in self.configs.items()}))
         for part, fields in now.items():
             for field, value in fields.items():
@@ -144,9 +169,9 @@ class Workdir:
 
     def _describe(self) -> None:
         configs = {name: config.to_dict() for name, config in self.configs.items()}
-        _write(self.path / "config.json", json.dumps(configs, indent=2) + "\n")
-        _write(self.path / "flags.txt", self.flags_text)
-        _write(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        texts = (json.dumps(configs, indent=2) + "\n", self.flags_text, json.dumps(environment(), indent=2) + "\n")
+        for name, text in zip(STARTS_WITH, texts, strict=True):
+            _write(self.path / name, text)
 
     def check_space(self, model: keras.Model) -> None:
         """Raises UserError where the disk cannot hold the checkpoints to come."""
