@@ -25,16 +25,19 @@ for name, value in {
 LANES = {"slow": "make slow", "torch": "make torch"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
-_without_video: list[str] = []
-_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data, "without_video": _without_video}
+# Packages that tests marked `package(name)` need -> how they are had.
+PACKAGES = {"imageio_ffmpeg": "pip install -e '.[video]'", "sklearn": "pip install scikit-learn"}
+_without_package: collections.Counter[str] = collections.Counter()
+_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data, "without_package": _without_package}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    has_video = importlib.util.find_spec("imageio_ffmpeg") is not None
+    missing = {package for package in PACKAGES if importlib.util.find_spec(package) is None}
     for item in items:
-        if item.get_closest_marker("video") and not has_video:
-            item.add_marker(pytest.mark.skip(reason="the extra video is not installed"))
-            _without_video.append(item.nodeid)
+        needed = item.get_closest_marker("package")
+        if needed and needed.args[0] in missing:
+            item.add_marker(pytest.mark.skip(reason=f"{needed.args[0]} is not installed"))
+            _without_package[needed.args[0]] += 1
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"real data not found: no folder {SHARED}"))
             _without_data.append(item.nodeid)
@@ -53,14 +56,15 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["not_run"] = {**_not_run, "deselected": dict(_deselected)}
+        counted = {"deselected": dict(_deselected), "without_package": dict(_without_package)}  # what goes between processes
+        session.config.workeroutput["not_run"] = {**_not_run, **counted}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for lane, count in sorted(_not_run["deselected"].items()):
         terminalreporter.write_line(f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}")
-    if names := _not_run["without_video"]:
-        terminalreporter.write_line(f"not run: {len(names)} tests of videos; pip install -e '.[video]' installs what they need")
+    for package, count in sorted(_not_run["without_package"].items()):
+        terminalreporter.write_line(f"not run: {count} tests with {package}; it is had by: {PACKAGES[package]}")
     if names := _not_run["without_data"]:
         terminalreporter.write_line(f"not run: {len(names)} tests on real data; no folder {SHARED}:")
         for nodeid in names:

@@ -39,6 +39,34 @@ def oracle_miou(*arguments) -> float:
     return float(np.mean([iou for iou in oracle_iou(*arguments) if iou is not None]))
 
 
+@pytest.mark.package("sklearn")
+@pytest.mark.parametrize("case", ["random", "an absent class", "one class", "all ignored"])
+def test_scores_are_those_of_scikit_learn(case: str) -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
+
+    labels, predictions = random_case(6, 3)
+    if case == "an absent class":
+        labels[labels == 2], predictions[predictions == 2] = 3, 4
+    if case == "one class":
+        labels[labels != 255], predictions[:] = 1, 1
+    if case == "all ignored":
+        labels[:] = 255
+    matrix = count_pixels(labels, predictions, 6, 255)
+    scores = Scores.from_matrix(matrix)
+    counted = labels != 255
+    given, found = labels[counted], predictions[counted]
+    if case == "all ignored":
+        assert not matrix.any() and math.isnan(scores.miou)
+        return
+    assert (matrix == confusion_matrix(given, found, labels=range(6))).all()
+    present = sorted({*given.tolist(), *found.tolist()})
+    expected = jaccard_score(given, found, labels=present, average=None)
+    assert [scores.per_class_iou[c] for c in present] == pytest.approx(expected.tolist())
+    assert all(scores.per_class_iou[c] is None for c in range(6) if c not in present)
+    assert scores.miou == pytest.approx(jaccard_score(given, found, labels=present, average="macro"))
+    assert scores.pixel_accuracy == pytest.approx(accuracy_score(given, found))
+
+
 def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = label_blocks(2, 20, 24, classes=classes, seed=seed, block=3)
     random = np.random.default_rng(seed + 100)

@@ -49,7 +49,7 @@ def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:
     return video, np.stack(list(video.frames))
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_a_video_in_a_video_out(tmp_path, capsys):
     source = film(tmp_path / "a b.mp4", rate=29.97)
     predicted(str(source), tmp_path, outputs=("colour", "overlay"), palette="colour_blind")
@@ -68,7 +68,7 @@ def test_a_video_in_a_video_out(tmp_path, capsys):
     assert "frames/s" in capsys.readouterr().err
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_a_video_of_odd_size_keeps_it(tmp_path):
     source = film(tmp_path / "a.mkv", 4, (33, 21), codec="ffv1", pix_fmt_out="bgr0")
     predicted(str(source), tmp_path, legend=False)
@@ -78,7 +78,7 @@ def test_a_video_of_odd_size_keeps_it(tmp_path):
     assert len(frames_of(tmp_path / "out/a_overlay.mp4")[1]) == 3
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
     content = film(tmp_path / "whole.mkv", codec="ffv1", pix_fmt_out="bgr0").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
@@ -87,7 +87,7 @@ def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
     assert 5 < len(frames_of(tmp_path / "out/cut_overlay.mp4")[1]) < 25
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 @pytest.mark.parametrize("content", [b"", b"no video", None])
 def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "a.mp4"
@@ -97,7 +97,7 @@ def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     source = film(tmp_path / "a.mp4")
 
@@ -110,7 +110,7 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
     def pictures() -> Iterator[np.ndarray]:
         for seed in range(5):
@@ -124,7 +124,7 @@ def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
     assert video.rate == 10 and frames.shape == (5, 32, 48, 3)
 
 
-@pytest.mark.video
+@pytest.mark.package("imageio_ffmpeg")
 def test_there_is_no_such_camera():
     with pytest.raises(UserError, match="^--input=camera:87: there is no such camera"):
         read_camera("87")
