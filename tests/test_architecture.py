@@ -17,7 +17,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted((ROOT / "scripts").glo
 RANKS = (
     ("version", "config", "layers", "blocks", "progress", "writing", "data.info"),
     ("backbones", "heads", "losses", "metrics", "optimizers", "data"),
-    ("segmentor", "data.pipeline", "visualization", "official_inference"),
+    ("segmentor", "data.pipeline", "visualization", "official_inference", "tflite_file"),
     ("inference", "checkpoints"),
     ("evaluation", "export", "prediction", "dataset_report", "zoo", "zoo_official"),
     ("trainer", "callbacks", "benchmark"),
@@ -33,7 +33,7 @@ TOGETHER = {
 # Outside package -> the rooms that may import it.
 CONFINED = {
     "tensorflow": "data data.pipeline trainer evaluation inference official_inference export callbacks benchmark "
-    "checkpoints layers",
+    "checkpoints layers tflite_file",
     "tensorflow_datasets": "data data.pipeline",
     "keras_cv": "data data.pipeline visualization",
     "matplotlib": "visualization",

@@ -368,6 +368,17 @@ def test_a_quantised_tflite(tmp_path):
         read_source(path)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.9])
+def test_a_truncated_tflite(tmp_path, part):
+    """An interpreter ends the whole process, without a word, on such a file."""
+    path = tmp_path / "model.tflite"
+    content = tflite_of({"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255}, quantise=False)
+    path.write_bytes(content[: int(part * len(content))])
+    for read in (read_source, Predictor):
+        with pytest.raises(UserError, match="model.tflite: truncated, damaged or not a TFLite file"):
+            read(path)
+
+
 @pytest.mark.parametrize(
     "start, advice",
     [

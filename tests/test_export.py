@@ -221,8 +221,8 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
     [
         ("none.tflite", None, "there is no such file"),
         ("model.h5", b"x", "no exported model; give a .tflite or .onnx file or a SavedModel"),
-        ("empty.tflite", b"", "empty.tflite: cannot be read"),
-        ("noise.tflite", bytes(range(256)), "noise.tflite: cannot be read"),
+        ("empty.tflite", b"", "empty.tflite: truncated, damaged or not a TFLite file"),
+        ("noise.tflite", bytes(range(256)), "noise.tflite: truncated, damaged or not"),
     ],
 )
 def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):

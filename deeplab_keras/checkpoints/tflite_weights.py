@@ -10,6 +10,7 @@ import numpy as np
 
 from deeplab_keras.checkpoints.identify import identify
 from deeplab_keras.config import UserError
+from deeplab_keras.tflite_file import check_tflite
 
 try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -33,6 +34,7 @@ def read_tflite(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: not a TFLite file, quantised weights, or a network without the official names.
     """
+    check_tflite(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert

@@ -21,6 +21,7 @@ from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
 from deeplab_keras.progress import without_noise
+from deeplab_keras.tflite_file import check_tflite
 
 EXTRAS, ABOUT = "assets.extra", "model.json"  # where exports say what they are
 Path = str | os.PathLike[str]
@@ -194,6 +195,7 @@ def packed_files(path: pathlib.Path) -> dict[str, str]:
 
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for."""
+    check_tflite(path)
     try:
         interpreter = open_interpreter(path, threads)
         run = interpreter.get_signature_runner()
