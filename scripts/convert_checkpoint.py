@@ -55,7 +55,7 @@ def main(command: Command) -> None:
 
     from deeplab_keras import zoo
     from deeplab_keras.checkpoints.convert import convert, dataset_info, write_sssegmentation
-    from deeplab_keras.checkpoints.folder import save_checkpoint
+    from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
 
     if options.to:
         proof = write_sssegmentation(options.checkpoint_dir, options.output, zoo.SSSEGMENTATION)
@@ -66,6 +66,7 @@ def main(command: Command) -> None:
         raise UserError("--model is needed: a name from scripts/list_models.py, or the model flags themselves")
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)
+    check_replaceable(options.output)
     model, proof = convert(options.source, options.checkpoint, config, other_classes="num_classes" in given)
     print(f"{proof.table()}\n{proof}")
     print(f"written: {save_checkpoint(options.output, model, config, info)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
 
@@ -13,10 +14,11 @@ from sssegmentation_golden import golden, weights
 
 from deeplab_keras import zoo
 from deeplab_keras.checkpoints import convert, keras_applications, official_deeplab, sssegmentation, torchvision
-from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.checkpoints.folder import check_replaceable, load_checkpoint, save_checkpoint
 from deeplab_keras.checkpoints.pth import read_pth
 from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, prove, slots
 from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.data.voc2012 import VOC2012
 from deeplab_keras.segmentor import build_segmentor
 
 SMALL, FCN = "lrasppnet_mobilenetv3sos8_voc", "fcn_mobilenetv2os8_voc"
@@ -228,3 +230,41 @@ def test_wide_and_coarse_variants_convert_too(pth):
     keras.backend.clear_session()
     _, proof = convert.convert("sssegmentation", "a.pth", config)
     assert proof.max_difference == 0 and len(proof.rows) == 334
+
+
+def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "run/best").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "file").write_text("mine")
+    for name, message in (("run", "holds other things than a checkpoint (best)"), ("file", "is a file"), ("", "holds other")):
+        flags = ["--source=sssegmentation", "--model=lrasppnet_mobilenetv3sos8_voc", "--checkpoint=none.pth"]
+        assert script("convert_checkpoint.py")(*flags, f"--output={tmp_path / name}") == 1
+        assert f"error: {tmp_path / name}: {message}" in capsys.readouterr().err
+        with pytest.raises(UserError, match="give a new folder"):
+            save_checkpoint(tmp_path / name, keras.Model(), TINY, VOC2012)
+    assert (tmp_path / "run/best").is_dir() and (tmp_path / "file").read_text() == "mine"
+    for there in ({"weights.npz", "notes.txt"}, {"config.json"}, set()):  # an older one, or what is left of one
+        path = tmp_path / str(len(there))
+        path.mkdir()
+        for file in there:
+            (path / file).touch()
+        check_replaceable(path)
+
+
+def test_a_file_of_keras_that_is_another_network_names_the_flag(tmp_path, capsys):
+    keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None).save_weights(tmp_path / "other.weights.h5")
+    flags = ["--source=keras_applications", "--model_variant=mobilenet_v3_small", f"--checkpoint={tmp_path}/other.weights.h5"]
+    assert script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.75", f"--output={tmp_path}/o") == 1
+    message = "error: --checkpoint=.*: not the weights of .* MobileNetV3Small at --depth_multiplier=0.75; .*\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    config = TINY
+    model = build_segmentor(config)
+    table = sssegmentation.rules(config)
+    tensors = dump_weights(model, table)
+    name = next(iter(tensors))
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    with pytest.raises(UserError, match=f"the file does not fit .* .1 not of finite numbers: {name}"):
+        load_weights(model, tensors, table)

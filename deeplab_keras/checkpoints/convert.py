@@ -92,7 +92,7 @@ def _official(model: keras.Model, config: ModelConfig, path: str, other_classes:
 
 
 def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:
-    return keras_applications.load_imagenet(model, config, path)
+    return keras_applications.load_imagenet(model, config, path, flag="checkpoint")
 
 
 SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool], Proof]] = {

@@ -78,9 +78,10 @@ def save_checkpoint(
         state: arrays needed to go on training.
 
     Raises:
-        UserError: no space left, or the folder cannot be written.
+        UserError: no space left, the folder cannot be written, or what stands there is no checkpoint.
     """
     path = pathlib.Path(path)
+    check_replaceable(path)
     with _new_folder(path) as folder:
         (folder / CONFIG).write_text(config.to_json())
         (folder / DATASET).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
@@ -90,6 +91,22 @@ def save_checkpoint(
             _save_arrays(folder / STATE, state)
         _save_arrays(folder / WEIGHTS, weights or named_weights(model))
     return path
+
+
+def check_replaceable(path: Path) -> None:
+    """Looks whether a checkpoint may take this place, before the work of making it.
+
+    Raises:
+        UserError: something else stands there, which would be lost.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        there = {file.name for file in path.iterdir()}
+        if WEIGHTS in there or there <= {CONFIG, DATASET, METRICS, STATE}:
+            return
+        raise UserError(f"{path}: holds other things than a checkpoint ({min(there)}); give a new folder")
+    if path.exists():
+        raise UserError(f"{path}: is a file; give a new folder")
 
 
 def load_checkpoint(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -57,7 +58,7 @@ def rules(config: ModelConfig) -> Rules:
     return Rules(layers, KERAS, ignored=ignored, covers=BACKBONE)
 
 
-def load_imagenet(model: keras.Model, config: ModelConfig, weights: str) -> Proof:
+def load_imagenet(model: keras.Model, config: ModelConfig, weights: str, flag: str = "tf_initial_checkpoint") -> Proof:
     """Fills the backbone of `model`, strictly.
 
     Args:
@@ -65,35 +66,36 @@ def load_imagenet(model: keras.Model, config: ModelConfig, weights: str) -> Proo
         config: its architecture.
         weights: "imagenet", downloaded once by Keras into ~/.keras/models, or a file of that kind, with or without its
             classifier.
+        flag: what errors call the flag that gave them.
 
     Raises:
         UserError: no such weights for this backbone, no connection, or a file of another network.
     """
-    proof = load_weights(model, _read(config, weights), rules(config), origin=f"--tf_initial_checkpoint={weights}")
+    proof = load_weights(model, _read(config, weights, flag), rules(config), origin=f"--{flag}={weights}")
     for field, value in FITTING.items():
         if getattr(config, field) != value:
             logging.warning("%s was trained with %s=%s, not %s", weights, field, value, getattr(config, field))
     return proof
 
 
-def _read(config: ModelConfig, weights: str) -> dict[str, np.ndarray]:
+def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]:
     """Every weight of the classifier network `<layer>/<variable>` -> array."""
     if config.backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"--tf_initial_checkpoint={weights}: there are ImageNet weights for {known}, not {config.backbone}")
+        raise UserError(f"--{flag}={weights}: there are ImageNet weights for {known}, not {config.backbone}")
     if weights == "imagenet":
-        network = _download(config)
+        network = _download(config, flag)
     elif pathlib.Path(weights).is_file():
-        network = _open(config, weights)
+        network = _open(config, weights, flag)
     else:
         raise UserError(
-            f"--tf_initial_checkpoint={weights}: no such file or folder; give 'imagenet', a file of ImageNet weights, "
+            f"--{flag}={weights}: no such file or folder; give 'imagenet', a file of ImageNet weights, "
             "a checkpoint or a --train_logdir"
         )
     return {f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v) for layer in network.layers for v in layer.variables}
 
 
-def _download(config: ModelConfig) -> keras.Model:
+def _download(config: ModelConfig, flag: str) -> keras.Model:
     try:
         return ARCHITECTURES[config.backbone](
             input_shape=(224, 224, 3), alpha=config.depth_multiplier, include_top=False, weights="imagenet"
@@ -103,21 +105,24 @@ def _download(config: ModelConfig) -> keras.Model:
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(
-            f"--tf_initial_checkpoint=imagenet: {str(error).splitlines()[0]}; download that file on a machine with a "
+            f"--{flag}=imagenet: {str(error).splitlines()[0]}; download that file on a machine with a "
             f"connection and put it into {folder}, or give the file itself"
         ) from error
 
 
-def _open(config: ModelConfig, path: str) -> keras.Model:
+def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
     reason = ""
     for include_top in (False, True):
         network = ARCHITECTURES[config.backbone](alpha=config.depth_multiplier, include_top=include_top, weights=None)
         try:
-            network.load_weights(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of each object that did not fit, before the error that there are some
+                network.load_weights(path)
             return network
         except (ValueError, OSError, KeyError) as error:
-            reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0] if isinstance(error, OSError) else reason
     raise UserError(
-        f"--tf_initial_checkpoint={path}: not the weights of keras.applications' "
-        f"{ARCHITECTURES[config.backbone].__name__} at --depth_multiplier={config.depth_multiplier} ({reason})"
+        f"--{flag}={path}: not the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
+        f"--depth_multiplier={config.depth_multiplier}{f' ({reason})' if reason else ''}; give a file of these "
+        "(.weights.h5), or the --model_variant and --depth_multiplier that it is of"
     )

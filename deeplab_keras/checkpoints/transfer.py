@@ -207,7 +207,7 @@ def load_weights(
         The proof, to be printed.
 
     Raises:
-        UserError: tensors are missing, left over or of another shape; nothing is assigned then.
+        UserError: tensors are missing, left over, of another shape or not finite; nothing is assigned then.
     """
     wanted = slots(model, rules)
     problems = mismatches(wanted, source, rules, keep)
@@ -228,18 +228,17 @@ def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
 def mismatches(
     wanted: Sequence[Slot], source: Mapping[str, np.ndarray], rules: Rules, keep: Collection[str] = ()
 ) -> str:
-    """What of the source is missing, left over or of another shape, in one line; "" if all of it fits exactly."""
+    """What of the source is missing, left over, of another shape or infinite, in one line; "" if all of it fits exactly."""
     shapes = {slot.source: slot.source_shape for slot in wanted}
     found = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
-    fixed = {slot.source for slot in wanted if slot.layer not in keep}
+    fixed = [slot.source for slot in wanted if slot.layer not in keep and slot.source in found]
     lists = {
         "missing": [name for name in shapes if name not in found],
         "left over": [name for name in found if name not in shapes and not _ignored(name, rules)],
         "of another shape": [
-            f"{name} {_by(found[name])} instead of {_by(shape)}"
-            for name, shape in shapes.items()
-            if name in found and name in fixed and found[name] != shape
+            f"{name} {_by(found[name])} instead of {_by(shapes[name])}" for name in fixed if found[name] != shapes[name]
         ],
+        "not of finite numbers": [name for name in fixed if not np.isfinite(source[name]).all()],
     }
     return "; ".join(f"{len(names)} {what}: {_some(names, LISTED)}" for what, names in lists.items() if names)
 
