@@ -84,31 +84,35 @@ class ImageJob:
         for item in inputs:
             size = _pixels(item.path)
             while waiting and (sum(pixels for _, pixels, _ in waiting) + size > AHEAD or len(waiting) > 16 * self.config.threads):
-                yield from self._opened(waiting.popleft())
+                yield from self._opened(waiting)
             waiting.append((item, size, pool.submit(self._open, item)))
         while waiting:
-            yield from self._opened(waiting.popleft())
+            yield from self._opened(waiting)
 
     def _open(self, item: Input) -> Image.Image:
         self.results.files(item)  # a name that gives no result is refused before the work
         return open_picture(item.path)
 
-    def _opened(self, waiting: tuple[Input, int, Future[Image.Image]]) -> Iterator[Picture]:
-        item, _, future = waiting
+    def _opened(self, waiting: collections.deque[tuple[Input, int, Future[Image.Image]]]) -> Iterator[Picture]:
+        """The first one that waits; what is yielded is kept by nobody else, so that a huge picture goes when it is done."""
+        item, _, future = waiting.popleft()
         try:
-            yield item, future.result()
+            opened = [future.result()]
         except UserError as error:
             self._fail(item, error)
+            return
+        del future
+        yield item, opened.pop()
 
     def _batches(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
         """Pictures of one size together."""
         groups: dict[tuple[int, int], list[Picture]] = {}
-        for item, picture in pictures:
-            group = groups.setdefault(picture.size, [])
-            group.append((item, picture))
-            pixels = picture.width * picture.height
-            if len(group) >= min(self.predictor.config.eval_batch_size, max(1, TOGETHER // pixels)):
-                yield groups.pop(picture.size)
+        for pair in pictures:
+            size = pair[1].size
+            groups.setdefault(size, []).append(pair)
+            del pair
+            if len(groups[size]) >= min(self.predictor.config.eval_batch_size, max(1, TOGETHER // (size[0] * size[1]))):
+                yield groups.pop(size)
             while sum(len(group) * width * height for (width, height), group in groups.items()) > AHEAD:
                 yield groups.pop(max(groups, key=lambda size: len(groups[size]) * size[0] * size[1]))
         while groups:
@@ -116,7 +120,7 @@ class ImageJob:
 
     # --- Predicting ---
 
-    def _predict(self, batch: list[Picture]) -> Iterator[tuple[Input, np.ndarray, np.ndarray, np.ndarray | None]]:
+    def _predict(self, batch: list[Picture]) -> Iterator[tuple[Input, np.ndarray | None, np.ndarray, np.ndarray | None]]:
         picture = batch[0][1]
         try:
             if self._in_tiles(picture.size):
@@ -134,8 +138,11 @@ class ImageJob:
             for item, _ in batch:
                 self._fail(item, error)
             return
-        for index, (item, picture) in enumerate(batch):
-            yield item, np.asarray(picture), labels[index], None if probabilities is None else probabilities[index]
+        del picture
+        for index in range(len(batch)):
+            item, image = batch[0][0], np.asarray(batch[0][1]) if self.results.with_image else None
+            del batch[0]  # of a huge picture one copy at a time is enough
+            yield item, image, labels[index], None if probabilities is None else probabilities[index]
 
     def _in_tiles(self, size: tuple[int, int]) -> bool:
         settings, (width, height) = self.predictor.config, size

@@ -47,6 +47,11 @@ class Results:
         return "probabilities" in self.outputs and not self.config.submission
 
     @property
+    def with_image(self) -> bool:
+        """Whether the image is shown in what is written of it."""
+        return "overlay" in self.outputs and not self.config.submission
+
+    @property
     def video_outputs(self) -> tuple[str, ...]:
         """The pictures that become videos."""
         return self.config.outputs or VIDEO_OUTPUTS
@@ -110,12 +115,12 @@ class Results:
         except UserError:
             return []
 
-    def write(self, item: Input, image: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
+    def write(self, item: Input, image: np.ndarray | None, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
         """Writes all outputs of an image, each complete or not at all.
 
         Args:
             item: the input.
-            image: uint8 `[height, width, 3]`.
+            image: uint8 `[height, width, 3]`, where it is wanted.
             labels: `[height, width]`.
             probabilities: `[height, width, num_classes]`, where they are wanted.
 
@@ -135,11 +140,12 @@ class Results:
             else:
                 save_png(path, labels if kind == "labels" else self.picture(kind, image, labels))
 
-    def picture(self, kind: str, image: np.ndarray, labels: np.ndarray, *, with_legend: bool = True) -> np.ndarray:
+    def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray, *, with_legend: bool = True) -> np.ndarray:
         """The "colour" or "overlay" picture, uint8 RGB; the overlay with its legend below, where that is wanted."""
         palette = self.config.palette
         if kind == "colour":
             return colorize(labels, self.info, palette)
+        assert image is not None
         mixed = overlay(image, labels, self.info, palette=palette)
         if not (with_legend and self.config.legend):
             return mixed
