@@ -9,12 +9,12 @@ import zlib
 import keras
 import numpy as np
 import pytest
-from contracts import script
+from contracts import noise, script
 from sssegmentation_golden import golden, weights
 
 from deeplab_keras import zoo
 from deeplab_keras.checkpoints import convert, keras_applications, official_deeplab, sssegmentation, torchvision
-from deeplab_keras.checkpoints.folder import check_replaceable, load_checkpoint, save_checkpoint
+from deeplab_keras.checkpoints.folder import check_replaceable, load_checkpoint, read_config, read_info, save_checkpoint
 from deeplab_keras.checkpoints.pth import read_pth
 from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, prove, slots
 from deeplab_keras.config import ModelConfig, UserError
@@ -268,3 +268,23 @@ def test_weights_that_are_no_numbers_are_refused():
     tensors[name] = np.full_like(tensors[name], np.nan)
     with pytest.raises(UserError, match=f"the file does not fit .* .1 not of finite numbers: {name}"):
         load_weights(model, tensors, table)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}'])
+def test_classes_that_are_none_get_one_line(content, tmp_path):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=r"dataset\.json: no classes of a checkpoint .*; give another checkpoint"):
+        read_info(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_config_that_is_none_gets_one_line(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: .*not a model's config"):
+        read_config(tmp_path)
+
+
+def test_a_network_that_nobody_knows_says_so(pth):
+    pth.update({"conv1.weight": noise(64, 3, 7, 7), "layer1.0.conv1.weight": noise(64, 64, 3, 3), "fc.bias": noise(1000)})
+    with pytest.raises(UserError, match="unknown here, its tensors are called conv1.weight, layer1.0.conv1.weight, "):
+        read()

@@ -151,13 +151,16 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
     try:
         return ModelConfig.from_dict(_read_json(folder / CONFIG))
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: {error}; it is not a model's config") from error
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:
     """The classes of a checkpoint folder."""
-    return DatasetInfo.from_dict(_read_json(folder / DATASET))
+    try:
+        return DatasetInfo.from_dict(_read_json(folder / DATASET))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / DATASET}: no classes of a checkpoint ({error}); give another checkpoint") from error
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:

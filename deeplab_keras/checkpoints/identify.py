@@ -38,6 +38,8 @@ DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}  # SSSegmentation's, by 
 def hints(shapes: Shapes, model: str) -> str:
     """The end of an error's line about a file that does not fit `model`: what it seems to be, and what to do."""
     seems = identify(shapes)
+    if not seems:
+        return f"; it is unknown here, its tensors are called {', '.join(list(shapes)[:3])}, ..."
     return "".join(f"; {hint}" for hint in (seems and f"it seems to be {seems}", advice(seems, model)) if hint)
 
 
