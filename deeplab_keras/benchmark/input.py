@@ -97,7 +97,8 @@ def measure_input(
     speeds = {name: {q: Spread.of(v) for q, v in values.items() if not q.endswith(CPU)} for name, values in found.items()}
     cpu = {name: {q: Spread.of(values[f"{q}{CPU}"]) for q in speeds[name]} for name, values in found.items()}
     height, width = config.train_crop_size
-    case = f"{config.dataset}, {len(source)} images, batches of {config.train_batch_size} crops of {height}x{width}"
+    what = f"{source.info.name} {config.train_split}, {len(source)} images"
+    case = f"{what}, batches of {config.train_batch_size} crops of {height}x{width}"
     return InputResult(speeds, cpu, case, rounds)
 
 

@@ -193,9 +193,10 @@ def choose_crop(
     label, corners = tf.convert_to_tensor(label), tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
     corner = corners[0]
     if max_share < 1:
+        ids = tf.cast(label, tf.int32)
 
         def look(attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            counts = _count_labels(label, size, tf.unstack(corners[attempt]), crop, half_pixel)
+            counts = _count_labels(ids, size, tf.unstack(corners[attempt]), crop, half_pixel)
             counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
             largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
             varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
@@ -209,19 +210,19 @@ def choose_crop(
     return corner, resize_label(label, size, tf.unstack(corner), crop, half_pixel)
 
 
-def _count_labels(label: tf.Tensor, size: tf.Tensor, start: Sequence[Any], count: tf.Tensor, half_pixel: bool) -> tf.Tensor:
-    """How often each id stands in the map that `resize_label` would give, int32 `[256]`.
+def _count_labels(ids: tf.Tensor, size: tf.Tensor, start: Sequence[Any], count: tf.Tensor, half_pixel: bool) -> tf.Tensor:
+    """How often each id stands in the map that `resize_label` would give of the int32 map `ids`: int32 `[256]`.
 
     Counted in the map as it is, each pixel as often as it would be shown.
     """
     begins, ends, times = [], [], []
     for axis in (0, 1):
-        sources = _nearest(tf.shape(label)[axis], size[axis], start[axis], count[axis], half_pixel)
+        sources = _nearest(tf.shape(ids)[axis], size[axis], start[axis], count[axis], half_pixel)
         begins.append(sources[0])
         ends.append(sources[-1] + 1)
         shown = tf.cast(sources - sources[0], tf.int32)
         times.append(tf.raw_ops.Bincount(arr=shown, size=shown[-1] + 1, weights=tf.constant([], tf.int32)))
-    window = tf.cast(label[begins[0] : ends[0], begins[1] : ends[1]], tf.int32)
+    window = ids[begins[0] : ends[0], begins[1] : ends[1]]
     return tf.raw_ops.Bincount(arr=window, size=256, weights=times[0][:, None] * times[1])
 
 
