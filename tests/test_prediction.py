@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 
 import keras
@@ -38,7 +39,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 def put(path: pathlib.Path, height: int = 6, width: int = 9, **options: object) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(height, width, seed=len(path.name)).save(path, **options)
+    picture(height, width, seed=zlib.crc32(path.name.encode())).save(path, **options)
     return path
 
 
