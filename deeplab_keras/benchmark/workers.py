@@ -170,7 +170,7 @@ def _serve(pipe: Connection, make: str, arguments: dict[str, Any]) -> None:
         while True:
             options = pipe.recv()
             pipe.send(("done", {"peak_bytes": peak_memory()} if options is None else contender.measure(**options)))
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # whoever asked has gone
         return
     except UserError as error:
         pipe.send(("error", str(error)))
