@@ -40,7 +40,7 @@ test: $(READY) ## the tests; ARGS='-k flags' picks some
 	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(READY) ## the tests that take minutes each
-	$(RUN) -m pytest -m slow $(ARGS)
+	$(RUN) -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 torch: $(TORCH) ## the tests that compare with PyTorch and SSSegmentation; installs them
 	$(RUN) -m pytest -m torch $(ARGS)

@@ -6,8 +6,8 @@ exit status is 1 then.
 
     python scripts/predict.py --checkpoint_dir=runs/demo --input=photographs --output=predictions
 
-    python scripts/predict.py --checkpoint_dir=runs/demo --input='camera/**/*.jpg' --output=predictions \
-        --outputs=overlay,probabilities --palette=colour_blind
+    python scripts/predict.py --checkpoint_dir=runs/demo --input='camera/**/*.jpg' \
+        --output=predictions --outputs=overlay,probabilities --palette=colour_blind
 """
 
 from __future__ import annotations

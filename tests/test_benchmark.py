@@ -70,6 +70,7 @@ def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
     assert "batches of 2 crops of 16x16" in table.read_text() and "photometric" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_as_a_command(in_process, tmp_path, capsys):
     table = tmp_path / "found.csv"
     assert script("benchmark.py")("--what=train", *TINY_FLAGS, *SHORT, f"--csv={table}") == 0
@@ -102,6 +103,7 @@ def test_eval_as_a_command(in_process, tiny_run, tmp_path):
     assert "python scripts/benchmark.py --what=eval" in text and "| evaluation |" in text
 
 
+@pytest.mark.slow
 def test_model_as_a_command(tiny_run, tmp_path, capsys):
     table = tmp_path / "found.csv"
     flags = [f"--checkpoint_dir={tiny_run}", "--input_size=65,97", "--kinds=keras,tflite", "--batch_sizes=1,2", f"--csv={table}"]
@@ -213,6 +215,7 @@ def test_rows_are_appended_and_become_a_page(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_by_what_is_used():
     before = workers.peak_memory()
     block = np.ones(max(before, 50_000_000) // 4, np.float64)

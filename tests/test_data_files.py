@@ -117,6 +117,7 @@ def test_without_a_classes_file_the_masks_of_all_splits_say(dataset, caplog):
         info = open_dataset(folder(dataset), "train").info
     assert info.class_names == tuple(f"class_{i}" for i in range(7))
     assert "7 classes, class_0 to class_6" in caplog.text
+    assert "no mask holds the id 3, 4, 5; if 6 is a stray value" in caplog.text
 
 
 # --- What is wrong; test_bad_input.py has the messages ---

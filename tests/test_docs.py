@@ -67,7 +67,10 @@ def test_make_has_the_verbs(path):
             assert re.search(rf"^{verb}:.*##", makefile, re.MULTILINE), f"make {verb}"
 
 
-@pytest.mark.parametrize("path", [page for page in PAGES if blocks(page, "python")], ids=relative)
+@pytest.mark.parametrize("path", [
+    page if page.name != "python.md" else pytest.param(page, marks=pytest.mark.slow)
+    for page in PAGES if blocks(page, "python")
+], ids=relative)  # fmt: skip
 def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
     """All blocks of a page one after another, where runs/demo and runs/mine are trained models and there are images."""
     monkeypatch.chdir(tmp_path)

@@ -370,6 +370,7 @@ def run_python(*arguments, **environment):
     return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 def test_two_replicas_equal_one():
     """The mean is over the global batch: five steps of `fit`, ragged masks, synchronized batch norm, two outputs."""

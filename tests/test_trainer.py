@@ -62,6 +62,7 @@ def undisturbed(tiny_flags: list[str], tmp_path_factory: pytest.TempPathFactory)
     return workdir
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(
     undisturbed: pathlib.Path, tiny_flags: list[str], tmp_path: pathlib.Path
 ) -> None:
@@ -105,6 +106,7 @@ class Killer:
         time.sleep(60)  # cut short: the signal's handler raises here
 
 
+@pytest.mark.slow
 def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
     tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_diverging_training_stops_with_step_rate_layer_and_images(
         assert np.array_equal(batch["images"], np.rint(images)) and np.array_equal(batch["labels"], labels)
 
 
+@pytest.mark.slow
 def test_an_exploding_loss_stops_the_training(
     tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +257,7 @@ def test_an_exploding_loss_stops_the_training(
     assert outputs[report["layer_of_largest_output"]] == max(outputs.values())
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_and_the_training_ends_early(
     tiny_run: pathlib.Path, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,7 @@ def assert_same_moves(found, expected, start) -> None:
     assert moved > 0.9 * len(expected)
 
 
+@pytest.mark.slow
 def test_a_training_by_every_official_flag(start, tmp_path):
     """Slow start, then falls by steps; hard pixels on a ramp; class weights; last layers ten times as fast."""
     path, flags = start
@@ -131,6 +132,7 @@ def test_a_training_by_every_official_flag(start, tmp_path):
     assert_same_moves(found, expected, folder.read_weights(path))
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
     """As in the official trainval recipes; gamma and beta learn, the running statistics stay.
 

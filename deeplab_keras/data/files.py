@@ -194,7 +194,7 @@ def require_equal(image: str, image_size: tuple[int, ...], label: str, label_siz
     if image_size != label_size:
         raise SizeUserError(
             f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image {image} is "
-            f"{image_size[0]}x{image_size[1]}; both must have one size"
+            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair or leave it out"
         )
 
 

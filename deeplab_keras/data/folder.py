@@ -171,6 +171,12 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
             + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
         )
     logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
+    if unused := sorted(set(range(count)) - present):
+        logging.warning(
+            "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, or name the classes in %s",
+            where, ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""),
+            max(present - {config.ignore_label}), CLASSES_FILES[0],
+        )  # fmt: skip
     return Classes(tuple(f"class_{i}" for i in range(count)), pascal_palette(count))
 
 
