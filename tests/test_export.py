@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import pathlib
 import shutil
@@ -347,6 +348,17 @@ def test_nothing_half_written_is_left(checkpoint, copying, tmp_path, monkeypatch
 
     monkeypatch.setattr(export, "runner", full)
     with pytest.raises(OSError):
+        export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_told_with_the_path(checkpoint, tmp_path, monkeypatch):
+    def full(job, kind, path):
+        path.write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export._Job, "write", full)
+    with pytest.raises(UserError, match=r"x\.tflite: cannot be written \(No space left on device\); make room"):
         export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
     assert leftovers(tmp_path) == []
 

@@ -265,7 +265,11 @@ def _export_one(job: _Job, kind: str, target: pathlib.Path, images: list[np.ndar
     temporary, failed = target.with_name(f".{target.name}.tmp"), target.with_name(f"{target.name}.failed")
     _remove(temporary)
     try:
-        job.write(kind, temporary)
+        try:
+            job.write(kind, temporary)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{target}: cannot be written ({reason}); make room, or give another --export_path") from error
         size = None if kind == "saved_model" else job.size
         difference, agreement, classes = compare(job.runner(kind, temporary), job.network, images, size)
         _remove(failed)
