@@ -27,11 +27,10 @@ HEADER = 8  # height and width, int32 each; then the image's pixels and the labe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CachedSource:
-    """Another source whose pairs stay in memory, decoded, once they were loaded."""
+class _Cache:
+    """Another source's pairs, kept somewhere."""
 
     source: Source
-    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def info(self) -> DatasetInfo:
@@ -43,6 +42,13 @@ class CachedSource:
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedSource(_Cache):
+    """Another source whose pairs stay in memory, decoded, once they were loaded."""
+
+    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         index = int(index)
@@ -56,22 +62,10 @@ class CachedSource:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DiskCachedSource:
+class DiskCachedSource(_Cache):
     """Another source whose pairs lie decoded in a folder, a file each; made by `cache_on_disk`."""
 
-    source: Source
     folder: str
-
-    @property
-    def info(self) -> DatasetInfo:
-        return self.source.info
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.source.names
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         path = _path(self.folder, int(index))
