@@ -40,13 +40,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras takes the biased one (STACK: 1.05 for 1.20 on eight values). `freeze_statistics` is the official DeepLab's
     `fine_tune_batch_norm=False`: running statistics are used and kept in training, gamma and beta still learn. With
-    `synchronized`, the statistics are those of the global batch. On one TensorFlow device the fused kernel does the work
-    (a training step of MobileNetV2 on the CPU: 0.7 of the time).
+    `synchronized`, the statistics are those of the global batch, as they always are on JAX, whose arrays are global. On one
+    TensorFlow device the fused kernel does the work (a training step of MobileNetV2 on the CPU: 0.7 of the time).
     """
 
-    def __init__(self, *, freeze_statistics: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.freeze_statistics = freeze_statistics
+    def __init__(self, *, freeze_statistics: bool = False, synchronized: bool = False, **kwargs: Any) -> None:
+        super().__init__(synchronized=synchronized and keras.backend.backend() == "tensorflow", **kwargs)
+        self.synchronized, self.freeze_statistics = synchronized, freeze_statistics
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         if not training or self.freeze_statistics or not self.trainable:

@@ -12,6 +12,7 @@ from deeplab_keras.config import NORMALIZATIONS, ModelConfig, unknown_name
 from deeplab_keras.heads import HEADS, build_head
 from deeplab_keras.heads.fcn import auxiliary
 from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
+from deeplab_keras.quantization import quantized
 
 
 def build_segmentor(
@@ -48,7 +49,8 @@ def build_segmentor(
     output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")([logits, image])
     if config.auxiliary_head:
         output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")([output, auxiliary(features, config)])
-    return keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
+    model = keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
+    return quantized(model) if config.quantization_aware else model
 
 
 def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:

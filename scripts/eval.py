@@ -27,14 +27,15 @@ class Options(Config):
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
     details: bool = option(True, "boundary IoU, calibration error and report.html too; false takes less time")
     compare: tuple[str, ...] = option((), "two checkpoints, side by side with the interval of their difference")
+    eval_devices: int = option(0, "GPUs that share the images; 0: all")
 
     def validate(self) -> None:
-        """One checkpoint or two."""
+        """One checkpoint or two, and devices."""
         self._require(len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them")
         needed = "is needed: the --train_logdir of a training; or else --compare=A,B"
         self._require(bool(self.checkpoint_dir or self.compare), "checkpoint_dir", needed)
-        both = bool(self.checkpoint_dir and self.compare)
-        self._require(not both, "compare", "takes the place of --checkpoint_dir; give one of them")
+        self._require(not (self.checkpoint_dir and self.compare), "compare", "takes the place of --checkpoint_dir; give one of them")
+        self._require(self.eval_devices >= 0, "eval_devices", "0 or above")
 
 
 def main(command: Command) -> None:
@@ -50,6 +51,7 @@ def main(command: Command) -> None:
     from deeplab_keras.inference import Predictor
     from deeplab_keras.writing import check_folder
 
+    devices = evaluation.find_devices(options.eval_devices)
     for path in options.compare:
         find_checkpoint(path)  # the second one is looked for before the first one's minutes
     if not options.compare:
@@ -59,9 +61,8 @@ def main(command: Command) -> None:
     def measure(path: str, details: evaluation.Details | None) -> tuple[evaluation.Report, Predictor]:
         checkpoint = load_checkpoint(path)
         predictor = Predictor(checkpoint.model, eval_config)
-        name = checkpoint.config.name or checkpoint.model.name
-        report = evaluation.evaluate(predictor.network, source, eval_config, model_name=name, split=split, details=details)
-        return report, predictor
+        named = {"model_name": checkpoint.config.name or checkpoint.model.name, "split": split, "devices": devices}
+        return evaluation.evaluate(predictor.network, source, eval_config, details=details, **named), predictor
 
     if options.compare:
         found = [evaluation.Details(source.info, boundaries=False) for _ in options.compare]
@@ -72,8 +73,7 @@ def main(command: Command) -> None:
     details = evaluation.Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)
     evaluation.write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
-    print(report.table())
-    print(f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details)
+    print(report.table(), f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details, sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from deeplab_keras.flags import Command, run
 
 def main(command: Command) -> None:
     """Makes the configs and trains."""
+    command.refuse("num_classes", "a training has as many classes as its dataset")
     data_config, train_config = command.config(DataConfig), command.config(TrainConfig)
     eval_config = command.config(EvalConfig)
 

@@ -7,11 +7,14 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
+from collections import Counter
 
 import keras
 import numpy as np
 import pytest
-from contracts import label_blocks, noise
+from contracts import ROOT, label_blocks, noise
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
@@ -234,3 +237,48 @@ def test_an_unpredicted_class_has_no_precision() -> None:
     assert report.per_class_iou["car"] == 0
     assert report.table().splitlines()[4].split() == ["car", "0.00", "-", "0.00", "20.00"]
     assert not math.isnan(report.miou)
+
+
+# --- Several devices ---
+
+THREE_DEVICES = """
+import json, sys
+sys.path.insert(0, "tests")
+import tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 3)
+from test_evaluation import make_model, make_source
+from deeplab_keras.config import EvalConfig
+from deeplab_keras.evaluation import Details, evaluate, find_devices
+from deeplab_keras.inference import Network
+
+source, network, config = make_source(), Network(make_model()), EvalConfig(eval_batch_size=1, add_flipped_images=True)
+used, compiled = [], network._compiled
+def noted(images):
+    logits = compiled(images)
+    used.append(logits.device[-5:])
+    return logits
+network._compiled = noted
+found = [
+    evaluate(network, source, config, progress=False, devices=devices,
+             details=Details(source.info) if details else None).to_dict()
+    for details in (False, True) for devices in ((), find_devices(), find_devices(2))
+]
+try:
+    find_devices(4)
+except Exception as error:
+    found.append(str(error))
+print(json.dumps([found, used]))
+"""
+
+
+def test_several_devices_give_what_one_gives() -> None:
+    done = subprocess.run([sys.executable, "-c", THREE_DEVICES], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (one, three, two, *detailed, refused), used = json.loads(done.stdout.splitlines()[-1])
+    assert one == three == two and detailed[0] == detailed[1] == detailed[2]
+    assert one["confusion_matrix"] == oracle(make_source(), Predictor(make_model(), EvalConfig(add_flipped_images=True))).tolist()
+    passes = 2 * len(SIZES)  # each image and its mirror image
+    assert set(used[:passes]) == {"CPU:0"}
+    assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
+    assert refused == "--eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"

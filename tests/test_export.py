@@ -20,7 +20,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, save_checkpoint
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.export import check, images, tflite
+from deeplab_keras.export import ExportedFile, check, images, tflite
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
 from deeplab_keras.segmentor import build_segmentor
@@ -72,11 +72,13 @@ def pictures():
     """A split of 20 pictures as a dataset would give it."""
 
     class Pictures:
+        info = info_for_classes("test", CLASSES)
+
         def __len__(self):
             return 20
 
         def load(self, index):
-            return images.made_images((80, 70), 3, 20)[index], None
+            return images.made_images((80, 70), 3, 20)[index], noise(80, 70).astype(np.uint8) % len(CLASSES)
 
     return Pictures()
 
@@ -84,7 +86,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def exported(checkpoint, pictures, tmp_path_factory):
     """Format -> ExportedFile, of one export of every format with both outputs."""
-    formats = [name for name in export.FORMATS if name != "onnx"]
+    formats = [name for name in export.FORMATS if name not in ("onnx", "tflite_mixed")]
     workdir = tmp_path_factory.mktemp("export")
     save_checkpoint(workdir / "best", checkpoint.model, checkpoint.config, checkpoint.info)
     files = export.export_model(
@@ -322,10 +324,27 @@ def test_compare_counts_labels_and_differences():
         logits[0, :, 2] += 15
         return logits.argmax(-1), logits
 
-    assert check.compare(wrong_in_one_row, Network(model), [picture]) == (15.0, 0.75, 2)
-    assert check.compare(wrong_in_one_row, Network(model), [picture], (8, 5)) == (15.0, 0.875, 2)
-    difference, _, _ = check.compare(lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2)
-    assert np.isnan(difference)
+    found = check.compare(wrong_in_one_row, Network(model), [picture])
+    assert (found.max_logit_difference, found.label_agreement, found.classes, found.miou_loss) == (15.0, 0.75, 2, None)
+    found = check.compare(wrong_in_one_row, Network(model), [picture], (8, 5))
+    assert (found.max_logit_difference, found.label_agreement, found.images) == (15.0, 0.875, 1)
+    broken = check.compare(lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2)
+    assert np.isnan(broken.max_logit_difference)
+
+    truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(np.uint8)  # Keras is right wherever it counts
+    found = check.compare(wrong_in_one_row, Network(model), [picture], None, [truth])
+    assert found.keras_miou == 1.0 and found.miou == (5 / 10 + 5 / 5 + 0) / 3  # class 2 is found where it is not
+    assert found.miou_loss == pytest.approx(50)
+    assert check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou == (15 / 20 + 1 + 0) / 3
+
+
+def test_a_file_says_that_8_bits_lose_accuracy():
+    def told(kind, agreement, miou=None):
+        compared = check.Comparison(1.0, agreement, 5, 8, miou, miou and 0.7)
+        return "8 bits lose accuracy" in str(ExportedFile(pathlib.Path("x"), kind, 1, compared))
+
+    assert told("tflite_int8", 0.97) and not told("tflite_int8", 0.99) and not told("tflite", 0.97)
+    assert told("tflite_int8", 0.99, 0.68) and not told("tflite_int8", 0.97, 0.691)  # where it is known, mIoU decides
 
 
 def test_percent_never_rounds_up():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import subprocess
 import sys
+import weakref
 import zlib
 from collections.abc import Callable
 
@@ -25,9 +27,10 @@ from deeplab_keras.data.voc2012 import VOC2012
 from deeplab_keras.inference import Predictor, open_image, open_picture
 from deeplab_keras.prediction import Input, Results, find_inputs
 from deeplab_keras.prediction import images as images_module
+from deeplab_keras.prediction import results as results_module
 from deeplab_keras.prediction.images import ImageJob
 from deeplab_keras.progress import Progress
-from deeplab_keras.visualization import class_colours, colorize, overlay
+from deeplab_keras.visualization import class_colours, colorize, legend, overlay
 
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
 INFO = DatasetInfo("three", ("sky", "tree", "car"), COLOURS)
@@ -139,6 +142,46 @@ def test_every_output_of_an_image(job, tmp_path):
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, scores / scores.sum(-1, keepdims=True), atol=1e-6)
     assert sorted(path.name for path in out.iterdir()) == ["a_colour.png", "a_labels.png", "a_overlay.png", "a_probabilities.npz"]
+
+
+def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
+    """A huge picture is made and written some rows at a time: the same as all at once, the legend too."""
+    image = np.asarray(Image.open(put(tmp_path / "a.png", 70, 90)))
+    job(tmp_path / "a.png")
+    whole = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out").iterdir()}
+    assert set(whole) == {"a_labels.png", "a_colour.png", "a_overlay.png"} and len(whole["a_overlay.png"]) > 70 + 8
+    labels = image.argmax(-1)
+    assert (whole["a_overlay.png"][:70, :90] == overlay(image, labels, INFO)).all()
+    below = legend(INFO, [0, 1, 2], 90)
+    assert (whole["a_overlay.png"][78:] == below).all() and (whole["a_overlay.png"][70:78] == 255).all()
+    assert (whole["a_overlay.png"][:70, 90:] == 255).all(), "where a name is wider than the image"
+    monkeypatch.setattr(results_module, "STRIP_ROWS", 9)
+    rows, made = [], Results.picture
+    monkeypatch.setattr(Results, "picture", lambda self, kind, *given: rows.append(len(given[1])) or made(self, kind, *given))
+    job(tmp_path / "a.png", overwrite=True)
+    assert rows == 2 * [9, 9, 9, 9, 9, 9, 9, 7]
+    for name, expected in whole.items():
+        assert (np.asarray(Image.open(tmp_path / "out" / name)) == expected).all(), name
+
+
+def test_a_huge_picture_goes_before_the_next_is_read(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "AHEAD", 100)
+    monkeypatch.setattr(images_module, "HUGE", 100)
+    held: list[weakref.ref] = []
+    alive = []
+
+    def opened(path):
+        gc.collect()
+        alive.append(sum(picture() is not None for picture in held))
+        found = open_picture(path)
+        held.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(images_module, "open_picture", opened)
+    for index in range(3):
+        put(tmp_path / f"in/{index}.png", 20, 30)
+    assert job(tmp_path / "in").done == 3
+    assert alive == [0, 0, 0]
 
 
 def test_probabilities_of_16_bits_are_the_default(job, tmp_path):

@@ -64,6 +64,7 @@ def test_the_examples_of_the_help_are_right(name):
         ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=99999,99999"], "fewer than 2^31 values"),
         ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_batch_size=99999999"], "fewer than 2^31 values"),
         ("train.py", ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"], "{tmp}: no checkpoint"),
+        ("train.py", ["--num_classes=5"], "--num_classes: a training has as many classes as its dataset; leave it out"),
         ("eval.py", [], "--checkpoint_dir is needed"),
         ("eval.py", ["--checkpoint_dir=a", "--compare=a,b"], "--compare=a,b: takes the place of --checkpoint_dir"),
         ("eval.py", ["--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),

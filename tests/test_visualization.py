@@ -29,6 +29,7 @@ from deeplab_keras.visualization import (
     overlay,
     panel,
     save_png,
+    save_png_strips,
 )
 
 PALETTE = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 40))
@@ -287,6 +288,31 @@ def test_save_png(tmp_path) -> None:
     assert sorted(os.listdir(tmp_path / "new")) == ["image.png", "label.png"]
     with pytest.raises(UserError, match="label.png/x.png: cannot be written"):
         save_png(tmp_path / "new" / "label.png" / "x.png", image)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_save_png_in_strips(tmp_path, rows: int, channels: tuple[int, ...]) -> None:
+    array = noise(23, 31, *channels).astype(np.uint8)
+    array[5:9] = 7  # flat areas and noise
+    save_png_strips(tmp_path / "new" / "a.png", (array[top : top + rows] for top in range(0, 23, rows)))
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert picture.mode == ("RGB" if channels else "L")
+        picture.verify()  # every checksum
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), array)
+    assert os.listdir(tmp_path / "new") == ["a.png"]
+    with pytest.raises(UserError, match="a.png/x.png: cannot be written"):
+        save_png_strips(tmp_path / "new" / "a.png" / "x.png", [array])
+
+
+def test_strips_that_fail_leave_nothing(tmp_path) -> None:
+    def broken():
+        yield scene()[0]
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        save_png_strips(tmp_path / "a.png", broken())
+    assert os.listdir(tmp_path) == []
 
 
 def test_confidence_rises_from_dark_to_light() -> None:

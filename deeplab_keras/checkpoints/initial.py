@@ -22,6 +22,7 @@ from deeplab_keras.checkpoints.folder import (
 from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
 from deeplab_keras.checkpoints.official_files import is_official_file
 from deeplab_keras.config import ModelConfig
+from deeplab_keras.quantization import without_ranges
 
 PTH = (".pth", ".pt")
 
@@ -74,6 +75,8 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
         left_out = {name for name in names if name.split("/")[0] in fresh_layers}
         if theirs.num_classes != config.num_classes:
             left_out |= {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
+        if theirs.quantization_aware != config.quantization_aware:
+            left_out |= names - without_ranges(dict.fromkeys(names)).keys()
         if theirs.auxiliary_head != config.auxiliary_head:
             left_out |= {name for name in names if name.startswith("auxiliary")}
     taken = {name: value for name, value in weights.items() if name not in left_out}

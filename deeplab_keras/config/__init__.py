@@ -7,6 +7,7 @@ Python keyword are one name. Fields that the official DeepLab scripts have keep 
 from deeplab_keras.config.base import Config, UserError, option, unknown_name
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.evaluation import EvalConfig
+from deeplab_keras.config.export import ExportConfig
 from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
 from deeplab_keras.config.prediction import PredictConfig
 from deeplab_keras.config.train import TrainConfig
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "ExportConfig",
     "ModelConfig",
     "PredictConfig",
     "TrainConfig",

@@ -64,6 +64,11 @@ class ModelConfig(Config):
     image_pyramid: tuple[float, ...] = option((), "scales of the image that the network sees, each with the same weights; empty: 1 alone")
     merge_method: str = option("max", "how the class scores of image_pyramid are merged", choices=("max", "avg"))
 
+    # --- Arithmetic ---
+    quantization_aware: bool = option(
+        False, "inputs and kernels are rounded as an int8 file has them, for training on from --tf_initial_checkpoint=RUN towards tflite_int8"
+    )
+
     # --- Conventions: one value a family, see CONVENTIONS ---
     normalization: str = option(
         "imagenet", "imagenet: (x - mean) / std with the ImageNet colours; unit_range: x / 127.5 - 1; none",
@@ -104,6 +109,8 @@ class ModelConfig(Config):
         self._require(self.aspp_output_convs >= 0, "aspp_output_convs", "0 or more")
         self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
         self._require(all(scale > 0 for scale in self.image_pyramid), "image_pyramid", "scales above 0")
+        self._require(not (self.quantization_aware and self.image_pyramid), "image_pyramid",
+                      "not together with --quantization_aware; give one of them")
         self._require(all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1")
         self._require(self.logits_kernel_size == 1 or (not self.aspp_with_batch_norm and bool(self.atrous_rates)), "logits_kernel_size",
                       "other than 1 only with --aspp_with_batch_norm=false and --atrous_rates")

@@ -2,9 +2,9 @@
 
 from deeplab_keras.evaluation.compare import Comparison, compare
 from deeplab_keras.evaluation.detail import Details
-from deeplab_keras.evaluation.loop import batches, evaluate
+from deeplab_keras.evaluation.loop import batches, evaluate, find_devices
 from deeplab_keras.evaluation.output import write_report
 from deeplab_keras.evaluation.page import html_page
 from deeplab_keras.evaluation.report import Report
 
-__all__ = ["Comparison", "Details", "Report", "batches", "compare", "evaluate", "html_page", "write_report"]
+__all__ = ["Comparison", "Details", "Report", "batches", "compare", "evaluate", "find_devices", "html_page", "write_report"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data import Source
@@ -18,8 +19,8 @@ from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.metrics import Scores, count_pixels
 from deeplab_keras.progress import Progress
 
-LOADER_THREADS = 4
-MAX_UNCOUNTED = 2  # batches whose matrix is still being counted, so that their labels do not fill the memory
+LOADER_THREADS = 4  # for each device
+MAX_AHEAD = 2  # batches in work beside one for each device, so that they do not fill the memory
 Batch = tuple[list[int], np.ndarray, np.ndarray]
 
 
@@ -34,6 +35,7 @@ def evaluate(
     progress: bool = True,
     limit: int | None = None,
     details: Details | None = None,
+    devices: Sequence[str] = (),
 ) -> Report:
     """Runs a model over a source and compares its labels with the source's, at the labels' own size.
 
@@ -47,6 +49,7 @@ def evaluate(
         progress: shows a progress line with the mIoU so far.
         limit: evaluates only so many images, the first ones.
         details: gets every image's counts, and those of boundaries and confidence; costs time.
+        devices: names of the devices that share the batches, see `find_devices`; none: the one that TensorFlow takes.
 
     Raises:
         UserError: no image, no labelled pixel, another number of classes than the model's, a label outside the classes,
@@ -63,10 +66,10 @@ def evaluate(
             f"{where} has {info.num_classes} classes and the model {network.num_classes}; "
             "give the dataset that the model was trained on"
         )
-    predictor = Predictor(network, config)
+    predictor, loaded = Predictor(network, config), batches(source, count, config.eval_batch_size, info, len(devices) or 1)
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     bar, done = Progress(count, "evaluation") if progress else None, 0
-    for images, found in _counted(predictor, batches(source, count, config.eval_batch_size, info), source, info, details):
+    for images, found in _counted(predictor, loaded, source, info, details, devices or [None]):
         matrix += found
         done += images
         if bar:
@@ -79,40 +82,70 @@ def evaluate(
     return details.complete(report) if details else report
 
 
-def _counted(
-    predictor: Predictor, loaded: Iterator[Batch], source: Source, info: DatasetInfo, details: Details | None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The number of images and the confusion matrix of each batch, counted by a thread while the network runs on the next."""
+def find_devices(count: int = 0) -> tuple[str, ...]:
+    """Names of the devices that can share an evaluation: the visible GPUs; without one, TensorFlow's logical CPUs.
 
-    def count(indices: list[int], labels: np.ndarray, predictions: np.ndarray, confidence: np.ndarray | None) -> np.ndarray:
+    Args:
+        count: so many of them; 0: all.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    found = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    if count > len(found):
+        kind = found[0].split(":")[-2]
+        raise UserError(f"--eval_devices={count}: TensorFlow sees {len(found)} {kind} here; give at most that, or 0 for all")
+    return tuple(found[:count] if count else found)
+
+
+Prediction = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _counted(
+    predictor: Predictor, loaded: Iterator[Batch], source: Source, info: DatasetInfo, details: Details | None,
+    devices: Sequence[str | None],
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """The number of images and the confusion matrix of each batch: a thread a device predicts, another one counts."""
+
+    def predict(device: str | None, images: np.ndarray, labels: np.ndarray) -> Prediction:
+        with tf.device(device):  # the weights stay where they are, and are copied for each batch: they are small
+            if details is None:
+                predictions, labels = predictor.compare(images, labels)
+                return labels, predictions, None
+            predictions, labels, confidence = predictor.compare_with_confidence(images, labels)
+            return labels, predictions, confidence
+
+    def count(indices: list[int], predicted: Future[Prediction]) -> np.ndarray:
+        labels, predictions, confidence = predicted.result()
         if details is None or confidence is None:
             return count_pixels(labels, predictions, info.num_classes, info.ignore_label)
         return details.add([source.names[i] for i in indices], labels, predictions, confidence)
 
-    with ThreadPoolExecutor(1) as counter:
-        waiting: collections.deque[tuple[int, Future[np.ndarray]]] = collections.deque()
-        for indices, images, labels in loaded:
-            confidence = None
-            if details is None:
-                predictions, labels = predictor.compare(images, labels)
-            else:
-                predictions, labels, confidence = predictor.compare_with_confidence(images, labels)
-            waiting.append((len(images), counter.submit(count, indices, labels, predictions, confidence)))
-            while len(waiting) > MAX_UNCOUNTED:
+    runners, counter = [ThreadPoolExecutor(1) for _ in devices], ThreadPoolExecutor(1)
+    waiting: collections.deque[tuple[int, Future[np.ndarray]]] = collections.deque()
+    try:
+        for number, (indices, images, labels) in enumerate(loaded):
+            turn = number % len(devices)
+            predicted = runners[turn].submit(predict, devices[turn], images, labels)
+            waiting.append((len(images), counter.submit(count, indices, predicted)))
+            while len(waiting) >= len(devices) + MAX_AHEAD:
                 size, future = waiting.popleft()
                 yield size, future.result()
         for size, future in waiting:
             yield size, future.result()
+    finally:
+        for pool in (*runners, counter):
+            pool.shutdown(cancel_futures=True)
 
 
-def batches(source: Source, count: int, batch_size: int, info: DatasetInfo) -> Iterator[Batch]:
-    """The first `count` pairs, those of equal size together; every pair once, in no particular order.
+def batches(source: Source, count: int, batch_size: int, info: DatasetInfo, devices: int = 1) -> Iterator[Batch]:
+    """The first `count` pairs, those of equal size together; every pair once, in no particular order; for so many devices.
 
     Yields:
         Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height, width]`.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = {}
-    for index, (image, label) in enumerate(_loaded_ahead(source, count, 2 * batch_size, info)):
+    for index, (image, label) in enumerate(_loaded_ahead(source, count, 2 * batch_size * devices, info, LOADER_THREADS * devices)):
         group = waiting.setdefault(image.shape, [])
         group.append((index, image, label))
         if len(group) == batch_size:
@@ -128,7 +161,7 @@ def _stacked(pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Batch:
 
 
 def _loaded_ahead(
-    source: Source, count: int, ahead: int, info: DatasetInfo
+    source: Source, count: int, ahead: int, info: DatasetInfo, threads: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs in order, read by threads while the network runs; at most `ahead` of them wait."""
 
@@ -137,7 +170,7 @@ def _loaded_ahead(
         _check_pair(source.names[index], image, label, info)
         return image, label
 
-    with ThreadPoolExecutor(LOADER_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         futures: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
         try:
             for index in range(count):

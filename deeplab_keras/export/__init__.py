@@ -17,66 +17,18 @@ from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import UserError, unknown_name
-from deeplab_keras.export import onnx, saved_model, tflite
-from deeplab_keras.export.check import Runner, compare, percent, runner
+from deeplab_keras.export import onnx, request, saved_model, tflite
+from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
 from deeplab_keras.export.graph import freeze
-from deeplab_keras.export.images import Images, made_images, read_images, resize
+from deeplab_keras.export.images import Images, resize
+from deeplab_keras.export.mixed import mixed
+from deeplab_keras.export.request import FORMATS, OUTPUTS
+from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network
-from deeplab_keras.segmentor import check_input_size
 from deeplab_keras.version import __version__
 from deeplab_keras.writing import check_folder
 
-# Format -> name of its file in the export folder.
-FORMATS = {
-    "saved_model": "saved_model",
-    "tflite": "model.tflite",
-    "tflite_float16": "model_float16.tflite",
-    "tflite_dynamic": "model_dynamic.tflite",
-    "tflite_int8": "model_int8.tflite",
-    "onnx": "model.onnx",
-}
-TFLITE_KINDS = {
-    "tflite": "float32", "tflite_float16": "float16", "tflite_dynamic": "dynamic", "tflite_int8": "int8",
-}  # fmt: skip
-OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
-# What agreement with Keras is asked for by default. Weights or arithmetic in 8 bits change labels by their nature.
-MIN_AGREEMENT = 0.995
-APPROXIMATE = ("tflite_dynamic", "tflite_int8")
-MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
-MAX_CHECKED = 8
-MAX_TENSOR = 2**31  # bytes of one tensor, which the runtimes count in 32 bits
-ANY_SIZE_CHECK = (193, 257)  # size of the made pictures for a model that takes any size
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedFile:
-    """What was written, and how it did beside Keras on the same images.
-
-    Attributes:
-        path: the file, or the folder of a SavedModel.
-        kind: the format.
-        bytes: its size.
-        max_logit_difference: largest absolute difference of a logit.
-        label_agreement: share of the pixels with the same label, 0..1.
-        classes: how many different labels Keras gave on these images; of one class alone an agreement says little.
-        operators: of a TFLite file: operator -> how often it stands there.
-    """
-
-    path: pathlib.Path
-    kind: str
-    bytes: int
-    max_logit_difference: float
-    label_agreement: float
-    classes: int
-    operators: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.path}: {self.bytes / 1e6:.2f} MB, {percent(self.label_agreement)} of labels as Keras gives them "
-            f"({self.classes} classes seen), largest logit difference {self.max_logit_difference:.2g}"
-        )
-        unwanted = {name: count for name, count in self.operators.items() if name.startswith(tflite.UNWANTED)}
-        return text + "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
+__all__ = ["FORMATS", "ExportedFile", "export_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +39,7 @@ class _Job:
     outputs: tuple[str, ...]
     size: tuple[int, int] | None
     representative: Sequence[np.ndarray]
+    mixed_agreement: float
     threads: int
 
     @functools.cached_property
@@ -95,6 +48,11 @@ class _Job:
         assert self.size
         shape = (1, *self.size, self.checkpoint.config.input_channels)
         return freeze(self.checkpoint.model, shape, tf.float32, self.outputs)
+
+    @functools.cached_property
+    def calibrated(self) -> bytes:
+        """The float32 file with the ranges of the representative images."""
+        return tflite.calibrate(self.frozen, self.outputs, self.representative)
 
     @functools.cached_property
     def network(self) -> Network:
@@ -112,15 +70,23 @@ class _Job:
         names = "".join(f"{name}\n" for name in info.class_names)
         return {"labels.txt": names, "model.json": json.dumps(about, indent=2) + "\n"}
 
-    def write(self, kind: str, path: pathlib.Path) -> None:
-        """Writes the file or folder of one format."""
+    def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
+        """Writes the file or folder of one format; gives the names of the layers that stay in float in a mixed one."""
+        float_layers: tuple[str, ...] = ()
         if kind == "saved_model":
             saved_model.save(self.checkpoint.model, path, self.outputs, self.files)
-        elif kind == "onnx":
+            return ()
+        if kind == "onnx":
             path.write_bytes(onnx.convert(self.frozen, self.outputs, self.files))
+            return ()
+        if kind == "tflite_mixed":
+            model, float_layers = mixed(self.calibrated, self.representative, self.mixed_agreement, self.threads)
+        elif kind == "tflite_int8":
+            model = tflite.quantize(self.calibrated)
         else:
-            model = tflite.convert(self.frozen, self.outputs, TFLITE_KINDS[kind], self.representative)
-            path.write_bytes(tflite.pack(model, self.files))
+            model = tflite.convert(self.frozen, self.outputs, request.FLOAT_KINDS[kind])
+        path.write_bytes(tflite.pack(model, self.files))
+        return float_layers
 
     def runner(self, kind: str, path: pathlib.Path) -> Runner:
         """The written file as a function from an image to labels and logits."""
@@ -136,7 +102,10 @@ def export_model(
     output: str = "labels",
     representative_images: Images | None = None,
     check_images: Images | None = None,
+    checked: int = request.CHECKED,
     min_agreement: float | None = None,
+    max_miou_loss: float | None = None,
+    mixed_agreement: float = request.MIXED_AGREEMENT,
     overwrite: bool = False,
     threads: int = 2,
     log: Callable[[str], None] = print,
@@ -151,10 +120,15 @@ def export_model(
             images of any size.
         output: "labels", int32 `[batch, height, width]`; "logits", float32 `[batch, height, width, num_classes]`;
             or "both".
-        representative_images: for tflite_int8, at least 16 images such as the model will see: a split of a dataset, a
-            folder of pictures, or uint8 arrays `[height, width, channels]`.
-        check_images: images for the check, likewise; the first 8 or so count. Default: made pictures.
+        representative_images: for tflite_int8 and tflite_mixed, at least 16 images such as the model will see: a split of
+            a dataset, a folder of pictures, or uint8 arrays `[height, width, channels]`.
+        check_images: images for the check, likewise. Default: made pictures. A split of a dataset has labels: then mIoU
+            is measured too.
+        checked: how many of them, evenly spread; 0: all.
         min_agreement: share of the pixels on which the labels must be Keras' own. Default: 0.995; for 8-bit kinds 0.
+        max_miou_loss: points of mIoU that a file may be below Keras. Default: any.
+        mixed_agreement: of tflite_mixed: share of the pixels of representative images on which the labels are those of
+            the float32 file; layers stay in float until it is reached.
         overwrite: files that stand there are replaced.
         threads: of the runtimes in the check.
         log: gets one line a file.
@@ -164,15 +138,14 @@ def export_model(
 
     Raises:
         UserError: an unknown format, a path that exists, an input size that the model cannot take, too few
-            representative images, a runtime that is not installed, or an agreement below the minimum: that file is
-            kept, with `.failed` at the end of its name.
+            representative images, a runtime that is not installed, or a file that agrees less or loses more than is
+            allowed: that file is kept, with `.failed` at the end of its name.
     """
-    targets = _targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
+    targets = request.targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
     check_folder(next(iter(targets.values())).parent, "export_path")
     if output not in OUTPUTS:
         raise unknown_name("--output", output, OUTPUTS)
-    if min_agreement is not None and not 0 <= min_agreement <= 1:
-        raise UserError(f"--min_agreement={min_agreement}: a share of the pixels, 0 to 1")
+    request.check_limits(min_agreement, mixed_agreement, max_miou_loss)
     if "onnx" in targets:
         onnx.require_packages()
     needs_size = [kind for kind in targets if kind != "saved_model"]
@@ -181,107 +154,63 @@ def export_model(
     if not isinstance(checkpoint, LoadedCheckpoint):
         checkpoint = load_checkpoint(checkpoint)
     if input_size is not None:
-        _check_size(checkpoint, input_size)
-    representative = _representative(representative_images, input_size) if "tflite_int8" in targets else []
-    job = _Job(checkpoint, OUTPUTS[output], input_size, representative, threads)
-    images = _check_images(check_images, job)
+        request.check_size(checkpoint, input_size)
+    in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
+    representative = request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
+    job = _Job(checkpoint, OUTPUTS[output], input_size, representative, mixed_agreement, threads)
+    images, labels = request.check_images(check_images, checked, checkpoint, input_size)
+    if max_miou_loss is not None and not labels:
+        raise UserError(f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset and --dataset_dir")
     exported = []
     for kind, target in targets.items():
-        limit = (0.0 if kind in APPROXIMATE else MIN_AGREEMENT) if min_agreement is None else min_agreement
+        limit = (0.0 if kind in request.APPROXIMATE else request.MIN_AGREEMENT) if min_agreement is None else min_agreement
         logging.info("%s: being made and checked", target)
-        exported.append(_export_one(job, kind, target, images, limit))
+        exported.append(_export_one(job, kind, target, images, labels, limit, max_miou_loss))
         log(str(exported[-1]))
     return exported
-
-
-# === What is asked for ===
-
-
-def _targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict[str, pathlib.Path]:
-    """Format -> the file or folder to be written."""
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown_name("--formats", name, FORMATS)
-    if not formats:
-        raise UserError(f"--formats is empty; give one or more of {', '.join(FORMATS)}")
-    exists = f"--export_path={path}: exists"
-    if path.suffix in (".tflite", ".onnx"):
-        if len(formats) > 1 or pathlib.Path(FORMATS[formats[0]]).suffix != path.suffix:
-            asked = ",".join(formats)
-            raise UserError(f"--export_path={path}: no file for --formats={asked}; give a folder for several formats")
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{exists}; give another path, or --overwrite to replace the file")
-        return {formats[0]: path}
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{exists} and is a file; give a folder, or a name that ends in .tflite or .onnx")
-    if path.exists() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{exists}; give another folder, or --overwrite to replace the exported files in it")
-    return {name: path / FORMATS[name] for name in formats}
-
-
-def _check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"--input_size={','.join(map(str, size))}: two numbers of at least 1, HEIGHT,WIDTH")
-    built = checkpoint.model.input_shape[1:3]
-    if None not in built and tuple(size) != tuple(built):
-        raise UserError(f"--input_size={size[0]},{size[1]}: the model was built for {built[0]},{built[1]} alone")
-    check_input_size(checkpoint.config, *size)
-    largest = size[0] * size[1] * checkpoint.config.num_classes * 4
-    if largest >= MAX_TENSOR:
-        raise UserError(
-            f"--input_size={size[0]},{size[1]}: too large: the class scores alone would take {largest / 2**30:.3g} GiB, and the "
-            f"runtimes take less than {MAX_TENSOR >> 30} GiB a tensor; give a smaller size"
-        )
-
-
-def _representative(images: Images | None, size: tuple[int, int] | None) -> list[np.ndarray]:
-    found = [] if images is None else read_images(images, MAX_REPRESENTATIVE)
-    if len(found) < MIN_REPRESENTATIVE:
-        place = f" in {os.fspath(images)}" if isinstance(images, str | os.PathLike) else ""
-        raise UserError(
-            f"--formats=tflite_int8 takes its ranges from at least {MIN_REPRESENTATIVE} representative images, and got "
-            f"{len(found)}{place}; give --representative_dir=FOLDER of pictures, or the dataset by --dataset and --dataset_dir"
-        )
-    assert size
-    return [resize(image, size) for image in found]
-
-
-def _check_images(images: Images | None, job: _Job) -> list[np.ndarray]:
-    if images is None:
-        built = job.checkpoint.model.input_shape[1:3]
-        size = job.size or (ANY_SIZE_CHECK if None in built else built)
-        return made_images(size, job.checkpoint.config.input_channels)
-    found = read_images(images, MAX_CHECKED)
-    if not found:
-        raise UserError("no images for the check of the export; give some, or leave them out for made pictures")
-    return found
 
 
 # === One format ===
 
 
-def _export_one(job: _Job, kind: str, target: pathlib.Path, images: list[np.ndarray], limit: float) -> ExportedFile:
+def _export_one(
+    job: _Job, kind: str, target: pathlib.Path, images: list[np.ndarray], labels: list[np.ndarray], limit: float,
+    max_miou_loss: float | None,
+) -> ExportedFile:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, failed = target.with_name(f".{target.name}.tmp"), target.with_name(f"{target.name}.failed")
     _remove(temporary)
     try:
         try:
-            job.write(kind, temporary)
+            float_layers = job.write(kind, temporary)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{target}: cannot be written ({reason}); make room, or give another --export_path") from error
         size = None if kind == "saved_model" else job.size
-        difference, agreement, classes = compare(job.runner(kind, temporary), job.network, images, size)
+        run = job.runner(kind, temporary)
+        compared = compare(run, job.network, images, size, labels, job.checkpoint.info.ignore_label)
+        first = resize(images[0], size) if size else images[0]
+        took = milliseconds(kind, temporary, job.threads, first)
         _remove(failed)
-        path = target if agreement >= limit else failed
+        broken = _broken_limit(compared, limit, max_miou_loss)
+        path = failed if broken else target
         _replace(temporary, path)
     finally:
         _remove(temporary)
-    operators = tflite.operators(path) if kind in TFLITE_KINDS else {}
-    exported = ExportedFile(path, kind, _size(path), difference, agreement, classes, operators)
-    if path == failed:
-        raise UserError(f"{exported}; the least allowed is --min_agreement={limit:g}: do not use this file")
+    operators = tflite.operators(path) if kind.startswith("tflite") else {}
+    exported = ExportedFile(path, kind, _size(path), compared, took, operators, float_layers or ())
+    if broken:
+        raise UserError(f"{exported}; {broken}: do not use this file")
     return exported
+
+
+def _broken_limit(compared: Comparison, min_agreement: float, max_miou_loss: float | None) -> str:
+    """The limit that a file breaks, or nothing."""
+    if not compared.label_agreement >= min_agreement:
+        return f"the least allowed is --min_agreement={min_agreement:g}"
+    if max_miou_loss is not None and compared.miou_loss is not None and not compared.miou_loss <= max_miou_loss:
+        return f"the most allowed is --max_miou_loss={max_miou_loss:g}"
+    return ""
 
 
 # === Files ===

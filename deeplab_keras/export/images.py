@@ -34,8 +34,14 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
     if hasattr(images, "load"):
-        return [images.load(index)[0] for index in _spread(len(images), limit)]
+        return read_pairs(images, limit)[0]
     return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+
+
+def read_pairs(source: Source, limit: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """At most `limit` images of a split with their labels, evenly spread over it."""
+    pairs = [source.load(index) for index in _spread(len(source), limit)]
+    return [image for image, _ in pairs], [label for _, label in pairs]
 
 
 def _spread(length: int, limit: int) -> list[int]:
@@ -47,6 +53,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
         return image
     return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8).numpy()
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The label map at `size`, each pixel the nearest one's."""
+    if labels.shape == tuple(size):
+        return labels
+    return tf.image.resize(labels[..., None], size, "nearest")[..., 0].numpy()
 
 
 def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:

@@ -112,13 +112,21 @@ class Command:
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
 
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuses a flag on the command line itself; in a flagfile, which serves several scripts, it is passed over.
+
+        Raises:
+            UserError: it was given.
+        """
+        given = {argument.lstrip("-").partition("=")[0] for argument in self.argv[1:] if argument.startswith("-")}
+        if {name, f"no{name}"} & given:
+            raise UserError(f"--{name}: {reason}; leave it out (in a flagfile it may stay)")
+
     def _refuse_unused(self, unused: Sequence[type[Config]]) -> None:
-        names = {argument.lstrip("-").partition("=")[0] for argument in self.argv[1:] if argument.startswith("-")}
         for section in unused:
+            reason = f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
             for field in dataclasses.fields(section):
-                if {name := flag_name(field), f"no{name}"} & names:
-                    use = f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
-                    raise UserError(f"--{name}: {use}; leave it out (in a flagfile it may stay)")
+                self.refuse(flag_name(field), reason)
 
 
 def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:

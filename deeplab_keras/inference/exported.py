@@ -174,15 +174,22 @@ def _open_saved_model(path: pathlib.Path) -> Runtime:
 # --- TFLite ---
 
 
-def open_interpreter(path: pathlib.Path, threads: int, **options: Any) -> Any:
-    """LiteRT's interpreter where ai-edge-litert is installed, otherwise TensorFlow's own; tensors allocated."""
+def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) -> Any:
+    """LiteRT's interpreter where ai-edge-litert is installed, otherwise TensorFlow's own; tensors allocated.
+
+    Args:
+        model: a .tflite file, or what stands in one.
+        threads: on which it runs.
+        **options: of the interpreter.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
     with warnings.catch_warnings(), without_noise():
         warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
-        interpreter = Interpreter(str(path), num_threads=threads, **options)
+        options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+        interpreter = Interpreter(num_threads=threads, **options)
         interpreter.allocate_tensors()
     return interpreter
 

@@ -12,6 +12,8 @@ from deeplab_keras.config import UserError
 from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.predictor import Predictor
 
+TOGETHER = 2_000_000  # pixels of the tiles that go through the network at a time, unless one has more
+
 
 class Span(NamedTuple):
     """Along one side: what the network sees, and the part of it whose labels are kept."""
@@ -36,8 +38,8 @@ def predict_tiles(
     `overlap` wide; a network that looks at all of the image (image pooling) decides by the tile instead.
 
     Args:
-        predictor: runs on one tile after the other, `eval_batch_size` at a time. A model of a fixed size gets tiles that
-            have this size together with their overlap.
+        predictor: runs on one tile after the other, of small ones `eval_batch_size` at a time. A model of a fixed size gets
+            tiles that have this size together with their overlap.
         image: an array as `as_image` takes it, or a PIL image, of which only a tile at a time becomes an array.
         tile_size: height and width of the part that is kept.
         overlap: pixels that a tile sees to all sides beyond it.
@@ -60,7 +62,8 @@ def predict_tiles(
     boxes = [(y, x) for y in spans(height, tile_size[0], overlap) for x in spans(width, tile_size[1], overlap)]
     labels = np.zeros((height, width), np.uint8 if predictor.network.num_classes <= 256 else np.int32)
     done = 0
-    for group in _groups(boxes, predictor.config.eval_batch_size):
+    together = max(1, TOGETHER // ((tile_size[0] + 2 * overlap) * (tile_size[1] + 2 * overlap)))
+    for group in _groups(boxes, min(predictor.config.eval_batch_size, together)):
         pieces = np.stack([_crop(image, y, x, predictor.network.channels) for y, x in group])
         for (y, x), found in zip(group, predictor.predict_batch(pieces), strict=True):
             kept = found[y.kept_start - y.start : y.kept_end - y.start, x.kept_start - x.start : x.kept_end - x.start]

@@ -52,15 +52,21 @@ class ImageJob:
             writing: collections.deque[tuple[int, Future[None]]] = collections.deque()
             try:
                 for batch in self._batches(self._read(inputs, readers)):
-                    for item, image, labels, probabilities in self._predict(batch):
-                        writing.append((labels.size, writers.submit(self.results.write, item, image, labels, probabilities)))
-                        while sum(size for size, _ in writing) > AHEAD:
-                            self._finish(writing.popleft()[1])
+                    self._predict_and_write(batch, writers, writing)
+                    batch.clear()  # a huge picture goes before the next one is read
                 while writing:
                     self._finish(writing.popleft()[1])
             finally:
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
+
+    def _predict_and_write(
+        self, batch: list[Picture], writers: ThreadPoolExecutor, writing: collections.deque[tuple[int, Future[None]]]
+    ) -> None:
+        for item, image, labels, probabilities in self._predict(batch):
+            writing.append((labels.size, writers.submit(self.results.write, item, image, labels, probabilities)))
+            while sum(size for size, _ in writing) > AHEAD:
+                self._finish(writing.popleft()[1])
 
     def _finish(self, future: Future[None]) -> None:
         future.result()
@@ -120,7 +126,7 @@ class ImageJob:
 
     # --- Predicting ---
 
-    def _predict(self, batch: list[Picture]) -> Iterator[tuple[Input, np.ndarray | None, np.ndarray, np.ndarray | None]]:
+    def _predict(self, batch: list[Picture]) -> Iterator[tuple[Input, Image.Image | None, np.ndarray, np.ndarray | None]]:
         picture = batch[0][1]
         try:
             if self._in_tiles(picture.size):
@@ -138,11 +144,9 @@ class ImageJob:
             for item, _ in batch:
                 self._fail(item, error)
             return
-        del picture
-        for index in range(len(batch)):
-            item, image = batch[0][0], np.asarray(batch[0][1]) if self.results.with_image else None
-            del batch[0]  # of a huge picture one copy at a time is enough
-            yield item, image, labels[index], None if probabilities is None else probabilities[index]
+        for index, (item, image) in enumerate(batch):
+            shown = image if self.results.with_image else None
+            yield item, shown, labels[index], None if probabilities is None else probabilities[index]
 
     def _in_tiles(self, size: tuple[int, int]) -> bool:
         settings, (width, height) = self.predictor.config, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,12 +15,14 @@ from deeplab_keras.data.ade20k import ADE20K_151
 from deeplab_keras.data.cityscapes import CITYSCAPES, CLASSES
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
 from deeplab_keras.prediction.inputs import Input
-from deeplab_keras.visualization import classes_in, colorize, grid, legend, overlay, save_png
+from deeplab_keras.visualization import classes_in, colorize, legend, overlay, save_png_strips
 from deeplab_keras.writing import replacing
 
 IMAGE_OUTPUTS = ("labels", "colour", "overlay")
 VIDEO_OUTPUTS = ("overlay",)
 CITYSCAPES_NAME = re.compile(r"(.+_\d+_\d+)(_leftImg8bit)?")
+STRIP_ROWS = 512  # of a picture that are made and written at a time
+LEGEND_GAP = 8  # white rows above the legend
 CLASS_COUNTS = {"voc": 21, "ade20k": 150}
 
 
@@ -115,12 +117,12 @@ class Results:
         except UserError:
             return []
 
-    def write(self, item: Input, image: np.ndarray | None, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
+    def write(self, item: Input, image: Image.Image | None, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
         """Writes all outputs of an image, each complete or not at all.
 
         Args:
             item: the input.
-            image: uint8 `[height, width, 3]`, where it is wanted.
+            image: in mode RGB, where it is wanted.
             labels: `[height, width]`.
             probabilities: `[height, width, num_classes]`, where they are wanted.
 
@@ -138,18 +140,37 @@ class Results:
                 with replacing(path) as aside, open(aside, "wb") as file:
                     np.savez_compressed(file, probabilities=probabilities.astype(self.config.probability_type), class_names=names)
             else:
-                save_png(path, labels if kind == "labels" else self.picture(kind, image, labels))
+                save_png_strips(path, self._strips(kind, image, labels))
 
-    def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray, *, with_legend: bool = True) -> np.ndarray:
-        """The "colour" or "overlay" picture, uint8 RGB; the overlay with its legend below, where that is wanted."""
-        palette = self.config.palette
+    def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
+        """The "colour" or "overlay" picture, uint8 RGB `[height, width, 3]`; of a frame `image` is an array."""
         if kind == "colour":
-            return colorize(labels, self.info, palette)
+            return colorize(labels, self.info, self.config.palette)
         assert image is not None
-        mixed = overlay(image, labels, self.info, palette=palette)
-        if not (with_legend and self.config.legend):
-            return mixed
-        return grid([mixed, legend(self.info, classes_in(labels).tolist(), mixed.shape[1], palette=palette)], gap=8)
+        return overlay(image, labels, self.info, palette=self.config.palette)
+
+    def _strips(self, kind: str, image: Image.Image | None, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """The rows of the "labels", the "colour" or the "overlay" picture, the latter with its legend below if that is wanted."""
+        height, width = labels.shape
+        below = None
+        if kind == "overlay" and self.config.legend:
+            below = legend(self.info, classes_in(labels).tolist(), width, palette=self.config.palette)
+        full_width = width if below is None else below.shape[1]  # a long name is wider than a small image
+        for top in range(0, height, STRIP_ROWS):
+            part = labels[top : top + STRIP_ROWS]
+            if kind == "labels":
+                yield part
+                continue
+            shown = np.asarray(image.crop((0, top, width, top + len(part)))) if image else None
+            yield _widened(self.picture(kind, shown, part), full_width)
+        if below is not None:
+            yield np.full((LEGEND_GAP, full_width, 3), 255, np.uint8)
+            yield below
+
+
+def _widened(picture: np.ndarray, width: int) -> np.ndarray:
+    """With white to its right."""
+    return np.pad(picture, [(0, 0), (0, width - picture.shape[1]), (0, 0)], constant_values=255)
 
 
 # --- Submissions ---

@@ -67,7 +67,7 @@ def predict_video(predictor: Predictor, item: Input, results: Results, max_frame
             seen.update(np.unique(labels).tolist())
             for image, found in zip(images, labels, strict=True):
                 for kind, sink in sinks.items():
-                    sink(results.picture(kind, image, found, with_legend=False))
+                    sink(results.picture(kind, image, found))
 
         done = _stream(predictor, frames, _batch_size(predictor, source, item), write, bar, item)
     if "legend" in files:

@@ -21,6 +21,7 @@ from deeplab_keras.visualization.colours import (
 from deeplab_keras.visualization.figures import (
     confusion_matrix_figure,
     save_png,
+    save_png_strips,
 )
 from deeplab_keras.visualization.panels import (
     LARGEST,
@@ -53,4 +54,5 @@ __all__ = [
     "overlay",
     "panel",
     "save_png",
+    "save_png_strips",
 ]

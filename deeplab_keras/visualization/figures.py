@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ from deeplab_keras.config import UserError
 from deeplab_keras.visualization.colours import Array
 from deeplab_keras.visualization.panels import short_name
 from deeplab_keras.writing import replacing
+
+PNG_HEAD = 33  # bytes of a PNG file before its pixels: signature and size
 
 
 def confusion_matrix_figure(report: Any) -> Array:
@@ -65,3 +70,35 @@ def save_png(path: str | os.PathLike[str], array: Array) -> None:
     """
     with replacing(path) as aside:
         Image.fromarray(np.ascontiguousarray(array)).save(aside, format="PNG")
+
+
+def save_png_strips(path: str | os.PathLike[str], strips: Iterable[Array]) -> None:
+    """Writes what `save_png` does from its rows, some at a time: of a huge picture only these are in memory.
+
+    Args:
+        path: of the file.
+        strips: at least one, `[rows, width, 3]` or `[rows, width]`, uint8, from the top down.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(3)  # twice as fast as 6, and the file is a tenth larger
+    height, shape, above = 0, (0,), np.zeros(0, np.uint8)
+    with replacing(path) as aside, open(aside, "wb") as file:
+        file.seek(PNG_HEAD)
+        for strip in strips:
+            rows, shape = np.ascontiguousarray(strip).reshape(len(strip), -1), strip.shape[1:]
+            filtered = np.full((len(rows), rows.shape[1] + 1), 2, np.uint8)  # PNG's filter 2: a row less the one above it
+            filtered[0, 1:] = rows[0] - above if height else rows[0]
+            filtered[1:, 1:] = rows[1:] - rows[:-1]
+            height, above = height + len(rows), rows[-1].copy()
+            file.write(part(b"IDAT", packer.compress(filtered.tobytes())))
+        file.write(part(b"IDAT", packer.flush()) + part(b"IEND", b""))
+        file.seek(0)
+        grey_or_rgb = 2 if len(shape) == 2 else 0
+        head = part(b"IHDR", struct.pack(">IIBBBBB", shape[0], height, 8, grey_or_rgb, 0, 0, 0))
+        file.write(b"\x89PNG\r\n\x1a\n" + head)

@@ -1,0 +1,79 @@
+"""What an export has written, as data and as the line that is printed for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from deeplab_keras.export import tflite
+from deeplab_keras.export.check import Comparison, percent
+
+# Where an 8-bit file is said to lose accuracy: points of mIoU, or without labels the share of pixels with Keras' label.
+NOTABLE_MIOU_LOSS, NOTABLE_AGREEMENT = 1.0, 0.98
+MANY = 12  # names of layers that a line can hold
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFile:
+    """What was written, and how it did beside Keras on the same images.
+
+    Attributes:
+        path: the file, or the folder of a SavedModel.
+        kind: the format.
+        bytes: its size.
+        compared: how it did.
+        milliseconds: an image took, median, in the runtime on this machine.
+        operators: of a TFLite file: operator -> how often it stands there.
+        float_layers: of a mixed file: the layers that stayed in float32.
+    """
+
+    path: pathlib.Path
+    kind: str
+    bytes: int
+    compared: Comparison
+    milliseconds: float = 0.0
+    operators: dict[str, int] = dataclasses.field(default_factory=dict)
+    float_layers: tuple[str, ...] = ()
+
+    @property
+    def max_logit_difference(self) -> float:
+        """Largest absolute difference of a logit."""
+        return self.compared.max_logit_difference
+
+    @property
+    def label_agreement(self) -> float:
+        """Share of the pixels with the same label, 0..1."""
+        return self.compared.label_agreement
+
+    @property
+    def classes(self) -> int:
+        """How many different labels Keras gave on these images; of one class alone an agreement says little."""
+        return self.compared.classes
+
+    @property
+    def loses_accuracy(self) -> bool:
+        """Whether more is lost than rounding at the borders of things explains."""
+        lost = self.compared.miou_loss
+        return self.label_agreement < NOTABLE_AGREEMENT if lost is None else lost > NOTABLE_MIOU_LOSS
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.path}: {self.bytes / 1e6:.2f} MB, {self.milliseconds:.3g} ms an image, "
+            f"{percent(self.label_agreement)} of labels as Keras gives them "
+            f"({self.classes} classes seen), largest logit difference {self.max_logit_difference:.2g}"
+        )
+        if self.compared.miou is not None and self.compared.keras_miou is not None:
+            text += (
+                f", mIoU {100 * self.compared.miou:.2f} where Keras has {100 * self.compared.keras_miou:.2f} "
+                f"({self.compared.images} images)"
+            )
+        if self.float_layers:
+            more = ", ..." if len(self.float_layers) > MANY else ""
+            text += f"; {len(self.float_layers)} layers in float: {', '.join(self.float_layers[:MANY])}{more}"
+        if self.kind == "tflite_int8" and self.loses_accuracy:
+            text += (
+                "; 8 bits lose accuracy here: --formats=tflite_mixed keeps the most sensitive layers in float, and "
+                "train.py --quantization_aware trains the network for them"
+            )
+        unwanted = {name: count for name, count in self.operators.items() if name.startswith(tflite.UNWANTED)}
+        return text + "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
