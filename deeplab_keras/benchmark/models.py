@@ -179,7 +179,7 @@ def _export(
         formats.append("onnx")
     if not formats:
         return {}
-    pictures = made_images(size, checkpoint.config.input_channels, export.MIN_REPRESENTATIVE)
+    pictures = made_images(size, checkpoint.config.input_channels, export.request.MIN_REPRESENTATIVE)
     done = export.export_model(
         checkpoint, folder, formats=formats, input_size=size, representative_images=pictures, check_images=pictures[:1],
         min_agreement=0.0, log=lambda line: None,

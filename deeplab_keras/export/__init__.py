@@ -21,7 +21,7 @@ from deeplab_keras.export import onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
 from deeplab_keras.export.graph import freeze
 from deeplab_keras.export.images import Images, resize
-from deeplab_keras.export.mixed import mixed
+from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS, OUTPUTS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network

@@ -33,9 +33,9 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
             raise UserError(f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})")
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
-    if hasattr(images, "load"):
-        return read_pairs(images, limit)[0]
-    return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+    if isinstance(images, Sequence):
+        return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+    return read_pairs(images, limit)[0]
 
 
 def read_pairs(source: Source, limit: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -97,8 +97,9 @@ def check_images(
         built = checkpoint.model.input_shape[1:3]
         size = size or (ANY_SIZE_CHECK if None in built else built)
         return made_images(size, checkpoint.config.input_channels), []
+    labels: list[np.ndarray] = []
     if isinstance(images, str | os.PathLike | Sequence):
-        found, labels = read_images(images, limit), []
+        found = read_images(images, limit)
     else:
         found, labels = read_pairs(images, limit)
         if images.info.class_names != checkpoint.info.class_names:
