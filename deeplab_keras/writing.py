@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 from deeplab_keras.config import UserError
@@ -34,7 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def check_folder(path: str | os.PathLike[str], flag: str) -> None:
-    """Looks whether a folder is there or can be made, before the work whose results go there; makes nothing.
+    """Looks whether a folder is there or can be made, before the work whose results go there; leaves nothing behind.
 
     Raises:
         UserError: it is a file, lies in one, or may not be written to.
@@ -44,8 +45,12 @@ def check_folder(path: str | os.PathLike[str], flag: str) -> None:
     if not there.is_dir():
         which = "" if there == path else f"{there} "
         raise UserError(f"--{flag}={path}: {which}is a file; give a folder, which is made if need be")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--{flag}={path}: nothing may be written to {there}; give another folder, or change its permissions")
+    try:  # permissions say too little: nobody makes a folder in /proc
+        with tempfile.TemporaryDirectory(prefix=".", dir=there):
+            pass
+    except OSError as error:
+        why = f"nothing may be written to {there} ({error.strerror})"
+        raise UserError(f"--{flag}={path}: {why}; give another folder, or change its permissions") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,6 +13,7 @@ Writes metrics.json, .csv and .md and report.html, a page with the best and the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
@@ -32,18 +33,16 @@ class Options(Config):
     def validate(self) -> None:
         """One checkpoint or two, and devices."""
         self._require(len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them")
-        needed = "is needed: the --train_logdir of a training; or else --compare=A,B"
-        self._require(bool(self.checkpoint_dir or self.compare), "checkpoint_dir", needed)
-        self._require(not (self.checkpoint_dir and self.compare), "compare", "takes the place of --checkpoint_dir; give one of them")
+        self._require(any((self.checkpoint_dir, *self.compare)), "checkpoint_dir", "is needed: a workdir; or --compare=A,B")
+        self._require(not (self.checkpoint_dir and self.compare), "compare", "takes the place of --checkpoint_dir")
         self._require(self.eval_devices >= 0, "eval_devices", "0 or above")
 
 
 def main(command: Command) -> None:
     """Evaluates, prints the table, writes the results."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
-    workdir = pathlib.Path(options.checkpoint_dir)
-    data_config = command.data_config(options.compare[0] if options.compare else options.checkpoint_dir)
-    split = data_config.eval_split
+    data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
+    workdir, split = pathlib.Path(options.checkpoint_dir), data_config.eval_split
     folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
 
     from deeplab_keras import data, evaluation
@@ -57,18 +56,19 @@ def main(command: Command) -> None:
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = data.open_dataset(data_config, split)
+    evaluate = functools.partial(evaluation.evaluate, source=source, config=eval_config, split=split, devices=devices)
 
     def measure(path: str, details: evaluation.Details | None) -> tuple[evaluation.Report, Predictor]:
         checkpoint = load_checkpoint(path)
-        predictor = Predictor(checkpoint.model, eval_config)
-        named = {"model_name": checkpoint.config.name or checkpoint.model.name, "split": split, "devices": devices}
-        return evaluation.evaluate(predictor.network, source, eval_config, details=details, **named), predictor
+        evaluation.check_classes(path, checkpoint.info, source.info)
+        predictor, name = Predictor(checkpoint.model, eval_config), checkpoint.config.name or checkpoint.model.name
+        return evaluate(predictor.network, model_name=name, details=details), predictor
 
     if options.compare:
         found = [evaluation.Details(source.info, boundaries=False) for _ in options.compare]
         reports = [measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)]
-        result = evaluation.compare(found[0].images, found[1].images)
-        print(result.table(options.compare[0], options.compare[1], list(reports[0].per_class_iou)))
+        (first, second), result = options.compare, evaluation.compare(found[0].images, found[1].images)
+        print(result.table(first, second, list(reports[0].per_class_iou)))
         return
     details = evaluation.Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)

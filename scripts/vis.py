@@ -39,13 +39,18 @@ def main(command: Command) -> None:
 
     from deeplab_keras import data, inference
     from deeplab_keras.checkpoints.folder import load_checkpoint
+    from deeplab_keras.evaluation import check_classes
     from deeplab_keras.progress import Progress
     from deeplab_keras.visualization import colorize, overlay, panel, save_png
+    from deeplab_keras.writing import check_folder
 
+    folder = pathlib.Path(options.vis_logdir or pathlib.Path(options.checkpoint_dir) / "vis")
+    if options.vis_logdir:
+        check_folder(folder, "vis_logdir")
     source = data.open_dataset(data_config, data_config.eval_split)
     checkpoint = load_checkpoint(options.checkpoint_dir)
+    check_classes(options.checkpoint_dir, checkpoint.info, source.info)
     predictor, info = inference.Predictor(checkpoint.model, eval_config), checkpoint.info
-    folder = pathlib.Path(options.vis_logdir or pathlib.Path(options.checkpoint_dir) / "vis")
     count = min(options.vis_samples or len(source), len(source))
     progress = Progress(count, "drawing")
     for done in range(count):

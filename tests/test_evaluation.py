@@ -18,7 +18,7 @@ from contracts import ROOT, label_blocks, noise
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.evaluation import Report, batches, evaluate
+from deeplab_keras.evaluation import Report, batches, check_classes, evaluate
 from deeplab_keras.inference import Network, Predictor
 
 CLASSES = 4
@@ -282,3 +282,30 @@ def test_several_devices_give_what_one_gives() -> None:
     assert set(used[:passes]) == {"CPU:0"}
     assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
     assert refused == "--eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
+
+
+# --- A checkpoint of other classes ---
+
+
+def named(*names: str, dataset: str = "mine") -> DatasetInfo:
+    return info_for_classes(dataset, names)
+
+
+@pytest.mark.parametrize("names", [("Sky", "traffic light"), ("class_0", "class_1"), ("sky_", "class_1")])
+def test_the_same_classes_in_another_spelling_are_the_same(names, caplog) -> None:
+    check_classes("runs/a", named("__sky__", "traffic_light"), named(*names))
+    assert not caplog.records
+
+
+def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
+    check_classes("runs/a", named("sky", "road", "car", dataset="city"), named("sky", "nail", "skin"))
+    assert told == [
+        "runs/a was trained on other classes, those of 'city': class 1 is 'road' there and 'nail' here, and 1 more; "
+        "compared by their numbers"
+    ]
+    with pytest.raises(UserError, match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there and 'road'"):
+        check_classes("runs/a", named("sky", "road"), named("road", "sky"))
+    with pytest.raises(UserError, match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give"):
+        check_classes("runs/a", named("sky", "road", dataset="city"), named("sky", "road", "car"))

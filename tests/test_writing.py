@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pathlib
 
 import pytest
 
@@ -48,6 +49,15 @@ def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may do anything
-    with pytest.raises(UserError, match="^--output=.*/a: nothing may be written to .*; give another folder"):
+    def refuse(*arguments, **values):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.mkdir", refuse)  # the tests may run as root, who may do anything
+    with pytest.raises(UserError, match="^--output=.*/a: nothing may be written to .* .Permission denied.; give another folder"):
         check_folder(tmp_path / "a", "output")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").is_dir(), reason="no /proc here")
+def test_where_even_root_makes_no_folder():
+    with pytest.raises(UserError, match="^--output=/proc/x: nothing may be written to /proc"):
+        check_folder("/proc/x", "output")

@@ -145,7 +145,8 @@ def batches(source: Source, count: int, batch_size: int, info: DatasetInfo, devi
         Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height, width]`.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = {}
-    for index, (image, label) in enumerate(_loaded_ahead(source, count, 2 * batch_size * devices, info, LOADER_THREADS * devices)):
+    ahead = _loaded_ahead(source, count, 2 * batch_size * devices, info, LOADER_THREADS * devices)
+    for index, (image, label) in enumerate(ahead):
         group = waiting.setdefault(image.shape, [])
         group.append((index, image, label))
         if len(group) == batch_size:
