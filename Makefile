@@ -20,8 +20,11 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c requirements.lock
 READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
+JAX := $(VENV)/.jax
+# Tests of the quick lane that know no TensorFlow, by name.
+NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit
 
-.PHONY: help setup demo test slow torch lint types ci clean
+.PHONY: help setup demo test slow torch jax lint types ci clean
 
 help: ## lists the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -44,6 +47,10 @@ slow: $(READY) ## the tests that take minutes each
 
 torch: $(TORCH) ## the tests that compare with PyTorch and SSSegmentation; installs them
 	$(RUN) -m pytest -m torch $(ARGS)
+
+jax: $(JAX) ## models, losses and optimizers on Keras' JAX backend; installs it
+	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
+	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
 lint: $(READY) ## style
 	$(RUN) -m ruff check .
@@ -68,4 +75,8 @@ $(READY): setup.py requirements.lock
 $(TORCH): $(READY)
 	@$(INSTALL) -e '.[$(EXTRAS),convert]' setuptools opencv-python-headless
 	@$(INSTALL) --no-deps --no-build-isolation sssegmentation==1.7.0
+	@touch $@
+
+$(JAX): $(READY)
+	@$(INSTALL) 'jax[cpu]>=0.10'
 	@touch $@

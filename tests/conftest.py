@@ -22,7 +22,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-LANES = {"slow": "make slow", "torch": "make torch"}
+LANES = {"slow": "make slow", "torch": "make torch", "jax": "make jax"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
 # Packages that tests marked `package(name)` need -> how they are had.

@@ -96,7 +96,7 @@ def take_steps(
     report = trainer.train(model, data, training, EvalConfig())
     assert sum(map(sum, report.confusion_matrix)) > 0
     assert not model.name or data.dataset not in trees or len(report.confusion_matrix) == model.num_classes
-    (row,) = csv.DictReader((workdir / "run" / "training.csv").read_text().splitlines())
+    *_, row = csv.DictReader((workdir / "run" / "training.csv").read_text().splitlines())  # one an evaluation
     assert int(row["step"]) == steps and float(row["loss"]) > 0
     keras.backend.clear_session()  # thirty compiled trainings would fill the memory
 
