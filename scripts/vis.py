@@ -23,7 +23,6 @@ class Options(Config):
     vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
     vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
     vis_photographs: bool = option(True, "shows the photographs; false: for pictures of data that may not be passed on")
-    palette: str = option("dataset", "colours of the pictures", choices=("dataset", "colour_blind"))
     also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
 
     def validate(self) -> None:
@@ -58,7 +57,7 @@ def main(command: Command) -> None:
         image, label = source.load(index)
         ready = inference.as_image(image, predictor.network.channels)
         (prediction,), (confidence,) = predictor.labels_and_confidence(ready[None])
-        shown, colours = image if options.vis_photographs else None, options.palette
+        shown, colours = image if options.vis_photographs else None, eval_config.palette
         drawn = panel(shown, label, prediction, info, confidence=confidence, palette=colours)
         pictures = {"prediction": colorize(prediction, info, colours), "panel": drawn}
         if shown is not None:

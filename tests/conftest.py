@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 import pytest
-from contracts import SHARED, script
+from contracts import BROWSER, SHARED, script
 
 # Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve each other.
 for name, value in {
@@ -26,13 +26,17 @@ LANES = {"slow": "make slow", "torch": "make torch", "jax": "make jax"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
 # Packages that tests marked `package(name)` need -> how they are had.
-PACKAGES = {"imageio_ffmpeg": "pip install -e '.[video]'", "sklearn": "pip install scikit-learn"}
+PACKAGES = {
+    "imageio_ffmpeg": "pip install -e '.[video]'", "sklearn": "pip install scikit-learn",
+    "chromium": "apt-get install chromium, or from chromium.org",
+}  # fmt: skip
 _without_package: collections.Counter[str] = collections.Counter()
 _not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data, "without_package": _without_package}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = {package for package in PACKAGES if importlib.util.find_spec(package) is None}
+    there = {package: importlib.util.find_spec(package) for package in PACKAGES if package != "chromium"} | {"chromium": BROWSER}
+    missing = {package for package, found in there.items() if found is None}
     for item in items:
         needed = item.get_closest_marker("package")
         if needed and needed.args[0] in missing:

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import runpy
 import shlex
+import shutil
 from collections.abc import Callable
 from unittest import mock
 
@@ -19,6 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Real photographs and weights, which are not part of the repository. A test that reads them is marked
 # `@pytest.mark.shared`; conftest.py lists it as not run where the folder is absent.
 SHARED = ROOT.parent / "shared"
+
+# Chromium, or what is one; None: tests marked `package("chromium")` are listed as not run.
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -305,7 +305,7 @@ def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
         "runs/a was trained on other classes, those of 'city': class 1 is 'road' there and 'nail' here, and 1 more; "
         "compared by their numbers"
     ]
-    with pytest.raises(UserError, match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there and 'road'"):
+    with pytest.raises(UserError, match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there"):
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
     with pytest.raises(UserError, match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give"):
         check_classes("runs/a", named("sky", "road", dataset="city"), named("sky", "road", "car"))

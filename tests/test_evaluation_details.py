@@ -5,19 +5,23 @@ from __future__ import annotations
 import html.parser
 import json
 import math
+import pathlib
 import re
+import subprocess
 
 import numpy as np
 import pytest
-from contracts import script
+from contracts import BROWSER, script
+from PIL import Image
 from test_evaluation import CLASSES, INFO, make_model, make_source
 
 from deeplab_keras.config import EvalConfig, UserError
-from deeplab_keras.evaluation import Details, Report, compare, evaluate, html_page, write_report
+from deeplab_keras.evaluation import Details, Report, compare, draw_panel, evaluate, html_page, write_report
 from deeplab_keras.evaluation.curves import charts, read_rows
 from deeplab_keras.evaluation.detail import ImageScore, count_boundaries, near_boundary
 from deeplab_keras.evaluation.page import extremes
 from deeplab_keras.inference import Predictor, predict_logits
+from deeplab_keras.visualization import class_colours
 
 
 def boundary_oracle(labels: np.ndarray, distance: int) -> np.ndarray:
@@ -225,3 +229,48 @@ def test_script_compares(tiny_run, capsys):
     assert "--compare=" in capsys.readouterr().err
     assert script("eval.py")(f"--checkpoint_dir={tiny_run}") == 0
     assert json.loads((tiny_run / "eval_val" / "metrics.json").read_text())["boundary_iou"] >= 0
+
+
+# --- In a browser ---
+
+
+def console(page: pathlib.Path, shot: pathlib.Path) -> list[str]:
+    """What a browser says on its console when it opens a page, of which it takes a picture."""
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars")
+    size = ("--window-size=1200,3000", "--virtual-time-budget=5000", f"--screenshot={shot}")
+    done = subprocess.run([str(BROWSER), *flags, *size, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.package("chromium")
+def test_a_browser_shows_the_page_without_a_word(tmp_path):
+    source, model = make_source(), make_model()
+    details = Details(source.info)
+    report = evaluate(model, source, progress=False, details=details)
+    course = tmp_path / "training.csv"
+    course.write_text("step,loss,learning_rate,val_miou\n10,2.0,0.01,\n20,1.0,0.005,0.25\n30,0.5,0.001,0.5\n")
+    predictor = Predictor(model, EvalConfig(palette="colour_blind"))
+    write_report(tmp_path, report, details, predictor, source, pictures=2, training_csv=course)
+    assert console(tmp_path / "report.html", tmp_path / "shot.png") == []
+    shown = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB"))
+    rows = {name: (shown == colour).all(-1).any(1) for name, colour in {
+        "totals": (241, 244, 246), "chart": (47, 125, 140), "a class": class_colours(INFO, "colour_blind")[1],
+    }.items()}  # fmt: skip
+    first = {name: int(found.argmax()) for name, found in rows.items() if found.any()}
+    assert list(first) == sorted(first, key=first.__getitem__) == list(rows), "the parts stand below each other, all seen"
+    assert not (shown == INFO.palette[1]).all(-1).any(), "colours of one palette alone"
+
+    broken = tmp_path / "broken.html"
+    broken.write_text("<script>throw Error('this one is to be seen')</script>")
+    assert "this one is to be seen" in console(broken, tmp_path / "broken.png")[0]
+
+
+@pytest.mark.parametrize("palette", ["dataset", "colour_blind"])
+def test_a_panel_has_the_palette_of_the_config(palette):
+    image, label = make_source([(40, 60)]).load(0)
+    image = (image // 128 * 60 + 90).astype(np.uint8)  # no pixel of it has by chance a class's colour
+    drawn = draw_panel(Predictor(make_model(), EvalConfig(palette=palette)), image, label, INFO)
+    other = {"dataset": "colour_blind", "colour_blind": "dataset"}[palette]
+    for chosen, seen in ((palette, True), (other, False)):
+        for colour in class_colours(INFO, chosen)[1:3]:
+            assert (drawn == colour).all(-1).any() == seen

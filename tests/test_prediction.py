@@ -66,7 +66,8 @@ def job(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Callable[
     def run(source: pathlib.Path, eval_config: EvalConfig = EvalConfig(), **values: object) -> ImageJob:
         settings = config(tmp_path, **values)
         found = find_inputs(str(source), settings.output)
-        done = ImageJob(Predictor(strongest_channel(), eval_config), Results(settings, INFO), settings, Progress(len(found), "t"))
+        results = Results(settings, INFO, eval_config.palette)
+        done = ImageJob(Predictor(strongest_channel(), eval_config), results, settings, Progress(len(found), "t"))
         done.run(found)
         return done
 
@@ -194,7 +195,7 @@ def test_probabilities_of_16_bits_are_the_default(job, tmp_path):
 def test_the_legend_keeps_to_the_palette(job, tmp_path, palette):
     image = Image.fromarray(np.full((300, 400, 3), (10, 250, 20), np.uint8))  # a tree alone
     image.save(tmp_path / "a.png")
-    job(tmp_path / "a.png", palette=palette)
+    job(tmp_path / "a.png", EvalConfig(palette=palette))
     tree, sky = class_colours(INFO, palette)[[1, 0]]
     assert (np.asarray(Image.open(tmp_path / "out/a_colour.png")) == tree).all()
     drawn = np.asarray(Image.open(tmp_path / "out/a_overlay.png"))

@@ -38,10 +38,12 @@ def film(
     return path
 
 
-def predicted(source: str, tmp_path: pathlib.Path, *, max_frames: int = 0, **values: object) -> None:
+def predicted(
+    source: str, tmp_path: pathlib.Path, *, max_frames: int = 0, palette: str = "dataset", **values: object
+) -> None:
     settings = config(tmp_path, **values)
     (item,) = find_inputs(source)
-    predict_video(Predictor(strongest_channel()), item, Results(settings, INFO), max_frames)
+    predict_video(Predictor(strongest_channel()), item, Results(settings, INFO, palette), max_frames)
 
 
 def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from contracts import ROOT, SHARED, noise, script
+from contracts import BROWSER, ROOT, SHARED, noise, script
 from PIL import Image
 
 from deeplab_keras.config import UserError
 from deeplab_keras.export.web import RUNTIME, build_page
 
 PAGE = ROOT / "demo" / "web"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOC = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
 
 
@@ -133,10 +132,11 @@ def browse(url: str, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-needs_browser = pytest.mark.skipif(not BROWSER or not shutil.which("npm"), reason="Chromium or npm is not installed")
+needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
 
 
-@needs_browser
+@pytest.mark.package("chromium")
+@needs_npm
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("photo", ["2007_000042.jpg", "2011_000003.jpg"])
@@ -161,7 +161,8 @@ def test_the_browser_s_labels_are_python_s(page, photo):
     assert len(np.unique(labels)) > 1 and share >= 0.995
 
 
-@needs_browser
+@pytest.mark.package("chromium")
+@needs_npm
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_page_shows_the_photo_without_an_error(page, tmp_path):

@@ -21,6 +21,8 @@ class EvalConfig(Config):
     eval_short_side: int = option(0, "the image is resized to this short side before the network; 0: as it is")
     eval_long_side: int = option(0, "cap of the long side in that resize; 0: none")
     eval_resize_factor: int = option(0, "with --inference=official, sides are rounded up to a multiple of this plus one after that resize; 0: no")
+    palette: str = option("dataset", "colours of the classes in pictures; colour_blind: colours that stay apart for every eye",
+                          choices=("dataset", "colour_blind"))
 
     def validate(self) -> None:
         self._require(bool(self.eval_scales) and all(0 < s <= 16 for s in self.eval_scales), "eval_scales",

@@ -17,7 +17,6 @@ class PredictConfig(Config):
     outputs: tuple[str, ...] = option((), "what is written; empty: labels,colour,overlay of images, overlay of videos",
                                       choices=("labels", "colour", "overlay", "probabilities"))
     submission: str = option("", "writes what a benchmark's server takes, instead of outputs", choices=("", "cityscapes", "voc", "ade20k"))
-    palette: str = option("dataset", "colours of the pictures", choices=("dataset", "colour_blind"))
     legend: bool = option(True, "draws the classes that are there below the overlay")
     probability_type: str = option("float16", "of the numbers in *_probabilities.npz", choices=("float16", "float32"))
     tile_size: tuple[int, ...] = option((), "larger images are predicted in tiles of this height,width; empty: 1024,1024 from 25 megapixels on, unless the image is resized first")

@@ -5,14 +5,33 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from deeplab_keras.data import Source
+from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation.curves import charts, read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore
 from deeplab_keras.evaluation.page import Picture, extremes, html_page
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.inference import Predictor
+from deeplab_keras.inference import Predictor, as_image
 from deeplab_keras.visualization import panel
 from deeplab_keras.writing import write_text
+
+
+def draw_panel(predictor: Predictor, image: np.ndarray, label: np.ndarray | None, info: DatasetInfo) -> np.ndarray:
+    """Image, label, prediction, errors and confidence with the legend, in the colours that the predictor's config names.
+
+    Args:
+        predictor: the model, and how it is run.
+        image: uint8 `[height, width, 3]`.
+        label: `[height, width]`; None: there is none.
+        info: the classes.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+    """
+    (prediction,), (confidence,) = predictor.labels_and_confidence(as_image(image, predictor.network.channels)[None])
+    return panel(image, label, prediction, info, confidence=confidence, palette=predictor.config.palette)
 
 
 def write_report(
@@ -43,8 +62,7 @@ def write_report(
     def draw(scores: Sequence[ImageScore]) -> list[Picture]:
         drawn = []
         for score in scores:
-            image, label = source.load(index[score.name])
-            drawn.append((score, panel(image, label, predictor(image), source.info)))
+            drawn.append((score, draw_panel(predictor, *source.load(index[score.name]), source.info)))
         return drawn
 
     worst, best = extremes(details.images, pictures)

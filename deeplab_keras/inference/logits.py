@@ -80,12 +80,15 @@ def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
     return once and resized_size(size, config) == size
 
 
-@tf.function(reduce_retracing=True)
+SCORES = [tf.TensorSpec([None] * 4, tf.float32)]  # so that no size is traced anew
+
+
+@tf.function(input_signature=SCORES)
 def _decide(logits: tf.Tensor) -> tuple[tf.Tensor]:
     return (tf.argmax(logits, -1, output_type=tf.int32),)
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(input_signature=SCORES)
 def _decide_with_confidence(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     confidence = tf.exp(tf.reduce_max(logits, -1) - tf.reduce_logsumexp(logits, -1))
     return tf.argmax(logits, -1, output_type=tf.int32), confidence

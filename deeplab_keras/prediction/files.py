@@ -58,7 +58,7 @@ def predict(config: PredictConfig, eval_config: EvalConfig = EvalConfig(), *, lo
     found = find_inputs(config.input, config.output)
     check_folder(config.output, "output")
     network, info = open_network(config.checkpoint_dir)
-    predictor, results = Predictor(network, eval_config), Results(config, info)
+    predictor, results = Predictor(network, eval_config), Results(config, info, eval_config.palette)
     inputs = results.check(found)
     with allow_pixels(config.max_megapixels):
         failed = _images(predictor, results, config, [item for item in inputs if item.kind == "image"])

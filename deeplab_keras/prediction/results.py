@@ -32,13 +32,15 @@ class Results:
     Args:
         config: which, how and where.
         info: the model's classes.
+        palette: colours of the pictures, as for `visualization.class_colours`.
 
     Raises:
         UserError: a submission for other classes than the model's.
     """
 
-    def __init__(self, config: PredictConfig, info: DatasetInfo) -> None:
-        self.config, self.info, self.folder = config, info, pathlib.Path(config.output).expanduser()
+    def __init__(self, config: PredictConfig, info: DatasetInfo, palette: str = "dataset") -> None:
+        self.config, self.info, self.palette = config, info, palette
+        self.folder = pathlib.Path(config.output).expanduser()
         self.outputs = config.outputs or IMAGE_OUTPUTS
         if config.submission:
             SUBMISSIONS[config.submission].check(info)
@@ -145,16 +147,16 @@ class Results:
     def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
         """The "colour" or "overlay" picture, uint8 RGB `[height, width, 3]`; of a frame `image` is an array."""
         if kind == "colour":
-            return colorize(labels, self.info, self.config.palette)
+            return colorize(labels, self.info, self.palette)
         assert image is not None
-        return overlay(image, labels, self.info, palette=self.config.palette)
+        return overlay(image, labels, self.info, palette=self.palette)
 
     def _strips(self, kind: str, image: Image.Image | None, labels: np.ndarray) -> Iterator[np.ndarray]:
         """The rows of the "labels", the "colour" or the "overlay" picture, the latter with its legend below if that is wanted."""
         height, width = labels.shape
         below = None
         if kind == "overlay" and self.config.legend:
-            below = legend(self.info, classes_in(labels).tolist(), width, palette=self.config.palette)
+            below = legend(self.info, classes_in(labels).tolist(), width, palette=self.palette)
         full_width = width if below is None else below.shape[1]  # a long name is wider than a small image
         for top in range(0, height, STRIP_ROWS):
             part = labels[top : top + STRIP_ROWS]

@@ -71,7 +71,7 @@ def predict_video(predictor: Predictor, item: Input, results: Results, max_frame
 
         done = _stream(predictor, frames, _batch_size(predictor, source, item), write, bar, item)
     if "legend" in files:
-        save_png(files["legend"], legend(results.info, seen, source.size[0], palette=results.config.palette))
+        save_png(files["legend"], legend(results.info, seen, source.size[0], palette=results.palette))
     bar.total = done
     bar.update(done)
     if item.kind == "video" and expected - done > max(2, MISSING * expected):

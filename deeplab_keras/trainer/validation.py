@@ -7,9 +7,8 @@ import numpy as np
 from deeplab_keras.callbacks import Run
 from deeplab_keras.config import EvalConfig, TrainConfig
 from deeplab_keras.data import Source
-from deeplab_keras.evaluation import Details, Report, evaluate, write_report
+from deeplab_keras.evaluation import Details, Report, draw_panel, evaluate, write_report
 from deeplab_keras.inference import Network, Predictor
-from deeplab_keras.visualization import panel
 
 
 class Validation:
@@ -37,7 +36,7 @@ class Validation:
         """Panels of the first images, uint8 `[height, width, 3]`."""
         count = min(self.training.summary_images, len(self.source))
         samples = [self.source.load(index) for index in range(count)]
-        return [panel(image, label, self.predictor(image), self.run.info) for image, label in samples]
+        return [draw_panel(self.predictor, image, label, self.run.info) for image, label in samples]
 
     def conclude(self, report: Report) -> None:
         """Writes the last evaluation's metrics and report.html into the run's folder."""
