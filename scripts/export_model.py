@@ -39,9 +39,10 @@ def main(command: Command) -> None:
     size = (options.input_size[0], options.input_size[1]) if options.input_size else None
     export.export_model(
         options.checkpoint_dir, options.export_path, formats=options.formats, input_size=size, output=options.output,
+        label_type=options.label_type,
         representative_images=representative, check_images=check, checked=options.check_images,
         min_agreement=options.min_agreement, max_miou_loss=options.max_miou_loss, mixed_agreement=options.mixed_agreement,
-        overwrite=options.overwrite, threads=options.threads,
+        half_pixel_resizes=options.half_pixel_resizes, overwrite=options.overwrite, threads=options.threads,
     )  # fmt: skip
 
 

@@ -17,12 +17,13 @@ from contracts import noise, ramp
 from PIL import Image
 
 from deeplab_keras import export
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint, save_checkpoint
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights, save_checkpoint
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export import ExportedFile, check, images, tflite
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
+from deeplab_keras.quantization import without_ranges
 from deeplab_keras.segmentor import build_segmentor
 
 SIZE = (65, 97)
@@ -45,6 +46,9 @@ HEADS = {
     ),
 }
 
+# Aligned corners, and resizes that are more than copies.
+ALIGNED = HEADS["deeplab_v3_plus"].replace(align_corners=True)
+
 
 def lively(config: ModelConfig) -> LoadedCheckpoint:
     """A network of random weights whose label maps hold several classes.
@@ -56,7 +60,8 @@ def lively(config: ModelConfig) -> LoadedCheckpoint:
     batch = np.concatenate([noise(2, *SIZE, 3), ramp(1, *SIZE, 3), np.stack(images.made_images(SIZE, 3))])
     for _ in range(2):
         model(batch, training=True)
-    bias = model.get_layer("logits").bias
+    logits = model.get_layer("logits")
+    bias = getattr(logits, "layer", logits).bias
     bias.assign(bias - model.predict_on_batch(batch).mean((0, 1, 2)))  # no class is above the others everywhere
     info = info_for_classes("test", CLASSES)
     return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
@@ -162,6 +167,69 @@ def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
     assert "slow operator" not in str(exported["tflite"])
 
 
+def test_what_delegates_make_of_a_file_is_told(exported):
+    file, int8 = exported["tflite"], exported["tflite_int8"]
+    by_name = {verdict.delegate: verdict for verdict in file.verdicts}
+    assert list(by_name["XNNPACK (CPU)"].stopped_by) == ["ARG_MAX"] and by_name["XNNPACK (CPU)"].pieces == 1
+    assert list(by_name["GPU (TFLite's delegate)"].stopped_by) == ["ARG_MAX"]
+    assert not by_name["GPU and WebGPU (LiteRT)"].stopped_by and not by_name["NNAPI (Android 11 on)"].stopped_by
+    resizes = by_name["NNAPI (Android 10)"].stopped_by["RESIZE_BILINEAR with half-pixel centres"]
+    assert len(resizes) == file.operators["RESIZE_BILINEAR"] and resizes[-1].tensor == "logits"
+    assert len(by_name["Edge TPU"].stopped_by["operator in float"]) == sum(file.operators.values())
+    stopped = {verdict.delegate: verdict.stopped_by for verdict in int8.verdicts}
+    assert set(stopped["Edge TPU"]) == {"ARG_MAX", "HARD_SWISH", "operator in float"}  # the logits leave it as float
+    assert len(stopped["Edge TPU"]["operator in float"]) == 1
+    assert "HARD_SWISH" in stopped["XNNPACK (CPU)"] and int8.verdicts[0].pieces > 5
+    report = file.report().splitlines()
+    assert f"{file.operators['CONV_2D']} CONV_2D" in report[1] and "all in 1 piece but 1 x ARG_MAX" in report[2]
+    assert "takes the whole graph" in report[4] and exported["saved_model"].report() == ""
+
+
+def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
+    source = lively(ALIGNED)
+    lines = []
+    plain, changed = (
+        export.export_model(
+            source, tmp_path / f"{changed}.tflite", formats=["tflite"], input_size=SIZE, half_pixel_resizes=changed,
+            output="logits", label_type="uint8", log=lines.append,
+        )[0]
+        for changed in (False, True)
+    )  # fmt: skip
+    old = [verdict for verdict in plain.verdicts if verdict.delegate == "NNAPI (Android 10)"][0].stopped_by
+    new = [verdict for verdict in changed.verdicts if verdict.delegate == "NNAPI (Android 10)"][0].stopped_by
+    assert list(old) == ["RESIZE_BILINEAR with aligned corners"] and list(new) == ["RESIZE_BILINEAR with half-pixel centres"]
+    assert not plain.verdicts[0].stopped_by and "ARG_MAX" not in plain.operators  # logits alone: XNNPACK takes all
+    assert plain.label_agreement >= 0.999 > changed.label_agreement > 0.5
+    assert '"align_corners": false' in packed_files(changed.path)["model.json"]
+
+
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
+def test_labels_can_be_bytes(checkpoint, tmp_path, kind):
+    (file,) = export.export_model(
+        checkpoint, tmp_path / "out", formats=[kind], input_size=SIZE, label_type="uint8", log=lambda line: None
+    )
+    assert file.label_agreement >= 0.999
+    picture = images.made_images(SIZE, 3, 1)[0]
+    found = Predictor(file.path)
+    assert found.network.runtime.labels(picture[None].astype(found.network.runtime.dtype)).dtype == np.uint8
+    labels = found.predict_batch(picture[None])
+    assert (labels == Predictor(checkpoint.model).predict_batch(picture[None])).mean() >= 0.999
+
+
+def test_a_network_trained_for_8_bits_is_exported_without_their_simulation(tmp_path):
+    config = HEADS["psp"].replace(quantization_aware=True)
+    aware = lively(config)
+    plain = build_segmentor(HEADS["psp"])
+    assign_weights(plain, without_ranges(named_weights(aware.model)), "test")
+    (file,) = export.export_model(aware, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE, output="logits")
+    assert file.label_agreement >= 0.999 and "quantization_aware\": false" in packed_files(file.path)["model.json"]
+    picture = images.made_images(SIZE, 3, 1)[0][None].astype(np.float32)
+    _, logits = check.runner("tflite", file.path, 1)(picture[0])
+    expected = plain.predict_on_batch(picture)[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
+    assert np.abs(aware.model.predict_on_batch(picture)[0] - expected).max() > 1e-3 * np.ptp(expected)
+
+
 def test_class_names_lie_in_the_tflite_file(exported):
     files = packed_files(exported["tflite"].path)
     assert files["labels.txt"].splitlines() == list(CLASSES)
@@ -174,7 +242,7 @@ def test_labels_only_are_checked_to_the_logits(checkpoint, exported, tmp_path, c
     assert file.path == path and leftovers(tmp_path) == ["small.tflite"]
     assert list(open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
     assert file.label_agreement >= 0.999 and 0 < file.max_logit_difference < 1e-3
-    assert capsys.readouterr().out == f"{file}\n"
+    assert capsys.readouterr().out == f"{file}{file.report()}\n"
     labels, logits = check.runner("tflite", path, 2)(images.made_images(SIZE, 3, 1)[0])
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     assert len(np.unique(labels)) >= 3
@@ -407,6 +475,7 @@ def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monk
     rejected(checkpoint, out, r"--formats is empty", formats=[])
     rejected(checkpoint, out, r"unknown --output 'label'", output="label")
     rejected(checkpoint, out, r"--min_agreement=99: ", min_agreement=99)
+    rejected(checkpoint, out, r"unknown --label_type 'uint16'; did you mean 'uint8'\?", label_type="uint16")
     rejected(checkpoint, out, r"--formats=tflite needs --input_size=HEIGHT,WIDTH", input_size=None)
     rejected(checkpoint, out, r"--input_size=0,5: two numbers of at least 1", input_size=(0, 5))
     rejected(checkpoint, out, r"--input_size=5: two numbers", input_size=(5,))

@@ -82,5 +82,5 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
     taken = {name: value for name, value in weights.items() if name not in left_out}
     taken |= {name: value for name, value in fresh.items() if name in left_out}
     assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")
-    started = sorted(left_out & model_variables(model).keys())
+    started = sorted(without_ranges(dict.fromkeys(left_out & model_variables(model).keys())))
     logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh: {', '.join(started)}" if started else "")

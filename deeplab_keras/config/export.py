@@ -18,6 +18,7 @@ class ExportConfig(Config):
     )
     input_size: tuple[int, ...] = option((), "height,width that TFLite and ONNX files take")
     output: str = option("labels", "what the files give", choices=("labels", "logits", "both"))
+    label_type: str = option("int32", "type of the labels", choices=("int32", "uint8"))
     representative_dir: str = option(
         "", "pictures from which tflite_int8 and tflite_mixed get their ranges; default: the training split"
     )
@@ -29,6 +30,9 @@ class ExportConfig(Config):
         None, "share of the pixels whose label must be Keras' own; default: 0.995, for 8-bit files 0"
     )
     max_miou_loss: float | None = option(None, "points of mIoU that a file may be below Keras; default: any")
+    half_pixel_resizes: bool = option(
+        False, "resizes with aligned corners, which some delegates do not take, get half-pixel centres; costs agreement"
+    )
     overwrite: bool = option(False, "replaces files of an earlier export")
     threads: int = option(2, "threads of the runtimes in the check")
 

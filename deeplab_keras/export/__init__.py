@@ -19,7 +19,8 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export import onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
-from deeplab_keras.export.graph import freeze
+from deeplab_keras.export.delegates import verdicts
+from deeplab_keras.export.graph import freeze, rebuilt
 from deeplab_keras.export.images import Images, resize
 from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS, OUTPUTS
@@ -33,10 +34,12 @@ __all__ = ["FORMATS", "ExportedFile", "export_model"]
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One export: the checkpoint and what is asked of it."""
+    """One export: the checkpoint, the network that is exported in its place, and what is asked of it."""
 
     checkpoint: LoadedCheckpoint
+    exported: LoadedCheckpoint
     outputs: tuple[str, ...]
+    label_type: str
     size: tuple[int, int] | None
     representative: Sequence[np.ndarray]
     mixed_agreement: float
@@ -47,7 +50,7 @@ class _Job:
         """The graph for one image of the fixed size."""
         assert self.size
         shape = (1, *self.size, self.checkpoint.config.input_channels)
-        return freeze(self.checkpoint.model, shape, tf.float32, self.outputs)
+        return freeze(self.exported.model, shape, tf.float32, self.outputs, self.label_type)
 
     @functools.cached_property
     def calibrated(self) -> bytes:
@@ -62,7 +65,7 @@ class _Job:
     @functools.cached_property
     def files(self) -> dict[str, str]:
         """What goes into every export beside the network: its class names, a line each, and where it came from."""
-        info, config = self.checkpoint.info, self.checkpoint.config
+        info, config = self.exported.info, self.exported.config
         about = {
             "made_by": f"deeplab_keras {__version__}", "dataset": info.to_dict(), "model": config.to_dict(),
             "input_size": self.size,
@@ -74,7 +77,7 @@ class _Job:
         """Writes the file or folder of one format; gives the names of the layers that stay in float in a mixed one."""
         float_layers: tuple[str, ...] = ()
         if kind == "saved_model":
-            saved_model.save(self.checkpoint.model, path, self.outputs, self.files)
+            saved_model.save(self.exported.model, path, self.outputs, self.files, self.label_type)
             return ()
         if kind == "onnx":
             path.write_bytes(onnx.convert(self.frozen, self.outputs, self.files))
@@ -100,12 +103,14 @@ def export_model(
     formats: Sequence[str] = ("saved_model", "tflite"),
     input_size: tuple[int, int] | None = None,
     output: str = "labels",
+    label_type: str = "int32",
     representative_images: Images | None = None,
     check_images: Images | None = None,
     checked: int = request.CHECKED,
     min_agreement: float | None = None,
     max_miou_loss: float | None = None,
     mixed_agreement: float = request.MIXED_AGREEMENT,
+    half_pixel_resizes: bool = False,
     overwrite: bool = False,
     threads: int = 2,
     log: Callable[[str], None] = print,
@@ -118,8 +123,9 @@ def export_model(
         formats: out of FORMATS.
         input_size: (height, width) of the one image that TFLite and ONNX files take. A SavedModel takes any number of
             images of any size.
-        output: "labels", int32 `[batch, height, width]`; "logits", float32 `[batch, height, width, num_classes]`;
+        output: "labels", of label_type `[batch, height, width]`; "logits", float32 `[batch, height, width, num_classes]`;
             or "both".
+        label_type: "int32", or "uint8", a quarter of it.
         representative_images: for tflite_int8 and tflite_mixed, at least 16 images such as the model will see: a split of
             a dataset, a folder of pictures, or uint8 arrays `[height, width, channels]`.
         check_images: images for the check, likewise. Default: made pictures. A split of a dataset has labels: then mIoU
@@ -129,9 +135,11 @@ def export_model(
         max_miou_loss: points of mIoU that a file may be below Keras. Default: any.
         mixed_agreement: of tflite_mixed: share of the pixels of representative images on which the labels are those of
             the float32 file; layers stay in float until it is reached.
+        half_pixel_resizes: resizes with aligned corners, which some delegates do not take, are made with half-pixel
+            centres; the agreement tells what it costs, and has no minimum by default.
         overwrite: files that stand there are replaced.
         threads: of the runtimes in the check.
-        log: gets one line a file.
+        log: gets a line for each file, and of a TFLite file its operators and what delegates make of them.
 
     Returns:
         One entry a format, in their order.
@@ -145,6 +153,7 @@ def export_model(
     check_folder(next(iter(targets.values())).parent, "export_path")
     if output not in OUTPUTS:
         raise unknown_name("--output", output, OUTPUTS)
+    request.check_label_type(label_type)
     request.check_limits(min_agreement, mixed_agreement, max_miou_loss)
     if "onnx" in targets:
         onnx.require_packages()
@@ -157,16 +166,20 @@ def export_model(
         request.check_size(checkpoint, input_size)
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
     representative = request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
-    job = _Job(checkpoint, OUTPUTS[output], input_size, representative, mixed_agreement, threads)
+    if checkpoint.config.quantization_aware:  # the files have an arithmetic of their own
+        checkpoint = rebuilt(checkpoint, quantization_aware=False)
+    exported_model = rebuilt(checkpoint, align_corners=False) if half_pixel_resizes else checkpoint
+    job = _Job(checkpoint, exported_model, OUTPUTS[output], label_type, input_size, representative, mixed_agreement, threads)
     images, labels = request.check_images(check_images, checked, checkpoint, input_size)
     if max_miou_loss is not None and not labels:
         raise UserError(f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset and --dataset_dir")
     exported = []
     for kind, target in targets.items():
-        limit = (0.0 if kind in request.APPROXIMATE else request.MIN_AGREEMENT) if min_agreement is None else min_agreement
+        approximate = kind in request.APPROXIMATE or half_pixel_resizes
+        limit = (0.0 if approximate else request.MIN_AGREEMENT) if min_agreement is None else min_agreement
         logging.info("%s: being made and checked", target)
         exported.append(_export_one(job, kind, target, images, labels, limit, max_miou_loss))
-        log(str(exported[-1]))
+        log(f"{exported[-1]}{exported[-1].report()}")
     return exported
 
 
@@ -197,8 +210,11 @@ def _export_one(
         _replace(temporary, path)
     finally:
         _remove(temporary)
-    operators = tflite.operators(path) if kind.startswith("tflite") else {}
-    exported = ExportedFile(path, kind, _size(path), compared, took, operators, float_layers or ())
+    in_tflite = kind.startswith("tflite")
+    exported = ExportedFile(
+        path, kind, _size(path), compared, took, tflite.operators(path) if in_tflite else {}, float_layers or (),
+        tuple(verdicts(path, job.threads)) if in_tflite else (),
+    )  # fmt: skip
     if broken:
         raise UserError(f"{exported}; {broken}: do not use this file")
     return exported

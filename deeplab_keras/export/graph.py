@@ -6,6 +6,7 @@ of the time that it takes from a Keras model, with the same operators.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,18 +14,22 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
+from deeplab_keras.quantization import without_ranges
+from deeplab_keras.segmentor import build_segmentor
+
 Shape = tuple[int | None, int | None, int | None, int]
 Function = Any  # tf.types.experimental.ConcreteFunction
 
-# Name of an output -> how it comes from the logits `[batch, height, width, num_classes]`.
-OUTPUTS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-    "labels": lambda logits: tf.argmax(logits, axis=-1, output_type=tf.int32),
-    "logits": tf.identity,
-    "probabilities": tf.nn.softmax,
+# Name of an output -> how it comes from the logits `[batch, height, width, num_classes]` and the dtype of labels.
+OUTPUTS: dict[str, Callable[[tf.Tensor, str], tf.Tensor]] = {
+    "labels": lambda logits, label_type: tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32), label_type),
+    "logits": lambda logits, _: tf.identity(logits),
+    "probabilities": lambda logits, _: tf.nn.softmax(logits),
 }
 
 
-def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[str]) -> Function:
+def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[str], label_type: str = "int32") -> Function:
     """The model as a graph of constants, for images of one shape and dtype.
 
     A shape without None is what converters for devices want: only then do they see through the dilated convolutions,
@@ -35,6 +40,7 @@ def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[
         shape: `(batch, height, width, channels)` of the images; None: any.
         dtype: of the images, which are in 0..255.
         outputs: names out of OUTPUTS.
+        label_type: of the labels, "int32" or "uint8".
 
     Returns:
         A concrete function from images to the list of the outputs.
@@ -42,10 +48,19 @@ def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[
 
     def serve(image: tf.Tensor) -> list[tf.Tensor]:
         logits = tf.cast(model(tf.cast(image, tf.float32), training=False), tf.float32)
-        return [OUTPUTS[name](logits) for name in outputs]
+        return [OUTPUTS[name](logits, label_type) for name in outputs]
 
     traced = tf.function(serve).get_concrete_function(tf.TensorSpec(shape, dtype, name="image"))
     return convert_variables_to_constants_v2(traced)
+
+
+def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
+    """The checkpoint's network with some fields of its config changed that leave its weights as they are."""
+    model, config = checkpoint.model, checkpoint.config.replace(**changes)
+    height, width = model.input_shape[1:3]
+    changed = build_segmentor(config, (height, width) if height and width else None)
+    assign_weights(changed, without_ranges(named_weights(model)), str(checkpoint.path))
+    return dataclasses.replace(checkpoint, model=changed, config=config)
 
 
 def named(frozen: Function, outputs: Sequence[str]) -> Function:

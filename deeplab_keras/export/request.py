@@ -31,6 +31,7 @@ OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "log
 MIN_AGREEMENT = 0.995
 APPROXIMATE = ("tflite_dynamic", *INT8_KINDS)
 MIXED_AGREEMENT = 0.99
+LABEL_TYPES = ("int32", "uint8")
 MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
 CHECKED = 8
 MAX_TENSOR = 2**31  # bytes of one tensor, which the runtimes count in 32 bits
@@ -116,3 +117,9 @@ def check_limits(min_agreement: float | None, mixed_agreement: float, max_miou_l
             raise UserError(f"--{flag}={value}: a share of the pixels, 0 to 1")
     if max_miou_loss is not None and max_miou_loss < 0:
         raise UserError(f"--max_miou_loss={max_miou_loss}: points of mIoU, 0 or more")
+
+
+def check_label_type(label_type: str) -> None:
+    """Raises UserError for a type of labels that there is not."""
+    if label_type not in LABEL_TYPES:
+        raise unknown_name("--label_type", label_type, LABEL_TYPES)

@@ -7,6 +7,7 @@ import pathlib
 
 from deeplab_keras.export import tflite
 from deeplab_keras.export.check import Comparison, percent
+from deeplab_keras.export.delegates import Verdict
 
 # Where an 8-bit file is said to lose accuracy: points of mIoU, or without labels the share of pixels with Keras' label.
 NOTABLE_MIOU_LOSS, NOTABLE_AGREEMENT = 1.0, 0.98
@@ -25,6 +26,7 @@ class ExportedFile:
         milliseconds: an image took, median, in the runtime on this machine.
         operators: of a TFLite file: operator -> how often it stands there.
         float_layers: of a mixed file: the layers that stayed in float32.
+        verdicts: of a TFLite file: what each delegate makes of it.
     """
 
     path: pathlib.Path
@@ -34,6 +36,7 @@ class ExportedFile:
     milliseconds: float = 0.0
     operators: dict[str, int] = dataclasses.field(default_factory=dict)
     float_layers: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def max_logit_difference(self) -> float:
@@ -77,3 +80,11 @@ class ExportedFile:
             )
         unwanted = {name: count for name, count in self.operators.items() if name.startswith(tflite.UNWANTED)}
         return text + "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
+
+    def report(self) -> str:
+        """The operators of a TFLite file, and a line for each delegate; of other files nothing."""
+        if not self.operators:
+            return ""
+        counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        lines = [f"{sum(self.operators.values())} operators: {counts}", *map(str, self.verdicts)]
+        return "".join(f"\n  {line}" for line in lines)

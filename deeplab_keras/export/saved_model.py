@@ -13,7 +13,9 @@ from deeplab_keras.export.graph import OUTPUTS, Function, freeze
 from deeplab_keras.inference.exported import EXTRAS
 
 
-def save(model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: Mapping[str, str]) -> None:
+def save(
+    model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: Mapping[str, str], label_type: str = "int32"
+) -> None:
     """Writes a SavedModel for uint8 images of any number and size.
 
     The signature "serving_default" gives `outputs`; "labels", "logits" and "probabilities" give each its one. All share
@@ -24,13 +26,14 @@ def save(model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: 
         path: the folder.
         outputs: out of "labels", "logits" and "probabilities".
         files: name -> text, put into the folder's assets.extra.
+        label_type: of the labels, "int32" or "uint8".
 
     Raises:
         UserError: the folder cannot be written.
     """
     frozen = freeze(model, model.input_shape, tf.uint8, ["logits"])
-    signatures = {name: _signature(frozen, [name]) for name in OUTPUTS}
-    signatures["serving_default"] = _signature(frozen, outputs)
+    signatures = {name: _signature(frozen, [name], label_type) for name in OUTPUTS}
+    signatures["serving_default"] = _signature(frozen, outputs, label_type)
     try:
         tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
     except tf.errors.OpError as error:
@@ -40,11 +43,11 @@ def save(model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: 
         (path / EXTRAS / name).write_text(text, encoding="utf-8")
 
 
-def _signature(frozen: Function, outputs: Sequence[str]) -> Function:
+def _signature(frozen: Function, outputs: Sequence[str], label_type: str) -> Function:
     (image,), (logits,) = frozen.inputs, frozen.outputs
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         scores = tf.ensure_shape(frozen(image)[0], logits.shape)
-        return {name: OUTPUTS[name](scores) for name in outputs}
+        return {name: OUTPUTS[name](scores, label_type) for name in outputs}
 
     return tf.function(serve, input_signature=[tf.TensorSpec(image.shape, tf.uint8, name="image")])

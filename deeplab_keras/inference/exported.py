@@ -36,7 +36,7 @@ class Runtime:
         size: (height, width) of the images; None: any.
         files: what lies in the file beside the network, by name.
         logits: images `[batch, height, width, channels]` -> float32 `[batch, height, width, num_classes]`.
-        labels: images -> int32 `[batch, height, width]`, where the file gives them itself.
+        labels: images -> int32 or uint8 `[batch, height, width]`, where the file gives them itself.
     """
 
     dtype: Any
@@ -92,7 +92,7 @@ class ExportedNetwork(Network):
         """The file's own labels, int32 `[batch, height, width]`, if it gives any and the images have its size."""
         if self.runtime.labels is None or self.input_size not in (None, tuple(images.shape[1:3])):
             return None
-        return self.runtime.labels(self._prepared(images))
+        return self.runtime.labels(self._prepared(images)).astype(np.int32, copy=False)
 
     def _prepared(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
