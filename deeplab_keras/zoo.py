@@ -125,6 +125,8 @@ def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
     if name not in MODELS:
         if path.name == name and difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
             raise unknown_name("folder or model", name, MODELS)
+        if path.name == name and (alike := [model for model in MODELS if name.lower() in model]):
+            raise UserError(f"{name}: no such folder; models of the zoo that have this in their names: {', '.join(alike)}")
         return path
     folder = download.cache_folder() / "models" / name
     if not _is_current(folder, name):

@@ -28,6 +28,7 @@ PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
 VOC = "VOCdevkit/VOC2012"
 SKIP = "replace it, or leave such files out with --skip_broken_files"
 LEAVE = "leave such pairs out with --skip_broken_files"
+CHECK = "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where these pixels are"
 COUNT = "{n} for pixels that do not count"
 
 
@@ -61,10 +62,10 @@ def set_ids(root: pathlib.Path, ids: tuple[int, ...], classes: int = 3, only: st
     (root / "classes.txt").write_text("\n".join(f"c{i}" for i in range(classes)))
 
 
-def outside(name: str, ids: str, allowed: str, hint: str = "", more: int = 0) -> str:
+def outside(name: str, ids: str, allowed: str, hint: str = CHECK, more: int = 0) -> str:
     alike = f" (and {more} more like it)" if more else ""
     return f"{{root}}/labels/train/{name}: the mask holds ids outside the classes: {ids}; allowed are {allowed} and 255 " \
-           f"for pixels that do not count{f'; {hint}' if hint else ''}{alike}"  # fmt: skip
+           f"for pixels that do not count; {hint}{alike}"  # fmt: skip
 
 
 # --- Folders and lists ---

@@ -315,6 +315,8 @@ def test_a_misspelt_name_and_a_missing_folder(cache):
         zoo.load_model(NAME[:-1])
     with pytest.raises(UserError, match="runs/nothing: no such folder"):
         zoo.load_model("runs/nothing")
+    with pytest.raises(UserError, match="^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_"):
+        zoo.load_model("PSPNet")
 
 
 def test_every_official_model_has_an_address():

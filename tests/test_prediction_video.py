@@ -126,6 +126,58 @@ def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
     assert video.rate == 10 and frames.shape == (5, 32, 48, 3)
 
 
+def seen_by_a_camera(count: int) -> np.ndarray:
+    """A tree, and the sky that moves to the right."""
+    frames = np.full((count, 32, 48, 3), (20, 200, 40), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[8:24, 8 * index : 8 * index + 16] = (220, 30, 10)
+    return frames
+
+
+class Capture:
+    """What imageio gives of a camera: its size and rate, and frames until it is taken away or Ctrl-C is pressed."""
+
+    def __init__(self, ending: type[BaseException] | None, count: int = 4) -> None:
+        self.ending, self.count, self.closed = ending, count, False
+
+    def get_meta_data(self) -> dict[str, object]:
+        return {"size": (48, 32), "fps": 14.99, "duration": float("inf")}
+
+    def iter_data(self) -> Iterator[np.ndarray]:
+        yield from seen_by_a_camera(self.count)
+        if self.ending:
+            raise self.ending("the frame")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.package("imageio_ffmpeg")
+@pytest.mark.parametrize(
+    "ending, options", [(KeyboardInterrupt, {}), (IndexError, {}), (None, {}), (RuntimeError, {"max_frames": 3})],
+    ids=["Ctrl-C", "unplugged", "its end", "enough frames"],
+)  # fmt: skip
+def test_a_camera_as_imageio_gives_it(tmp_path, monkeypatch, ending, options):
+    capture, asked = Capture(ending), []
+    monkeypatch.setattr("imageio.v2.get_reader", lambda *given, **named: asked.append((given, named)) or capture)
+    predicted("camera:2", tmp_path, **options)
+    assert asked == [(("<video2>",), {"format": "FFMPEG"})]
+    video, frames = frames_of(tmp_path / "out/camera_2_overlay.mp4")
+    assert video.size == (48, 32) and video.rate == Fraction(15000, 1001) and len(frames) == options.get("max_frames", 4)
+    expected = seen_by_a_camera(len(frames))
+    drawn = class_colours(INFO)[expected.argmax(-1)].astype(int)
+    assert np.abs(frames - (drawn + expected) // 2).mean() < 8, "compression changes a little, not the classes"
+    assert (tmp_path / "out/camera_2_legend.png").is_file() and capture.closed
+
+
+@pytest.mark.package("imageio_ffmpeg")
+def test_a_camera_that_gives_nothing_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("imageio.v2.get_reader", lambda *given, **named: Capture(RuntimeError, 0))
+    with pytest.raises(UserError, match="no frame of it can be read"):
+        predicted("camera", tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.package("imageio_ffmpeg")
 def test_there_is_no_such_camera():
     with pytest.raises(UserError, match="^--input=camera:87: there is no such camera"):

@@ -207,9 +207,10 @@ def require_known(path: str, present: np.ndarray, class_of_id: np.ndarray, pairs
         if pairs.label_map is None:
             allowed = f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
         hint = likely_mistake(present.tolist(), info, pairs.label_map)
+        hint = hint or "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where these pixels are"
         raise IdsUserError(
             f"{path}: the mask holds ids outside the classes: {', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
-            f"allowed are {allowed}{f'; {hint}' if hint else ''}"
+            f"allowed are {allowed}; {hint}"
         )
 
 

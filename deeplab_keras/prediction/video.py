@@ -179,7 +179,14 @@ def read_camera(number: str) -> Frames:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"--input=camera:{number}: there is no such camera, or it is in use; give another number") from error
     width, height = about["size"]
-    return Frames((width, height), exact_rate(about["fps"]), 0, (np.asarray(frame) for frame in reader.iter_data()))
+    return Frames((width, height), exact_rate(about["fps"]), 0, _captured(reader))
+
+
+def _captured(reader: Any) -> Iterator[np.ndarray]:
+    """The camera's frames until it is unplugged, or nobody wants more; then it is free for others."""
+    with contextlib.closing(reader), contextlib.suppress(OSError, RuntimeError, IndexError):
+        for frame in reader.iter_data():
+            yield np.asarray(frame)
 
 
 @contextlib.contextmanager
