@@ -95,6 +95,11 @@ def resize_label(
         _nearest(tf.shape(label)[axis], size[axis], start[axis], None if count is None else count[axis], half_pixel)
         for axis in (0, 1)
     )
+    return _taken(label, rows, columns)
+
+
+def _taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """The pixels of a label map in these rows and columns, which ascend."""
 
     def rows_first() -> tf.Tensor:
         return tf.gather(tf.gather(label, rows), columns, axis=1)
@@ -104,7 +109,8 @@ def resize_label(
         return tf.gather(tf.gather(needed, columns, axis=1), rows - rows[0])
 
     # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can be.
-    return tf.cond(tf.cast(size[0], tf.int32) > tf.shape(label)[0], columns_first, rows_first)
+    fewer = rows[-1] - rows[0] + 1 < tf.size(rows, out_type=rows.dtype)
+    return tf.cond(fewer, columns_first, rows_first)
 
 
 def _nearest(length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool) -> tf.Tensor:
@@ -192,11 +198,18 @@ def choose_crop(
     """
     label, corners = tf.convert_to_tensor(label), tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
     corner = corners[0]
+    # The pixel that each row and column of the whole scaled map shows, of which every try takes a part.
+    rows, columns = (_nearest(tf.shape(label)[axis], size[axis], 0, None, half_pixel) for axis in (0, 1))
+
+    def part(corner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        end = corner + crop
+        return rows[corner[0] : end[0]], columns[corner[1] : end[1]]
+
     if max_share < 1:
         ids = tf.cast(label, tf.int32)
 
         def look(attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            counts = _count_labels(ids, size, tf.unstack(corners[attempt]), crop, half_pixel)
+            counts = _count_labels(ids, *part(corners[attempt]))
             counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
             largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
             varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
@@ -207,17 +220,16 @@ def choose_crop(
 
         attempt, _, empty = tf.while_loop(again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0)))
         corner = tf.where(empty, (size - crop + 1) // 2, corners[attempt])
-    return corner, resize_label(label, size, tf.unstack(corner), crop, half_pixel)
+    return corner, _taken(label, *part(corner))
 
 
-def _count_labels(ids: tf.Tensor, size: tf.Tensor, start: Sequence[Any], count: tf.Tensor, half_pixel: bool) -> tf.Tensor:
-    """How often each id stands in the map that `resize_label` would give of the int32 map `ids`: int32 `[256]`.
+def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """How often each id stands in the map that `_taken` would give of the int32 map `ids`: int32 `[256]`.
 
     Counted in the map as it is, each pixel as often as it would be shown.
     """
     begins, ends, times = [], [], []
-    for axis in (0, 1):
-        sources = _nearest(tf.shape(ids)[axis], size[axis], start[axis], count[axis], half_pixel)
+    for sources in (rows, columns):
         begins.append(sources[0])
         ends.append(sources[-1] + 1)
         shown = tf.cast(sources - sources[0], tf.int32)
@@ -256,8 +268,8 @@ def distort_photometric(image: tf.Tensor, numbers: tf.Tensor, whole: bool = Fals
     def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
         return tf.cond(contrast & now, lambda: truncate(tf.minimum(image * factor, 255.0)), lambda: image)
 
-    shift = between(numbers[1], (-BRIGHTNESS, BRIGHTNESS))
-    image = tf.cond(brightness, lambda: truncate(tf.clip_by_value(image + shift, 0.0, 255.0)), lambda: image)
+    shift = truncate(between(numbers[1], (-BRIGHTNESS, BRIGHTNESS)))  # as good as truncating every pixel, all of which are whole
+    image = tf.cond(brightness, lambda: tf.clip_by_value(image + shift, 0.0, 255.0), lambda: image)
     image = contrasted(image, contrast_first)
     depth = between(numbers[6], SATURATION)
     image = tf.cond(saturation, lambda: nearest(tf.raw_ops.AdjustSaturation(images=image, scale=depth)), lambda: image)
