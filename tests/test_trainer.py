@@ -94,6 +94,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_flags: list[str], tmp_p
     assert f"stopped at step {step} of 1000000 by SIGTERM" in errors
 
 
+@pytest.mark.slow
+def test_control_c_says_what_is_saved(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
+    process = start(tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2")
+    wait_for(tmp_path / folder.STEPS / "step_00000002", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
+    assert process.returncode == 130 and errors.endswith("interrupted\n")
+    assert f"{tmp_path}: saved is step {step}; the same command goes on from there" in errors
+
+
 class Killer:
     """An evaluation in which SIGTERM arrives."""
 

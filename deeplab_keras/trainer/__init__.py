@@ -120,7 +120,14 @@ def _workdir(
         path = training.train_logdir
         if cluster is not None and not cluster.is_chief:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        yield stack.enter_context(Workdir(path, configs, flags_text, keep=training.keep_checkpoints))
+        workdir = stack.enter_context(Workdir(path, configs, flags_text, keep=training.keep_checkpoints))
+        try:
+            yield workdir
+        except KeyboardInterrupt:
+            step = workdir.newest_step()
+            saved = "nothing was saved yet" if step is None else f"saved is step {step}; the same command goes on from there"
+            logging.info("%s: %s", workdir.path, saved)
+            raise
 
 
 def _start(run: Run, training: TrainConfig) -> None:
