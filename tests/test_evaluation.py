@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.evaluation import Report, batches, check_classes, evaluate
 from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.progress import Progress
 
 CLASSES = 4
 INFO = info_for_classes("blocks", ["sky", "road", "car", "tree"])
@@ -151,6 +153,17 @@ def test_progress_line_shows_the_miou(monkeypatch: pytest.MonkeyPatch) -> None:
     last = stream.getvalue().splitlines()[-1]
     assert last.startswith(f"evaluation {len(SIZES)}/{len(SIZES)}") and "images/s" in last
     assert f"mIoU {report.miou:.4g}" in last
+
+
+def test_no_miou_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images without a labelled pixel come first: the line says nothing then, and not nan."""
+    stream, source = io.StringIO(), make_source([(12, 16)] * 2)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("deeplab_keras.evaluation.loop.Progress", functools.partial(Progress, interval=0))
+    source.pairs[0][1][:] = 255
+    report = evaluate(make_model(), source, EvalConfig(eval_batch_size=1))
+    first, last = stream.getvalue().splitlines()
+    assert "nan" not in first and "mIoU" not in first and f"mIoU {report.miou:.4g}" in last
 
 
 # --- Mistakes ---

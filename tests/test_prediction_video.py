@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from contracts import script
 from PIL import Image
 from test_prediction import INFO, config, picture, strongest_channel
 
@@ -203,3 +204,22 @@ def test_of_a_video_there_are_pictures_alone(tmp_path):
 )
 def test_rates_are_exact(rate, fraction):
     assert exact_rate(rate) == fraction
+
+
+@pytest.mark.package("imageio_ffmpeg")
+def test_a_folder_of_images_and_videos_of_which_some_are_broken(tiny_run, tmp_path, capsys):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    picture(40, 60).save(tmp_path / "in/a.png")
+    Image.fromarray(np.zeros((40, 60), np.float32)).save(tmp_path / "in/b.tif")
+    film(tmp_path / "in/sub/c.mp4", frames=5)
+    whole = (tmp_path / "in/sub/c.mp4").read_bytes()
+    (tmp_path / "in/sub/d.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/e.avi").write_bytes(b"")
+    given = (f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/in", f"--output={tmp_path}/out", "--outputs=colour")
+    assert script("predict.py")(*given) == 1
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error")]
+    assert [line.split(": ")[1].rpartition("/")[2] for line in errors] == ["b.tif", "e.avi", "d.mp4"]
+    assert said.out.splitlines()[-1] == f"written: 2 of 5 files to {tmp_path}/out; 3 failed"
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"a_colour.png", "sub/c_colour.mp4", "sub/c_legend.png"}

@@ -73,7 +73,7 @@ def evaluate(
         matrix += found
         done += images
         if bar:
-            bar.update(done, mIoU=Scores.from_matrix(matrix).miou)
+            bar.update(done, **({"mIoU": Scores.from_matrix(matrix).miou} if matrix.any() else {}))
     if not matrix.any():
         raise UserError(
             f"{where}: every pixel of the {count} images has the ignore label {info.ignore_label}; check the labels"

@@ -63,6 +63,11 @@ def predict_labels(
         own = network.own_labels(images)
         if own is not None:
             return own, None
+    needed = _bytes_of_logits(len(images), images.shape[1:3], network)
+    if config.inference == "slide" and len(images) > 1 and needed > STRIP_BYTES:  # windows are added up at the image's size
+        single = [predict_labels(network, image[None], config, with_confidence=with_confidence) for image in images]
+        every_label, every_confidence = zip(*single, strict=True)
+        return np.concatenate(every_label), np.concatenate(every_confidence) if with_confidence else None
     decide = _decide_with_confidence if with_confidence else _decide
     parts = _passes(network, images, config)
     (batch, height, width), found = images.shape[:3], []
