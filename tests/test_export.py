@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import pathlib
 import shutil
 import subprocess
@@ -13,13 +14,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import noise, ramp
+from contracts import ROOT, noise, ramp
 from PIL import Image
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights, save_checkpoint
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
-from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, images, tflite
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
@@ -50,21 +51,20 @@ HEADS = {
 ALIGNED = HEADS["deeplab_v3_plus"].replace(align_corners=True)
 
 
-def lively(config: ModelConfig) -> LoadedCheckpoint:
+def lively(config: ModelConfig, size: tuple[int, int] = SIZE, info: DatasetInfo | None = None) -> LoadedCheckpoint:
     """A network of random weights whose label maps hold several classes.
 
     Its batch norms have learnt the statistics of their inputs, so that signals do not die away from layer to layer.
     """
     keras.utils.set_random_seed(1)
     model = build_segmentor(config)
-    batch = np.concatenate([noise(2, *SIZE, 3), ramp(1, *SIZE, 3), np.stack(images.made_images(SIZE, 3))])
+    batch = np.concatenate([noise(2, *size, 3), ramp(1, *size, 3), np.stack(images.made_images(size, 3))])
     for _ in range(2):
         model(batch, training=True)
     logits = model.get_layer("logits")
     bias = getattr(logits, "layer", logits).bias
     bias.assign(bias - model.predict_on_batch(batch).mean((0, 1, 2)))  # no class is above the others everywhere
-    info = info_for_classes("test", CLASSES)
-    return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
+    return LoadedCheckpoint(model, config, info or info_for_classes("test", CLASSES), pathlib.Path("none"), {})
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,7 @@ def test_labels_can_be_bytes(checkpoint, tmp_path, kind):
     assert (labels == Predictor(checkpoint.model).predict_batch(picture[None])).mean() >= 0.999
 
 
+@pytest.mark.slow
 def test_a_network_trained_for_8_bits_is_exported_without_their_simulation(tmp_path):
     config = HEADS["psp"].replace(quantization_aware=True)
     aware = lively(config)
@@ -332,20 +333,35 @@ def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
     assert file.bytes == sum(path.stat().st_size for path in file.path.rglob("*") if path.is_file())
 
 
-def test_saved_model_runs_in_a_process_without_us(exported, tmp_path):
-    picture = images.made_images((50, 60), 3, 1)[0]
-    np.save(tmp_path / "image.npy", picture)
-    code = (
-        "import sys, numpy as np, tensorflow as tf\n"
-        "model = tf.saved_model.load(sys.argv[1])\n"
-        "image = np.load('image.npy')[None]\n"
-        "labels = model.signatures['serving_default'](image=tf.constant(image))['labels']\n"
-        "np.save('labels.npy', labels)\n"
-        "assert 'deeplab_keras' not in sys.modules\n"
+def test_saved_model_serves_in_a_process_without_us(exported, tmp_path):
+    """A fresh process that cannot import this package answers the body of docs/export.md's request as a server does."""
+    pictures = images.made_images((50, 60), 3, 2)
+    (tmp_path / "image.json").write_text(json.dumps({"inputs": np.stack(pictures).tolist()}))
+    (tmp_path / "serve.py").write_text(
+        "import json, sys\n"
+        "sys.modules['deeplab_keras'] = None\n"  # an import of it raises
+        "import numpy as np, tensorflow as tf\n"
+        "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
+        "(spec,) = serve.structured_input_signature[1].values()\n"
+        "assert spec.name == 'image' and spec.dtype == tf.uint8 and spec.shape.as_list() == [None, None, None, 3]\n"
+        "body = json.load(open('image.json'))\n"
+        "outputs = serve(image=tf.constant(np.array(body['inputs'], spec.dtype.as_numpy_dtype)))\n"
+        "json.dump({'outputs': {name: value.numpy().tolist() for name, value in outputs.items()}}, open('answer.json', 'w'))\n"
     )
-    subprocess.run([sys.executable, "-P", "-c", code, exported["saved_model"].path], cwd=tmp_path, check=True)
-    expected, _ = check.runner("saved_model", exported["saved_model"].path, 1)(picture)
-    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy")[0], expected)
+    subprocess.run([sys.executable, "-P", "serve.py", exported["saved_model"].path], cwd=tmp_path, check=True)
+    answer = json.loads((tmp_path / "answer.json").read_text())["outputs"]
+    run = check.runner("saved_model", exported["saved_model"].path, 1)
+    np.testing.assert_array_equal(answer["labels"], [run(picture)[0] for picture in pictures])
+    np.testing.assert_allclose(answer["logits"], [run(picture)[1] for picture in pictures], atol=1e-4)
+
+
+def test_the_dockerfile_takes_what_the_export_writes(exported):
+    lines = (ROOT / "docs/serving/Dockerfile").read_text().splitlines()
+    (copied,) = [line.split() for line in lines if line.startswith("COPY")]
+    assert (exported["saved_model"].path.parent / copied[1] / "saved_model.pb").is_file()
+    name = next(line.partition("=")[2] for line in lines if line.startswith("ENV MODEL_NAME"))
+    assert copied[2] == f"/models/{name}/1", "a version's number, where the server looks for it"
+    assert f"/v1/models/{name}:predict" in (ROOT / "docs/export.md").read_text()
 
 
 @pytest.mark.slow

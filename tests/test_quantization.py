@@ -9,9 +9,11 @@ import tensorflow as tf
 from contracts import noise, ramp
 
 from deeplab_keras.checkpoints.folder import assign_weights, load_checkpoint, named_weights, save_checkpoint
+from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.quantization import MOMENTUM, Quantized, round_kernel, round_within, without_ranges
+from deeplab_keras.layers import BatchNormalization, Conv2D, Normalize, ResizeTo
+from deeplab_keras.quantization import MOMENTUM, Quantized, quantized, round_kernel, round_within, without_ranges
 from deeplab_keras.segmentor import build_segmentor
 
 SIZE = (33, 49)
@@ -20,8 +22,6 @@ SMALL = ModelConfig(
     low_level_channels=(8,), low_level_features=("c2",), backbone_bn_momentum=0.5, head_bn_momentum=0.5,
 )  # fmt: skip
 AWARE = SMALL.replace(quantization_aware=True)
-V3 = SMALL.replace(backbone="mobilenet_v3_small", depth_multiplier=1.0, head="lraspp", low_level_features=("c2", "c1"),
-                   low_level_channels=(8, 8), quantization_aware=True)  # fmt: skip
 
 
 # === Rounding ===
@@ -128,56 +128,76 @@ def test_a_convolution_sees_rounded_inputs_and_kernels(kind):
 # === The network ===
 
 
+def small(channels=8):
+    """What the networks are made of, once: convolutions with batch norm, a residual, hard-swish, a resize."""
+    image = keras.Input((*SIZE, 3), name="image")
+    x = y = Normalize((127.5,), (127.5,), name="normalize")(image)
+    for name, layer in (
+        ("stem_conv", Conv2D(channels, 3, strides=2, padding="same", use_bias=False, name="stem_conv")),
+        ("depthwise_conv", keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise_conv")),
+    ):
+        y = x
+        x = BatchNormalization(momentum=0.5, name=f"{name}_bn")(layer(x))
+        x = keras.layers.ReLU(6, name="relu")(x) if name == "stem_conv" else keras.layers.Activation("hard_silu", name="swish")(x)
+    x = keras.layers.Add(name="block_add")([x, y])
+    x = Conv2D(4, 1, name="logits")(x)
+    return keras.Model(image, ResizeTo(name="resized_logits")([x, image]), name="small")
+
+
 @pytest.fixture(scope="module")
 def trained_ranges():
     keras.utils.set_random_seed(0)
-    model = build_segmentor(AWARE)
+    plain = small()
+    model = quantized(plain)
+    assign_weights(model, {**named_weights(model), **named_weights(plain)}, "test")
     batch = np.concatenate([noise(2, *SIZE, 3), ramp(2, *SIZE, 3)])
-    for _ in range(3):
-        model(batch, training=True)
-    return model, batch
-
-
-@pytest.mark.parametrize("config", [AWARE, V3], ids=["v2", "v3"])
-def test_the_network_keeps_its_weights_names_and_nearly_its_answers(config):
-    keras.utils.set_random_seed(0)
-    aware, plain = build_segmentor(config), build_segmentor(config.replace(quantization_aware=False))
-    weights = named_weights(plain)
-    assert set(without_ranges(named_weights(aware))) == set(weights)
-    assert set(named_weights(aware)) > set(weights)
-    batch = np.concatenate([noise(2, *SIZE, 3), ramp(2, *SIZE, 3)])
-    assign_weights(aware, {**named_weights(aware), **weights}, "test")
     for _ in range(4):
-        aware(batch, training=True)
-    assign_weights(plain, without_ranges(named_weights(aware)), "test")  # the statistics of batch norm went on
-    found, expected = aware.predict_on_batch(batch), plain.predict_on_batch(batch)
+        model(batch, training=True)
+    return model, plain, batch
+
+
+def test_the_network_keeps_its_layers_names_and_nearly_its_answers(trained_ranges):
+    model, plain, batch = trained_ranges
+    assert [layer.name for layer in model.layers] == [layer.name for layer in plain.layers]
+    assign_weights(plain, without_ranges(named_weights(model)), "test")  # strict: the names are the same
+    found, expected = model.predict_on_batch(batch), plain.predict_on_batch(batch)
     error = np.abs(found - expected).mean() / expected.std()
-    assert 1e-4 < error < 0.3
-    wrapped = {layer.name for layer in aware.layers if isinstance(layer, Quantized)}
-    assert {"logits", "resized_logits", "block2_expand_conv", "block2_depthwise_conv"} <= wrapped
-    assert any(name.endswith("_add") for name in wrapped)
-    if config is V3:  # a fused ReLU is rounded by whoever reads it, a hard-swish reads rounded values itself
-        acts = {layer.name for layer in aware.layers if isinstance(layer, keras.layers.Activation)}
-        assert not acts and "last_act" in wrapped
+    assert 1e-4 < error < 0.05
+    wrapped = {layer.name for layer in model.layers if isinstance(layer, Quantized)}
+    assert wrapped == {"stem_conv", "depthwise_conv", "swish", "block_add", "logits", "resized_logits"}, "no fused ReLU"
 
 
 def test_it_is_saved_and_loaded_with_its_ranges(trained_ranges, tmp_path):
-    model, batch = trained_ranges
-    expected = model.predict_on_batch(batch)
-    save_checkpoint(tmp_path / "run", model, AWARE, info_for_classes("test", ("a", "b", "c", "d")))
-    np.testing.assert_array_equal(load_checkpoint(tmp_path / "run").model.predict_on_batch(batch), expected)
+    model, _, batch = trained_ranges
     model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras").predict_on_batch(batch), expected)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict_on_batch(batch), model.predict_on_batch(batch))
+    assert not any(isinstance(layer, keras.layers.Lambda) for layer in loaded.layers)
 
 
 def test_training_lowers_the_loss(trained_ranges):
-    model, batch = trained_ranges
+    model, _, batch = trained_ranges
     labels = (batch[..., 0] > 127).astype("int32") + 2 * (batch[..., 1] > 127)
-    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     losses = [float(model.train_on_batch(batch, labels)) for _ in range(12)]
-    assert losses[-1] < 0.7 * losses[0]
-    ranges = [layer.high.numpy() for layer in model.layers if isinstance(layer, Quantized)]
-    assert all(np.isfinite(value).all() for value in ranges)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_segmentor_holds_the_ranges_and_starts_from_one_without(tmp_path):
+    info = info_for_classes("test", ("a", "b", "c", "d"))
+    plain, aware = build_segmentor(SMALL), build_segmentor(AWARE)
+    save_checkpoint(tmp_path / "plain", plain, SMALL, info)
+    initialize(aware, AWARE, str(tmp_path / "plain"))
+    np.testing.assert_array_equal(aware.get_layer("logits").layer.kernel, plain.get_layer("logits").kernel)
+    batch = np.concatenate([noise(1, *SIZE, 3), ramp(1, *SIZE, 3)])
+    aware(batch, training=True)
+    save_checkpoint(tmp_path / "aware", aware, AWARE, info)
+    again = load_checkpoint(tmp_path / "aware").model
+    np.testing.assert_array_equal(again.predict_on_batch(batch), aware.predict_on_batch(batch))
+    assert again.get_layer("logits").high.numpy() > 0
+    initialize(plain, SMALL, str(tmp_path / "aware"))  # and back
+    np.testing.assert_array_equal(plain.get_layer("stem_bn").moving_mean, aware.get_layer("stem_bn").moving_mean)
 
 
 def test_a_pyramid_is_refused():

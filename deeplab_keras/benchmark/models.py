@@ -24,7 +24,7 @@ from deeplab_keras.export.images import made_images
 from deeplab_keras.segmentor import build_segmentor, check_input_size
 
 KINDS = ("keras", *export.FORMATS)
-ONE_IMAGE = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "onnx", "onnxruntime", "openvino")
+ONE_IMAGE = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_mixed", "onnx", "onnxruntime", "openvino")
 # Peer -> what it needs; import name -> name for pip.
 PEERS = {
     "torch": {"torch": "torch"},
