@@ -80,10 +80,10 @@ def images(height: int, width: int, seed: int = 7, count: int = 1) -> np.ndarray
     return np.clip(blocks + random.normal(0, 15, blocks.shape), 0, 255).astype(np.uint8)
 
 
-def labels(height: int, width: int, num_classes: int = 21, seed: int = 3) -> np.ndarray:
-    """`[2, height, width]` int32: blocks of 16 pixels, some of them 255, ignored."""
+def labels(height: int, width: int, num_classes: int = 21, seed: int = 3, count: int = 2) -> np.ndarray:
+    """`[count, height, width]` int32: blocks of 16 pixels, some of them 255, ignored."""
     random = np.random.default_rng(seed)
-    blocks = random.integers(0, num_classes, (2, (height + 15) // 16, (width + 15) // 16))
+    blocks = random.integers(0, num_classes, (count, (height + 15) // 16, (width + 15) // 16))
     blocks[random.uniform(size=blocks.shape) < 0.15] = 255
     return blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width].astype(np.int32)
 

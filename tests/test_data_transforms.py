@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import transforms
+from deeplab_keras.data import resizing, transforms
 
 IGNORE = 255
 PAD = (123.675, 116.28, 103.53)
@@ -34,11 +34,11 @@ def test_scaled_size_is_the_references():
         long, short = int(2048 * factor), int(512 * factor)
         ratio = min(long / max(height, width), short / min(height, width))
         expected = max(int(height * ratio + 0.5), 1), max(int(width * ratio + 0.5), 1)
-        assert tuple(transforms.scaled_size([height, width], factor, 512, 2048).numpy()) == expected
+        assert tuple(resizing.scaled_size([height, width], factor, 512, 2048).numpy()) == expected
     # Section 7.2 of the specification.
-    assert tuple(transforms.scaled_size([375, 500], 1.0, 512, 2048).numpy()) == (512, 683)
-    assert tuple(transforms.scaled_size([500, 333], 1.0, 512, 2048).numpy()) == (769, 512)
-    assert tuple(transforms.scaled_size([100, 201], 0.5).numpy()) == (50, 101)
+    assert tuple(resizing.scaled_size([375, 500], 1.0, 512, 2048).numpy()) == (512, 683)
+    assert tuple(resizing.scaled_size([500, 333], 1.0, 512, 2048).numpy()) == (769, 512)
+    assert tuple(resizing.scaled_size([100, 201], 0.5).numpy()) == (50, 101)
 
 
 def test_scale_factor_is_uniform_or_stepped():
@@ -71,11 +71,11 @@ SIZES = [(17, 23), (9, 12), (31, 47), (40, 11), (1, 1), (3, 60)]
 @pytest.mark.parametrize("size", SIZES)
 def test_resizing_whole_pictures(size):
     image, label = picture(17, 23)
-    np.testing.assert_allclose(transforms.resize_image(image, size), bilinear(image, size), atol=0.01)
+    np.testing.assert_allclose(resizing.resize_image(image, size), bilinear(image, size), atol=0.01)
     centres = [np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int) for n, m in zip(label.shape, size, strict=True)]
-    np.testing.assert_array_equal(transforms.resize_label(label, size), label[np.ix_(*centres)])
+    np.testing.assert_array_equal(resizing.resize_label(label, size), label[np.ix_(*centres)])
     opencv = [[min(int(i * (1 / (m / n))), n - 1) for i in range(m)] for n, m in zip(label.shape, size, strict=True)]
-    np.testing.assert_array_equal(transforms.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)])
+    np.testing.assert_array_equal(resizing.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)])
 
 
 @pytest.mark.parametrize("half_pixel", [True, False])
@@ -86,9 +86,9 @@ def test_labels_lie_where_the_image_lies(half_pixel):
     size = np.array([70, 70])
 
     def label(mask):
-        return transforms.resize_label(mask, size, half_pixel=half_pixel).numpy()
+        return resizing.resize_label(mask, size, half_pixel=half_pixel).numpy()
 
-    image = transforms.resize_image(edge, size).numpy()[..., 0] > 127.5
+    image = resizing.resize_image(edge, size).numpy()[..., 0] > 127.5
     mask = (edge[..., 0] > 0).astype(np.uint8)
     np.testing.assert_array_equal(label(mask), image)
     mirrored = np.array_equal(label(mask[:, ::-1])[:, ::-1], label(mask))
@@ -99,13 +99,13 @@ def test_labels_lie_where_the_image_lies(half_pixel):
 def test_resizing_a_window_is_resizing_all_and_cropping(size):
     image, label = picture(17, 23)
     rng = np.random.default_rng(1)
-    whole, whole_label = bilinear(image, size), transforms.resize_label(label, size).numpy()
+    whole, whole_label = bilinear(image, size), resizing.resize_label(label, size).numpy()
     for _ in range(20):
         count = np.array([rng.integers(1, n + 1) for n in size])
         top, left = (int(rng.integers(0, n - c + 1)) for n, c in zip(size, count, strict=True))
         window = np.s_[top : top + count[0], left : left + count[1]]
-        np.testing.assert_allclose(transforms.resize_image(image, size, (top, left), count), whole[window], atol=0.01)
-        np.testing.assert_array_equal(transforms.resize_label(label, size, (top, left), count), whole_label[window])
+        np.testing.assert_allclose(resizing.resize_image(image, size, (top, left), count), whole[window], atol=0.01)
+        np.testing.assert_array_equal(resizing.resize_label(label, size, (top, left), count), whole_label[window])
 
 
 # --- Crop ---
@@ -272,7 +272,7 @@ def test_augment_is_scale_crop_flip_colours_and_padding_in_this_order():
         factor = 0.5 + 1.5 * float(draws.scale)
         size = int(30 * factor + 0.5), int(40 * factor + 0.5)
         crop = min(size[0], 24), min(size[1], 20)
-        scaled_label = transforms.resize_label(label, size).numpy()
+        scaled_label = resizing.resize_label(label, size).numpy()
         top, left = crop_oracle(scaled_label, crop, draws.crop.numpy(), 0.75)
         window = np.s_[top : top + crop[0], left : left + crop[1]]
         part, part_label = bilinear(image, size)[window], scaled_label[window]

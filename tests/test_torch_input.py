@@ -10,7 +10,7 @@ from data_files import photograph
 from PIL import Image
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import transforms
+from deeplab_keras.data import resizing, transforms
 
 pytestmark = pytest.mark.torch
 
@@ -60,11 +60,11 @@ def test_labels_are_resized_as_opencv_does():
 
     rng = np.random.default_rng(0)
     resize = tf.function(
-        lambda label, size: transforms.resize_label(label, size, half_pixel=False), autograph=False, reduce_retracing=True
+        lambda label, size: resizing.resize_label(label, size, half_pixel=False), autograph=False, reduce_retracing=True
     )
     exact = 0
     fixed = np.arange(375, dtype=np.int32)[:, None]
-    known = tf.function(lambda rows: transforms.resize_label(fixed, (rows, 1), half_pixel=False), autograph=False)
+    known = tf.function(lambda rows: resizing.resize_label(fixed, (rows, 1), half_pixel=False), autograph=False)
     expected = cv2.resize(fixed.astype(np.uint16), (1, 775), interpolation=cv2.INTER_NEAREST)
     np.testing.assert_array_equal(known(tf.constant(775)), expected, "an image whose size the graph knows")
     for _ in range(300):

@@ -95,11 +95,11 @@ def fresh(name: str):
     return reference.build(name, zoo.get_config(name).num_classes)
 
 
-def batches_for(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    height, width = sizes(name)[0]
+def batches_for(name: str, size: tuple[int, int] | None = None, count: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
+    height, width = size or sizes(name)[0]
     classes = zoo.get_config(name).num_classes
     return [
-        (images(height, width, seed=100 + step, count=2), labels(height, width, classes, seed=200 + step))
+        (images(height, width, seed=100 + step, count=count), labels(height, width, classes, seed=200 + step, count=count))
         for step in range(STEPS)
     ]
 
@@ -128,11 +128,13 @@ def largest(found: list[float], expected: list[float]) -> float:
     return float(np.max(np.abs(np.divide(found, expected) - 1)))
 
 
-def compare_ten_steps(name: str, start: pathlib.Path, precision: str, rate: float) -> float:
+def compare_ten_steps(
+    name: str, start: pathlib.Path, precision: str, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]
+) -> float:
     """Largest relative difference of our losses and the reference's, both from the weights in `start`."""
     import torch
 
-    batches, module = batches_for(name), fresh(name)
+    module = fresh(name)
     module.load_state_dict(torch.load(start, weights_only=True)["model"], strict=True)
     theirs = reference.Training(module, precision, rate).losses(batches)
     difference = largest(our_losses(name, start, rate, batches), theirs)
@@ -152,25 +154,27 @@ def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance
     first rate nobody follows it for ten steps, in float32 not even the reference itself.
     """
     write_pth(tmp_path / "a.pth", {key: t.numpy() for key, t in fresh(name).state_dict().items() if t.ndim})
-    assert compare_ten_steps(name, tmp_path / "a.pth", precision, rate) < tolerance
+    assert compare_ten_steps(name, tmp_path / "a.pth", precision, rate, batches_for(name)) < tolerance
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("precision", ["float64"], indirect=True)
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if "mobilenetv2" in name])
 def test_ten_training_steps_from_imagenet_weights_are_the_reference_s(name, precision, tmp_path):
-    """At the schedule's first rate. FCN follows to the last digit.
+    """At the schedule's first rate, with batches of four. FCN follows to the last digit.
 
-    The others have a branch that is pooled to a point: batch norm over the two values of a batch of two multiplies a rounding
-    by the inverse of their difference (measured: 7e-7 to 2.4e-5).
+    The others have a branch that is pooled to a point, where batch norm sees four values a channel: it multiplies a rounding
+    by the inverse of their spread. (With batches of two, up to 1.3e-3 came of it.)
     """
     keras.backend.clear_session()
+    keras.utils.set_random_seed(0)  # the heads' first weights
     config = zoo.get_config(name)
     model = build_segmentor(config)
     load_imagenet(model, config, str(IMAGENET))
     state = {key: tensor.astype(np.float32) for key, tensor in dump_weights(model, sssegmentation.rules(config)).items()}
     write_pth(tmp_path / "a.pth", state)
-    assert compare_ten_steps(name, tmp_path / "a.pth", precision, 1e-2) < (1e-12 if name.startswith("fcn") else 1e-3)
+    difference = compare_ten_steps(name, tmp_path / "a.pth", precision, 1e-2, batches_for(name, (65, 97), 4))
+    assert difference < (1e-12 if name.startswith("fcn") else 1e-3)
 
 
 @pytest.mark.parametrize("name", VOC)

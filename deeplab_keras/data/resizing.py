@@ -1,0 +1,129 @@
+"""Resizing of images and label maps in training, whole or only what a crop shows.
+
+Bilinear with half-pixel centres for images; nearest neighbour for labels, at the pixels' centres or by OpenCV's rule
+(spec/sssegmentation.md, section 7.1). Images are `[height, width, 3]` in 0..255, labels `[height, width]` of class ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+WHOLE_AREA = 4  # an image of up to so many times the area of its crop is resized as a whole, which is faster
+
+
+def scaled_size(size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None) -> tf.Tensor:
+    """The size an image is resized to, its aspect kept.
+
+    Args:
+        size: height and width.
+        factor: random scale.
+        short: length of the short side at factor 1; None or 0: the image's own.
+        long: cap of the long side at factor 1; None or 0: none.
+
+    Returns:
+        int32 `[2]`, height and width of at least 1.
+    """
+    sides = tf.cast(size, tf.float64)
+    ratio = factor = tf.cast(factor, tf.float64)
+    if short:
+        ratio = tf.floor(short * factor) / tf.reduce_min(sides)
+    if long:
+        cap = tf.floor(long * factor) / tf.reduce_max(sides)
+        ratio = tf.minimum(ratio, cap)
+    return tf.maximum(tf.cast(sides * ratio + 0.5, tf.int32), 1)
+
+
+def resize_label(
+    label: tf.Tensor,
+    size: tf.Tensor,
+    start: Sequence[Any] = (0, 0),
+    count: tf.Tensor | None = None,
+    half_pixel: bool = True,
+) -> tf.Tensor:
+    """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
+
+    The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like `resize_image`; without
+    `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image, and with
+    OpenCV's arithmetic: where that is a whole number, it may come out one less.
+    """
+    label = tf.convert_to_tensor(label)
+    rows, columns = (
+        nearest(tf.shape(label)[axis], size[axis], start[axis], None if count is None else count[axis], half_pixel)
+        for axis in (0, 1)
+    )
+    return taken(label, rows, columns)
+
+
+def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """The pixels of a label map in these rows and columns, which ascend."""
+
+    def rows_first() -> tf.Tensor:
+        return tf.gather(tf.gather(label, rows), columns, axis=1)
+
+    def columns_first() -> tf.Tensor:
+        needed = label[rows[0] : rows[-1] + 1]
+        return tf.gather(tf.gather(needed, columns, axis=1), rows - rows[0])
+
+    # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can be.
+    fewer = rows[-1] - rows[0] + 1 < tf.size(rows, out_type=rows.dtype)
+    return tf.cond(fewer, columns_first, rows_first)
+
+
+def nearest(length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool) -> tf.Tensor:
+    """The pixel of a side of `length` that each of `count` pixels from `start` on of the side resized to `new` shows."""
+    length, new = tf.cast(length, tf.int64), tf.cast(new, tf.int64)
+    wanted = new if count is None else tf.cast(count, tf.int64)
+    positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start, tf.int64)
+    if half_pixel:
+        return (2 * positions + 1) * length // (2 * new)
+    # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and rounds otherwise.
+    step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
+    return tf.minimum(tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1)
+
+
+def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
+    """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
+
+    The same as resizing all and cropping then; of much larger images only what the crop needs is read and computed.
+
+    Returns:
+        float32 `[count[0], count[1], 3]`.
+    """
+    image, count = tf.convert_to_tensor(image), tf.cast(size if count is None else count, tf.int32)
+    size, start = tf.cast(tf.stack(size), tf.int32), tf.cast(tf.stack(start), tf.int32)
+
+    def whole() -> tf.Tensor:
+        images = tf.cast(image, tf.float32)[None]
+        resized = tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)[0]
+        return resized[start[0] : start[0] + count[0], start[1] : start[1] + count[1]]
+
+    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= WHOLE_AREA * tf.reduce_prod(tf.cast(count, tf.int64))
+    return tf.cond(few, whole, lambda: _resize_part(image, size, start, count))
+
+
+def _resize_part(image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """`resize_image` of what is needed for the crop alone, at five times the time for each of its pixels."""
+    begins, ends, scales, shifts = [], [], [], []
+    for axis in (0, 1):
+        length = tf.shape(image)[axis]
+        scale = tf.cast(size[axis], tf.float64) / tf.cast(length, tf.float64)
+        first = tf.cast(start[axis], tf.float64)
+        last = first + tf.cast(count[axis] - 1, tf.float64)
+        begin = tf.maximum(tf.cast(tf.floor((first + 0.5) / scale - 0.5), tf.int32), 0)
+        end = tf.minimum(tf.cast(tf.floor((last + 0.5) / scale - 0.5), tf.int32) + 2, length)
+        begins.append(begin)
+        ends.append(end)
+        scales.append(tf.cast(scale, tf.float32))
+        shifts.append(tf.cast(tf.cast(begin, tf.float64) * scale - first, tf.float32))
+    window = image[begins[0] : ends[0], begins[1] : ends[1]]
+    return tf.raw_ops.ScaleAndTranslate(
+        images=window[None],
+        size=count,
+        scale=tf.stack(scales),
+        translation=tf.stack(shifts),
+        kernel_type="triangle",
+        antialias=False,
+    )[0]
