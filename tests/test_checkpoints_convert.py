@@ -259,6 +259,13 @@ def test_a_file_of_keras_that_is_another_network_names_the_flag(tmp_path, capsys
     assert re.fullmatch(message, capsys.readouterr().err)
 
 
+def test_a_width_without_weights_to_download_names_those_that_have_some(tmp_path, capsys):
+    flags = ["--source=keras_applications", "--model_variant=mobilenet_v3_small", "--checkpoint=imagenet"]
+    assert script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.6", f"--output={tmp_path}/o") == 1
+    message = "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75, 1.0, not 0.6; give one of these"
+    assert f"error: --checkpoint=imagenet: {message}" in capsys.readouterr().err
+
+
 def test_weights_that_are_no_numbers_are_refused():
     config = TINY
     model = build_segmentor(config)

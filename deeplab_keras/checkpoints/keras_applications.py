@@ -22,6 +22,12 @@ ARCHITECTURES = {
     "mobilenet_v3_large": keras.applications.MobileNetV3Large,
     "mobilenet_v3_small": keras.applications.MobileNetV3Small,
 }
+# The widths of which there are weights to download.
+WIDTHS = {
+    "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+    "mobilenet_v3_large": (0.75, 1.0),
+    "mobilenet_v3_small": (0.75, 1.0),
+}
 FITTING = {"normalization": "unit_range", "padding": "same", "backbone_bn_epsilon": 1e-3}
 BACKBONE = r"(stem|block\d+|last)_.*"
 MAX_BLOCKS = 17
@@ -96,12 +102,17 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
 
 
 def _download(config: ModelConfig, flag: str) -> keras.Model:
+    widths = WIDTHS[config.backbone]
+    if config.depth_multiplier not in widths:
+        raise UserError(
+            f"--{flag}=imagenet: there are ImageNet weights of {config.backbone} for --depth_multiplier="
+            f"{', '.join(map(str, widths))}, not {config.depth_multiplier}; give one of these, or train from random weights "
+            f"(leave --{flag} out)"
+        )
     try:
         return ARCHITECTURES[config.backbone](
             input_shape=(224, 224, 3), alpha=config.depth_multiplier, include_top=False, weights="imagenet"
         )
-    except ValueError as error:  # a width for which there are no weights
-        raise UserError(f"--depth_multiplier={config.depth_multiplier}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(

@@ -38,7 +38,8 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     torch = import_torch()
     if not pathlib.Path(path).is_file():
-        raise UserError(f"{path}: no such file; give a PyTorch checkpoint (.pth)")
+        what = "a folder" if pathlib.Path(path).is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give a PyTorch checkpoint (.pth)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles, which then are refused anyway
