@@ -32,7 +32,6 @@ PEERS = {
     "onnxruntime": {"onnxruntime": "onnxruntime", "tf2onnx": "tf2onnx", "onnx": "onnx"},
     "openvino": {"openvino": "openvino", "tf2onnx": "tf2onnx", "onnx": "onnx", "onnxruntime": "onnxruntime"},
 }
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # else torch's threads spin, also while others have their turn
 OURS = "deeplab_keras.benchmark.runners"
 
 
@@ -194,7 +193,7 @@ def _recipe(
     if name in ("torch", "torch_compile"):
         made_by = "deeplab_keras.benchmark.peers.torch_model:make"
         compiled = name == "torch_compile"
-        environment = {**WAITING, "TORCHINDUCTOR_FREEZING": "1"}  # folds batch norm, as our exports do
+        environment = {**peers.WAITING, "TORCHINDUCTOR_FREEZING": "1"}  # folds batch norm, as our exports do
         return Recipe(name, made_by, {"steps": plan, "threads": threads, "compiled": compiled}, environment)
     if name == "keras":
         return Recipe(name, f"{OURS}:make_keras", {"path": str(checkpoint), "size": size, "threads": threads})
@@ -204,7 +203,7 @@ def _recipe(
         return Recipe(name, f"{OURS}:make_tflite", {"path": str(files[name]), "threads": threads})
     made_by = "deeplab_keras.benchmark.peers.onnx_model:make"
     runtime = "openvino" if name == "openvino" else "onnxruntime"
-    return Recipe(name, made_by, {"path": str(files["onnx"]), "runtime": runtime, "threads": threads}, WAITING)
+    return Recipe(name, made_by, {"path": str(files["onnx"]), "runtime": runtime, "threads": threads}, peers.WAITING)
 
 
 def _measure(

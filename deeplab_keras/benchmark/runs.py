@@ -52,8 +52,8 @@ def measure(
     Raises:
         UserError: a mistake in any of these.
     """
-    if against and what not in ("input", "model"):
-        raise UserError(f"--against={','.join(against)}: peers take part in --what=input and --what=model; leave it out")
+    if against and what == "eval":
+        raise UserError(f"--against={','.join(against)}: peers take part in --what=input, train and model; leave it out")
     bar = Progress(rounds, "rounds", unit="rounds")
     if what == "input":
         from deeplab_keras.benchmark.input import measure_input
@@ -64,7 +64,7 @@ def measure(
 
         if not isinstance(model, ModelConfig):
             raise UserError(f"--checkpoint_dir={model}: --what=train takes fresh weights; name the network by --model")
-        return measure_training(model, data, training, batches=batches, rounds=rounds, on_round=bar.update)
+        return measure_training(model, data, training, against=against, batches=batches, rounds=rounds, on_round=bar.update)
     if what == "eval":
         from deeplab_keras.benchmark.evaluating import measure_evaluation
 

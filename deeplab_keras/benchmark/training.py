@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from deeplab_keras.benchmark import peers
 from deeplab_keras.benchmark.multiply_adds import count_multiply_adds
+from deeplab_keras.benchmark.peers.plan import describe
 from deeplab_keras.benchmark.records import Row
 from deeplab_keras.benchmark.rounds import Spread
 from deeplab_keras.benchmark.workers import Recipe, all_at_work, peak_memory
-from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig
+from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data import Source, open_dataset, pipeline
 from deeplab_keras.losses import make_loss
 from deeplab_keras.optimizers import make_optimizer
@@ -42,6 +45,7 @@ class TrainingResult:
         multiply_adds: of one image, forward and backward, the auxiliary head included.
         peak_rate: multiply-adds a second of the best matrix product or convolution that was tried.
         rounds: how many.
+        peers: peer -> images/s of its steps on a batch that lies ready.
     """
 
     case: str
@@ -53,6 +57,7 @@ class TrainingResult:
     multiply_adds: int
     peak_rate: float
     rounds: int
+    peers: dict[str, Spread] = dataclasses.field(default_factory=dict)
 
     @property
     def utilisation(self) -> float:
@@ -71,6 +76,7 @@ class TrainingResult:
             self.case, "",
             f"training                    {self.speed} images/s",
             f"steps alone                 {self.bare_speed} images/s",
+            *(f"{name + ', steps alone':28s}{speed} images/s" for name, speed in self.peers.items()),
             f"waiting for input           {100 * self.waiting.median:.1f} % of the time",
             f"peak memory                 {self.peak_bytes / 1e6:.0f} MB", *device,
             f"multiply-adds an image      {self.multiply_adds / 1e9:.2f} billion, forward and backward",
@@ -91,12 +97,13 @@ class TrainingResult:
             Row.single(subject, "of the peak", "%", 100 * self.utilisation),
             Row.single(subject, "steps alone, of the peak", "%", 100 * self.bare_utilisation),
         ]
+        rows += [Row(name, "steps alone", "images/s", speed, self.rounds) for name, speed in self.peers.items()]
         return rows + [Row.single(subject, "GPU memory", "MB", self.device_bytes / 1e6)] * bool(self.device_bytes)
 
 
 def measure_training(
     model: ModelConfig, data: DataConfig, training: TrainConfig, *, batches: int = 8, rounds: int = 5,
-    on_round: Callable[[int], None] = lambda done: None,
+    against: Sequence[str] = (), on_round: Callable[[int], None] = lambda done: None,
 ) -> TrainingResult:
     """Times training steps as `trainer.train` takes them, from the files on; nothing is written.
 
@@ -106,19 +113,24 @@ def measure_training(
         training: optimizer, loss, precision, XLA, strategy.
         batches: steps a round, with their input and then on a batch that lies ready.
         rounds: how many.
+        against: "torch" for PyTorch's steps on the same network, crop and batch, in turn with ours.
         on_round: gets the number of rounds that are done.
 
     Raises:
-        UserError: a mistake in the configs or the data.
+        UserError: a mistake in the configs or the data, or a peer that is not installed.
     """
     check_names(model)
     check_input_size(model, *data.train_crop_size)
-    recipe = Recipe("training", f"{__name__}:make", {"model": model, "data": data, "training": training})
-    with all_at_work([recipe]) as (worker,):
+    recipes = [Recipe("training", f"{__name__}:make", {"model": model, "data": data, "training": training})]
+    recipes += [_peer(name, model, data, training) for name in against]
+    with all_at_work(recipes) as (worker, *others):
         found: dict[str, list[float]] = {}
+        speeds: dict[str, list[float]] = {name: [] for name in against}
         for number in range(rounds):
             for name, value in worker.measure(batches=batches).items():
                 found.setdefault(name, []).append(value)
+            for name, other in zip(against, others, strict=True):
+                speeds[name].append(other.measure(batches=batches)["bare_speed"])
             on_round(number + 1)
         about = worker.measure(batches=0)
     height, width = data.train_crop_size
@@ -129,7 +141,30 @@ def measure_training(
     return TrainingResult(
         case, Spread.of(found["speed"]), Spread.of(found["bare_speed"]), Spread.of(found["waiting"]), int(about["peak_bytes"]),
         int(about["device_bytes"]), int(about["multiply_adds"]), max(found["peak_rate"]), rounds,
+        {name: Spread.of(values) for name, values in speeds.items()},
     )  # fmt: skip
+
+
+def _peer(name: str, model: ModelConfig, data: DataConfig, training: TrainConfig) -> Recipe:
+    """PyTorch, on the plan of the network for the crop's size."""
+    if name != "torch":
+        raise UserError(f"--against={name}: for --what=train there is torch")
+    peers.require(name, {"torch": "torch"})
+    if (training.loss, training.precision, training.gradient_accumulation_steps) != ("cross_entropy", "float32", 1):
+        raise UserError(
+            "--against=torch: its steps have --loss=cross_entropy, --precision=float32 and --gradient_accumulation_steps=1; "
+            "give these, or leave it out"
+        )
+    info = open_dataset(data, data.train_split).info
+    network = build_segmentor(
+        model.replace(num_classes=info.num_classes, auxiliary_head=False), (data.train_crop_size[0], data.train_crop_size[1])
+    )
+    shape = (data.train_batch_size, *data.train_crop_size, model.input_channels)
+    arguments = {
+        "steps": describe(network), "shape": shape, "classes": info.num_classes, "ignore_label": info.ignore_label,
+        "threads": os.cpu_count() or 1,
+    }  # fmt: skip
+    return Recipe(name, "deeplab_keras.benchmark.peers.torch_training:make", arguments, peers.WAITING)
 
 
 class Contender:

@@ -10,6 +10,8 @@ import numpy as np
 
 from deeplab_keras.config import UserError
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # else torch's threads spin, also while others have their turn
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
