@@ -322,3 +322,41 @@ def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
     with pytest.raises(UserError, match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give"):
         check_classes("runs/a", named("sky", "road", dataset="city"), named("sky", "road", "car"))
+
+
+# --- Memory ---
+
+LARGE_ADE20K = """
+import resource, sys
+import numpy as np
+from deeplab_keras import zoo
+from deeplab_keras.config import EvalConfig
+from deeplab_keras.data.ade20k import ADE20K
+from deeplab_keras.evaluation import evaluate
+from deeplab_keras.inference import Network
+from deeplab_keras.segmentor import build_segmentor
+
+class Source:
+    info, names = ADE20K, ("a", "b", "c", "d")
+    def __len__(self):
+        return len(self.names)
+    def load(self, index):
+        random = np.random.default_rng(index)
+        image, label = random.integers(0, 255, (15, 20, 3)), random.integers(0, 150, (15, 20))
+        return [np.kron(x, np.ones((100, 100) + (1,) * (x.ndim - 2), int)).astype(np.uint8) for x in (image, label)]
+
+network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+evaluate(network, Source(), EvalConfig(eval_short_side=512, eval_long_side=2048), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_150_classes_at_the_labels_size_stay_under_two_gibibytes() -> None:
+    """Four images of 1500x2000 go together: all their scores at once would be 6.7 GiB."""
+    done = subprocess.run([sys.executable, "-c", LARGE_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kibibytes = int(done.stdout.split()[-1])
+    print(f"{kibibytes / 2**20:.2f} GiB more than with the network alone")
+    assert kibibytes < 2 * 2**20
