@@ -14,7 +14,7 @@ from data_files import write_dataset
 import deeplab_keras as dk
 from deeplab_keras import benchmark
 from deeplab_keras.benchmark import peers, records, rounds, training, workers
-from deeplab_keras.config import DataConfig, ModelConfig, UserError
+from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
 
 TINY = ModelConfig(
     depth_multiplier=0.25, output_stride=32, head_channels=16, atrous_rates=(), decoder_filters=16, low_level_channels=(8,),
@@ -251,6 +251,37 @@ def test_torch_computes_the_same_network(name):
     with torch.inference_mode():
         found = torch_model.Network(describe(model)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.torch
+def test_torch_takes_training_steps_on_the_same_network():
+    import torch
+
+    from deeplab_keras.benchmark.peers import torch_training
+    from deeplab_keras.benchmark.peers.plan import describe
+
+    config = ModelConfig(num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0)
+    steps = describe(dk.build_segmentor(config, (33, 33)))
+    contender = torch_training.make(steps, (2, 33, 33, 3), 5, 255, 1)
+    assert contender.images.shape == (2, 33, 33, 3) and int(contender.labels.max()) == 4
+
+    def loss():
+        scores = contender.network.logits(contender.images)
+        return float(torch.nn.functional.cross_entropy(scores, contender.labels).detach())
+
+    before, weights = loss(), contender.network.parts["stem_conv"].conv.weight.detach().clone()
+    assert contender.measure(5)["bare_speed"] > 0
+    assert loss() != before and (contender.network.parts["stem_conv"].conv.weight != weights).all(), "every weight learns"
+    assert sum(p.numel() for p in contender.network.parameters()) == sum(
+        int(np.prod(v.shape)) for v in dk.build_segmentor(config).trainable_variables
+    )
+
+
+def test_a_training_that_torch_does_not_take(monkeypatch):
+    monkeypatch.setattr(peers, "require", lambda peer, packages: None)
+    measure = importlib.import_module("deeplab_keras.benchmark.training").measure_training
+    with pytest.raises(UserError, match="--against=torch: its steps have --loss=cross_entropy"):
+        measure(ModelConfig(head="fcn"), DataConfig(), TrainConfig(loss="focal"), against=["torch"])
 
 
 @pytest.mark.torch
