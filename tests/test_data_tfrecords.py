@@ -301,6 +301,19 @@ def test_building_twice_writes_once(photos, records, monkeypatch):
     assert sorted(path.name for path in records.glob("train-*")) == [f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)]
 
 
+def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
+    source = open_dataset(config_of("folder", photos), "train")
+    files = sorted(records.glob("train-*"))
+    contents = [path.read_bytes() for path in files]
+    time = files[1].stat().st_mtime_ns
+    files[0].unlink()
+    files[2].write_bytes(contents[2][:100])
+    build_records(source, "train", records, num_shards=3)
+    assert [path.read_bytes() for path in files] == contents and files[1].stat().st_mtime_ns == time
+    assert verify_records(records, "train", files) == 7 and not (records / ".train.building").exists()
+    assert_same(open_dataset(config_of("tfrecord", records), "train"), source)
+
+
 def test_records_of_others_are_not_written_over(photos, tmp_path):
     write_official(tmp_path / "records", "train", ["p", "q"], 21)
     before = (tmp_path / "records/train-00000-of-00002.tfrecord").read_bytes()

@@ -69,7 +69,8 @@ def build_records(
     """Writes every pair of a source into record files `SPLIT-00000-of-00004.tfrecord`, with manifest and index.
 
     A JPEG or PNG that every decoder reads alike goes in as it is, anything else as a PNG of its pixels; masks are PNGs
-    of class ids. Records that were built before of the same files are left as they are.
+    of class ids. Records that were built before of the same files are left as they are; of these, a file that is gone or
+    was cut off since is written again.
 
     Args:
         source: the pairs; each is decoded and checked on the way.
@@ -134,7 +135,8 @@ class _Build:
     def is_complete(self, overwrite: bool) -> bool:
         """Whether the same records are there already; raises UserError if others are."""
         try:
-            made_of = json.loads(manifest_path(self.folder, self.split).read_text())["made_of"]
+            manifest = json.loads(manifest_path(self.folder, self.split).read_text())
+            made_of, shards = manifest["made_of"], manifest["shards"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if made_of != self.signature and not overwrite:
@@ -142,8 +144,22 @@ class _Build:
                 f"{self.folder}: it holds records of the split {self.split!r} made of other files, or in another number "
                 "of files; --overwrite replaces them"
             )
-        files = [self.shard(number) for number in range(self.count)]
-        return made_of == self.signature and not overwrite and all(path.is_file() for path in files)
+        return made_of == self.signature and not overwrite and self._are_whole(shards)
+
+    def _are_whole(self, shards: list[dict[str, Any]]) -> bool:
+        """Whether the files of a finished build are there and as long as they were; if not, the good ones are noted as done."""
+        paths = [self.folder / shard["file"] for shard in shards]
+        whole = [path.is_file() and path.stat().st_size == shard["bytes"] for path, shard in zip(paths, shards, strict=True)]
+        if all(whole):
+            return True
+        for number in (number for number, good in enumerate(whole) if good):
+            try:
+                sizes = [len(record) for _, record in scan(str(paths[number]))]
+            except UserError:
+                continue  # damaged too: it is written again
+            write_text(self._note(number), json.dumps({**shards[number], "sizes": sizes}))
+        write_text(self.notes / "plan", self.signature)
+        return False
 
     def prepare(self, overwrite: bool) -> None:
         """Makes the folder of notes; an unfinished build of the same files goes on, one of others is refused or removed."""
