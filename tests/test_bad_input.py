@@ -91,6 +91,14 @@ def _(root):
         path.rename(path.with_suffix(".tif"))
 
 
+@case("masks of another kind", "{root}/labels/train: there is no mask in it; wanted are .png; the 3 others, as pic_0.jpg, have to "
+      "be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended by scripts/convert_masks.py "
+      "--from=binary")  # fmt: skip
+def _(root):
+    for path in (root / LABELS).iterdir():
+        path.rename(path.with_suffix(".jpg"))
+
+
 simple("image without mask", "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train needs a mask "
        "of its name; " + LEAVE, lambda root: (root / LABELS / "pic_1.png").unlink())  # fmt: skip
 
@@ -242,6 +250,21 @@ simple("0 for unlabelled", outside("pic_0.png", "3", "0 to 2", "0 to 3 are 4 val
        lambda root: set_ids(root, (0, 1, 2, 3)))  # fmt: skip
 BINARY = "0 and 255 only: these are masks of two classes in black and white; run scripts/convert_masks.py --from=binary"
 simple("black and white", "--dataset_dir={root}: the masks hold " + BINARY, lambda root: set_ids(root, (0, 255), 2))
+
+
+@case("luminances without classes.txt", "{root}: the masks hold 0, 38, 75, 147, 220; these values are the luminances of PASCAL VOC's "
+      "colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py --from=palette (or --from=rgb) on the "
+      "original masks; if they are ids, name the classes in classes.txt")  # fmt: skip
+def _(root):
+    set_ids(root, (0, 38, 75, 147, 220))
+    (root / "classes.txt").unlink()
+
+
+@case("grey levels without classes.txt", "{root}: the masks hold 0, 51, 102, 153, 204, ...; grey levels spread evenly up to 255, a class "
+      "each; run scripts/convert_masks.py --from=grey; if they are ids, name the classes in classes.txt")  # fmt: skip
+def _(root):
+    set_ids(root, (0, 51, 102, 153, 204, 255))
+    (root / "classes.txt").unlink()
 
 
 @case("black and white without classes.txt", "{root}: the masks hold at most the id 0 beside the ignore label 255; " + BINARY)
@@ -410,7 +433,8 @@ def published(name: str, dataset: str, split: str, message: str, spoil: Callable
 TREE = "expected: VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{aug}/ID.png, .../ImageSets/Segmentation/{split}.txt; " \
        "docs/datasets.md says more"  # fmt: skip
 published("a VOC list that is not there", "voc2012", "trainaug", f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: there is no "
-          "list of the split 'trainaug'; lists there: train, trainval, val; " + TREE.format(aug="Aug", split="trainaug"),
+          "list of the split 'trainaug'; lists there: train, trainval, val; " + TREE.format(aug="Aug", split="trainaug")
+          .replace("trainaug.txt", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt"),
           lambda root: (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink())  # fmt: skip
 published("a VOC list that is empty", "voc2012", "val", f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "
           "one id a line; docs/datasets.md says more",

@@ -128,6 +128,12 @@ def test_notes(dataset):
     ]
 
 
+def test_an_id_0_that_counts_nowhere_is_not_missed(tmp_path):
+    TREES["ade20k"](tmp_path)
+    noted = " ".join(checked(tmp_path, "val", dataset="ade20k_151").notes)
+    assert "other" in noted and "counted from 1" not in noted
+
+
 def test_label_maps_and_other_sources(tmp_path):
     masks = TREES["cityscapes"](tmp_path)
     result = checked(tmp_path, "val", dataset="cityscapes")

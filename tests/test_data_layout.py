@@ -141,7 +141,9 @@ VOC, ADE = "VOCdevkit/VOC2012", "ADEChallengeData2016"
 MISSING = {
     ("voc2012", "val", VOC): ("no folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
     ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): ("train.txt: there is no list", "trainaug, train"),
-    ("voc2012", "trainaug", f"{VOC}/ImageSets/Segmentation/trainaug.txt"): ("trainaug", "SegmentationClassAug/ID.png"),
+    ("voc2012", "trainaug", f"{VOC}/ImageSets/Segmentation/trainaug.txt"): (
+        "SegmentationClassAug/ID.png", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt;",
+    ),  # fmt: skip
     ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): ("SegmentationClassAug/2008_000002.png: there is no", ""),
     ("voc2012", "val", f"{VOC}/SegmentationClass"): ("2007_000033.png: there is no such file", "(and 1 more like it)"),
     ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): ("2007_000042.jpg: there is no such file;", VOC),
@@ -166,6 +168,12 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
     assert "\n" not in message and "expected" in message and "docs/datasets.md" in message
     for part in MISSING[dataset, split, path]:
         assert part in message, message
+
+
+def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png"):
+        opened("camvid", tmp_path, "train")
 
 
 @pytest.mark.parametrize("dataset", ["ade20k", "cityscapes"])

@@ -6,7 +6,7 @@ those of a folder of one's own (folder.py): `images/{train,val}/ID.jpg`, `labels
 
 from __future__ import annotations
 
-from deeplab_keras.config import DataConfig
+from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.files import Pairs
 from deeplab_keras.data.folder import find_parallel
 from deeplab_keras.data.info import DatasetInfo
@@ -41,6 +41,11 @@ def find_camvid(config: DataConfig, split: str) -> Pairs:
     whole = root if root.is_dir("images") else with_archives(root, ARCHIVES)
     homes = [home for place in PLACES if (home := whole.at(place)).is_dir(f"{split}annot")]
     if not homes:
+        if not root.is_dir("images") and not root.is_dir(f"{split}/images"):
+            raise UserError(
+                f"--dataset_dir={config.dataset_dir}: there is no folder {split}annot of CamVid in it, nor images/{split}; "
+                + expected(SEGNET_TREE.format(split))
+            )
         found = find_parallel(root, split)
         return Pairs(CAMVID, *found[:3], expected=found.expected)
     home, tree = homes[0], SEGNET_TREE.format(split)

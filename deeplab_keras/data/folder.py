@@ -34,6 +34,7 @@ from deeplab_keras.data.tree import Tree, dataset_tree
 
 T = TypeVar("T")
 
+_NAMES = tuple(map(str, range(256)))  # of classes that nobody named
 OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".npy", ".dng")
 
 
@@ -120,6 +121,12 @@ def find_parallel(root: Tree, split: str) -> Found:
         there = f"; the {len(others)} others, as {others[0]}, have to be converted" if others else ""
         raise UserError(f"{root.on_disk(image_folder)}: there is no image in it; wanted are {', '.join(IMAGE_SUFFIXES)}{there}")
     masks = files_by_name(root, label_folder, (".png",))
+    if not masks and (others := root.files(label_folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)):
+        raise UserError(
+            f"{root.on_disk(label_folder)}: there is no mask in it; wanted are .png; the {len(others)} others, as {others[0]}, "
+            "have to be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended by "
+            "scripts/convert_masks.py --from=binary"
+        )
     labels = {name: mask_of(masks, name, label_folder) for name in images}
     if unused := set(masks.values()) - set(labels.values()):
         logging.warning("%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused))
@@ -171,7 +178,11 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
             + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
         )
     logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
-    if unused := sorted(set(range(count)) - present):
+    unused = sorted(set(range(count)) - present)
+    if len(unused) > count / 2 and (hint := likely_mistake(present, info_for_classes("PASCAL VOC", _NAMES[: len(present)]))):
+        values = ", ".join(map(str, sorted(present)[:5])) + (", ..." if len(present) > 5 else "")
+        raise UserError(f"{where}: the masks hold {values}; {hint}; if they are ids, name the classes in {CLASSES_FILES[0]}")
+    if unused:
         logging.warning(
             "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, or name the classes in %s",
             where, ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""),

@@ -25,6 +25,7 @@ VOC2012 = DatasetInfo(
 SPLIT_ALIASES = {"train_aug": "trainaug"}  # the official DeepLab's name
 AUGMENTED = "trainaug"
 TREE = "VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{}/ID.png, .../ImageSets/Segmentation/{}.txt"
+SBD_TREE = ".txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train"
 ARCHIVES = ("VOCtrainval*.tar", "SegmentationClassAug*.zip", "SegmentationClassAug*.tar")
 PLACES = (".", "VOCdevkit/VOC2012", "VOC2012")
 LISTS = "ImageSets/Segmentation"
@@ -40,7 +41,7 @@ def find_voc2012(config: DataConfig, split: str) -> Pairs:
         UserError: something is missing; names the file or the flag.
     """
     split = SPLIT_ALIASES.get(split, split)
-    tree = TREE.format("Aug" if split == AUGMENTED else "", split)
+    tree = TREE.format("Aug", f"{split}{SBD_TREE}") if split == AUGMENTED else TREE.format("", split)
     home = find_home(config, PLACES, tree, ("JPEGImages", LISTS), ARCHIVES)
     root = home.top()
     if split == AUGMENTED and not home.is_dir("SegmentationClassAug"):

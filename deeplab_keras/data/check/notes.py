@@ -29,7 +29,7 @@ def notes(checked: Sequence[SplitCheck], info: DatasetInfo) -> Iterator[str]:
     absent = [name for name, pixels in zip(info.class_names, first.pixels, strict=True) if not pixels]
     if absent and first.pixels.any():
         yield f"{first.name}: {_listed(absent, 'class')} without a pixel, of which nothing can be learnt"
-    if first.pixels.any() and not first.pixels[0] and not first.strange:
+    if first.pixels.any() and not first.pixels[0] and info.ignore_label != 0 and not first.strange:
         yield f"{first.name}: id 0, {info.class_names[0]!r}, never occurs; are the ids counted from 1?"
     for split in others:
         new = [n for n, here, there in zip(info.class_names, split.pixels, first.pixels, strict=True) if here and not there]
