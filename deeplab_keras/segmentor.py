@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from typing import Any
 
 import keras
 
 from deeplab_keras.backbones import BACKBONES, build_backbone
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, unknown_name
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, unknown_name
 from deeplab_keras.heads import HEADS, build_head
 from deeplab_keras.heads.fcn import auxiliary
 from deeplab_keras.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
@@ -32,8 +33,12 @@ def build_segmentor(
         weights, summary and parameter count), but nothing of it is computed at inference.
 
     Raises:
-        UserError: an unknown backbone or head, or a size that the network cannot take.
+        UserError: no config, an unknown backbone or head, or a size that the network cannot take.
     """
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"build_segmentor: {config!r} is no ModelConfig; give get_config(NAME), list_models() names them")
+    if input_size is not None and not _is_size(input_size):
+        raise UserError(f"build_segmentor: input_size={input_size!r} is not (height, width) of at least 1; None takes any size")
     height, width = input_size or (None, None)
     if input_size is not None:
         check_input_size(config, *input_size)
@@ -51,6 +56,11 @@ def build_segmentor(
         output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")([output, auxiliary(features, config)])
     model = keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
     return quantized(model) if config.quantization_aware else model
+
+
+def _is_size(size: object) -> bool:
+    sides = size if isinstance(size, tuple | list) else ()
+    return len(sides) == 2 and all(isinstance(side, numbers.Integral) and int(side) >= 1 for side in sides)
 
 
 def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:

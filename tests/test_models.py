@@ -206,6 +206,17 @@ def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> No
         build_segmentor(NARROW.replace(**changes))
 
 
+@pytest.mark.parametrize("size", [513, (0, 5), (65,), (33, None)])
+def test_an_input_size_that_is_none_is_named(size: object) -> None:
+    with pytest.raises(UserError, match=r"input_size=.* is not \(height, width\)"):
+        build_segmentor(NARROW, size)
+
+
+def test_a_name_is_no_config() -> None:
+    with pytest.raises(UserError, match=r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"):
+        build_segmentor("fcn_mobilenetv2os8_voc")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
