@@ -67,7 +67,7 @@ def test_every_kind(name, tmp_path):
     kinds = ["tflite", "tflite_float16", "tflite_dynamic", "tflite_int8"]
     files = exported(name, tmp_path, kinds, min_agreement=0.0)
     assert files["tflite"].label_agreement >= 0.999
-    assert files["tflite_float16"].label_agreement >= 0.98
+    assert files["tflite_float16"].label_agreement >= 0.95
     assert files["tflite_int8"].label_agreement >= 0.3
     sizes = [files[kind].bytes for kind in kinds]
     assert sizes[0] > 1.7 * sizes[1] and sizes[1] > 1.5 * sizes[2] and sizes[3] < 0.4 * sizes[0]
