@@ -90,6 +90,7 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
     for arguments, message in (
         ([], "give --role=dispatcher or --role=worker"),
         (["--role=worker"], "--role=worker needs --dispatcher=grpc://HOST:PORT"),
+        (["--role=worker", "--dispatcher=http://x"], "--dispatcher=http://x: grpc://HOST:PORT"),
         (["--role=worker", f"--dispatcher={nobody}"], f"--dispatcher={nobody}: nobody answers there"),
         (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot listen there"),
         (["--role=chief"], "unknown --role 'chief'"),

@@ -256,6 +256,8 @@ class _Build:
         }  # fmt: skip
         write_text(manifest_path(self.folder, self.split), json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(self.notes, ignore_errors=True)
+        for left in self.folder.glob(f".{self.split}-[0-9]*-of-{self.count:05d}.tfrecord.*.tmp"):  # of a build that was killed
+            left.unlink(missing_ok=True)
 
     def result(self) -> Built:
         size = sum(self.shard(number).stat().st_size for number in range(self.count))

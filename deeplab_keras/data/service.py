@@ -31,8 +31,10 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
 
 
 def require_answer(address: str, flag: str) -> None:
-    """Raises UserError where nobody listens at an address, grpc://HOST:PORT."""
+    """Raises UserError for what is no address, grpc://HOST:PORT, and where nobody listens."""
     host, _, port = address.removeprefix(SCHEME).rpartition(":")
+    if not address.startswith(SCHEME) or not host or not port.isdecimal():
+        raise UserError(f"{flag}={address}: grpc://HOST:PORT, the dispatcher's address, as it printed it")
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
     except (OSError, ValueError) as error:
