@@ -37,7 +37,7 @@ def predict_logits(
     """
     network = Network.of(model)
     parts = _passes(network, images, config)
-    return _mean([_resize(part, images.shape[1:3]) for part in parts])
+    return tf.convert_to_tensor(_mean([_resize(part, images.shape[1:3]) for part in parts]))
 
 
 def predict_labels(
@@ -99,7 +99,7 @@ def _decide_with_confidence(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.argmax(logits, -1, output_type=tf.int32), confidence
 
 
-def _mean(parts: list[tf.Tensor]) -> tf.Tensor:
+def _mean(parts: list[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
     """The logits themselves if there is one pass, else the logarithm of the mean probabilities."""
     if len(parts) == 1:
         return parts[0]
@@ -107,13 +107,13 @@ def _mean(parts: list[tf.Tensor]) -> tf.Tensor:
     return tf.math.log(tf.maximum(total / len(parts), np.finfo(np.float32).tiny))
 
 
-def _passes(network: Network, images: Any, config: EvalConfig) -> list[tf.Tensor]:
+def _passes(network: Network, images: Any, config: EvalConfig) -> list[tf.Tensor | np.ndarray]:
     """Logits of every scale, mirrored and not, each at its own size."""
     flips = (False, True) if config.add_flipped_images else (False,)
     return [_one_pass(network, images, scale, flip, config) for scale in config.eval_scales for flip in flips]
 
 
-def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig) -> tf.Tensor:
+def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig) -> tf.Tensor | np.ndarray:
     """Logits from one run of the network, at one scale, mirrored or not, at the size in which they come."""
     size = tuple(images.shape[1:3])
     run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
@@ -132,7 +132,8 @@ def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: E
         other_size = run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
         logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
     else:
-        logits = _slide(network, x, config)
+        logits = _slide(network, x, config)  # in NumPy, where mirroring copies nothing
+        return logits[:, :, ::-1] if flip else logits
     return tf.reverse(logits, axis=[2]) if flip else logits
 
 
@@ -140,7 +141,7 @@ def _bytes_of_logits(batch: int, size: tuple[int, ...], network: Network) -> int
     return 4 * batch * math.prod(size) * network.num_classes
 
 
-def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> tf.Tensor:
+def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray:
     """Mean of the logits of overlapping windows; a model of fixed size gives the window's size."""
     batch, height, width = images.shape[:3]
     window = network.input_size or config.eval_crop_size
@@ -163,7 +164,7 @@ def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> tf.Tensor
             total[:, y : y + rows, x : x + columns] += part
             count[y : y + rows, x : x + columns] += 1
     total /= count
-    return tf.convert_to_tensor(total)
+    return total
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -188,7 +189,7 @@ def _resize(x: Any, size: tuple[int, ...]) -> Any:
     return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
 
 
-def _resize_rows(x: tf.Tensor, size: tuple[int, int], top: int, bottom: int) -> tf.Tensor:
+def _resize_rows(x: tf.Tensor | np.ndarray, size: tuple[int, int], top: int, bottom: int) -> tf.Tensor | np.ndarray:
     """The rows from `top` to `bottom` of `_resize(x, size)`."""
     height, (full_height, width) = x.shape[1], size
     if (top, bottom) == (0, full_height):
