@@ -58,7 +58,7 @@ def main(command: Command) -> None:
     )  # fmt: skip
     kept = f", {result.kept} were there already" if result.kept else ""
     print(f"written: {result.converted} masks to {options.output}{kept}")
-    if result.classes_file:
+    if result.classes_file and (result.converted or result.kept):
         print(f"classes: {result.classes_file}; move it into the folder that --dataset_dir names")
     if result.failed:
         for line in result.failed[1:SHOWN]:
