@@ -145,7 +145,7 @@ def distort_photometric(image: tf.Tensor, numbers: tf.Tensor, whole: bool = Fals
     def between(number: tf.Tensor, bounds: tuple[float, float]) -> tf.Tensor:
         return bounds[0] + number * (bounds[1] - bounds[0])
 
-    truncate, nearest = (tf.floor, tf.round) if whole else (tf.identity, tf.identity)
+    truncate, rounded = (tf.floor, tf.round) if whole else (tf.identity, tf.identity)
     brightness, contrast, saturation, hue = (numbers[i] < 0.5 for i in (0, 3, 5, 7))
     contrast_first = numbers[2] >= 0.5
     factor = between(numbers[4], CONTRAST)
@@ -157,10 +157,10 @@ def distort_photometric(image: tf.Tensor, numbers: tf.Tensor, whole: bool = Fals
     image = tf.cond(brightness, lambda: tf.clip_by_value(image + shift, 0.0, 255.0), lambda: image)
     image = contrasted(image, contrast_first)
     depth = between(numbers[6], SATURATION)
-    image = tf.cond(saturation, lambda: nearest(tf.raw_ops.AdjustSaturation(images=image, scale=depth)), lambda: image)
+    image = tf.cond(saturation, lambda: rounded(tf.raw_ops.AdjustSaturation(images=image, scale=depth)), lambda: image)
     # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the other way round.
     turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
-    image = tf.cond(hue, lambda: nearest(tf.raw_ops.AdjustHue(images=image, delta=turn)), lambda: image)
+    image = tf.cond(hue, lambda: rounded(tf.raw_ops.AdjustHue(images=image, delta=turn)), lambda: image)
     return contrasted(image, ~contrast_first)
 
 
