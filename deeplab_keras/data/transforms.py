@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig
+from deeplab_keras.data.photometric import distort_photometric
 from deeplab_keras.data.resizing import nearest, resize_image, scaled_size, taken
 
 CROP_TRIES = 10
-BRIGHTNESS = 32.0  # grey levels
-CONTRAST = SATURATION = (0.5, 1.5)
-HUE = 18  # of 180, the 8-bit hue circle
 
 
 class Draws(NamedTuple):
@@ -128,42 +126,6 @@ def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tens
     return tf.cond(number < 0.5, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
 
 
-def distort_photometric(image: tf.Tensor, numbers: tf.Tensor, whole: bool = False) -> tf.Tensor:
-    """Random brightness, contrast, saturation and hue, each with probability 1/2.
-
-    Args:
-        image: float32 `[height, width, 3]` RGB in 0..255.
-        numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast, then contrast,
-            saturation and hue like brightness.
-        whole: every step ends in whole grey levels, as the reference's do on its 8-bit images: truncated after brightness
-            and contrast, rounded after saturation and hue (whose own 8-bit steps in between are not taken over).
-
-    Returns:
-        float32 of the same shape, in 0..255.
-    """
-
-    def between(number: tf.Tensor, bounds: tuple[float, float]) -> tf.Tensor:
-        return bounds[0] + number * (bounds[1] - bounds[0])
-
-    truncate, rounded = (tf.floor, tf.round) if whole else (tf.identity, tf.identity)
-    brightness, contrast, saturation, hue = (numbers[i] < 0.5 for i in (0, 3, 5, 7))
-    contrast_first = numbers[2] >= 0.5
-    factor = between(numbers[4], CONTRAST)
-
-    def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-        return tf.cond(contrast & now, lambda: truncate(tf.minimum(image * factor, 255.0)), lambda: image)
-
-    shift = truncate(between(numbers[1], (-BRIGHTNESS, BRIGHTNESS)))  # as good as truncating every pixel, all of which are whole
-    image = tf.cond(brightness, lambda: tf.clip_by_value(image + shift, 0.0, 255.0), lambda: image)
-    image = contrasted(image, contrast_first)
-    depth = between(numbers[6], SATURATION)
-    image = tf.cond(saturation, lambda: rounded(tf.raw_ops.AdjustSaturation(images=image, scale=depth)), lambda: image)
-    # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the other way round.
-    turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
-    image = tf.cond(hue, lambda: rounded(tf.raw_ops.AdjustHue(images=image, delta=turn)), lambda: image)
-    return contrasted(image, ~contrast_first)
-
-
 def pad(
     image: tf.Tensor,
     label: tf.Tensor,
@@ -236,7 +198,7 @@ def augment(
     if config.random_flip:
         image, label = flip(image, label, draws.flip)
     if config.photometric_distortion:
-        image = distort_photometric(image, draws.photometric, whole)
+        image = distort_photometric(image, draws.photometric, whole, (crop_height, crop_width))
     if more is not None:
         image, label = more(image, label)
     image, label = pad(image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position)

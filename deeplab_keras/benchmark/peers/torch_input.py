@@ -47,8 +47,9 @@ class Pairs(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = cv2.imread(self.images[index])
-        label = cv2.imread(self.labels[index], cv2.IMREAD_GRAYSCALE).astype(np.float32)
+        image: Any = cv2.imread(self.images[index])
+        mask: Any = cv2.imread(self.labels[index], cv2.IMREAD_GRAYSCALE)
+        label = mask.astype(np.float32)
         for found, wanted in self.label_map.items():
             label[label == found] = wanted
         if self.stage == 1:  # of any size, so that no batch can be made of them
