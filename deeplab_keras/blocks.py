@@ -7,9 +7,11 @@ names are the weight file's ABI.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 
+from deeplab_keras.concat_conv import ConcatConv2D
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.layers import BatchNormalization, Conv2D, Tensor, q_sigmoid
 
@@ -91,6 +93,18 @@ def conv(
         dtype=dtype,
         name=name,
     )(x)
+
+
+def concat_conv(
+    maps: Sequence[Tensor], filters: int, kernel_size: int, *, name: str, style: BlockStyle, resized: tuple[int, ...] = (),
+    align_corners: bool = False,
+) -> Tensor:
+    """The convolution over concatenated maps, no bias, with the family's initial weights; see ConcatConv2D."""
+    fan_in = sum(int(x.shape[-1]) for x in maps) * kernel_size**2
+    return ConcatConv2D(
+        filters, kernel_size, resized=resized, align_corners=align_corners, use_bias=False,
+        kernel_initializer=_initializer(style, fan_in, None), name=name,
+    )(list(maps))  # fmt: skip
 
 
 def depthwise_conv(

@@ -167,12 +167,12 @@ def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = Fals
     if not align_corners and not double:
         return ops.cast(ops.image.resize(x, size, interpolation="bilinear"), x.dtype)
     dtype = "float64" if double else "float32"
-    rows = _interpolation(ops.shape(x)[1], size[0], align_corners, dtype)
-    columns = _interpolation(ops.shape(x)[2], size[1], align_corners, dtype)
+    rows = interpolation(ops.shape(x)[1], size[0], align_corners, dtype)
+    columns = interpolation(ops.shape(x)[2], size[1], align_corners, dtype)
     return ops.cast(ops.einsum("ih,bhwc,jw->bijc", rows, ops.cast(x, dtype), columns), x.dtype)
 
 
-def _interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> Tensor:
+def interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> Tensor:
     """`[target, source]` weights, with the first and last samples on each other or with half-pixel centres."""
     positions, source_length = ops.arange(target, dtype=dtype), ops.cast(source, dtype)
     if align_corners:

@@ -42,7 +42,8 @@ def main(command: Command) -> None:
         label_type=options.label_type,
         representative_images=representative, check_images=check, checked=options.check_images,
         min_agreement=options.min_agreement, max_miou_loss=options.max_miou_loss, mixed_agreement=options.mixed_agreement,
-        half_pixel_resizes=options.half_pixel_resizes, overwrite=options.overwrite, threads=options.threads,
+        half_pixel_resizes=options.half_pixel_resizes, keep_concatenations=options.keep_concatenations,
+        overwrite=options.overwrite, threads=options.threads,
     )  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
     plain, changed = (
         export.export_model(
             source, tmp_path / f"{changed}.tflite", formats=["tflite"], input_size=SIZE, half_pixel_resizes=changed,
-            output="logits", label_type="uint8", log=lines.append,
+            keep_concatenations=True, output="logits", label_type="uint8", log=lines.append,
         )[0]
         for changed in (False, True)
     )  # fmt: skip
@@ -201,6 +201,18 @@ def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
     assert not plain.verdicts[0].stopped_by and "ARG_MAX" not in plain.operators  # logits alone: XNNPACK takes all
     assert plain.label_agreement >= 0.999 > changed.label_agreement > 0.5
     assert '"align_corners": false' in packed_files(changed.path)["model.json"]
+
+
+def test_concatenations_are_kept_in_8_bits_and_by_flag(tmp_path, pictures):
+    source, lines = lively(HEADS["psp"]), []
+    kinds = ["tflite", "tflite_dynamic", "tflite_int8"]
+    options = dict(input_size=SIZE, representative_images=pictures, log=lines.append)
+    files = export.export_model(source, tmp_path / "either", formats=kinds, min_agreement=0.0, **options)
+    whole = export.export_model(source, tmp_path / "whole", formats=["tflite"], keep_concatenations=True, **options)[0]
+    branchwise, *in_8_bits = (file.operators for file in files)
+    assert branchwise["BATCH_MATMUL"] > whole.operators.get("BATCH_MATMUL", 0) and "CONCATENATION" not in branchwise
+    assert all(operators["CONCATENATION"] == 1 for operators in (whole.operators, *in_8_bits))
+    assert min(files[0].label_agreement, whole.label_agreement) >= 0.999
 
 
 @pytest.mark.parametrize("kind", ["tflite", "saved_model"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import tempfile
@@ -20,6 +21,7 @@ from deeplab_keras.benchmark.workers import Recipe, all_at_work
 from deeplab_keras.checkpoints.convert import dataset_info
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
+from deeplab_keras.export.graph import rebuilt
 from deeplab_keras.export.images import made_images
 from deeplab_keras.segmentor import build_segmentor, check_input_size
 
@@ -123,7 +125,7 @@ def measure_model(
         model: a checkpoint or workdir, or the config of a network that gets random weights.
         input_size: (height, width).
         kinds: out of KINDS.
-        against: out of PEERS; they get the same weights.
+        against: out of PEERS; they get the same weights, and the network as it is drawn (`branchwise=False`).
         batch_sizes: images a call; TFLite and ONNX files, and what runs them, take one.
         num_threads: of every runtime.
         batches: calls a round.
@@ -148,7 +150,7 @@ def measure_model(
         files = _export(checkpoint, pathlib.Path(folder) / "export", kinds, against, input_size)
         plan = []
         if {"torch", "torch_compile"} & set(against):
-            plan = describe(load_checkpoint(checkpoint.path, input_size).model)
+            plan = describe(rebuilt(load_checkpoint(checkpoint.path, input_size), branchwise=False).model)
         forms: list[Form] = []
         for batch_size in dict.fromkeys(batch_sizes):
             names = [name for name in (*kinds, *against) if batch_size == 1 or name not in ONE_IMAGE]
@@ -172,18 +174,18 @@ def _checkpoint(model: ModelConfig | str, folder: pathlib.Path) -> LoadedCheckpo
 def _export(
     checkpoint: LoadedCheckpoint, folder: pathlib.Path, kinds: Sequence[str], against: Sequence[str], size: tuple[int, int]
 ) -> dict[str, pathlib.Path]:
-    """Kind -> its file; the ONNX file too where a peer reads it."""
-    formats = [kind for kind in kinds if kind != "keras"]
-    if {"onnxruntime", "openvino"} & set(against) and "onnx" not in formats:
-        formats.append("onnx")
-    if not formats:
-        return {}
+    """Kind, or "peers" for the ONNX file that they read -> its file."""
     pictures = made_images(size, checkpoint.config.input_channels, export.request.MIN_REPRESENTATIVE)
-    done = export.export_model(
-        checkpoint, folder, formats=formats, input_size=size, representative_images=pictures, check_images=pictures[:1],
+    make = functools.partial(
+        export.export_model, checkpoint, input_size=size, representative_images=pictures, check_images=pictures[:1],
         min_agreement=0.0, log=lambda line: None,
     )  # fmt: skip
-    return {file.kind: file.path for file in done}
+    formats, files = [kind for kind in kinds if kind != "keras"], {}
+    if formats:
+        files = {file.kind: file.path for file in make(folder, formats=formats)}
+    if {"onnxruntime", "openvino"} & set(against):
+        files["peers"] = make(folder / "peers", formats=["onnx"], keep_concatenations=True)[0].path
+    return files
 
 
 def _recipe(
@@ -202,8 +204,9 @@ def _recipe(
     if name.startswith("tflite"):
         return Recipe(name, f"{OURS}:make_tflite", {"path": str(files[name]), "threads": threads})
     made_by = "deeplab_keras.benchmark.peers.onnx_model:make"
+    file = files["onnx" if name == "onnx" else "peers"]
     runtime = "openvino" if name == "openvino" else "onnxruntime"
-    return Recipe(name, made_by, {"path": str(files["onnx"]), "runtime": runtime, "threads": threads}, peers.WAITING)
+    return Recipe(name, made_by, {"path": str(file), "runtime": runtime, "threads": threads}, peers.WAITING)
 
 
 def _measure(

@@ -33,6 +33,9 @@ class ExportConfig(Config):
     half_pixel_resizes: bool = option(
         False, "resizes with aligned corners, which some delegates do not take, get half-pixel centres; costs agreement"
     )
+    keep_concatenations: bool = option(
+        False, "3x3 convolutions over concatenated branches (PSPNet, ASPP) stay whole: slower, but without BATCH_MATMUL, which NNAPI lacks"
+    )
     overwrite: bool = option(False, "replaces files of an earlier export")
     threads: int = option(2, "threads of the runtimes in the check")
 

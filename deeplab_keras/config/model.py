@@ -65,6 +65,10 @@ class ModelConfig(Config):
     merge_method: str = option("max", "how the class scores of image_pyramid are merged", choices=("max", "avg"))
 
     # --- Arithmetic ---
+    branchwise: bool = option(
+        True, "3x3 convolutions over concatenated branches are computed branch by branch, and for pooled branches at the pooled size: "
+        "the same result, faster; False: concatenated, as 8-bit files have it",
+    )
     quantization_aware: bool = option(
         False, "inputs and kernels are rounded as an int8 file has them, for training on from --tf_initial_checkpoint=RUN towards tflite_int8"
     )

@@ -105,7 +105,8 @@ def adjust_hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     sixths = tf.where(tf.equal(value, red), (green - blue) * scale, from_green) + 6 * turn
 
     def channel(place: float) -> tf.Tensor:
-        distance = tf.math.floormod(sixths + place, 6.0)  # from where the channel begins to fall
+        distance = sixths + place  # from where the channel begins to fall
+        distance -= 6 * tf.floor(distance / 6)  # floormod, whose own operation XLA does not vectorise
         return value - chroma * tf.clip_by_value(tf.minimum(distance, 4 - distance), 0.0, 1.0)
 
     return tf.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

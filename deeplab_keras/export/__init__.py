@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
+from deeplab_keras.concat_conv import ConcatConv2D
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export import onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
@@ -48,14 +49,23 @@ class _Job:
     @functools.cached_property
     def frozen(self) -> Any:
         """The graph for one image of the fixed size."""
+        return self._freeze(self.exported)
+
+    @functools.cached_property
+    def frozen_for_8_bits(self) -> Any:
+        """The same with nothing added up that was rounded to 8 bits before without need."""
+        branchwise = any(isinstance(layer, ConcatConv2D) for layer in self.exported.model.layers)
+        return self._freeze(rebuilt(self.exported, branchwise=False)) if branchwise else self.frozen
+
+    def _freeze(self, checkpoint: LoadedCheckpoint) -> Any:
         assert self.size
-        shape = (1, *self.size, self.checkpoint.config.input_channels)
-        return freeze(self.exported.model, shape, tf.float32, self.outputs, self.label_type)
+        shape = (1, *self.size, checkpoint.config.input_channels)
+        return freeze(checkpoint.model, shape, tf.float32, self.outputs, self.label_type)
 
     @functools.cached_property
     def calibrated(self) -> bytes:
         """The float32 file with the ranges of the representative images."""
-        return tflite.calibrate(self.frozen, self.outputs, self.representative)
+        return tflite.calibrate(self.frozen_for_8_bits, self.outputs, self.representative)
 
     @functools.cached_property
     def network(self) -> Network:
@@ -87,7 +97,8 @@ class _Job:
         elif kind == "tflite_int8":
             model = tflite.quantize(self.calibrated)
         else:
-            model = tflite.convert(self.frozen, self.outputs, request.FLOAT_KINDS[kind])
+            frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
+            model = tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind])
         path.write_bytes(tflite.pack(model, self.files))
         return float_layers
 
@@ -111,6 +122,7 @@ def export_model(
     max_miou_loss: float | None = None,
     mixed_agreement: float = request.MIXED_AGREEMENT,
     half_pixel_resizes: bool = False,
+    keep_concatenations: bool = False,
     overwrite: bool = False,
     threads: int = 2,
     log: Callable[[str], None] = print,
@@ -137,6 +149,8 @@ def export_model(
             the float32 file; layers stay in float until it is reached.
         half_pixel_resizes: resizes with aligned corners, which some delegates do not take, are made with half-pixel
             centres; the agreement tells what it costs, and has no minimum by default.
+        keep_concatenations: PSPNet's and ASPP's 3x3 convolutions over concatenated branches stay one convolution each: slower,
+            but without BATCH_MATMUL, which some delegates do not take. In 8-bit files they always do.
         overwrite: files that stand there are replaced.
         threads: of the runtimes in the check.
         log: gets a line for each file, and of a TFLite file its operators and what delegates make of them.
@@ -168,8 +182,10 @@ def export_model(
     representative = request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
     if checkpoint.config.quantization_aware:  # the files have an arithmetic of their own
         checkpoint = rebuilt(checkpoint, quantization_aware=False)
-    exported_model = rebuilt(checkpoint, align_corners=False) if half_pixel_resizes else checkpoint
-    job = _Job(checkpoint, exported_model, OUTPUTS[output], label_type, input_size, representative, mixed_agreement, threads)
+    changes = {"align_corners": False} if half_pixel_resizes else {}
+    changes |= {"branchwise": False} if keep_concatenations else {}
+    exported_network = rebuilt(checkpoint, **changes) if changes else checkpoint
+    job = _Job(checkpoint, exported_network, OUTPUTS[output], label_type, input_size, representative, mixed_agreement, threads)
     images, labels = request.check_images(check_images, checked, checkpoint, input_size)
     if max_miou_loss is not None and not labels:
         raise UserError(f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset and --dataset_dir")

@@ -7,6 +7,7 @@ import keras
 from deeplab_keras.blocks import conv_bn_act, head_style, separable_conv_bn_act
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.heads.classifier import classify
+from deeplab_keras.heads.project import project
 from deeplab_keras.layers import ResizeTo, Tensor, WindowPooling
 
 
@@ -48,14 +49,15 @@ def aspp(x: Tensor, config: ModelConfig) -> Tensor:
     for index, rate in enumerate(config.atrous_rates, start=1):
         block = separable_conv_bn_act if config.aspp_with_separable_conv else conv_bn_act
         branches.append(block(x, channels, 3, name=f"aspp{index}", style=style, act=act, dilation=rate))
+    names = {}
     if config.add_image_level_feature:
         pooled = conv_bn_act(image_pooling(x, config), channels, name="image_pooling", style=style, act="relu")
-        pooled = ResizeTo(config.align_corners, name="image_pooling_resize")([pooled, x])
-        branches.insert(0 if config.image_pooling_first else len(branches), pooled)
-    y = keras.layers.Concatenate(name="aspp_concat")(branches) if len(branches) > 1 else branches[0]
+        place = 0 if config.image_pooling_first else len(branches)
+        branches.insert(place, pooled)
+        names[place] = "image_pooling_resize"
+    y = project(branches, names, config, config.aspp_projection_kernel, name="aspp", act=act)
     if not config.aspp_projection_kernel:
         return y
-    y = conv_bn_act(y, channels, config.aspp_projection_kernel, name="aspp_project", style=style, act=act)
     if config.dropout_placement == "aspp" and config.dropout_rate:
         y = keras.layers.Dropout(config.dropout_rate, name="aspp_dropout")(y)
     return y

@@ -1,0 +1,102 @@
+"""The convolution computed map by map is the one over the concatenated maps, in value and gradient."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplab_keras import ModelConfig, build_segmentor, get_config
+from deeplab_keras.checkpoints.folder import assign_weights, named_weights
+from deeplab_keras.concat_conv import ConcatConv2D
+from deeplab_keras.layers import resize_bilinear
+
+
+def plain(maps, resized, layer):
+    """The same in the words of the papers: resize, concatenate, convolve."""
+    size = next(tuple(x.shape[1:3]) for place, x in enumerate(maps) if place not in resized)
+    same_size = [resize_bilinear(x, size, layer.align_corners) if place in resized else x for place, x in enumerate(maps)]
+    y = tf.nn.conv2d(tf.concat(same_size, -1), layer.kernel, 1, "SAME")
+    return y + layer.bias if layer.use_bias else y
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)), bins=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    kernel=st.sampled_from([(3, 3), (1, 3), (5, 1), (1, 1)]), first=st.booleans(), align=st.booleans(), bias=st.booleans(),
+)  # fmt: skip
+def test_value_and_gradient(size, bins, kernel, first, align, bias):
+    rng = np.random.default_rng(0)
+    maps = [tf.constant(rng.normal(size=(2, b, b + 1, 3)), tf.float32) for b in bins]
+    whole = [tf.constant(rng.normal(size=(2, *size, channels)), tf.float32) for channels in (4, 2)]
+    resized = tuple(range(len(bins))) if first else tuple(range(2, 2 + len(bins)))
+    maps = [*maps, *whole] if first else [*whole, *maps]
+    layer = ConcatConv2D(5, kernel, resized=resized, align_corners=align, use_bias=bias, bias_initializer="random_normal")
+    layer.build([x.shape for x in maps])
+    weights = [weight.value for weight in layer.weights]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(maps)
+        found, expected = layer(maps), plain(maps, resized, layer)
+        pull = tf.constant(rng.normal(size=found.shape), tf.float32)
+        found_loss, expected_loss = tf.reduce_sum(found * pull), tf.reduce_sum(expected * pull)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    ours, theirs = (tape.gradient(loss, [*maps, *weights]) for loss in (found_loss, expected_loss))
+    for mine, reference in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, reference, atol=5e-5 * max(1.0, float(tf.reduce_max(tf.abs(reference)))))
+
+
+def test_the_layer_survives_saving():
+    layer = ConcatConv2D(4, 3, resized=(1,), align_corners=True, use_bias=False, name="project")
+    copy = ConcatConv2D.from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config() and copy.resized == (1,)
+    assert layer.compute_output_shape([(None, 9, 7, 5), (None, 1, 1, 3)]) == (None, 9, 7, 4)
+
+
+def lively(model: keras.Model) -> None:
+    """Weights and statistics under which every branch counts."""
+    rng = np.random.default_rng(3)
+    for variable in model.weights:
+        noise = rng.normal(size=variable.shape) * 0.3
+        if variable.name == "moving_variance" or variable.name == "gamma":
+            variable.assign(np.exp(noise))
+        elif variable.name in ("beta", "moving_mean", "bias"):
+            variable.assign(noise)
+
+
+SMALL = dict(depth_multiplier=0.25, num_classes=5, head_channels=16, decoder_filters=8, dropout_rate=0.0)
+NETWORKS = {
+    "psp": get_config("pspnet_mobilenetv2os8_voc").replace(**SMALL),
+    "deeplab_v3": get_config("deeplabv3_mobilenetv2os8_voc").replace(**SMALL),
+    "deeplab_v3_plus": get_config("deeplabv3plus_mobilenetv2os8_voc").replace(**SMALL),
+    "aligned corners, window pooling first": ModelConfig(
+        head="deeplab_v3", align_corners=True, image_pooling_first=True, image_pooling_size=(3, 4), **SMALL
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+def test_networks_are_the_same_either_way(config):
+    model, as_drawn = build_segmentor(config), build_segmentor(config.replace(branchwise=False))
+    assert any(isinstance(layer, ConcatConv2D) for layer in model.layers)
+    assert not any(isinstance(layer, ConcatConv2D) for layer in as_drawn.layers)
+    lively(model)
+    assign_weights(as_drawn, named_weights(model), "here")
+    images = np.random.default_rng(0).integers(0, 256, (2, 65, 90, 3)).astype(np.float32)
+    found, expected = model.predict(images, verbose=0), as_drawn.predict(images, verbose=0)
+    assert expected.std(axis=(1, 2)).min() > 1e-3, "an even map would prove nothing"
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_half_precision_rounds_no_sum_of_enlarged_maps():
+    maps = [tf.random.stateless_normal((1, length, length, 8), (1, length)) for length in (12, 2)]
+    exact = ConcatConv2D(4, 3, resized=(1,))
+    half = ConcatConv2D(4, 3, resized=(1,), dtype="mixed_bfloat16")
+    for layer in (exact, half):
+        layer.build([x.shape for x in maps])
+    half.set_weights(exact.get_weights())
+    found = half([tf.cast(x, tf.bfloat16) for x in maps])
+    assert found.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(found, tf.float32), exact(maps), atol=0.06)
