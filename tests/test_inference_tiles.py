@@ -14,7 +14,8 @@ from test_inference import CLASSES, pointwise_model, run, softmax, wide_model
 from deeplab_keras.config import EvalConfig, ModelConfig, UserError
 from deeplab_keras.inference import Network, Predictor, predict_tiles
 from deeplab_keras.inference import logits as logits_module
-from deeplab_keras.inference.logits import _resize, _resize_rows, predict_labels, predict_logits
+from deeplab_keras.inference.logits import predict_labels, predict_logits
+from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.tiles import spans
 from deeplab_keras.segmentor import build_segmentor
 
@@ -26,9 +27,9 @@ from deeplab_keras.segmentor import build_segmentor
 )
 def test_rows_of_a_resize(source, size):
     x = noise(2, *source, 3)
-    whole = np.asarray(_resize(x, size))
+    whole = np.asarray(resize(x, size))
     for top, bottom in [(0, size[0]), (0, 1), (2, 5), (size[0] - 1, size[0])]:
-        np.testing.assert_allclose(_resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -12,8 +12,11 @@ import tensorflow as tf
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.inference.exported import ExportedNetwork
 from deeplab_keras.inference.network import Network
+from deeplab_keras.inference.resizing import resize, resize_rows
+from deeplab_keras.inference.windows import WindowRows, slide
 
 STRIP_BYTES = 1 << 28  # of scores at the image's size that are in memory at a time
+SUM_BYTES = 1 << 26  # the same where windows are summed up, whose logits are in memory too
 
 
 def predict_logits(
@@ -36,8 +39,8 @@ def predict_logits(
         UserError: `config` does not fit the model, or the model cannot take the images' size.
     """
     network = Network.of(model)
-    parts = _passes(network, images, config)
-    return tf.convert_to_tensor(_mean([_resize(part, images.shape[1:3]) for part in parts]))
+    parts = _passes(network, images, config, in_strips=False)
+    return tf.convert_to_tensor(_mean([resize(part, images.shape[1:3]) for part in parts]))
 
 
 def predict_labels(
@@ -45,7 +48,8 @@ def predict_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The most probable class of each pixel at the images' own size, and its probability if that is wanted.
 
-    Of large images, or many classes, the scores are enlarged strip by strip, so that they never lie in memory as a whole.
+    Of large images, or many classes, the scores are enlarged and windows are added up strip by strip, so that they never lie
+    in memory as a whole: beyond `STRIP_BYTES` of scores.
 
     Args:
         network: a model.
@@ -69,12 +73,14 @@ def predict_labels(
         every_label, every_confidence = zip(*single, strict=True)
         return np.concatenate(every_label), np.concatenate(every_confidence) if with_confidence else None
     decide = _decide_with_confidence if with_confidence else _decide
-    parts = _passes(network, images, config)
+    parts = _passes(network, images, config, in_strips=True)
     (batch, height, width), found = images.shape[:3], []
-    rows = max(1, STRIP_BYTES // _bytes_of_logits(batch, (1, width), network))
+    row = _bytes_of_logits(batch, (1, width), network)
+    rows = min([STRIP_BYTES // row, *(_rows_of_windows(part, height) for part in parts if isinstance(part, WindowRows))])
+    rows = max(1, rows)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        found.append(decide(_mean([_resize_rows(part, (height, width), top, bottom) for part in parts])))
+        found.append(decide(_mean([resize_rows(part, (height, width), top, bottom) for part in parts])))
     labels, *confidence = (np.concatenate([strip.numpy() for strip in strips], axis=1) for strips in zip(*found, strict=True))
     return labels, confidence[0] if confidence else None
 
@@ -107,13 +113,16 @@ def _mean(parts: list[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
     return tf.math.log(tf.maximum(total / len(parts), np.finfo(np.float32).tiny))
 
 
-def _passes(network: Network, images: Any, config: EvalConfig) -> list[tf.Tensor | np.ndarray]:
-    """Logits of every scale, mirrored and not, each at its own size."""
+Scores: TypeAlias = tf.Tensor | np.ndarray | WindowRows
+
+
+def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) -> list[Scores]:
+    """Logits of every scale, mirrored and not, each at its own size; large ones of windows come by rows where `in_strips`."""
     flips = (False, True) if config.add_flipped_images else (False,)
-    return [_one_pass(network, images, scale, flip, config) for scale in config.eval_scales for flip in flips]
+    return [_one_pass(network, images, scale, flip, config, in_strips) for scale in config.eval_scales for flip in flips]
 
 
-def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig) -> tf.Tensor | np.ndarray:
+def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig, in_strips: bool) -> Scores:
     """Logits from one run of the network, at one scale, mirrored or not, at the size in which they come."""
     size = tuple(images.shape[1:3])
     run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
@@ -125,52 +134,29 @@ def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: E
                 "give --eval_scales=1.0 or --inference=slide, or build the model for any size"
             )
         run_size = network.input_size
-    x = tf.cast(_resize(images, run_size), tf.float32)
+    x = resize(images, run_size)
     if flip:
         x = tf.reverse(x, axis=[2])
     if config.inference == "whole":  # resized once, from the head's own size, as SSSegmentation does it
+        x = tf.cast(x, tf.float32)
         other_size = run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
         logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
-    else:
-        logits = _slide(network, x, config)  # in NumPy, where mirroring copies nothing
-        return logits[:, :, ::-1] if flip else logits
-    return tf.reverse(logits, axis=[2]) if flip else logits
+        return tf.reverse(logits, axis=[2]) if flip else logits
+    if in_strips and _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES:
+        rows = WindowRows(network, x, config, mirrored=flip)
+        if rows.smaller:
+            return rows
+    logits = slide(network, x, config)  # in NumPy, where mirroring copies nothing
+    return logits[:, :, ::-1] if flip else logits
+
+
+def _rows_of_windows(scores: WindowRows, height: int) -> int:
+    """Rows of an image of this height that take `SUM_BYTES` of windows; at scale 2 each takes two rows, twice as long."""
+    return SUM_BYTES * height // (4 * math.prod(scores.shape))
 
 
 def _bytes_of_logits(batch: int, size: tuple[int, ...], network: Network) -> int:
     return 4 * batch * math.prod(size) * network.num_classes
-
-
-def _slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray:
-    """Mean of the logits of overlapping windows; a model of fixed size gives the window's size."""
-    batch, height, width = images.shape[:3]
-    window = network.input_size or config.eval_crop_size
-    stride = config.eval_stride or tuple(max(1, length * 2 // 3) for length in window)
-    if stride[0] > window[0] or stride[1] > window[1]:
-        raise UserError(
-            f"--eval_stride={stride[0]},{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}; "
-            "give at most their size"
-        )
-    rows, columns = min(window[0], height), min(window[1], width)
-    corners = [(y, x) for y in window_starts(height, rows, stride[0]) for x in window_starts(width, columns, stride[1])]
-    total = np.zeros((batch, height, width, network.num_classes), np.float32)
-    count = np.zeros((height, width, 1), np.float32)
-    together = max(1, config.eval_batch_size // batch)
-    for first in range(0, len(corners), together):
-        group = corners[first : first + together]
-        pieces = tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0)
-        logits = _resize(network(_resize(pieces, network.input_size or (rows, columns))), (rows, columns))
-        for (y, x), part in zip(group, np.split(logits.numpy(), len(group)), strict=True):
-            total[:, y : y + rows, x : x + columns] += part
-            count[y : y + rows, x : x + columns] += 1
-    total /= count
-    return total
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along a side; the last window ends at the edge."""
-    steps = -(-max(length - window, 0) // stride)
-    return [min(step * stride, length - window) for step in range(steps + 1)]
 
 
 def resized_size(size: tuple[int, ...], config: EvalConfig) -> tuple[int, int]:
@@ -182,24 +168,3 @@ def resized_size(size: tuple[int, ...], config: EvalConfig) -> tuple[int, int]:
     if config.eval_long_side:
         factor = min(factor, config.eval_long_side / max(size))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-
-
-def _resize(x: Any, size: tuple[int, ...]) -> Any:
-    """Bilinear with half-pixel centres, float32 if it changes anything."""
-    return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
-
-
-def _resize_rows(x: tf.Tensor | np.ndarray, size: tuple[int, int], top: int, bottom: int) -> tf.Tensor | np.ndarray:
-    """The rows from `top` to `bottom` of `_resize(x, size)`."""
-    height, (full_height, width) = x.shape[1], size
-    if (top, bottom) == (0, full_height):
-        return _resize(x, size)
-    if height == full_height:
-        return _resize(x[:, top:bottom], (bottom - top, width))
-    scale = np.float32(height) / np.float32(full_height)  # all in float32, as TensorFlow's own kernel does it
-    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    low = np.floor(position).clip(0, height - 1).astype(np.int32)
-    high = np.minimum(low + 1, height - 1)
-    share = np.clip(position - low, 0, 1)[:, None, None]
-    above, below = tf.gather(x, low, axis=1), tf.gather(x, high, axis=1)
-    return _resize(above + (below - above) * share, (bottom - top, width))

@@ -1,0 +1,35 @@
+"""Bilinear resize of class scores, as a whole or some rows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def resize(x: Any, size: tuple[int, ...]) -> Any:
+    """`[batch, height, width, channels]` resized with half-pixel centres, float32 if that changes anything."""
+    return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
+
+
+def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
+    """The rows from `top` to `bottom` of `resize(x, size)`; `x` may also be a `WindowRows`, of which only some are asked for."""
+    height, (full_height, width) = x.shape[1], size
+    if (top, bottom) == (0, full_height):
+        return resize(_rows(x, 0, height), size)
+    if height == full_height:
+        return resize(_rows(x, top, bottom), (bottom - top, width))
+    scale = np.float32(height) / np.float32(full_height)  # all in float32, as TensorFlow's own kernel does it
+    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    low = np.floor(position).clip(0, height - 1).astype(np.int32)
+    high = np.minimum(low + 1, height - 1)
+    share = np.clip(position - low, 0, 1)[:, None, None]
+    first = low[0]
+    x = _rows(x, first, high[-1] + 1)
+    above, below = tf.gather(x, low - first, axis=1), tf.gather(x, high - first, axis=1)
+    return resize(above + (below - above) * share, (bottom - top, width))
+
+
+def _rows(x: Any, top: int, bottom: int) -> Any:
+    return x[:, top:bottom] if isinstance(x, tf.Tensor | np.ndarray) else x.rows(top, bottom)
