@@ -360,3 +360,29 @@ def test_150_classes_at_the_labels_size_stay_under_two_gibibytes() -> None:
     kibibytes = int(done.stdout.split()[-1])
     print(f"{kibibytes / 2**20:.2f} GiB more than with the network alone")
     assert kibibytes < 2 * 2**20
+
+
+SLIDING_ADE20K = """
+import resource
+import numpy as np
+from deeplab_keras import zoo
+from deeplab_keras.config import EvalConfig
+from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.segmentor import build_segmentor
+
+network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
+image = np.kron(np.random.default_rng(0).integers(0, 255, (30, 40, 3)), np.ones((100, 100, 1))).astype(np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Predictor(network, EvalConfig(inference="slide")).labels_and_confidence(image[None])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_150_classes_by_sliding_window_stay_under_two_gibibytes() -> None:
+    """Of 4000x3000 pixels all scores would be 6.7 GiB; the network's own activations of four windows count too."""
+    done = subprocess.run([sys.executable, "-c", SLIDING_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kibibytes = int(done.stdout.split()[-1])
+    print(f"{kibibytes / 2**20:.2f} GiB more than with the network alone")
+    assert kibibytes < 2 * 2**20

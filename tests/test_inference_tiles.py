@@ -17,6 +17,7 @@ from deeplab_keras.inference import logits as logits_module
 from deeplab_keras.inference.logits import predict_labels, predict_logits
 from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.tiles import spans
+from deeplab_keras.inference.windows import WindowRows, slide
 from deeplab_keras.segmentor import build_segmentor
 
 # --- Strips ---
@@ -126,3 +127,86 @@ def test_tiles_need_the_memory_of_a_tile():
     finally:
         tracemalloc.stop()
     assert peak < image.nbytes + 2 * 144 * 144 * 64 * 4
+
+
+# --- Windows by rows ---
+
+
+def segmentor(align_corners: bool = False) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    small = ModelConfig(depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=6)
+    return build_segmentor(small.replace(align_corners=align_corners))
+
+
+def slide_config(**options) -> EvalConfig:
+    return EvalConfig(inference="slide", **options)
+
+
+def random_slides(count: int):
+    """Sizes, windows, strides, scales, mirrored or not, rows of a strip."""
+    random = np.random.default_rng(7)
+    for _ in range(count):
+        window = random.integers(33, 60, 2)
+        stride = [int(random.integers(window[axis] // 2, window[axis] + 1)) for axis in range(2)]
+        scales = tuple(random.choice([0.5, 0.75, 1.0, 1.3, 2.0], random.integers(1, 3), replace=False).tolist())
+        options = dict(eval_crop_size=tuple(window.tolist()), eval_stride=tuple(stride), eval_scales=scales,
+                       add_flipped_images=bool(random.integers(2)), eval_batch_size=int(random.integers(1, 6)),
+                       eval_short_side=int(random.choice([0, 0, 60])))  # fmt: skip
+        yield tuple(random.integers(30, 130, 2).tolist()), options, int(random.integers(1, 40))
+
+
+@pytest.mark.parametrize("align_corners", [False, True], ids=["half-pixel", "aligned corners"])
+def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners):
+    """Of the plain form, which holds all scores: equal to rounding, labels too; also of windows at their full size."""
+    network, by_rows = Network(segmentor(align_corners)), []
+    made = WindowRows.__init__
+    monkeypatch.setattr(WindowRows, "__init__", lambda self, *args, **given: by_rows.append(self) or made(self, *args, **given))
+    for size, options, lines in random_slides(8):
+        images, config = noise(1, *size, 3).astype(np.uint8), slide_config(**options)
+        monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 28)
+        monkeypatch.setattr(logits_module, "SUM_BYTES", 1 << 26)
+        scores = predict_logits(network, images, config).numpy()
+        at_once, sure = predict_labels(network, images, config, with_confidence=True)
+        assert not by_rows and (at_once == scores.argmax(-1)).all()
+        monkeypatch.setattr(logits_module, "STRIP_BYTES", 1)
+        monkeypatch.setattr(logits_module, "SUM_BYTES", 4 * lines * size[1] * 6)
+        labels, confidence = predict_labels(network, images, config, with_confidence=True)
+        assert any(rows.smaller for rows in by_rows) or align_corners
+        by_rows.clear()
+        np.testing.assert_allclose(confidence, sure, atol=1e-5)
+        assert (labels == at_once).all(), (size, options)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
+    """Windows of a network without a last resize are added up in the same order: equal to the bit, for any rows."""
+    network, images = Network(wide_model()), noise(2, 90, 31, 3).astype(np.uint8)
+    config = slide_config(eval_crop_size=(13, 17), eval_stride=(6, 17), eval_batch_size=5)
+    whole = slide(network, images, config)
+    rows = WindowRows(network, images, config, mirrored=mirrored)
+    assert rows.smaller and rows.shape == whole.shape
+    for top, bottom in [(0, 1), (0, 13), (12, 14), (13, 50), (49, 90), (89, 90)]:
+        np.testing.assert_array_equal(rows.rows(top, bottom), whole[:, top:bottom, :: -1 if mirrored else 1])
+
+
+def test_dense_windows_of_a_network_without_a_resize_are_added_up_at_once():
+    """Kept one by one they would be more than the whole."""
+    config = slide_config(eval_crop_size=(40, 40), eval_stride=(5, 5))
+    assert not WindowRows(Network(wide_model()), noise(1, 60, 60, 3), config).smaller
+
+
+def test_windows_by_rows_need_the_memory_of_some_rows(monkeypatch):
+    """Of NumPy's memory: labels twice, which are a third of what the whole would be, and some windows."""
+    network = Network(segmentor())
+    image = noise(1, 150, 32, 3).astype(np.uint8).repeat(10, 1).repeat(16, 2)
+    monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 20)
+    monkeypatch.setattr(logits_module, "SUM_BYTES", 1 << 20)
+    config = slide_config(eval_crop_size=(128, 128))
+    predict_labels(network, image[:, :128], config)
+    tracemalloc.start()
+    try:
+        predict_labels(network, image, config)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.6 * 4 * 6 * image[..., 0].size

@@ -14,7 +14,7 @@ def resize(x: Any, size: tuple[int, ...]) -> Any:
 
 
 def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
-    """The rows from `top` to `bottom` of `resize(x, size)`; `x` may also be a `WindowRows`, of which only some are asked for."""
+    """The rows from `top` to `bottom` of `resize(x, size)`; `x` may also be something that has a shape and gives `rows`."""
     height, (full_height, width) = x.shape[1], size
     if (top, bottom) == (0, full_height):
         return resize(_rows(x, 0, height), size)

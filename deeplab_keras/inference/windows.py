@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -50,25 +49,36 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [min(step * stride, length - window) for step in range(steps + 1)]
 
 
-class Seen(NamedTuple):
-    """A window that went through the network: its first row and column, and its logits `[batch, ., ., num_classes]`."""
+class Seen:
+    """Logits of a window that went through the network; rows go as soon as others below them were asked for.
 
-    y: int
-    x: int
-    logits: np.ndarray
+    Args:
+        y: the window's first row in the image.
+        x: its first column.
+        logits: `[batch, height, width, num_classes]`, at the window's size or smaller.
+    """
+
+    def __init__(self, y: int, x: int, logits: np.ndarray) -> None:
+        self.y, self.x, self.shape = y, x, logits.shape
+        self._rows: list[np.ndarray | None] = [logits[:, row].copy() for row in range(logits.shape[1])]  # freed one by one
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """The rows from `top` to `bottom`; none above `top` may be asked for later."""
+        self._rows[:top] = [None] * top
+        return np.stack([row for row in self._rows[top:bottom] if row is not None], axis=1)
 
 
 def _run(
     windows: Windows, images: tf.Tensor, input_size: tuple[int, int], together: int, scores: Callable[[tf.Tensor], tf.Tensor]
-) -> Iterator[Seen]:
-    """The windows in order, so many at a time through the network."""
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """First row, first column and logits of the windows in order; so many go through the network at a time."""
     rows, columns = windows.size
     for first in range(0, len(windows.corners), together):
         group = windows.corners[first : first + together]
         pieces = tf.cast(tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0), tf.float32)
         logits = scores(resize(pieces, input_size)).numpy()
         for (y, x), part in zip(group, np.split(logits, len(group)), strict=True):
-            yield Seen(y, x, part)
+            yield y, x, part
 
 
 def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray:
@@ -95,9 +105,9 @@ def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray
 class WindowRows:
     """What `slide` gives, some rows at a time from the top down, so that it never lies in memory as a whole.
 
-    Only the windows that reach into the rows that are asked for, or lie below them and were run with them, are kept, and of a
-    network that ends with a resize, their logits as they are before it. Sums are those of `slide` in the same order; the
-    resize of some rows alone rounds otherwise in the last digits.
+    Kept is of each window what later rows can ask for, and of a network that ends with a resize the logits as they are before
+    it: for a window of 512 rows a band of the image that is about 700 rows high, at a quarter of the width and height.
+    Sums are those of `slide` in the same order; the resize of some rows alone rounds otherwise in the last digits.
 
     Args:
         network: a model.
@@ -119,8 +129,8 @@ class WindowRows:
         self._windows = windows = Windows(network, (height, width), config)
         input_size = network.input_size or windows.size  # one of fixed size gets what is lower or narrower resized to it
         before_resize = network.ends_with_resize and input_size == windows.size
-        rows_of_windows = windows.size[0] // windows.stride[0] + 1
-        self.smaller = before_resize or rows_of_windows * windows.size[0] * windows.size[1] / windows.stride[1] < height
+        rows, columns = (length / step for length, step in zip(windows.size, windows.stride, strict=True))  # of windows a pixel
+        self.smaller = before_resize or windows.size[0] * (rows + 1) / 2 * columns < height
         together = max(1, config.eval_batch_size // batch)
 
         def scores(pieces: tf.Tensor) -> tf.Tensor:
@@ -138,16 +148,17 @@ class WindowRows:
         """
         (height, width), corners = self._windows.size, self._windows.corners
         while self._count < len(corners) and corners[self._count][0] < bottom:
-            self._kept.append(next(self._coming))
+            self._kept.append(Seen(*next(self._coming)))
             self._count += 1
         while self._kept[0].y + height <= top:
             self._kept.popleft()
         total = np.zeros((self.shape[0], bottom - top, *self.shape[2:]), np.float32)
         count = np.zeros((bottom - top, self.shape[2], 1), np.float32)
-        for y, x, logits in self._kept:
-            first, last = max(top, y), min(bottom, y + height)
+        for seen in self._kept:
+            first, last = max(top, seen.y), min(bottom, seen.y + height)
             if first < last:
-                total[:, first - top : last - top, x : x + width] += resize_rows(logits, (height, width), first - y, last - y)
-                count[first - top : last - top, x : x + width] += 1
+                here = np.s_[first - top : last - top, seen.x : seen.x + width]
+                total[:, *here] += resize_rows(seen, (height, width), first - seen.y, last - seen.y)
+                count[here] += 1
         total /= count
         return total[:, :, ::-1] if self.mirrored else total
