@@ -167,7 +167,7 @@ def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
 
 def test_a_huge_picture_goes_before_the_next_is_read(job, tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "AHEAD", 100)
-    monkeypatch.setattr(images_module, "HUGE", 100)
+    monkeypatch.setattr(images_module, "HUGE", {"whole": 100})
     held: list[weakref.ref] = []
     alive = []
 
@@ -216,11 +216,26 @@ def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
     for name, labels in expected.items():
         assert (np.asarray(Image.open(tmp_path / "out" / name)) == labels).all(), name
     calls.clear()
-    monkeypatch.setattr(images_module, "HUGE", 500)
+    monkeypatch.setattr(images_module, "HUGE", {"whole": 500, "slide": 700})
     job(put(tmp_path / "big.png", 20, 30), outputs=("labels",))
     job(put(tmp_path / "big2.png", 20, 30), EvalConfig(eval_short_side=10), outputs=("labels",))
     assert calls == [(1, 20, 30)] * 2
     assert (np.asarray(Image.open(tmp_path / "out/big_labels.png")) == open_image(tmp_path / "big.png").argmax(-1)).all()
+
+
+def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys):
+    """Other labels than those of the whole image may come of it."""
+    monkeypatch.setattr(images_module, "HUGE", {"whole": 500, "slide": 700})
+    put(tmp_path / "big.png", 20, 30)
+    job(tmp_path / "big.png", outputs=("labels",))
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see")
+    for config, options in [(EvalConfig(inference="slide"), {}), (EvalConfig(), {"tile_size": (16, 16)})]:
+        job(tmp_path / "big.png", config, outputs=("labels",), overwrite=True, **options)
+        assert "goes in tiles" not in capsys.readouterr().err
+
+
+def test_a_photograph_of_a_phone_goes_in_one_piece():
+    assert images_module.HUGE["whole"] >= 4032 * 3024
 
 
 def test_little_waits_at_a_time(job, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ class PredictConfig(Config):
     submission: str = option("", "writes what a benchmark's server takes, instead of outputs", choices=("", "cityscapes", "voc", "ade20k"))
     legend: bool = option(True, "draws the classes that are there below the overlay")
     probability_type: str = option("float16", "of the numbers in *_probabilities.npz", choices=("float16", "float32"))
-    tile_size: tuple[int, ...] = option((), "larger images are predicted in tiles of this height,width; empty: 1024,1024 from 25 megapixels on, unless the image is resized first")
+    tile_size: tuple[int, ...] = option((), "larger images are predicted in tiles of this height,width; empty: 1024,1024 above 12.5 megapixels (with --inference=slide 25), unless the image is resized first")
     tile_overlap: int = option(128, "pixels that a tile sees beyond its edges")
     max_megapixels: int = option(200, "larger images are refused, because a small file may hold one that fills the memory")
     max_frames: int = option(0, "a video or the camera ends after so many frames; 0: at its end, or by Ctrl-C")

@@ -18,7 +18,9 @@ from deeplab_keras.progress import Progress
 
 AHEAD = 64_000_000  # pixels that are read, or wait to be written, beside those in work
 TOGETHER = 8_000_000  # pixels of a batch at most, unless one image has more
-HUGE = 25_000_000  # pixels from which on an image is predicted in tiles
+# Pixels above which an image is predicted in tiles. In one piece full-width networks take 450 to 600 bytes a pixel, whatever
+# their output stride: the largest layers are the first ones. Sliding windows have bounded activations.
+HUGE = {"whole": 12_500_000, "slide": 25_000_000}
 TILE = (1024, 1024)
 MAX_PROBABILITIES = 1 << 32  # bytes of an image's probabilities in float32
 
@@ -152,14 +154,17 @@ class ImageJob:
         settings, (width, height) = self.predictor.config, size
         if self.config.tile_size:
             return height > self.config.tile_size[0] or width > self.config.tile_size[1]
-        whole_image = settings.inference == "official" or settings.eval_short_side or self.predictor.network.input_size
-        return width * height > HUGE and not whole_image
+        in_one_piece = settings.inference not in HUGE or settings.eval_short_side or self.predictor.network.input_size
+        return not in_one_piece and width * height > HUGE[settings.inference]
 
     def _tiles(self, picture: Picture) -> np.ndarray:
         item, image = picture
         if self.results.with_probabilities:
             raise UserError("no probabilities of an image in tiles; leave them out of --outputs, or give a larger --tile_size")
         height, width = self.config.tile_size or TILE
+        if not self.config.tile_size:
+            size, limit = f"{image.width}x{image.height}", HUGE[self.predictor.config.inference] / 1e6
+            self.bar.write(f"{item.path}: {size}, above {limit:g} megapixels, goes in tiles of {height}x{width}; see --tile_size")
         bar = Progress(1, item.path, unit="tiles")
 
         def show(done: int, count: int) -> None:
