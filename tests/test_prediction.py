@@ -228,7 +228,8 @@ def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(images_module, "HUGE", {"whole": 500, "slide": 700})
     put(tmp_path / "big.png", 20, 30)
     job(tmp_path / "big.png", outputs=("labels",))
-    assert capsys.readouterr().err.startswith(f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see")
+    told = f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see --tile_size\n"
+    assert capsys.readouterr().err.startswith(told)
     for config, options in [(EvalConfig(inference="slide"), {}), (EvalConfig(), {"tile_size": (16, 16)})]:
         job(tmp_path / "big.png", config, outputs=("labels",), overwrite=True, **options)
         assert "goes in tiles" not in capsys.readouterr().err

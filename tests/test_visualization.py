@@ -31,6 +31,7 @@ from deeplab_keras.visualization import (
     save_png,
     save_png_strips,
 )
+from deeplab_keras.visualization.panels import RIM
 
 PALETTE = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 40))
 INFO = DatasetInfo("blocks", ("__sky__", "traffic_light", "car, auto", "tree"), PALETTE)
@@ -178,6 +179,8 @@ def test_panel_with_a_label(size: tuple[int, int], factor: float) -> None:
     image, label, prediction = scene(*size)
     height, width = round(size[0] * factor), round(size[1] * factor)
     picture = panel(image, label, prediction, INFO, with_legend=False)
+    assert (picture[-1] == RIM).all(-1).sum() == 4 * (width + 2)  # around each, so that a white one ends somewhere
+    picture = picture[:-1, 1:-1]
     caption, gap = picture.shape[0] - height, max(4, width // 50)
     assert SMALLEST <= max(height, width) <= LARGEST
     assert picture.shape[1] == 4 * width + 3 * gap and 20 < caption < 100
@@ -198,7 +201,7 @@ def test_panel_with_a_label(size: tuple[int, int], factor: float) -> None:
 
 def test_panel_without_a_label() -> None:
     image, _, prediction = scene(400, 500)
-    picture = panel(image, None, prediction, INFO, with_legend=False)
+    picture = panel(image, None, prediction, INFO, with_legend=False)[:-1, 1:-1]
     assert picture.shape[1] == 3 * 500 + 2 * 10
     caption = picture.shape[0] - 400
     np.testing.assert_array_equal(picture[caption:, :500], image)
@@ -218,10 +221,18 @@ def test_panels_legend_lists_the_classes_of_label_and_prediction() -> None:
     assert has_colour(below, (0, 0, 0)) and has_colour(below, colorblind_palette(4)[1])
 
 
+def test_panels_legend_has_the_ends_of_the_confidence() -> None:
+    image, label, prediction = scene(400, 500)
+    without = panel(image, label, prediction, INFO)
+    with_it = panel(image, label, prediction, INFO, confidence=np.full((400, 500), 0.5, np.float32))
+    for end in confidence_map(np.array([0, 1])):
+        assert has_colour(with_it, tuple(end.tolist())) and not has_colour(without, tuple(end.tolist()))
+
+
 def test_panel_without_the_photograph() -> None:
     """Nothing of it is in the picture: neither as a tile nor under the errors."""
     image, label, prediction = scene(400, 500)
-    picture = panel(None, label, prediction, INFO, with_legend=False)
+    picture = panel(None, label, prediction, INFO, with_legend=False)[:-1, 1:-1]
     assert picture.shape[1] == 3 * 500 + 2 * 10
     caption = picture.shape[0] - 400
     np.testing.assert_array_equal(picture[caption:, :500], colorize(label, INFO))

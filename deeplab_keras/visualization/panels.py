@@ -43,6 +43,7 @@ def legend(
     *,
     text_size: int = 0,
     palette: str = "dataset",
+    with_confidence: bool = False,
 ) -> Array:
     """Swatches with the classes' names, in columns.
 
@@ -52,6 +53,7 @@ def legend(
         width: width of the picture; more, if the longest name needs it.
         text_size: height of the text in pixels; default by the width.
         palette: as for `class_colours`.
+        with_confidence: lists the scale of `confidence_map` too.
     """
     listed = set(range(info.num_classes) if present is None else map(int, present))
     classes = sorted(listed & set(range(info.num_classes)) - {info.ignore_label})
@@ -59,6 +61,8 @@ def legend(
     entries = [(short_name(info.class_names[i]), colours[i]) for i in classes]
     if info.ignore_label in listed:
         entries.append(("not labelled", colours[-1]))
+    if with_confidence:
+        entries += zip(("0 % sure", "100 % sure"), confidence_map(np.array([0, 1])), strict=True)
     size = text_size or _text_size(width)
     line, swatch, gap = round(1.7 * size), round(1.1 * size), round(0.5 * size)
     column = max((round(_font(size).getlength(name)) for name, _ in entries), default=0) + swatch + 4 * gap
@@ -134,24 +138,27 @@ def panel(
     row = captioned(tiles)
     if not with_legend:
         return row
-    return grid([row, legend(info, present, row.shape[1], palette=palette)], gap=_text_size(row.shape[1]) // 3)
+    below = legend(info, present, row.shape[1], palette=palette, with_confidence=confidence is not None)
+    return grid([row, below], gap=_text_size(row.shape[1]) // 3)
 
 
 def captioned(tiles: dict[str, Array]) -> Array:
-    """Pictures of one size side by side, each below its caption."""
+    """Pictures of one size side by side, each below its caption and within a thin rim: white ones end somewhere too."""
     tiles = {_without_accents(caption): tile for caption, tile in tiles.items()}
     height, width = next(iter(tiles.values())).shape[:2]
     gap = max(4, width // 50)
     size = _text_size(len(tiles) * (width + gap) - gap)
     cell = max(width, *(round(_font(size).getlength(caption)) for caption in tiles))  # wider than a very narrow image
-    total = len(tiles) * (cell + gap) - gap
+    total = len(tiles) * (cell + gap) - gap + 2
     bar = round(1.8 * size)
-    picture = Image.new("RGB", (total, bar + height), WHITE)
+    picture = Image.new("RGB", (total, bar + height + 1), WHITE)
     draw = ImageDraw.Draw(picture)
     for i, (caption, tile) in enumerate(tiles.items()):
-        left = i * (cell + gap)
+        left = i * (cell + gap) + 1
         draw.text((left + cell / 2, bar / 2), caption, fill=INK, font=_font(size), anchor="mm")
-        picture.paste(Image.fromarray(tile), (left + (cell - width) // 2, bar))
+        x = left + (cell - width) // 2
+        draw.rectangle((x - 1, bar - 1, x + width, bar + height), outline=RIM)
+        picture.paste(Image.fromarray(tile), (x, bar))
     return np.array(picture)
 
 
