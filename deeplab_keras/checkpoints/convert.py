@@ -16,18 +16,10 @@ from deeplab_keras.checkpoints.official_files import read_source
 from deeplab_keras.checkpoints.pth import read_pth, write_pth
 from deeplab_keras.checkpoints.transfer import Proof, Rules, dump_weights, load_weights, prove, slots
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
-from deeplab_keras.data.ade20k import ADE20K, ADE20K_151
-from deeplab_keras.data.cityscapes import CITYSCAPES
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.data.voc2012 import VOC2012
 from deeplab_keras.segmentor import build_segmentor
 
 CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
-# Part of a model's name, or its source -> the dataset it was trained on, if the number of classes agrees.
-DATASETS = (
-    ("voc", VOC2012), ("pascal", VOC2012), ("torchvision", VOC2012), ("ade20k", ADE20K), ("ade20k", ADE20K_151),
-    ("cityscapes", CITYSCAPES),
-)  # fmt: skip
 # Fields of ModelConfig that matter in training alone, or differ between the datasets.
 FREE = {
     "name", "num_classes", "dropout_rate", "dropout_placement", "initialization", "backbone_bn_momentum",
@@ -124,7 +116,14 @@ def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: s
         if len(class_names) != config.num_classes:
             raise UserError(f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; give as many")
         return info_for_classes("converted", class_names)
-    for part, info in DATASETS:
+    from deeplab_keras.data import ade20k, cityscapes, voc2012  # their files are read by TensorFlow, the models are not
+
+    # Part of a model's name, or its source -> the dataset it was trained on, if the number of classes agrees.
+    datasets = (
+        ("voc", voc2012.VOC2012), ("pascal", voc2012.VOC2012), ("torchvision", voc2012.VOC2012), ("ade20k", ade20k.ADE20K),
+        ("ade20k", ade20k.ADE20K_151), ("cityscapes", cityscapes.CITYSCAPES),
+    )  # fmt: skip
+    for part, info in datasets:
         if part in f"{config.name} {source}" and info.num_classes == config.num_classes:
             return info
     return info_for_classes("converted", [f"class_{index}" for index in range(config.num_classes)])

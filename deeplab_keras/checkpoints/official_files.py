@@ -7,6 +7,8 @@
 
 A folded batch norm becomes one that does the same: mean 0, variance 1 - epsilon, gamma the folded factor (or 1) and
 beta the folded offset.
+
+TensorFlow is imported where a file is read, so that models are built and loaded on other backends without it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
-from deeplab_keras.checkpoints.frozen_graph import read_frozen_graph
-from deeplab_keras.checkpoints.tflite_weights import read_tflite
 from deeplab_keras.config import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -82,8 +81,8 @@ def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilo
     if path.suffix in (".pb", ".tflite"):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        read, kind = (read_frozen_graph, "frozen graph") if path.suffix == ".pb" else (read_tflite, "TFLite file")
-        tensors, folded = unfold(read(path), epsilon, head_epsilon)
+        convolutions, kind = _read_graph(path)
+        tensors, folded = unfold(convolutions, epsilon, head_epsilon)
         return Source(tensors, kind, str(path), folded)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
     return Source(_read_checkpoint(prefix), "TF1 checkpoint", prefix)
@@ -96,10 +95,23 @@ def is_official_file(path: str) -> bool:
     return os.path.isdir(path) and any(name.endswith(".index") for name in os.listdir(path))
 
 
+def _read_graph(path: pathlib.Path) -> tuple[Tensors, str]:
+    """The tensors of a graph, and what kind of file it is."""
+    if path.suffix == ".pb":
+        from deeplab_keras.checkpoints.frozen_graph import read_frozen_graph
+
+        return read_frozen_graph(path), "frozen graph"
+    from deeplab_keras.checkpoints.tflite_weights import read_tflite
+
+    return read_tflite(path), "TFLite file"
+
+
 # === Checkpoints ===
 
 
 def _read_checkpoint(prefix: str) -> Tensors:
+    import tensorflow as tf
+
     if os.path.exists(f"{prefix}.index"):
         _check_shards(prefix)
     elif not os.path.isfile(prefix):
@@ -136,6 +148,8 @@ def _check_shards(prefix: str) -> None:
 
 def _find(folder: pathlib.Path) -> pathlib.Path:
     """The weights in a folder or in its only subfolder: a checkpoint, else a frozen graph, else a TFLite file."""
+    import tensorflow as tf
+
     for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
         state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
         if state:

@@ -1,87 +1,19 @@
-"""Datasets by name, all behind one concept: the source."""
+"""Datasets: their files, classes, augmentation and batches. `open_dataset` opens each of them by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tensorflow as tf
+if TYPE_CHECKING:
+    from deeplab_keras.data.datasets import DATASETS, FILES, Source, open_dataset, open_files
+    from deeplab_keras.data.files import FileSource
 
-from deeplab_keras.config import DataConfig, unknown_name
-from deeplab_keras.data.ade20k import find_ade20k, find_ade20k_151
-from deeplab_keras.data.cache import CachedSource, cache_on_disk
-from deeplab_keras.data.camvid import find_camvid
-from deeplab_keras.data.cityscapes import find_cityscapes
-from deeplab_keras.data.files import FileSource, Pairs, open_pairs
-from deeplab_keras.data.folder import find_folder
-from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.synthetic import open_synthetic
-from deeplab_keras.data.tfds_source import PREFIX, open_tfds
-from deeplab_keras.data.tfrecords import has_records, open_records
-from deeplab_keras.data.voc2012 import find_voc2012
+__all__ = ["DATASETS", "FILES", "FileSource", "Source", "open_dataset", "open_files"]
 
 
-class Source(Protocol):
-    """Numbered pairs of image and label: one split of one dataset."""
-
-    @property
-    def info(self) -> DatasetInfo:
-        """Classes, colours and ignore label."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """A name for each pair, as a relative path without suffix."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`."""
-        ...
-
-    def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same as a part of a tf.data graph."""
-        ...
-
-
-# Datasets of image and mask files: what finds the files of a split.
-FILES: dict[str, Callable[[DataConfig, str], Pairs]] = {
-    "folder": find_folder,
-    "camvid": find_camvid,
-    "voc2012": find_voc2012,
-    "pascal_voc_seg": find_voc2012,  # the official DeepLab's name
-    "ade20k": find_ade20k,
-    "ade20k_151": find_ade20k_151,
-    "cityscapes": find_cityscapes,
-}
-
-
-def open_files(config: DataConfig, split: str) -> FileSource:
-    """A split of one of FILES, checked."""
-    return open_pairs(config, FILES[config.dataset](config, split))
-
-
-DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
-    "synthetic": open_synthetic,
-    "tfrecord": open_records,
-    **dict.fromkeys(FILES, open_files),
-}
-
-
-def open_dataset(config: DataConfig, split: str) -> Source:
-    """A split of the dataset that the config names, checked, and cached if the config says so.
-
-    Raises:
-        UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that says which.
-    """
-    if config.dataset.startswith(PREFIX):
-        source: Source = open_tfds(config, split)
-    elif config.dataset not in DATASETS:
-        raise unknown_name("--dataset", config.dataset, DATASETS)
-    else:
-        source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
-    if config.cache_dir:
-        source = cache_on_disk(source, config.cache_dir, f"{config.dataset}/{split}")
-    return CachedSource(source) if config.cache else source
+def __getattr__(name: str) -> Any:
+    """Imported when first used: `data.info`, which checkpoints read, needs no TensorFlow."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.datasets"), name)

@@ -21,7 +21,7 @@ from deeplab_keras.progress import Progress
 from deeplab_keras.writing import replacing, write_text
 
 if TYPE_CHECKING:
-    from deeplab_keras.data import Source
+    from deeplab_keras.data.datasets import Source
 
 HEADER = 8  # height and width, int32 each; then the image's pixels and the label's
 
