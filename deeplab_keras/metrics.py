@@ -12,12 +12,16 @@ import keras
 import numpy as np
 from keras import ops
 
+# JAX has no 64-bit numbers unless it is told to.
+COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else ("int64", "float64")
+
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class ConfusionMatrix(keras.metrics.Metric):
     """Streaming confusion matrix whose result is the mean intersection over union.
 
-    The counts are int64 (a float32 counter stands still at 2**24 pixels, a few Cityscapes images). A class that is in
+    The counts are int64 (a float32 counter stands still at 2**24 pixels, a few Cityscapes images); on JAX uint32, which holds
+    4.29 billion pixels of a pair of classes between two resets. A class that is in
     neither the labels nor the predictions is left out of the mean; with no counted pixel at all the result is 0.
 
     A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class, is counted in
@@ -33,8 +37,8 @@ class ConfusionMatrix(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        self.matrix = self.add_variable((num_classes, num_classes), "zeros", dtype="int64", name="matrix")
-        self.out_of_range = self.add_variable((), "zeros", dtype="int64", name="out_of_range")
+        self.matrix = self.add_variable((num_classes, num_classes), "zeros", dtype=COUNTS, name="matrix")
+        self.out_of_range = self.add_variable((), "zeros", dtype=COUNTS, name="out_of_range")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts a batch.
@@ -58,16 +62,16 @@ class ConfusionMatrix(keras.metrics.Metric):
         cells = ops.where(known, labels * size + predictions, size * size)
         cells = ops.where(labels == self.ignore_label, size * size + 1, cells)
         counts = ops.segment_sum(ops.ones_like(cells), cells, num_segments=size * size + 2)
-        counts = ops.cast(counts, "int64")
+        counts = ops.cast(counts, COUNTS)
         self.matrix.assign_add(ops.reshape(counts[: size * size], (size, size)))
         self.out_of_range.assign_add(counts[size * size])
 
     def result(self) -> Any:
         """Mean IoU so far, a float scalar."""
-        matrix = ops.cast(ops.convert_to_tensor(self.matrix), "float64")
+        matrix = ops.cast(ops.convert_to_tensor(self.matrix), SHARES)
         intersection = ops.diagonal(matrix)
         union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - intersection
-        present = ops.cast(union > 0, "float64")
+        present = ops.cast(union > 0, SHARES)
         iou = intersection / ops.maximum(union, 1.0)
         return ops.cast(ops.sum(iou) / ops.maximum(ops.sum(present), 1.0), self.dtype)
 

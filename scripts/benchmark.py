@@ -6,7 +6,8 @@ versions; --page makes a page of that file.
     python scripts/benchmark.py --what=input --dataset=folder --dataset_dir=datasets/mine \
         --against=torch
 
-    python scripts/benchmark.py --what=train --flagfile=configs/synthetic/demo.flags
+    python scripts/benchmark.py --what=train --flagfile=configs/synthetic/demo.flags \
+        --against=torch,jax
 
     python scripts/benchmark.py --what=eval --checkpoint_dir=runs/demo
 
@@ -30,7 +31,7 @@ class Options(Config):
 
     what: str = option("", "what is measured", choices=("", "input", "train", "eval", "model"))
     checkpoint_dir: str = option("", "eval, model: a workdir or a checkpoint; without it random weights of --model")
-    against: tuple[str, ...] = option((), "who else takes part: torch; for model also torch_compile, onnxruntime, openvino")
+    against: tuple[str, ...] = option((), "peers: torch, torch_compile, jax, onnxruntime, openvino; not each everywhere")
     rounds: int = option(5, "how often all have their turn")
     batches: int = option(8, "batches a round: training steps, calls of a model")
     stages: bool = option(True, "input: each stage of the pipeline too")

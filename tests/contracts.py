@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import runpy
 import shlex
 import shutil
@@ -80,7 +81,7 @@ def script(name: str) -> Script:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """The commands `python scripts/NAME ...` in a text, each as NAME and its arguments."""
-    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    """The commands `python scripts/NAME ...` in a text, each as NAME and its arguments; variables before them are left out."""
+    lines = [re.sub(r"^(\w+=\S+ +)+", "", line.strip()) for line in text.replace("\\\n", " ").splitlines()]
     calls = [shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")]
     return [(pathlib.Path(call[1]).name, call[2:]) for call in calls]

@@ -13,18 +13,9 @@ from data_files import write_dataset
 
 import deeplab_keras as dk
 from deeplab_keras import benchmark
-from deeplab_keras.benchmark import peers, records, rounds, training, workers
-from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.benchmark import peers, records, rounds, workers
+from deeplab_keras.config import DataConfig, UserError
 
-TINY = ModelConfig(
-    depth_multiplier=0.25, output_stride=32, head_channels=16, atrous_rates=(), decoder_filters=16, low_level_channels=(8,),
-    auxiliary_head=True, auxiliary_channels=8,
-)  # fmt: skip
-TINY_FLAGS = [
-    "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=", "--decoder_filters=16",
-    "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64", "--train_samples=4", "--eval_samples=4",
-    "--train_batch_size=2", "--eval_batch_size=2", "--auxiliary_head", "--auxiliary_channels=8",
-]  # fmt: skip
 SHORT = ["--rounds=2", "--batches=1"]
 
 
@@ -46,8 +37,6 @@ class InProcess:
 @pytest.fixture
 def in_process(monkeypatch):
     monkeypatch.setattr(workers, "Worker", InProcess)
-    monkeypatch.setattr(training, "MATRIX", 64)
-    monkeypatch.setattr(training, "CHANNELS", 8)
 
 
 def rows_of(path) -> dict[tuple[str, str], float]:
@@ -68,24 +57,6 @@ def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
     assert [subject for subject, quantity in found if quantity == "speed"] == [f"deeplab_keras: {stage}" for stage in stages]
     assert all(value > 0 for value in found.values())
     assert "batches of 2 crops of 16x16" in table.read_text() and "photometric" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_train_as_a_command(in_process, tmp_path, capsys):
-    table = tmp_path / "found.csv"
-    assert script("benchmark.py")("--what=train", *TINY_FLAGS, *SHORT, f"--csv={table}") == 0
-    found = {quantity: value for (_, quantity), value in rows_of(table).items()}
-    assert 0 <= found["waiting for input"] <= 100
-    assert found["of the peak"] == pytest.approx(
-        100 * found["multiply-adds an image"] * found["speed"] / found["machine's peak"], rel=1e-3
-    )
-    assert found["peak memory"] > 100 and "of the peak" in capsys.readouterr().out
-    config = TINY.replace(num_classes=10)
-    model = dk.build_segmentor(config, (64, 64))
-    whole = benchmark.count_multiply_adds(model, auxiliary=True)
-    height, width, channels = model.get_layer("auxiliary_logits").output.shape[1:]
-    assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, "the 3x3 convolution counts too"
-    assert found["multiply-adds an image"] == pytest.approx(3e-9 * whole, rel=1e-5), "forward and twice as much backward"
 
 
 def test_eval_as_a_command(in_process, tiny_run, tmp_path):
@@ -132,7 +103,7 @@ def test_model_as_a_command(tiny_run, tmp_path, capsys):
         (["--what=model", "--against=onyx"], "unknown --against 'onyx'"),
         (["--what=model", "--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
         (["--what=eval", "--against=torch"], "--against=torch: peers take part in --what=input, train and model"),
-        (["--what=train", "--against=onnxruntime"], "--against=onnxruntime: for --what=train there is torch"),
+        (["--what=train", "--against=onnxruntime"], "--against=onnxruntime: for --what=train there is jax, torch, torch_compile"),
         (["--what=train", "--checkpoint_dir={tmp}"], "--checkpoint_dir={tmp}: --what=train takes fresh weights"),
         (["--what=eval", "--eval_scales=0.5,1"], "--what=eval compares with one forward pass an image"),
         (["--page={tmp}/a.md"], "--page={tmp}/a.md: needs --csv, of which it is made"),
@@ -251,37 +222,6 @@ def test_torch_computes_the_same_network(name):
     with torch.inference_mode():
         found = torch_model.Network(describe(model)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
-
-
-@pytest.mark.torch
-def test_torch_takes_training_steps_on_the_same_network():
-    import torch
-
-    from deeplab_keras.benchmark.peers import torch_training
-    from deeplab_keras.benchmark.peers.plan import describe
-
-    config = ModelConfig(num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0)
-    steps = describe(dk.build_segmentor(config, (33, 33)))
-    contender = torch_training.make(steps, (2, 33, 33, 3), 5, 255, 1)
-    assert contender.images.shape == (2, 33, 33, 3) and int(contender.labels.max()) == 4
-
-    def loss():
-        scores = contender.network.logits(contender.images)
-        return float(torch.nn.functional.cross_entropy(scores, contender.labels).detach())
-
-    before, weights = loss(), contender.network.parts["stem_conv"].conv.weight.detach().clone()
-    assert contender.measure(5)["bare_speed"] > 0
-    assert loss() != before and (contender.network.parts["stem_conv"].conv.weight != weights).all(), "every weight learns"
-    assert sum(p.numel() for p in contender.network.parameters()) == sum(
-        int(np.prod(v.shape)) for v in dk.build_segmentor(config).trainable_variables
-    )
-
-
-def test_a_training_that_torch_does_not_take(monkeypatch):
-    monkeypatch.setattr(peers, "require", lambda peer, packages: None)
-    measure = importlib.import_module("deeplab_keras.benchmark.training").measure_training
-    with pytest.raises(UserError, match="--against=torch: its steps have --loss=cross_entropy"):
-        measure(ModelConfig(head="fcn"), DataConfig(), TrainConfig(loss="focal"), against=["torch"])
 
 
 @pytest.mark.torch

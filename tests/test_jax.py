@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+from contracts import ROOT
 from sssegmentation_golden import VOC, Golden, golden, images, labels, weights
 
 from deeplab_keras import zoo
@@ -68,3 +73,19 @@ def test_a_training_step_of_keras_itself(name):
     differences = [abs(norms[key] - norm) / norm for key, norm in expected["after_step_l2"].items()]
     print(f"{name} on JAX: loss {abs(loss - expected['losses']['loss_total']):.1e}, weights {np.quantile(differences, 0.98):.1e}")
     assert np.quantile(differences, 0.98) < 1e-4
+
+
+def test_the_documented_training(tmp_path):
+    """The code of docs/python.md in a process of its own; its checkpoint is evaluated on TensorFlow."""
+    page = (ROOT / "docs/python.md").read_text().partition("## Training on a GPU through JAX")[2]
+    (tmp_path / "train_on_jax.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    commands = {"jax": ["train_on_jax.py"], "tensorflow": [
+        f"{ROOT}/scripts/eval.py", "--checkpoint_dir=runs/jax", "--synthetic_size=64,64", "--eval_samples=2",
+    ]}  # fmt: skip
+    for backend, command in commands.items():
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_FORCE_GPU_ALLOW_GROWTH": "true", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "mIoU" in done.stdout

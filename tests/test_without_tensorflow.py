@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,34 +11,58 @@ import textwrap
 import pytest
 from contracts import ROOT
 
-# Imports as they are where TensorFlow, and what stands on it, is not installed.
+# Imports in a process and in those that it starts, as where TensorFlow and what stands on it are not installed.
 BLOCKED = """
 import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets", "keras_cv"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
 sys.meta_path.insert(0, Blocked())
 """
 
 
-def run_without_tensorflow(code: str, *, folder: os.PathLike[str] | str = ROOT) -> str:
-    """What the code prints in a fresh process."""
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED + textwrap.dedent(code)], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path):
+    """What a Python process without TensorFlow prints, and on stderr."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(BLOCKED)
+
+    def run(*arguments: str, status: int = 0, **variables: str) -> tuple[str, str]:
+        environment = {
+            **os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{tmp_path}/path:{ROOT}", **variables,
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout, done.stderr
+
+    return run
+
+
+def test_a_script_names_the_missing_package(run):
+    _, error = run(f"{ROOT}/scripts/list_models.py", status=1, KERAS_BACKEND="tensorflow")
+    assert error.startswith("error: tensorflow is not installed, on which Keras runs here: pip install tensorflow; ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.jax
-def test_a_model_learns_and_is_saved_without_tensorflow(tmp_path):
-    out = run_without_tensorflow(
-        """
+def test_the_benchmark_of_a_training_step_needs_no_tensorflow(run):
+    """The machine with a GPU that this is for has JAX and PyTorch."""
+    out, _ = run(
+        f"{ROOT}/scripts/benchmark.py", "--what=train", "--head=lraspp", "--model_variant=mobilenet_v3_small", "--num_classes=5",
+        "--depth_multiplier=0.5", "--train_crop_size=64,64", "--train_batch_size=2", "--rounds=1", "--batches=1",
+    )  # fmt: skip
+    assert "noise of 5 classes, batches of 2 crops of 64x64, float32" in out
+    assert re.search(r"^jax, steps alone +[\d.]+ .* images/s, on CPU$", out, re.MULTILINE) and "waiting" not in out
+
+
+@pytest.mark.jax
+def test_a_model_learns_and_is_saved_without_tensorflow(run):
+    code = """
         import numpy as np
         import deeplab_keras as dk
         from deeplab_keras.checkpoints.folder import save_checkpoint
@@ -62,7 +87,6 @@ def test_a_model_learns_and_is_saved_without_tensorflow(tmp_path):
         found, expected = (np.asarray(m.predict_on_batch(images)) for m in (dk.load_model("saved"), model))
         np.testing.assert_allclose(found, expected, atol=1e-5)
         print("learned:", losses[0], losses[-1], [name for name in sys.modules if name.partition(".")[0] == "tensorflow"])
-        """,
-        folder=tmp_path,
-    )
+        """
+    out, _ = run("-c", textwrap.dedent(code))
     assert out.startswith("learned: ") and out.rstrip().endswith("[]")

@@ -22,7 +22,7 @@ COLUMNS = (
     "cpu", "cores", "memory_gb", "python", "packages", "command",
 )  # fmt: skip
 PACKAGES = (
-    "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "torch", "opencv-python-headless", "onnxruntime",
+    "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "jax", "torch", "opencv-python-headless", "onnxruntime",
     "openvino",
 )  # fmt: skip
 BEGIN = "<!-- What follows is written by scripts/benchmark.py --page from the CSV file beside this page. -->"

@@ -42,8 +42,7 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
     _show_log()
     try:
         command = Command(argv, *sections)
-        with without_noise():
-            importlib.import_module("keras")  # it loads TensorFlow
+        _load_keras()
         status = main(command) or 0
         sys.stdout.flush()
         return status
@@ -59,6 +58,21 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
         message = _outside_trouble(error)
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _load_keras() -> None:
+    """Imports Keras, and with it TensorFlow or what else its backend is."""
+    try:
+        with without_noise():
+            importlib.import_module("keras")
+    except ModuleNotFoundError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        if error.name not in ("keras", backend):
+            raise
+        raise UserError(
+            f"{error.name} is not installed, on which Keras runs here: pip install {error.name}; the variable KERAS_BACKEND "
+            f"names what it runs on, now {backend}"
+        ) from error
 
 
 def _leave_stdout() -> None:

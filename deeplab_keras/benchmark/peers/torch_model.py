@@ -88,14 +88,17 @@ class Network(torch.nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Class scores, `[batch, classes, height, width]`."""
         values: dict[str, Tensor] = {}
+        last = self.steps[-1][0]
         for name, kind, inputs, settings in self.steps:
             if kind == "input":
                 values[name] = images.float().permute(0, 3, 1, 2)  # which is channels_last without a copy
             elif name in self.parts:
                 values[name] = self.parts[name](values[inputs[0]])
             else:
-                values[name] = OPERATIONS[kind](*(values[given] for given in inputs), **settings)
-        return values[self.steps[-1][0]]
+                given = [values[before] for before in inputs]
+                # At full size class scores are float32 in every precision, as ours are.
+                values[name] = OPERATIONS[kind](*([x.float() for x in given] if name == last else given), **settings)
+        return values[last]
 
     def forward(self, images: Tensor) -> Tensor:
         """Labels."""
