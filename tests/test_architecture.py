@@ -40,6 +40,7 @@ CONFINED = {
     "absl.flags": "flags scripts",
     "torch": "checkpoints benchmark",
     "cv2": "benchmark",
+    "jax": "benchmark",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "core"}
 MAX_FILE, MAX_FUNCTION, MAX_SCRIPT = 350, 60, 80

@@ -330,6 +330,13 @@ def test_bad_input_is_told_in_one_line(
     assert not folder.step_folders(tmp_path / "run")
 
 
+def test_another_backend_is_refused(tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
+    assert "error: KERAS_BACKEND=jax: this training runs on TensorFlow; leave the variable out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_head_leaves_no_folder(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", "--head=unicorn") == 1
     assert not (tmp_path / "run").exists()

@@ -185,6 +185,11 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def _check(training: TrainConfig) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"KERAS_BACKEND={keras.backend.backend()}: this training runs on TensorFlow; leave the variable out, or train by "
+            "Keras' own fit as docs/python.md shows"
+        )
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
