@@ -85,7 +85,7 @@ def test_the_documented_training(tmp_path):
     for backend, command in commands.items():
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_FORCE_GPU_ALLOW_GROWTH": "true", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200, check=False
         )
         assert done.returncode == 0, done.stderr
     assert "mIoU" in done.stdout

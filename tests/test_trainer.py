@@ -467,3 +467,23 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_nothing_half_written
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert json.loads((path / folder.METRICS).read_text()) == {"miou": 0.5}
     assert folder.read_weights(path).keys() == folder.named_weights(loaded.model).keys()
+
+
+@pytest.mark.parametrize("file", [".lock", "config.json"])
+def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
+    file: str, tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_text()
+    configs = {"train": TrainConfig.from_dict(json.loads(before)["train"])}
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*(("fcntl.flock", full) if file == ".lock" else ("pathlib.Path.write_text", full)))
+        with pytest.raises(UserError, match=r"^(--train_logdir=)?\S+: cannot be written( to)? \(No space left on device\); "):
+            Workdir(tmp_path / "run", configs).__enter__()
+    assert (tmp_path / "run/config.json").read_text() == before and not list((tmp_path / "run").glob(".*.tmp"))
+    with Workdir(tmp_path / "run", configs):
+        pass

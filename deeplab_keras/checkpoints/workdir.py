@@ -25,6 +25,7 @@ from absl import logging
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.writing import write_text
 
 LOCK = ".lock"
 STARTS_WITH = ("config.json", "flags.txt", "environment.json")
@@ -80,6 +81,11 @@ class Workdir:
             self._take_lock(self._lock)
             self._compare()
             self._describe()
+        except OSError as error:  # the lock's: a full disk names no file
+            self.__exit__()
+            raise UserError(
+                f"--train_logdir={self.path}: cannot be written to ({error.strerror}); make room there, or give another folder"
+            ) from error
         except BaseException:
             self.__exit__()
             raise
@@ -91,10 +97,12 @@ class Workdir:
         self._ended.set()
         if self._lock is not None:
             if self._owns:
-                self._lock.truncate(0)
+                with contextlib.suppress(OSError):  # of a disk that is full or has gone; the system frees the lock
+                    self._lock.truncate(0)
             if exception and isinstance(exception[1], UserError) and not self._begun():
                 self._remove_start()
-            self._lock.close()
+            with contextlib.suppress(OSError):
+                self._lock.close()
             self._lock = None
 
     _owns = False
@@ -171,7 +179,7 @@ class Workdir:
         configs = {name: config.to_dict() for name, config in self.configs.items()}
         texts = (json.dumps(configs, indent=2) + "\n", self.flags_text, json.dumps(environment(), indent=2) + "\n")
         for name, text in zip(STARTS_WITH, texts, strict=True):
-            _write(self.path / name, text)
+            write_text(self.path / name, text)
 
     def check_space(self, model: keras.Model) -> None:
         """Raises UserError where the disk cannot hold the checkpoints to come."""
@@ -225,7 +233,7 @@ class Workdir:
         lines = path.read_text().splitlines() if path.exists() else [header]
         kept = [line for line in lines[1:] if int(line.split(",")[0]) < row["step"]]
         values = ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values())
-        _write(path, "\n".join([lines[0], *kept, values]) + "\n")
+        write_text(path, "\n".join([lines[0], *kept, values]) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -269,9 +277,3 @@ def _lives(lock: pathlib.Path) -> bool:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
