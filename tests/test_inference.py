@@ -14,6 +14,7 @@ from deeplab_keras.inference import (
     Network,
     Predictor,
     as_image,
+    decide,
     open_image,
     predict_logits,
     resized_size,
@@ -313,3 +314,15 @@ def test_broken_image_files_are_named(tmp_path) -> None:
     for name, message in [("cut.png", "cannot be read"), ("text.jpg", "not an image"), ("none.png", "No such file")]:
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("classes", [2, 19, decide.MOST_CLASSES + 1])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 53), (1, 300, 437)])
+def test_the_compiled_decision_is_numpys(classes, shape):
+    logits = np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)  # with ties: the first one counts
+    labels, confidence = decide.decide(logits, with_confidence=True)
+    exact = logits.astype(np.float64)
+    expected = 1 / np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)
+    np.testing.assert_array_equal(labels, logits.argmax(-1))
+    np.testing.assert_allclose(confidence, expected, rtol=1e-5)
+    np.testing.assert_array_equal(decide.decide(logits)[0], labels)

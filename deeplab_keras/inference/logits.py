@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.inference.decide import decide
 from deeplab_keras.inference.exported import ExportedNetwork
 from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.resizing import resize, resize_rows
@@ -72,7 +73,6 @@ def predict_labels(
         single = [predict_labels(network, image[None], config, with_confidence=with_confidence) for image in images]
         every_label, every_confidence = zip(*single, strict=True)
         return np.concatenate(every_label), np.concatenate(every_confidence) if with_confidence else None
-    decide = _decide_with_confidence if with_confidence else _decide
     parts = _passes(network, images, config, in_strips=True)
     (batch, height, width), found = images.shape[:3], []
     row = _bytes_of_logits(batch, (1, width), network)
@@ -80,7 +80,8 @@ def predict_labels(
     rows = max(1, rows)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        found.append(decide(_mean([resize_rows(part, (height, width), top, bottom) for part in parts])))
+        scores = _mean([resize_rows(part, (height, width), top, bottom) for part in parts])
+        found.append(decide(scores, with_confidence))
     labels, *confidence = (np.concatenate([strip.numpy() for strip in strips], axis=1) for strips in zip(*found, strict=True))
     return labels, confidence[0] if confidence else None
 
@@ -89,20 +90,6 @@ def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
     """Whether an image goes through the network once, as it is."""
     once = config.inference == "whole" and config.eval_scales == (1.0,) and not config.add_flipped_images
     return once and resized_size(size, config) == size
-
-
-SCORES = [tf.TensorSpec([None] * 4, tf.float32)]  # so that no size is traced anew
-
-
-@tf.function(input_signature=SCORES)
-def _decide(logits: tf.Tensor) -> tuple[tf.Tensor]:
-    return (tf.argmax(logits, -1, output_type=tf.int32),)
-
-
-@tf.function(input_signature=SCORES)
-def _decide_with_confidence(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    confidence = tf.exp(tf.reduce_max(logits, -1) - tf.reduce_logsumexp(logits, -1))
-    return tf.argmax(logits, -1, output_type=tf.int32), confidence
 
 
 def _mean(parts: list[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
