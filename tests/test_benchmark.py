@@ -14,6 +14,7 @@ from data_files import write_dataset
 import deeplab_keras as dk
 from deeplab_keras import benchmark
 from deeplab_keras.benchmark import peers, records, rounds, workers
+from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig, UserError
 
 SHORT = ["--rounds=2", "--batches=1"]
@@ -211,16 +212,18 @@ def test_torch_computes_the_same_network(name):
     from deeplab_keras.benchmark.peers.plan import describe
 
     size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
-    model = dk.build_segmentor(dk.get_config(name).replace(image_pooling_crop_size=()), size)
+    config = dk.get_config(name).replace(image_pooling_crop_size=())
+    model, as_drawn = dk.build_segmentor(config, size), dk.build_segmentor(config.replace(branchwise=False), size)
     for index, layer in enumerate(model.layers):
         if hasattr(layer, "moving_mean"):  # else running statistics of 0 and 1, which tell no two layers apart
             random = np.random.default_rng(index)
             layer.moving_mean.assign(random.normal(0, 0.05, layer.moving_mean.shape))
             layer.moving_variance.assign(random.uniform(0.5, 1.5, layer.moving_variance.shape))
+    assign_weights(as_drawn, named_weights(model), name)
     images = noise(2, *size, 3)
     expected = np.asarray(model(images, training=False))
     with torch.inference_mode():
-        found = torch_model.Network(describe(model)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
+        found = torch_model.Network(describe(as_drawn)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 

@@ -29,7 +29,7 @@ class Contender:
             info = open_dataset(data, data.train_split).info
             classes, ignore_label = info.num_classes, info.ignore_label
         height, width = data.train_crop_size
-        network = build_segmentor(model.replace(num_classes=classes), (height, width))
+        network = build_segmentor(model.replace(num_classes=classes, branchwise=False), (height, width))  # as it is drawn
         self.found = {
             "classes": classes, "ignore_label": ignore_label, "steps": describe(network) if with_steps else [],
             "multiply_adds": count_multiply_adds(network, auxiliary=model.auxiliary_head),
