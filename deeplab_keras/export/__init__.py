@@ -18,7 +18,7 @@ from absl import logging
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.concat_conv import ConcatConv2D
 from deeplab_keras.config import UserError, unknown_name
-from deeplab_keras.export import onnx, request, saved_model, tflite
+from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
 from deeplab_keras.export.graph import freeze, rebuilt
@@ -81,7 +81,7 @@ class _Job:
             "input_size": self.size,
         }  # fmt: skip
         names = "".join(f"{name}\n" for name in info.class_names)
-        return {"labels.txt": names, "model.json": json.dumps(about, indent=2) + "\n"}
+        return {metadata.LABELS: names, metadata.ABOUT: json.dumps(about, indent=2) + "\n"}
 
     def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
         """Writes the file or folder of one format; gives the names of the layers that stay in float in a mixed one."""
@@ -99,7 +99,10 @@ class _Job:
         else:
             frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
             model = tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind])
-        path.write_bytes(tflite.pack(model, self.files))
+        info, config = self.exported.info, self.exported.config
+        text = f"Semantic segmentation: the class of each pixel out of {config.num_classes} of {info.name}"
+        described = metadata.describe(model, f"{config.head} on {config.backbone}", text, __version__)
+        path.write_bytes(tflite.pack(described, self.files))
         return float_layers
 
     def runner(self, kind: str, path: pathlib.Path) -> Runner:
