@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -326,6 +327,24 @@ def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
     (tmp_path / "cut/saved_model.pb").write_bytes((tmp_path / "cut/saved_model.pb").read_bytes()[:1000])
     with pytest.raises(UserError, match="cut: cannot be read"):
         Predictor(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
+def test_a_label_file_of_another_length_is_refused(exported, tmp_path, kind):
+    path = tmp_path / exported[kind].path.name
+    if kind == "tflite":
+        content = exported[kind].path.read_bytes()
+        path.write_bytes(content[: content.index(b"PK\x03\x04")])
+        files = packed_files(exported[kind].path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("model.json", files["model.json"])
+            archive.writestr("labels.txt", "Himmel\nStrasse\n")
+    else:
+        shutil.copytree(exported[kind].path, path)
+        (path / "assets.extra/labels.txt").write_text("Himmel\nStrasse\n")
+    with pytest.raises(UserError, match=r"labels\.txt in it names 2 classes, and the network gives 5; put one") as error:
+        Predictor(path)
+    assert "\n" not in str(error.value)
 
 
 def test_saved_model_takes_any_size_and_batch(exported, checkpoint):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import keras
+import numpy as np
 import pytest
 from test_export import lively
 
 from deeplab_keras import export, get_config, list_models
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.data.synthetic import SPLITS, SYNTHETIC, make_scene
 from deeplab_keras.export import images, tflite
-from deeplab_keras.segmentor import check_input_size
+from deeplab_keras.segmentor import build_segmentor, check_input_size
 
 pytestmark = pytest.mark.slow
 
@@ -36,15 +41,42 @@ def smallest(config: ModelConfig) -> tuple[int, int]:
     raise AssertionError("a window larger than any image")
 
 
-def exported(name, folder, formats, **options):
-    """Format -> ExportedFile, of a model of random weights that gives several classes."""
+def scenes(split: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Built-in scenes with their labels."""
+    pairs = [make_scene(0, SPLITS[split], index, *size) for index in range(count)]
+    return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
+
+
+def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128, size: tuple[int, int] = (97, 129)) -> LoadedCheckpoint:
+    """A network that decides: random weights, trained for a minute or two on built-in scenes.
+
+    A large pooling window is small in training, so that small scenes do; no weight depends on it.
+    """
+    keras.utils.set_random_seed(1)
+    config = config.replace(backbone_bn_momentum=0.9, head_bn_momentum=0.9)
+    window = {"image_pooling_size": (3, 3), "image_pooling_stride": (2, 2)} if config.image_pooling_size else {}
+    pupil = build_segmentor(config.replace(**window))
+    pictures, labels = scenes("train", 64, size)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=SYNTHETIC.ignore_label)
+    pupil.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)), loss, jit_compile=False)
+    pupil.fit(pictures.astype(np.float32), labels, batch_size=8, epochs=steps // 8, verbose=0)
+    model = build_segmentor(config)
+    assign_weights(model, named_weights(pupil), "test")
+    return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
+
+
+def exported(name, folder, formats, trained=False, **options):
+    """Format -> ExportedFile, of a model that gives several classes."""
     config = get_config(name).replace(dropout_rate=0.0, backbone_bn_momentum=0.1, head_bn_momentum=0.1)
     size = smallest(config)
     info = info_for_classes("test", [f"class {index}" for index in range(config.num_classes)])
-    source = lively(config, size, info)
+    if trained:
+        source, checked, representative = taught(config, info), scenes("val", 4, size)[0], scenes("train", 16, size)[0]
+    else:
+        source, checked, representative = lively(config, size, info), images.made_images(size, 3, 2), ()
     files = export.export_model(
-        source, folder / "out", formats=formats, input_size=size, check_images=images.made_images(size, 3, 2),
-        representative_images=images.made_images(size, 3, 16), log=print, **options,
+        source, folder / "out", formats=formats, input_size=size, check_images=list(checked),
+        representative_images=list(representative), log=print, **options,
     )  # fmt: skip
     for file in files:
         assert file.classes >= 3, "one class everywhere would prove nothing"
@@ -63,11 +95,11 @@ def test_every_model_becomes_a_saved_model_and_a_tflite_file(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*VOC, *OFFICIAL])
 def test_every_kind(name, tmp_path):
-    """Random weights are undecided nearly everywhere; what 8 bits cost a trained network is in docs/results.md."""
+    """On scenes that the network was not trained on; what 8 bits cost networks of use is in docs/results.md."""
     kinds = ["tflite", "tflite_float16", "tflite_dynamic", "tflite_int8"]
-    files = exported(name, tmp_path, kinds, min_agreement=0.0)
+    files = exported(name, tmp_path, kinds, trained=True, min_agreement=0.0)
     assert files["tflite"].label_agreement >= 0.999
-    assert files["tflite_float16"].label_agreement >= 0.95
-    assert files["tflite_int8"].label_agreement >= 0.3
+    assert files["tflite_float16"].label_agreement >= 0.995
+    assert files["tflite_int8"].label_agreement >= 0.8
     sizes = [files[kind].bytes for kind in kinds]
     assert sizes[0] > 1.7 * sizes[1] and sizes[1] > 1.5 * sizes[2] and sizes[3] < 0.4 * sizes[0]

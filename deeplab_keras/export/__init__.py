@@ -27,6 +27,7 @@ from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS, OUTPUTS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network
+from deeplab_keras.inference.exported import ABOUT, LABELS
 from deeplab_keras.version import __version__
 from deeplab_keras.writing import check_folder
 
@@ -81,7 +82,7 @@ class _Job:
             "input_size": self.size,
         }  # fmt: skip
         names = "".join(f"{name}\n" for name in info.class_names)
-        return {metadata.LABELS: names, metadata.ABOUT: json.dumps(about, indent=2) + "\n"}
+        return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}
 
     def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
         """Writes the file or folder of one format; gives the names of the layers that stay in float in a mixed one."""

@@ -15,8 +15,9 @@ import numpy as np
 from flatbuffers.number_types import Int8Flags, Int32Flags, Uint8Flags
 from tensorflow.lite.python import schema_py_generated as schema
 
+from deeplab_keras.inference.exported import ABOUT, LABELS
+
 ENTRY, IDENTIFIER = "TFLITE_METADATA", b"M001"
-LABELS, ABOUT = "labels.txt", "model.json"  # files packed behind the model
 # Numbers of the schema: kinds of content and of process units, colours, types of files.
 IMAGE_CONTENT, NORMALIZATION = 2, 1
 RGB, GREY = 1, 2

@@ -23,7 +23,7 @@ from deeplab_keras.inference.network import Network
 from deeplab_keras.progress import without_noise
 from deeplab_keras.tflite_file import check_tflite
 
-EXTRAS, ABOUT = "assets.extra", "model.json"  # where exports say what they are
+EXTRAS, ABOUT, LABELS = "assets.extra", "model.json", "labels.txt"  # where exports say what they are
 Path = str | os.PathLike[str]
 
 
@@ -57,7 +57,7 @@ class ExportedNetwork(Network):
         info: the classes that it was trained on.
 
     Raises:
-        UserError: it does not say what it is.
+        UserError: it does not say what it is, or its label file, which people replace, is of another length.
     """
 
     def __init__(self, path: Path, runtime: Runtime) -> None:
@@ -66,6 +66,12 @@ class ExportedNetwork(Network):
             config, self.info = ModelConfig.from_dict(about["model"]), DatasetInfo.from_dict(about["dataset"])
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py made") from error
+        names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
+        if len(names) != len(self.info.class_names):
+            raise UserError(
+                f"{os.fspath(path)}: {LABELS} in it names {len(names)} classes, and the network gives "
+                f"{len(self.info.class_names)}; put one name a line into it, in the classes' order"
+            )
         self.name, self.input_size = pathlib.Path(path).name, runtime.size
         self.channels, self.num_classes = config.input_channels, config.num_classes
         self.runtime, self._windows = runtime, []
