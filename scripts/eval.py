@@ -51,7 +51,7 @@ def main(command: Command) -> None:
     from deeplab_keras.writing import check_folder
 
     devices = evaluation.find_devices(options.eval_devices)
-    for path in options.compare:
+    for path in options.compare or [options.checkpoint_dir]:
         find_checkpoint(path)  # the second one is looked for before the first one's minutes
     if not options.compare:
         check_folder(folder, "eval_logdir")

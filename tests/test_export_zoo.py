@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import keras
@@ -19,6 +20,8 @@ from deeplab_keras.segmentor import build_segmentor, check_input_size
 
 pytestmark = pytest.mark.slow
 
+SMALL = (97, 129)  # odd, so that nothing divides evenly
+
 VOC = [name for name in list_models() if name.endswith("os8_voc")]
 OFFICIAL = ["deeplabv3_mnv2_dm05_pascal_trainval", "deeplab_mnv3_small_cityscapes_trainfine"]
 
@@ -31,8 +34,8 @@ def memory():
 
 
 def smallest(config: ModelConfig) -> tuple[int, int]:
-    """An odd size, so that nothing divides evenly, that the model's pooling window fits into."""
-    for size in ((97, 129), (209, 241), (401, 433), (777, 777), (769, 1537)):
+    """An odd size that the model's pooling window fits into."""
+    for size in (SMALL, (209, 241), (401, 433), (777, 777), (769, 1537)):
         try:
             check_input_size(config, *size)
         except UserError:
@@ -47,33 +50,35 @@ def scenes(split: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, n
     return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
 
 
-def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128, size: tuple[int, int] = (97, 129)) -> LoadedCheckpoint:
-    """A network that decides: random weights, trained for a minute or two on built-in scenes.
-
-    A large pooling window is small in training, so that small scenes do; no weight depends on it.
-    """
+def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128) -> LoadedCheckpoint:
+    """A network that decides: random weights, trained for a minute or two on built-in scenes."""
     keras.utils.set_random_seed(1)
-    config = config.replace(backbone_bn_momentum=0.9, head_bn_momentum=0.9)
-    window = {"image_pooling_size": (3, 3), "image_pooling_stride": (2, 2)} if config.image_pooling_size else {}
-    pupil = build_segmentor(config.replace(**window))
-    pictures, labels = scenes("train", 64, size)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=SYNTHETIC.ignore_label)
-    pupil.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)), loss, jit_compile=False)
-    pupil.fit(pictures.astype(np.float32), labels, batch_size=8, epochs=steps // 8, verbose=0)
     model = build_segmentor(config)
-    assign_weights(model, named_weights(pupil), "test")
+    pictures, labels = scenes("train", 64, SMALL)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=SYNTHETIC.ignore_label)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)), loss, jit_compile=False)
+    model.fit(pictures.astype(np.float32), labels, batch_size=8, epochs=steps // 8, verbose=0)
     return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
 
 
 def exported(name, folder, formats, trained=False, **options):
-    """Format -> ExportedFile, of a model that gives several classes."""
-    config = get_config(name).replace(dropout_rate=0.0, backbone_bn_momentum=0.1, head_bn_momentum=0.1)
+    """Format -> ExportedFile, of a model that gives several classes.
+
+    Its weights come from a twin with a small pooling window, so that small pictures do: no weight depends on the window.
+    """
+    momentum = 0.9 if trained else 0.1
+    config = get_config(name).replace(dropout_rate=0.0, backbone_bn_momentum=momentum, head_bn_momentum=momentum)
     size = smallest(config)
     info = info_for_classes("test", [f"class {index}" for index in range(config.num_classes)])
+    window = {"image_pooling_size": (3, 3), "image_pooling_stride": (2, 2)} if config.image_pooling_size else {}
     if trained:
-        source, checked, representative = taught(config, info), scenes("val", 4, size)[0], scenes("train", 16, size)[0]
+        twin = taught(config.replace(**window), info)
+        checked, representative = scenes("val", 4, size)[0], scenes("train", 16, size)[0]
     else:
-        source, checked, representative = lively(config, size, info), images.made_images(size, 3, 2), ()
+        twin = lively(config.replace(**window), SMALL, info)
+        checked, representative = images.made_images(size, 3, 2), ()
+    source = dataclasses.replace(twin, model=build_segmentor(config), config=config)
+    assign_weights(source.model, named_weights(twin.model), "test")
     files = export.export_model(
         source, folder / "out", formats=formats, input_size=size, check_images=list(checked),
         representative_images=list(representative), log=print, **options,

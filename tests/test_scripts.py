@@ -88,6 +88,17 @@ def test_mistakes_get_one_line(name, arguments, message, tmp_path, capsys):
     assert not any(tmp_path.rglob("*.npz")), "something was written"
 
 
+@pytest.mark.parametrize("name", ["eval.py", "vis.py", "export_model.py"])
+def test_an_exported_model_is_told_from_a_checkpoint(name, tmp_path, capsys):
+    path = tmp_path / "model.tflite"
+    path.touch()
+    more = ["--input_size=65,65", f"--export_path={tmp_path}/out"] if name == "export_model.py" else []
+    assert script(name)(f"--checkpoint_dir={path}", *more) == 1
+    message = "an exported model, which predict.py runs; give the checkpoint that it was made from here"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {path}: {message}"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_training_again_goes_on_and_changes_nothing(tiny_run, tiny_flags, capsys):
     before = (tiny_run / "best" / "weights.npz").read_bytes()
     assert script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}") == 0

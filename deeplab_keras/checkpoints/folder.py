@@ -139,6 +139,8 @@ def find_checkpoint(path: Path) -> pathlib.Path:
             return folder
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a checkpoint folder or the --train_logdir of a training")
+    if path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").exists():
+        raise UserError(f"{path}: an exported model, which predict.py runs; give the checkpoint that it was made from here")
     raise UserError(f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a --train_logdir")
 
 
