@@ -318,7 +318,10 @@ def test_broken_image_files_are_named(tmp_path) -> None:
 
 @pytest.mark.parametrize("classes", [2, 19, decide.MOST_CLASSES + 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 53), (1, 300, 437)])
-def test_the_compiled_decision_is_numpys(classes, shape):
+@pytest.mark.parametrize("sizes", [0, decide.MOST_SIZES], ids=["in blocks", "with programs of their own"])
+def test_the_compiled_decision_is_numpys(classes, shape, sizes, monkeypatch):
+    monkeypatch.setattr(decide, "MOST_SIZES", sizes)
+    monkeypatch.setattr(decide, "_sizes", set())
     logits = np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)  # with ties: the first one counts
     labels, confidence = decide.decide(logits, with_confidence=True)
     exact = logits.astype(np.float64)
