@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -156,7 +157,7 @@ def _(root):
 
 
 @case("a list that is no text", "{root}/mine.txt: cannot be read as a list of files ('utf-8' codec can't decode byte 0xff in "
-      "position 0: invalid start byte)")  # fmt: skip
+      "position 0: invalid start byte); save it as text in UTF-8")  # fmt: skip
 def _(root):
     (root / "mine.txt").write_bytes(b"\xff\xd8\xff\xe0")
     return {"train_split": "mine.txt"}
@@ -343,8 +344,11 @@ simple("a class twice", "{root}/classes.txt: ids 0 and 2 are both called 'wall';
        lambda root: (root / "classes.txt").write_text("wall\nlamp\nwall\n"))
 simple("a colour above 255", "{root}/classes.txt: line 'lamp 1 2 256': colours are 0 to 255",
        lambda root: (root / "classes.txt").write_text("wall\nlamp 1 2 256\nfloor\n"))
-simple("classes that are no text", "{root}/classes.txt: cannot be read as text ('utf-8' codec can't decode byte 0xff in position 0: "
-       "invalid start byte)", lambda root: (root / "classes.txt").write_bytes(b"\xff\xfe\x00"))  # fmt: skip
+simple("classes that are no text", "{root}/classes.txt: cannot be read as text ('utf-8' codec can't decode byte 0xdf in position 4: "
+       "invalid continuation byte); save it as text in UTF-8",
+       lambda root: (root / "classes.txt").write_bytes("Straße\n".encode("latin-1")))  # fmt: skip
+simple("classes with a comment", "{root}/classes.txt: line '# of the flat' has no name; a line is a class, comments are not known here: "
+       "remove it", lambda root: (root / "classes.txt").write_text("# of the flat\nwall\nfloor\nlamp\n"))  # fmt: skip
 
 # --- Archives and --dataset_dir ---
 
@@ -435,7 +439,12 @@ TREE = "expected: VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{aug
 published("a VOC list that is not there", "voc2012", "trainaug", f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: there is no "
           "list of the split 'trainaug'; lists there: train, trainval, val; " + TREE.format(aug="Aug", split="trainaug")
           .replace("trainaug.txt", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt"),
-          lambda root: (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink())  # fmt: skip
+          lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"),
+                        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
+published("an SBD archive as it was had", "voc2012", "trainaug", "{root}/benchmark.tgz: files in a compressed tar cannot be read in "
+          "place; extract it: tar xf {root}/benchmark.tgz",
+          lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"), (root / "benchmark.tgz").write_bytes(b"\x1f\x8b"),
+                        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
 published("a VOC list that is empty", "voc2012", "val", f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "
           "one id a line; docs/datasets.md says more",
           lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text("\n"))  # fmt: skip

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import re
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 
@@ -131,6 +133,56 @@ def test_what_file_managers_and_links_leave_is_no_member(tmp_path):
             read_bytes(str(tmp_path / name / "images/b.jpg"))
 
 
+def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
+    """A hard link is a second name of bytes that are there; a symbolic one leads anywhere, but does not vanish without a word."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        member = tarfile.TarInfo("./images/a.jpg")
+        member.size = 6
+        tar.addfile(member, io.BytesIO(b"abcdef"))
+        for name, kind, to in (("b.jpg", tarfile.LNKTYPE, "./images/a.jpg"), ("c.jpg", tarfile.LNKTYPE, "images/gone.jpg"),
+                               ("d.jpg", tarfile.SYMTYPE, "a.jpg"), ("e.jpg", tarfile.SYMTYPE, "a.jpg")):  # fmt: skip
+            member = tarfile.TarInfo(f"./images/{name}")
+            member.type, member.linkname = kind, to
+            tar.addfile(member)
+    assert Archive(str(tmp_path / "a.tar")).children["images"] == {"a.jpg", "b.jpg"}
+    assert read_bytes(str(tmp_path / "a.tar/images/b.jpg")) == b"abcdef"
+    said = [record.getMessage() for record in caplog.records]
+    told = "2 symbolic links in it are not followed, as ./images/d.jpg; extract it if they lead to images or masks"
+    assert said[:1] == [f"{tmp_path}/a.tar: {told}"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_names_in_zips_of_macos(told, tmp_path):
+    """They are UTF-8 with accents in two parts, and the flag that says so is not set; a list is written as people type."""
+    write_dataset(tmp_path / "flat", count=1)
+    files = {path.relative_to(tmp_path / "flat").as_posix(): path.read_bytes() for path in (tmp_path / "flat").rglob("*.*g")}
+    files = {unicodedata.normalize("NFD", name.replace("pic_0", "Küche")): data for name, data in files.items()}
+    files["train.csv"] = "images/train/Küche.jpg,labels/train/Küche.png\n".encode()
+    files["classes.txt"] = b"wall\nfloor\nlamp\n"
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    data = bytearray((tmp_path / "mac.zip").read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        for match in [] if told else re.finditer(signature, bytes(data)):
+            data[match.start() + flags + 1] &= ~8
+    (tmp_path / "mac.zip").write_bytes(data)
+    members = [info for info in zipfile.ZipFile(tmp_path / "mac.zip").infolist() if not info.filename.isascii()]
+    assert len(members) == 2 and all(bool(info.flag_bits & 0x800) == told for info in members)
+    for split in ("train", "train.csv"):
+        source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(tmp_path / "mac.zip"), train_split=split), split)
+        assert [unicodedata.normalize("NFC", name) for name in source.names] == ["Küche"]
+        np.testing.assert_array_equal(source.load(0)[1], mask(20, 30))
+
+
+def test_names_of_other_zips_stay_as_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / "dos.zip", "w") as archive:
+        archive.writestr("aXb.txt", "x")
+    data = (tmp_path / "dos.zip").read_bytes().replace(b"aXb", b"a\x81b")  # ü in code page 437, no UTF-8
+    (tmp_path / "dos.zip").write_bytes(data)
+    assert Archive(str(tmp_path / "dos.zip")).children[""] == {"aüb.txt"}
+
+
 def test_a_changed_archive_is_read_anew(tmp_path):
     path = tmp_path / "a.zip"
     for content in ("first", "second, longer"):
@@ -178,6 +230,23 @@ def test_trainaug_from_the_semantic_boundaries_dataset(tmp_path):
     for index, name in enumerate(source.names):  # VOC's own mask, where there is one
         np.testing.assert_array_equal(source.load(index)[1], masks[name])
         np.testing.assert_array_equal(source.tf_load(tf.constant(index))[1], masks[name])
+
+
+def test_trainaug_from_the_ready_masks_without_a_list(tmp_path):
+    """SegmentationClassAug, as it is passed round, holds VOC's validation images too; its list is not always beside it."""
+    masks = TREES["voc2012"](tmp_path / "all")
+    home = tmp_path / "all/VOCdevkit/VOC2012"
+    (home / "ImageSets/Segmentation/trainaug.txt").unlink()
+    Image.fromarray(np.uint8(masks["2007_000042"])).save(home / "SegmentationClassAug/2007_000042.png")  # one of val
+    wanted = ("2007_000032", "2007_000039", "2008_000002")
+    assert open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "all")), "trainaug").names == wanted
+    pack(tmp_path / "packed/SegmentationClassAug.zip", home, "SegmentationClassAug")
+    (tmp_path / "other").mkdir()
+    (home / "SegmentationClassAug").rename(tmp_path / "other/x")
+    pack(tmp_path / "packed/VOCtrainval_11-May-2012.tar", tmp_path / "all", "VOCdevkit")
+    source = open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "packed")), "trainaug")
+    assert source.names == wanted
+    np.testing.assert_array_equal(source.load(2)[1], masks["2008_000002"])
 
 
 def test_mat_files_of_every_byte_order_and_length(tmp_path):

@@ -100,6 +100,21 @@ def test_accents_written_in_one_part_and_in_two(tmp_path):
     assert source.tf_load(tf.constant(0))[0].shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_lists_of_other_systems(encoding, form, flat):
+    """Files from macOS, whose accents stand in two parts; a list typed elsewhere, by Windows in UTF-16."""
+    name, other = (unicodedata.normalize(kind, "Zürich west") for kind in (("NFC", "NFD") if form == "NFC" else ("NFD", "NFC")))
+    for path in [*flat.rglob("Z*.*g")]:
+        path.rename(path.with_name(unicodedata.normalize("NFC", path.name).replace("Zürich west", name)))
+    (flat / "classes.txt").write_text("wall\r\nfloor\r\nlamp\r\n", encoding=encoding)
+    for text in (f"{other}\r\n", f"{other}.jpg\n", f"images/{other}.jpg\tlabels/{other}.png\r\n"):
+        (flat / "train.txt").write_text(text, encoding=encoding)
+        source = opened(flat)
+        assert source.names == (name,) and source.info.class_names == ("wall", "floor", "lamp")
+        np.testing.assert_array_equal(source.load(0)[1], mask(22, 34, 2))
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
     elsewhere = write_dataset(tmp_path / "elsewhere", count=1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import json
+import os
 import re
 import shutil
 
@@ -313,6 +316,58 @@ def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
     assert [path.read_bytes() for path in files] == contents and files[1].stat().st_mtime_ns == time
     assert verify_records(records, "train", files) == 7 and not (records / ".train.building").exists()
     assert_same(open_dataset(config_of("tfrecord", records), "train"), source)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_builds_at_once_do_not_spoil_each_other(overwrite, photos, tmp_path):
+    """The folder of notes is locked, as the process that holds it has it open; when that one ends, the command goes on."""
+    source = open_dataset(config_of("folder", photos), "train")
+    notes = tmp_path / ".train.building"
+    notes.mkdir()
+    held = os.open(notes, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is building the split 'train' there; wait until it is done, or stop"):
+        build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
+    assert [*tmp_path.rglob("*")] == [notes]
+    assert build_records(source, "val", tmp_path, num_shards=2).pairs == 7  # another split is no trouble
+    os.close(held)
+    build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
+    assert not notes.exists() and len(open_dataset(config_of("tfrecord", tmp_path), "train")) == 7
+
+
+def test_a_build_that_waited_for_its_turn_finds_the_records_there(photos, tmp_path, monkeypatch):
+    source = open_dataset(config_of("folder", photos), "train")
+    alone = building._Build.alone
+
+    @contextlib.contextmanager
+    def after_the_other(build):
+        monkeypatch.setattr(building._Build, "alone", alone)
+        build_records(source, "train", tmp_path, num_shards=2)
+        monkeypatch.setattr(building, "record_of", lambda *_: pytest.fail("written again"))
+        with alone(build):
+            yield
+
+    monkeypatch.setattr(building._Build, "alone", after_the_other)
+    assert build_records(source, "train", tmp_path, num_shards=2).pairs == 7
+    assert not (tmp_path / ".train.building").exists()
+
+
+def test_what_a_killed_build_left_goes_with_the_next_one(photos, tmp_path):
+    source = open_dataset(config_of("folder", photos), "train")
+    for shard in ("train-00001-of-00002", "train-00003-of-00024", "val-00000-of-00002"):
+        (tmp_path / f".{shard}.tfrecord.17.tmp").write_bytes(b"half")
+    build_records(source, "train", tmp_path, num_shards=2)
+    assert [path.name for path in tmp_path.glob(".*")] == [".val-00000-of-00002.tfrecord.17.tmp"]
+
+
+def test_records_of_other_splits_only(records, tmp_path):
+    """Under the dataset's own name too it is said which splits there are; a dataset's files beside its records count."""
+    for name in ("tfrecord", "folder", "voc2012", "camvid"):
+        with pytest.raises(UserError, match="there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/b"):
+            open_dataset(config_of(name, records), "val")
+    write_dataset(records, "val")
+    (records / "classes.txt").write_text("wall\nfloor\nlamp\n")
+    assert len(open_dataset(config_of("folder", records), "val")) == 3
 
 
 def test_records_of_others_are_not_written_over(photos, tmp_path):

@@ -1,7 +1,8 @@
 """Datasets in the archives that they are had as: files are read where they stand in a .zip or .tar, nothing is extracted.
 
 A file in an archive has a path like any other, `datasets/VOC.tar/VOCdevkit/VOC2012/JPEGImages/ID.jpg`; `read_bytes` takes
-both kinds. Nothing in an archive is ever written or linked to, and one whose members climb out of it is refused as a whole.
+both kinds. Nothing in an archive is ever written, symbolic links are not followed, and one whose members climb out of it is
+refused as a whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+
+from absl import logging
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.record_file import PATTERN, RecordFile
@@ -38,6 +41,7 @@ class Archive:
         self.path = path
         self.children: dict[str, set[str]] = {"": set()}  # folder -> the names in it
         self._readers: dict[str, Callable[[int], bytes]] = {}
+        self._links: list[str] = []
         self._lock = threading.Lock()
         try:
             (self._index_zip if path.lower().endswith(".zip") else self._index_tar)()
@@ -46,6 +50,11 @@ class Archive:
                 raise
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: cannot be read as an archive ({reason}); download it again: it may be cut off") from error
+        if self._links:
+            logging.warning(
+                "%s: %d symbolic links in it are not followed, as %s; extract it if they lead to images or masks",
+                path, len(self._links), self._links[0],
+            )  # fmt: skip
 
     def read(self, member: str, limit: int = -1) -> bytes:
         """A member's first `limit` bytes, or all of them.
@@ -65,7 +74,7 @@ class Archive:
 
     def _add(self, name: str, size: int, read: Callable[[int], bytes] | None) -> None:
         """Enters a file, or a folder where `read` is None."""
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        parts = _parts(name)
         if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
             raise UserError(
                 f"{self.path}: its member {name!r} leads out of the archive, as no dataset's own archive does; "
@@ -93,6 +102,10 @@ class Archive:
                     self._add(member.name, member.size, read)
                 elif member.isdir():
                     self._add(member.name, 0, None)
+                elif member.islnk() and (read_other := self._readers.get("/".join(_parts(member.linkname)))):
+                    self._add(member.name, 0, read_other)  # a second name of the same bytes, as tar writes hard links
+                elif member.issym():
+                    self._links.append(member.name)
 
     def _read_slice(self, offset: int, size: int, limit: int) -> bytes:
         wanted = size if limit < 0 else min(limit, size)
@@ -107,10 +120,11 @@ class Archive:
         for member in self._zip.infolist():
             if member.flag_bits & 1:
                 raise UserError(f"{self.path}: it is encrypted; extract it with its password and name the folder")
-            linked = member.external_attr >> 16 & 0o170000 == 0o120000
-            if not linked:
-                read = None if member.is_dir() else functools.partial(self._read_zipped, member)
-                self._add(member.filename, member.file_size, read)
+            if member.external_attr >> 16 & 0o170000 == 0o120000:
+                self._links.append(member.filename)
+                continue
+            read = None if member.is_dir() else functools.partial(self._read_zipped, member)
+            self._add(_zip_name(member), member.file_size, read)
 
     def _read_zipped(self, member: zipfile.ZipInfo, limit: int) -> bytes:
         if self._process != os.getpid():  # a fork shares the file's position with its parent
@@ -118,6 +132,20 @@ class Archive:
                 self._zip, self._process = zipfile.ZipFile(self.path), os.getpid()
         with self._zip.open(member) as file:
             return file.read(limit)
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """A member's name; macOS writes UTF-8 and does not say so, which zipfile takes for the DOS code page 437."""
+    if member.flag_bits & 0x800 or member.filename.isascii():
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,8 +6,10 @@ so that a build that was stopped goes on with the shards that are missing. The m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -15,12 +17,14 @@ import math
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from PIL import Image
 
 from deeplab_keras.config import UserError
@@ -81,14 +85,15 @@ def build_records(
         overwrite: builds anew over records of other files.
 
     Raises:
-        UserError: a pair is broken, the folder cannot be written to, or it holds other records of this split.
+        UserError: a pair is broken, the folder cannot be written to, it holds other records of this split, or another
+            process is building them.
     """
     build = _Build(source, split, Path(folder).expanduser(), num_shards)
-    if build.is_complete(overwrite):
-        return build.result()
-    build.prepare(overwrite)
-    build.write_shards(threads or os.cpu_count() or 1)
-    build.finish()
+    with build.alone() if not build.is_complete(overwrite) else contextlib.nullcontext():
+        if not build.is_complete(overwrite):  # asked again: another process may have built them in between
+            build.prepare(overwrite)
+            build.write_shards(threads or os.cpu_count() or 1)
+            build.finish()
     return build.result()
 
 
@@ -132,37 +137,75 @@ class _Build:
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}-of-{self.count:05d}.tfrecord"
 
-    def is_complete(self, overwrite: bool) -> bool:
-        """Whether the same records are there already; raises UserError if others are."""
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the folder of notes for this process; the system lets go of it when the process ends, however it does.
+
+        Raises:
+            UserError: another process holds it, or the folder cannot be made.
+        """
         try:
-            manifest = json.loads(manifest_path(self.folder, self.split).read_text())
-            made_of, shards = manifest["made_of"], manifest["shards"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        if made_of != self.signature and not overwrite:
+            self.notes.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.notes, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written to ({error.strerror}); give another --output_dir") from error
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(held)
+            raise UserError(
+                f"{self.folder}: another process is building the split {self.split!r} there; wait until it is done, or stop it: "
+                "the same command then goes on"
+            ) from error
+        except OSError as error:
+            logging.info("%s: cannot be locked (%s); do not build the split twice at once", self.folder, error.strerror)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.notes.rmdir()  # where nothing was begun
+            os.close(held)
+
+    def is_complete(self, overwrite: bool) -> bool:
+        """Whether the same records are there already, in their full length; raises UserError if others are."""
+        made_of, shards = self._manifest()
+        if made_of not in ("", self.signature) and not overwrite:
             raise UserError(
                 f"{self.folder}: it holds records of the split {self.split!r} made of other files, or in another number "
                 "of files; --overwrite replaces them"
             )
-        return made_of == self.signature and not overwrite and self._are_whole(shards)
+        return made_of == self.signature and not overwrite and all(map(self._is_whole, shards))
 
-    def _are_whole(self, shards: list[dict[str, Any]]) -> bool:
-        """Whether the files of a finished build are there and as long as they were; if not, the good ones are noted as done."""
-        paths = [self.folder / shard["file"] for shard in shards]
-        whole = [path.is_file() and path.stat().st_size == shard["bytes"] for path, shard in zip(paths, shards, strict=True)]
-        if all(whole):
-            return True
-        for number in (number for number, good in enumerate(whole) if good):
+    def _manifest(self) -> tuple[str, list[dict[str, Any]]]:
+        """What the finished build in the folder was made of, and its shards; "" where there is none."""
+        try:
+            manifest = json.loads(manifest_path(self.folder, self.split).read_text())
+            return manifest["made_of"], manifest["shards"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", []
+
+    def _is_whole(self, shard: dict[str, Any]) -> bool:
+        path = self.folder / shard["file"]
+        return path.is_file() and path.stat().st_size == shard["bytes"]
+
+    def _keep_whole_shards(self) -> None:
+        """Notes the good files of a finished build, of which others are gone or were cut off, as done."""
+        made_of, shards = self._manifest()
+        if made_of != self.signature:
+            return
+        for number, shard in enumerate(shards):
             try:
-                sizes = [len(record) for _, record in scan(str(paths[number]))]
+                sizes = [len(record) for _, record in scan(str(self.folder / shard["file"]))] if self._is_whole(shard) else []
             except UserError:
                 continue  # damaged too: it is written again
-            write_text(self._note(number), json.dumps({**shards[number], "sizes": sizes}))
+            if sizes:
+                write_text(self._note(number), json.dumps({**shard, "sizes": sizes}))
         write_text(self.notes / "plan", self.signature)
-        return False
 
     def prepare(self, overwrite: bool) -> None:
-        """Makes the folder of notes; an unfinished build of the same files goes on, one of others is refused or removed."""
+        """Writes the plan; an unfinished build of the same files goes on, one of others is refused or removed."""
+        if not overwrite:
+            self._keep_whole_shards()
         plan = self.notes / "plan"
         unfinished = plan.read_text() if plan.is_file() else None
         strange = [path.name for path in self.folder.glob(f"{self.split}-[0-9]*-of-[0-9]*") if path.is_file()]
@@ -171,8 +214,8 @@ class _Build:
         if (strange or unfinished) and not overwrite:
             what = "an unfinished build of other files" if unfinished else f"other records ({strange[0]})"
             raise UserError(f"{self.folder}: it holds {what} of the split {self.split!r}; --overwrite replaces them")
-        shutil.rmtree(self.notes, ignore_errors=True)
-        for path in [*(self.folder / name for name in strange), manifest_path(self.folder, self.split)]:
+        others = [*self.notes.iterdir(), *(self.folder / name for name in strange), manifest_path(self.folder, self.split)]
+        for path in others:
             path.unlink(missing_ok=True)
         write_text(plan, self.signature)
 
@@ -256,7 +299,7 @@ class _Build:
         }  # fmt: skip
         write_text(manifest_path(self.folder, self.split), json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(self.notes, ignore_errors=True)
-        for left in self.folder.glob(f".{self.split}-[0-9]*-of-{self.count:05d}.tfrecord.*.tmp"):  # of a build that was killed
+        for left in self.folder.glob(f".{self.split}-[0-9]*-of-[0-9]*.tfrecord.*.tmp"):  # of a build that was killed
             left.unlink(missing_ok=True)
 
     def result(self) -> Built:

@@ -63,7 +63,7 @@ def read_classes(root: Tree, name: str, *, with_ignored: bool = False) -> Classe
     try:
         lines = [line.strip() for line in root.read_text(name).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read as text ({error})") from error
+        raise UserError(f"{where}: cannot be read as text ({error}); save it as text in UTF-8") from error
     if lines and re.fullmatch(r"name\s*,\s*r\s*,\s*g\s*,\s*b", lines[0], re.IGNORECASE):
         del lines[0]
     entries = [_entry(where, line) for line in lines]
@@ -87,6 +87,8 @@ def _entry(where: object, line: str) -> tuple[str, Colour | None]:
         red, green, blue = int(match[2]), int(match[3]), int(match[4])
         if max(red, green, blue) > 255:
             raise UserError(f"{where}: line {line!r}: colours are 0 to 255")
+    elif line.startswith("#"):  # taken for a class it would move the ids of all others by one
+        raise UserError(f"{where}: line {line!r} has no name; a line is a class, comments are not known here: remove it")
     else:
         return line, None
     return match[1], (red, green, blue)

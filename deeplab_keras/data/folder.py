@@ -80,7 +80,7 @@ def _by_name(root: Tree, name: str) -> tuple[str, str]:
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
     images = [f"images/{stem}{suffix}" for suffix in suffixes]
     labels = [f"{_label_folder(root)}/{stem}{ending}.png" for ending in LABEL_ENDINGS]
-    image, label = (next(filter(root.is_file, paths), paths[0]) for paths in (images, labels))
+    image, label = (next(filter(root.is_file, map(root.spelled, paths)), paths[0]) for paths in (images, labels))
     return str(root.on_disk(image)), str(root.on_disk(label))
 
 

@@ -61,7 +61,7 @@ def read_list(home: Tree, path: str, tree: str) -> list[str]:
             f"{where}: there is no list of the split {name.removesuffix('.txt')!r}; lists there: {others}; {expected(tree)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read as a list of ids ({error}); expected: one id a line") from error
+        raise UserError(f"{where}: cannot be read as a list of ids ({error}); expected: UTF-8, one id a line") from error
     ids = [line.split()[0].rpartition("/")[2] for line in lines if line.strip()]
     if not ids:
         raise UserError(f"{where}: the list is empty; expected: one id a line; {HELP}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.tree import Tree, same_name
+from deeplab_keras.data.tree import Tree, decode_text, same_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_FOLDERS = ("labels", "masks", "annotations")
@@ -101,11 +101,11 @@ def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
     """Number and text of each line that is not empty."""
     where = _where(root, path)
     try:
-        text = root.read_text(path) if root.is_file(path) else where.read_text(encoding="utf-8-sig")
+        text = root.read_text(path) if root.is_file(path) else decode_text(where.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{where}: there is no such list; the path is looked for in --dataset_dir and as it is") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read as a list of files ({error})") from error
+        raise UserError(f"{where}: cannot be read as a list of files ({error}); save it as text in UTF-8") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"{where}: the list is empty; a line names an image and its mask")
@@ -146,7 +146,8 @@ def _place(root: Tree, listed_in: str, path: str) -> str:
     path = path.replace("\\", "/")
     if os.path.isabs(path):
         return path
-    beside = posixpath.join(posixpath.dirname(listed_in), path)
+    beside = root.spelled(posixpath.join(posixpath.dirname(listed_in), path))
+    path = root.spelled(path)
     if root.is_file(beside):
         return str(root.on_disk(beside))
     elsewhere = Path(listed_in).parent / path

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -138,8 +139,15 @@ def shards_in(folder: Path) -> dict[str, dict[int, dict[int, Path]]]:
 
 
 def has_records(config: DataConfig, split: str) -> bool:
-    """Whether --dataset_dir holds record files of a split."""
-    return bool(config.dataset_dir) and bool(find_records(Path(config.dataset_dir or "").expanduser(), split)[1])
+    """Whether --dataset_dir holds record files of a split, or record files (of other splits) and nothing else."""
+    folder = Path(config.dataset_dir or "").expanduser()
+    if not config.dataset_dir or not folder.is_dir():
+        return False
+    return bool(find_records(folder, split)[1]) or bool(shards_in(folder)) and all(map(_of_records, os.listdir(folder)))
+
+
+def _of_records(name: str) -> bool:
+    return bool(_SHARD.fullmatch(name)) or name.startswith(".") or name.endswith((".manifest.json", ".index.npz", CLASSES_FILE))
 
 
 def open_records(config: DataConfig, split: str) -> RecordSource:

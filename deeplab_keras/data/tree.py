@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
 import posixpath
@@ -58,8 +59,13 @@ class Tree:
         inner = self._inner(path)
         return (Path(self.path) / inner).is_file() or any(inner in archive for archive in self.archives)
 
+    def spelled(self, path: str) -> str:
+        """A file's path with its accents in the form that its name has there; the same path where there is no such file."""
+        forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+        return next(filter(self.is_file, forms), path)
+
     def read_text(self, path: str) -> str:
-        """A text file, UTF-8.
+        """A text file; see `decode_text`.
 
         Raises:
             OSError: there is no such file.
@@ -67,7 +73,7 @@ class Tree:
         """
         if not self.is_file(path):
             raise FileNotFoundError(2, "No such file or directory", str(self.on_disk(path)))
-        return read_bytes(str(self.on_disk(path))).decode("utf-8-sig")
+        return decode_text(read_bytes(str(self.on_disk(path))))
 
     def folders(self, path: str = ".") -> list[str]:
         """The names of the folders in a folder, sorted; hidden ones left out."""
@@ -116,6 +122,15 @@ def _walk(top: str, deep: bool) -> Iterator[str]:
         seen.add(os.path.realpath(folder))
         fresh = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen]
         subfolders[:] = fresh if deep else []
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8, with or without a byte order mark; UTF-16 with one, as Windows writes lists.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
 def same_name(name: str) -> str:

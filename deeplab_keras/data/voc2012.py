@@ -1,9 +1,9 @@
 """PASCAL VOC 2012: 20 kinds of things and the background; 1464 training and 1449 validation images.
 
 Read from the folder as extracted, or from the .tar itself. `trainaug` is the larger training set, 10582 images, with the
-masks of the Semantic Boundaries Dataset (SBD). Its list is ImageSets/Segmentation/trainaug.txt or else made of SBD's: its
-training and validation images and VOC's training images, without VOC's validation images. Its masks are
-SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
+masks of the Semantic Boundaries Dataset (SBD). Its list is ImageSets/Segmentation/trainaug.txt or else made: SBD's images (those
+of its own two lists, or those in SegmentationClassAug) and VOC's training images, without VOC's validation images. Its masks
+are SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ SBD_TREE = ".txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train"
 ARCHIVES = ("VOCtrainval*.tar", "SegmentationClassAug*.zip", "SegmentationClassAug*.tar")
 PLACES = (".", "VOCdevkit/VOC2012", "VOC2012")
 LISTS = "ImageSets/Segmentation"
+READY = "SegmentationClassAug"
+SBD_ARCHIVES = ("benchmark*.tgz", "benchmark*.tar.gz")
 SBD_PLACES = ("benchmark_RELEASE/dataset", "sbd/dataset", "sbd", "VOCaug/dataset", "dataset", "../VOCaug/dataset")
 
 
@@ -44,11 +46,11 @@ def find_voc2012(config: DataConfig, split: str) -> Pairs:
     tree = TREE.format("Aug", f"{split}{SBD_TREE}") if split == AUGMENTED else TREE.format("", split)
     home = find_home(config, PLACES, tree, ("JPEGImages", LISTS), ARCHIVES)
     root = home.top()
-    if split == AUGMENTED and not home.is_dir("SegmentationClassAug"):
+    if split == AUGMENTED and not home.is_dir(READY):
         root = with_archives(root, ARCHIVES)
     sbd = next((at for place in (home, root) for inner in SBD_PLACES if (at := place.at(inner)).is_dir("cls")), None)
-    if split == AUGMENTED and sbd is not None and not home.is_file(f"{LISTS}/{AUGMENTED}.txt"):
-        ids = _augmented_list(home, sbd, tree)
+    if split == AUGMENTED and not home.is_file(f"{LISTS}/{AUGMENTED}.txt"):
+        ids = _augmented_list(home, root, sbd, tree)
     else:
         ids = read_list(home, f"{LISTS}/{split}.txt", tree)
     images = tuple(str(home.on_disk(f"JPEGImages/{name}.jpg")) for name in ids)
@@ -56,17 +58,23 @@ def find_voc2012(config: DataConfig, split: str) -> Pairs:
     return Pairs(VOC2012, tuple(ids), images, masks, expected=expected(tree))
 
 
-def _augmented_list(home: Tree, sbd: Tree, tree: str) -> list[str]:
-    lists = {name: set(read_list(home, f"{LISTS}/{name}.txt", tree)) for name in ("train", "val")}
-    others = {name: set(read_list(sbd, f"{name}.txt", "cls/ID.mat, train.txt, val.txt")) for name in ("train", "val")}
-    ids = (lists["train"] | others["train"] | others["val"]) - lists["val"]
-    if not ids:
-        raise UserError(f"{sbd.on_disk()}: its lists name no image that is not in VOC's val.txt; {HELP}")
+def _augmented_list(home: Tree, root: Tree, sbd: Tree | None, tree: str) -> list[str]:
+    ready = next((place for place in (home, root) if place.is_dir(READY)), None)
+    if sbd is not None:
+        others = {name for part in ("train", "val") for name in read_list(sbd, f"{part}.txt", "cls/ID.mat, train.txt, val.txt")}
+    elif ready is not None:
+        others = {name.rpartition(".")[0] for name in ready.files(READY, (".png",))}
+    else:
+        with_archives(root, SBD_ARCHIVES)  # refuses those that are there, and says how they are extracted
+        return read_list(home, f"{LISTS}/{AUGMENTED}.txt", tree)  # says what is missing
+    train, val = (set(read_list(home, f"{LISTS}/{name}.txt", tree)) for name in ("train", "val"))
+    if not (ids := (train | others) - val):
+        raise UserError(f"{(sbd or ready or home).on_disk()}: it has no image that is not in VOC's val.txt; {HELP}")
     return sorted(ids)
 
 
 def _mask(home: Tree, root: Tree, sbd: Tree | None, name: str, split: str) -> str:
-    plain, augmented = f"SegmentationClass/{name}.png", f"SegmentationClassAug/{name}.png"
+    plain, augmented = f"SegmentationClass/{name}.png", f"{READY}/{name}.png"
     if split == AUGMENTED:
         for tree in (home, root):  # SegmentationClassAug.zip holds the folder alone
             if tree.is_file(augmented):
