@@ -74,6 +74,15 @@ def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
     assert result.classes_file.read_text() == "colour_000000 #000000\ncolour_464646 #464646\ncolour_804080 #804080\n"
 
 
+@pytest.mark.parametrize(("levels", "told"), [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)])
+def test_luminances_are_no_grey_levels(levels, told, tmp_path, caplog):
+    """Two of PASCAL VOC's classes share one, so that what comes out would be a class short."""
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "grey/a.png")
+    convert_masks("grey", str(tmp_path / "grey"), str(tmp_path / "ids"))
+    assert any("the luminances of PASCAL VOC's colours" in record.getMessage() for record in caplog.records) == told
+
+
 def test_grey_levels_of_all_files_together(drawn, tmp_path):
     Image.fromarray(mask(20, 30, ids=(0, 128))).save(drawn / "a.png")
     Image.fromarray(mask(20, 30, ids=(0, 255))).convert("RGB").save(drawn / "b.png")
@@ -129,6 +138,12 @@ def labelme(path: pathlib.Path, *shapes: dict, **changes: object) -> str:
 
 def shape(label: str, kind: str | None, *points: tuple[float, float], **more: object) -> dict:
     return {"label": label, "shape_type": kind, "points": [list(point) for point in points], **more}
+
+
+def test_labelmes_shapes_may_reach_out_of_the_image(tmp_path):
+    path = labelme(tmp_path / "a.json", shape("car", "rectangle", (-9e5, 10), (9e5, 9e5)))
+    ids = draw_labelme(path, {"car": 1})
+    assert (ids[:10] == 0).all() and (ids[10:] == 1).all()
 
 
 def test_labelmes_shapes(tmp_path):
@@ -263,6 +278,12 @@ WRONG = {
                                 "{path}: the polygon 'car' cannot be drawn (2 points); mend it in labelme"),
     "an unknown shape": ("a.json", lambda path: labelme(path, shape("car", "cube", (1, 1))), "labelme", "{path}: the cube 'car' cannot "
                          "be drawn (unknown shape_type, known: polygon, rectangle, circle, mask); mend it in labelme"),
+    "a point that is no number": ("a.json", lambda path: labelme(path, shape("car", "polygon", (float("nan"), 1), (5, 5), (9, 1))),
+                                  "labelme", "{path}: the polygon 'car' cannot be drawn (a point at nan, 1); mend it in labelme"),
+    "a point far out": ("a.json", lambda path: labelme(path, shape("car", "circle", (5, 5), (5, 2e9))), "labelme",
+                        "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); mend it in labelme"),
+    "an impossible size": ("a.json", lambda path: labelme(path, imageWidth=10**6, imageHeight=10**6), "labelme",
+                           "{path}: its image is said to be 1000000x1000000, as no image is; save it anew"),
     "no size": ("a.json", lambda path: labelme(path, imageWidth=None), "labelme",
                 "{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew"),
 }  # fmt: skip

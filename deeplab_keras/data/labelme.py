@@ -22,6 +22,8 @@ from deeplab_keras.data.reading import DECODE_ERRORS, BrokenFileError, NoMaskUse
 BACKGROUND, IGNORE = "_background_", "__ignore__"
 IGNORE_LABEL = DatasetInfo.ignore_label
 AREAS = ("polygon", "rectangle", "circle", "mask")
+LARGEST = 178_956_970  # pixels; Pillow decodes no larger image
+FAR = 1e6  # pixels from the corner; further out Pillow's integers run over, and what it draws is wrong
 LINES = ("line", "linestrip", "point", "points")  # have no area
 
 
@@ -79,6 +81,8 @@ def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
     """Width and height; where the file does not say them, those of the picture within it."""
     width, height = content.get("imageWidth"), content.get("imageHeight")
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+        if width * height > LARGEST:  # Pillow would take memory for it until there is none
+            raise BrokenFileError(f"{path}: its image is said to be {width}x{height}, as no image is; save it anew")
         return width, height
     try:
         with Image.open(io.BytesIO(base64.b64decode(content.get("imageData") or ""))) as picture:
@@ -93,6 +97,9 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
         return
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
+        for x, y in points:
+            if not (abs(x) <= FAR and abs(y) <= FAR):  # NaN is refused too
+                raise ValueError(f"a point at {x:g}, {y:g}")
         if kind == "polygon" and len(points) > 2:
             draw.polygon(points, outline=value, fill=value)
         elif kind == "rectangle" and len(points) == 2:

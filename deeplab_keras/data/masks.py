@@ -26,6 +26,7 @@ from deeplab_keras.data.classes_file import Classes, read_classes
 from deeplab_keras.data.files import in_threads
 from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, pascal_palette
 from deeplab_keras.data.labelme import BACKGROUND, draw_labelme, labels_of, lines_in
+from deeplab_keras.data.mistakes import VOC_CONTOUR, luminances
 from deeplab_keras.data.reading import (
     REMEDY,
     FileUserError,
@@ -141,6 +142,12 @@ def _rgb(classes: Classes | None, offset: int, gather: Gather, grey: bool = Fals
                 "--classes=FILE, a line 'name #rrggbb' each, or export masks that were saved as JPEG or resized smoothly again"
             )
         palette = tuple((code >> 16, code >> 8 & 255, code & 255) for code in found)
+        levels = {colour[0] for colour in palette}
+        if grey and len(levels - {0, 128, 255}) > 1 and levels <= luminances([*pascal_palette(21), VOC_CONTOUR]) | {255}:
+            logging.warning(
+                "--input: these grey levels are the luminances of PASCAL VOC's colours, of which two classes share one; "
+                "convert the original masks, --from=palette or --from=rgb --classes=voc2012"
+            )
         names = tuple(f"grey_{colour[0]}" if grey else f"colour_{bytes(colour).hex()}" for colour in palette)
         classes = Classes(names, palette)
     colours = classes.colours("--classes", IGNORE_LABEL)
