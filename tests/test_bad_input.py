@@ -405,7 +405,7 @@ archived("a truncated .tar", "tar", "{root}/photos.tar: cannot be read as an arc
 archived("a .tar that is none", "tar", "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it may "
          "be cut off", lambda data: b"<html>" * 200)  # fmt: skip
 archived("a compressed .tar", "tar.gz", "{root}/photos.tar.gz: files in a compressed tar cannot be read in place; extract it: tar xf "
-         "{root}/photos.tar.gz")  # fmt: skip
+         "{root}/photos.tar.gz -C {root}")  # fmt: skip
 archived("a damaged member", "zip", "{root}/photos.zip/labels/train/pic_0.png: cannot be decoded (damaged in the archive: Bad CRC-32 "
          "for file 'labels/train/pic_0.png'); " + SKIP,
          lambda data: data.replace(b"\x89PNG", b"\x89PnG", 1))  # fmt: skip
@@ -442,7 +442,7 @@ published("a VOC list that is not there", "voc2012", "trainaug", f"{{root}}/{VOC
           lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"),
                         (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
 published("an SBD archive as it was had", "voc2012", "trainaug", "{root}/benchmark.tgz: files in a compressed tar cannot be read in "
-          "place; extract it: tar xf {root}/benchmark.tgz",
+          "place; extract it: tar xf {root}/benchmark.tgz -C {root}",
           lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"), (root / "benchmark.tgz").write_bytes(b"\x1f\x8b"),
                         (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
 published("a VOC list that is empty", "voc2012", "val", f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "

@@ -172,7 +172,8 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     """
     name = os.fspath(path).lower()
     if name.endswith(COMPRESSED_TAR) and os.path.isfile(path):
-        raise UserError(f"{path}: files in a compressed tar cannot be read in place; extract it: tar xf {path}")
+        command = f"tar xf {path} -C {os.path.dirname(path) or '.'}"
+        raise UserError(f"{path}: files in a compressed tar cannot be read in place; extract it: {command}")
     return name.endswith(SUFFIXES) and os.path.isfile(path)
 
 
