@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deeplab_keras.data.datasets import DATASETS, FILES, Source, open_dataset, open_files
+    from deeplab_keras.data.datasets import DATASETS, FILES, open_dataset, open_files
     from deeplab_keras.data.files import FileSource
+    from deeplab_keras.data.source import Source
 
 __all__ = ["DATASETS", "FILES", "FileSource", "Source", "open_dataset", "open_files"]
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -17,11 +16,9 @@ from deeplab_keras.config import UserError
 from deeplab_keras.data.archives import split_member
 from deeplab_keras.data.files import FileSource, in_threads
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
 from deeplab_keras.progress import Progress
 from deeplab_keras.writing import replacing, write_text
-
-if TYPE_CHECKING:
-    from deeplab_keras.data.datasets import Source
 
 HEADER = 8  # height and width, int32 each; then the image's pixels and the label's
 

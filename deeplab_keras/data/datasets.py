@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, unknown_name
 from deeplab_keras.data.ade20k import find_ade20k, find_ade20k_151
@@ -15,36 +11,11 @@ from deeplab_keras.data.camvid import find_camvid
 from deeplab_keras.data.cityscapes import find_cityscapes
 from deeplab_keras.data.files import FileSource, Pairs, open_pairs
 from deeplab_keras.data.folder import find_folder
-from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
 from deeplab_keras.data.synthetic import open_synthetic
 from deeplab_keras.data.tfds_source import PREFIX, open_tfds
 from deeplab_keras.data.tfrecords import has_records, open_records
 from deeplab_keras.data.voc2012 import find_voc2012
-
-
-class Source(Protocol):
-    """Numbered pairs of image and label: one split of one dataset."""
-
-    @property
-    def info(self) -> DatasetInfo:
-        """Classes, colours and ignore label."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """A name for each pair, as a relative path without suffix."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`."""
-        ...
-
-    def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same as a part of a tf.data graph."""
-        ...
-
 
 # Datasets of image and mask files: what finds the files of a split.
 FILES: dict[str, Callable[[DataConfig, str], Pairs]] = {
