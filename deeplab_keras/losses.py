@@ -307,7 +307,7 @@ def parse_terms(spec: str) -> dict[str, float]:
         weight_text, _, name = part.rpartition("*")
         name = name.strip()
         if name not in TERMS:
-            raise unknown_name("loss", name, TERMS)
+            raise unknown_name("loss", name or spec, TERMS)
         try:
             weight = float(weight_text) if weight_text else 1.0
         except ValueError:

@@ -267,6 +267,8 @@ def test_official_losses():
 
 def test_make_loss():
     assert losses.parse_terms(" cross_entropy + 0.5*dice ") == {"cross_entropy": 1.0, "dice": 0.5}
+    with pytest.raises(UserError, match=r"'cross_entropy\+'"):  # what was typed, not the nothing behind the plus
+        losses.parse_terms("cross_entropy+")
     loss = losses.make_loss("2*focal+lovasz", ignore_label=0, focal_gamma=3.0)
     assert (loss.terms, loss.ignore_label, loss.focal_gamma) == ({"focal": 2.0, "lovasz": 1.0}, 0, 3.0)
     again = keras.losses.deserialize(keras.losses.serialize(loss))

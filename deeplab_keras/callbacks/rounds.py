@@ -102,7 +102,8 @@ class Rounds(keras.callbacks.Callback):
         self.finished = run.step >= run.total_steps
         if self.patience and run.stale_rounds >= self.patience and not self.finished:
             self.finished = True
-            self._say(f"stopped early: {run.stale_rounds} evaluations in a row were no better than the best")
+            stale = "the last evaluation was" if run.stale_rounds == 1 else f"{run.stale_rounds} evaluations in a row were"
+            self._say(f"stopped early: {stale} no better than the best")
         if self.finished:
             with contextlib.suppress(Stopped), run.averaged(), run.may_be_left():
                 self.conclude(report)
