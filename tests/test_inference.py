@@ -329,3 +329,12 @@ def test_the_compiled_decision_is_numpys(classes, shape, sizes, monkeypatch):
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     np.testing.assert_allclose(confidence, expected, rtol=1e-5)
     np.testing.assert_array_equal(decide.decide(logits)[0], labels)
+
+
+@pytest.mark.parametrize("with_confidence", [False, True])
+def test_many_sizes_are_decided_without_a_warning(with_confidence, monkeypatch):
+    """TensorFlow warns of a function that is traced again and again."""
+    monkeypatch.setattr(decide, "_sizes", set())
+    for side in range(2, 2 + decide.MOST_SIZES + 1):
+        decide.decide(noise(1, side, side, 3), with_confidence)
+    assert (decide._CONFIDENT_BLOCK if with_confidence else decide._LABELS_BLOCK).experimental_get_tracing_count() == 1

@@ -55,8 +55,9 @@ def _decide_with_confidence(scores: tf.Tensor) -> Decision:
     return tf.argmax(scores, -1, output_type=tf.int32), confidence
 
 
-ANY = [tf.TensorSpec([None] * 4, tf.float32)]  # so that no size is traced anew
+# Traced once for all sizes, as TensorFlow warns of tracing anew; XLA compiles for each by itself.
+ANY, ANY_PIXELS = [tf.TensorSpec([None] * 4, tf.float32)], [tf.TensorSpec([None] * 2, tf.float32)]
 _labels = tf.function(_decide_labels, ANY, autograph=False)
 _confident = tf.function(_decide_with_confidence, ANY, autograph=False)
-_LABELS_BLOCK = tf.function(_decide_labels, jit_compile=True, autograph=False)  # compiled once for each number of classes
-_CONFIDENT_BLOCK = tf.function(_decide_with_confidence, jit_compile=True, autograph=False)
+_LABELS_BLOCK = tf.function(_decide_labels, ANY_PIXELS, jit_compile=True, autograph=False)
+_CONFIDENT_BLOCK = tf.function(_decide_with_confidence, ANY_PIXELS, jit_compile=True, autograph=False)
