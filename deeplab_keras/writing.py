@@ -5,10 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
+import socket
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from deeplab_keras.config import UserError
+
+# Machines and containers that share a folder may have the same process numbers; names of files may not be long.
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+ASIDE = re.compile(rf"\.(?P<name>.+)\.{HOST}\.(?P<process>\d{{1,9}})\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -21,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -32,6 +40,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def remove_leftovers(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Removes what processes of this machine that were killed had begun to write to these paths with `replacing`."""
+    names: dict[pathlib.Path, set[str]] = defaultdict(set)
+    for path in map(pathlib.Path, paths):
+        names[path.parent].add(path.name)
+    for folder, wanted in names.items():
+        with contextlib.suppress(OSError):  # a folder that is not there yet
+            for file in folder.iterdir():
+                found = ASIDE.fullmatch(file.name)
+                if found and found["name"] in wanted and not _is_alive(int(found["process"])):
+                    file.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def check_folder(path: str | os.PathLike[str], flag: str) -> None:

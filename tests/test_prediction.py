@@ -31,6 +31,7 @@ from deeplab_keras.prediction import results as results_module
 from deeplab_keras.prediction.images import ImageJob
 from deeplab_keras.progress import Progress
 from deeplab_keras.visualization import class_colours, colorize, legend, overlay
+from deeplab_keras.writing import HOST
 
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
 INFO = DatasetInfo("three", ("sky", "tree", "car"), COLOURS)
@@ -272,6 +273,16 @@ def test_earlier_results_are_not_replaced_without_a_word(tmp_path):
         results.check([first, second])
     assert Results(config(tmp_path, overwrite=True), INFO).check([first, second]) == [first, second]
     assert Results(config(tmp_path, skip_existing=True), INFO).check([first, second]) == [second]
+
+
+def test_what_a_killed_call_had_begun_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = [put(tmp_path / "out" / folder / f".a_labels.png.{HOST}.{killed.pid}.tmp", format="PNG") for folder in ("", "sub")]
+    for values in ({}, {"skip_existing": True}):
+        Results(config(tmp_path, outputs=("labels",), **values), INFO).check([Input("sub/a.jpg", "sub/a")])
+        assert [path.exists() for path in left] == [True, False], "only beside results of this call"
+        left[1].touch()
 
 
 def test_an_input_is_never_replaced(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from deeplab_keras.config import UserError
-from deeplab_keras.writing import check_folder, replacing, write_text
+from deeplab_keras.writing import HOST, check_folder, remove_leftovers, replacing, write_text
 
 
 def test_writes_and_replaces(tmp_path):
@@ -35,6 +38,20 @@ def test_a_file_in_a_folder_s_place(tmp_path):
     write_text(tmp_path / "file", "")
     with pytest.raises(UserError, match="metrics.json: cannot be written"):
         write_text(tmp_path / "file" / "metrics.json", "{}")
+
+
+def test_what_a_killed_process_had_begun_goes_and_nothing_else(tmp_path):
+    begun = "import os, sys; from deeplab_keras.writing import replacing\n" \
+            "with replacing(sys.argv[1]) as aside: aside.write_text('half'); os.kill(os.getpid(), 9)"  # fmt: skip
+    for name in ("a b.png", "other.png"):
+        assert subprocess.run([sys.executable, "-c", begun, tmp_path / name], check=False).returncode == -9
+    left, other = sorted(tmp_path.iterdir())
+    dead, living = left.name.split(".")[-2], os.getpid()
+    kept = (f".a b.png.{HOST}.{living}.tmp", f".a b.png.elsewhere.{dead}.tmp", f".a b.png.{HOST}.tmp", "a b.png", other.name)
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_leftovers([tmp_path / "a b.png", tmp_path / "not there" / "a.png"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):

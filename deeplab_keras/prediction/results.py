@@ -16,7 +16,7 @@ from deeplab_keras.data.cityscapes import CITYSCAPES, CLASSES
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.visualization import classes_in, colorize, legend, overlay, save_png_strips
-from deeplab_keras.writing import replacing
+from deeplab_keras.writing import remove_leftovers, replacing
 
 IMAGE_OUTPUTS = ("labels", "colour", "overlay")
 VIDEO_OUTPUTS = ("overlay",)
@@ -82,6 +82,8 @@ class Results:
     def check(self, inputs: Sequence[Input]) -> list[Input]:
         """The inputs that are to be predicted, after a look at what stands where their results will go.
 
+        Files that an earlier call had begun when it was killed are removed.
+
         Raises:
             UserError: a result would replace an input, or, without a word, an earlier result.
         """
@@ -102,6 +104,7 @@ class Results:
             there += existing
             if not files or len(existing) < len(files):
                 left.append(item)
+        remove_leftovers(targets)
         if self.config.skip_existing:
             return left
         if there and not self.config.overwrite:
