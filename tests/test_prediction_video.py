@@ -53,6 +53,27 @@ def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:
 
 
 @pytest.mark.package("imageio_ffmpeg")
+@pytest.mark.parametrize("left", [0.5, 0.999])
+def test_a_video_that_a_full_disk_cut_short_gets_no_name(tmp_path, monkeypatch, left):
+    import imageio_ffmpeg
+
+    source = film(tmp_path / "a.mp4")
+
+    def write_frames(path, *_, **__):
+        try:
+            while True:
+                yield
+        finally:
+            whole = source.read_bytes()
+            pathlib.Path(path).write_bytes(whole[: int(left * len(whole))])
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_frames)
+    with pytest.raises(UserError, match="a_overlay.mp4: the video cannot be written; make room there"):
+        predicted(str(source), tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.package("imageio_ffmpeg")
 def test_a_video_in_a_video_out(tmp_path, capsys):
     source = film(tmp_path / "a b.mp4", rate=29.97)
     predicted(str(source), tmp_path, outputs=("colour", "overlay"), palette="colour_blind")

@@ -215,5 +215,24 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
             raise UserError(f"{path}: the video cannot be written; make room there, or give another --output") from error
         if sink is None:
             raise UserError("no frame of it can be read; replace it")
-        if not aside.is_file() or not aside.stat().st_size:
+        if not _is_whole(aside):  # ffmpeg, at the end, says nothing of a full disk
             raise UserError(f"{path}: the video cannot be written; make room there, or give another --output")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether an MP4 file's boxes (ISO/IEC 14496-12) end with the file, and the table of its frames is one of them."""
+    if not path.is_file():
+        return False
+    position, kinds, end = 0, set(), path.stat().st_size
+    with open(path, "rb") as file:
+        while position < end:
+            file.seek(position)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:  # of 4 GiB and more
+                size = int.from_bytes(head[8:], "big")
+            if size < 8:  # not known yet
+                return False
+            kinds.add(head[4:8])
+            position += size
+    return position == end and b"moov" in kinds
