@@ -18,9 +18,11 @@ def main(command: Command) -> None:
     from deeplab_keras import data, export
     from deeplab_keras.checkpoints.folder import find_checkpoint, read_info
 
+    checkpoint = find_checkpoint(options.checkpoint_dir)  # a mistake there says nothing of the pictures
+
     def pictures(split: str) -> data.Source:
         source = data.open_dataset(data_config, split)
-        classes = read_info(find_checkpoint(options.checkpoint_dir)).class_names
+        classes = read_info(checkpoint).class_names
         if "dataset" not in command.given(DataConfig) and source.info.class_names != classes:
             raise UserError(
                 "the checkpoint does not say where its pictures are; give --dataset and --dataset_dir, "

@@ -414,9 +414,11 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed")
 @pytest.mark.parametrize("output", ["labels", "both"])
-def test_onnx_agrees_with_keras(checkpoint, tmp_path, output):
+def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatch):
     path = tmp_path / "model.onnx"
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
     (file,) = export.export_model(checkpoint, path, formats=["onnx"], input_size=SIZE, output=output)
+    assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
     assert file.label_agreement >= 0.999 and file.classes >= 3 and file.max_logit_difference < 1e-3
     batch, other = np.stack(images.made_images(SIZE, 3, 2)), images.made_images((80, 120), 3, 1)[0]
     found, expected = Predictor(path), Predictor(checkpoint.model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -38,16 +40,29 @@ def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) 
 
     (image,) = frozen.inputs
     names = {image.name: "image"} | {tensor.name: name for tensor, name in zip(frozen.outputs, outputs, strict=True)}
-    model, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(),
-        input_names=[image.name],
-        output_names=[tensor.name for tensor in frozen.outputs],
-        tensors_to_rename=names,
-        opset=OPSET,
-    )
+    with _without_warnings():
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen.graph.as_graph_def(),
+            input_names=[image.name],
+            output_names=[tensor.name for tensor in frozen.outputs],
+            tensors_to_rename=names,
+            opset=OPSET,
+        )
     _round_resizes_up(model)
     onnx.helper.set_model_props(model, dict(files))
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Within the block TensorFlow does not warn: tf2onnx calls what TensorFlow has declared outdated."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _round_resizes_up(model: object) -> None:
