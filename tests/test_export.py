@@ -22,7 +22,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights, save_checkpoint
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.export import ExportedFile, check, images, tflite
+from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
 from deeplab_keras.quantization import without_ranges
@@ -184,6 +184,13 @@ def test_what_delegates_make_of_a_file_is_told(exported):
     report = file.report().splitlines()
     assert f"{file.operators['CONV_2D']} CONV_2D" in report[1] and "all in 1 piece but 1 x ARG_MAX" in report[2]
     assert "takes the whole graph" in report[4] and exported["saved_model"].report() == ""
+
+
+def test_a_layer_of_several_operators_is_named_once():
+    operators = [delegates.Operator(name, tensor, ()) for name, tensor in (
+        ("MUL", "net/normalize/mul"), ("SUB", "net/normalize/sub"), ("CONV_2D", "net/stem_conv/convolution"), ("ADD", "logits"),
+    )]  # fmt: skip
+    assert str(delegates.Verdict("X", {"in float": operators})) == "X: all but 4 x in float (normalize, stem_conv, logits)"
 
 
 def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):

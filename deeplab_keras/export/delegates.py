@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from deeplab_keras.export.mixed_int8 import layer_name
 from deeplab_keras.inference.exported import open_interpreter
 
-SHOWN = 4  # operators of one kind that a line names
+SHOWN = 4  # layers that a line names of the operators of one kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Verdict:
             return f"{self.delegate}: takes the whole graph{parts}"
         reasons = []
         for reason, found in self.stopped_by.items():
-            names = ", ".join(layer_name(operator.tensor) for operator in found[:SHOWN])
-            reasons.append(f"{len(found)} x {reason} ({names}{', ...' if len(found) > SHOWN else ''})")
+            layers = list(dict.fromkeys(layer_name(operator.tensor) for operator in found))
+            names = ", ".join(layers[:SHOWN]) + ", ..." * (len(layers) > SHOWN)
+            reasons.append(f"{len(found)} x {reason} ({names})")
         return f"{self.delegate}: all{parts} but {'; '.join(reasons)}"
 
 
