@@ -46,21 +46,22 @@ def main(command: Command) -> None:
     folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
 
     from deeplab_keras import data, evaluation
-    from deeplab_keras.checkpoints.folder import find_checkpoint, load_checkpoint
+    from deeplab_keras.checkpoints.folder import find_checkpoint, load_checkpoint, read_info
     from deeplab_keras.inference import Predictor
     from deeplab_keras.writing import check_folder
 
     devices = evaluation.find_devices(options.eval_devices)
-    for path in options.compare or [options.checkpoint_dir]:
-        find_checkpoint(path)  # the second one is looked for before the first one's minutes
+    # The second one is looked at before the first one's minutes.
+    trained = {path: read_info(find_checkpoint(path)) for path in options.compare or [options.checkpoint_dir]}
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = data.open_dataset(data_config, split)
+    for path, info in trained.items():
+        evaluation.check_classes(path, info, source.info)
     evaluate = functools.partial(evaluation.evaluate, source=source, config=eval_config, split=split, devices=devices)
 
     def measure(path: str, details: evaluation.Details | None) -> tuple[evaluation.Report, Predictor]:
         checkpoint = load_checkpoint(path)
-        evaluation.check_classes(path, checkpoint.info, source.info)
         predictor, name = Predictor(checkpoint.model, eval_config), checkpoint.config.name or checkpoint.model.name
         return evaluate(predictor.network, model_name=name, details=details), predictor
 

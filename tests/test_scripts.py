@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from contracts import ROOT, SCRIPTS, commands, script
 from PIL import Image
 
 from deeplab_keras import flags
+from deeplab_keras.checkpoints import folder
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -132,6 +134,15 @@ def test_eval_looks_at_all_of_its_folders_before_it_evaluates(tiny_run, tmp_path
     assert re.fullmatch(r"error: --eval_logdir=.*/file: is a file; give a folder.*\n", capsys.readouterr().err)
     assert script("eval.py")(f"--compare={tiny_run},{tmp_path}/none") == 1
     assert re.fullmatch(r"error: .*/none: no such folder; .*\n", capsys.readouterr().err)
+
+
+def test_compare_refuses_other_classes_before_it_evaluates(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("deeplab_keras.evaluation.evaluate", None)
+    other = shutil.copytree(tiny_run / "best", tmp_path / "other")
+    about = json.loads((other / folder.DATASET).read_text())
+    (other / folder.DATASET).write_text(json.dumps({**about, "class_names": ["a", "b"], "palette": about["palette"][:2]}))
+    assert script("eval.py")(f"--compare={tiny_run},{other}") == 1
+    assert re.fullmatch(r"error: .*/other: was trained on the 2 classes of .*\n", capsys.readouterr().err)
 
 
 def test_vis_writes_pictures(tiny_run, tmp_path):
