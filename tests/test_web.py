@@ -74,6 +74,10 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     bare.write_bytes(b"TFL3")
     with pytest.raises(UserError, match="bare.tflite: its classes are not packed into it"):
         build_page(bare, tmp_path / "page", PAGE, modules)
+    with zipfile.ZipFile(tmp_path / "scores.tflite", "w") as archive:
+        archive.writestr("model.json", json.dumps({"dataset": {}, "model": {}, "outputs": ["logits"]}))
+    with pytest.raises(UserError, match="scores.tflite: gives no labels, which the page shows; export it with --output=labels"):
+        build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
     with pytest.raises(UserError, match="is no page of this project"):
         build_page(model_file, modules, PAGE, modules, overwrite=True)
     with pytest.raises(UserError, match="no page here"):

@@ -79,7 +79,7 @@ class _Job:
         info, config = self.exported.info, self.exported.config
         about = {
             "made_by": f"deeplab_keras {__version__}", "dataset": info.to_dict(), "model": config.to_dict(),
-            "input_size": self.size,
+            "input_size": self.size, "outputs": list(self.outputs),
         }  # fmt: skip
         names = "".join(f"{name}\n" for name in info.class_names)
         return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}

@@ -72,13 +72,16 @@ def build_page(
 def _about(model: pathlib.Path) -> str:
     try:
         files = packed_files(model)
-        json.loads(files["model.json"])["dataset"]
+        about = json.loads(files["model.json"])
+        about["dataset"]
     except FileNotFoundError:
         raise UserError(f"--model_file={model}: no such file; export one by export_model.py --formats=tflite") from None
     except (zipfile.BadZipFile, KeyError, ValueError, IsADirectoryError) as error:
         raise UserError(
             f"--model_file={model}: its classes are not packed into it; give a .tflite file that export_model.py wrote"
         ) from error
+    if "labels" not in about.get("outputs", ["labels"]):  # files of earlier versions do not say
+        raise UserError(f"--model_file={model}: gives no labels, which the page shows; export it with --output=labels or both")
     return files["model.json"]
 
 

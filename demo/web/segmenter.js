@@ -25,7 +25,7 @@ export class Segmenter {
     const [input] = model.getInputDetails();
     [, this.height, this.width] = input.shape;
     this.eightBit = input.dtype === 'uint8';
-    this.output = model.getOutputDetails().findIndex((details) => details.dtype === 'int32');
+    this.output = model.getOutputDetails().findIndex((details) => details.shape.length === 3); // logits have four axes
     if (this.output < 0) throw new Error('model.tflite gives no labels: export it with --output=labels');
   }
 
