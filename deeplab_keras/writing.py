@@ -58,10 +58,8 @@ def remove_leftovers(paths: Iterable[str | os.PathLike[str]]) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # another user's lives
     return True
 
 

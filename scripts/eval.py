@@ -51,12 +51,11 @@ def main(command: Command) -> None:
     from deeplab_keras.writing import check_folder
 
     devices = evaluation.find_devices(options.eval_devices)
-    # The second one is looked at before the first one's minutes.
     trained = {path: read_info(find_checkpoint(path)) for path in options.compare or [options.checkpoint_dir]}
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = data.open_dataset(data_config, split)
-    for path, info in trained.items():
+    for path, info in trained.items():  # of the second one before the first one's minutes
         evaluation.check_classes(path, info, source.info)
     evaluate = functools.partial(evaluation.evaluate, source=source, config=eval_config, split=split, devices=devices)
 

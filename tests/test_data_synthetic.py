@@ -82,5 +82,6 @@ def test_sizes_and_lengths_come_from_the_config():
 
 
 def test_unknown_split():
-    with pytest.raises(UserError, match=r"^unknown --train_split or --eval_split of the synthetic dataset 'vall'; did you mean 'val'\? known: "):
+    message = r"^unknown --train_split or --eval_split of the synthetic dataset 'vall'; did you mean 'val'\? known: "
+    with pytest.raises(UserError, match=message):
         open_dataset(DataConfig(), "vall")
