@@ -70,7 +70,8 @@ def exported(name, folder, formats, trained=False, **options):
     config = get_config(name).replace(dropout_rate=0.0, backbone_bn_momentum=momentum, head_bn_momentum=momentum)
     size = smallest(config)
     info = info_for_classes("test", [f"class {index}" for index in range(config.num_classes)])
-    window = {"image_pooling_size": (3, 3), "image_pooling_stride": (2, 2)} if config.image_pooling_size else {}
+    small = {"image_pooling_size": (3, 3), "image_pooling_crop_size": (), "image_pooling_stride": (2, 2)}
+    window = small if config.image_pooling_window else {}
     if trained:
         twin = taught(config.replace(**window), info)
         checked, representative = scenes("val", 4, size)[0], scenes("train", 16, size)[0]
