@@ -141,9 +141,6 @@ VOC, ADE = "VOCdevkit/VOC2012", "ADEChallengeData2016"
 MISSING = {
     ("voc2012", "val", VOC): ("no folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
     ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): ("train.txt: there is no list", "trainaug, train"),
-    ("voc2012", "trainaug", f"{VOC}/ImageSets/Segmentation/trainaug.txt"): (
-        "SegmentationClassAug/ID.png", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt;",
-    ),  # fmt: skip
     ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): ("SegmentationClassAug/2008_000002.png: there is no", ""),
     ("voc2012", "val", f"{VOC}/SegmentationClass"): ("2007_000033.png: there is no such file", "(and 1 more like it)"),
     ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): ("2007_000042.jpg: there is no such file;", VOC),
