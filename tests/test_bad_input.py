@@ -180,16 +180,16 @@ def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 
 
 simple("an image that its EXIF tag turns to no use", "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 40x30; both must have one size: mend the pair or leave it out",
+       "{root}/images/train/pic_0.jpg is 40x30; both must have one size: mend the pair, or " + LEAVE,
        lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6))  # fmt: skip
 
 # --- Masks as files ---
 
 simple("a mask one pixel wider", "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair or leave it out",
+       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
        lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)))  # fmt: skip
 simple("a mask that lies on its side", "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair or leave it out",
+       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
        lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)))  # fmt: skip
 simple("a truncated mask", "{root}/labels/train/pic_1.png: cannot be decoded (image file is truncated); "
        + SKIP, lambda root: truncate(root / LABELS / "pic_1.png"))  # fmt: skip
@@ -211,7 +211,7 @@ def _(root):
 
 
 @case("a mask of no width", "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
-      "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair or leave it out")  # fmt: skip
+      "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE)  # fmt: skip
 def _(root):
     path = root / LABELS / "pic_0.png"
     data = path.read_bytes()

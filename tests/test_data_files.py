@@ -128,6 +128,7 @@ BROKEN = {
     "truncated image": lambda root: truncate(root / "images/train/pic_1.jpg"),
     "missing mask": lambda root: (root / "labels/train/pic_1.png").unlink(),
     "truncated mask": lambda root: truncate(root / "labels/train/pic_1.png"),
+    "mask of another size": lambda root: Image.fromarray(mask(22, 32)).save(root / "labels/train/pic_1.png"),
     "mask is a JPEG": lambda root: Image.fromarray(mask(21, 32)).save(root / "labels/train/pic_1.png", format="JPEG"),
 }
 

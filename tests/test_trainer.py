@@ -27,6 +27,7 @@ from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainC
 from deeplab_keras.data import open_dataset, pipeline
 from deeplab_keras.segmentor import build_segmentor
 from deeplab_keras.trainer import make_strategy, training_steps
+from deeplab_keras.trainer.step import TrainedModel
 
 STEPS, SAVE_STEPS = 8, 2
 RUN = (
@@ -487,3 +488,16 @@ def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
     assert (tmp_path / "run/config.json").read_text() == before and not list((tmp_path / "run").glob(".*.tmp"))
     with Workdir(tmp_path / "run", configs):
         pass
+
+
+def test_metrics_are_set_back_by_one_trace():
+    """TensorFlow warns on the terminal of a function that is traced anew at every evaluation."""
+    image = keras.Input((4,))
+    model = TrainedModel(image, keras.layers.Dense(1)(image))
+    model.compile("sgd", "mse")
+    tracker = model.metrics[0]
+    for _ in range(3):
+        tracker.update_state(5.0)
+        model.reset_metrics()
+        assert float(tracker.result()) == 0
+    assert model._reset[1].experimental_get_tracing_count() == 1

@@ -51,7 +51,7 @@ class DataConfig(Config):
     train_samples: int = option(512, "'synthetic': number of training scenes")
     eval_samples: int = option(64, "'synthetic': number of validation scenes")
     synthetic_size: tuple[int, ...] = option((160, 160), "'synthetic': size of a scene, as height,width")
-    skip_broken_files: bool = option(False, "a file that cannot be read is named, counted and left out, instead of ending the run")
+    skip_broken_files: bool = option(False, "a file that cannot be read, or a mask of another size, is named, counted and left out, instead of ending the run")
     cache: bool = option(False, "keeps decoded images in memory")
     cache_dir: str | None = option(None, "keeps decoded images in a folder: about 4 bytes a pixel, written before the first step")
     data_service: str | None = option(None, "batches are made by the tf.data service at this address, as grpc://HOST:PORT; see scripts/data_service.py")

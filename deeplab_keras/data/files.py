@@ -159,8 +159,8 @@ class FileSource(Pairs):
 # --- The check ---
 
 
-class SizeUserError(FileUserError):
-    """A mask of another size than its image."""
+class SizeUserError(BrokenFileError):
+    """A mask of another size than its image; --skip_broken_files leaves the pair out."""
 
     kind = "masks of another size than their image"
 
@@ -194,7 +194,8 @@ def require_equal(image: str, image_size: tuple[int, ...], label: str, label_siz
     if image_size != label_size:
         raise SizeUserError(
             f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image {image} is "
-            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair or leave it out"
+            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair, or leave such pairs out with "
+            "--skip_broken_files"
         )
 
 
@@ -264,7 +265,7 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         alike = sum(type(error) is type(errors[0]) for error in errors)
         raise type(errors[0])(f"{errors[0]}{and_more(alike)}")
     if skipped:
-        logging.warning("%d of %d pairs of image and mask are left out because a file is broken", skipped, len(indices))
+        logging.warning("%d of %d pairs of image and mask are left out, each named above", skipped, len(indices))
     if not passed:
         raise UserError(f"--dataset_dir={config.dataset_dir}: not one pair of image and mask can be read")
     return passed

@@ -31,6 +31,7 @@ class TrainedModel(keras.Model):
     parts = 1
     clip_norm = 0.0
     ignore_label = 255
+    _reset: tuple[int, Any] = (-1, None)  # number of the metrics' variables, and what sets them back
 
     def set_step(self, *, parts: int = 1, clip_norm: float = 0.0, ignore_label: int = 255) -> None:
         """How a step is taken.
@@ -44,8 +45,11 @@ class TrainedModel(keras.Model):
 
     def reset_metrics(self) -> None:
         """Sets this process' metrics back; from outside of the replicas it would be an exchange among all workers."""
-        reset = super().reset_metrics
-        tf.function(lambda: self.distribute_strategy.run(reset))()
+        count = len(self.metrics_variables)  # Keras makes them at the first step
+        if self._reset[0] != count:
+            reset = super().reset_metrics
+            self._reset = count, tf.function(lambda: self.distribute_strategy.run(reset))
+        self._reset[1]()
 
     def train_step(self, data: tuple[tf.Tensor, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """Updates the weights; a loss or gradient that is no number leaves them as they are, but for the momentum."""
