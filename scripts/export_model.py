@@ -6,6 +6,8 @@ r"""Exports a trained network for other runtimes; each file is checked against K
 
 from __future__ import annotations
 
+import pathlib
+
 from deeplab_keras.config import DataConfig, ExportConfig, UserError
 from deeplab_keras.flags import Command, run
 
@@ -18,6 +20,7 @@ def main(command: Command) -> None:
     from deeplab_keras import data, export
     from deeplab_keras.checkpoints.folder import find_checkpoint, read_info
 
+    export.request.targets(pathlib.Path(options.export_path), list(options.formats), options.overwrite)
     checkpoint = find_checkpoint(options.checkpoint_dir)  # a mistake there says nothing of the pictures
 
     def pictures(split: str) -> data.Source:
