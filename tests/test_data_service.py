@@ -50,8 +50,14 @@ def steps_of(batches, config: DataConfig) -> list[int]:
 
 def check_steps(steps: list[int], start: int) -> None:
     assert len(set(steps)) == len(steps) == 20, "a batch came twice"
-    assert min(steps) == start and max(steps) < start + 30
-    assert np.abs(np.array(steps) - np.arange(start, start + 20)).max() < 12, "roughly in order"
+    assert min(steps) == start and max(steps) < start + 37
+    lasts: list[int] = []  # of the fewest rows in ascending order that the steps can be dealt out to
+    for step in steps:
+        before = [last for last in lasts if last < step]
+        if before:
+            lasts.remove(max(before))
+        lasts.append(step)
+    assert len(lasts) <= 2, "each of the two workers gives its batches in order, however late it begins"
 
 
 def test_two_workers_give_every_batch_once(records, dispatcher):
