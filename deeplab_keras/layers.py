@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
 PACKAGE = "deeplab_keras"
+HAS_XLA = sys.platform != "win32"  # TensorFlow for Windows comes without
 Tensor = Any
 
 

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from benchmark_workers import InProcess
 from contracts import noise, script
 from data_files import write_dataset
 
@@ -18,21 +19,6 @@ from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig, UserError
 
 SHORT = ["--rounds=2", "--batches=1"]
-
-
-class InProcess:
-    """A worker without a process of its own."""
-
-    def __init__(self, recipe: workers.Recipe) -> None:
-        module, function = recipe.make.split(":")
-        self.name = recipe.name
-        self.contender = getattr(importlib.import_module(module), function)(**recipe.arguments)
-
-    def measure(self, **options):
-        return self.contender.measure(**options)
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 @pytest.fixture

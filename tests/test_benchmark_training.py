@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from benchmark_workers import InProcess
 from contracts import ROOT, script
 
 import deeplab_keras as dk
@@ -27,21 +28,6 @@ TINY_FLAGS = [
     "--train_batch_size=2", "--rounds=2", "--batches=1",
 ]  # fmt: skip
 WITH_AUXILIARY = ["--auxiliary_head", "--auxiliary_channels=8"]
-
-
-class InProcess:
-    """A worker without a process of its own."""
-
-    def __init__(self, recipe: workers.Recipe) -> None:
-        module, function = recipe.make.split(":")
-        self.name = recipe.name
-        self.contender = getattr(importlib.import_module(module), function)(**recipe.arguments)
-
-    def measure(self, **options):
-        return self.contender.measure(**options)
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def rows_of(path) -> dict[tuple[str, str], float]:

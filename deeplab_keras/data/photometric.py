@@ -8,15 +8,15 @@ which training crops have once they lie on a canvas of the crop's size.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import tensorflow as tf
 
+from deeplab_keras.layers import HAS_XLA
+
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of 180, the 8-bit hue circle
-HAS_XLA = sys.platform != "win32"  # TensorFlow for Windows comes without
 
 
 def distort_photometric(
