@@ -8,6 +8,7 @@ from deeplab_keras.config.base import Config, UserError, option, unknown_name
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.export import ExportConfig
+from deeplab_keras.config.foreign import reading
 from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
 from deeplab_keras.config.prediction import PredictConfig
 from deeplab_keras.config.train import TrainConfig
@@ -25,5 +26,6 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "option",
+    "reading",
     "unknown_name",
 ]

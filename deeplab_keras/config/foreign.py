@@ -1,0 +1,52 @@
+"""One guard around every parser of a file that this project did not write in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from deeplab_keras.config.base import UserError
+
+NEXT_STEP = "copy or download it again"
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP) -> Iterator[None]:
+    """Turns any exception of a parser into one `UserError` line, with the cause chained.
+
+    A damaged file can raise anything, `RecursionError` and `MemoryError` included, so a list of exceptions for each
+    parser is never complete. `UserError`s of the body pass unchanged; so do `KeyboardInterrupt` and `SystemExit`.
+
+    Args:
+        path: the file that is read, named in the message.
+        what: what the file should be, with its article: "a frozen graph", "a TFLite file".
+        next_step: what the user can do about it.
+
+    Raises:
+        UserError: the body raised any other exception.
+
+    Example:
+        >>> with reading("model.pb", "a frozen graph"):
+        ...     raise KeyError("node")
+        Traceback (most recent call last):
+        deeplab_keras.config.base.UserError: model.pb: damaged or not a frozen graph (KeyError: 'node'); copy or download it again
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.strerror is None:  # raised by a decoder, not by the operating system
+            raise UserError(_damaged(path, what, error, next_step)) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: reading it needs more memory than there is; it may be damaged; {next_step}") from error
+    except Exception as error:
+        raise UserError(_damaged(path, what, error, next_step)) from error
+
+
+def _damaged(path: str | os.PathLike[str], what: str, error: Exception, next_step: str) -> str:
+    text = next(iter(str(error).splitlines()), "")[:120]
+    cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{path}: damaged or not {what} ({cause}); {next_step}"
