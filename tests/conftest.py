@@ -28,6 +28,7 @@ _without_data: list[str] = []
 # Packages that tests marked `package(name)` need -> how they are had.
 PACKAGES = {
     "imageio_ffmpeg": "pip install -e '.[video]'", "sklearn": "pip install scikit-learn",
+    "torch": "pip install -e '.[convert]'", "onnxruntime": "pip install -e '.[onnx]'",
     "chromium": "apt-get install chromium, or from chromium.org",
 }  # fmt: skip
 _without_package: collections.Counter[str] = collections.Counter()
