@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 from deeplab_keras.config import UserError, unknown_name
+from deeplab_keras.labels import class_ids
 
 IGNORE_LABEL = 255
 DICE_SMOOTHING = 1.0  # pixels added to both sides of the Dice ratio, so that a class of few pixels has no jump
@@ -222,8 +223,8 @@ class SegmentationLoss(keras.losses.Loss):
 
         Keras divides what has elements by the number of replicas and leaves a scalar alone.
         """
-        labels = ops.squeeze(y_true, axis=-1) if len(y_true.shape) == 4 else y_true
-        _check_shapes(labels, y_pred, self.class_weights)
+        _check_scores(y_pred, self.class_weights)
+        labels = class_ids(y_true, y_pred.shape[:-1])
         loss = sum(weight * TERMS[term](self, labels, y_pred) for term, weight in self.terms.items())
         return ops.reshape(loss, (1,)) if self.sum_over_replicas is None else loss
 
@@ -286,14 +287,12 @@ TERMS: dict[str, Callable[[SegmentationLoss, Any, Any], Any]] = {
 }
 
 
-def _check_shapes(labels: Any, logits: Any, class_weights: tuple[float, ...] | None) -> None:
-    sizes = zip(labels.shape[1:], logits.shape[1:3], strict=True)
-    if any(label_size != size for label_size, size in sizes if label_size is not None and size is not None):
-        shapes = f"labels {tuple(labels.shape)} and logits {tuple(logits.shape)}"
-        raise UserError(f"{shapes} differ in height or width; resize the logits to the labels first")
-    num_classes = logits.shape[-1]
-    if class_weights is not None and len(class_weights) != num_classes:
-        raise UserError(f"class_weights has {len(class_weights)} numbers; the model has {num_classes} classes")
+def _check_scores(logits: Any, class_weights: tuple[float, ...] | None) -> None:
+    shape = tuple(logits.shape)
+    if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
+        raise UserError(f"logits of shape {shape}; allowed is [batch, height, width, classes] with at least 2 classes")
+    if class_weights is not None and len(class_weights) != shape[-1]:
+        raise UserError(f"class_weights has {len(class_weights)} numbers; the model has {shape[-1]} classes")
 
 
 def parse_terms(spec: str) -> dict[str, float]:

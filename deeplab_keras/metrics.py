@@ -12,6 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from deeplab_keras.config import UserError
+from deeplab_keras.labels import class_ids
+
 # JAX has no 64-bit numbers unless it is told to.
 COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else ("int64", "float64")
 
@@ -31,10 +34,15 @@ class ConfusionMatrix(keras.metrics.Metric):
         num_classes: number of classes C.
         ignore_label: label of pixels that do not count.
         name: name in the logs.
+
+    Raises:
+        UserError: fewer than two classes.
     """
 
     def __init__(self, num_classes: int, ignore_label: int = 255, name: str = "miou", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
+        if num_classes < 2:
+            raise UserError(f"ConfusionMatrix: num_classes={num_classes}; at least 2, the background counted if it is one")
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.matrix = self.add_variable((num_classes, num_classes), "zeros", dtype=COUNTS, name="matrix")
@@ -44,15 +52,25 @@ class ConfusionMatrix(keras.metrics.Metric):
         """Counts a batch.
 
         Args:
-            y_true: labels, int `[batch, height, width]`.
+            y_true: class ids `[batch, height, width]` or `[batch, height, width, 1]`, as `SegmentationLoss` takes them.
             y_pred: logits, float `[batch, height, width, num_classes]`, or predicted labels, int
                 `[batch, height, width]`.
             sample_weight: not used; a pixel counts or, by the ignore label, does not.
+
+        Raises:
+            UserError: one-hot labels, shapes that do not fit each other, or scores of another number of classes.
         """
-        labels = ops.cast(y_true, "int32")
         predictions = ops.convert_to_tensor(y_pred)
-        if len(predictions.shape) == len(labels.shape) + 1:
+        are_scores = keras.backend.is_float_dtype(keras.backend.standardize_dtype(predictions.dtype))
+        labels = class_ids(ops.convert_to_tensor(y_true), predictions.shape[:-1] if are_scores else predictions.shape)
+        if are_scores:
+            if predictions.shape[-1] not in (None, self.num_classes):
+                raise UserError(
+                    f"ConfusionMatrix of {self.num_classes} classes: scores of shape {tuple(predictions.shape)}; their last axis "
+                    "has one score per class, and predicted labels are integers"
+                )
             predictions = ops.argmax(predictions, axis=-1)
+        labels = ops.cast(labels, "int32")
         labels, predictions = ops.reshape(labels, [-1]), ops.reshape(ops.cast(predictions, "int32"), [-1])
 
         # Two cells behind the matrix take what is not counted there, so that one pass over the pixels does it all.

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -93,9 +94,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+_redirecting = threading.RLock()  # stderr belongs to the whole process: a second redirection would outlive the first
+
+
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Within the block what native code writes to stderr is held back, and written without `NOISE` at its end."""
+    """Within the block what native code writes to stderr is held back, and written without `NOISE` at its end.
+
+    One thread at a time.
+    """
+    with _redirecting:
+        yield from _without_noise()
+
+
+def _without_noise() -> Iterator[None]:
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:

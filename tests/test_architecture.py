@@ -15,7 +15,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted((ROOT / "scripts").glo
 
 # Rank -> rooms. A room is a module or a package with all that is in it; the longest name that fits counts.
 RANKS = (
-    ("version", "config", "layers", "concat_conv", "blocks", "progress", "writing", "data.info"),
+    ("version", "config", "labels", "layers", "concat_conv", "blocks", "progress", "writing", "data.info"),
     ("backbones", "heads", "losses", "metrics", "optimizers", "quantization", "data"),
     ("segmentor", "data.pipeline", "visualization", "official_inference", "tflite_file"),
     ("inference", "checkpoints"),

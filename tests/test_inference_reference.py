@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from contracts import noise
 
-from deeplab_keras.config import EvalConfig, ModelConfig
+from deeplab_keras.config import EvalConfig, ModelConfig, UserError
 from deeplab_keras.inference import Network, Predictor, resized_size
 from deeplab_keras.layers import ResizeTo
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.segmentor import KeepAuxiliary, build_segmentor
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -78,3 +78,90 @@ def test_which_models_end_with_a_half_pixel_resize():
     assert not Network(network(align_corners=True)).ends_with_resize
     image = keras.Input((None, None, 3))
     assert not Network(keras.Model(image, keras.layers.Conv2D(5, 1)(image))).ends_with_resize
+
+
+def segmentor(size: tuple[int, int] | None = None, kind: str = "") -> keras.Model:
+    """The layers by which a segmentor ends, under the names that it gives them, on a single convolution."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((*(size or (None, None)), 3))
+    weights = keras.initializers.RandomNormal(stddev=0.002)
+    scores = keras.layers.Conv2D(6, 8, 8, padding="same", kernel_initializer=weights, name="logits")
+    logits = scores(image)
+    output = resized = ResizeTo(name="resized_logits")([logits, image])
+    if kind == "auxiliary":
+        output = KeepAuxiliary(name="segmentation")([resized, keras.layers.Conv2D(6, 1, name="auxiliary_logits")(resized)])
+    return keras.Model(image, output)
+
+
+def _with_own_layer(size, kind=""):
+    model = segmentor(size, kind)
+    return keras.Model(model.input, keras.layers.Conv2D(2, 1, name="own")(model.output))
+
+
+def _plus_exchanged(size):
+    model = segmentor(size)
+    return keras.Model(model.input, keras.layers.Add()([model.output, keras.ops.flip(3 * model.output, -1)]))
+
+
+def _resized_anew(size):
+    model = segmentor(size)
+    scores = keras.layers.Conv2D(3, 1)(model.get_layer("logits").output)
+    return keras.Model(model.input, ResizeTo(name="resized")([scores, model.input]))
+
+
+def _maximum_with_another(size):
+    model = segmentor(size)
+    other = keras.layers.Conv2D(6, 3, padding="same")(keras.layers.Rescaling(1 / 255)(model.input))
+    return keras.Model(model.input, keras.layers.Maximum()([model.output, other]))
+
+
+MODIFIED = {
+    "a convolution": _with_own_layer,
+    "a convolution behind an auxiliary head": lambda size: _with_own_layer(size, "auxiliary"),
+    "a sum with the classes exchanged": _plus_exchanged,
+    "another resize": _resized_anew,
+    "the maximum with another head": _maximum_with_another,
+}
+
+
+@pytest.mark.parametrize("kind", MODIFIED)
+@pytest.mark.parametrize(("size", "config"), [
+    ((48, 64), EvalConfig()), (None, EvalConfig(eval_short_side=40)), (None, EvalConfig(eval_scales=(0.5, 1.0))),
+    (None, EvalConfig(inference="slide", eval_crop_size=(48, 48))),
+    (None, EvalConfig(inference="official", eval_crop_size=(65, 97), add_flipped_images=True)),
+])  # fmt: skip
+def test_layers_behind_the_last_resize_count(kind, size, config):
+    """A model that hides what it was made of gives the answer that is right: no layer of it has a known name."""
+    model = MODIFIED[kind](size)
+    image = keras.Input(model.input_shape[1:])  # its layers lie in a model within the model
+    hidden, found = Predictor(keras.Model(image, model(image)), config), Predictor(model, config)
+    assert hidden.network.before_resize is hidden.network and not hidden.network.ends_with_resize
+    picture = noise(60, 90, 3).astype(np.uint8)
+    probabilities = found.probabilities(picture)
+    assert probabilities.shape[-1] == model.output_shape[-1]
+    np.testing.assert_allclose(probabilities, hidden.probabilities(picture), atol=1e-5)
+    np.testing.assert_array_equal(found(picture), probabilities.argmax(-1))
+
+
+def test_a_segmentor_s_own_layers_are_known():
+    """What a multi-scale prediction of an image pyramid reads is its scores at scale 1, as the official DeepLab has it."""
+    small = ModelConfig(head="fcn", num_classes=6, depth_multiplier=0.1, head_channels=8, output_stride=32)
+    for changes in ({"auxiliary_head": True, "align_corners": True}, {"image_pyramid": (0.5, 1.0)}, {"image_pyramid": (0.5,)}):
+        model = build_segmentor(small.replace(**changes))
+        network = Network(model)
+        assert network.before_resize.model.outputs[0] is model.get_layer("logits").output, changes
+        assert not network.ends_with_resize, changes
+
+
+def test_what_is_no_segmentation_model_is_refused():
+    image = keras.Input((None, None, 3))
+    for output in (keras.layers.Conv2D(1, 1)(image), keras.layers.GlobalAveragePooling2D()(image)):
+        with pytest.raises(UserError, match="at least 2 classes"):
+            Network(keras.Model(image, output))
+
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(UserError, match="has 0 outputs; allowed is a functional model with one"):
+        Network(Own())

@@ -13,6 +13,9 @@ import pytest
 import tensorflow as tf
 from contracts import ROOT, SHARED, label_blocks, noise
 
+from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.losses import make_loss
 from deeplab_keras.metrics import ConfusionMatrix, Scores, count_pixels
 
 
@@ -74,7 +77,7 @@ def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return labels, np.where(predictions == 255, 0, predictions).astype(np.int32)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize("classes", [2, 3, 7])
 def test_counts_and_miou_over_batches(classes: int) -> None:
     metric = ConfusionMatrix(classes)
     batches = [random_case(classes, seed) for seed in range(3)]
@@ -238,3 +241,69 @@ def test_golden_cases_of_the_official_deeplab() -> None:
     assert len(cases) == 3
     for miou, matrix in cases.values():
         assert Scores.from_matrix(np.array(matrix)).miou == pytest.approx(miou, abs=1e-6)
+
+
+# --- Labels in other forms, alike in the loss ---
+
+IDS = label_blocks(2, 8, 8, classes=3, ignore_label=None, block=2)
+LOGITS = 10.0 * np.eye(3, dtype=np.float32)[IDS] - 5  # every pixel right
+
+
+@pytest.mark.parametrize("labels", [IDS, IDS[..., None], IDS.astype(np.uint8)[..., None], IDS[..., None].astype(np.float32)])
+def test_class_ids_with_and_without_a_last_axis(labels):
+    metric = ConfusionMatrix(3)
+    metric.update_state(labels, LOGITS)
+    assert float(metric.result()) == 1 and int(np.sum(metric.matrix)) == IDS.size
+    metric.update_state(labels, IDS)  # predicted labels
+    assert int(np.sum(metric.matrix)) == 2 * IDS.size == int(np.trace(np.asarray(metric.matrix)))
+    assert float(make_loss()(labels, LOGITS)) == pytest.approx(float(make_loss()(IDS, LOGITS)))
+
+
+@pytest.mark.parametrize(("labels", "scores", "message"), [
+    (np.eye(3)[IDS], LOGITS, r"labels \(2, 8, 8, 3\) for predictions of \(2, 8, 8\) pixels: .* argmax"),
+    (np.eye(3, dtype=np.int32)[IDS], LOGITS, "argmax"),
+    (np.eye(3)[IDS], np.zeros((2, 8, 8, 4), np.float32), "."),
+    (IDS[:, ::2], LOGITS, "differ in height or width"),
+    (IDS[:, ::2, :, None], LOGITS, "differ in height or width"),
+    (IDS[0], LOGITS, "one class id per pixel"),
+    (np.eye(3)[IDS].argmax(-1), LOGITS[..., :1], "."),  # the scores of a sigmoid
+    (IDS, np.eye(8, dtype=np.float32)[IDS, :8], "."),  # of other classes: the metric alone knows how many
+])  # fmt: skip
+def test_what_is_not_one_class_id_per_pixel_is_refused(labels, scores, message):
+    metric = ConfusionMatrix(3)
+    with pytest.raises(UserError, match=message):
+        metric.update_state(labels, scores)
+    assert not np.asarray(metric.matrix).any()
+    if scores.shape[-1] in (1, 3):
+        with pytest.raises(UserError, match="."):
+            make_loss()(labels, scores)
+
+
+def test_scores_without_an_axis_of_classes_are_no_labels():
+    with pytest.raises(UserError):
+        ConfusionMatrix(3).update_state(IDS, IDS / 3)
+
+
+@pytest.mark.parametrize("extra_axis", [False, True])
+@pytest.mark.parametrize("unknown_size", [False, True])
+def test_fit_takes_labels_with_a_last_axis(extra_axis, unknown_size):
+    """Every pixel is right, in loss and metric, also where the graph does not know the sizes."""
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, keras.layers.Activation("linear")(image))
+    model.compile(keras.optimizers.SGD(0.0), loss=make_loss(), metrics=[ConfusionMatrix(3)])
+    labels = IDS[..., None] if extra_axis else IDS
+    data = tf.data.Dataset.from_tensors((LOGITS, labels))
+    if unknown_size:
+        kinds = (tf.TensorSpec((None, None, None, 3)), tf.TensorSpec([None] * labels.ndim))
+        data = tf.data.Dataset.from_generator(lambda: [(LOGITS, labels)], output_signature=kinds)
+    history = model.fit(data, verbose=0).history
+    assert history["miou"] == [1.0] and history["loss"][0] == pytest.approx(float(make_loss()(IDS, LOGITS)))
+
+
+def test_one_class_is_no_segmentation():
+    with pytest.raises(UserError, match="num_classes=1; at least 2"):
+        ConfusionMatrix(1)
+    with pytest.raises(UserError, match="at least 2"):
+        ModelConfig(num_classes=1)
+    with pytest.raises(UserError, match="has 1 class.*at least 2"):
+        info_for_classes("one", ["thing"])

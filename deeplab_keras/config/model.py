@@ -104,7 +104,7 @@ class ModelConfig(Config):
     )
 
     def validate(self) -> None:
-        self._require(self.num_classes >= 1, "num_classes", "at least 1 class")
+        self._require(self.num_classes >= 2, "num_classes", "at least 2 classes; for one class against the rest, the background is the other")
         self._require(self.output_stride in OUTPUT_STRIDES, "output_stride", "allowed are 8, 16, 32")
         self._require(0.1 <= self.depth_multiplier <= 4, "depth_multiplier", "between 0.1 and 4")
         self._require(self.input_channels >= 1, "input_channels", "at least 1 channel")

@@ -32,8 +32,13 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
-        if not 1 <= len(self.class_names) <= MAX_CLASSES:
-            raise UserError(f"dataset {self.name!r} has {self.num_classes} classes; allowed are 1 to {MAX_CLASSES}")
+        if len(self.class_names) < 2:
+            raise UserError(
+                f"dataset {self.name!r} has {self.num_classes} class{'es' * (not self.class_names)}; at least 2 are needed: "
+                "name the background as a class of its own"
+            )
+        if len(self.class_names) > MAX_CLASSES:
+            raise UserError(f"dataset {self.name!r} has {self.num_classes} classes; allowed are 2 to {MAX_CLASSES}")
         if len(self.palette) != len(self.class_names):
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} classes but {len(self.palette)} colours; give one each"

@@ -1,7 +1,7 @@
 """From an image of any size to the label map of its size: whole, by sliding window, by tiles, at several scales."""
 
 from deeplab_keras.inference.exported import ExportedNetwork, is_exported, open_exported
-from deeplab_keras.inference.images import allow_pixels, as_image, open_image, open_picture
+from deeplab_keras.inference.images import allow_pixels, as_batch, as_image, open_image, open_picture
 from deeplab_keras.inference.logits import predict_logits, resized_size
 from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.predictor import Predictor
@@ -9,6 +9,6 @@ from deeplab_keras.inference.tiles import predict_tiles
 from deeplab_keras.inference.windows import window_starts
 
 __all__ = [
-    "ExportedNetwork", "Network", "Predictor", "allow_pixels", "as_image", "is_exported", "open_exported", "open_image",
-    "open_picture", "predict_logits", "predict_tiles", "resized_size", "window_starts",
+    "ExportedNetwork", "Network", "Predictor", "allow_pixels", "as_batch", "as_image", "is_exported", "open_exported",
+    "open_image", "open_picture", "predict_logits", "predict_tiles", "resized_size", "window_starts",
 ]  # fmt: skip

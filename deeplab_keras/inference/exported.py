@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ Path = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A file in its runtime, as it takes images and gives its answers.
+    """A file in its runtime, as it takes images and gives its answers. Several threads may call it at the same time.
 
     Attributes:
         dtype: of the images.
@@ -55,6 +56,7 @@ class ExportedNetwork(Network):
 
     Attributes:
         info: the classes that it was trained on.
+        path: the file or folder.
 
     Raises:
         UserError: it does not say what it is, or its label file, which people replace, is of another length.
@@ -72,7 +74,7 @@ class ExportedNetwork(Network):
                 f"{os.fspath(path)}: {LABELS} in it names {len(names)} classes, and the network gives "
                 f"{len(self.info.class_names)}; put one name a line into it, in the classes' order"
             )
-        self.name, self.input_size = pathlib.Path(path).name, runtime.size
+        self.path, self.name, self.input_size = pathlib.Path(path), pathlib.Path(path).name, runtime.size
         self.channels, self.num_classes = config.input_channels, config.num_classes
         self.runtime, self._windows = runtime, []
         self._mean = NORMALIZATIONS[config.normalization][0]
@@ -192,7 +194,7 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings(), without_noise():
+    with without_noise(), warnings.catch_warnings():  # in this order: the former lets only one thread in
         warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
         options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
         interpreter = Interpreter(num_threads=threads, **options)
@@ -207,7 +209,11 @@ def packed_files(path: pathlib.Path) -> dict[str, str]:
 
 
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
-    """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for."""
+    """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for.
+
+    An interpreter computes in one set of tensors, so calls from several threads run one after the other. An interpreter for
+    each thread would need that memory again for each, and gain little: one call already uses all processors.
+    """
     check_tflite(path)
     try:
         interpreter = open_interpreter(path, threads)
@@ -218,16 +224,22 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
         raise _broken(path, error) from error
     outputs = run.get_output_details()
     hidden: list[Callable[[np.ndarray], np.ndarray]] = []
+    lock = threading.Lock()
 
     def logits(batch: np.ndarray) -> np.ndarray:
-        if "logits" in outputs:
-            return run(image=batch)["logits"]
-        if not hidden:
-            hidden.append(_hidden_logits(path, threads))
-        return hidden[0](batch)
+        with lock:
+            if "logits" in outputs:
+                return run(image=batch)["logits"]
+            if not hidden:
+                hidden.append(_hidden_logits(path, threads))
+            return hidden[0](batch)
+
+    def own_labels(batch: np.ndarray) -> np.ndarray:
+        with lock:
+            return run(image=batch)["labels"]
 
     _, height, width, _ = details["shape"]
-    labels = _one_by_one(lambda batch: run(image=batch)["labels"]) if "labels" in outputs else None
+    labels = _one_by_one(own_labels) if "labels" in outputs else None
     return Runtime(details["dtype"], (int(height), int(width)), files, _one_by_one(logits), labels)
 
 

@@ -97,11 +97,43 @@ def as_image(image: Any, channels: int = 3) -> np.ndarray:
     """
     if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):  # their values may go beyond 255
         image = image.convert("L" if channels == 1 else "RGB")
-    array = np.asarray(image)
+    array = _as_array(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.size == 0:
         raise UserError(f"image of shape {np.shape(image)}; allowed are [height, width] and [height, width, channels]")
+    return _fitting(array, channels)
+
+
+def as_batch(images: Any, channels: int = 3) -> np.ndarray:
+    """A batch of images of one size as the network takes it, with the checks and conversions of `as_image`.
+
+    Args:
+        images: an array `[batch, height, width, 1, 3 or 4]` of whole numbers or floats in 0..255.
+        channels: the number of channels that the network takes.
+
+    Returns:
+        uint8 or float32 `[batch, height, width, channels]`.
+
+    Raises:
+        UserError: another shape, another type, or values outside of 0..255, NaN among them, or floats in 0..1.
+    """
+    array = _as_array(images)
+    if array.ndim != 4 or array.size == 0:
+        hint = "; for one image call predictor(image), or give image[None]" if array.ndim in (2, 3) else ""
+        raise UserError(f"batch of images of shape {array.shape}; allowed is [batch, height, width, channels]{hint}")
+    return _fitting(array, channels)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:  # images of several sizes, objects
+        raise UserError(f"cannot be made an array ({str(error)[:80]}); give images of one size as one array") from error
+
+
+def _fitting(array: np.ndarray, channels: int) -> np.ndarray:
+    """`[..., channels]` from what has another number of channels that can be converted, with checked values."""
     given = array.shape[-1]
     if given == 1 and channels == 3:
         array = np.repeat(array, 3, axis=-1)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.inference.decide import decide
 from deeplab_keras.inference.exported import ExportedNetwork
+from deeplab_keras.inference.images import as_batch
 from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.windows import WindowRows, slide
@@ -37,9 +38,15 @@ def predict_logits(
         float32 `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: `config` does not fit the model, or the model cannot take the images' size.
+        UserError: the images have another shape or type, or values outside of 0..255; `config` does not fit the model, or the
+            model cannot take the images' size.
     """
     network = Network.of(model)
+    return mean_logits(network, as_batch(images, network.channels), config)
+
+
+def mean_logits(network: Network, images: Any, config: EvalConfig) -> tf.Tensor:
+    """As `predict_logits`, for images that `as_batch` has checked."""
     parts = _passes(network, images, config, in_strips=False)
     return tf.convert_to_tensor(_mean([resize(part, images.shape[1:3]) for part in parts]))
 

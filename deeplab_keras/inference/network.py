@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import functools
+import threading
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
 from deeplab_keras.layers import Normalize, ResizeTo, WindowPooling
+from deeplab_keras.quantization import Quantized
+from deeplab_keras.segmentor import KeepAuxiliary
+
+# The layers by which `build_segmentor` leads from the layer "logits" to the model's output.
+MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
+
+
+def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
+    """The layer or operation whose output a tensor is, and that operation's inputs; of an input layer there are none."""
+    operation, node, _ = tensor._keras_history
+    return operation, list(operation._inbound_nodes[node].input_tensors)
 
 
 class Network:
     """A model as one compiled function, traced once for every batch size and, if the model allows, every image size.
+
+    Several threads may call one `Network` at the same time.
 
     Args:
         model: from `[batch, height, width, channels]` in 0..255 to logits `[batch, height, width, num_classes]`.
@@ -24,16 +39,23 @@ class Network:
         num_classes: channels of the logits.
 
     Raises:
-        UserError: the model has several outputs.
+        UserError: the model has several outputs, or one that is not a score per pixel and class.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        if len(model.outputs) != 1:
-            raise UserError(f"model {model.name!r} has {len(model.outputs)} outputs; allowed is one: the logits")
+        outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
+        if len(outputs) != 1:
+            raise UserError(f"model {model.name!r} has {len(outputs)} outputs; allowed is a functional model with one: logits")
+        shape = tuple(outputs[0].shape)
+        if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
+            raise UserError(
+                f"model {model.name!r} has an output of shape {shape}; allowed are logits [batch, height, width, classes] of at "
+                "least 2 classes: for one class against the rest, give it and the background"
+            )
         self.name = model.name
         _, height, width, self.channels = model.input_shape
         self.input_size = (height, width) if height and width else None
-        self.num_classes = int(model.outputs[0].shape[-1])
+        self.num_classes = int(shape[-1])
         self.model = model
         self._windows = [layer for layer in model.layers if isinstance(layer, WindowPooling)]
 
@@ -43,6 +65,7 @@ class Network:
 
         signature = [tf.TensorSpec([None, height, width, self.channels], tf.float32)]
         self._compiled = tf.function(logits, input_signature=signature)
+        self._lock = threading.Lock()
 
     @property
     def pad_value(self) -> tuple[float, ...]:
@@ -50,17 +73,44 @@ class Network:
         normalize = next((layer for layer in self.model.layers if isinstance(layer, Normalize)), None)
         return normalize.mean if normalize else (0.0,) * self.channels
 
-    @functools.cached_property
+    @property
     def before_resize(self) -> Network:
-        """The same network up to its logits before the last resize."""
-        return Network(keras.Model(self.model.input, self.model.get_layer("logits").output))
+        """The same network up to its logits before the last resize; the network itself if it does not end as a segmentor does."""
+        with self._lock:
+            return self._before_resize
+
+    @functools.cached_property
+    def _before_resize(self) -> Network:
+        return self if self._head is None else Network(keras.Model(self.model.input, self._head))
+
+    @functools.cached_property
+    def _head(self) -> Any:
+        """The output of the layer "logits", if nothing but a segmentor's own merges and resizes lies behind it.
+
+        Users build models on top of ours, in which a layer of that name is not what leads to the output.
+        """
+        waiting, head = [self.model.outputs[0]], None
+        while waiting:
+            tensor = waiting.pop()
+            operation, inputs = _made_by(tensor)
+            if operation.name == "logits":
+                head = tensor
+            elif isinstance(operation, KeepAuxiliary):  # it returns its first input
+                waiting += inputs[:1] + [other for other in inputs[1:] if _made_by(other)[0].name == "logits"]
+            elif isinstance(operation, MERGES) or operation.name == "single_scale":
+                waiting += inputs
+            elif tensor is not self.model.inputs[0]:
+                return None
+        return head
 
     @functools.cached_property
     def ends_with_resize(self) -> bool:
         """Whether the model's last step is a half-pixel resize of `before_resize`, which may as well go to another size."""
-        layers = {layer.name: layer for layer in self.model.layers}
-        resize = layers.get("resized_logits")
-        return isinstance(resize, ResizeTo) and not resize.align_corners and resize.input[0] is layers["logits"].output
+        operation, inputs = _made_by(self.model.outputs[0])
+        if isinstance(operation, KeepAuxiliary):
+            operation, inputs = _made_by(inputs[0])
+        half_pixel = isinstance(operation, ResizeTo) and not operation.align_corners and operation.scale == 1
+        return half_pixel and self._head is not None and inputs[0] is self._head and inputs[1] is self.model.inputs[0]
 
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
@@ -71,8 +121,14 @@ class Network:
         """Logits of images that have the model's input size, float32.
 
         Raises:
-            UserError: the images are too small for the model, or too large for the memory.
+            UserError: the images have another shape, are too small for the model, or too large for the memory.
         """
+        # Before tf.function sees it: one that refuses its input keeps its lock, and every other thread waits for ever.
+        images = tf.cast(images, tf.float32)
+        height, width = self.input_size or (None, None)
+        if not images.shape.is_compatible_with([None, height, width, self.channels]):
+            allowed = f"[batch, {height or 'height'}, {width or 'width'}, {self.channels}]"
+            raise UserError(f"images of shape {tuple(images.shape)}; the model takes {allowed}")
         size = "x".join(map(str, images.shape[1:3]))
         for layer in self._windows:
             layer.check_size(*images.shape[1:3])

@@ -12,8 +12,8 @@ import tensorflow as tf
 from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference.exported import Path, open_exported
-from deeplab_keras.inference.images import as_image
-from deeplab_keras.inference.logits import predict_labels, predict_logits
+from deeplab_keras.inference.images import as_batch, as_image
+from deeplab_keras.inference.logits import mean_logits, predict_labels
 from deeplab_keras.inference.network import Network
 
 
@@ -21,6 +21,10 @@ class Predictor:
     """Labels of an image of any size: `labels = Predictor(model)(image)`.
 
     A model that was built for one size gets the image resized to it, any other the image as it is.
+
+    Thread safety: one `Predictor` may be called from several threads at the same time, whatever it was made from. Calls of a
+    `.tflite` file run one after the other, since its interpreter computes in one set of tensors; each of them already uses
+    all processors. A call with images that are refused does not affect the calls of other threads.
 
     Args:
         model: a segmentation model, a Network, or the path of an exported model: a .tflite or .onnx file, or the folder of
@@ -44,33 +48,50 @@ class Predictor:
         Raises:
             UserError: the image is none, or the model cannot take it.
         """
-        return self.predict_batch(as_image(image, self.network.channels)[None])[0]
+        return self._labels(as_image(image, self.network.channels)[None])[0]
 
     def probabilities(self, image: Any) -> np.ndarray:
         """Probability of each class: float32 `[height, width, num_classes]`; `image` as in a call."""
-        return self.labels_and_probabilities(as_image(image, self.network.channels)[None])[1][0]
+        return self._labels_and_probabilities(as_image(image, self.network.channels)[None])[1][0]
 
     def labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label maps as `predict_batch` gives them, and the probabilities: float32 `[batch, height, width, num_classes]`."""
+        return self._labels_and_probabilities(as_batch(images, self.network.channels))
+
+    def _labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.config.inference == "official":
             prediction = official_inference.predict(self.network, images, self.config)
             size = images.shape[1:3]
             labels = self._typed(official_inference.restore_labels(prediction, size))
             return labels.numpy(), official_inference.restore_probabilities(prediction, size)
-        logits = predict_logits(self.network, images, self.config)
+        logits = mean_logits(self.network, images, self.config)
         return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(logits).numpy()
 
     def labels_and_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label maps as `predict_batch` gives them, and the probability of each label: float32 `[batch, height, width]`."""
+        images = as_batch(images, self.network.channels)
         if self.config.inference == "official":
-            labels, probabilities = self.labels_and_probabilities(images)
+            labels, probabilities = self._labels_and_probabilities(images)
             return labels, probabilities.max(-1)
         found, confidence = predict_labels(self.network, images, self.config, with_confidence=True)
         assert confidence is not None
         return self._typed(found).numpy(), confidence
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
-        """Label maps `[batch, height, width]` of images of one size, `[batch, height, width, channels]` in 0..255."""
+        """Label maps of images of one size.
+
+        Args:
+            images: `[batch, height, width, channels]` in 0..255, with the types and channels that a single image may have.
+
+        Returns:
+            `[batch, height, width]`, uint8, or int32 for more than 256 classes.
+
+        Raises:
+            UserError: another shape or type, values outside of 0..255, or the model cannot take the images.
+        """
+        return self._labels(as_batch(images, self.network.channels))
+
+    def _labels(self, images: np.ndarray) -> np.ndarray:
         if self.config.inference == "official":
             prediction = official_inference.predict(self.network, images, self.config)
             return self._typed(official_inference.restore_labels(prediction, images.shape[1:3])).numpy()
@@ -81,15 +102,17 @@ class Predictor:
 
         The official eval.py compares at the size that its resize gave the image.
         """
+        images = as_batch(images, self.network.channels)
         if self.config.inference == "official" and self.config.eval_short_side:
             prediction = official_inference.predict(self.network, images, self.config)
             height, width = prediction.size
             found = self._typed(prediction.labels[:, :height, :width]).numpy()
             return found, official_inference.prepare_labels(labels, prediction.size)
-        return self.predict_batch(images), labels
+        return self._labels(images), labels
 
     def compare_with_confidence(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `compare`, and the probability of each predicted label: float32 `[batch, height, width]`."""
+        images = as_batch(images, self.network.channels)
         if self.config.inference == "official":
             prediction, size = official_inference.predict(self.network, images, self.config), labels.shape[1:3]
             if self.config.eval_short_side:

@@ -1,0 +1,175 @@
+"""One predictor called by many threads at once, with refused calls in between: every answer is that of one thread."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+from contracts import noise
+from test_export import CLASSES
+from test_inference import pointwise_model
+
+from deeplab_keras import export
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint
+from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.export.images import made_images
+from deeplab_keras.inference import Network, Predictor, predict_logits
+from deeplab_keras.layers import ResizeTo
+from deeplab_keras.progress import without_noise
+
+THREADS = 8
+SIZE = (33, 49)
+KINDS = ["keras", "saved_model", "tflite", "tflite_int8", "onnx"]
+IMAGES = made_images(SIZE, 3, 4) + made_images((40, 31), 3, 2)
+BATCH = np.stack(IMAGES[:1])
+# Refused: each of these reached TensorFlow once. The first two made a tf.function keep its lock.
+MALFORMED = {
+    "one image": BATCH[0], "channels": np.zeros((1, 8, 8, 5), np.uint8), "no images": BATCH[:0],
+    "no height": BATCH[:, :0],
+    "NaN": np.full((1, 8, 8, 3), np.nan, np.float32), "infinite": np.full((1, 8, 8, 3), np.inf),
+    "below 0": -np.ones((1, 8, 8, 3)),
+    "0..1": np.full((1, 8, 8, 3), 0.5, np.float32), "16 bits": np.full((1, 8, 8, 3), 3000, np.uint16),
+    "text": np.full((1, 8, 8, 3), "a"), "objects": np.full((1, 8, 8, 3), None), "a list": [[1]], "ragged": [[1], [1, 2]],
+    "bool": np.ones((1, 8, 8, 3), bool), "complex": np.ones((1, 8, 8, 3), complex),
+}  # fmt: skip
+
+
+def small_model() -> keras.Model:
+    """A network of two convolutions for any size, whose label maps hold several classes."""
+    keras.utils.set_random_seed(2)
+    image = keras.Input((None, None, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, 2, padding="same", activation="relu")(keras.layers.Rescaling(1 / 127.5, -1)(image))
+    scores = keras.layers.Conv2D(len(CLASSES), 3, padding="same", name="logits")(x)
+    return keras.Model(image, ResizeTo(name="resized_logits")([scores, image]))
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory) -> dict[str, Predictor]:
+    """Kind -> a predictor. The .tflite and .onnx files take one size, to which other images are resized."""
+    info = info_for_classes("test", CLASSES)
+    checkpoint = LoadedCheckpoint(small_model(), ModelConfig(num_classes=len(CLASSES)), info, pathlib.Path(), {})
+    folder = tmp_path_factory.mktemp("threads")
+    # Written without the checks of `export_model`, which take longer than the tests here.
+    job = export._Job(checkpoint, checkpoint, ("labels",), "int32", SIZE, made_images(SIZE, 3, 16), 0.99, 2)
+    found = {"keras": Predictor(checkpoint.model)}
+    for kind in KINDS[1:]:
+        if kind != "onnx" or importlib.util.find_spec("tf2onnx"):
+            path = folder / export.FORMATS[kind]
+            job.write(kind, path)
+            found[kind] = Predictor(path)
+    return found
+
+
+def refused(predictor: Predictor, name: str) -> bool:
+    """Whether a malformed batch gets one line from every call that takes a batch."""
+    for call in (predictor.predict_batch, predictor.labels_and_probabilities, predictor.labels_and_confidence):
+        try:
+            call(MALFORMED[name])
+        except UserError as error:
+            assert "\n" not in str(error), error
+        else:
+            return False
+    return True
+
+
+def equal_answers(predictor: Predictor, calls: int) -> int:
+    """How many of `calls` calls of each of the threads give labels and probabilities as one thread did before."""
+    labels, probabilities = [predictor(image) for image in IMAGES], [predictor.probabilities(image) for image in IMAGES]
+    assert all(len(np.unique(found)) > 1 for found in labels)
+    names, start = list(MALFORMED), threading.Barrier(THREADS)
+
+    def work(thread: int) -> int:
+        start.wait()
+        right = 0
+        for call in range(calls):
+            number = thread + call
+            index = number % len(IMAGES)
+            if number % 5 == 0:
+                assert refused(predictor, names[number // 5 % len(names)])
+            if number % 2:
+                right += np.array_equal(predictor(IMAGES[index]), labels[index])
+            else:
+                right += np.allclose(predictor.probabilities(IMAGES[index]), probabilities[index], rtol=0, atol=1e-6)
+        return right
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return sum(pool.map(work, range(THREADS)))
+
+
+def available(predictors: dict[str, Predictor], kind: str) -> Predictor:
+    if kind not in predictors:
+        pytest.skip("the extra onnx is not installed")
+    return predictors[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_get_the_answers_of_one_thread(predictors, kind):
+    assert equal_answers(available(predictors, kind), 20) == THREADS * 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_get_the_answers_of_one_thread_many_times(predictors, kind):
+    predictor = available(predictors, kind)
+    right = [equal_answers(predictor, 160) for _ in range(20)]
+    print(f"{kind}: {sum(right)} of {20 * THREADS * 160} answers of {THREADS} threads are those of one thread")
+    assert right == [THREADS * 160] * 20
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("kind", ["keras", "tflite"])
+def test_a_malformed_batch_is_refused(predictors, kind, name):
+    assert refused(predictors[kind], name)
+
+
+def test_a_batch_may_be_what_an_image_may_be(predictors):
+    predictor = predictors["keras"]
+    expected = predictor.predict_batch(BATCH)
+    with_alpha = np.concatenate([BATCH, 7 * np.ones_like(BATCH[..., :1])], -1)
+    for same in (BATCH.astype(np.int64), BATCH.astype(np.float64), with_alpha, BATCH.tolist()):
+        np.testing.assert_array_equal(predictor.predict_batch(same), expected)
+    grey = BATCH[..., :1]
+    np.testing.assert_array_equal(predictor.predict_batch(grey), predictor.predict_batch(np.repeat(grey, 3, -1)))
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 3), (1, 8, 9, 4), (1, 2, 8, 9, 3)])
+def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
+    """tf.function takes its lock before it binds its inputs, and keeps it where they do not fit."""
+    network = Network(pointwise_model())
+    predict_logits(network, BATCH)
+    with pytest.raises(UserError, match=r"images of shape .*; the model takes \[batch, height, width, 3\]"):
+        network(np.zeros(shape, np.float32))
+    other = threading.Thread(target=predict_logits, args=(network, BATCH), daemon=True)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+
+
+def test_noise_is_held_back_by_one_thread_at_a_time(capfd):
+    """Two that overlap would leave stderr redirected to a file that is gone."""
+    def hold(_: int) -> None:
+        for _ in range(20):
+            with without_noise():
+                pass
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(hold, range(THREADS)))
+    os.write(2, b"still there\n")
+    assert "still there" in capfd.readouterr().err
+
+
+def test_a_first_call_by_all_threads_at_once(predictors):
+    """Nothing is traced, and no interpreter for the logits opened, before."""
+    image = noise(*SIZE, 3).astype(np.uint8)
+    for source in (pointwise_model(), predictors["tflite"].network.path):
+        expected, fresh = Predictor(source).probabilities(image), Predictor(source)
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(lambda _, fresh=fresh: fresh.probabilities(image), range(THREADS)))
+        assert all(np.allclose(one, expected, atol=1e-6) for one in found), source
