@@ -1,10 +1,14 @@
-"""What the four dataclasses have in common: checks when made, JSON, and the error that a user's mistake gets."""
+"""What the config dataclasses have in common: checks when made, JSON, and the error that a user's mistake gets."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import math
+import numbers
+import os
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -29,16 +33,44 @@ def option(default: Any, help: str, *, flag: str | None = None, choices: tuple[s
 
 T = TypeVar("T", bound="Config")
 
+_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _typed(value: Any, kind: Any, flag: str) -> Any:
+    """The value as the field's type has it: lists become tuples, paths text, NumPy's numbers Python's.
+
+    Raises:
+        UserError: the value is of another type, or not a number.
+    """
+    choices = typing.get_args(kind)
+    if type(None) in choices:
+        (kind,) = set(choices) - {type(None)}
+        return None if value is None else _typed(value, kind, flag)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{flag}={value!r}: must be a list, not {type(value).__name__}")
+        return tuple(_typed(one, choices[0], flag) for one in value)
+    if getattr(value, "ndim", None) == 0:  # NumPy's scalars
+        value = value.item()
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    fits = isinstance(value, numbers.Real) if kind is float else isinstance(value, kind)
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"{flag}={value!r}: must be {_EXPECTED[kind]} ({kind.__name__}), not {type(value).__name__}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{flag}=nan: must be a number")
+    return value
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Base of the four: checks `choices`, turns lists into tuples, reads and writes JSON."""
+    """Base of all configs: checks types and `choices`, turns lists into tuples, reads and writes JSON."""
 
     def __post_init__(self) -> None:
+        types = self.types()
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, value := tuple(value))
+            value = _typed(getattr(self, field.name), types[field.name], f"--{field.metadata['flag'] or field.name}")
+            object.__setattr__(self, field.name, value)
             choices = field.metadata.get("choices")
             for one in value if isinstance(value, tuple) else (value,):
                 if choices and one is not None and one not in choices:
@@ -87,6 +119,7 @@ class Config:
         return cls.from_dict(json.loads(text))
 
     @classmethod
+    @functools.cache
     def types(cls) -> dict[str, Any]:
         """Field name -> resolved type annotation."""
         return typing.get_type_hints(cls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,16 @@ class DatasetInfo:
     ignore_label: int = 255
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
+        names, colors = self.class_names, self.palette
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"dataset {self.name!r}: class_names must be a list of text. Received: {str(names)[:80]}")
+        if not isinstance(colors, list | tuple) or not all(_is_color(color) for color in colors):
+            raise UserError(f"dataset {self.name!r}: palette must be a list of [red, green, blue]. Received: {str(colors)[:80]}")
+        ignored = self.ignore_label
+        if not isinstance(ignored, numbers.Integral) or isinstance(ignored, bool):
+            raise UserError(f"dataset {self.name!r}: ignore_label must be a whole number. Received: {str(ignored)[:80]!r}")
+        object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in colors))
         if len(self.class_names) < 2:
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} class{'es' * (not self.class_names)}; at least 2 are needed: "
@@ -64,10 +73,14 @@ class DatasetInfo:
         """The inverse of `to_dict`."""
         return cls(
             name=values["name"],
-            class_names=tuple(values["class_names"]),
+            class_names=values["class_names"],
             palette=values["palette"],
             ignore_label=values.get("ignore_label", 255),
         )
+
+
+def _is_color(color: Any) -> bool:
+    return hasattr(color, "__len__") and len(color) == 3 and all(isinstance(value, numbers.Integral) for value in color)
 
 
 def pascal_palette(n: int) -> tuple[Colour, ...]:
