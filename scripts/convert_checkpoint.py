@@ -1,7 +1,8 @@
 r"""Foreign weights into a checkpoint folder of ours, and the way back to SSSegmentation.
 
 Strict: a tensor that is missing, left over or of another shape ends the conversion. Prints which
-tensor went where, and the proof: every tensor read back from the model and compared bit for bit.
+tensor went where, and the proof: every tensor read back from the model and compared bit for bit, and
+for a frozen graph or a .tflite the labels and logits of both on the same pictures.
 
     python scripts/convert_checkpoint.py --source=sssegmentation \
         --model=deeplabv3_mobilenetv2os8_voc \
@@ -38,6 +39,9 @@ class Options(Config):
     to: str = option("", "the way back: sssegmentation", choices=("", "sssegmentation"))
     checkpoint: str = option("", "the foreign file")
     checkpoint_dir: str = option("", "with --to: our checkpoint folder or workdir")
+    check: bool = option(
+        True, "runs a frozen graph or .tflite and the new model on the same pictures, and refuses a conversion that differs"
+    )
     output: str = option("", "the new checkpoint folder; with --to: the new .pth file")
     class_names: tuple[str, ...] = option((), "names of the classes; default: those that the model's dataset has")
 
@@ -67,7 +71,7 @@ def main(command: Command) -> None:
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)
     check_replaceable(options.output)
-    model, proof = convert(options.source, options.checkpoint, config, other_classes="num_classes" in given)
+    model, proof = convert(options.source, options.checkpoint, config, other_classes="num_classes" in given, check=options.check)
     print(f"{proof.table()}\n{proof}")
     print(f"written: {save_checkpoint(options.output, model, config, info)}")
 

@@ -8,18 +8,15 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import keras
-import numpy as np
 
 from deeplab_keras.checkpoints import keras_applications, official_deeplab, sssegmentation, torchvision
 from deeplab_keras.checkpoints.folder import load_checkpoint
-from deeplab_keras.checkpoints.official_files import read_source
 from deeplab_keras.checkpoints.pth import read_pth, write_pth
-from deeplab_keras.checkpoints.transfer import Proof, Rules, dump_weights, load_weights, prove, slots
+from deeplab_keras.checkpoints.transfer import Proof, dump_weights, fresh_classifiers, load_weights, prove
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.segmentor import build_segmentor
 
-CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 # Fields of ModelConfig that matter in training alone, or differ between the datasets.
 FREE = {
     "name", "num_classes", "dropout_rate", "dropout_placement", "initialization", "backbone_bn_momentum",
@@ -27,7 +24,9 @@ FREE = {
 }
 
 
-def convert(source: str, path: str, config: ModelConfig, *, other_classes: bool = False) -> tuple[keras.Model, Proof]:
+def convert(
+    source: str, path: str, config: ModelConfig, *, other_classes: bool = False, check: bool = True
+) -> tuple[keras.Model, Proof]:
     """Builds a model and fills it with foreign weights; an ImageNet file fills the backbone alone.
 
     Args:
@@ -36,17 +35,20 @@ def convert(source: str, path: str, config: ModelConfig, *, other_classes: bool 
         config: the architecture.
         other_classes: where the file's number of classes is another than the config's, the classifier layers start
             anew instead of ending the conversion.
+        check: a graph (.pb, .tflite) is run on a few pictures, and so is the model; they must agree. False takes the
+            weights by their names without comparing anything else.
 
     Returns:
         The model, and the proof to be printed.
 
     Raises:
-        UserError: an unknown source, a file that cannot be read, or weights that do not fit the config.
+        UserError: an unknown source, a file that cannot be read, weights that do not fit the config, or a graph that
+            computes something else.
     """
     if source not in SOURCES:
         raise unknown_name("--source", source, SOURCES)
     model = build_segmentor(config)
-    return model, SOURCES[source](model, config, path, other_classes)
+    return model, SOURCES[source](model, config, path, other_classes, check)
 
 
 def load_pth(
@@ -77,33 +79,28 @@ def load_pth(
     return load_weights(model, tensors, rules, keep={*keep, *fresh}, origin=str(path))
 
 
-def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:
-    source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
-    keep = fresh_classifiers(model, source.tensors, official_deeplab.rules(config)) if other_classes else ()
-    return official_deeplab.load_official(model, config, source.tensors, origin=source.path, keep=keep)
+def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return official_deeplab.load(model, config, path, other_classes=other_classes, check=check)
 
 
-def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool) -> Proof:
-    return keras_applications.load_imagenet(model, config, path, flag="checkpoint")
+def _pth(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return _with_note(load_pth(model, config, path, other_classes), config, "PyTorch checkpoint")
 
 
-SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool], Proof]] = {
-    "sssegmentation": load_pth,
+def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return _with_note(keras_applications.load_imagenet(model, config, path, flag="checkpoint"), config, "Keras weights file")
+
+
+def _with_note(proof: Proof, config: ModelConfig, kind: str) -> Proof:
+    return dataclasses.replace(proof, notes=(official_deeplab.not_proven(config, kind),))
+
+
+SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool, bool], Proof]] = {
+    "sssegmentation": _pth,
     "official_deeplab": _official,
-    "torchvision": load_pth,
+    "torchvision": _pth,
     "keras_applications": _keras_applications,
 }
-
-
-def fresh_classifiers(model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules) -> tuple[str, ...]:
-    """Classifier layers whose tensors in the file differ from ours in the number of classes and in nothing else."""
-    names: dict[str, bool] = {}
-    for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
-        ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
-        classes = slot.axes.index(len(ours) - 1) if slot.axes else len(ours) - 1
-        same_but_classes = len(ours) == len(theirs) and ours == (*theirs[:classes], ours[classes], *theirs[classes + 1 :])
-        names[slot.layer] = names.get(slot.layer, True) and same_but_classes and ours != theirs
-    return tuple(name for name, fresh in names.items() if fresh)
 
 
 def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: str = "") -> DatasetInfo:

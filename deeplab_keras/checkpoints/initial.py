@@ -10,7 +10,7 @@ import keras
 from absl import logging
 
 from deeplab_keras.checkpoints import official_deeplab
-from deeplab_keras.checkpoints.convert import CLASSIFIERS, load_pth
+from deeplab_keras.checkpoints.convert import load_pth
 from deeplab_keras.checkpoints.folder import (
     assign_weights,
     find_checkpoint,
@@ -21,6 +21,7 @@ from deeplab_keras.checkpoints.folder import (
 )
 from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
 from deeplab_keras.checkpoints.official_files import is_official_file
+from deeplab_keras.checkpoints.transfer import CLASSIFIERS
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.quantization import without_ranges
 

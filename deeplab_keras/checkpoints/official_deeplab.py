@@ -8,6 +8,7 @@ Names and shapes: spec/official-deeplab.md, section 7.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,9 +17,14 @@ import keras
 import numpy as np
 
 from deeplab_keras.blocks import make_divisible
-from deeplab_keras.checkpoints.official_files import read_source
-from deeplab_keras.checkpoints.transfer import TF1_SLIM, Proof, Rules, load_weights
+from deeplab_keras.checkpoints.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, picture_size
+from deeplab_keras.checkpoints.graphs import Convolution, Pool
+from deeplab_keras.checkpoints.keras_graph import read_model
+from deeplab_keras.checkpoints.official_files import Source, read_source, tensors_of, unfold
+from deeplab_keras.checkpoints.structure import SAME_EPSILON, map_sizes, match, pooling
+from deeplab_keras.checkpoints.transfer import CLASSIFIERS, TF1_SLIM, Proof, Rules, fresh_classifiers, load_weights
 from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.segmentor import build_segmentor
 
 # Backbone -> the scope of its variables.
 SCOPES = {
@@ -29,6 +35,8 @@ SCOPES = {
     "mobilenet_v3_small_seg": "MobilenetV3",
     "mobilenet_edgetpu": "MobilenetEdgeTPU",
 }
+OUTPUT_STRIDES = (8, 16, 32)
+NAMELESS = "its layers do not have the names of an official DeepLab"
 BLOCKS = 22  # of the deepest backbone
 # Kept beside the weights: optimizer state, counters, averages, ranges of a quantised training.
 BOOKKEEPING = (
@@ -38,7 +46,6 @@ BOOKKEEPING = (
 )
 BACKBONE = r"(stem|block\d+|last)_.*"
 WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has such a head
-CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 
 
 def rules(config: ModelConfig) -> Rules:
@@ -95,10 +102,82 @@ def _decoder(config: ModelConfig) -> dict[str, str]:
     return layers
 
 
-def load(model: keras.Model, config: ModelConfig, path: str, keep: Collection[str] = ()) -> Proof:
-    """Fills the model from an official file of any kind; see `read_source` and `load_official`."""
+def load(
+    model: keras.Model, config: ModelConfig, path: str, *, other_classes: bool = False, check: bool = True
+) -> Proof:
+    """Fills a model from an official file of any kind; see `read_source`.
+
+    A graph (.pb, .tflite) is compared with the model operation by operation, then both run on the same pictures.
+
+    Args:
+        model: the segmentor of `config`.
+        config: the architecture.
+        path: the file.
+        other_classes: where the file's number of classes differs from the config's, the classifiers keep their own weights.
+        check: False: a graph's weights are taken by their names, and nothing else is compared.
+
+    Raises:
+        UserError: the file cannot be read, does not fit, or computes something else.
+    """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
-    return load_official(model, config, source.tensors, origin=source.path, keep=keep)
+    tensors: dict[str, np.ndarray] = source.tensors
+    note = not_proven(config, source.kind)
+    if source.graph is not None and check:
+        tensors, note = _proven_tensors(source, model, config, other_classes)
+    elif not tensors:
+        raise UserError(f"{source.path}: {NAMELESS}; leave --no_check out, and they are found by what reads what")
+    keep = fresh_classifiers(model, tensors, rules(config)) if other_classes else ()
+    proof = load_official(model, config, tensors, origin=source.path, keep=keep)
+    return dataclasses.replace(proof, notes=(note,))
+
+
+def not_proven(config: ModelConfig, kind: str) -> str:
+    """What a source that is not run leaves to the config."""
+    sides = ",".join(map(str, config.image_pooling_window)) or "the whole map"
+    return (
+        f"The {kind} was not run: only its weights are proven. Taken from the config: strides and dilations (output_stride="
+        f"{config.output_stride}, atrous_rates={','.join(map(str, config.atrous_rates)) or 'none'}), padding={config.padding}, "
+        f"image pooling over {sides}, batch norm epsilons {config.backbone_bn_epsilon:g} (backbone) and "
+        f"{config.head_bn_epsilon:g} (head), activations, align_corners={config.align_corners}, "
+        f"normalization={config.normalization}. Evaluate the model on labeled images."
+    )
+
+
+def _proven_tensors(
+    source: Source, model: keras.Model, config: ModelConfig, other_classes: bool
+) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a graph that computes what `config` describes, and what was proven about that."""
+    graph, origin, network = source.graph, source.path, source.graph.network
+    size = picture_size(graph, config)
+    classes = max((network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0), default=0)
+    if other_classes and classes != config.num_classes and classes > 1:
+        config = config.replace(num_classes=classes)
+        model = build_segmentor(config)
+    _check_variant(config, source.tensors, origin, classes_matter=True, stated=stated(graph, size, config))
+    table = rules(config)
+
+    def name_of(layer: str) -> str:
+        row = table.find(layer)
+        return row[1] if row else ""
+
+    found = match(network, read_model(model), size, expected=name_of, named=graph.layer_name)
+    if found.differences:
+        shown = "; ".join(found.differences[:3])
+        raise UserError(
+            f"{origin} computes something else than {model.name}: {shown}; give the flags of the model it was made from "
+            "(--no_check takes the weights without this comparison)"
+        )
+    layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
+    tensors, _ = unfold(tensors_of(layers), config.backbone_bn_epsilon, config.head_bn_epsilon)
+    load_official(model, config, tensors, origin=origin)
+    agreement = compare(graph, model, config, size)
+    if not agreement.enough:
+        raise UserError(
+            f"{origin}: the converted model computes something else: {agreement}; needed are {EQUAL_LABELS:.1%} and "
+            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (--no_check takes the weights all the same)"
+        )
+    prepared = f" The file takes normalized images: normalization={config.normalization} is taken from the config."
+    return tensors, f"The {source.kind} and the model were run: {agreement}.{prepared if agreement.normalized else ''}"
 
 
 def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()) -> Proof:
@@ -120,6 +199,8 @@ def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collec
         UserError: the weights are of another variant, or broken.
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
+    if not source.tensors:
+        raise UserError(f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py) and start from the result")
     found, tensors, keep = seems(source.tensors), source.tensors, set(fresh)
     classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
     if found.get("head", config.head) != config.head or not keep <= classifiers:
@@ -217,8 +298,22 @@ def _out_channels(shapes: Mapping[str, tuple[int, ...]], layer: str) -> int:
     return (shapes.get(f"{layer}/weights") or shapes.get(f"{layer}/project/weights") or (0,))[-1]
 
 
-def _check_variant(config: ModelConfig, tensors: Mapping[str, np.ndarray], origin: str, classes_matter: bool) -> None:
-    """Raises UserError with the flags that would fit, where the file tells them."""
+def _check_variant(
+    config: ModelConfig,
+    tensors: Mapping[str, np.ndarray],
+    origin: str,
+    classes_matter: bool,
+    stated: Mapping[str, tuple[Any, Any]] | None = None,
+) -> None:
+    """Raises UserError with the flags that would fit, where the file tells them.
+
+    Args:
+        config: the architecture.
+        tensors: by their official names.
+        origin: the file.
+        classes_matter: whether another number of classes is an error.
+        stated: flag -> (the file's value, the config's), where they differ; see `stated`.
+    """
     given: dict[str, Any] = {
         "model_variant": config.backbone,
         "depth_multiplier": config.depth_multiplier,
@@ -231,15 +326,86 @@ def _check_variant(config: ModelConfig, tensors: Mapping[str, np.ndarray], origi
     found = seems(tensors)
     if not classes_matter:
         found.pop("num_classes", None)
-    if not found:
-        return
-    wrong = {flag: value for flag, value in found.items() if value != given[flag]}
     if found.get("head") == "lraspp":
-        wrong.pop("atrous_rates", None)
+        found.pop("atrous_rates", None)
+    if stated and "atrous_rates" in stated:
+        found.pop("atrous_rates", None)
+    wrong = {flag: (value, given[flag]) for flag, value in found.items() if value != given[flag]} | dict(stated or {})
     if not wrong:
         return
-    rates = wrong.pop("atrous_rates", None)
-    flags = [f"--{flag}={value} (not {given[flag]})" for flag, value in wrong.items()]
+    rates = wrong.pop("atrous_rates", None) if not stated or "atrous_rates" not in stated else None
+    flags = [f"--{flag}={_typed(value)} (not {_typed(here) or 'empty'})" for flag, (value, here) in wrong.items()]
     if rates is not None:
-        flags.append(f"--atrous_rates of {rates} rates (not {given['atrous_rates']})")
+        flags.append(f"--atrous_rates of {rates[0]} rates (not {rates[1]})")
     raise UserError(f"{origin} seems made with {', '.join(flags)}; give these flags, or the --model that has them")
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed in a flag."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Flag -> (the graph's value, the config's), where they differ, as far as the official names tell."""
+    network = graph.network
+    layers = {graph.layer_name(convolution.names): convolution for convolution in network.convolutions}
+    backbone = {name: convolution for name, convolution in layers.items() if name.startswith("Mobilenet")}
+    rows: dict[str, tuple[Any, Any]] = {}
+    if backbone:
+        strides = math.prod(convolution.stride[0] for convolution in backbone.values())
+        rows["output_stride"] = (strides if strides in OUTPUT_STRIDES else config.output_stride, config.output_stride)
+    branches = {name: c for name, c in layers.items() if re.fullmatch(r"aspp[1-9]\d*(_depthwise)?", name)}
+    several = branches or {name: c for name, c in layers.items() if name.startswith("logits/") and "aspp0" not in layers}
+    rates = tuple(several[name].dilation[0] for name in sorted(several, key=_number))
+    if branches or any(rate > 1 for rate in rates):
+        rows["atrous_rates"] = (rates, config.atrous_rates)
+        rows["aspp_with_batch_norm"] = ("aspp0" in layers, config.aspp_with_batch_norm)
+    if branches:
+        rows["aspp_with_separable_conv"] = (any("depthwise" in name for name in branches), config.aspp_with_separable_conv)
+    for flag, part, here in (
+        ("backbone_bn_epsilon", backbone, config.backbone_bn_epsilon),
+        ("head_bn_epsilon", {name: c for name, c in layers.items() if name not in backbone}, config.head_bn_epsilon),
+    ):
+        epsilons = {convolution.epsilon for convolution in part.values() if convolution.epsilon is not None}
+        if len(epsilons) == 1 and abs(next(iter(epsilons)) - here) > SAME_EPSILON:
+            rows[flag] = (round(float(next(iter(epsilons))), 9), here)
+    if "aspp0" in layers:
+        bounded = layers["aspp0"].activation == "RELU6"
+        rows["use_bounded_activation"] = (bounded, config.use_bounded_activation)
+    if "aspp0" in layers and config.head != "lraspp":
+        rows["add_image_level_feature"] = ("image_pooling" in layers, config.add_image_level_feature)
+        rows["aspp_projection_kernel"] = (int("concat_projection" in layers), config.aspp_projection_kernel)
+    if config.head == "lraspp" and "image_pooling" in layers:
+        rows["image_pooling_gate"] = (layers["image_pooling"].activation.lower(), config.image_pooling_gate)
+    aligned = {aligned for aligned, _ in network.resizes}
+    if len(aligned) == 1:
+        rows["align_corners"] = (aligned.pop(), config.align_corners)
+    if "image_pooling" in layers:
+        rows |= _stated_pooling(layers["image_pooling"], map_sizes(network, size), rows, config)
+    return {flag: pair for flag, pair in rows.items() if pair[0] != pair[1]}
+
+
+def _stated_pooling(
+    layer: Convolution, maps: Mapping[int, tuple[int, int]], rows: Mapping[str, tuple[Any, Any]], config: ModelConfig
+) -> dict[str, tuple[Any, Any]]:
+    features = maps.get(min(layer.reads))
+    theirs = pooling(layer.pool, features)
+    stride = rows["output_stride"][0] if "output_stride" in rows else config.output_stride
+    window = tuple(-(-length // stride) for length in config.image_pooling_crop_size) or config.image_pooling_size
+    ours = pooling(Pool(window or None, config.image_pooling_stride or (1, 1)), features)  # type: ignore[arg-type]
+    if theirs is None or theirs == ours:
+        return {}
+    if theirs.window is None:
+        flag = "image_pooling_crop_size" if config.image_pooling_crop_size else "image_pooling_size"
+        return {flag: ((), getattr(config, flag))}
+    crop = tuple((length - 1) * stride + 1 for length in theirs.window)
+    pairs: dict[str, tuple[Any, Any]] = {"image_pooling_stride": (theirs.stride, config.image_pooling_stride)}
+    if window != theirs.window:
+        pairs["image_pooling_crop_size"] = (crop, config.image_pooling_crop_size)
+    return pairs
+
+
+def _number(name: str) -> int:
+    return int(next(iter(re.findall(r"\d+", name)), 0))

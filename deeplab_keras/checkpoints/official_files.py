@@ -20,10 +20,12 @@ import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from deeplab_keras.checkpoints.graphs import Convolution
 from deeplab_keras.config import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -50,12 +52,14 @@ class Source:
         kind: "TF1 checkpoint", "frozen graph" or "TFLite file".
         path: what was read, for the reader of the proof.
         folded: whether the batch norms had been folded into the convolutions.
+        graph: the open graph, unless the file holds weights only.
     """
 
     tensors: Tensors
     kind: str
     path: str
     folded: bool = False
+    graph: Any = None
 
 
 def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5) -> Source:
@@ -81,9 +85,9 @@ def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilo
     if path.suffix in (".pb", ".tflite"):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        convolutions, kind = _read_graph(path)
-        tensors, folded = unfold(convolutions, epsilon, head_epsilon)
-        return Source(tensors, kind, str(path), folded)
+        graph, layers = _open_graph(path)
+        tensors, folded = unfold(tensors_of(layers), epsilon, head_epsilon)
+        return Source(tensors, graph.kind, str(path), folded, graph)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
     return Source(_read_checkpoint(prefix), "TF1 checkpoint", prefix)
 
@@ -95,15 +99,31 @@ def is_official_file(path: str) -> bool:
     return os.path.isdir(path) and any(name.endswith(".index") for name in os.listdir(path))
 
 
-def _read_graph(path: pathlib.Path) -> tuple[Tensors, str]:
-    """The tensors of a graph, and what kind of file it is."""
+def _open_graph(path: pathlib.Path) -> tuple[Any, dict[str, Convolution]]:
+    """The graph of a file and its convolutions by their official names; none if the names are lost."""
     if path.suffix == ".pb":
-        from deeplab_keras.checkpoints.frozen_graph import read_frozen_graph
+        from deeplab_keras.checkpoints.frozen_graph import FrozenGraph, layer_name
 
-        return read_frozen_graph(path), "frozen graph"
-    from deeplab_keras.checkpoints.tflite_weights import read_tflite
+        graph: Any = FrozenGraph(path)
+        needed = "a frozen graph of a float model is needed"
+    else:
+        from deeplab_keras.checkpoints.tflite_weights import TFLiteGraph, layer_name
 
-    return read_tflite(path), "TFLite file"
+        graph, needed = TFLiteGraph(path), "this is no segmentation network"
+    network = graph.network
+    if not network.convolutions:
+        raise UserError(f"{path}: no convolution in it; {needed}")
+    layers = {layer_name(convolution.names): convolution for convolution in network.convolutions}
+    return graph, {} if "" in layers or len(layers) < len(network.convolutions) else layers
+
+
+def tensors_of(layers: Mapping[str, Convolution]) -> Tensors:
+    """The weights of convolutions under TF1 names; see `unfold`."""
+    tensors = {}
+    for layer, convolution in layers.items():
+        tensors[f"{layer}/{'depthwise_weights' if convolution.depthwise else 'weights'}"] = convolution.kernel.astype(np.float32)
+        tensors |= {f"{layer}/{name}": vector for name, vector in convolution.vectors.items()}
+    return tensors
 
 
 # === Checkpoints ===
@@ -212,6 +232,8 @@ def unfold(tensors: Tensors, epsilon: float, head_epsilon: float) -> tuple[Tenso
             continue
         if _without_batch_norm(layer, tensors):
             result[f"{layer}/biases"] = value
+            if f"{layer}/scale" in tensors:
+                result[f"{layer}/weights"] = result[f"{layer}/weights"] * tensors[f"{layer}/scale"]
             continue
         folded = True
         variance = np.float32(1 - (epsilon if layer.startswith("Mobilenet") else head_epsilon))

@@ -40,6 +40,7 @@ from deeplab_keras.config import UserError
 # Our axes in the source's order: a source tensor is `ours.transpose(axes)`.
 Axes = tuple[int, ...]
 LISTED = 10  # names of a kind in an error's line
+CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +244,17 @@ def mismatches(
     return "; ".join(f"{len(names)} {what}: {_some(names, LISTED)}" for what, names in lists.items() if names)
 
 
+def fresh_classifiers(model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules) -> tuple[str, ...]:
+    """Classifier layers whose tensors in the file differ from ours in the number of classes and in nothing else."""
+    names: dict[str, bool] = {}
+    for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
+        ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
+        classes = slot.axes.index(len(ours) - 1) if slot.axes else len(ours) - 1
+        same_but_classes = len(ours) == len(theirs) and ours == (*theirs[:classes], ours[classes], *theirs[classes + 1 :])
+        names[slot.layer] = names.get(slot.layer, True) and same_but_classes and ours != theirs
+    return tuple(name for name, fresh in names.items() if fresh)
+
+
 # === The proof ===
 
 
@@ -265,12 +277,14 @@ class Proof:
         ignored: source tensors that have no counterpart here.
         kept: layers that no tensor filled and that kept their own weights.
         alike: tensors that equal another one of the same shape; had those been swapped, nothing would differ.
+        notes: what else is proven, and what is not.
     """
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]
     kept: tuple[str, ...]
     alike: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def max_difference(self) -> float:
@@ -297,6 +311,7 @@ class Proof:
             lines.append(f"newly initialised, not from the file: {_some(self.kept, LISTED)}")
         if self.ignored:
             lines.append(f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}")
+        lines += self.notes
         return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ class Command:
 
     def _parse(self) -> None:
         try:
-            rest = self._values(self.argv)[1:]
+            rest = self._values([self._spelled(argument) for argument in self.argv])[1:]
         except absl_flags.UnrecognizedFlagError as error:
             name = error.flagname.replace("-", "_")
             close = [flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name]  # Python's name of it
@@ -111,6 +111,11 @@ class Command:
             raise UserError(f"{error}; flags are written --name=value") from error
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+
+    def _spelled(self, argument: str) -> str:
+        """`--no_check` as absl spells it, `--nocheck`."""
+        name = argument.removeprefix("--no_")
+        return f"--no{name}" if name != argument and name in self._values and self._values[name].boolean else argument
 
     def refuse(self, name: str, reason: str) -> None:
         """Refuses a flag on the command line itself; in a flagfile, which serves several scripts, it is passed over.
