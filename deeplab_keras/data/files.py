@@ -18,6 +18,7 @@ from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.archives import opened, split_member
 from deeplab_keras.data.decoding import decode, decode_image, decode_label, encoded, read_file
 from deeplab_keras.data.info import Colour, DatasetInfo
+from deeplab_keras.data.mask_values import MaskValues
 from deeplab_keras.data.mistakes import likely_mistake
 from deeplab_keras.data.reading import (
     DECODE_ERRORS,
@@ -31,6 +32,7 @@ from deeplab_keras.data.reading import (
     read_png_header,
     turn_of,
 )
+from deeplab_keras.data.source import Source
 
 __all__ = ["DECODE_ERRORS", "BrokenFileError", "FileSource", "Pairs", "in_threads", "open_pairs", "read_image", "read_label"]
 
@@ -117,15 +119,17 @@ class FileSource(Pairs):
         """
         image, ids = self.load_ids(index)
         table = self.class_of_id()
-        require_known(self.labels[index], np.unique(ids), table, self)
+        if (table[ids] < 0).any():
+            require_known(self.labels[index], MaskValues.of(ids), table, self)
         return image, ids if self.label_map is None else table.astype(np.uint8)[ids]
 
-    def ids_in(self, index: int) -> set[int]:
+    def values_in(self, index: int) -> MaskValues:
         """The values in a mask's file, after all that `load` looks at."""
-        _, ids = self.load_ids(index)
-        present = np.unique(ids)
-        require_known(self.labels[index], present, self.class_of_id(), self)
-        return set(present.tolist())
+        image, ids = self.load_ids(index)
+        values = MaskValues.of(ids)
+        require_known(self.labels[index], values, self.class_of_id(), self)
+        require_photograph(self.images[index], image, ids)
+        return values
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`load` as a part of a tf.data graph, by TensorFlow's own decoders where they read the file rightly."""
@@ -199,15 +203,27 @@ def require_equal(image: str, image_size: tuple[int, ...], label: str, label_siz
         )
 
 
-def require_known(path: str, present: np.ndarray, class_of_id: np.ndarray, pairs: Pairs) -> None:
-    """Raises UserError where ids that are present in a mask are no classes."""
-    strange = [str(label) for label in present if class_of_id[label] < 0]
+class SamePictureUserError(FileUserError):
+    """An image that is its own mask."""
+
+    kind = "masks among the images"
+
+
+def require_photograph(path: str, image: np.ndarray, ids: np.ndarray) -> None:
+    """Raises UserError where an image is its own mask: masks that lie among the images were taken for photographs."""
+    if ids.size and (ids[::4, ::4] == image[::4, ::4, 0]).all() and (ids[..., None] == image).all() and np.ptp(ids):
+        raise SamePictureUserError(f"{path}: this image equals its own mask; move the masks out of the images' folder")
+
+
+def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs: Pairs) -> None:
+    """Raises UserError where values of a mask are no classes."""
+    strange = [str(label) for label in sorted(values.present) if class_of_id[label] < 0]
     if strange:
         info = pairs.info
         allowed = f"0 to {np.argmin(np.append(class_of_id, -1) >= 0) - 1}"  # the first gap ends them
         if pairs.label_map is None:
             allowed = f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
-        hint = likely_mistake(present.tolist(), info, pairs.label_map)
+        hint = likely_mistake(values, info, pairs.label_map)
         hint = hint or "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where these pixels are"
         raise IdsUserError(
             f"{path}: the mask holds ids outside the classes: {', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
@@ -233,9 +249,12 @@ def check_headers(image: str, label: str, in_colours: bool = False) -> Look:
         UserError: a file is missing or no picture, the mask is no map of ids, or the sizes differ.
     """
     with open_picture(image, header=True) as picture:
-        size, turn = picture.size, turn_of(picture)
-        plain = picture.mode in ("RGB", "L") and picture.format in ("JPEG", "PNG")
+        size, turn, kind = picture.size, turn_of(picture), picture.format
+        plain = picture.mode in ("RGB", "L") and kind in ("JPEG", "PNG")
     mask = label_size(label)
+    if kind == "PNG" and size != mask and size[::-1] == mask:  # its EXIF data may be at the end
+        with open_picture(image) as picture:
+            turn = turn_of(picture, late=True)
     turned = turn >= 5 and size != mask and size[::-1] == mask
     require_equal(image, size[::-1] if turned else size, label, mask)
     plain_label = not label.endswith(".mat") and not in_colours and read_png_header(label).plain
@@ -311,11 +330,34 @@ def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | Non
     fields = {field.name: getattr(kept, field.name) for field in dataclasses.fields(Pairs)}
     source = FileSource(**fields, plain=tuple(look.plain for look in looks.values()), checked=complete)
     sample = range(len(source)) if complete else np.linspace(0, len(source) - 1, CHECK_SAMPLE).astype(int).tolist()
-    good = _sift(config, source.ids_in, sample)
+    values = MaskValues()
+    good = _sift(config, lambda index: values.add(source.values_in(index)), sample)
     if len(good) < len(sample):
         source = dataclasses.replace(source.take(good), plain=tuple(source.plain[i] for i in good))
-    nothing: set[int] = set()
-    found = nothing.union(*good.values())
-    if hint := likely_mistake(found, pairs.info, pairs.label_map) if pairs.colours is None else "":
+    if hint := likely_mistake(values, pairs.info, pairs.label_map) if pairs.colours is None else "":
         raise UserError(f"--dataset_dir={config.dataset_dir}: the masks hold {hint}")
     return source
+
+
+def nothing_labelled(config: DataConfig, split: str, info: DatasetInfo) -> str:
+    """The message about a split whose masks are ignored as a whole."""
+    return (
+        f"--dataset_dir={config.dataset_dir}: no mask of the split {split!r} has a labelled pixel: all are {info.ignore_label}, "
+        "which is ignored; label them, or give another --ignore_label"
+    )
+
+
+def require_labelled(source: Source, config: DataConfig, split: str) -> None:
+    """Refuses a split that trains or measures nothing, because its masks hold the ignore label alone.
+
+    Reads pairs until one has a labelled pixel, which is mostly the first; no more than `FULL_CHECK_LIMIT`.
+
+    Raises:
+        UserError: none has.
+    """
+    count = min(len(source), FULL_CHECK_LIMIT)
+    for index in np.linspace(0, len(source) - 1, count).astype(int).tolist():
+        _, label = source.load(index)
+        if (label != source.info.ignore_label).any():
+            return
+    raise UserError(nothing_labelled(config, split, source.info))

@@ -7,7 +7,7 @@ annotations/); or both in `<split>/`; or a list `<split>.csv`, `<split>_images.t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,26 +16,29 @@ from absl import logging
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.classes_file import CLASSES_FILES, Classes, read_classes
 from deeplab_keras.data.files import Pairs, in_threads
-from deeplab_keras.data.info import MAX_CLASSES, Colour, info_for_classes, pascal_palette
+from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, info_for_classes, pascal_palette, require_ignored_apart
 from deeplab_keras.data.lists import (
     IMAGE_SUFFIXES,
     LABEL_ENDINGS,
     LABEL_FOLDERS,
+    OTHER_PICTURES,
     Found,
     files_by_name,
     find_listed,
     is_list,
     lists_of,
     mask_of,
+    warn_left_out,
 )
-from deeplab_keras.data.mistakes import likely_mistake
-from deeplab_keras.data.reading import BrokenFileError, colour_codes, open_picture, read_label
+from deeplab_keras.data.mask_values import MaskValues
+from deeplab_keras.data.mistakes import blended, likely_mistake, two_classes
+from deeplab_keras.data.reading import BrokenFileError, colour_codes, opaque_colours, open_picture, read_label
 from deeplab_keras.data.tree import Tree, dataset_tree
 
 T = TypeVar("T")
 
 _NAMES = tuple(map(str, range(256)))  # of classes that nobody named
-OTHER_PICTURES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".npy", ".dng")
+IGNORE_LABEL = DatasetInfo.ignore_label
 
 
 def find_folder(config: DataConfig, split: str) -> Pairs:
@@ -52,6 +55,7 @@ def find_folder(config: DataConfig, split: str) -> Pairs:
     by_colour = config.mask_format == "colour"
     if file := next((file for file in CLASSES_FILES if root.is_file(file)), None):
         classes = read_classes(root, file, with_ignored=by_colour)
+        require_ignored_apart(root.on_disk(file), classes.names, config.ignore_label)
         colours = classes.colours(root.on_disk(file), config.ignore_label) if by_colour else None
     else:
         labels = _labels_of_all_splits(root, config, found)
@@ -127,12 +131,25 @@ def find_parallel(root: Tree, split: str) -> Found:
             "have to be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended by "
             "scripts/convert_masks.py --from=binary"
         )
+    warn_left_out(root, image_folder, IMAGE_SUFFIXES, deep=True)
     labels = {name: mask_of(masks, name, label_folder) for name in images}
+    _require_masks_of_their_own(root, images, labels)
     if unused := set(masks.values()) - set(labels.values()):
         logging.warning("%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused))
     expected = f"each image in {root.on_disk(image_folder)} needs a mask of its name"
     on_disk = [tuple(str(root.on_disk(path)) for path in paths) for paths in (images.values(), labels.values())]
     return Found(tuple(images), on_disk[0], on_disk[1], expected)
+
+
+def _require_masks_of_their_own(root: Tree, images: Mapping[str, str], labels: Mapping[str, str]) -> None:
+    """Raises UserError where two images have the same mask: one of them is mostly a mask that lies among the images."""
+    first: dict[str, str] = {}
+    for name, label in labels.items():
+        if (other := first.setdefault(label, name)) != name:
+            raise UserError(
+                f"{root.on_disk(images[name])}: it has the same mask as {root.on_disk(images[other])}, {root.on_disk(label)}; "
+                "if it is a mask itself, move the masks out of the images' folder; else give each image a mask of its name"
+            )
 
 
 # --- Classes, where no classes.txt names them ---
@@ -168,20 +185,29 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     """
     where = root.on_disk()
     logging.info("%s has no %s: reading %d masks to see which classes there are", where, CLASSES_FILES[0], len(labels))
-    nothing: set[int] = set()
-    present = nothing.union(*_read_all(config, labels, lambda path: set(np.unique(read_label(path)).tolist())))
+    values = MaskValues()
+    for one in _read_all(config, labels, lambda path: MaskValues.of(read_label(path))):
+        values.add(one)
+    present = values.present
     count = max(present - {config.ignore_label}, default=0) + 1
+    two = info_for_classes("", ("0", "1"), ignore_label=config.ignore_label)
     if count < 2:
-        hint = likely_mistake(present, info_for_classes("", ("0", "1")))
+        hint = likely_mistake(values, two)
         raise UserError(
             f"{where}: the masks hold at most the id 0 beside the ignore label {config.ignore_label}; "
             + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
         )
-    logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
     unused = sorted(set(range(count)) - present)
-    if len(unused) > count / 2 and (hint := likely_mistake(present, info_for_classes("PASCAL VOC", _NAMES[: len(present)]))):
-        values = ", ".join(map(str, sorted(present)[:5])) + (", ..." if len(present) > 5 else "")
-        raise UserError(f"{where}: the masks hold {values}; {hint}; if they are ids, name the classes in {CLASSES_FILES[0]}")
+    gaps = len(unused) > count / 2
+    hint = two_classes(values, two) if gaps or values.black_and_white() == IGNORE_LABEL else ""
+    hint = hint or blended(values, fewest=3 if gaps else 8)
+    if gaps and not hint:
+        hint = likely_mistake(values, info_for_classes("PASCAL VOC", _NAMES[: len(present)]))
+    if hint:
+        listed = ", ".join(map(str, sorted(present)[:5])) + (", ..." if len(present) > 5 else "")
+        if_ids = "" if values.blended(3) else f"; if they are ids, name the classes in {CLASSES_FILES[0]}"
+        raise UserError(f"{where}: the masks hold {listed}; {hint}{if_ids}")
+    logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
     if unused:
         logging.warning(
             "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, or name the classes in %s",
@@ -218,5 +244,5 @@ def colours_in(path: str) -> set[Colour]:
         BrokenFileError: it cannot be decoded.
     """
     with open_picture(path) as picture:
-        codes = np.unique(colour_codes(np.asarray(picture.convert("RGB"))))[: MAX_CLASSES + 1].tolist()
+        codes = np.unique(colour_codes(opaque_colours(path, picture)))[: MAX_CLASSES + 1].tolist()
     return {(code >> 16, code >> 8 & 255, code & 255) for code in codes}

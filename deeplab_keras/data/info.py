@@ -104,3 +104,16 @@ def info_for_classes(
 ) -> DatasetInfo:
     """A DatasetInfo from class names alone; PASCAL VOC's colours where none are given."""
     return DatasetInfo(name, tuple(class_names), tuple(palette or pascal_palette(len(class_names))), ignore_label)
+
+
+def require_ignored_apart(where: object, class_names: Sequence[str], ignore_label: int) -> None:
+    """Refuses 256 classes where the last one would have the id of the pixels to ignore.
+
+    Raises:
+        UserError: the ids of the classes leave none for the ignore label.
+    """
+    if len(class_names) == MAX_CLASSES and ignore_label == MAX_CLASSES - 1:
+        raise UserError(
+            f"{where}: the last of {MAX_CLASSES} classes, {class_names[-1]!r}, would have the id {ignore_label}, which is the "
+            f"ignore label, so its pixels would be ignored; give at most {MAX_CLASSES - 1} classes, or another --ignore_label"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data.lists import warn_left_out
 from deeplab_keras.data.tree import Tree, dataset_tree, with_archives
 
 HELP = "docs/datasets.md says more"
@@ -77,6 +78,7 @@ def find_images(home: Tree, folder: str, ending: str, tree: str, *, deep: bool =
     images = home.files(folder, (ending.lower(),), deep=deep)
     if not images:
         raise UserError(f"{home.on_disk(folder)}: there is no image in it; {expected(tree)}")
+    warn_left_out(home, folder, (ending.lower(),), deep=deep)
     return images
 
 

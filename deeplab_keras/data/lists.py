@@ -10,10 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
+
 from deeplab_keras.config import UserError
 from deeplab_keras.data.tree import Tree, decode_text, same_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Pictures that no dataset reads; a folder that holds them too is named.
+OTHER_PICTURES = (
+    ".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".npy", ".dng",
+)  # fmt: skip
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 LABEL_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_L")  # of a mask's name behind its image's
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "image_file", "filename", "file", "input")
@@ -178,3 +184,13 @@ def mask_of(labels: dict[str, str], name: str, folder: str) -> str:
         if (mask := labels.get(f"{name}{ending}")) is not None:
             return mask
     return f"{folder}/{name}.png"
+
+
+def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bool) -> None:
+    """Warns about pictures in a folder of images whose names do not end as those that are read."""
+    there = root.files(folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=deep)
+    if others := [name for name in there if not name.lower().endswith(endings)]:
+        logging.warning(
+            "%s: %d pictures are left out, such as %s; only %s are read: convert the others, or move them away",
+            root.on_disk(folder), len(others), others[0], ", ".join(endings),
+        )  # fmt: skip

@@ -24,8 +24,9 @@ from deeplab_keras.data.camvid import CAMVID
 from deeplab_keras.data.cityscapes import CITYSCAPES, LABEL_IDS, LABEL_MAP, TRAIN_IDS
 from deeplab_keras.data.classes_file import Classes, read_classes
 from deeplab_keras.data.files import in_threads
-from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, pascal_palette
+from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, pascal_palette, require_ignored_apart
 from deeplab_keras.data.labelme import BACKGROUND, draw_labelme, labels_of, lines_in
+from deeplab_keras.data.mask_values import STRAY
 from deeplab_keras.data.mistakes import VOC_CONTOUR, luminances
 from deeplab_keras.data.reading import (
     REMEDY,
@@ -34,6 +35,7 @@ from deeplab_keras.data.reading import (
     PngHeader,
     colour_codes,
     ids_of_colours,
+    opaque_colours,
     open_picture,
     read_label,
     read_png_header,
@@ -124,7 +126,7 @@ def _in_colours(path: str, grey: bool = False) -> np.ndarray:
     with open_picture(path) as picture:
         if picture.mode.startswith("I"):
             raise NoMaskUserError(f"{path}: this mask has 16 bits, whose values are ids; use --from=index")
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels = opaque_colours(path, picture)
     if grey and not (pixels == pixels[..., :1]).all():
         raise NoMaskUserError(f"{path}: this mask is in colours; use --from=rgb")
     return pixels
@@ -156,15 +158,30 @@ def _rgb(classes: Classes | None, offset: int, gather: Gather, grey: bool = Fals
 
 
 def _binary(classes: Classes | None, offset: int, gather: Gather) -> Plan:
+    def levels_of(path: str) -> np.ndarray:
+        return _in_colours(path, grey=True)[..., 0]
+
+    white = max(gather(lambda path: int(levels_of(path).max(initial=0))), default=0)
+    white = white if white < 128 else 255
+    strays: list[str] = []
+
     def convert(path: str) -> np.ndarray:
-        levels = _in_colours(path, grey=True)[..., 0]
-        present = np.unique(levels)
+        levels = levels_of(path)
+        present, counts = np.unique(levels, return_counts=True)
         if path.lower().endswith(LOSSLESS) and (len(present) == 1 or (len(present) == 2 and present[0] == 0)):
-            return (levels > 0).astype(np.uint8)
-        between = ((levels > 64) & (levels < 192)).mean()  # what JPEG blurs at contours is a small part
+            highest = int(present[-1])
+            if highest <= 1 or 2 * highest >= white or counts[-1] > STRAY * levels.size:
+                return (levels > 0).astype(np.uint8)
+            strays.append(path)
+            if len(strays) == 1:
+                logging.warning(
+                    "%s: it holds 0 and a few pixels of %d, which are taken for stray values because other masks hold %d; "
+                    "more such masks are not listed", path, highest, white,
+                )  # fmt: skip
+        between = ((levels > 64 / 255 * white) & (levels < 192 / 255 * white)).mean()  # JPEG blurs a small part
         if between > 0.05:
             raise NoMaskUserError(f"{path}: {between:.0%} of the pixels are neither black nor white; use --from=grey or index")
-        return (levels >= 128).astype(np.uint8)
+        return (levels >= white / 2).astype(np.uint8)
 
     return Plan(convert, classes or Classes(("background", "foreground"), pascal_palette(2)))
 
@@ -277,7 +294,9 @@ def _classes(name: str) -> Classes | None:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--classes={name}: there is no such file; give one, or one of {', '.join(PALETTES)}")
-    return read_classes(Tree(str(path.parent)), path.name, with_ignored=True)
+    classes = read_classes(Tree(str(path.parent)), path.name, with_ignored=True)
+    require_ignored_apart(f"--classes={name}", classes.names, IGNORE_LABEL)
+    return classes
 
 
 def _each(read: Read, paths: Sequence[str], failed: dict[str, str]) -> Iterator[Any]:
@@ -307,7 +326,7 @@ def _fresh(target: Path, jobs: dict[str, Path], record: dict[str, Any]) -> set[s
     there = {path for path, mask in jobs.items() if mask.exists()}
     try:
         made = json.loads((target / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except Exception:  # no record, or a damaged one
         made = None
     if there and made != record:
         how = "by another conversion, or of other classes" if made else "by something else"

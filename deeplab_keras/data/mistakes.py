@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from deeplab_keras.data.info import Colour, DatasetInfo, pascal_palette
+from deeplab_keras.data.mask_values import STRAY, MaskValues
 
 VOC_CONTOUR = (224, 224, 192)  # the colour of 255 in PASCAL VOC's palette
 CONVERT = "scripts/convert_masks.py"
@@ -18,30 +19,65 @@ def luminances(colours: Collection[Colour]) -> set[int]:
     return {int(value) for value in (*np.floor(exact), *np.round(exact))}
 
 
-def likely_mistake(present: Collection[int], info: DatasetInfo, label_map: Mapping[int, int] | None = None) -> str:
+def likely_mistake(values: MaskValues, info: DatasetInfo, label_map: Mapping[int, int] | None = None) -> str:
     """What masks with these values look like and what to do about it, as a part of a sentence; "" if they look like nothing.
 
     Args:
-        present: the values found in masks, as they stand in the files.
+        values: what the masks hold, as it stands in the files.
         info: the classes that are expected.
         label_map: value in the masks -> class id, where the two differ.
     """
-    found = {int(value) for value in present}
     count = info.num_classes
     allowed = {*range(count), info.ignore_label} if label_map is None else set(label_map)
-    strange = found - allowed
-    if found == {0, 255} and not (label_map or count < 2):
-        return f"0 and 255 only: these are masks of two classes in black and white; run {CONVERT} --from=binary"
-    if not strange:
+    strange = values.present - allowed
+    if label_map is None and count > 1 and (found := two_classes(values, info)):
+        return found
+    if found := blended(values, fewest=3 if strange else 8):
+        return found
+    return _other_ids(values.present, strange, info, label_map) if strange else ""
+
+
+def two_classes(values: MaskValues, info: DatasetInfo) -> str:
+    """`likely_mistake` for masks of one object in black and white, and such with a few stray values; else ""."""
+    allowed = {*range(info.num_classes), info.ignore_label}
+    # A very rare class beside an ignored area looks like stray values, so where all are classes there must be fewer.
+    strange = bool(values.present - allowed)
+    white = values.black_and_white(STRAY if strange else STRAY / 10, one_mask=strange)
+    if not (white == 255 or (white not in allowed and info.num_classes == 2)):
         return ""
-    two_classes = found == {0, max(found)} and (count == 2 or max(found) == 255)
+    strays = sorted(values.present - {0, white})
+    if not strays:  # other greys may be luminances, which `_other_ids` tells apart
+        return f"0 and 255 only: these are masks of two classes in black and white; run {CONVERT} --from=binary" * (white == 255)
+    share = values.pixels[strays].sum() / values.pixels.sum()
+    listed = ", ".join(map(str, strays[:4])) + ", ..." * (len(strays) > 4)
+    return (
+        f"0, {white} and a few stray pixels of {listed} ({share:.2%}): these are masks of two classes in black and white; "
+        f"run {CONVERT} --from=binary"
+    )
+
+
+def blended(values: MaskValues, fewest: int) -> str:
+    """`likely_mistake` for values that occur only between areas of others, on at least `fewest` values; else ""."""
+    if not values.blended(fewest):
+        return ""
+    if values.blended_black_and_white():
+        return (
+            "black and white masks with values blended by JPEG, smooth resizing or smooth edges; "
+            f"run {CONVERT} --from=binary"
+        )
+    return "values blended by JPEG, smooth resizing or smooth edges, which no class has an area of: export the masks again"
+
+
+def _other_ids(found: set[int], strange: set[int], info: DatasetInfo, label_map: Mapping[int, int] | None) -> str:
+    """`likely_mistake` for ids outside the classes, by the values alone."""
+    count = info.num_classes
     for name, colours in ((f"the colours of {info.name}", info.palette), ("PASCAL VOC's colours", pascal_palette(21))):
         if len(found) > 1 and found <= luminances([*colours, VOC_CONTOUR]) | {255}:
             return (
                 f"these values are the luminances of {name}: palette or RGB masks were saved as grey; "
                 f"run {CONVERT} --from=palette (or --from=rgb) on the original masks"
             )
-        if two_classes:
+        if found == {0, max(found)} and (count == 2 or max(found) == 255):
             return f"0 and {max(found)} only: these are masks of two classes; run {CONVERT} --from=binary"
     if 3 <= len(found) <= count + 1 and _evenly_spread(sorted(found)):
         return f"grey levels spread evenly up to {max(found)}, a class each; run {CONVERT} --from=grey"

@@ -9,19 +9,22 @@ import dataclasses
 import functools
 import io
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.archives import read_bytes, split_member
+from deeplab_keras.data.archives import read_bytes
 from deeplab_keras.data.info import Colour
 from deeplab_keras.data.mat import read_mat_segmentation
 
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 START = 1 << 16  # bytes of a file in an archive that are read to see its header
+DARKEST = 4096  # a 16-bit picture has larger values; those of 12-bit cameras and of 8 bits saved as 16 stay below
 ORIENTATION = 0x0112  # EXIF: 1 as stored, 2 to 8 mirrored or turned, 5 to 8 with width and height exchanged
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP"}
@@ -60,46 +63,96 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
         error = "not a picture"
     elif isinstance(error, OSError) and error.strerror:
         error = error.strerror
-    return BrokenFileError(f"{path}: cannot be decoded ({error}){REMEDY}")
+    elif isinstance(error, MemoryError):
+        error = "reading it needs more memory than there is"
+    elif isinstance(error, Exception) and not isinstance(error, (OSError, ValueError, SyntaxError)):
+        error = f"{type(error).__name__}: {error}"
+    return BrokenFileError(f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]}){REMEDY}")
+
+
+@contextmanager
+def decoding(path: str) -> Iterator[None]:
+    """`config.reading` for the files of pairs: turns any exception of a decoder into a `BrokenFileError`.
+
+    Raises:
+        BrokenFileError: the body raised any exception that is not a `UserError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from error
 
 
 @contextmanager
 def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
     """A picture, wherever it lies; with `header`, its size and mode only are wanted.
 
+    The checksums of a PNG file are verified at the block's end, because Pillow skips those of the pixels.
+
     Raises:
         BrokenFileError: it cannot be decoded; also for what goes wrong in the `with` block.
     """
-    try:
-        file = io.BytesIO(read_bytes(path, START if header else -1)) if split_member(path) else path
+    with decoding(path):
+        data = read_bytes(path, START if header else -1)
         try:
-            picture = Image.open(file)
-        except DECODE_ERRORS:
-            if file is path or not header:
+            picture = Image.open(io.BytesIO(data))
+        except Exception:
+            if not header:
                 raise
             picture = Image.open(io.BytesIO(read_bytes(path)))  # a header longer than that
         with picture:
             yield picture
-    except DECODE_ERRORS as error:
-        if isinstance(error, UserError):
-            raise
-        raise _broken(path, error) from error
+        if not header:
+            check_png(data)
 
 
-def turn_of(picture: Image.Image) -> int:
-    """The EXIF orientation of a JPEG, 1 to 8; other files have none that counts."""
-    if picture.format != "JPEG" or "exif" not in picture.info:
+def check_png(data: bytes) -> None:
+    """Compares the checksum of each chunk of a PNG file with the chunk, up to the end of the pixels; other files pass.
+
+    Raises:
+        ValueError: a checksum differs, or a chunk is cut off.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        return
+    view, place = memoryview(data), len(PNG_SIGNATURE)
+    while place < len(data):
+        if place + 12 > len(data):
+            raise ValueError("its end is missing")
+        (length,) = struct.unpack_from(">I", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("its end is missing")
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"the checksum of its chunk at byte {place} is wrong: the file is damaged")
+        if view[place + 4 : place + 8] == b"IEND":
+            return
+        place = end + 4
+    raise ValueError("its end is missing")
+
+
+def turn_of(picture: Image.Image, *, late: bool = False) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 where it has none.
+
+    Args:
+        picture: a JPEG, an MPO, a PNG or another file that holds EXIF data.
+        late: also looks behind the pixels of a PNG file, where some programs write it. Needs the whole file.
+    """
+    if not (late or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()):
         return 1
     try:
         turn = picture.getexif().get(ORIENTATION, 1)
-    except DECODE_ERRORS:
+    except Exception:  # damaged EXIF data turns nothing
         return 1
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def turned_to_fit(picture: Image.Image, size: Size | None) -> bool:
-    """Whether a picture gets a mask's size by its EXIF turn, and has not got it as it is stored."""
-    return size is not None and picture.size != size and turn_of(picture) >= 5 and picture.size[::-1] == size
+    """Whether a picture gets a mask's size by its EXIF turn, and has not got it as it is stored. Needs the whole file."""
+    if size is None or picture.size == size or picture.size[::-1] != size:
+        return False
+    return turn_of(picture, late=picture.format == "PNG") >= 5
 
 
 def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
@@ -113,14 +166,38 @@ def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
         mask_size: width and height of its mask.
 
     Raises:
-        BrokenFileError: the file cannot be decoded.
+        BrokenFileError: the file cannot be decoded, or it has 16 bits of which it uses so few that it would become black.
     """
     with open_picture(path) as picture:
+        in_colours_of_16_bits = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())) and picture.mode[0] != "I"
         upright = ImageOps.exif_transpose(picture) if turned_to_fit(picture, mask_size) else picture
+        if picture.mode == "F":
+            raise ValueError("its values are fractions; save it with 8 or 16 bits per channel")
         if picture.mode.startswith("I"):  # 16-bit grey, whose high byte counts
-            grey = (np.asarray(upright) >> 8).astype(np.uint8)
+            grey = _upper_bits(np.asarray(upright))
             return np.repeat(grey[..., None], 3, axis=-1)
-        return np.asarray(upright.convert("RGB"))
+        pixels = np.asarray(upright.convert("RGB"))
+    if in_colours_of_16_bits and pixels.max(initial=0) < DARKEST >> 8:  # Pillow gives the high bytes alone
+        with decoding(path):
+            _upper_bits(tf.io.decode_png(read_bytes(path), dtype=tf.uint16).numpy())
+    return pixels
+
+
+def _upper_bits(values: np.ndarray) -> np.ndarray:
+    """The high byte of 16-bit values.
+
+    Raises:
+        ValueError: values are outside 0..65535, or so small that little more than black would remain.
+    """
+    lowest, highest = int(values.min(initial=0)), int(values.max(initial=0))
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"its values go from {lowest} to {highest}; save it with 8 or 16 bits per channel")
+    if 0 < highest < DARKEST:
+        raise ValueError(
+            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 bits; save it with 8 bits, or "
+            "scaled to 0..65535"
+        )
+    return (values >> 8).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,19 +268,15 @@ def read_label(path: str, colours: Mapping[Colour, int] | None = None) -> np.nda
         UserError: it is no map of ids, or a colour is that of no id.
     """
     if _is_mat(path):
-        try:
+        with decoding(path):
             return read_mat_segmentation(read_bytes(path))
-        except DECODE_ERRORS as error:
-            raise _broken(path, error) from error
     header = read_png_header(path)
     with open_picture(path) as picture:
         if colours is not None:
-            return ids_of_colours(path, np.asarray(picture.convert("RGB")), colours)
+            return ids_of_colours(path, opaque_colours(path, picture), colours)
         ids = np.asarray(picture)
-    if header.coloured:
-        ids = _one_channel(path, ids)
-    elif header.colour_type == PngHeader.GREY_ALPHA:
-        ids = ids[..., 0]
+    if header.coloured or header.colour_type == PngHeader.GREY_ALPHA:
+        ids = _one_channel(path, header, ids)
     elif header.colour_type == PngHeader.GREY and header.bit_depth in (2, 4):
         ids = ids // (255 // (2**header.bit_depth - 1))  # Pillow spreads the few greys over 0..255
     if ids.max(initial=0) > 255:
@@ -211,14 +284,49 @@ def read_label(path: str, colours: Mapping[Colour, int] | None = None) -> np.nda
     return ids.astype(np.uint8)
 
 
-def _one_channel(path: str, pixels: np.ndarray) -> np.ndarray:
-    """The ids of a mask that was saved with three equal channels."""
-    if not (pixels[..., :1] == pixels[..., :3]).all():
+def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray:
+    """The ids of a mask that was saved with three equal channels, or with an alpha channel."""
+    colours = 1 if header.colour_type == PngHeader.GREY_ALPHA and pixels.shape[-1] == 2 else 3
+    if header.bit_depth == 16 and not pixels[..., :colours].any():  # Pillow gives the upper 8 bits, where no id is
+        raise NoMaskUserError(f"{path}: the mask has 16 bits per channel; save it with one channel (grey) and 8 bits")
+    if not (pixels[..., :1] == pixels[..., :colours]).all():
         raise NoMaskUserError(
             f"{path}: the mask is a colour picture; a mask has one channel (grey or palette) with each pixel's class id: "
             "--mask_format=colour reads the colours that classes.txt gives, scripts/convert_masks.py --from=rgb makes ids of them"
         )
+    require_drawing(path, pixels[..., :colours], pixels)
     return pixels[..., 0]
+
+
+def require_drawing(path: str, colours: np.ndarray, pixels: np.ndarray) -> None:
+    """Refuses a mask whose drawing is in the alpha channel alone, where it would be read as one class.
+
+    Args:
+        path: for the message.
+        colours: `[height, width, 1 or 3]`.
+        pixels: `[height, width, 2 or 4]` with the alpha channel last; with another number of channels there is none.
+
+    Raises:
+        NoMaskUserError: all colors are one, and alpha has several values.
+    """
+    alpha = pixels[..., -1] if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) else np.zeros(0)
+    if alpha.size and (alpha != alpha[0, 0]).any() and (colours == colours[0, 0]).all():
+        raise NoMaskUserError(
+            f"{path}: the mask has one colour everywhere, #{bytes(np.broadcast_to(colours[0, 0], 3)).hex()}, and its drawing is "
+            "in the alpha channel, which is not read; export each pixel's class id, as a grey or palette PNG without alpha"
+        )
+
+
+def opaque_colours(path: str, picture: Image.Image) -> np.ndarray:
+    """The RGB pixels of a mask in colors, uint8 `[height, width, 3]`.
+
+    Raises:
+        NoMaskUserError: its drawing is in the alpha channel alone.
+    """
+    pixels = np.asarray(picture.convert("RGB"))
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
+        require_drawing(path, pixels, np.asarray(picture.convert("RGBA")))
+    return pixels
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from absl import logging
 from deeplab_keras.config import DataConfig, UserError, unknown_name
 from deeplab_keras.data.cityscapes import CITYSCAPES, LABEL_MAP
 from deeplab_keras.data.files import in_threads
-from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.data.info import DatasetInfo, info_for_classes, require_ignored_apart
 from deeplab_keras.data.reading import read_label
 from deeplab_keras.data.record_file import member_path
 from deeplab_keras.data.record_index import RecordIndex, keep, make_index, stem
@@ -208,6 +208,7 @@ def _classes(config: DataConfig, builder: Any, parts: _Parts) -> Classes:
     if builder.name in KNOWN:
         return KNOWN[builder.name]
     if names := getattr(feature, "names", None):
+        require_ignored_apart(f"--dataset={config.dataset}", names, config.ignore_label)
         return info_for_classes(builder.name, tuple(names), ignore_label=config.ignore_label), None
     return _infer_classes(config, builder.name, list(parts.files), parts), None
 

@@ -26,7 +26,7 @@ from deeplab_keras.data.camvid import CAMVID
 from deeplab_keras.data.cityscapes import CITYSCAPES
 from deeplab_keras.data.classes_file import read_classes
 from deeplab_keras.data.files import FileSource, Pairs, open_pairs
-from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.data.info import DatasetInfo, info_for_classes, require_ignored_apart
 from deeplab_keras.data.reading import BrokenFileError
 from deeplab_keras.data.record_file import FOOTER, HEADER, IMAGE, LABEL, NAME, member_path
 from deeplab_keras.data.record_index import RecordIndex, keep, make_index
@@ -253,6 +253,7 @@ def _classes(
         held, wanted = OFFICIAL[config.dataset]
     elif (folder / CLASSES_FILE).is_file():
         classes = read_classes(Tree(str(folder)), CLASSES_FILE)
+        require_ignored_apart(folder / CLASSES_FILE, classes.names, config.ignore_label)
         held = wanted = info_for_classes(folder.resolve().name, classes.names, classes.palette, config.ignore_label)
     else:
         raise UserError(

@@ -20,6 +20,7 @@ from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import NORMALIZATIONS, Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data import Source, open_dataset, pipeline
+from deeplab_keras.data.files import require_labelled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation import Report
 from deeplab_keras.layers import BatchNormalization
@@ -70,6 +71,8 @@ def train(
     _check_batch(data, training, strategy.num_replicas_in_sync)
     seed_everything(data.seed, training.deterministic)
     train_source, eval_source = (open_dataset(data, split) for split in (data.train_split, data.eval_split))
+    for source, split in ((train_source, data.train_split), (eval_source, data.eval_split)):
+        require_labelled(source, data, split)
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
     if training.label_weights and len(training.label_weights) != info.num_classes:

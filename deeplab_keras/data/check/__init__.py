@@ -16,36 +16,48 @@ from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data import FILES, open_dataset
 from deeplab_keras.data.check.findings import DatasetCheck, Problem, Scan, SplitCheck
 from deeplab_keras.data.check.notes import in_two_splits, notes
-from deeplab_keras.data.files import Pairs, in_threads, require_files, require_known
+from deeplab_keras.data.files import (
+    IdsUserError,
+    Pairs,
+    in_threads,
+    nothing_labelled,
+    require_files,
+    require_known,
+    require_photograph,
+)
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.mask_values import MaskValues
 from deeplab_keras.data.mistakes import likely_mistake
 from deeplab_keras.data.reading import FileUserError, open_picture, turn_of
 from deeplab_keras.progress import Progress
 
 NOT_OPENED = "splits that cannot be opened"
+NOTHING_LABELLED = "splits without a labelled pixel"
 
 
 def _digest(image: np.ndarray) -> bytes:
     return hashlib.blake2b(image.tobytes() + repr(image.shape).encode(), digest_size=16).digest()
 
 
-def scan_files(pairs: Pairs, index: int) -> Scan:
-    """Reads a pair of files.
+def scan_files(pairs: Pairs, index: int) -> tuple[Scan, MaskValues]:
+    """Reads a pair of files: what it holds, and the statistics of its mask.
 
     Raises:
         UserError: a file is missing or broken, or the sizes differ.
     """
     require_files(pairs, index)
     image, ids = pairs.load_ids(index)
-    counts = np.bincount(ids.ravel(), minlength=256)
+    values = MaskValues.of(ids)
     try:
-        require_known(pairs.labels[index], np.flatnonzero(counts), pairs.class_of_id(), pairs)
+        require_known(pairs.labels[index], values, pairs.class_of_id(), pairs)
+        require_photograph(pairs.images[index], image, ids)
         error = None
     except UserError as found:
         error = found
     with open_picture(pairs.images[index], header=True) as picture:
         turn = turn_of(picture)
-    return Scan(index, pairs.names[index], (image.shape[1], image.shape[0]), counts, _digest(image), turn, error)
+    size = image.shape[1], image.shape[0]
+    return Scan(index, pairs.names[index], size, values.pixels, _digest(image), turn, error), values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +66,7 @@ class _Split:
 
     info: DatasetInfo
     count: int
-    scan: Callable[[int], Scan]
+    scan: Callable[[int], tuple[Scan, MaskValues]]
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
     class_of_id: np.ndarray
     label_map: Mapping[int, int] | None = None
@@ -68,27 +80,40 @@ def _open(config: DataConfig, split: str) -> _Split:
         return _Split(pairs.info, len(pairs), scan_pair, pairs.load_ids, pairs.class_of_id(), pairs.label_map, colours)
     source = open_dataset(config.replace(cache=False), split)
 
-    def scan(index: int) -> Scan:
+    def scan(index: int) -> tuple[Scan, MaskValues]:
         image, label = source.load(index)
-        counts = np.bincount(label.ravel(), minlength=256)
-        return Scan(index, source.names[index], (image.shape[1], image.shape[0]), counts, _digest(image))
+        values = MaskValues.of(label)
+        return Scan(index, source.names[index], (image.shape[1], image.shape[0]), values.pixels, _digest(image)), values
 
     return _Split(source.info, len(source), scan, source.load, Pairs(source.info, (), (), ()).class_of_id())
 
 
-def _read(split: str, opened: _Split) -> tuple[list[Scan], list[Problem]]:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What the pairs of a split hold: those that can be read, the problems, and the values of all masks and of wrong ones."""
+
+    scans: list[Scan] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    values: MaskValues = dataclasses.field(default_factory=MaskValues)
+    wrong: MaskValues = dataclasses.field(default_factory=MaskValues)
+
+
+def _read(split: str, opened: _Split) -> _Found:
     """Scans every pair, with a progress bar; the problems are those of single pairs."""
-    scans: list[Scan] = []
-    problems: list[Problem] = []
+    found = _Found()
     progress = Progress(opened.count, f"checking {split}")
-    for done, (scan, error) in enumerate(in_threads(opened.scan, range(opened.count)), 1):
-        error = scan.error if scan else error
-        if scan:
-            scans.append(scan)
+    for done, (result, error) in enumerate(in_threads(opened.scan, range(opened.count)), 1):
+        if result:
+            scan, values = result
+            found.scans.append(scan)
+            found.values.add(values)
+            error = scan.error
+            if isinstance(error, IdsUserError):
+                found.wrong.add(values)
         if error:
-            problems.append(Problem(split, getattr(error, "kind", FileUserError.kind), str(error)))
+            found.problems.append(Problem(split, getattr(error, "kind", FileUserError.kind), str(error)))
         progress.update(done)
-    return scans, problems
+    return found
 
 
 def _count(name: str, opened: _Split, scans: Sequence[Scan]) -> SplitCheck:
@@ -122,6 +147,7 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
     """
     problems: list[Problem] = []
     checked: list[SplitCheck] = []
+    values, wrong = MaskValues(), MaskValues()
     opened = None
     for split in dict.fromkeys(splits):
         try:
@@ -129,18 +155,17 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
         except UserError as error:
             problems.append(Problem(split, NOT_OPENED, str(error)))
             continue
-        scans, wrong = _read(split, opened)
-        problems += wrong
-        checked.append(_count(split, opened, scans))
+        found = _read(split, opened)
+        problems += found.problems
+        values.add(found.values)
+        wrong.add(found.wrong)
+        checked.append(_count(split, opened, found.scans))
+        if found.scans and not checked[-1].pixels.any():
+            problems.append(Problem(split, NOTHING_LABELLED, nothing_labelled(config, split, opened.info)))
     if opened is None:
         raise UserError(problems[0].message if problems else "--splits: name at least one split")
     problems += in_two_splits(checked)
-    looks_like = "" if opened.in_colours else _guess([scan for split in checked for scan in split.scans], opened)
+    # The likely mistake of the masks with ids outside the classes; where there are none, of all.
+    guessed = wrong if wrong.present else values
+    looks_like = "" if opened.in_colours else likely_mistake(guessed, opened.info, opened.label_map)
     return DatasetCheck(config, opened.info, tuple(checked), tuple(problems), looks_like, tuple(notes(checked, opened.info)))
-
-
-def _guess(scans: Sequence[Scan], opened: _Split) -> str:
-    """The likely mistake of the masks with ids outside the classes; where there are none, of all."""
-    wrong = [scan for scan in scans if scan.error] or scans
-    ids = np.sum([scan.ids for scan in wrong], axis=0) if wrong else np.zeros(256)
-    return likely_mistake(np.flatnonzero(ids).tolist(), opened.info, opened.label_map)
