@@ -8,6 +8,7 @@ import re
 import socket
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/models/"
         self.content, self.etag, self.status = CONTENT, '"one"', 200
         self.ranges, self.length = True, True  # whether it heeds Range and tells the length
+        self.partial: dict[str, str] = {}  # headers of a 206 that are wrong
         self.cuts: list[int] = []  # bytes of the body after which a connection ends, one a connection
         self.asked: list[str | None] = []  # the Range headers that came
 
@@ -55,9 +57,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         body = server.content[start:]
         self.send_response(206 if start else 200)
-        self.send_header("ETag", server.etag)
-        if server.length:
-            self.send_header("Content-Length", str(len(body)))
+        headers = {"ETag": server.etag, "Content-Length": str(len(body)) if server.length else ""}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
+            headers |= server.partial
+        for name, value in headers.items():
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
 
@@ -119,6 +125,58 @@ def test_the_next_call_goes_on_where_the_last_one_stopped(server, tmp_path, monk
     assert not (tmp_path / "file.bin").exists() and (tmp_path / "file.bin.part").stat().st_size == 100_000
     assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-"] and left(tmp_path) == {"file.bin"}
+
+
+WRONG_PARTS = {
+    "another place": {"Content-Range": "bytes 90000-699999/700000"},
+    "another length": {"Content-Range": "bytes 100000-799999/800000"},
+    "no range": {"Content-Range": ""},
+    "no bytes": {"Content-Range": "bytes */700000"},
+    "another file": {"ETag": '"two"'},
+    "too few bytes": {"Content-Range": "bytes 100000-199999/700000"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_a_wrong_part_is_not_appended(server, tmp_path, monkeypatch, name):
+    """A server or a proxy that answers 206 with something else than the rest of the file: it is fetched from the beginning."""
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.cuts = [100_000]
+    with pytest.raises(UserError):
+        fetch(server.url + "file.bin", tmp_path)
+    server.partial = WRONG_PARTS[name]
+    assert fetch(server.url + "file.bin", tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-", None]
+
+
+def test_a_file_without_end_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 500_000)
+    for server.length in (True, False):
+        with pytest.raises(UserError, match="no released model is that large, so check the address") as caught:
+            fetch(server.url + "file.bin", tmp_path)
+        assert "\n" not in str(caught.value) and left(tmp_path) == set()
+
+
+def test_a_download_without_progress_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "STALLED", 0.5)
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+
+    class Slow(Handler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(UserError, match="fewer than 1000 bytes per second for 0.5 seconds"):
+            fetch(f"http://127.0.0.1:{slow.server_port}/file.bin", tmp_path)
+        assert time.monotonic() - begin < 4
+        slow.shutdown()
 
 
 @pytest.mark.parametrize("change", ["content", "ranges"])
@@ -277,12 +335,12 @@ def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
 
 def test_what_is_no_release_is_not_kept(zoo_server, cache):
     zoo_server.content = b"<html>Please log in to this network</html>"
-    with pytest.raises(UserError, match="truncated or damaged archive .* is deleted again"):
+    with pytest.raises(UserError, match="damaged or not a tar archive .* is deleted again"):
         zoo.load_model(NAME)
     assert not list(cache.rglob("*.gz")) and not (cache / "models").exists()
     path = cache / "downloads" / zoo_official.RELEASES[NAME].file
     path.write_bytes(zoo_server.content)  # the same, by hand: it is named and stays
-    with pytest.raises(UserError, match=f"{path}: truncated .*; delete it for a new download"):
+    with pytest.raises(UserError, match=f"{path}: damaged .*; delete it for a new download"):
         zoo.load_model(NAME)
     assert path.exists()
 

@@ -294,7 +294,7 @@ def test_broken_checkpoints(checkpoint, spoil, message):
 
 def test_a_truncated_archive(archive):
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    with pytest.raises(UserError, match="truncated or damaged archive"):
+    with pytest.raises(UserError, match="damaged or not a tar archive"):
         read_source(archive)
 
 
@@ -402,7 +402,7 @@ def test_what_is_no_archive(tmp_path):
     for content in (b"", b"<html>Log in</html>"):
         path = tmp_path / "release.tar.gz"
         path.write_bytes(content)
-        with pytest.raises(UserError, match="truncated or damaged archive .it is no tar archive.; download") as caught:
+        with pytest.raises(UserError, match="damaged or not a tar archive .ReadError.*; download") as caught:
             read_source(path)
         assert "\n" not in str(caught.value)
 

@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import time
 import urllib.error
 import urllib.request
@@ -30,7 +31,13 @@ CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 5  # connections that brought something and broke off
 PAUSE = 1.0  # seconds before the next one
+LARGEST = 4_000_000_000  # bytes of a download; releases have up to 0.5 GB
+SLOWEST, STALLED = 1000, 60  # fewer bytes per second for so many seconds are no progress
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
+
+
+class TooLarge(Exception):
+    """A download without end."""
 
 
 def cache_folder() -> pathlib.Path:
@@ -88,6 +95,10 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
             if total is not None and _size(part) < total:
                 raise ConnectionError(f"it broke off at {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB")
             return part
+        except TooLarge as error:
+            part.unlink(missing_ok=True)
+            _note_of(part).unlink(missing_ok=True)
+            raise UserError(f"{url}: {error}; no released model is that large, so check the address") from error
         except NETWORK_ERRORS as error:
             reason = _reason(error)
         if _size(part) <= before or attempt == ATTEMPTS - 1:
@@ -118,11 +129,18 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
         return _receive(url, part)
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        length = response.headers.get("Content-Length")
-        start = start if resumed else 0
-        total = start + int(length) if length else None
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         validator = "" if validator.startswith("W/") else validator  # a weak one does not promise equal bytes
+        if resumed and not _continues(response, start, note, validator):
+            if not start:
+                raise http.client.HTTPException("the server sends a part of the file that was not asked for")
+            part.unlink()  # from the beginning, without a range
+            return _receive(url, part)
+        length = _content_length(response)
+        start = start if resumed else 0
+        total = None if length is None else start + length
+        if total is not None and total > LARGEST:
+            raise TooLarge(f"{total / 1e9:.1f} GB, more than {LARGEST / 1e9:.0f} GB")
         if not resumed:
             _note_of(part).write_text(json.dumps({"url": url, "validator": validator, "total": total}))
         with part.open("r+b" if resumed else "wb") as file:
@@ -137,16 +155,39 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, start: int, total:
     if total:
         megabytes = max(1, round(total / 1e6))
         bar = Progress(megabytes, f"downloading {name}, MB", start=round(start / 1e6), unit="MB")
+    since, before = time.monotonic(), done
     while chunk := _read(response):
         file.write(chunk)
         done += len(chunk)
+        if done > LARGEST:
+            raise TooLarge(f"more than {LARGEST / 1e9:.0f} GB")
+        if done - before >= SLOWEST * STALLED:
+            since, before = time.monotonic(), done
+        elif time.monotonic() - since > STALLED:
+            raise TimeoutError(f"fewer than {SLOWEST} bytes per second for {STALLED} seconds")
         if bar and total:
             bar.update(min(bar.total * done // total, bar.total))
 
 
+def _continues(response: http.client.HTTPResponse, start: int, note: dict[str, Any] | None, validator: str) -> bool:
+    """Whether a partial answer is the rest of the file that was begun."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if match is None or note is None or int(match[1]) != start:
+        return False
+    length, total = _content_length(response), note["total"]
+    whole = match[3] == "*" or (int(match[2]) + 1 == int(match[3]) and total in (None, int(match[3])))
+    fits = length is None or length == int(match[2]) + 1 - start
+    return whole and fits and validator in ("", note["validator"])
+
+
+def _content_length(response: http.client.HTTPResponse) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() else None
+
+
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read(CHUNK)
+        return response.read1(CHUNK)  # what has come; `read` waits for all of it
     except OSError as error:  # not to be taken for a trouble with the disk
         raise ConnectionError(error.strerror or str(error) or "the connection broke") from error
 
@@ -173,7 +214,7 @@ def _reason(error: Exception) -> str:
         return f"the server says {error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
-        return f"no answer for {TIMEOUT} seconds"
+        return str(reason) if "bytes per second" in str(reason) else f"no answer for {TIMEOUT} seconds"
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 

@@ -303,7 +303,8 @@ class _Walk:
             return "", tensor
         products = (reader, last)
         multiplied = any(self._plain(name) == self._plain(tensor) for op in products for name in op.inputs)
-        sixth = any(_is(self.graph.constant(name), 1 / 6) for op in products for name in op.inputs)
+        factors = [self.graph.constant(name) for op in products for name in op.inputs]
+        sixth = any(_is(value, number) for value in factors for number in (1 / 6, np.float16(1 / 6)))
         return ("HARD_SWISH", last.output) if multiplied and sixth else ("", tensor)
 
     def _gate(self, op: Op, tensor: str) -> str:
@@ -311,7 +312,9 @@ class _Walk:
         if op.kind != "MUL":
             return ""
         value = next((self.graph.constant(name) for name in op.inputs if name != tensor), None)
-        return next((gate for gate, factor in GATES.items() if _is(value, factor)), "")
+        exact = next((gate for gate, factor in GATES.items() if _is(value, factor)), "")
+        # In half precision both factors are the same number; the official one is meant.
+        return exact or ("Q_SIGMOID" if _is(value, np.float16(GATES["Q_SIGMOID"])) else "")
 
     def _vector(self, name: str, channels: int) -> np.ndarray:
         value = self.graph.constant(name)
@@ -409,7 +412,7 @@ def _without_zeros(kernel: np.ndarray, dilation: tuple[int, int]) -> tuple[np.nd
     return kernel, dilation
 
 
-def _is(value: np.ndarray | None, number: float) -> bool:
+def _is(value: np.ndarray | None, number: float | np.floating) -> bool:
     return value is not None and value.size == 1 and np.float32(value.reshape(-1)[0]) == np.float32(number)
 
 

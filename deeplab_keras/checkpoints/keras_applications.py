@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import pathlib
 import warnings
+from typing import Any
 
+import h5py
 import keras
 import numpy as np
 from absl import logging
 
 from deeplab_keras.checkpoints.transfer import KERAS, Proof, Rules, load_weights
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig, UserError, reading
 
 ARCHITECTURES = {
     "mobilenet_v2": keras.applications.MobileNetV2,
@@ -122,18 +124,35 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
 
 
 def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
-    reason = ""
+    what = (
+        f"the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
+        f"--depth_multiplier={config.depth_multiplier}"
+    )
+    next_step = "give a file of these (.weights.h5), or the --model_variant and --depth_multiplier that it is of"
+    with reading(f"--{flag}={path}", what, next_step):
+        _check_size(path)
+    cause: UserError | None = None
     for include_top in (False, True):
         network = ARCHITECTURES[config.backbone](alpha=config.depth_multiplier, include_top=include_top, weights=None)
         try:
-            with warnings.catch_warnings():
+            with reading(f"--{flag}={path}", what, next_step), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of each object that did not fit, before the error that there are some
                 network.load_weights(path)
             return network
-        except (ValueError, OSError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0] if isinstance(error, OSError) else reason
-    raise UserError(
-        f"--{flag}={path}: not the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
-        f"--depth_multiplier={config.depth_multiplier}{f' ({reason})' if reason else ''}; give a file of these "
-        "(.weights.h5), or the --model_variant and --depth_multiplier that it is of"
-    )
+        except UserError as error:
+            cause = cause or error
+    raise UserError(f"--{flag}={path}: not {what}; {next_step}") from cause
+
+
+def _check_size(path: str) -> None:
+    """Refuses an HDF5 file whose datasets are larger than the file: a few bytes can state any size."""
+    stored, stated = os.path.getsize(path), 0
+
+    def add(name: str, item: Any) -> None:
+        nonlocal stated
+        stated += item.nbytes if isinstance(item, h5py.Dataset) else 0
+
+    with h5py.File(path, "r") as file:
+        file.visititems(add)
+    if stated > 4 * stored + (64 << 20):
+        raise UserError(f"{path}: states {stated >> 20} MiB of weights in {stored >> 20} MiB; copy or download it again")

@@ -14,23 +14,27 @@ TensorFlow is imported where a file is read, so that models are built and loaded
 from __future__ import annotations
 
 import dataclasses
+import glob
+import math
 import os
 import pathlib
 import re
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from deeplab_keras.checkpoints.graphs import Convolution
-from deeplab_keras.config import UserError
+from deeplab_keras.checkpoints.values import check_values
+from deeplab_keras.config import UserError, reading
 
 Tensors = dict[str, np.ndarray]
+LARGEST_RATIO = 20  # of an archive's content to the archive
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+AGAIN = "download or copy it again"
 COMPLETE = "a checkpoint is the .index file and every .data file beside it"
 # Beginning of a file -> what it is, and the flag for it.
 OTHER_KINDS = {
@@ -87,9 +91,12 @@ def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilo
             raise UserError(f"{path}: no such file")
         graph, layers = _open_graph(path)
         tensors, folded = unfold(tensors_of(layers), epsilon, head_epsilon)
+        check_values(tensors, path, AGAIN)
         return Source(tensors, graph.kind, str(path), folded, graph)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
-    return Source(_read_checkpoint(prefix), "TF1 checkpoint", prefix)
+    tensors = _read_checkpoint(prefix)
+    check_values(tensors, prefix, AGAIN)
+    return Source(tensors, "TF1 checkpoint", prefix)
 
 
 def is_official_file(path: str) -> bool:
@@ -139,13 +146,17 @@ def _read_checkpoint(prefix: str) -> Tensors:
             f"{prefix}: no such checkpoint ({prefix}.index is missing); give the prefix (.../model.ckpt-30000), its "
             "folder, a release's .tar.gz, a .pb or a .tflite file"
         )
-    try:
+    other = _other_kind(prefix)
+    if other:
+        raise UserError(f"{prefix}: {other}")
+    with reading(prefix, "a TF1 checkpoint"):
         reader = tf.train.load_checkpoint(prefix)
-        return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
-    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:  # a short file is an IndexError
-        reason = str(getattr(error, "message", error)).splitlines()[0][:120]
-        advice = _other_kind(prefix) or f"damaged or not a TF1 checkpoint ({reason}); download or copy it again"
-        raise UserError(f"{prefix}: {advice}") from error
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        stated = sum(math.prod(shape) * max(1, types[name].size or 1) for name, shape in shapes.items())
+        stored = sum(os.path.getsize(file) for file in glob.glob(f"{glob.escape(prefix)}*"))
+        if stated > stored:
+            raise UserError(f"{prefix}: its index states {stated} bytes of tensors, its files have {stored}; {COMPLETE}")
+        return {name: np.asarray(reader.get_tensor(name)) for name in sorted(shapes)}
 
 
 def _other_kind(path: str) -> str:
@@ -171,7 +182,8 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
     import tensorflow as tf
 
     for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
-        state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
+        with reading(place / "checkpoint", "a list of checkpoints", "delete it, or give a checkpoint's prefix"):
+            state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
         if state:
             return pathlib.Path(state)
         for pattern in ("*.index", "*.pb", "*.tflite"):
@@ -194,17 +206,17 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
     """Unpacks the weights of a release; refuses an archive that would write anywhere else."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        with tarfile.open(path) as archive:
-            members = archive.getmembers()
-            for member in members:
-                _refuse_escape(path, member)
-            wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
-            archive.extractall(folder, wanted, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        unreadable = isinstance(error, tarfile.ReadError) and "could not be opened" in str(error)
-        reason = "it is no tar archive" if unreadable else str(error).splitlines()[0]
-        raise UserError(f"{path}: truncated or damaged archive ({reason}); download it again") from error
+    limit = LARGEST_RATIO * path.stat().st_size + (256 << 20)
+    with reading(path, "a tar archive", "download it again"), tarfile.open(path) as archive:
+        members, unpacked = [], 0
+        for member in archive:
+            _refuse_escape(path, member)
+            members.append(member)
+            unpacked += max(member.size, 0)
+            if unpacked > limit:
+                raise UserError(f"{path}: unpacks to more than {limit >> 20} MiB, which no release does; download it again")
+        wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
+        archive.extractall(folder, wanted, filter="data")
     if not wanted:
         raise UserError(f"{path}: no checkpoint, frozen graph or .tflite in this archive")
 

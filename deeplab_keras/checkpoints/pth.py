@@ -10,17 +10,20 @@ import os
 import pathlib
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from deeplab_keras.config import UserError
+from deeplab_keras.checkpoints.values import check_values
+from deeplab_keras.config import UserError, reading
 
 # Where the weights lie in a training checkpoint; in SSSegmentation's of today and of 2021 it is "model"
 # (spec/sssegmentation.md, section 10), in OpenMMLab's "state_dict". A file without any is the state_dict itself.
 WEIGHTS = ("model", "state_dict")
+AGAIN = "download it again, or give another file"
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -40,22 +43,57 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not pathlib.Path(path).is_file():
         what = "a folder" if pathlib.Path(path).is_dir() else "no such file"
         raise UserError(f"{path}: {what}; give a PyTorch checkpoint (.pth)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles, which then are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by the kind of damage
-        raise UserError(f"{path}: {_reason(error)}") from error
+    with reading(path, "a PyTorch checkpoint", AGAIN):
+        _check_archive(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd pickles, which then are refused anyway
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # the reasons that torch gives are pages long
+            raise UserError(f"{path}: {_reason(error)}") from error
+        tensors = _tensors(path, content, torch)
+    check_values(tensors, path, AGAIN)
+    return tensors
+
+
+def _tensors(path: str | os.PathLike[str], content: Any, torch: Any) -> dict[str, np.ndarray]:
+    """The tensors of a loaded checkpoint."""
     state = next((content[key] for key in WEIGHTS if key in content), content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         found = f"the keys {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else "another thing"
         raise UserError(f"{path}: holds no weights but {found}; needed is a state_dict, alone or under {WEIGHTS}")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    _check_sizes(path, tensors)
     prefix = "module." if all(str(name).startswith("module.") for name in state) else ""
-    return {
-        str(name).removeprefix(prefix): _array(value, torch)
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
+    return {name.removeprefix(prefix): _array(value, torch) for name, value in tensors.items()}
+
+
+def _check_archive(path: str | os.PathLike[str]) -> None:
+    """Compares every member of a zip file with its checksum, which torch does not."""
+    if not zipfile.is_zipfile(path):
+        return  # a file from before torch 1.6 has no checksums
+    with zipfile.ZipFile(path) as archive:
+        packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise UserError(f"{path}: {packed[0]} is compressed, as torch.save never writes it; {AGAIN}")
+        damaged = archive.testzip()
+    if damaged:
+        raise UserError(f"{path}: {damaged} does not have its checksum; {AGAIN}")
+
+
+def _check_sizes(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Refuses tensors that repeat their stored values (stride 0) and would take any amount of memory."""
+    total = 0
+    for name, tensor in tensors.items():
+        taken = tensor.numel() * tensor.element_size()
+        if str(tensor.layout) != "torch.strided" or taken > tensor.untyped_storage().nbytes():
+            shape = "x".join(map(str, tensor.shape))
+            raise UserError(f"{path}: {name} ({shape}) is larger than the values that are stored for it; {AGAIN}")
+        total += taken
+    if total > 2 * os.path.getsize(path) + (1 << 20):
+        raise UserError(f"{path}: its tensors take {total >> 20} MiB, more than the file has; {AGAIN}")
 
 
 def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
@@ -113,4 +151,4 @@ def _reason(error: Exception) -> str:
         return "a Python pickle that torch.save did not write; refused, because such a file can run code when it is loaded"
     if "invalid load key" in text or "Weights only load failed" in text:
         return "not a PyTorch checkpoint; needed is a file that torch.save wrote"
-    return "truncated or damaged; download it again, or give another file"
+    return f"truncated or damaged; {AGAIN}"

@@ -35,6 +35,7 @@ import numpy as np
 
 from deeplab_keras.checkpoints.folder import model_variables
 from deeplab_keras.checkpoints.identify import hints
+from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import UserError
 
 # Our axes in the source's order: a source tensor is `ours.transpose(axes)`.
@@ -215,9 +216,10 @@ def load_weights(
     if problems:
         seems = hints({name: tuple(np.shape(tensor)) for name, tensor in source.items()}, model.name)
         raise UserError(f"{origin} does not fit {model.name}{seems} ({problems})")
-    for slot in wanted:
-        if slot.layer not in keep:
-            slot.write(source[slot.source])
+    taken = [slot for slot in wanted if slot.layer not in keep]
+    check_values({slot.source: source[slot.source] for slot in taken}, origin, "give a file with intact weights")
+    for slot in taken:
+        slot.write(source[slot.source])
     return prove(model, source, rules, keep=keep)
 
 
@@ -229,7 +231,7 @@ def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
 def mismatches(
     wanted: Sequence[Slot], source: Mapping[str, np.ndarray], rules: Rules, keep: Collection[str] = ()
 ) -> str:
-    """What of the source is missing, left over, of another shape or infinite, in one line; "" if all of it fits exactly."""
+    """What of the source is missing, left over or of another shape, in one line; "" if all of it fits exactly."""
     shapes = {slot.source: slot.source_shape for slot in wanted}
     found = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
     fixed = [slot.source for slot in wanted if slot.layer not in keep and slot.source in found]
@@ -239,7 +241,6 @@ def mismatches(
         "of another shape": [
             f"{name} {_by(found[name])} instead of {_by(shapes[name])}" for name in fixed if found[name] != shapes[name]
         ],
-        "not of finite numbers": [name for name in fixed if not np.isfinite(source[name]).all()],
     }
     return "; ".join(f"{len(names)} {what}: {_some(names, LISTED)}" for what, names in lists.items() if names)
 
