@@ -7,6 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from deeplab_keras.config import UserError, reading
 
 NEXT_STEP = "download, copy or export it again"
@@ -87,6 +89,9 @@ def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) 
     data = buffers[tensor.buffer].data
     if data is not None and len(data) and tensor.sparsity is None:
         _require(len(data) == needed, f"{name} has {len(data)} bytes for the shape {shape}")
+        if types[tensor.type] in ("FLOAT32", "FLOAT16"):
+            values = np.frombuffer(np.asarray(data, np.uint8).tobytes(), types[tensor.type].lower())
+            _require(bool(np.isfinite(values).all()), f"{name} holds NaN or infinite values")
     scaling = tensor.quantization
     if scaling is not None and scaling.scale is not None and len(scaling.scale):
         scales = len(scaling.scale)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, reading
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
 from deeplab_keras.progress import without_noise
@@ -215,13 +215,11 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     each thread would need that memory again for each, and gain little: one call already uses all processors.
     """
     check_tflite(path)
-    try:
+    with reading(path, "an exported TFLite file", "export it again"):
         interpreter = open_interpreter(path, threads)
         run = interpreter.get_signature_runner()
         (details,) = run.get_input_details().values()
         files = packed_files(path) if zipfile.is_zipfile(path) else {}
-    except (ValueError, RuntimeError, OSError) as error:
-        raise _broken(path, error) from error
     outputs = run.get_output_details()
     hidden: list[Callable[[np.ndarray], np.ndarray]] = []
     lock = threading.Lock()
