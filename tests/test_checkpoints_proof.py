@@ -359,7 +359,10 @@ V3_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     "a product for the sum of scores": set_op("decoder/add", "Mul"),
 }
 # Mutations that change nothing, or that the converter can follow exactly.
-HARMLESS = {"swapped inputs of a sum", "swapped betas", "swapped kernels", "gamma for variance"}
+HARMLESS = {
+    "swapped inputs of a sum", "swapped betas", "swapped kernels", "gamma for variance", "dilation of a pointwise layer",
+    "extra multiplication of the scores", "extra addition to the scores",
+}  # fmt: skip
 QUICK = (
     "stride 2 to 1", "blocks of another rate", "one epsilon", "extra multiplication of the scores", "another activation",
     "swapped branches",
@@ -421,7 +424,9 @@ def swap_buffers(kind: str, first: int, second: int, place: int) -> Callable[[sc
 
 def rewire_input(kind: str, index: int, place: int, other: tuple[str, int]) -> Callable[[schema.ModelT], None]:
     def change(model: schema.ModelT) -> None:
-        operators(model, kind)[index].inputs[place] = operators(model, other[0])[other[1]].outputs[0]
+        operator = operators(model, kind)[index]
+        operator.inputs = np.array(operator.inputs)
+        operator.inputs[place] = operators(model, other[0])[other[1]].outputs[0]
 
     return change
 
