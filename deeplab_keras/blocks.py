@@ -13,7 +13,7 @@ import keras
 
 from deeplab_keras.concat_conv import ConcatConv2D
 from deeplab_keras.config import ModelConfig
-from deeplab_keras.layers import BatchNormalization, Conv2D, Tensor, q_sigmoid
+from deeplab_keras.layers import DATA_FORMAT, BatchNormalization, Conv2D, Tensor, q_sigmoid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,7 @@ def depthwise_conv(
         strides=stride,
         padding=padding,
         dilation_rate=dilation,
+        data_format=DATA_FORMAT,
         use_bias=False,
         depthwise_initializer=_initializer(style, kernel_size**2, stddev),
         name=name,
@@ -128,7 +129,7 @@ def _pad(x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle)
     # Without a stride, "same" is symmetric; with one, PyTorch pads both sides and TensorFlow the end first.
     if stride == 1 or style.padding == "same" or kernel_size == 1:
         return x, "same"
-    return keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x), "valid"
+    return keras.layers.ZeroPadding2D(kernel_size // 2, data_format=DATA_FORMAT, name=f"{name}_pad")(x), "valid"
 
 
 def _initializer(style: BlockStyle, fan_in: int, stddev: float | None) -> keras.initializers.Initializer:
@@ -178,7 +179,7 @@ def separable_conv_bn_act(
 
 def squeeze_excite(x: Tensor, channels: int, *, name: str, style: BlockStyle) -> Tensor:
     """`x` times a gate a channel, computed from the mean over the image through `channels` channels."""
-    gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
+    gate = keras.layers.GlobalAveragePooling2D(DATA_FORMAT, keepdims=True, name=f"{name}_pool")(x)
     gate = conv(gate, channels, name=f"{name}_reduce", style=style, use_bias=True)
     gate = activation(gate, "relu", f"{name}_reduce_act")
     gate = conv(gate, int(x.shape[-1]), name=f"{name}_expand", style=style, use_bias=True)

@@ -17,6 +17,7 @@ if keras.backend.backend() == "tensorflow":
 
 PACKAGE = "deeplab_keras"
 HAS_XLA = sys.platform != "win32"  # TensorFlow for Windows comes without
+DATA_FORMAT = "channels_last"  # of every layer, whatever keras.json says
 Tensor = Any
 
 
@@ -57,8 +58,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             outputs, mean, unbiased = self._fused(inputs)
         else:
             outputs, mean, unbiased = self._composed(inputs)
-        self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
-        self.moving_variance.assign(self.moving_variance * self.momentum + unbiased * (1 - self.momentum))
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+            new = ops.cast(moving, batch.dtype) * self.momentum + batch * (1 - self.momentum)
+            moving.assign(ops.cast(new, moving.dtype))  # under the policy "float16" the variables are rounded to it
         return outputs
 
     def _can_fuse(self) -> bool:
@@ -90,6 +92,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return {**super().get_config(), "freeze_statistics": self.freeze_statistics}
 
 
+def require_tensorflow(what: str) -> None:
+    """Raises UserError where Keras runs on another backend.
+
+    Args:
+        what: what needs TensorFlow, as the subject of a sentence: "prediction".
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return
+    source = "KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else "keras.json"
+    raise UserError(
+        f"{what} runs on Keras' TensorFlow backend; the backend here is {backend}, set by {source}: set KERAS_BACKEND=tensorflow"
+    )
+
+
 def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
     """The sum over all replicas of a tf.distribute step; elsewhere the value itself."""
     if not synchronized or keras.backend.backend() != "tensorflow":
@@ -113,6 +130,9 @@ def _native_dilation() -> bool:
 @keras.saving.register_keras_serializable(PACKAGE)
 class Conv2D(keras.layers.Conv2D):
     """Keras' convolution, with dilated kernels run natively instead of through SpaceToBatch where TensorFlow can."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         if max(self.dilation_rate) == 1 or self.compute_dtype == "float64" or not _native_dilation():
@@ -167,7 +187,7 @@ def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = Fals
             y = tf.image.resize(x, tf.stack(list(size)), "bilinear")
         return tf.cast(y, x.dtype)
     if not align_corners and not double:
-        return ops.cast(ops.image.resize(x, size, interpolation="bilinear"), x.dtype)
+        return ops.cast(ops.image.resize(x, size, interpolation="bilinear", data_format=DATA_FORMAT), x.dtype)
     dtype = "float64" if double else "float32"
     rows = interpolation(ops.shape(x)[1], size[0], align_corners, dtype)
     columns = interpolation(ops.shape(x)[2], size[1], align_corners, dtype)
@@ -230,7 +250,7 @@ class WindowPooling(keras.layers.AveragePooling2D):
     def __init__(
         self, pool_size: tuple[int, ...], *, output_stride: int, crop_size: tuple[int, ...] = (), **kwargs: Any
     ) -> None:
-        super().__init__(pool_size, **kwargs)
+        super().__init__(pool_size, **{"data_format": DATA_FORMAT, **kwargs})
         self.output_stride, self.crop_size = output_stride, tuple(crop_size)
 
     def call(self, inputs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import functools
 import pathlib
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
-from deeplab_keras.flags import Command, run
+from deeplab_keras.flags import Command, require_tensorflow, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ def main(command: Command) -> None:
     data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
     workdir, split = pathlib.Path(options.checkpoint_dir), data_config.eval_split
     folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
+    require_tensorflow(command)
 
     from deeplab_keras import data, evaluation
     from deeplab_keras.checkpoints.folder import find_checkpoint, load_checkpoint, read_info

@@ -9,13 +9,14 @@ from __future__ import annotations
 import pathlib
 
 from deeplab_keras.config import DataConfig, ExportConfig, UserError
-from deeplab_keras.flags import Command, run
+from deeplab_keras.flags import Command, require_tensorflow, run
 
 
 def main(command: Command) -> None:
     """Exports; images of the dataset, where it can be opened, serve for the check and the ranges of int8."""
     options = command.config(ExportConfig)
     data_config = command.data_config(options.checkpoint_dir)
+    require_tensorflow(command)
 
     from deeplab_keras import data, export
     from deeplab_keras.checkpoints.folder import find_checkpoint, read_info

@@ -13,12 +13,13 @@ exit status is 1 then.
 from __future__ import annotations
 
 from deeplab_keras.config import EvalConfig, PredictConfig
-from deeplab_keras.flags import Command, run
+from deeplab_keras.flags import Command, require_tensorflow, run
 
 
 def main(command: Command) -> int:
     """Predicts; 1 where a file could not be read."""
     config, eval_config = command.config(PredictConfig), command.config(EvalConfig)
+    require_tensorflow(command)
 
     from deeplab_keras import prediction
 

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
-from deeplab_keras.flags import Command, run
+from deeplab_keras.flags import Command, require_tensorflow, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ def main(command: Command) -> None:
     """Predicts and draws."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
     data_config = command.data_config(options.checkpoint_dir)
+    require_tensorflow(command)
 
     from deeplab_keras import data, inference
     from deeplab_keras.checkpoints.folder import load_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, n
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
+from deeplab_keras.export.result import fitting_size
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
 from deeplab_keras.quantization import without_ranges
@@ -463,6 +465,59 @@ def test_compare_counts_labels_and_differences():
     assert check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou == (15 / 20 + 1 + 0) / 3
 
 
+@pytest.mark.parametrize(("added", "rows_wrong"), [(15, 0), (25, 1)])
+def test_a_file_is_compared_at_the_images_own_size_too(added, rows_wrong):
+    """The file sees 8x5 pixels of a 4x5 picture: its scores come back as the means of two rows each."""
+    image = keras.Input((None, None, 3))
+    network = Network(keras.Model(image, keras.layers.Identity()(image)))
+    picture = np.zeros((4, 5, 3), np.uint8)
+    picture[..., 0], picture[2:, :, 1] = 10, 20
+
+    def wrong_in_one_row(image):
+        logits = image.astype(np.float32)
+        logits[0, :, 2] += added  # of class 2 half of it is left, and class 0 has 10
+        return logits.argmax(-1), logits
+
+    truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(np.uint8)
+    found = check.compare(wrong_in_one_row, network, [picture], (8, 5), [truth]).own_size
+    right = 10 - 5 * rows_wrong
+    expected = (right / 10 + 1 + 0) / 3 if rows_wrong else 1.0
+    assert found == check.OwnSize(1 - rows_wrong / 4, 1, 1, (4, 5), pytest.approx(expected), 1.0)
+    others = [picture, np.zeros((16, 10, 3), np.uint8), np.zeros((8, 10, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
+    found = check.compare(wrong_in_one_row, network, others, (8, 5)).own_size
+    assert (found.images, found.stretched, found.example, found.miou) == (4, 3, (8, 10), None)
+    assert check.compare(wrong_in_one_row, network, [picture], (4, 5)).own_size is None, "the images have the file's size"
+    assert check.compare(wrong_in_one_row, network, [picture], None).own_size is None, "the file takes any size"
+    fixed = keras.Input((8, 5, 3))
+    model = Network(keras.Model(fixed, keras.layers.Identity()(fixed)))
+    assert check.compare(wrong_in_one_row, model, [picture], (8, 5)).own_size is None, "Keras has no other size"
+
+
+def own_size_told(own: check.OwnSize, size: tuple[int, int]) -> str:
+    compared = check.Comparison(1.0, 0.9999, 5, 8, own.miou and 0.7, own.miou and 0.7, own)
+    return str(ExportedFile(pathlib.Path("x"), "tflite", 1, compared, input_size=size))
+
+
+def test_another_aspect_ratio_is_warned_of_with_both_numbers():
+    text = own_size_told(check.OwnSize(0.84, 8, 8, (320, 480), 0.61, 0.76), (257, 257))
+    assert "; at the images' own size mIoU 61.00 where Keras has 76.00; warning: --input_size=257,257 changes the aspect" in text
+    assert "of 8 of 8 images (most are 320x480), which gives mIoU 61.00 instead of 76.00; --input_size=209,313 keeps it" in text
+    text = own_size_told(check.OwnSize(0.84, 8, 3, (640, 480)), (512, 512))
+    assert "at the images' own size 84.000 % of labels as Keras gives them; warning: --input_size=512,512" in text
+    assert "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them instead of 99.990 %" in text
+    assert "--input_size=592,440 keeps it" in text
+    text = own_size_told(check.OwnSize(0.84, 8, 0, (320, 480), 0.75, 0.76), (160, 240))
+    assert "at the images' own size mIoU 75.00 where Keras has 76.00" in text and "warning" not in text
+
+
+@pytest.mark.parametrize(("shape", "size"), [((320, 480), (257, 257)), ((1080, 1920), (512, 512)), ((500, 375), (513, 513))])
+def test_the_size_that_is_offered_keeps_the_ratio_and_the_work(shape, size):
+    height, width = fitting_size(shape, size)
+    assert height % 8 == size[0] % 8 and width % 8 == size[1] % 8
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.02)
+    assert height * width == pytest.approx(size[0] * size[1], rel=0.05)
+
+
 def test_a_file_says_that_8_bits_lose_accuracy():
     def told(kind, agreement, miou=None):
         compared = check.Comparison(1.0, agreement, 5, 8, miou, miou and 0.7)
@@ -558,6 +613,27 @@ def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     rejected(windowed, tmp_path / "out", r"input size 65x97 is too small for --image_pooling_size=7,7")
     fixed = LoadedCheckpoint(build_segmentor(LRASPP, (33, 33)), LRASPP, checkpoint.info, checkpoint.path, {})
     rejected(fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33,33 alone")
+
+
+def test_layers_that_a_user_added_are_exported_or_refused(checkpoint, tmp_path):
+    """Classes 0, 1 and 2 of the five stay; a format that builds the network anew would lose the layer."""
+    kept = np.eye(5, 3, dtype=np.float32)[None, None]
+    layer = keras.layers.Conv2D(3, 1, use_bias=False, name="own")
+    model = keras.Model(checkpoint.model.input, layer(checkpoint.model.output))
+    layer.set_weights([kept])
+    changed = dataclasses.replace(checkpoint, model=model)
+    with pytest.raises(UserError, match="the model gives 3 classes, its config has 5 and its class list 5"):
+        export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE)
+    changed = dataclasses.replace(
+        changed, config=checkpoint.config.replace(num_classes=3), info=info_for_classes("test", CLASSES[:3])
+    )
+    with pytest.raises(UserError, match="are not those that its config describes.* align_corners=False; export the unmodified"):
+        export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, half_pixel_resizes=True)
+    assert not (tmp_path / "out").exists()
+    export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, log=lambda line: None)
+    picture = images.made_images(SIZE, 3, 1)[0]
+    expected = checkpoint.model(picture[None].astype(np.float32))[0].numpy()[..., :3].argmax(-1).astype(np.uint8)
+    assert agreement(Predictor(tmp_path / "out/model.tflite")(picture), expected) >= 0.999
 
 
 def test_what_exists_is_not_overwritten(checkpoint, tmp_path):

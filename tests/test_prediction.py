@@ -90,6 +90,30 @@ def test_a_folder_is_searched_with_all_below_it(tmp_path):
     assert "out/g" in names(tmp_path)
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("photos/a.png", "photos/real/r.png", "elsewhere/b.png", "elsewhere/deep/c.png", "other/d.png"):
+        put(tmp_path / name)
+    for link, target in {
+        "photos/camera1": tmp_path / "elsewhere", "photos/z": tmp_path / "elsewhere", "photos/again": photos / "real",
+        "photos/up": tmp_path, "photos/self": photos, "photos/none": tmp_path / "none", "elsewhere/back": photos,
+        "elsewhere/deep/other": tmp_path / "other", "photos/.hidden": tmp_path / "other",
+    }.items():  # fmt: skip
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    expected = ["a", "camera1/b", "camera1/deep/c", "camera1/deep/other/d", "real/r"]
+    assert names(photos) == expected
+    (tmp_path / "linked").symlink_to(photos)
+    assert names(tmp_path / "linked") == expected
+    assert names(photos, photos / "real") == [name for name in expected if name != "real/r"], "the results' folder"
+
+
+def test_a_pattern_gives_a_file_once_where_links_form_a_cycle(tmp_path):
+    put(tmp_path / "photos/a.png"), put(tmp_path / "photos/real/b.png")
+    (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/c.png").symlink_to("a.png")
+    assert names(tmp_path / "photos/**/*.png") == ["a", "c", "real/b"]
+
+
 def test_a_pattern_keeps_the_folders_below_its_plain_part(tmp_path):
     for name in ("x/a/1.png", "x/b/2.png", "x/b/c/3.png", "y/4.png"):
         put(tmp_path / name)

@@ -45,7 +45,7 @@ def run(tmp_path):
 
 def test_a_script_names_the_missing_package(run):
     _, error = run(f"{ROOT}/scripts/list_models.py", status=1, KERAS_BACKEND="tensorflow")
-    assert error.startswith("error: tensorflow is not installed, on which Keras runs here: pip install tensorflow; ")
+    assert error.startswith("error: tensorflow is not installed, and Keras needs it here: pip install tensorflow; ")
     assert error.count("\n") == 1
 
 

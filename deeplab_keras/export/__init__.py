@@ -28,6 +28,7 @@ from deeplab_keras.export.request import FORMATS, OUTPUTS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network
 from deeplab_keras.inference.exported import ABOUT, LABELS
+from deeplab_keras.layers import require_tensorflow
 from deeplab_keras.version import __version__
 from deeplab_keras.writing import check_folder
 
@@ -167,6 +168,7 @@ def export_model(
             representative images, a runtime that is not installed, or a file that agrees less or loses more than is
             allowed: that file is kept, with `.failed` at the end of its name.
     """
+    require_tensorflow("the export")
     targets = request.targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
     check_folder(next(iter(targets.values())).parent, "export_path")
     if output not in OUTPUTS:
@@ -180,6 +182,7 @@ def export_model(
         raise UserError(f"--formats={needs_size[0]} needs --input_size=HEIGHT,WIDTH, the one size that the file takes")
     if not isinstance(checkpoint, LoadedCheckpoint):
         checkpoint = load_checkpoint(checkpoint)
+    request.check_classes(checkpoint)
     if input_size is not None:
         request.check_size(checkpoint, input_size)
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
@@ -233,7 +236,7 @@ def _export_one(
     in_tflite = kind.startswith("tflite")
     exported = ExportedFile(
         path, kind, _size(path), compared, took, tflite.operators(path) if in_tflite else {}, float_layers or (),
-        tuple(verdicts(path, job.threads)) if in_tflite else (),
+        tuple(verdicts(path, job.threads)) if in_tflite else (), size,
     )  # fmt: skip
     if broken:
         raise UserError(f"{exported}; {broken}: do not use this file")

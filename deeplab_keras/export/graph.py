@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
+from deeplab_keras.config import UserError
 from deeplab_keras.quantization import without_ranges
 from deeplab_keras.segmentor import build_segmentor
 
@@ -55,12 +56,27 @@ def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[
 
 
 def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
-    """The checkpoint's network with some fields of its config changed that leave its weights as they are."""
+    """The checkpoint's network with some fields of its config changed that leave its weights as they are.
+
+    Raises:
+        UserError: the network is not the one that its config describes, so that a new one would not be the same.
+    """
     model, config = checkpoint.model, checkpoint.config.replace(**changes)
     height, width = model.input_shape[1:3]
-    changed = build_segmentor(config, (height, width) if height and width else None)
+    size = (height, width) if height and width else None
+    if _layers(model) != _layers(build_segmentor(checkpoint.config, size)):
+        raise UserError(
+            f"the layers of {model.name!r} are not those that its config describes, and this export builds the network anew "
+            f"with {', '.join(f'{name}={value}' for name, value in changes.items())}; export the unmodified network, or "
+            "leave the format or flag out"
+        )
+    changed = build_segmentor(config, size)
     assign_weights(changed, without_ranges(named_weights(model)), str(checkpoint.path))
     return dataclasses.replace(checkpoint, model=changed, config=config)
+
+
+def _layers(model: keras.Model) -> list[tuple[str, str]]:
+    return [(type(layer).__name__, layer.name) for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
 def named(frozen: Function, outputs: Sequence[str]) -> Function:

@@ -12,6 +12,7 @@ import numpy as np
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export.images import Images, made_images, read_images, read_pairs, resize
+from deeplab_keras.inference import Network
 from deeplab_keras.segmentor import check_input_size
 
 # Format -> name of its file in the export folder.
@@ -58,6 +59,16 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{exists}; give another folder, or --overwrite to replace the exported files in it")
     return {name: path / FORMATS[name] for name in formats}
+
+
+def check_classes(checkpoint: LoadedCheckpoint) -> None:
+    """Raises UserError where the model's output is not one score for each class of the checkpoint."""
+    classes = Network(checkpoint.model).num_classes
+    if not classes == checkpoint.config.num_classes == checkpoint.info.num_classes:
+        raise UserError(
+            f"the model gives {classes} classes, its config has {checkpoint.config.num_classes} and its class list "
+            f"{checkpoint.info.num_classes}; give a LoadedCheckpoint in which all three agree"
+        )
 
 
 def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:

@@ -14,6 +14,14 @@ NOTABLE_MIOU_LOSS, NOTABLE_AGREEMENT = 1.0, 0.98
 MANY = 12  # names of layers that a line can hold
 
 
+def fitting_size(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """About as many pixels as `size` at the aspect ratio of `shape`, sides a multiple of 8 plus what they are in `size`."""
+    area, (height, width) = size[0] * size[1], shape
+    ideal = ((area * height / width) ** 0.5, (area * width / height) ** 0.5)
+    rows, columns = (max(8, 8 * round((side - given % 8) / 8)) + given % 8 for side, given in zip(ideal, size, strict=True))
+    return rows, columns
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
     """What was written, and how it did beside Keras on the same images.
@@ -27,6 +35,7 @@ class ExportedFile:
         operators: of a TFLite file: operator -> how often it stands there.
         float_layers: of a mixed file: the layers that stayed in float32.
         verdicts: of a TFLite file: what each delegate makes of it.
+        input_size: (height, width) of the images that the file takes; None: any.
     """
 
     path: pathlib.Path
@@ -37,6 +46,7 @@ class ExportedFile:
     operators: dict[str, int] = dataclasses.field(default_factory=dict)
     float_layers: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    input_size: tuple[int, int] | None = None
 
     @property
     def max_logit_difference(self) -> float:
@@ -70,6 +80,7 @@ class ExportedFile:
                 f", mIoU {100 * self.compared.miou:.2f} where Keras has {100 * self.compared.keras_miou:.2f} "
                 f"({self.compared.images} images)"
             )
+        text += self._at_own_size()
         if self.float_layers:
             more = ", ..." if len(self.float_layers) > MANY else ""
             text += f"; {len(self.float_layers)} layers in float: {', '.join(self.float_layers[:MANY])}{more}"
@@ -80,6 +91,26 @@ class ExportedFile:
             )
         unwanted = {name: count for name, count in self.operators.items() if name.startswith(tflite.UNWANTED)}
         return text + "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
+
+    def _at_own_size(self) -> str:
+        """What the file loses against Keras at the images' own sizes, and a warning where they are stretched."""
+        own, compared = self.compared.own_size, self.compared
+        if own is None:
+            return ""
+        if own.miou is not None and own.keras_miou is not None:
+            text = f"; at the images' own size mIoU {100 * own.miou:.2f} where Keras has {100 * own.keras_miou:.2f}"
+            both = f"mIoU {100 * own.miou:.2f} instead of {100 * own.keras_miou:.2f}"
+        else:
+            text = f"; at the images' own size {percent(own.label_agreement)} of labels as Keras gives them"
+            both = f"{percent(own.label_agreement)} of labels as Keras gives them instead of {percent(compared.label_agreement)}"
+        if not own.stretched or self.input_size is None:
+            return text
+        (height, width), (rows, columns) = own.example, fitting_size(own.example, self.input_size)
+        return (
+            f"{text}; warning: --input_size={self.input_size[0]},{self.input_size[1]} changes the aspect ratio of "
+            f"{own.stretched} of {own.images} images (most are {height}x{width}), which gives {both}; "
+            f"--input_size={rows},{columns} keeps it"
+        )
 
     def report(self) -> str:
         """The operators of a TFLite file, and a line for each delegate; of other files nothing."""

@@ -20,6 +20,8 @@ script has no use for is an error on its command line and ignored in a flagfile.
 
 from deeplab_keras.flags.command import RECIPE, Command
 from deeplab_keras.flags.fields import ALIASES, HELP_WIDTH, TITLES, flag_name, help_text
-from deeplab_keras.flags.script import call, run
+from deeplab_keras.flags.script import call, require_tensorflow, run
 
-__all__ = ["ALIASES", "HELP_WIDTH", "RECIPE", "TITLES", "Command", "call", "flag_name", "help_text", "run"]
+__all__ = [
+    "ALIASES", "HELP_WIDTH", "RECIPE", "TITLES", "Command", "call", "flag_name", "help_text", "require_tensorflow", "run",
+]  # fmt: skip

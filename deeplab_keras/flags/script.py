@@ -60,19 +60,32 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
     return 1
 
 
+BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")
+
+
 def _load_keras() -> None:
-    """Imports Keras, and with it TensorFlow or what else its backend is."""
+    """Imports Keras, and with it TensorFlow or whatever its backend is."""
     try:
         with without_noise():
             importlib.import_module("keras")
     except ModuleNotFoundError as error:
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        if error.name not in ("keras", backend):
+        if error.name not in BACKENDS:
             raise
+        backend = os.environ.get("KERAS_BACKEND")
+        source = f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()}, or by default TensorFlow"
         raise UserError(
-            f"{error.name} is not installed, on which Keras runs here: pip install {error.name}; the variable KERAS_BACKEND "
-            f"names what it runs on, now {backend}"
+            f"{error.name} is not installed, and Keras needs it here: pip install {error.name}; the backend is set by {source}"
         ) from error
+
+
+def _keras_json() -> str:
+    return os.path.join(os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras"), "keras.json")
+
+
+def require_tensorflow(command: Command) -> None:
+    """Raises UserError for a script that needs TensorFlow where Keras runs on another backend."""
+    layers = importlib.import_module("deeplab_keras.layers")  # takes the import of Keras
+    layers.require_tensorflow(os.path.basename(command.argv[0]))
 
 
 def _leave_stdout() -> None:

@@ -8,7 +8,7 @@ from deeplab_keras.blocks import conv_bn_act, head_style, separable_conv_bn_act
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.heads.classifier import classify
 from deeplab_keras.heads.project import project
-from deeplab_keras.layers import ResizeTo, Tensor, WindowPooling
+from deeplab_keras.layers import DATA_FORMAT, ResizeTo, Tensor, WindowPooling
 
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
@@ -66,7 +66,7 @@ def aspp(x: Tensor, config: ModelConfig) -> Tensor:
 def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
     """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
     if not config.image_pooling_window:
-        return keras.layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling_pool")(x)
+        return keras.layers.GlobalAveragePooling2D(DATA_FORMAT, keepdims=True, name="image_pooling_pool")(x)
     return WindowPooling(
         config.image_pooling_window, output_stride=config.output_stride, crop_size=config.image_pooling_crop_size,
         strides=config.image_pooling_stride or 1, padding="valid", name="image_pooling_pool",

@@ -6,7 +6,7 @@ import keras
 
 from deeplab_keras.blocks import conv, head_style
 from deeplab_keras.config import ModelConfig
-from deeplab_keras.layers import Tensor
+from deeplab_keras.layers import DATA_FORMAT, Tensor
 
 
 def classify(x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[int, ...] = ()) -> Tensor:
@@ -16,7 +16,7 @@ def classify(x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[
     (spec/official-deeplab.md, section 4.3).
     """
     if config.dropout_rate and config.dropout_placement == "classifier":
-        x = keras.layers.SpatialDropout2D(config.dropout_rate, name=f"{name}_dropout")(x)
+        x = keras.layers.SpatialDropout2D(config.dropout_rate, DATA_FORMAT, name=f"{name}_dropout")(x)
     kernel_size = config.logits_kernel_size if rates else 1
 
     def scores(name: str, rate: int) -> Tensor:

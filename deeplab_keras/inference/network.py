@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.layers import Normalize, ResizeTo, WindowPooling
+from deeplab_keras.layers import Normalize, ResizeTo, WindowPooling, require_tensorflow
 from deeplab_keras.quantization import Quantized
 from deeplab_keras.segmentor import KeepAuxiliary
 
@@ -43,6 +43,7 @@ class Network:
     """
 
     def __init__(self, model: keras.Model) -> None:
+        require_tensorflow("inference")
         outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
         if len(outputs) != 1:
             raise UserError(f"model {model.name!r} has {len(outputs)} outputs; allowed is a functional model with one: logits")

@@ -1,0 +1,129 @@
+"""Settings of Keras that a machine or a caller has: another backend, another image data format, another dtype policy."""
+
+from __future__ import annotations
+
+import importlib
+
+import keras
+import numpy as np
+import pytest
+from contracts import noise, script
+
+from deeplab_keras import flags
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
+from deeplab_keras.export import export_model
+from deeplab_keras.inference import Network
+from deeplab_keras.layers import BatchNormalization
+from deeplab_keras.losses import make_loss
+from deeplab_keras.segmentor import build_segmentor
+
+SMALL = dict(num_classes=3, depth_multiplier=0.25, output_stride=32, head_channels=8)
+V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
+NETWORKS = {
+    "padding, concatenations, auxiliary head": ModelConfig(
+        **SMALL, head="deeplab_v3_plus", decoder_filters=8, low_level_channels=(4,), atrous_rates=(2,), auxiliary_head=True
+    ),
+    "squeeze and excite, a pooling window": ModelConfig(
+        **V3, head="lraspp", low_level_features=("c2", "c1"), low_level_channels=(4, 4), image_pooling_size=(2, 2)
+    ),
+    "a pyramid of pools": ModelConfig(**{**V3, "head": "psp"}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def channels_first():
+    """As a keras.json with "image_data_format": "channels_first" has it."""
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_first_in_keras_json_changes_nothing(name, channels_first):
+    image, outputs, shapes, weights = noise(1, 64, 96, 3), [], [], None
+    for data_format in ("channels_last", "channels_first"):
+        keras.config.set_image_data_format(data_format)
+        model = build_segmentor(NETWORKS[name], (64, 96))
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        outputs.append(np.asarray(model(image, training=False)))
+        shapes.append([layer.output.shape for layer in model.layers])
+    assert shapes[0] == shapes[1] and outputs[1].shape == (1, 64, 96, 3)
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize(("backend", "variable"), [("torch", True), ("jax", False), ("openvino", True)])
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("predict.py", ("--input=photo.jpg", "--output=out")), ("eval.py", ()), ("vis.py", ()),
+    ("export_model.py", ("--export_path=out", "--input_size=64,64")),
+])  # fmt: skip
+def test_scripts_on_another_backend_get_one_line(name, arguments, backend, variable, monkeypatch, capsys):
+    monkeypatch.setattr("keras.backend.backend", lambda: backend)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if variable:
+        monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert script(name)("--checkpoint_dir=runs/none", *arguments) == 1
+    source = "KERAS_BACKEND" if variable else "keras.json"
+    assert capsys.readouterr().err == (
+        f"error: {name} runs on Keras' TensorFlow backend; the backend here is {backend}, set by {source}: "
+        "set KERAS_BACKEND=tensorflow\n"
+    )
+
+
+def test_calls_on_another_backend_get_one_line(monkeypatch):
+    monkeypatch.setattr("keras.backend.backend", lambda: "torch")
+    with pytest.raises(UserError, match="inference runs on Keras' TensorFlow backend; the backend here is torch"):
+        Network(keras.Sequential())
+    with pytest.raises(UserError, match="the export runs on Keras' TensorFlow backend"):
+        export_model("runs/none", "out")
+
+
+@pytest.mark.parametrize(("package", "variable", "source"), [
+    ("jax", "", "/keras.json, or by default TensorFlow"), ("torch", "torch", "KERAS_BACKEND=torch"),
+    ("tensorflow", "", "/keras.json, or by default TensorFlow"), ("jaxlib", "jax", "KERAS_BACKEND=jax"),
+])  # fmt: skip
+def test_a_backend_that_is_not_installed_is_named(package, variable, source, monkeypatch, tmp_path, capsys):
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", variable)
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert flags.call(["x.py"], "doc", lambda command: None) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {package} is not installed, and Keras needs it here: pip install {package}; ")
+    assert error.endswith(f"{tmp_path if source[0] == '/' else ''}{source}\n") and error.count("\n") == 1
+
+
+# --- The dtype policy ---
+
+
+@pytest.fixture
+def float16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_batch_norm_learns_its_statistics_in_float16(float16, fused, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(BatchNormalization, "_can_fuse", lambda self: False)
+    x = (noise(2, 3, 2, 4) / 50).astype(np.float16)
+    layer = BatchNormalization(momentum=0.9)
+    output = layer(x, training=True)
+    wide = x.astype(np.float64)
+    assert layer.moving_mean.dtype == output.dtype == "float16"
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * wide.mean((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * wide.var((0, 1, 2)) * 12 / 11, rtol=1e-3)
+    np.testing.assert_allclose(output, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-3), atol=3e-3)
+
+
+def test_a_network_trains_under_the_float16_policy(float16):
+    model = build_segmentor(NETWORKS["squeeze and excite, a pooling window"], (64, 64))
+    model.compile(keras.optimizers.SGD(1e-3), loss=make_loss("cross_entropy"))
+    before = model.get_weights()
+    history = model.fit(noise(2, 64, 64, 3), np.arange(2 * 64 * 64).reshape(2, 64, 64) // 9 % 3, verbose=0).history
+    assert 0.5 < history["loss"][0] < 3 and all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
