@@ -2,7 +2,7 @@ r"""Trains a network; the run's folder, --train_logdir, holds all that is needed
 
 The same command given again goes on where the run stopped. A recipe is a flagfile under configs/;
 flags after it change it. A run that starts from a checkpoint has its architecture, unless --model
-names another.
+names another, but not the batch norm momenta of its training.
 
     python scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=runs/demo
 
@@ -25,10 +25,10 @@ def main(command: Command) -> None:
     eval_config = command.config(EvalConfig)
 
     from deeplab_keras import trainer
-    from deeplab_keras.checkpoints.folder import find_checkpoint, read_config
+    from deeplab_keras.checkpoints.initial import start_config
 
     start = train_config.tf_initial_checkpoint
-    base = read_config(find_checkpoint(start)) if start and os.path.isdir(start) else None
+    base = start_config(start) if start and os.path.isdir(start) else None
     model_config = command.model_config(base)
     report = trainer.train(model_config, data_config, train_config, eval_config, flags_text=command.text())
     if report is not None:  # else SIGTERM ended it early, which is no failure

@@ -32,16 +32,20 @@ class Rounds(keras.callbacks.Callback):
         evaluate: evaluates the model.
         pictures: draws validation panels, uint8 `[height, width, 3]`, all of one size or not.
         conclude: is given the last evaluation's report when the training is over.
+        measure: measures batch norm's statistics for the weights that are evaluated; empty: the running ones are used.
+        diagnose: is given a report, and says in a line why validation is far below training; "": it is not.
     """
 
     def __init__(
         self, run: Run, steps: Steps, *, round_steps: int, save_steps: int, patience: int, histograms: bool,
         evaluate: Callable[[], Report], pictures: Callable[[], list[np.ndarray]], conclude: Callable[[Report], None],
+        measure: Callable[[], dict[str, np.ndarray]], diagnose: Callable[[Report], str],
     ) -> None:
         super().__init__()
         self.run, self.steps = run, steps
         self.round_steps, self.save_steps, self.patience = round_steps, save_steps, patience
         self.evaluate, self.pictures, self.conclude, self.histograms = evaluate, pictures, conclude, histograms
+        self.measure, self.diagnose = measure, diagnose
         self.writer = tf.summary.create_file_writer(str(run.workdir.path / "tensorboard"))
         self.round_start = (run.step, time.monotonic())
         self.finished = False
@@ -50,6 +54,7 @@ class Rounds(keras.callbacks.Callback):
         """Ends the round at whose end the run was stopped, if it was; the checkpoint is older than its evaluation."""
         if self.run.step and self._ends_round():
             self.end_round()
+            self.run.start_round()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Does what is due at this step."""
@@ -57,14 +62,14 @@ class Rounds(keras.callbacks.Callback):
         if ends:
             seconds = max(time.monotonic() - self.round_start[1], 1e-9)
             speed = (run.step - self.round_start[0]) * run.batch_size / seconds
-            run.row = {"loss": self.steps.loss, "train_miou": self.steps.train_miou, "images_per_second": speed}
+            run.row = {"loss": run.loss, "train_miou": self.steps.train_miou, "images_per_second": speed}
         if ends or run.stop_requested or (self.save_steps and run.step % self.save_steps == 0):
             run.save()
         if ends:
             started = time.monotonic()
             self.end_round()
             self.model.reset_metrics()
-            self.steps.start_round()
+            run.start_round()
             self.steps.progress.pause(time.monotonic() - started)
             self.round_start = (run.step, time.monotonic())
         if self.finished or run.stop_requested:
@@ -77,8 +82,11 @@ class Rounds(keras.callbacks.Callback):
         """Evaluates, keeps the best, writes CSV and TensorBoard; leaves off where the run is told to stop."""
         run = self.run
         try:
-            with run.averaged(), run.may_be_left():
-                report, panels = self.evaluate(), self.pictures()
+            with run.may_be_left():
+                statistics = self.measure()
+                with run.averaged(statistics):
+                    report, panels = self.evaluate(), self.pictures()
+                diagnosis = self.diagnose(report)
         except Stopped:
             return
         run.last_report = report
@@ -88,7 +96,8 @@ class Rounds(keras.callbacks.Callback):
             run.best_miou = report.miou
             metrics = {**report.to_dict(), "step": run.step}
             best = run.workdir.path / folder.BEST
-            folder.save_checkpoint(best, run.model, run.config, run.info, metrics=metrics, weights=run.weights())
+            weights = {**run.weights(), **statistics}
+            folder.save_checkpoint(best, run.model, run.config, run.info, metrics=metrics, weights=weights)
         nothing = float("nan")
         row = {
             "step": run.step, "loss": run.row.get("loss", nothing), "train_miou": run.row.get("train_miou", nothing),
@@ -99,13 +108,15 @@ class Rounds(keras.callbacks.Callback):
         self._summarise(row, report, panels)
         text = f"step {run.step}: validation mIoU {report.miou:.4f}, pixel accuracy {report.pixel_accuracy:.4f}"
         self._say(text + (", the best so far" if is_best else f" (best {run.best_miou:.4f})"))
+        if diagnosis:
+            self._say(f"warning: {diagnosis}")
         self.finished = run.step >= run.total_steps
         if self.patience and run.stale_rounds >= self.patience and not self.finished:
             self.finished = True
             stale = "the last evaluation was" if run.stale_rounds == 1 else f"{run.stale_rounds} evaluations in a row were"
             self._say(f"stopped early: {stale} no better than the best")
         if self.finished:
-            with contextlib.suppress(Stopped), run.averaged(), run.may_be_left():
+            with contextlib.suppress(Stopped), run.averaged(statistics), run.may_be_left():
                 self.conclude(report)
 
     def _say(self, text: str) -> None:

@@ -31,17 +31,7 @@ class Steps(keras.callbacks.Callback):
         self.run, self.batch_of, self.profile = run, batch_of, tuple(profile)
         self.profiling = False
         self.first_loss: float | None = None
-        self.progress = self._progress()
-        self.start_round()
-
-    def start_round(self) -> None:
-        """The means over a round begin anew."""
-        self.loss_sum, self.steps_in_round, self.train_miou = 0.0, 0, float("nan")
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of the steps since the last evaluation."""
-        return self.loss_sum / max(self.steps_in_round, 1)
+        self.progress, self.train_miou = self._progress(), float("nan")
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Says what the wait is for."""
@@ -53,7 +43,8 @@ class Steps(keras.callbacks.Callback):
         return Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the profiler where it is due."""
+        """Starts the profiler where it is due; goes on counting where the checkpoint was written within a round."""
+        self.run.restore_counts()  # `fit` has set the metrics back by now
         if self.profile and not self.profiling and self.run.step + 1 == self.profile[0]:
             tf.profiler.experimental.start(str(self.run.workdir.path / "tensorboard"))
             self.profiling = True
@@ -66,14 +57,14 @@ class Steps(keras.callbacks.Callback):
         if self.first_loss is None:  # that step held the compilation, which says nothing about the speed
             self.progress, self.first_loss = self._progress(), loss
         self._check(loss, float(logs["gradient_norm"]))
-        self.loss_sum, self.steps_in_round = self.loss_sum + loss, self.steps_in_round + 1
+        run.loss_sum, run.steps_in_round = run.loss_sum + loss, run.steps_in_round + 1
         self.train_miou = next((float(value) for name, value in logs.items() if name.endswith("miou")), float("nan"))
         run.update_averages()
         if self.profiling and run.step >= min(self.profile[1], run.total_steps):
             tf.profiler.experimental.stop()
             self.profiling = False
             self.progress.write(f"steps {self.profile[0]} to {run.step} are profiled: tensorboard --logdir={run.workdir.path}")
-        self.progress.update(run.step, loss=self.loss, mIoU=self.train_miou, lr=run.learning_rate())
+        self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
     def _check(self, loss: float, gradient_norm: float) -> None:
         """Raises UserError where there is nothing left to learn from."""

@@ -5,6 +5,8 @@
     weights.npz     one array a variable, named `<layer>/<variable>`
     metrics.json    what it scored, if it was evaluated
     state.npz       optimizer and step, in training checkpoints only
+    SHA256SUMS      hashes of these files but metrics.json, as `sha256sum -c SHA256SUMS` checks them; checkpoints of older
+                    versions have none
 
 A workdir of the trainer holds such folders: `best`, and `checkpoints/step_00001234` for the last few. Every function
 here that takes a path to a checkpoint takes a workdir too.
@@ -17,22 +19,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.checkpoints.values import check_values
+from deeplab_keras.config import ModelConfig, UserError, reading
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.segmentor import build_segmentor
 
 CONFIG, DATASET, WEIGHTS, METRICS, STATE = "config.json", "dataset.json", "weights.npz", "metrics.json", "state.npz"
+HASHES = "SHA256SUMS"
+ANOTHER = "delete this checkpoint and use another"
 BEST, STEPS = "best", "checkpoints"
 Path = str | os.PathLike[str]
 
@@ -78,10 +83,17 @@ def save_checkpoint(
         state: arrays needed to go on training.
 
     Raises:
-        UserError: no space left, the folder cannot be written, or what stands there is no checkpoint.
+        UserError: weights that are no numbers, no space left, the folder cannot be written, or what stands there is no
+            checkpoint; what stood there before is left as it was.
     """
     path = pathlib.Path(path)
     check_replaceable(path)
+    weights = weights or named_weights(model)
+    raw = {name: value for name, value in (state or {}).items() if name.startswith("raw/")}
+    check_values(
+        {**weights, **raw}, path, "such weights are not saved: the training has diverged; give a lower --base_learning_rate, "
+        "--warmup_steps or --clip_gradient_norm, and a new --train_logdir"
+    )  # fmt: skip
     with _new_folder(path) as folder:
         (folder / CONFIG).write_text(config.to_json())
         (folder / DATASET).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
@@ -89,7 +101,9 @@ def save_checkpoint(
             (folder / METRICS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
         if state is not None:
             _save_arrays(folder / STATE, state)
-        _save_arrays(folder / WEIGHTS, weights or named_weights(model))
+        _save_arrays(folder / WEIGHTS, weights)
+        written = [name for name in (CONFIG, DATASET, WEIGHTS, STATE) if (folder / name).exists()]
+        (folder / HASHES).write_text("".join(f"{_hash(folder / name)}  {name}\n" for name in written))
     return path
 
 
@@ -102,7 +116,7 @@ def check_replaceable(path: Path) -> None:
     path = pathlib.Path(path)
     if path.is_dir():
         there = {file.name for file in path.iterdir()}
-        if WEIGHTS in there or there <= {CONFIG, DATASET, METRICS, STATE}:
+        if WEIGHTS in there or there <= {CONFIG, DATASET, METRICS, STATE, HASHES}:
             return
         raise UserError(f"{path}: holds other things than a checkpoint ({min(there)}); give a new folder")
     if path.exists():
@@ -146,28 +160,30 @@ def find_checkpoint(path: Path) -> pathlib.Path:
 
 def step_folders(workdir: Path) -> list[pathlib.Path]:
     """The training checkpoints of a workdir, oldest first."""
-    return sorted((pathlib.Path(workdir) / STEPS).glob("step_????????"))
+    return sorted((pathlib.Path(workdir) / STEPS).glob(f"step_{'[0-9]' * 8}"))
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
-    try:
+    with reading(folder / CONFIG, "a model's config", ANOTHER):
         return ModelConfig.from_dict(_read_json(folder / CONFIG))
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG}: {error}; it is not a model's config") from error
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:
     """The classes of a checkpoint folder."""
-    try:
+    with reading(folder / DATASET, "the classes of a checkpoint", ANOTHER):
         return DatasetInfo.from_dict(_read_json(folder / DATASET))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder / DATASET}: no classes of a checkpoint ({error}); give another checkpoint") from error
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The weights of a checkpoint folder, by name."""
-    return read_arrays(folder / WEIGHTS)
+    """The weights of a checkpoint folder, by name.
+
+    Raises:
+        UserError: the file is missing or damaged, or weights are not finite or variances negative.
+    """
+    weights = read_arrays(folder / WEIGHTS)
+    check_values(weights, folder / WEIGHTS, ANOTHER)
+    return weights
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -176,13 +192,36 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing, truncated or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the checkpoint is incomplete") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete this checkpoint and use another") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete")
+    check_hash(path)
+    with reading(path, "arrays of a checkpoint", ANOTHER), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def check_hash(path: pathlib.Path) -> None:
+    """Compares a file of a checkpoint with the hash that was written with it, where there is one.
+
+    Raises:
+        UserError: the file has changed since, or the hashes cannot be read.
+    """
+    hashes = path.with_name(HASHES)
+    if not hashes.exists():  # of an older version
+        return
+    with reading(hashes, "the hashes of a checkpoint", ANOTHER):
+        expected = {name: digest for digest, name in (line.split() for line in hashes.read_text().splitlines())}
+        found = _hash(path)
+    if path.name not in expected:
+        raise UserError(f"{hashes}: damaged (it has no line for {path.name}); {ANOTHER}")
+    if found != expected[path.name]:
+        raise UserError(
+            f"{path}: damaged: its SHA-256 is not that of {HASHES}; {ANOTHER}, or delete {HASHES} if you changed the file"
+        )
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- Weights by name ---
@@ -231,12 +270,15 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the checkpoint is incomplete") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete")
+    if path.name != METRICS:
+        check_hash(path)
+    with reading(path, "JSON of a checkpoint", ANOTHER):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise TypeError(f"a JSON {type(found).__name__}")
+        return found
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -26,6 +26,7 @@ from deeplab_keras.config import ModelConfig
 from deeplab_keras.quantization import without_ranges
 
 PTH = (".pth", ".pt")
+MOMENTA = ("backbone_bn_momentum", "head_bn_momentum")
 
 
 def initialize(
@@ -57,6 +58,24 @@ def initialize(
         logging.info("%s: %s", source, load_imagenet(model, config, source))
     else:
         _from_folder(model, config, source, fresh)
+
+
+def start_config(source: str) -> ModelConfig:
+    """The architecture of a checkpoint that a training starts from, with this version's batch norm momenta.
+
+    The momenta fit the length of the training that the checkpoint comes from and say nothing about its weights: the
+    official 0.9997 takes ten thousand steps to forget.
+
+    Args:
+        source: a checkpoint folder or workdir.
+    """
+    folder, defaults = find_checkpoint(source), ModelConfig()
+    theirs = read_config(folder)
+    ours = theirs.replace(**{name: getattr(defaults, name) for name in MOMENTA})
+    if ours != theirs:
+        changes = ", ".join(f"--{name}={getattr(ours, name):g} (its own: {getattr(theirs, name):g})" for name in MOMENTA)
+        logging.info("%s: its weights are taken, not the momenta of its training: %s", folder, changes)
+    return ours
 
 
 def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
@@ -23,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from deeplab_keras.checkpoints import folder
+from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.writing import write_text
@@ -36,7 +38,7 @@ PATIENCE = 30.0  # seconds without one after which a run on another machine coun
 MAY_CHANGE = {
     "train.train_logdir", "train.strategy", "train.jit_compile", "train.summary_images", "train.save_interval_steps",
     "train.keep_checkpoints", "train.early_stopping", "train.worker_timeout",
-    "train.summary_histograms", "train.profile_steps", "train.html_report",
+    "train.summary_histograms", "train.profile_steps", "train.html_report", "train.recalibrate_batch_norm",
     "data.dataset_dir", "data.cache", "data.skip_broken_files",
 }
 
@@ -196,10 +198,13 @@ class Workdir:
         self, step: int, model: keras.Model, config: ModelConfig, info: DatasetInfo, *,
         weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes the training checkpoint of a step and deletes all but the newest few."""
+        """Writes the training checkpoint of a step and deletes all but this one and the few before it."""
         path = self.path / folder.STEPS / f"step_{step:08d}"
         folder.save_checkpoint(path, model, config, info, weights=weights, state=state)
-        for old in folder.step_folders(self.path)[: -self.keep]:
+        # Newer ones were damaged, or the run would have gone on from them; they must not count as those that are kept.
+        there = folder.step_folders(self.path)
+        present = there.index(path)
+        for old in (*there[: max(present + 1 - self.keep, 0)], *there[present + 1 :]):
             shutil.rmtree(old, ignore_errors=True)
 
     def newest_step(self) -> int | None:
@@ -207,16 +212,17 @@ class Workdir:
         folders = folder.step_folders(self.path)
         return int(folders[-1].name.removeprefix("step_")) if folders else None
 
-    def newest(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-        """Weights and state of the newest training checkpoint that is intact; None when there is none at all.
+    def newest(self) -> TrainingCheckpoint | None:
+        """The newest training checkpoint that is intact; None when there is none at all.
 
         Raises:
             UserError: there are some, and all of them are damaged.
         """
         folders = folder.step_folders(self.path)
         for path in reversed(folders):
+            folder.restore_interrupted_swap(path)
             try:
-                return folder.read_weights(path), folder.read_arrays(path / folder.STATE)
+                return _read_training_checkpoint(path)
             except UserError as error:
                 logging.warning("%s; this checkpoint is passed over for the one before", error)
         if folders:
@@ -229,11 +235,52 @@ class Workdir:
     def log_row(self, row: Mapping[str, Any]) -> None:
         """Adds a line to training.csv; lines from that step on, of a run that was killed, make room."""
         path = self.path / "training.csv"
-        header = ",".join(row)
-        lines = path.read_text().splitlines() if path.exists() else [header]
-        kept = [line for line in lines[1:] if int(line.split(",")[0]) < row["step"]]
+        before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
+        kept = [line for line in before if _step_of(line, len(row)) is not None]
+        if len(kept) < len(before):
+            logging.warning("%s: %d lines are damaged and left out", path, len(before) - len(kept))
+        kept = [line for line in kept if (_step_of(line, len(row)) or 0) < row["step"]]
         values = ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values())
-        write_text(path, "\n".join([lines[0], *kept, values]) + "\n")
+        write_text(path, "\n".join([",".join(row), *kept, values]) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingCheckpoint:
+    """What a training goes on from.
+
+    Attributes:
+        path: the folder.
+        weights: the weights to use, averaged ones where there are some.
+        state: everything else, by name; at least `step` and `best_miou`.
+        info: the classes.
+    """
+
+    path: pathlib.Path
+    weights: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+    info: DatasetInfo
+
+
+def _read_training_checkpoint(path: pathlib.Path) -> TrainingCheckpoint:
+    """Reads all that there is before anything is used of it, so that damage is found while another one can be taken.
+
+    Raises:
+        UserError: something of it is missing or damaged.
+    """
+    weights, state, info = folder.read_weights(path), folder.read_arrays(path / folder.STATE), folder.read_info(path)
+    folder.read_config(path)
+    missing = [name for name in ("step", "best_miou") if name not in state]
+    if missing:
+        raise UserError(f"{path / folder.STATE}: damaged (no {missing[0]}); {folder.ANOTHER}")
+    raw = {name: value for name, value in state.items() if name.startswith("raw/")}
+    check_values(raw, path / folder.STATE, folder.ANOTHER)
+    return TrainingCheckpoint(path, weights, state, info)
+
+
+def _step_of(line: str, columns: int) -> int | None:
+    """The step of a line of training.csv; None: the line is damaged."""
+    cells = line.split(",")
+    return int(cells[0]) if len(cells) == columns and cells[0].isdecimal() else None
 
 
 def environment() -> dict[str, Any]:

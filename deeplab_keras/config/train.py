@@ -14,6 +14,7 @@ AT_LEAST_0 = (
     "weight_decay", "decay_steps", "warmup_steps", "slow_start_step", "backbone_learning_rate_multiplier",
     "last_layer_gradient_multiplier", "bias_learning_rate_multiplier", "hard_example_mining_step",
     "auxiliary_loss_weight", "clip_gradient_norm", "early_stopping", "save_interval_steps", "summary_images",
+    "recalibrate_batch_norm",
 )  # fmt: skip
 
 
@@ -63,6 +64,9 @@ class TrainConfig(Config):
     )
     freeze_backbone: bool = option(False, "the backbone stays as it starts, its batch statistics too; only the head learns")
     fine_tune_batch_norm: bool = option(True, "False keeps the batch statistics of the initial checkpoint")
+    recalibrate_batch_norm: int = option(
+        0, "training batches on which the statistics of batch norm are measured anew before each evaluation, as 20; 0: the running statistics are used"
+    )
     strategy: str = option("auto", "auto: all visible GPUs; multi_worker: several machines, named by the variable TF_CONFIG",
                            choices=("auto", "none", "mirrored", "multi_worker"))
     worker_timeout: int = option(600, "multi_worker: seconds to wait for the other workers at the start")
@@ -101,5 +105,7 @@ class TrainConfig(Config):
                       f"not together with --warmup_steps={self.warmup_steps}; give one of them")
         self._require(not self.freeze_backbone or bool(self.tf_initial_checkpoint), "freeze_backbone",
                       "needs --tf_initial_checkpoint; a backbone of random weights has nothing to keep")
+        self._require(not self.recalibrate_batch_norm or self.fine_tune_batch_norm, "recalibrate_batch_norm",
+                      "not with --nofine_tune_batch_norm, which keeps the statistics of the initial checkpoint; give one of them")
         self._require(self.adam_learning_rate is None or self.optimizer == "adam", "adam_learning_rate",
                       f"for --optimizer=adam alone, not {self.optimizer}; that one's rate is --base_learning_rate")

@@ -7,13 +7,13 @@ import difflib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import flags as absl_flags
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
-from deeplab_keras.flags.fields import ALIASES, TITLES, define, flag_name
+from deeplab_keras.flags.fields import ALIASES, TITLES, Origin, define, flag_name
 
 # What a recipe may hold: the flags of these are accepted by every script.
 RECIPE: tuple[type[Config], ...] = (ModelConfig, DataConfig, TrainConfig, EvalConfig)
@@ -36,9 +36,10 @@ class Command:
         self.argv = list(argv)
         self._values = absl_flags.FlagValues()
         self._values.set_gnu_getopt(True)
+        self._origin = Origin()
         for section in dict.fromkeys([*sections, *RECIPE]):
             for field in dataclasses.fields(section):
-                define(self._values, section, field)
+                define(self._values, section, field, self._origin)
         for alias, name in ALIASES.items():
             absl_flags.DEFINE_alias(alias, name, flag_values=self._values)
         self._parse()
@@ -86,22 +87,13 @@ class Command:
 
     def _parse(self) -> None:
         try:
-            rest = self._values([self._spelled(argument) for argument in self.argv])[1:]
+            rest = [argument for part in _by_origin(self.argv[1:]) for argument in self._parse_part(*part)]
         except absl_flags.UnrecognizedFlagError as error:
             name = error.flagname.replace("-", "_")
             close = [flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name]  # Python's name of it
             close = close or difflib.get_close_matches(name, list(self._values), n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
             raise UserError(f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all") from error
-        except absl_flags.CantOpenFlagFileError as error:
-            reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            path = getattr(reason, "filename", "?")
-            strerror = getattr(reason, "strerror", reason)
-            raise UserError(
-                f"--flagfile={path}: {strerror}; paths are relative to the current folder, {os.getcwd()}"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise UserError("--flagfile: not a text file; a flagfile holds one --flag=value a line") from error
         except absl_flags.IllegalFlagValueError as error:
             message = str(error).removeprefix("flag ")
             if "Non-boolean" in message:
@@ -116,6 +108,11 @@ class Command:
         """`--no_check` as absl spells it, `--nocheck`."""
         name = argument.removeprefix("--no_")
         return f"--no{name}" if name != argument and name in self._values and self._values[name].boolean else argument
+
+    def _parse_part(self, origin: str, arguments: list[str]) -> list[str]:
+        """Parses arguments that come from one place; returns those that are no flags."""
+        self._origin.name = origin
+        return self._values([self.argv[0], *map(self._spelled, arguments)])[1:]
 
     def refuse(self, name: str, reason: str) -> None:
         """Refuses a flag on the command line itself; in a flagfile, which serves several scripts, it is passed over.
@@ -132,6 +129,50 @@ class Command:
             reason = f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
             for field in dataclasses.fields(section):
                 self.refuse(flag_name(field), reason)
+
+
+def _by_origin(arguments: Sequence[str], origin: str = "", within: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """The arguments in order, flagfiles read in their places, in pieces that come from one place each.
+
+    Args:
+        arguments: of the command line or of a flagfile.
+        origin: that flagfile; "": the command line.
+        within: the flagfiles that led here.
+
+    Yields:
+        A flagfile's path, or "" for the command line, and arguments without flagfiles.
+
+    Raises:
+        UserError: a flagfile cannot be read, or reads itself.
+    """
+    part: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, given, path = argument.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            part.append(argument)
+            continue
+        if not given and (path := next(rest, "")) == "":
+            raise UserError("--flagfile: give a file, as --flagfile=configs/synthetic/demo.flags")
+        yield origin, part
+        part, path = [], os.path.expanduser(path.strip())
+        if path in within:
+            raise UserError(f"--flagfile={path}: reads itself by way of {within[-1]}; take one of the two lines out")
+        yield from _by_origin(_flagfile_lines(path), path, (*within, path))
+    yield origin, part
+
+
+def _flagfile_lines(path: str) -> list[str]:
+    """The lines of a flagfile without comments; of an empty path none, as in every program with absl flags."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines() if path else []
+    except OSError as error:
+        raise UserError(
+            f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, {os.getcwd()}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--flagfile={path}: not a text file; a flagfile holds one --flag=value a line") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith(("#", "//"))]
 
 
 def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:

@@ -23,16 +23,61 @@ def flag_name(field: dataclasses.Field[Any]) -> str:
     return field.metadata.get("flag") or field.name
 
 
-def define(values: absl_flags.FlagValues, section: type[Config], field: dataclasses.Field[Any]) -> None:
-    """Adds the flag of one field."""
+@dataclasses.dataclass
+class Origin:
+    """Where the flags that are being parsed come from.
+
+    Attributes:
+        name: a flagfile, or "" for the command line.
+    """
+
+    name: str = ""
+
+
+def define(
+    values: absl_flags.FlagValues, section: type[Config], field: dataclasses.Field[Any], origin: Origin
+) -> None:
+    """Adds the flag of one field; `origin` is kept up to date by whoever parses."""
     kind, element = _kind(section, field)
     name, help = flag_name(field), field.metadata["help"]
+    default: Any = field.default
     if kind is bool:
-        absl_flags.DEFINE_boolean(name, bool(field.default), help, flag_values=values)
+        absl_flags.DEFINE_boolean(name, bool(default), help, flag_values=values)
+    elif kind is tuple:
+        flag = _ListFlag(_Parser(kind, element), _Serializer(), name, default, help, origin)
+        absl_flags.DEFINE_flag(flag, flag_values=values)
     else:
-        parser = _Parser(kind, element)
-        default: Any = field.default
-        absl_flags.DEFINE(parser, name, default, help, flag_values=values, serializer=_Serializer())
+        absl_flags.DEFINE(_Parser(kind, element), name, default, help, flag_values=values, serializer=_Serializer())
+
+
+class _ListFlag(absl_flags.Flag):
+    """A flag with several values: `--rates=6,12`, or `--rates=6 --rates=12` as the official scripts have it.
+
+    Single values that are repeated in one place, a flagfile or the command line, form the list. A list with commas, an
+    empty value and a value from another place replace what came before.
+    """
+
+    def __init__(
+        self, parser: _Parser, serializer: _Serializer, name: str, default: Any, help: str, origin: Origin
+    ) -> None:
+        super().__init__(parser, serializer, name, default, help)
+        self._origin = origin
+        self._before: tuple[str, str] | None = None  # place and text of the value before
+
+    def parse(self, argument: Any) -> None:
+        """Takes one occurrence of the flag."""
+        text, place = str(argument).strip(), self._origin.name
+        continues = self._before is not None and self._before[0] == place and self._before[1] and text and "," not in text
+        if continues and self._before is not None and "," in self._before[1]:
+            raise absl_flags.IllegalFlagValueError(
+                f"--{self.name}={self._before[1]} is followed by --{self.name}={text}: give one list with commas between its "
+                f"values, or every value in a --{self.name} of its own"
+            )
+        found: Any = self.value if continues else ()
+        super().parse(argument)
+        values: Any = self.value
+        self.value = (*found, *values)
+        self._before = (place, text)
 
 
 def _kind(section: type[Config], field: dataclasses.Field[Any]) -> tuple[type, type]:
@@ -86,7 +131,8 @@ class _Serializer(absl_flags.ArgumentSerializer[Any]):
 
 def help_text(doc: str, *sections: type[Config]) -> str:
     """The script's docstring and example, then its flags in sections, wrapped at HELP_WIDTH columns."""
-    parts = [doc.strip(), "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"]
+    rules = "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"
+    parts = [doc.strip(), f"{rules}\nSeveral values: --name=1,2, or --name=1 --name=2"]
     for section in sections:
         if dataclasses.fields(section):
             lines = [TITLES.get(section, "This script") + ":"]

@@ -28,7 +28,7 @@ from deeplab_keras.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.metrics import ConfusionMatrix
 from deeplab_keras.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
-from deeplab_keras.trainer import workers
+from deeplab_keras.trainer import statistics, workers
 from deeplab_keras.trainer.cluster import Cluster
 from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
 from deeplab_keras.trainer.validation import Validation
@@ -91,6 +91,8 @@ def train(
             _start(run, training)
         if cluster is not None:
             workers.share_start(strategy, run)
+        assert run.fresh_statistics is not None
+        statistics.warm_up_fresh(run.model, run.fresh_statistics, lambda: trained.optimizer.iterations)
         _fit(run, trained, data, training, evaluation, train_source, eval_source, strategy, cluster)
         if cluster is not None and not cluster.is_chief:
             return None
@@ -142,6 +144,9 @@ def _start(run: Run, training: TrainConfig) -> None:
             run.model, run.config, training.tf_initial_checkpoint, training.initialize_last_layer,
             logits_only=training.last_layers_contain_logits_only,
         )
+    run.fresh_statistics = statistics.find_fresh(run.model)
+    if training.tf_initial_checkpoint and not training.recalibrate_batch_norm:
+        statistics.warn_of_lag(run.model, run.fresh_statistics, run.total_steps)
     run.start_averages()
 
 
@@ -243,17 +248,18 @@ def _build(
             parts=training.gradient_accumulation_steps, clip_norm=training.clip_gradient_norm, ignore_label=info.ignore_label
         )
         optimizer = make_optimizer(training, total_steps)
+        metric = ConfusionMatrix(info.num_classes, info.ignore_label)
         weights = {"auxiliary_logits": training.auxiliary_loss_weight}
         trained.compile(
             optimizer=optimizer,
             loss={name: _loss(training, info, optimizer) for name in trained.output},
             loss_weights={name: weights.get(name, 1.0) for name in trained.output},
-            metrics={"logits": [ConfusionMatrix(info.num_classes, info.ignore_label)]},
+            metrics={"logits": [metric]},
             jit_compile=training.jit_compile,
         )
         trained.optimizer.build(trained.trainable_variables)
     run = Run(
-        model, config, info, trained.optimizer, workdir, total_steps, data.train_batch_size,
+        model, config, info, trained.optimizer, workdir, total_steps, data.train_batch_size, metric,
         average_momentum=training.ema_momentum,
     )  # fmt: skip
     return run, trained
@@ -277,7 +283,13 @@ def _fit(
     train_source: Source, eval_source: Source, strategy: tf.distribute.Strategy, cluster: Cluster | None,
 ) -> None:
     pad_value = NORMALIZATIONS[run.config.normalization][0]
-    validation = Validation(run, eval_source, evaluation, training, data.eval_split)
+
+    def measure(batches: int) -> dict[str, np.ndarray]:
+        stream = pipeline.train_dataset(train_source, data, pad_value, start_step=max(run.step - batches, 0))
+        layers = [layer.name for layer in statistics.updated_layers(run.model)]
+        return statistics.measure(run.config, run.weights(), layers, stream.take(batches))
+
+    validation = Validation(run, eval_source, evaluation, training, data.eval_split, train_source, measure)
 
     def batch_of(step: int) -> Batch:
         stream = pipeline.sample_stream(len(train_source), data.seed, data.train_batch_size, step - 1)
@@ -290,7 +302,8 @@ def _fit(
         run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping,
         round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
         histograms=training.summary_histograms, evaluate=validation.evaluate, pictures=validation.pictures,
-        conclude=validation.conclude,
+        conclude=validation.conclude, diagnose=validation.diagnose,
+        measure=lambda: measure(training.recalibrate_batch_norm) if training.recalibrate_batch_norm else {},
     )  # fmt: skip
     chief = cluster is None or cluster.is_chief
     part = (0, 1) if cluster is None else (cluster.index, len(cluster.hosts))

@@ -16,6 +16,7 @@ import tensorflow as tf
 from deeplab_keras.callbacks import Run
 from deeplab_keras.config import UserError
 from deeplab_keras.trainer.cluster import Cluster
+from deeplab_keras.trainer.statistics import find_fresh
 from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
 
 LOST = (
@@ -59,13 +60,15 @@ def chiefs_values(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]
 
 
 def share_start(strategy: tf.distribute.Strategy, run: Run) -> None:
-    """Every worker's weights, optimizer state, random state and step become the chief's."""
+    """Every worker's weights, optimizer state, random state, step and fresh statistics become the chief's."""
     state = [*run.model.variables, *run.optimizer.variables]
     variables = list({id(variable): variable for variable in state}.values())
-    values = chiefs_values(strategy, [keras.ops.convert_to_numpy(variable) for variable in variables] + [np.array([run.step])])
-    for variable, value in zip(variables, values[:-1], strict=True):
+    fresh = find_fresh(run.model) if run.fresh_statistics is None else run.fresh_statistics
+    arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    *values, step, run.fresh_statistics = chiefs_values(strategy, [*arrays, np.array([run.step]), fresh])
+    for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    run.step = int(values[-1][0])
+    run.step = int(step[0])
 
 
 def fit(
