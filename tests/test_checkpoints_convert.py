@@ -282,14 +282,14 @@ def test_weights_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize("content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}'])
 def test_classes_that_are_none_get_one_line(content, tmp_path):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(UserError, match=r"dataset\.json: no classes of a checkpoint .*; give another checkpoint"):
+    with pytest.raises(UserError, match=r"dataset\.json: damaged or not the classes of a checkpoint"):
         read_info(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
 def test_a_config_that_is_none_gets_one_line(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json: .*not a model's config"):
+    with pytest.raises(UserError, match=r"config\.json: damaged or not a model's config"):
         read_config(tmp_path)
 
 

@@ -86,6 +86,65 @@ def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
     assert config == ModelConfig(output_stride=16, decoder_filters=32, atrous_rates=(1,))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--atrous_rates=6", "--atrous_rates=12", "--atrous_rates=18"], (6, 12, 18)),  # as the official scripts have it
+        (["--atrous_rates", "6", "--head=fcn", "-atrous_rates=12"], (6, 12)),
+        (["--atrous_rates=6,12", "--atrous_rates=1,2"], (1, 2)),  # a list replaces
+        (["--atrous_rates=6", "--atrous_rates=1,2"], (1, 2)),
+        (["--atrous_rates=6", "--atrous_rates="], ()),
+        (["--atrous_rates=", "--atrous_rates=6"], (6,)),
+        (["--atrous_rates=6"], (6,)),
+        (["--flagfile=base.flags", "--atrous_rates=6"], (6,)),  # a flagfile's values are replaced
+        (["--flagfile=base.flags", "--atrous_rates=6", "--atrous_rates=12"], (6, 12)),
+        (["--atrous_rates=6", "--flagfile=base.flags"], (3, 4)),
+        (["--flagfile=nested.flags"], (5, 7)),
+        (["--flagfile", "nested.flags", "--atrous_rates=9"], (9,)),
+        (["--flagfile=nested.flags", "--flagfile=base.flags"], (3, 4)),
+    ],
+)
+def test_single_values_repeated_in_one_place_form_a_list(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.flags").write_text("--atrous_rates=3\n--atrous_rates=4\n")
+    (tmp_path / "nested.flags").write_text("--flagfile=base.flags\n--atrous_rates=5\n// a comment\n--atrous_rates=7\n")
+    parsed = command(*arguments)
+    assert parsed.model_config().atrous_rates == expected
+    (tmp_path / "again.flags").write_text(parsed.text())
+    assert command("--flagfile=again.flags").model_config().atrous_rates == expected
+
+
+def test_every_flag_with_several_values_can_be_repeated():
+    lists = [(s, f) for s in ALL for f in dataclasses.fields(s) if isinstance(f.default, tuple)]
+    assert {"eval_scales", "train_crop_size", "label_weights", "low_level_features"} <= {field.name for _, field in lists}
+    for section, field in lists:
+        value = "c2" if field.name == "low_level_features" else "2"
+        name = flags.flag_name(field)
+        found = command(f"--{name}={value}", f"--{name}={value}").given(section)[field.name]
+        assert len(found) == 2 and found[0] == found[1], name
+    assert command("--eval_scales=0.5", "--eval_scales=1.0").config(EvalConfig).eval_scales == (0.5, 1.0)
+    assert command("--train_crop_size=33", "--train_crop_size=47").config(DataConfig).train_crop_size == (33, 47)
+
+
+def test_of_a_repeated_scalar_the_later_value_counts():
+    assert command("--epochs=3", "--epochs=5").config(TrainConfig).epochs == 5
+
+
+def test_a_single_value_after_a_list_is_refused():
+    with pytest.raises(UserError, match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list with commas"):
+        command("--atrous_rates=6,12", "--atrous_rates=18")
+
+
+def test_a_flagfile_that_reads_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.flags").write_text("--flagfile=b.flags\n")
+    (tmp_path / "b.flags").write_text("--epochs=3\n--flagfile=a.flags\n")
+    with pytest.raises(UserError, match=r"^--flagfile=a\.flags: reads itself by way of b\.flags"):
+        command("--flagfile=a.flags")
+    with pytest.raises(UserError, match="--flagfile: give a file"):
+        command("--flagfile")
+
+
 def test_the_text_is_a_flagfile_of_what_was_given(tmp_path):
     arguments = ("--nocache", "--train_crop_size=33,47", "--atrous_rates=", "--initial_checkpoint=a b", "--epochs=2.5")
     text = command(*arguments).text()

@@ -140,6 +140,7 @@ def test_compare_refuses_other_classes_before_it_evaluates(tiny_run, tmp_path, c
     monkeypatch.setattr("deeplab_keras.evaluation.evaluate", None)
     other = shutil.copytree(tiny_run / "best", tmp_path / "other")
     about = json.loads((other / folder.DATASET).read_text())
+    (other / folder.HASHES).unlink()
     (other / folder.DATASET).write_text(json.dumps({**about, "class_names": ["a", "b"], "palette": about["palette"][:2]}))
     assert script("eval.py")(f"--compare={tiny_run},{other}") == 1
     assert re.fullmatch(r"error: .*/other: was trained on the 2 classes of .*\n", capsys.readouterr().err)

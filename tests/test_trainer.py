@@ -376,13 +376,13 @@ def test_a_truncated_newest_checkpoint_is_passed_over(tiny_run: pathlib.Path, tm
     workdir = Workdir(tmp_path, {})
     model, config, info = (getattr(folder.load_checkpoint(tiny_run), name) for name in ("model", "config", "info"))
     for step in (1, 2, 3):
-        state = {"step": np.int64(step)}
+        state = {"step": np.int64(step), "best_miou": np.float64(0)}
         workdir.save_step(step, model, config, info, weights=folder.named_weights(model), state=state)
     assert [path.name for path in folder.step_folders(tmp_path)] == ["step_00000002", "step_00000003"]  # two are kept
     newest = tmp_path / folder.STEPS / "step_00000003" / folder.WEIGHTS
     newest.write_bytes(newest.read_bytes()[:-1000])
     found = workdir.newest()
-    assert found is not None and found[1]["step"] == 2
+    assert found is not None and found.state["step"] == 2
     older = tmp_path / folder.STEPS / "step_00000002" / folder.STATE
     older.write_bytes(older.read_bytes()[:100])
     with pytest.raises(UserError, match="every one of its 2 checkpoints is damaged; .* to begin anew"):
@@ -408,6 +408,30 @@ def test_other_classes_start_with_fresh_classifiers_only(
     for name, value in folder.named_weights(model).items():
         is_classifier = name.split("/")[0] in ("logits", "auxiliary_logits")
         assert np.array_equal(value, before[name] if is_classifier else folder.named_weights(source)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"), ("", "--head=fcn with the other settings")]
+)
+def test_a_whole_network_that_gives_its_backbone_only(
+    name: str, fits: str, config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Is told with the model that would take all of it; a backbone alone is nothing to warn of."""
+    warnings: list[str] = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *values: warnings.append(text % values))
+    source = build_segmentor(config)
+    folder.save_checkpoint(tmp_path / "c", source, config.replace(name=name), folder.read_info(tiny_run / "best"))
+    initialize(build_segmentor(config), config, str(tmp_path / "c"))
+    assert not warnings
+    other = config.replace(head="psp")
+    model = build_segmentor(other)
+    initialize(model, other, str(tmp_path / "c"))
+    assert len(warnings) == 1 and "with the head fcn, of which psp can take the backbone only" in warnings[0]
+    assert fits in warnings[0] and "\n" not in warnings[0]
+    theirs = folder.named_weights(source)
+    for weight, value in folder.named_weights(model).items():
+        assert not re.match("stem|block|last", weight) or np.array_equal(value, theirs[weight]), weight
 
 
 def test_a_checkpoint_of_another_width_is_refused(

@@ -61,10 +61,15 @@ class Steps(keras.callbacks.Callback):
         self.train_miou = next((float(value) for name, value in logs.items() if name.endswith("miou")), float("nan"))
         run.update_averages()
         if self.profiling and run.step >= min(self.profile[1], run.total_steps):
-            tf.profiler.experimental.stop()
-            self.profiling = False
+            self.stop_profiler()
             self.progress.write(f"steps {self.profile[0]} to {run.step} are profiled: tensorboard --logdir={run.workdir.path}")
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
+
+    def stop_profiler(self) -> None:
+        """Ends a recording that is on; also of a training that is left early."""
+        if self.profiling:
+            tf.profiler.experimental.stop()
+            self.profiling = False
 
     def _check(self, loss: float, gradient_norm: float) -> None:
         """Raises UserError where there is nothing left to learn from."""

@@ -141,7 +141,7 @@ def load_checkpoint(
     model = build_segmentor(config, input_size, batch_size=batch_size)
     assign_weights(model, read_weights(folder), source=str(folder))
     metrics = folder / METRICS
-    return LoadedCheckpoint(model, config, info, folder, _read_json(metrics) if metrics.exists() else {})
+    return LoadedCheckpoint(model, config, info, folder, _read_json(metrics, "a checkpoint's scores") if metrics.exists() else {})
 
 
 def find_checkpoint(path: Path) -> pathlib.Path:
@@ -165,14 +165,18 @@ def step_folders(workdir: Path) -> list[pathlib.Path]:
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
-    with reading(folder / CONFIG, "a model's config", ANOTHER):
-        return ModelConfig.from_dict(_read_json(folder / CONFIG))
+    path, what = folder / CONFIG, "a model's config"
+    values = _read_json(path, what)
+    with reading(path, what, ANOTHER):
+        return ModelConfig.from_dict(values)
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:
     """The classes of a checkpoint folder."""
-    with reading(folder / DATASET, "the classes of a checkpoint", ANOTHER):
-        return DatasetInfo.from_dict(_read_json(folder / DATASET))
+    path, what = folder / DATASET, "the classes of a checkpoint"
+    values = _read_json(path, what)
+    with reading(path, what, ANOTHER):
+        return DatasetInfo.from_dict(values)
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -269,12 +273,12 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
 # --- Files ---
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: no such file; the checkpoint is incomplete")
     if path.name != METRICS:
         check_hash(path)
-    with reading(path, "JSON of a checkpoint", ANOTHER):
+    with reading(path, what, ANOTHER):
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise TypeError(f"a JSON {type(found).__name__}")

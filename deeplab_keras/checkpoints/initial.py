@@ -12,6 +12,7 @@ from absl import logging
 from deeplab_keras.checkpoints import official_deeplab
 from deeplab_keras.checkpoints.convert import load_pth
 from deeplab_keras.checkpoints.folder import (
+    CONFIG,
     assign_weights,
     find_checkpoint,
     model_variables,
@@ -26,6 +27,7 @@ from deeplab_keras.config import ModelConfig
 from deeplab_keras.quantization import without_ranges
 
 PTH = (".pth", ".pt")
+LISTED = 8  # layers in a line of the log
 MOMENTA = ("backbone_bn_momentum", "head_bn_momentum")
 
 
@@ -90,7 +92,11 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
     names = {*fresh, *weights}
     if theirs.head != config.head:
         left_out = {name for name in names if not re.match(BACKBONE, name)}
-        logging.info("%s has the head %s: only its backbone is taken", folder, theirs.head)
+        fits = f"--model={theirs.name}" if theirs.name else f"--head={theirs.head} with the other settings of {folder / CONFIG}"
+        logging.warning(
+            "%s is a whole network with the head %s, of which %s can take the backbone only: its head starts fresh; %s has the "
+            "checkpoint's head", folder, theirs.head, config.head, fits,
+        )  # fmt: skip
     else:
         left_out = {name for name in names if name.split("/")[0] in fresh_layers}
         if theirs.num_classes != config.num_classes:
@@ -102,5 +108,7 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
     taken = {name: value for name, value in weights.items() if name not in left_out}
     taken |= {name: value for name, value in fresh.items() if name in left_out}
     assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")
-    started = sorted(without_ranges(dict.fromkeys(left_out & model_variables(model).keys())))
-    logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh: {', '.join(started)}" if started else "")
+    started = without_ranges(dict.fromkeys(name for name in model_variables(model) if name in left_out))
+    layers = list(dict.fromkeys(name.split("/")[0] for name in started))
+    listed = ", ".join(layers[:LISTED]) + (f" and {len(layers) - LISTED} more" if len(layers) > LISTED else "")
+    logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh layers: {listed}" if layers else "")

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from deeplab_keras.blocks import make_divisible
 from deeplab_keras.checkpoints.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, picture_size
@@ -203,7 +204,14 @@ def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collec
         raise UserError(f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py) and start from the result")
     found, tensors, keep = seems(source.tensors), source.tensors, set(fresh)
     classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
-    if found.get("head", config.head) != config.head or not keep <= classifiers:
+    other_head = found.get("head", config.head) != config.head
+    if other_head:
+        flags = " ".join(f"--{flag}={found[flag]}" for flag in ("head", "aspp_convs_filters") if flag in found)
+        logging.warning(
+            "%s is a whole network with the head %s, of which %s can take the backbone only: its head starts fresh; %s, or a "
+            "--model of list_models.py with these, has the checkpoint's head", source.path, found["head"], config.head, flags,
+        )  # fmt: skip
+    if other_head or not keep <= classifiers:
         tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
     if found.get("num_classes", config.num_classes) != config.num_classes:
         keep |= classifiers

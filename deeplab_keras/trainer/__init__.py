@@ -30,6 +30,7 @@ from deeplab_keras.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
 from deeplab_keras.trainer import statistics, workers
 from deeplab_keras.trainer.cluster import Cluster
+from deeplab_keras.trainer.process import settings_kept
 from deeplab_keras.trainer.step import TrainedModel, sum_over_replicas
 from deeplab_keras.trainer.validation import Validation
 
@@ -51,6 +52,8 @@ def train(
 ) -> Report | None:
     """Trains a model, or goes on with the training that stands in `training.train_logdir`.
 
+    The dtype policy, the seeds and TensorFlow's determinism are afterwards what they were before.
+
     Args:
         model: the architecture; its number of classes becomes the dataset's.
         data: the dataset and its augmentation.
@@ -65,6 +68,13 @@ def train(
     Raises:
         UserError: anything that a user can mend, before the first step wherever it can be known by then.
     """
+    with settings_kept():
+        return _train(model, data, training, evaluation, flags_text)
+
+
+def _train(
+    model: ModelConfig, data: DataConfig, training: TrainConfig, evaluation: EvalConfig, flags_text: str
+) -> Report | None:
     _check(training)
     cluster = _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
     strategy = make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
@@ -329,3 +339,5 @@ def _fit(
         if mistake is None:
             raise
         raise mistake from error
+    finally:
+        steps.stop_profiler()

@@ -102,7 +102,7 @@ def measure(
             layer.freeze_statistics = layer.name not in layers
             layer.share = lambda momentum: seen / (seen + 1)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def look(images: tf.Tensor) -> None:
         model(images, training=True)
         seen.assign_add(1.0)
