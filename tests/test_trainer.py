@@ -411,7 +411,7 @@ def test_other_classes_start_with_fresh_classifiers_only(
 
 
 @pytest.mark.parametrize(
-    ("name", "fits"), [("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"), ("", "--head=fcn with the other settings")]
+    ("name", "fits"), [("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"), ("", "--head=fcn with the other")]
 )
 def test_a_whole_network_that_gives_its_backbone_only(
     name: str, fits: str, config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path,
