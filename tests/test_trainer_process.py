@@ -27,7 +27,10 @@ def policy():
     keras.config.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize(("mine", "precision"), [("float32", "mixed_bfloat16"), ("mixed_bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("mine", "precision"),
+    [("float32", "mixed_bfloat16"), pytest.param("mixed_bfloat16", "float32", marks=pytest.mark.slow)],
+)
 def test_the_policy_is_the_callers(mine, precision, tmp_path):
     keras.config.set_dtype_policy(mine)
     training = dk.TrainConfig(

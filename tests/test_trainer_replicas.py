@@ -59,7 +59,7 @@ for strategy in ("none", "mirrored"):
 assert arrays_1.keys() == arrays_2.keys()
 valid = [(labels.numpy() != info.ignore_label).sum((1, 2)) for _, labels in
          pipeline.train_dataset(open_dataset(data, "train"), data, (0.0,) * 3).take(10)]
-names = [name for name in arrays_1 if not name.startswith("row/") and name not in ("best_miou", "stale_rounds")]
+names = [name for name in arrays_1 if not name.startswith(("row/", "round/")) and name not in ("best_miou", "stale_rounds")]
 print("RESULT", json.dumps({
     "replicas": trainer.make_strategy("mirrored").num_replicas_in_sync,
     "valid": [[int(v[:2].sum()), int(v[2:].sum())] for v in valid],
