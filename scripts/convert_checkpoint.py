@@ -1,8 +1,8 @@
 r"""Foreign weights into a checkpoint folder of ours, and the way back to SSSegmentation.
 
 Strict: a tensor that is missing, left over or of another shape ends the conversion. Prints which
-tensor went where, and the proof: every tensor read back from the model and compared bit for bit, and
-for a frozen graph or a .tflite the labels and logits of both on the same pictures.
+tensor went where, and the proof: every tensor read back from the model and compared bit for bit,
+and for a frozen graph or a .tflite the labels and logits of both on the same pictures.
 
     python scripts/convert_checkpoint.py --source=sssegmentation \
         --model=deeplabv3_mobilenetv2os8_voc \
