@@ -8,6 +8,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, PredictConfig, TrainConfig, UserError
@@ -65,6 +68,43 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
     return module if _LAZY[name] == name else getattr(module, name)
+
+
+# The modules whose layers, metrics, losses and optimizers stand in saved .keras files.
+_IN_FILES = ("segmentor", "concat_conv", "quantization", "losses", "metrics", "optimizers")
+
+
+def _register() -> None:
+    """Makes what may stand in a .keras file known to `keras.models.load_model`."""
+    if f"{__name__}.layers" in sys.modules:  # one of our own modules imports Keras, and registers itself
+        return
+    for name in _IN_FILES:
+        importlib.import_module(f"{__name__}.{name}")
+
+
+class _WhenKerasIsImported(importlib.abc.MetaPathFinder):
+    """Registers our classes as soon as somebody imports Keras: importing it here would take seconds."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                run(module)
+                _register()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "keras" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _WhenKerasIsImported())
 
 
 def __dir__() -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-from contracts import noise, script
+from contracts import ROOT, noise, script
 
 from deeplab_keras import flags
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
 from deeplab_keras.export import export_model
 from deeplab_keras.inference import Network
-from deeplab_keras.layers import BatchNormalization
+from deeplab_keras.layers import BatchNormalization, Normalize, ResizeTo
 from deeplab_keras.losses import make_loss
 from deeplab_keras.segmentor import build_segmentor
 
@@ -127,3 +129,17 @@ def test_a_network_trains_under_the_float16_policy(float16):
     history = model.fit(noise(2, 64, 64, 3), np.arange(2 * 64 * 64).reshape(2, 64, 64) // 9 % 3, verbose=0).history
     assert 0.5 < history["loss"][0] < 3 and all(np.isfinite(weight).all() for weight in model.get_weights())
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("imports", ["import deeplab_keras, keras", "import keras, deeplab_keras", "import deeplab_keras.layers"])
+def test_keras_loads_a_saved_model(imports, tmp_path):
+    """In whatever order, and `import deeplab_keras` alone imports no Keras."""
+    image = keras.Input((8, 8, 3))
+    x = Normalize((1.0,), (2.0,))(image)
+    keras.Model(image, ResizeTo()([BatchNormalization()(x), image])).save(tmp_path / "m.keras")
+    code = f"{imports}\nimport keras\nprint('loaded', keras.models.load_model({str(tmp_path / 'm.keras')!r}).count_params())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "loaded 12\n", done.stderr
+    alone = "import sys, deeplab_keras; print('keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", alone], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "False\n"

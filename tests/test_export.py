@@ -335,7 +335,7 @@ def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
         Predictor(tmp_path / "bare.tflite")
     shutil.copytree(exported["saved_model"].path, tmp_path / "cut")
     (tmp_path / "cut/saved_model.pb").write_bytes((tmp_path / "cut/saved_model.pb").read_bytes()[:1000])
-    with pytest.raises(UserError, match="cut: cannot be read"):
+    with pytest.raises(UserError, match="cut: damaged or not a SavedModel"):
         Predictor(tmp_path / "cut")
 
 

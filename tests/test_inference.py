@@ -338,3 +338,14 @@ def test_many_sizes_are_decided_without_a_warning(with_confidence, monkeypatch):
     for side in range(2, 2 + decide.MOST_SIZES + 1):
         decide.decide(noise(1, side, side, 3), with_confidence)
     assert (decide._CONFIDENT_BLOCK if with_confidence else decide._LABELS_BLOCK).experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("avif"), MemoryError(), RecursionError(), SyntaxError("x"), KeyError("x")])
+def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch):
+    def broken(path):
+        raise error
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(UserError, match="x.avif: ") as told:
+        open_image(tmp_path / "x.avif")
+    assert "\n" not in str(told.value)

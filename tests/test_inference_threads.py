@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -173,3 +174,23 @@ def test_a_first_call_by_all_threads_at_once(predictors):
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(lambda _, fresh=fresh: fresh.probabilities(image), range(THREADS)))
         assert all(np.allclose(one, expected, atol=1e-6) for one in found), source
+
+
+# --- SavedModels of others, and paths ---
+
+
+def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
+    model = pointwise_model()
+    model.export(tmp_path / "model", verbose=False)
+    with pytest.raises(UserError, match="not made by export_model.py but, for example, by Keras' model.export"):
+        Predictor(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["run [1]", "what?", "a*b"])
+def test_a_pattern_s_sign_in_the_path_of_a_savedmodel_is_refused(predictors, name, tmp_path):
+    with pytest.raises(UserError, match="TensorFlow takes .* for a pattern and cannot read a SavedModel there"):
+        export.request.targets(tmp_path / name, ["tflite", "saved_model"], False)
+    assert export.request.targets(tmp_path / name, ["tflite"], False)
+    shutil.copytree(predictors["saved_model"].network.path, tmp_path / name)
+    with pytest.raises(UserError, match="for a pattern; move the SavedModel to a path without them"):
+        Predictor(tmp_path / name)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from deeplab_keras import flags
 from deeplab_keras.checkpoints import folder
+from deeplab_keras.config import UserError
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -172,3 +173,28 @@ def test_list_models(capsys):
     assert script("list_models.py")("--match=lraspp") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 6 and all("lraspp" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "\x9b2J", "a\x07b", "\u202ecba", "a\x7f"])
+def test_control_characters_are_escaped_in_what_is_printed(name, capsys):
+    def main(command):
+        print(f"class {name}\tend")
+        raise UserError(f"{name}: wrong")
+
+    assert flags.call(["x.py"], "doc", main) == 1
+    out, err = capsys.readouterr()
+    escaped = ascii(name)[1:-1]
+    assert out == f"class {escaped}\tend\n" and err == f"error: {escaped}: wrong\n"
+
+
+def test_a_closed_stdout_is_no_error(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert flags.call(["x.py"], "doc", lambda command: print("done")) == 0
+
+
+def test_a_reader_that_left_is_no_error():
+    """Of `script | head` the reader is gone when the job's last lines are written."""
+    code = "from deeplab_keras import flags\nflags.run('doc', lambda command: [print('x' * 80) for _ in range(9999)] and None)"
+    command = f"{sys.executable} -c \"{code}\" | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "x" * 80 + "\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr

@@ -35,6 +35,7 @@ MIXED_AGREEMENT = 0.99
 LABEL_TYPES = ("int32", "uint8")
 MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
 CHECKED = 8
+PATTERN = set("[]*?")  # in a path, to TensorFlow's reader of SavedModels
 MAX_TENSOR = 2**31  # bytes of one tensor, which the runtimes count in 32 bits
 ANY_SIZE_CHECK = (193, 257)  # size of the made pictures for a model that takes any size
 
@@ -46,6 +47,11 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
             raise unknown_name("--formats", name, FORMATS)
     if not formats:
         raise UserError(f"--formats is empty; give one or more of {', '.join(FORMATS)}")
+    if "saved_model" in formats and PATTERN.intersection(str(path.expanduser().absolute())):
+        raise UserError(
+            f"--export_path={path}: TensorFlow takes [ ] * ? in a path for a pattern and cannot read a SavedModel there; "
+            "give a path without them, or leave saved_model out of --formats"
+        )
     exists = f"--export_path={path}: exists"
     if path.suffix in (".tflite", ".onnx"):
         if len(formats) > 1 or pathlib.Path(FORMATS[formats[0]]).suffix != path.suffix:

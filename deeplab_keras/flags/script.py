@@ -39,12 +39,44 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
             _leave_stdout()
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the CPU's instruction sets
+    out, err = (_Escaped(stream, kept) if stream else stream for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r")))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return _call(argv, main, *sections)
+
+
+class _Escaped:
+    r"""A stream that shows control characters, which names in files may hold and a terminal would obey, as `\\x1b`.
+
+    Args:
+        stream: gets the text.
+        kept: control characters that are written as they are.
+    """
+
+    def __init__(self, stream: typing.TextIO, kept: str) -> None:
+        self._stream = stream
+        codes = [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+        self._table = {code: ascii(chr(code))[1:-1] for code in codes if chr(code) not in kept}
+
+    def write(self, text: str) -> int:
+        self._stream.write(text.translate(self._table))
+        return len(text)
+
+    def writelines(self, lines: typing.Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> typing.Any:
+        return getattr(self._stream, name)
+
+
+def _call(argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]) -> int:
     _show_log()
     try:
         command = Command(argv, *sections)
         _load_keras()
         status = main(command) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the descriptor was closed: `script >&-`
+            sys.stdout.flush()
         return status
     except UserError as error:
         message = str(error)

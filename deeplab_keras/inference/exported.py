@@ -24,6 +24,7 @@ from deeplab_keras.inference.network import Network
 from deeplab_keras.progress import without_noise
 from deeplab_keras.tflite_file import check_tflite
 
+AGAIN = "export it again"
 EXTRAS, ABOUT, LABELS = "assets.extra", "model.json", "labels.txt"  # where exports say what they are
 Path = str | os.PathLike[str]
 
@@ -63,11 +64,11 @@ class ExportedNetwork(Network):
     """
 
     def __init__(self, path: Path, runtime: Runtime) -> None:
-        try:
+        if ABOUT not in runtime.files:
+            raise UserError(f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py made")
+        with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py made"):
             about = json.loads(runtime.files[ABOUT])
             config, self.info = ModelConfig.from_dict(about["model"]), DatasetInfo.from_dict(about["dataset"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py made") from error
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
         if len(names) != len(self.info.class_names):
             raise UserError(
@@ -146,11 +147,6 @@ def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
     return _open_onnx(path, threads) if kind == "onnx" else _open_tflite(path, threads)
 
 
-def _broken(path: pathlib.Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"{path}: cannot be read ({reason}); export it again")
-
-
 def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """A function of one image in a batch of 1 as one of any batch."""
     return lambda images: np.concatenate([run(image[None]) for image in images])
@@ -160,14 +156,19 @@ def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray
 
 
 def _open_saved_model(path: pathlib.Path) -> Runtime:
-    try:
+    if set("[]*?").intersection(str(path.absolute())):
+        raise UserError(f"{path}: TensorFlow takes [ ] * ? in a path for a pattern; move the SavedModel to a path without them")
+    with reading(path, "a SavedModel", AGAIN):
         signatures = tf.saved_model.load(str(path)).signatures
+        if not {"serving_default", "logits"} <= set(signatures):
+            raise UserError(
+                f"{path}: not made by export_model.py but, for example, by Keras' model.export; it has the signatures "
+                f"{', '.join(sorted(signatures)) or 'none'}, and no {ABOUT}; give an export or a checkpoint"
+            )
         default, logits = signatures["serving_default"], signatures["logits"]
-    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-        raise _broken(path, error) from error
-    spec = default.structured_input_signature[1]["image"]
-    files = {file.name: file.read_text(encoding="utf-8") for file in (path / EXTRAS).glob("*")}
-    height, width = spec.shape[1:3]
+        spec = default.structured_input_signature[1]["image"]
+        files = {file.name: file.read_text(encoding="utf-8") for file in (path / EXTRAS).glob("*")}
+        height, width = spec.shape[1:3]
 
     def labels(images: np.ndarray) -> np.ndarray:
         return signatures["labels"](image=tf.constant(images))["labels"].numpy()
@@ -269,7 +270,7 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
         raise UserError(f"{path}: needs the package {error.name}; pip install 'deeplab-keras[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    try:
+    with reading(path, "an ONNX file", AGAIN):
         model = onnx.load(str(path))
         names = [output.name for output in model.graph.output]
         scores, axis = "logits", -1
@@ -278,8 +279,6 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
             scores, axis = argmax.input[0], next(value.i for value in argmax.attribute if value.name == "axis")
             model.graph.output.append(onnx.ValueInfoProto(name=scores))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # both packages raise classes of their own that have no other parent
-        raise _broken(path, error) from error
 
     def logits(batch: np.ndarray) -> np.ndarray:
         return np.moveaxis(session.run([scores], {"image": batch})[0], axis, -1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 from deeplab_keras.data.reading import DECODE_ERRORS
 
 
@@ -32,6 +32,11 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UserError: the file cannot be read as an image, or has twice `PIL.Image.MAX_IMAGE_PIXELS` or more; see `allow_pixels`.
     """
+    with reading(path, "an image", "replace it"):
+        return _decoded(path)
+
+
+def _decoded(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as picture:
             picture.load()

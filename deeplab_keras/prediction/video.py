@@ -135,7 +135,7 @@ def read_video(path: str) -> Frames:
     stream = _ffmpeg().read_frames(path)
     try:
         about = next(stream)
-    except (OSError, RuntimeError, StopIteration, KeyError, IndexError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         lines = [line for line in str(error).splitlines() if path in line and ":" in line]
         reason = lines[-1].rpartition(": ")[2] if lines else "no video, or cut off"
         raise UserError(f"{path}: cannot be read as a video ({reason}); replace it") from error
@@ -147,11 +147,12 @@ def _decoded(stream: Iterator[bytes], shape: tuple[int, ...]) -> Iterator[np.nda
     while True:
         try:
             frame = next(stream, None)
-        except (OSError, RuntimeError):  # it ends within a frame
+            picture = None if frame is None else np.frombuffer(frame, np.uint8).reshape(shape)
+        except Exception:  # it ends within a frame
             return
-        if frame is None:
+        if picture is None:
             return
-        yield np.frombuffer(frame, np.uint8).reshape(shape)
+        yield picture
 
 
 def exact_rate(rate: float) -> Fraction:
