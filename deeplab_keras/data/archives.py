@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import os
 import re
+import struct
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 
 from absl import logging
@@ -23,6 +23,8 @@ from deeplab_keras.data.record_file import PATTERN, RecordFile
 
 SUFFIXES = (".zip", ".tar")
 COMPRESSED_TAR = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2", ".txz")
+SMALL_ARCHIVE = 128 << 20  # bytes that a member may have in the smallest archive
+DEEPEST = 100  # folders
 LARGEST_FILE = 2**30  # no image or mask is larger; a member that claims to be is a trap or no dataset
 _MEMBER = re.compile(rf"(.+?\.(?:zip|tar|{PATTERN}))/(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -43,11 +45,13 @@ class Archive:
         self._readers: dict[str, Callable[[int], bytes]] = {}
         self._links: list[str] = []
         self._lock = threading.Lock()
+        # Neither a JPEG nor a PNG can be packed so much, so a larger member would fill the memory with nothing.
+        self._largest = 4 * os.path.getsize(path) + SMALL_ARCHIVE
         try:
             (self._index_zip if path.lower().endswith(".zip") else self._index_tar)()
-        except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged directory makes of the two readers
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: cannot be read as an archive ({reason}); download it again: it may be cut off") from error
         if self._links:
@@ -66,7 +70,7 @@ class Archive:
             raise FileNotFoundError(2, "no such file in the archive", f"{self.path}/{member}")
         try:
             return self._readers[member](limit)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except Exception as error:
             raise OSError(f"damaged in the archive: {error}") from error
 
     def __contains__(self, member: str) -> bool:
@@ -82,8 +86,10 @@ class Archive:
             )
         if not parts or parts[0] == "__MACOSX":
             return
-        if size > LARGEST_FILE:
+        if size > LARGEST_FILE or size > self._largest:
             raise UserError(f"{self.path}: its member {name!r} has {size} bytes; no image has, so nothing of it is read")
+        if len(parts) > DEEPEST:
+            raise UserError(f"{self.path}: its member {name[:80]!r}... lies in {len(parts)} folders; nothing of it is read")
         for depth, part in enumerate(parts[:-1] if read else parts):
             self.children.setdefault("/".join(parts[:depth]), set()).add(part)
             self.children.setdefault("/".join(parts[: depth + 1]), set())
@@ -117,6 +123,10 @@ class Archive:
 
     def _index_zip(self) -> None:
         self._zip, self._process = zipfile.ZipFile(self.path), os.getpid()
+        with open(self.path, "rb", buffering=0) as file:
+            self._index_members(file.fileno())
+
+    def _index_members(self, file: int) -> None:
         for member in self._zip.infolist():
             if member.flag_bits & 1:
                 raise UserError(f"{self.path}: it is encrypted; extract it with its password and name the folder")
@@ -124,7 +134,17 @@ class Archive:
                 self._links.append(member.filename)
                 continue
             read = None if member.is_dir() else functools.partial(self._read_zipped, member)
+            self._require_name(file, member)
             self._add(_zip_name(member), member.file_size, read)
+
+    def _require_name(self, file: int, member: zipfile.ZipInfo) -> None:
+        """Compares a member's name with the one that stands in front of its data: names have no checksum."""
+        head = os.pread(file, 30, member.header_offset)
+        length = struct.unpack_from("<H", head, 26)[0] if len(head) == 30 else 0
+        encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"
+        name = os.pread(file, length, member.header_offset + 30)
+        if not head.startswith(b"PK\x03\x04") or name != member.orig_filename.encode(encoding, errors="replace"):
+            raise zipfile.BadZipFile(f"the directory and the file differ in the name {member.filename!r}")
 
     def _read_zipped(self, member: zipfile.ZipInfo, limit: int) -> bytes:
         if self._process != os.getpid():  # a fork shares the file's position with its parent

@@ -27,7 +27,7 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 from deeplab_keras.data import Source
 from deeplab_keras.data.archives import read_bytes
 from deeplab_keras.data.cache import pair_state
@@ -106,11 +106,12 @@ def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]
     manifest = read_manifest(Path(folder), split, files)
     if manifest is None:
         raise UserError(f"{manifest_path(Path(folder), split)}: there is no manifest to compare the records with")
-    shards = {shard["file"]: shard for shard in manifest["shards"]}
+    with reading(manifest_path(Path(folder), split), "a manifest", "build the records anew"):
+        noted = {shard["file"]: (shard["sha256"], shard["pairs"]) for shard in manifest["shards"]}
     progress = Progress(len(files), f"verifying {split}", unit="files")
     for number, path in enumerate(files):
         pairs = sum(1 for _ in scan(str(path)))
-        if (_sha256(path), pairs) != (shards[path.name]["sha256"], shards[path.name]["pairs"]):
+        if (_sha256(path), pairs) != noted.get(path.name):
             raise UserError(f"{path}: differs from what its manifest says; build or copy it anew")
         progress.update(number + 1)
     return int(manifest["pairs"])
@@ -180,8 +181,9 @@ class _Build:
         """What the finished build in the folder was made of, and its shards; "" where there is none."""
         try:
             manifest = json.loads(manifest_path(self.folder, self.split).read_text())
-            return manifest["made_of"], manifest["shards"]
-        except (OSError, ValueError, KeyError, TypeError):
+            shards = [{**shard, "file": str(shard["file"]), "bytes": int(shard["bytes"])} for shard in manifest["shards"]]
+            return str(manifest["made_of"]), shards
+        except Exception:  # none there, or damaged: the records are built again
             return "", []
 
     def _is_whole(self, shard: dict[str, Any]) -> bool:
@@ -246,7 +248,7 @@ class _Build:
     def _is_done(self, number: int) -> bool:
         try:
             return json.loads(self._note(number).read_text())["bytes"] == self.shard(number).stat().st_size
-        except (OSError, ValueError, KeyError):
+        except Exception:  # not written yet, or damaged
             return False
 
     def _write_shard(self, number: int) -> None:
@@ -282,8 +284,9 @@ class _Build:
 
     def finish(self) -> None:
         """Writes index and manifest from the notes, which are not needed any more."""
-        notes = [json.loads(self._note(number).read_text()) for number in range(self.count)]
-        sizes = [np.array(note.pop("sizes"), np.int64) for note in notes]
+        with reading(self.notes, "notes of a build", "remove this folder and build the records anew"):
+            notes = [json.loads(self._note(number).read_text()) for number in range(self.count)]
+            sizes = [np.array(note.pop("sizes"), np.int64) for note in notes]
         RecordIndex(
             files=tuple(note["file"] for note in notes),
             file_bytes=tuple(note["bytes"] for note in notes),

@@ -16,10 +16,12 @@ from deeplab_keras.config import UserError
 from deeplab_keras.data.archives import split_member
 from deeplab_keras.data.files import FileSource, in_threads
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.record_file import read_record, scan
 from deeplab_keras.data.source import Source
 from deeplab_keras.progress import Progress
 from deeplab_keras.writing import replacing, write_text
 
+FORMAT = 2  # of the files: a record each, whose checksums TensorFlow verifies at every reading
 HEADER = 8  # height and width, int32 each; then the image's pixels and the label's
 
 
@@ -67,15 +69,20 @@ class DiskCachedSource(_Cache):
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         path = _path(self.folder, int(index))
         try:
-            data = np.fromfile(path, np.uint8)
-            height, width = data[:HEADER].view("<i4")
-            return data[HEADER:][: height * width * 3].reshape(height, width, 3), data[-height * width :].reshape(height, width)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); remove its folder, and the cache is made anew") from error
+            (_, content), *_ = scan(str(path))  # verifies the checksums
+            data = np.frombuffer(content, np.uint8)
+            height, width = data[:HEADER].view("<i4").tolist()
+            if height < 0 or width < 0 or len(data) != HEADER + 4 * height * width:
+                raise ValueError("its size is not that of its pixels")
+            split = HEADER + 3 * height * width
+            return data[HEADER:split].reshape(height, width, 3), data[split:].reshape(height, width)
+        except Exception as error:
+            reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
+            raise UserError(f"{path}: cannot be read ({reason}); remove its folder, and the cache is made anew") from error
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         name = tf.strings.as_string(tf.cast(index, tf.int64), width=8, fill="0")
-        data = tf.io.decode_raw(tf.io.read_file(tf.strings.join([f"{self.folder}{os.sep}", name, ".raw"])), tf.uint8)
+        data = tf.io.decode_raw(read_record(tf.strings.join([f"{self.folder}{os.sep}", name, ".raw"])), tf.uint8)
         size = tf.bitcast(tf.reshape(data[:HEADER], (2, 4)), tf.int32)
         split = HEADER + 3 * size[0] * size[1]
         image, label = tf.reshape(data[HEADER:split], tf.concat([size, [3]], 0)), tf.reshape(data[split:], size)
@@ -96,7 +103,8 @@ def cache_on_disk(source: Source, cache_dir: str, title: str) -> DiskCachedSourc
     """
     files = isinstance(source, FileSource)
     kind = [str(source.label_map), str(source.colours)] if isinstance(source, FileSource) else [repr(source)]
-    state = [source.names, source.info.to_dict(), kind, [pair_state(source, i) for i in range(len(source) if files else 0)]]
+    states = [pair_state(source, i) for i in range(len(source) if files else 0)]
+    state = [FORMAT, source.names, source.info.to_dict(), kind, states]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     folder = Path(cache_dir).expanduser().absolute() / f"{source.info.name}-{digest}"
     cached, complete = DiskCachedSource(source, str(folder)), folder / "complete"
@@ -138,5 +146,5 @@ def _check_room(source: Source, folder: Path, missing: list[int]) -> None:
 
 def _write(source: Source, folder: str, index: int) -> None:
     image, label = source.load(index)
-    with replacing(_path(folder, index)) as aside, open(aside, "wb") as file:
-        file.write(np.array(label.shape, "<i4").tobytes() + image.tobytes() + label.tobytes())
+    with replacing(_path(folder, index)) as aside, tf.io.TFRecordWriter(str(aside)) as writer:
+        writer.write(np.array(label.shape, "<i4").tobytes() + image.tobytes() + label.tobytes())

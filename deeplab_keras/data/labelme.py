@@ -6,7 +6,6 @@ Shapes are drawn as labelme draws them, each over those before it. `_background_
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from PIL import Image, ImageDraw
 
 from deeplab_keras.data.archives import read_bytes
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.reading import DECODE_ERRORS, BrokenFileError, NoMaskUserError
+from deeplab_keras.data.reading import BrokenFileError, NoMaskUserError
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"
 IGNORE_LABEL = DatasetInfo.ignore_label
 AREAS = ("polygon", "rectangle", "circle", "mask")
-LARGEST = 178_956_970  # pixels; Pillow decodes no larger image
+LARGEST = 1 << 27  # pixels; more would take more than 256 MiB to draw
 FAR = 1e6  # pixels from the corner; further out Pillow's integers run over, and what it draws is wrong
 LINES = ("line", "linestrip", "point", "points")  # have no area
 
@@ -35,7 +34,7 @@ def read_labelme(path: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also what is nested too deeply
         reason = getattr(error, "strerror", None) or error
         raise BrokenFileError(f"{path}: cannot be read as JSON ({reason})") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -74,7 +73,7 @@ def draw_labelme(path: str, ids: Mapping[str, int]) -> np.ndarray:
         else:
             raise NoMaskUserError(f"{path}: the label {label!r} is no class; known: {', '.join(ids)}")
         _draw(path, canvas, shape, value)
-    return np.array(canvas)
+    return np.asarray(canvas)
 
 
 def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
@@ -87,12 +86,13 @@ def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(base64.b64decode(content.get("imageData") or ""))) as picture:
             return picture.size
-    except (*DECODE_ERRORS, binascii.Error) as error:
+    except Exception as error:
         raise BrokenFileError(f"{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew") from error
 
 
 def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> None:
     kind, draw = shape.get("shape_type") or "polygon", ImageDraw.Draw(canvas)
+    kind = kind if isinstance(kind, str) and kind.isprintable() else repr(kind)
     if kind in LINES:
         return
     try:
@@ -110,13 +110,15 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=value, fill=value)
         elif kind == "mask":
             with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
+                if picture.width * picture.height > LARGEST // 8:
+                    raise ValueError(f"its mask has {picture.width}x{picture.height} pixels")
                 inside = picture.convert("L").point(lambda level: 255 * (level > 0))
                 canvas.paste(value, (round(points[0][0]), round(points[0][1])), inside)
         elif kind in AREAS:
             raise ValueError(f"{len(points)} points")
         else:
             raise ValueError(f"unknown shape_type, known: {', '.join(AREAS)}")
-    except (*DECODE_ERRORS, binascii.Error, KeyError, TypeError) as error:
+    except Exception as error:
         raise NoMaskUserError(f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); mend it in labelme") from error
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 from deeplab_keras.data.tree import Tree, decode_text, same_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -130,7 +130,9 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
     """Line number, image and mask of each row."""
     where, lines = _where(root, path), _lines(root, path)
     delimiter = max(",;\t", key=lines[0][1].count)
-    rows = [(number, next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True))) for number, line in lines]
+    with reading(where, "a list of files", "save it as a CSV with a row for each image and its mask"):
+        cells = [next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True)) for _, line in lines]
+    rows = [(number, row) for (number, _), row in zip(lines, cells, strict=True)]
     head = [cell.strip().lower() for cell in rows[0][1]]
     image, mask = 0, 1
     if not any(cell.endswith(IMAGE_SUFFIXES) for cell in head):
@@ -157,7 +159,7 @@ def _place(root: Tree, listed_in: str, path: str) -> str:
     if root.is_file(beside):
         return str(root.on_disk(beside))
     elsewhere = Path(listed_in).parent / path
-    if not root.is_file(path) and not root.is_file(listed_in) and elsewhere.is_file():
+    if not root.is_file(path) and not root.is_file(listed_in) and os.path.isfile(elsewhere):
         return str(elsewhere)
     return str(root.on_disk(path))
 

@@ -202,6 +202,10 @@ def _cityscapes(classes: Classes | None, offset: int, gather: Gather) -> Plan:
 def _labelme(classes: Classes | None, offset: int, gather: Gather) -> Plan:
     if classes is None:
         labels = sorted({label for labels in gather(labels_of) for label in labels})
+        if len(labels) >= IGNORE_LABEL:
+            raise UserError(f"--input: the files have {len(labels)} labels; name fewer in --classes=FILE")
+        if strange := [label for label in labels if not label.strip() or not label.isprintable()]:
+            raise UserError(f"--input: a shape has the label {strange[0]!r}, which is no name of a class; rename it in labelme")
         classes = Classes((BACKGROUND, *labels), pascal_palette(len(labels) + 1))
     ids = {name: label for label, name in enumerate(classes.names)}
     if lines := sum(gather(lines_in)):

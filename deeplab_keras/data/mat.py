@@ -15,6 +15,7 @@ import numpy as np
 MAT_SIGNATURE = b"MATLAB 5.0 MAT-file"
 STRUCTURE, FIELD = "GTcls", "Segmentation"
 _DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+LARGEST = 32 << 20  # bytes of an unpacked array, apart from four times its file
 _MATRIX, _COMPRESSED, _STRUCT_CLASS = 14, 15, 2
 
 
@@ -30,12 +31,22 @@ def read_mat_segmentation(data: bytes) -> np.ndarray:
     try:
         for kind, body in _elements(data[128:], order):
             if kind == _COMPRESSED:
-                (kind, body), *_ = _elements(zlib.decompress(body), order)
+                (kind, body), *_ = _elements(_unpacked(body), order)
             if kind == _MATRIX and (found := _segmentation(body, order)) is not None:
                 return found
-    except (struct.error, zlib.error, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, zlib.error, LookupError, UnicodeDecodeError) as error:
         raise ValueError(f"damaged: {error}") from error
     raise ValueError(f"no {STRUCTURE}.{FIELD} in it; wanted is a file of SBD's folder cls")
+
+
+def _unpacked(data: bytes) -> bytes:
+    decompressor = zlib.decompressobj()
+    unpacked = decompressor.decompress(data, LARGEST + 4 * len(data))
+    if decompressor.unconsumed_tail:
+        raise ValueError("its data becomes too large when unpacked")
+    if not decompressor.eof:
+        raise ValueError("it ends too early")
+    return unpacked
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -65,6 +76,7 @@ def _segmentation(matrix: bytes, order: str) -> np.ndarray | None:
     _, size, _, values, *_ = _elements(fields[known.index(FIELD)][1], order)
     height, width_ = struct.unpack(order + "ii", size[1][:8])
     array = np.frombuffer(values[1], order + _DTYPES[values[0]])
-    if array.size != height * width_ or array.min(initial=0) < 0 or array.max(initial=0) > 255:
+    fits = height > 0 and width_ > 0 and array.size == height * width_
+    if not fits or not (array.min() >= 0 and array.max() <= 255) or (array != np.floor(array)).any():
         raise ValueError(f"{FIELD} is no map of ids of {width_}x{height}")
     return array.reshape(width_, height).T.astype(np.uint8)

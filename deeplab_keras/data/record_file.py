@@ -10,10 +10,11 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 
 # The features' names of the official DeepLab (its datasets/build_data.py).
 IMAGE, IMAGE_FORMAT, NAME = "image/encoded", "image/format", "image/filename"
@@ -45,14 +46,49 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
     """
     offset = 0
     try:
-        for record in tf.data.TFRecordDataset([path], buffer_size=1 << 20).as_numpy_iterator():
+        count = _records_that_fit(path)  # TensorFlow takes memory for whatever length a header claims
+        for record in tf.data.TFRecordDataset([path], buffer_size=1 << 20).take(count).as_numpy_iterator():
             yield offset, record
             offset += HEADER + len(record) + FOOTER
-    except (tf.errors.OpError, UnicodeDecodeError) as error:
-        with open(path, "rb") as file:
+        if offset < os.path.getsize(path):
+            raise EOFError
+    except Exception as error:
+        with reading(path, "a TFRecord file"), open(path, "rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
         reason = "it is compressed; unpack it with gunzip" if compressed else "damaged or cut off there; make or fetch it anew"
         raise UserError(f"{path}: not a TFRecord file from byte {offset} on; {reason}") from error
+
+
+def _records_that_fit(path: str) -> int:
+    """The number of records up to the first one whose header gives a length beyond the end of the file."""
+    size, offset, count = os.path.getsize(path), 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while offset + HEADER + FOOTER <= size:
+            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, offset))
+            if length > size - offset - HEADER - FOOTER:
+                break
+            offset += HEADER + length + FOOTER
+            count += 1
+    return count
+
+
+def read_record(path: tf.Tensor, offset: tf.Tensor | int = 0, buffer_size: tf.Tensor | int = 0) -> tf.Tensor:
+    """The bytes of one record as a part of a tf.data graph, its checksums verified.
+
+    Args:
+        path: of the file.
+        offset: where the record begins.
+        buffer_size: bytes that are read at once; 0: the record's header, then the record.
+    """
+    records = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path],
+        compression_type="",
+        buffer_size=tf.cast(buffer_size, tf.int64),
+        byte_offsets=[tf.cast(offset, tf.int64)],
+    )
+    kind: dict[str, Any] = {"output_types": [tf.string], "output_shapes": [[]]}
+    first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **kind)
+    return tf.raw_ops.DatasetToSingleElement(dataset=first, **kind)[0]
 
 
 def parse(record: bytes, path: str) -> tf.train.Example:
@@ -92,14 +128,14 @@ class RecordFile:
             OSError: there is no such picture.
         """
         match = _MEMBER.fullmatch(member)
-        data = feature(parse(self._record(int(match[1])), self.path), match[3]) if match else None
+        data = feature(parse(self._record(int(match[1])), self.path), match[3]) if match and member in self else None
         if data is None:
             raise FileNotFoundError(2, "no such picture in the records", f"{self.path}/{member}")
         return data if limit < 0 else data[:limit]
 
     def __contains__(self, member: str) -> bool:
         match = _MEMBER.fullmatch(member)
-        return match is not None and int(match[1]) < os.path.getsize(self.path)
+        return match is not None and len(match[1]) < 20 and int(match[1]) < os.path.getsize(self.path)
 
     def _record(self, offset: int) -> bytes:
         with open(self.path, "rb", buffering=0) as file:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 from deeplab_keras.data.files import Look, and_more, in_threads
-from deeplab_keras.data.record_file import feature, parse, scan
+from deeplab_keras.data.record_file import FOOTER, HEADER, feature, parse, scan
 from deeplab_keras.progress import Progress
 from deeplab_keras.writing import replacing
+
+LARGEST_INDEX = 64 << 20  # bytes of an index's arrays, apart from four times its file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,17 +70,63 @@ class RecordIndex:
     @classmethod
     def load(cls, path: Path, files: Sequence[Path]) -> RecordIndex | None:
         """The index that was saved for these record files; None if there is none or it is of others."""
-        try:
-            with np.load(path) as stored:
-                values = {field.name: stored[field.name] for field in dataclasses.fields(cls)}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        if not path.is_file():
             return None
-        for field in ("files", "names"):
-            values[field] = tuple(values[field].tobytes().decode().split("\0"))
-        values["file_bytes"] = tuple(values["file_bytes"].tolist())
-        index = cls(**values)
+        try:
+            with reading(path, "an index of records", "it is made again"):
+                values = _arrays(path, [field.name for field in dataclasses.fields(cls)])
+                for field in ("files", "names"):
+                    values[field] = tuple(values[field].tobytes().decode().split("\0"))
+                values["file_bytes"] = tuple(values["file_bytes"].tolist())
+                index = cls(**values)
+                index.check()
+        except UserError as error:
+            logging.warning("%s", error)
+            return None
         now = tuple(file.name for file in files), tuple(os.path.getsize(file) for file in files)
         return index if (index.files, index.file_bytes) == now else None
+
+    def check(self) -> None:
+        """Raises ValueError unless the records fill the files, one after the other, and every field agrees with that.
+
+        The offsets and sizes are what TensorFlow takes memory by.
+        """
+        count = len(self.names)
+        shapes = [array.shape for array in (self.file_of, self.offsets, self.sizes)]
+        kinds = [array.dtype.kind for array in (self.file_of, self.offsets, self.sizes, self.plain)]
+        if shapes != [(count,)] * 3 or kinds != list("iiib") or self.plain.shape not in ((0, 2), (count, 2)):
+            raise ValueError("its fields have different lengths")
+        if len(self.file_bytes) != len(self.files) or not count:
+            raise ValueError("it names no files or no records")
+        if self.sizes.min() < 1 or self.sizes.max() > max(self.file_bytes):
+            raise ValueError("a record is larger than its file")
+        lengths = self.sizes.astype(np.int64) + HEADER + FOOTER
+        ends = np.zeros(len(self.files), np.int64)
+        if self.file_of.min() < 0 or self.file_of.max() >= len(self.files) or (np.diff(self.file_of) < 0).any():
+            raise ValueError("a record is in no file")
+        np.add.at(ends, self.file_of, lengths)
+        before = np.cumsum(lengths) - lengths - (np.cumsum(ends) - ends)[self.file_of]
+        if ends.tolist() != list(self.file_bytes) or (before != self.offsets).any():
+            raise ValueError("its records do not fill the files")
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Arrays of an .npz file, each read to its end so that its checksum counts, and none larger than its file allows."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.getinfo(f"{name}.npy") for name in names}
+        if sum(member.file_size for member in members.values()) > LARGEST_INDEX + 4 * path.stat().st_size:
+            raise ValueError("its arrays are too large")
+        return {name: _array(archive.read(member)) for name, member in members.items()}
+
+
+def _array(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject or fortran or len(data) - file.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError("an array's header does not fit its data")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 def make_index(

@@ -28,7 +28,7 @@ from deeplab_keras.data.classes_file import read_classes
 from deeplab_keras.data.files import FileSource, Pairs, open_pairs
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, require_ignored_apart
 from deeplab_keras.data.reading import BrokenFileError
-from deeplab_keras.data.record_file import FOOTER, HEADER, IMAGE, LABEL, NAME, member_path
+from deeplab_keras.data.record_file import FOOTER, HEADER, IMAGE, LABEL, NAME, member_path, read_record
 from deeplab_keras.data.record_index import RecordIndex, keep, make_index
 from deeplab_keras.data.tree import Tree
 from deeplab_keras.data.voc2012 import VOC2012
@@ -81,15 +81,11 @@ class RecordSource(FileSource):
 
     def tf_record(self, index: tf.Tensor) -> tf.Tensor:
         """The bytes of a record as a part of a tf.data graph, its checksums verified."""
-        records = tf.raw_ops.TFRecordDatasetV2(
-            filenames=[tf.gather(list(self.files), tf.gather(self.file_of, index))],
-            compression_type="",
-            buffer_size=tf.gather(self.sizes, index) + HEADER + FOOTER,  # so that it is read at once, and nothing else
-            byte_offsets=[tf.gather(self.offsets, index)],
+        return read_record(
+            tf.gather(list(self.files), tf.gather(self.file_of, index)),
+            tf.gather(self.offsets, index),
+            tf.gather(self.sizes, index) + HEADER + FOOTER,  # so that it is read at once, and nothing else
         )
-        kind: dict[str, Any] = {"output_types": [tf.string], "output_shapes": [[]]}
-        first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **kind)
-        return tf.raw_ops.DatasetToSingleElement(dataset=first, **kind)[0]
 
     def take(self, chosen: Iterable[int]) -> RecordSource:
         kept = list(chosen)
@@ -225,13 +221,15 @@ def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any]
     """
     path = manifest_path(folder, split)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         shards = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
         DatasetInfo.from_dict(manifest["dataset"])
         known = manifest["format"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}; build the records anew") from error
+    except Exception as error:  # whatever stands in the file: also what is nested too deeply
         raise UserError(f"{path}: cannot be read as a manifest ({error}); build the records anew") from error
     if known != FORMAT:
         raise UserError(f"{path}: it has the format {known}, this version reads {FORMAT}; build the records anew")

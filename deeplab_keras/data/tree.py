@@ -43,7 +43,7 @@ class Tree:
     def on_disk(self, path: str = ".") -> Path:
         """Where a file or folder lies, or would lie, for messages and reading; see `archives.read_bytes`."""
         inner = self._inner(path)
-        if self.archives and not (Path(self.path) / inner).exists():
+        if self.archives and not os.path.exists(Path(self.path) / inner):
             for archive in self.archives:
                 if inner in archive or inner in archive.children:
                     return Path(archive.path) / inner
@@ -52,12 +52,12 @@ class Tree:
     def is_dir(self, path: str) -> bool:
         """Whether there is a folder of that path."""
         inner = self._inner(path)
-        return (Path(self.path) / inner).is_dir() or any(inner in archive.children for archive in self.archives)
+        return os.path.isdir(Path(self.path) / inner) or any(inner in archive.children for archive in self.archives)
 
     def is_file(self, path: str) -> bool:
         """Whether there is a file of that path."""
         inner = self._inner(path)
-        return (Path(self.path) / inner).is_file() or any(inner in archive for archive in self.archives)
+        return os.path.isfile(Path(self.path) / inner) or any(inner in archive for archive in self.archives)
 
     def spelled(self, path: str) -> str:
         """A file's path with its accents in the form that its name has there; the same path where there is no such file."""
