@@ -1,4 +1,4 @@
-"""Readers of the data room on files that are damaged or say something impossible: one line, no crash, no memory, or made again."""
+"""Readers of the data room on damaged and impossible files: one line, no crash, no memory beyond the file's, or made again."""
 
 from __future__ import annotations
 
