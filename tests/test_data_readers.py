@@ -24,6 +24,7 @@ from deeplab_keras.data.archives import Archive, read_bytes
 from deeplab_keras.data.build_records import build_records
 from deeplab_keras.data.labelme import draw_labelme, labels_of
 from deeplab_keras.data.masks import convert_masks
+from deeplab_keras.data.pipeline import user_error
 from deeplab_keras.data.reading import read_label
 from deeplab_keras.data.record_file import scan
 from deeplab_keras.data.record_index import RecordIndex
@@ -311,3 +312,18 @@ def test_lists_of_impossible_names(name, text, photos):
     with pytest.raises(UserError) as error:
         open_dataset(folder(photos), name)
     one_line(error)
+
+
+def test_a_jpeg_that_only_pillow_reads_is_named(photos):
+    """Damage that the check before training does not see, because Pillow decodes around it: the end is zeros."""
+    path = photos / "images/train/pic_1.jpg"
+    path.write_bytes(path.read_bytes()[:-17] + bytes(16) + b"\xd9")
+    source = open_dataset(folder(photos), "train")
+    with pytest.raises(tf.errors.OpError) as error:
+        source.tf_load(tf.constant(1))
+    assert f"{path}: TensorFlow cannot decode it (" in one_line_of(user_error(error.value, source))
+
+
+def one_line_of(error: UserError | None) -> str:
+    assert error is not None and "\n" not in str(error)
+    return str(error)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.config.data import MIXED
 from deeplab_keras.data import Source, official_transforms, service, strong_transforms, transforms
-from deeplab_keras.data.files import in_threads
+from deeplab_keras.data.files import FileSource, in_threads
 from deeplab_keras.data.order import shuffled
 
 FOREVER = tf.int64.max
@@ -191,5 +191,20 @@ def user_error(error: Exception, source: Source) -> UserError | None:
     if match := re.search(r"(?:UserError|BrokenFileError): (.+)", error.message):
         return UserError(match[1])
     if isinstance(error, FILE_ERRORS):
-        return next((found for _, found in in_threads(source.load, range(len(source))) if found), None)
+        return next((found for _, found in in_threads(lambda index: _try(source, index), range(len(source))) if found), None)
     return None
+
+
+def _try(source: Source, index: int) -> None:
+    """Loads a pair in both ways.
+
+    Raises:
+        UserError: a file is broken for one of them. TensorFlow refuses some damaged JPEG files that Pillow reads.
+    """
+    source.load(index)
+    try:
+        source.tf_load(tf.constant(index))
+    except tf.errors.OpError as error:
+        name = source.images[index] if isinstance(source, FileSource) else source.names[index]
+        reason = next(iter(error.message.splitlines()), "").rpartition("}} ")[2][:120]
+        raise UserError(f"{name}: TensorFlow cannot decode it ({reason}); save the image again, or remove the pair") from error
