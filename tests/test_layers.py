@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import noise
+from contracts import ROOT, noise
 
 from deeplab_keras.blocks import make_divisible
 from deeplab_keras.layers import AdaptiveAveragePooling, BatchNormalization, Conv2D, Normalize, ResizeTo, q_sigmoid
@@ -129,6 +133,24 @@ def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) 
         results.append([y, *tape.gradient(loss, [x, layer.kernel.value])])
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dilated_network_trains_where_onednn_is_off() -> None:
+    """TensorFlow switches it off by itself on processors without VNNI instructions; the variable does it on any."""
+    program = (
+        "import keras, tensorflow as tf; from deeplab_keras.layers import Conv2D, _native_dilation\n"
+        "layer, x = Conv2D(4, 3, padding='same', dilation_rate=2), tf.ones((1, 9, 9, 3))\n"
+        "@tf.function\n"
+        "def step():\n"
+        "    with tf.GradientTape() as tape:\n"
+        "        y = layer(x)\n"
+        "    return tape.gradient(y, layer.kernel.value)\n"
+        "layer.build(x.shape)\n"
+        "print(step().shape, _native_dilation())"
+    )
+    environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout.split("\n")[0] == "(3, 3, 3, 4) False", run.stderr[-2000:]
 
 
 def test_normalize_and_the_gate_are_their_formulas() -> None:
