@@ -84,3 +84,12 @@ def write_mat(path: pathlib.Path, ids: np.ndarray, structure: str = "GTcls") -> 
     header = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(header + struct.pack("<II", 15, len(data)) + data)
+
+
+def png16(path: pathlib.Path, values: np.ndarray) -> None:
+    """A PNG of 16 bits per channel, in grey or RGB, written by hand."""
+    rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b""))
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)

@@ -273,7 +273,7 @@ def _cached(folder: Folder) -> Any:
     return [cached.load(index) for index in range(len(source))]
 
 
-target("cached pair", _cache, "damaged.raw", _cached)
+target("cached pair", _cache, "damaged.raw", _cached, checked=True)
 
 
 # === Weights ===
@@ -338,7 +338,8 @@ target(
 
 
 def _workdir(folder: Folder) -> None:
-    state = {"step": np.array(4), "velocity": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+    velocity = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    state = {"step": np.array(4), "best_miou": np.array(0.5), "velocity": velocity}
     with Workdir(folder / "run", {"model": _config()}) as workdir:
         info, weights = info_for_classes("mine", CLASSES), named_weights(_model())
         workdir.save_step(4, _model(), _config(), info, weights=weights, state=state)
@@ -346,7 +347,8 @@ def _workdir(folder: Folder) -> None:
 
 def _newest(folder: Folder) -> Any:
     with Workdir(folder / "run", {"model": _config()}) as workdir:
-        return workdir.newest()
+        found = workdir.newest()
+        return found and (found.weights, found.state, found.info.to_dict())
 
 
 target(

@@ -6,13 +6,12 @@ import io
 import logging
 import pathlib
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from contracts import script
-from data_files import photograph
+from data_files import photograph, png16
 from PIL import Image, ImageDraw
 
 from deeplab_keras.config import DataConfig, UserError
@@ -237,15 +236,6 @@ def test_alpha_beside_a_drawing_is_left_out(tmp_path):
 
 
 # --- 16 bits ---
-
-
-def png16(path: pathlib.Path, values: np.ndarray) -> None:
-    """A PNG of 16 bits per channel, in grey or RGB, written by hand."""
-    rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b""))
-    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

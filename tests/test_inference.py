@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contracts import noise, ramp
+from data_files import png16
 from PIL import Image
 
 from deeplab_keras.config import EvalConfig, UserError
@@ -349,3 +350,26 @@ def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch
     with pytest.raises(UserError, match="x.avif: ") as told:
         open_image(tmp_path / "x.avif")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_16_bits_that_would_be_black_are_refused(tmp_path, channels):
+    grey = np.linspace(0, 4000, 20 * 30).reshape(20, 30).astype(np.uint16)
+    dark, bright = (np.stack([values] * channels, -1).squeeze() for values in (grey, grey * 16))
+    png16(tmp_path / "dark.png", dark)
+    png16(tmp_path / "bright.png", bright)
+    with pytest.raises(UserError, match="dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 bits"):
+        open_image(tmp_path / "dark.png")
+    np.testing.assert_array_equal(open_image(tmp_path / "bright.png"), np.stack([grey * 16 >> 8] * 3, -1))
+
+
+def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
+    """Pillow skips the checksums of the pixels."""
+    for name, seed in (("photo", 0), ("other", 1)):
+        Image.fromarray(noise(20, 30, 3, seed=seed).astype(np.uint8)).save(tmp_path / f"{name}.png", compress_level=0)
+    data, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("photo", "other"))
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    assert open_image(tmp_path / "photo.png").shape == (20, 30, 3) and len(data) == len(other)
+    (tmp_path / "photo.png").write_bytes(data[:start] + other[start:end] + data[end:])
+    with pytest.raises(UserError, match="photo.png: cannot be read .*checksum .* is wrong"):
+        open_image(tmp_path / "photo.png")

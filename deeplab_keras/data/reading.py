@@ -169,21 +169,40 @@ def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
         BrokenFileError: the file cannot be decoded, or it has 16 bits of which it uses so few that it would become black.
     """
     with open_picture(path) as picture:
-        in_colours_of_16_bits = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())) and picture.mode[0] != "I"
+        in_colors_of_16_bits = has_colors_of_16_bits(picture)
         upright = ImageOps.exif_transpose(picture) if turned_to_fit(picture, mask_size) else picture
         if picture.mode == "F":
             raise ValueError("its values are fractions; save it with 8 or 16 bits per channel")
         if picture.mode.startswith("I"):  # 16-bit grey, whose high byte counts
-            grey = _upper_bits(np.asarray(upright))
+            grey = upper_bits(np.asarray(upright))
             return np.repeat(grey[..., None], 3, axis=-1)
         pixels = np.asarray(upright.convert("RGB"))
-    if in_colours_of_16_bits and pixels.max(initial=0) < DARKEST >> 8:  # Pillow gives the high bytes alone
+    if in_colors_of_16_bits:
         with decoding(path):
-            _upper_bits(tf.io.decode_png(read_bytes(path), dtype=tf.uint16).numpy())
+            require_brightness(pixels, read_bytes(path))
     return pixels
 
 
-def _upper_bits(values: np.ndarray) -> np.ndarray:
+def has_colors_of_16_bits(picture: Image.Image) -> bool:
+    """Whether a picture that is not loaded yet has 16 bits per color channel, of which Pillow gives the high bytes alone."""
+    return any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())) and picture.mode[0] != "I"
+
+
+def require_brightness(pixels: np.ndarray, data: bytes) -> None:
+    """Refuses a color PNG of 16 bits that uses so few of them that its high bytes are black.
+
+    Args:
+        pixels: the high bytes.
+        data: the file.
+
+    Raises:
+        ValueError: see `upper_bits`.
+    """
+    if pixels.max(initial=0) < DARKEST >> 8:
+        upper_bits(tf.io.decode_png(data, dtype=tf.uint16).numpy())
+
+
+def upper_bits(values: np.ndarray) -> np.ndarray:
     """The high byte of 16-bit values.
 
     Raises:

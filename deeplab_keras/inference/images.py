@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from deeplab_keras.config import UserError, reading
-from deeplab_keras.data.reading import DECODE_ERRORS
+from deeplab_keras.data.reading import DECODE_ERRORS, check_png, has_colors_of_16_bits, require_brightness, upper_bits
 
 
 def open_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -39,7 +39,14 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
 def _decoded(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as picture:
+            in_colors_of_16_bits = has_colors_of_16_bits(picture)
             picture.load()
+            if picture.format == "PNG":  # Pillow does not verify the checksums of the pixels
+                with open(path, "rb") as file:
+                    data = file.read()
+                check_png(data)
+                if in_colors_of_16_bits:
+                    require_brightness(np.asarray(picture.convert("RGB")), data)
             ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
     except UnidentifiedImageError:
@@ -74,10 +81,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB":  # without the copy that a conversion makes: of a huge image it would be felt
         return picture
     if picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its values go from {values.min()} to {values.max()}, which is no brightness; save it with 8 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(upper_bits(np.asarray(picture))).convert("RGB")
     if picture.mode == "F":
         raise ValueError("its values are fractions; save it with 8 or 16 bits a channel")
     if picture.mode == "LAB":
