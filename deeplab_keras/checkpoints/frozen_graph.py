@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
 
 from deeplab_keras.checkpoints.graphs import Graph, Network, Op, find_convolutions, over_the_map
 from deeplab_keras.config import UserError, reading
@@ -29,8 +28,18 @@ KINDS = {
 SIZES = ("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp")
 # Operations whose first input is the data; the others are sizes and axes.
 FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "POOL", "ARGMAX")
-# Stateful by TensorFlow's registry, but without any effect outside of the graph.
-HARMLESS = ("Assert",)
+# What a graph may hold besides, because it is run: operations that compute tensors from tensors. Anything else may read or
+# write files, also where TensorFlow calls it stateless (ReadFile, ImmutableConst, a call of a function that writes).
+PURE = frozenset(
+    """
+    Abs All Any ArgMin BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil Concat Const Dequantize Div DivNoNan Elu Equal
+    Exp ExpandDims Fill Floor FloorDiv FloorMod Gather GatherV2 Greater GreaterEqual LeakyRelu Less LessEqual Log
+    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Merge Min Minimum MirrorPad Neg
+    NotEqual OnesLike Pack PadV2 Placeholder PlaceholderWithDefault Pow Prod Range RealDiv Reciprocal Reshape
+    ResizeNearestNeighbor ReverseV2 Round Rsqrt Select SelectV2 Selu Slice Split SplitV Sqrt Square SquaredDifference
+    Squeeze StridedSlice Sum Switch Tanh Tile Transpose Unpack ZerosLike
+    """.split()
+)
 
 
 def layer_name(names: Sequence[str]) -> str:
@@ -116,13 +125,12 @@ class FrozenGraph:
         return tf.compat.v1.Session(graph=self._graph)
 
     def _check(self, definition: Any) -> None:
-        """Refuses operations that read or write anything but tensors."""
+        """Refuses operations that may do more than compute tensors."""
         for node in definition.node:
-            registered = op_def_registry.get(node.op)
-            if registered is not None and registered.is_stateful and node.op not in HARMLESS:
+            if node.op not in PURE and node.op not in KINDS and node.op not in SIZES:
                 raise UserError(
-                    f"{self.path}: holds the operation {node.op} ({node.name}), which is no part of a network; "
-                    "freeze the graph of a float model"
+                    f"{self.path}: holds the operation {node.op} ({node.name}), which no network here needs; "
+                    "it is not run: freeze the graph of a float model"
                 )
 
     def _in_order(self) -> list[str]:
