@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import html.parser
 import http.server
 import io
 import json
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import threading
@@ -23,6 +25,11 @@ from deeplab_keras.config import UserError
 from deeplab_keras.export.web import RUNTIME, build_page
 
 PAGE = ROOT / "demo" / "web"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "worker-src 'self'; base-uri 'none'; form-action 'none'"
+)
+IMPORTED = re.compile(r"""(?:^\s*(?:import|export)\b[^'"();]*|\bimport\s*\(\s*)["']([^'"]+)["']""", re.MULTILINE)
 VOC = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
 
 
@@ -45,6 +52,9 @@ def modules(tmp_path) -> pathlib.Path:
             path = tmp_path / "node_modules" / package.rpartition("@")[0] / pattern.replace("*", "js")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"// {path.name}")
+    core, wasm_utils = (tmp_path / "node_modules/@litertjs" / name / "dist/index.js" for name in ("core", "wasm-utils"))
+    core.write_text('const one = 1;\nimport { createWasmLib } from "@litertjs/wasm-utils";\n')
+    wasm_utils.write_text("const name = '@litertjs/core';\nexport { createWasmLib };\n")
     return tmp_path / "node_modules"
 
 
@@ -57,8 +67,6 @@ def test_the_page_is_whole(model_file, modules, tmp_path):
     assert set(kept) == {"./", *(name for name in found if "compat" not in name and name != "offline.js")}
     assert (folder / "model.tflite").read_bytes() == model_file.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    imports = json.loads(folder.joinpath("index.html").read_text().split("importmap")[1].split(">")[1].split("<")[0])
-    assert all((folder / target).is_file() for target in imports["imports"].values())
 
     with pytest.raises(UserError, match="--output=.*page: exists; .*--overwrite"):
         build_page(model_file, folder, PAGE, modules)
@@ -67,15 +75,97 @@ def test_the_page_is_whole(model_file, modules, tmp_path):
     assert (folder / "offline.js").read_text() != worker
 
 
+class Tags(html.parser.HTMLParser):
+    """The tags of a page with their attributes, and the text within scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inline: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            self.inline.append(data)
+
+
+def forbidden(text: str) -> list[str]:
+    """What of a page its policy forbids: inline scripts and styles, handlers, and addresses of other servers."""
+    page = Tags(text)
+    found = [data for data in page.inline if data.strip()]
+    for tag, attributes in page.tags:
+        found += [f"{tag} {name}" for name in attributes if name.startswith("on") or name == "style"]
+        addresses = [attributes.get(name) or "" for name in ("src", "href", "srcset", "action", "data")]
+        found += [f"{tag} {address}" for address in addresses if ":" in address or address.startswith("//")]
+    return found
+
+
+def imports(folder: pathlib.Path) -> dict[str, list[str]]:
+    """What the scripts of a folder import -> by which."""
+    found: dict[str, list[str]] = {}
+    for path in folder.rglob("*.js"):
+        for name in IMPORTED.findall(path.read_text()):
+            found.setdefault(name, []).append(path.relative_to(folder).as_posix())
+    return found
+
+
+def check_imports(folder: pathlib.Path) -> None:
+    """Each import is a relative path of a file that is there."""
+    for name, scripts in imports(folder).items():
+        assert name.startswith(("./", "../")), f"{scripts}: {name}"
+        for path in scripts:
+            assert (folder / path).parent.joinpath(name).resolve().is_file(), f"{path}: {name}"
+
+
+def test_the_page_has_a_policy_and_keeps_it(model_file, modules, tmp_path):
+    folder = build_page(model_file, tmp_path / "page", PAGE, modules)
+    text = (folder / "index.html").read_text()
+    tags = Tags(text).tags
+    policies = [at for at, (_, attributes) in enumerate(tags) if attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert [tags[at][1]["content"] for at in policies] == [POLICY]
+    first = next(at for at, (tag, _) in enumerate(tags) if tag in ("link", "script", "style", "img"))
+    assert policies[0] < first, "a policy holds for what comes after it"
+    assert forbidden(text) == []
+    for kind in ("<script>a()</script>", "<script type=importmap>{}</script>", "<style>a{}</style>", "<p style='color: red'>",
+                 "<img src=a.png onerror=a()>", "<img src=data:,>", "<script src=//a.org/a.js></script>"):  # fmt: skip
+        assert forbidden(text.replace("</body>", f"{kind}</body>")) != [], kind
+
+
+def test_imports_are_paths_of_files_in_the_folder(model_file, modules, tmp_path):
+    folder = build_page(model_file, tmp_path / "page", PAGE, modules)
+    assert imports(folder) == {
+        "./pixels.js": ["app.js", "segmenter.js"],
+        "./segmenter.js": ["app.js"],
+        "./litert/core/index.js": ["segmenter.js"],
+        "../../litert/wasm-utils/index.js": ["litert/core/index.js"],
+    }
+    check_imports(folder)
+    kept = (folder / "litert/wasm-utils/index.js").read_text()
+    assert kept == "const name = '@litertjs/core';\nexport { createWasmLib };\n", "what is no import stays as it is"
+
+
 def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file; export one"):
         build_page(tmp_path / "none.tflite", tmp_path / "page", PAGE, modules)
     bare = tmp_path / "bare.tflite"
     bare.write_bytes(b"TFL3")
-    with pytest.raises(UserError, match="bare.tflite: its classes are not packed into it"):
+    none = "damaged or not a .tflite file with its classes packed into it .*; give a .tflite file that export_model.py wrote"
+    with pytest.raises(UserError, match=f"bare.tflite: {none}"):
         build_page(bare, tmp_path / "page", PAGE, modules)
+    for text in ("", "[]", "{}", '{"dataset": [], "model": {}}', '{"dataset": {"class_names": []}}', "{", "[" * 100_000,
+                 '{"dataset": {"class_names": []}, "model": {}, "outputs": 3}'):  # fmt: skip
+        with zipfile.ZipFile(bare, "w") as archive:
+            archive.writestr("model.json", text)
+        with pytest.raises(UserError, match=f"bare.tflite: {none}") as caught:
+            build_page(bare, tmp_path / "page", PAGE, modules)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        build_page(tmp_path, tmp_path / "page", PAGE, modules)
     with zipfile.ZipFile(tmp_path / "scores.tflite", "w") as archive:
-        archive.writestr("model.json", json.dumps({"dataset": {}, "model": {}, "outputs": ["logits"]}))
+        archive.writestr("model.json", json.dumps({"dataset": {"class_names": ["a"]}, "model": {}, "outputs": ["logits"]}))
     with pytest.raises(UserError, match="scores.tflite: gives no labels, which the page shows; export it with --output=labels"):
         build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
     with pytest.raises(UserError, match="is no page of this project"):
@@ -117,12 +207,14 @@ def page(tmp_path_factory) -> Iterator[tuple[pathlib.Path, str, queue.Queue]]:
 
     place = tmp_path_factory.mktemp("web")
     assert script("convert_checkpoint.py")(
-        "--source=official_deeplab", "--model=deeplabv3_mnv2_dm05_pascal_trainaug", f"--output={place / 'checkpoint'}",
-        f"--checkpoint={SHARED / 'weights/deeplabv3_mnv2_dm05_257/deeplabv3.tflite'}",
+        "--source=official_deeplab", "--model=deeplabv3_mnv2_dm05_pascal_trainaug", "--output_stride=8",
+        f"--output={place / 'checkpoint'}", f"--checkpoint={SHARED / 'weights/deeplabv3_mnv2_dm05_257/deeplabv3.tflite'}",
     ) == 0  # fmt: skip
     export_model(place / "checkpoint", place / "export", formats=["tflite"], input_size=(257, 257))
     folder = build_page(place / "export/model.tflite", place / "page", PAGE)
-    shutil.copy(ROOT / "tests/web_check.html", folder)
+    shutil.copy(ROOT / "tests/web_check.js", folder)
+    text = (folder / "index.html").read_text()
+    (folder / "web_check.html").write_text(text.replace('src="app.js"', 'src="web_check.js"'))
     posted: queue.Queue = queue.Queue()
     handler = type("Handler", (Server,), {"posted": posted})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
@@ -134,6 +226,12 @@ def page(tmp_path_factory) -> Iterator[tuple[pathlib.Path, str, queue.Queue]]:
 def browse(url: str, *flags: str) -> subprocess.Popen[str]:
     arguments = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *flags, url]
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wrong(log: str) -> list[str]:
+    """What the browser's console has of errors and of what the policy refused; the runtime writes its notes there too."""
+    pattern = re.compile(r"CONSOLE.*(Uncaught|Refused|Content Security Policy|Failed to (load|fetch))")
+    return [line for line in log.splitlines() if pattern.search(line)]
 
 
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
@@ -176,5 +274,28 @@ def test_the_page_shows_the_photo_without_an_error(page, tmp_path):
     flags = ("--window-size=900,900", "--virtual-time-budget=60000", f"--screenshot={shot}")
     _, log = browse(f"{address}?image=photo.png", *flags).communicate(timeout=180)
     assert shot.is_file()
-    wrong = [line for line in log.splitlines() if "ERROR:CONSOLE" in line or "Uncaught" in line]
-    assert wrong == []
+    assert wrong(log) == []
+
+
+@pytest.mark.package("chromium")
+@needs_npm
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_browser_keeps_to_the_policy(page):
+    """What is not the page's own is not run: the same page with such things put into it."""
+    folder, address, posted = page
+    text = (folder / "index.html").read_text()
+    (folder / "attack.js").write_text(
+        "fetch('own', {method: 'POST'}); try { new Function('') } catch { fetch('eval', {method: 'POST'}) }"
+    )
+    added = (
+        "<script>fetch('inline', {method: 'POST'})</script><img src=none.png onerror=\"fetch('handler', {method: 'POST'})\">"
+        "<p style='color: red'>a</p><img src='http://localhost:1/a.png'><script src=attack.js></script>"
+    )
+    (folder / "attack.html").write_text(text.replace("</body>", f"{added}</body>"))
+    _, log = browse(f"{address}attack.html", "--virtual-time-budget=60000", "--dump-dom").communicate(timeout=180)
+    refused = wrong(log)
+    print("\n".join(refused))
+    for directive in ("script-src", "style-src", "img-src"):
+        assert any(directive in line for line in refused), directive
+    assert sorted(posted.get_nowait()[0] for _ in range(posted.qsize())) == ["/eval", "/own"]

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import zipfile
 
 from absl import logging
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, reading
 from deeplab_keras.inference.exported import packed_files
 
 # Package of the npm registry -> what of it the page needs. npm checks what it downloads.
@@ -23,6 +23,7 @@ RUNTIME = {
     "@litertjs/wasm-utils@2.5.3": ("dist/index.js",),
 }
 ON_DEMAND = "compat"  # kept for later use only by browsers that load it
+BARE_IMPORT = re.compile(r"""^((?:import|export)\b[^'"]*["'])@litertjs/([\w-]+)(?=["'])""", re.MULTILINE)
 
 
 def build_page(
@@ -62,6 +63,7 @@ def build_page(
         shutil.copyfile(model, folder / "model.tflite")
         (folder / "model.json").write_text(about, encoding="utf-8")
         _copy_runtime(folder / "litert", pathlib.Path(runtime) if runtime else None)
+        _relative_imports(folder)
         _list_files(folder)
         if output.exists():
             shutil.rmtree(output)
@@ -70,19 +72,16 @@ def build_page(
 
 
 def _about(model: pathlib.Path) -> str:
-    try:
-        files = packed_files(model)
-        about = json.loads(files["model.json"])
-        about["dataset"]
-    except FileNotFoundError:
-        raise UserError(f"--model_file={model}: no such file; export one by export_model.py --formats=tflite") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, IsADirectoryError) as error:
-        raise UserError(
-            f"--model_file={model}: its classes are not packed into it; give a .tflite file that export_model.py wrote"
-        ) from error
-    if "labels" not in about.get("outputs", ["labels"]):  # files of earlier versions do not say
+    if not model.exists():
+        raise UserError(f"--model_file={model}: no such file; export one by export_model.py --formats=tflite")
+    with reading(model, "a .tflite file with its classes packed into it", "give a .tflite file that export_model.py wrote"):
+        text = packed_files(model)["model.json"]
+        about = json.loads(text)
+        about["dataset"]["class_names"], about["model"]  # the page shows them
+        gives_labels = "labels" in about.get("outputs", ["labels"])  # files of earlier versions do not say
+    if not gives_labels:
         raise UserError(f"--model_file={model}: gives no labels, which the page shows; export it with --output=labels or both")
-    return files["model.json"]
+    return text
 
 
 def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
@@ -124,6 +123,16 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     with tarfile.open(archives[0]) as archive:
         archive.extractall(place, filter="data")
     return place / "package"
+
+
+def _relative_imports(folder: pathlib.Path) -> None:
+    """Replaces the names of packages in imports by paths: an import map would be an inline script, which the page forbids."""
+    for script in sorted(folder.rglob("*.js")):
+        up = "../" * (len(script.relative_to(folder).parts) - 1) or "./"
+        text = script.read_text(encoding="utf-8")
+        found = BARE_IMPORT.sub(rf"\g<1>{up}litert/\g<2>/index.js", text)
+        if found != text:
+            script.write_text(found, encoding="utf-8")
 
 
 def _list_files(folder: pathlib.Path) -> None:
