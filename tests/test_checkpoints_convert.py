@@ -282,7 +282,7 @@ def test_weights_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize("content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}'])
 def test_classes_that_are_none_get_one_line(content, tmp_path):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(UserError, match=r"dataset\.json: damaged or not the classes|class_names must be a list of text"):
+    with pytest.raises(UserError, match=r"dataset\.json: (damaged or not the classes|.*class_names must be a list of text)"):
         read_info(tmp_path)
 
 

@@ -25,6 +25,7 @@ from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data import open_dataset, pipeline
+from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.segmentor import build_segmentor
 from deeplab_keras.trainer import make_strategy, training_steps
 from deeplab_keras.trainer.step import TrainedModel
@@ -408,6 +409,47 @@ def test_other_classes_start_with_fresh_classifiers_only(
     for name, value in folder.named_weights(model).items():
         is_classifier = name.split("/")[0] in ("logits", "auxiliary_logits")
         assert np.array_equal(value, before[name] if is_classifier else folder.named_weights(source)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "warning"),
+    [
+        (("road", "Car", "_sky_", "class 3"), {}, ""),  # differences of spelling; a class that nobody named
+        (("road", "sky", "car", "tree"), {}, "these classes in another order: class 1 is 'car' there and 'sky' here and 1 more"),
+        (("road", "bus", "sky", "tree"), {}, "other classes: class 1 is 'car' there and 'bus' here; its classifiers"),
+        (("road", "sky", "car", "tree"), {"last_layer": False, "logits_only": True}, ""),  # fresh as the flag says
+    ],
+)
+def test_classifiers_of_other_names_or_another_order_start_fresh(
+    names: tuple[str, ...], flags: dict[str, bool], warning: str, config: ModelConfig, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *values: warnings.append(text % values))
+    source, model = build_segmentor(config), build_segmentor(config)
+    folder.save_checkpoint(tmp_path / "c", source, config, info_for_classes("street", ("road", "car", "sky", "tree")))
+    before, theirs = folder.named_weights(model), folder.named_weights(source)
+    initialize(model, config, str(tmp_path / "c"), **flags, info=info_for_classes("mine", names))
+    for name, value in folder.named_weights(model).items():
+        fresh = (warning or flags) and name.split("/")[0] in ("logits", "auxiliary_logits")
+        assert np.array_equal(value, before[name] if fresh else theirs[name]), name
+    assert len(warnings) == bool(warning)
+    assert all(warning in line and "\n" not in line for line in warnings), warnings
+
+
+def test_a_training_knows_the_classes_of_its_start(
+    tiny_flags: list[str], tiny_run: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(tiny_run / "best", start)
+    (start / folder.HASHES).unlink()
+    info = folder.read_info(start)
+    names = [info.class_names[0], info.class_names[2], info.class_names[1], *info.class_names[3:]]
+    (start / folder.DATASET).write_text(json.dumps({**info.to_dict(), "class_names": names}))
+    flags = [*tiny_flags, "--summary_images=0", "--nohtml_report", f"--initial_checkpoint={start}"]
+    assert script("train.py")(*flags, f"--train_logdir={tmp_path}/run") == 0
+    message = f"another order: class 1 is {names[1]!r} there and {names[2]!r} here and 1 more; its classifiers start fresh"
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

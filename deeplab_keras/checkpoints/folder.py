@@ -21,11 +21,12 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -33,13 +34,14 @@ import numpy as np
 from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import ModelConfig, UserError, reading
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.segmentor import build_segmentor, check_names
 
 CONFIG, DATASET, WEIGHTS, METRICS, STATE = "config.json", "dataset.json", "weights.npz", "metrics.json", "state.npz"
 HASHES = "SHA256SUMS"
 ANOTHER = "delete this checkpoint and use another"
 BEST, STEPS = "best", "checkpoints"
 Path = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def save_checkpoint(
         state: arrays needed to go on training.
 
     Raises:
-        UserError: weights that are no numbers, no space left, the folder cannot be written, or what stands there is no
+        UserError: weights or metrics that are no numbers, no space left, the folder cannot be written, or what stands there is no
             checkpoint; what stood there before is left as it was.
     """
     path = pathlib.Path(path)
@@ -94,11 +96,15 @@ def save_checkpoint(
         {**weights, **raw}, path, "such weights are not saved: the training has diverged; give a lower --base_learning_rate, "
         "--warmup_steps or --clip_gradient_norm, and a new --train_logdir"
     )  # fmt: skip
+    try:
+        scores = None if metrics is None else json.dumps(dict(metrics), indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: metrics that are NaN or infinite are not saved ({error}); leave them out") from error
     with _new_folder(path) as folder:
         (folder / CONFIG).write_text(config.to_json())
         (folder / DATASET).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
-        if metrics is not None:
-            (folder / METRICS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
+        if scores is not None:
+            (folder / METRICS).write_text(scores + "\n")
         if state is not None:
             _save_arrays(folder / STATE, state)
         _save_arrays(folder / WEIGHTS, weights)
@@ -138,7 +144,8 @@ def load_checkpoint(
     """
     folder = find_checkpoint(path)
     config, info = read_config(folder), read_info(folder)
-    model = build_segmentor(config, input_size, batch_size=batch_size)
+    with reading(folder / CONFIG, "a model's config", ANOTHER):
+        model = build_segmentor(config, input_size, batch_size=batch_size)
     assign_weights(model, read_weights(folder), source=str(folder))
     metrics = folder / METRICS
     return LoadedCheckpoint(model, config, info, folder, _read_json(metrics, "a checkpoint's scores") if metrics.exists() else {})
@@ -165,18 +172,18 @@ def step_folders(workdir: Path) -> list[pathlib.Path]:
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
-    path, what = folder / CONFIG, "a model's config"
-    values = _read_json(path, what)
-    with reading(path, what, ANOTHER):
-        return ModelConfig.from_dict(values)
+
+    def make(values: dict[str, Any]) -> ModelConfig:
+        config = ModelConfig.from_dict(values)
+        check_names(config)
+        return config
+
+    return _read_described(folder / CONFIG, "a model's config", make)
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:
     """The classes of a checkpoint folder."""
-    path, what = folder / DATASET, "the classes of a checkpoint"
-    values = _read_json(path, what)
-    with reading(path, what, ANOTHER):
-        return DatasetInfo.from_dict(values)
+    return _read_described(folder / DATASET, "the classes of a checkpoint", DatasetInfo.from_dict)
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -279,10 +286,27 @@ def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     if path.name != METRICS:
         check_hash(path)
     with reading(path, what, ANOTHER):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
         if not isinstance(found, dict):
             raise TypeError(f"a JSON {type(found).__name__}")
         return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of a JSON object; its own errors do not know the file and get its name."""
+    values = _read_json(path, what)
+    with reading(path, what, ANOTHER):
+        try:
+            return make(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {ANOTHER}") from error
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

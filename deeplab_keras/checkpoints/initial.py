@@ -13,17 +13,20 @@ from deeplab_keras.checkpoints import official_deeplab
 from deeplab_keras.checkpoints.convert import load_pth
 from deeplab_keras.checkpoints.folder import (
     CONFIG,
+    DATASET,
     assign_weights,
     find_checkpoint,
     model_variables,
     named_weights,
     read_config,
+    read_info,
     read_weights,
 )
 from deeplab_keras.checkpoints.keras_applications import BACKBONE, load_imagenet
 from deeplab_keras.checkpoints.official_files import is_official_file
 from deeplab_keras.checkpoints.transfer import CLASSIFIERS
 from deeplab_keras.config import ModelConfig
+from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.quantization import without_ranges
 
 PTH = (".pth", ".pt")
@@ -32,12 +35,19 @@ MOMENTA = ("backbone_bn_momentum", "head_bn_momentum")
 
 
 def initialize(
-    model: keras.Model, config: ModelConfig, source: str, last_layer: bool = True, *, logits_only: bool = False
+    model: keras.Model,
+    config: ModelConfig,
+    source: str,
+    last_layer: bool = True,
+    *,
+    logits_only: bool = False,
+    info: DatasetInfo | None = None,
 ) -> None:
     """Assigns the weights of `source` to `model`, and says which it left out.
 
     From one of our checkpoints come the backbone and, where the head is the same, the head. Its classifier layers are
-    left out where the number of classes differs; an auxiliary head that it lacks starts fresh.
+    left out where the number of classes differs, or with a warning where their names or order do; an auxiliary head that
+    it lacks starts fresh.
 
     Args:
         model: the segmentor.
@@ -47,6 +57,7 @@ def initialize(
             downloaded.
         last_layer: False: the last layers start fresh in any case.
         logits_only: the last layers are the classifiers; False: the whole head.
+        info: the classes of the training; None: those of one of our checkpoints are taken to be the same.
 
     Raises:
         UserError: no such source, or its weights do not fit.
@@ -59,7 +70,7 @@ def initialize(
     elif source == "imagenet" or not pathlib.Path(source).is_dir():
         logging.info("%s: %s", source, load_imagenet(model, config, source))
     else:
-        _from_folder(model, config, source, fresh)
+        _from_folder(model, config, source, fresh, info)
 
 
 def start_config(source: str) -> ModelConfig:
@@ -86,7 +97,9 @@ def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:
     return tuple(name for name in heads if not logits_only or CLASSIFIERS.fullmatch(name))
 
 
-def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_layers: Collection[str]) -> None:
+def _from_folder(
+    model: keras.Model, config: ModelConfig, source: str, fresh_layers: Collection[str], info: DatasetInfo | None
+) -> None:
     folder = find_checkpoint(source)
     theirs, weights, fresh = read_config(folder), read_weights(folder), named_weights(model)
     names = {*fresh, *weights}
@@ -99,8 +112,9 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
         )  # fmt: skip
     else:
         left_out = {name for name in names if name.split("/")[0] in fresh_layers}
-        if theirs.num_classes != config.num_classes:
-            left_out |= {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
+        classifiers = {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
+        if not classifiers <= left_out and (theirs.num_classes != config.num_classes or _relabels(folder, info)):
+            left_out |= classifiers
         if theirs.quantization_aware != config.quantization_aware:
             left_out |= names - without_ranges(dict.fromkeys(names)).keys()
         if theirs.auxiliary_head != config.auxiliary_head:
@@ -112,3 +126,21 @@ def _from_folder(model: keras.Model, config: ModelConfig, source: str, fresh_lay
     layers = list(dict.fromkeys(name.split("/")[0] for name in started))
     listed = ", ".join(layers[:LISTED]) + (f" and {len(layers) - LISTED} more" if len(layers) > LISTED else "")
     logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh layers: {listed}" if layers else "")
+
+
+def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
+    """Whether the classifiers of a checkpoint would give classes of other names; a warning then says which."""
+    if info is None:
+        return False
+    theirs = read_info(folder)
+    other = theirs.renamed(info)
+    if not other:
+        return False
+    same = sorted(theirs.plain_names) == sorted(info.plain_names)
+    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+    logging.warning(
+        "%s was trained on %s: class %d is %r there and %r here%s; its classifiers start fresh; to take them, give the classes "
+        "the %s of %s", folder, "these classes in another order" if same else "other classes", other[0],
+        theirs.class_names[other[0]], info.class_names[other[0]], more, "order" if same else "names", folder / DATASET,
+    )  # fmt: skip
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from deeplab_keras.config import UserError
 Colour = tuple[int, int, int]
 
 MAX_CLASSES = 256  # label maps are uint8
+NO_NAME = re.compile(r"class \d+")  # of a class that nobody named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,20 @@ class DatasetInfo:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def plain_names(self) -> list[str]:
+        """The class names without differences of spelling: case, underscores and surrounding spaces."""
+        return [name.strip("_ ").replace("_", " ").casefold() for name in self.class_names]
+
+    def renamed(self, other: DatasetInfo) -> list[int]:
+        """Ids of the classes that have one name here and another one in `other`; unnamed classes match every name.
+
+        Args:
+            other: as many classes.
+        """
+        pairs = enumerate(zip(self.plain_names, other.plain_names, strict=True))
+        return [i for i, (a, b) in pairs if a != b and not NO_NAME.fullmatch(a) and not NO_NAME.fullmatch(b)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

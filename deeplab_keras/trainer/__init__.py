@@ -152,8 +152,8 @@ def _start(run: Run, training: TrainConfig) -> None:
     if training.tf_initial_checkpoint:
         initialize(
             run.model, run.config, training.tf_initial_checkpoint, training.initialize_last_layer,
-            logits_only=training.last_layers_contain_logits_only,
-        )
+            logits_only=training.last_layers_contain_logits_only, info=run.info,
+        )  # fmt: skip
     run.fresh_statistics = statistics.find_fresh(run.model)
     if training.tf_initial_checkpoint and not training.recalibrate_batch_norm:
         statistics.warn_of_lag(run.model, run.fresh_statistics, run.total_steps)
