@@ -21,6 +21,7 @@ from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.evaluation import Report, batches, check_classes, evaluate
 from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.layers import ResizeTo
 from deeplab_keras.progress import Progress
 
 CLASSES = 4
@@ -100,6 +101,51 @@ def test_config_reaches_the_predictor() -> None:
     report = evaluate(model, source, config, progress=False)
     assert report.confusion_matrix == tuple(map(tuple, oracle(source, Predictor(model, config)).tolist()))
     assert report.confusion_matrix != evaluate(model, source, progress=False).confusion_matrix
+
+
+def definition_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear with half-pixel centers, without antialiasing, by its definition."""
+    for axis, length in enumerate(size):
+        at = np.clip((np.arange(length) + 0.5) * image.shape[axis] / length - 0.5, 0, image.shape[axis] - 1)
+        low = np.floor(at).astype(int)
+        share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        high = np.minimum(low + 1, image.shape[axis] - 1)
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, high, axis) * share
+    return image
+
+
+@pytest.mark.parametrize("variant", ["any size", "built for a size", "short side", "two layers"])
+def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
+    """A model whose classes another layer merges: what is evaluated is its output, not that of the layer 'resized_logits'."""
+    size = (24, 20) if variant == "built for a size" else None
+    image = keras.Input((*(size or (None, None)), 3))
+    scores = keras.layers.Conv2D(9, 4, 4, padding="same", name="logits")
+    network = keras.Model(image, ResizeTo(name="resized_logits")([scores(image), image]))
+    weights = np.random.default_rng(0).normal(size=(4, 4, 3, 9)).astype(np.float32) / 100
+    scores.set_weights([weights - weights.mean(axis=(0, 1, 2)), np.zeros(9)])  # a bright image favors no class
+    merge = np.zeros((9, CLASSES), np.float32)
+    merge[np.arange(9), np.arange(9) % CLASSES] = 1
+    bias = np.float32([0.01, -0.02, 0.03, 0])
+    layer = keras.layers.Conv2D(CLASSES, 1, name="merged")
+    output = layer(network.output)
+    layer.set_weights([merge[None, None], bias])
+    if variant == "two layers":
+        output = keras.layers.Rescaling(-1.0)(output)  # the least likely class is the strongest one
+    model = keras.Model(network.input, output)
+    source = make_source([(33, 29), (18, 40)])
+    config = EvalConfig(eval_short_side=20, eval_long_side=64) if variant == "short side" else EvalConfig()
+
+    def by_hand(image: np.ndarray) -> np.ndarray:
+        factor = 20 / min(image.shape[:2])
+        run = size or (tuple(round(side * factor) for side in image.shape[:2]) if variant == "short side" else image.shape[:2])
+        logits = np.asarray(network(definition_resize(image.astype(np.float32), run)[None].astype(np.float32), training=False))[0]
+        merged = (logits @ merge + bias) * (-1 if variant == "two layers" else 1)
+        return definition_resize(merged, image.shape[:2]).argmax(-1)
+
+    matrix = oracle(source, by_hand)
+    assert (matrix.sum(axis=0) > 0).sum() > 1, "the model gives several classes"
+    report = evaluate(model, source, config, progress=False)
+    assert report.confusion_matrix == tuple(map(tuple, matrix.tolist()))
 
 
 def test_limit_and_names() -> None:
@@ -334,7 +380,6 @@ from deeplab_keras.config import EvalConfig
 from deeplab_keras.data.ade20k import ADE20K
 from deeplab_keras.evaluation import evaluate
 from deeplab_keras.inference import Network
-from deeplab_keras.segmentor import build_segmentor
 
 class Source:
     info, names = ADE20K, ("a", "b", "c", "d")
@@ -368,7 +413,6 @@ import numpy as np
 from deeplab_keras import zoo
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference import Network, Predictor
-from deeplab_keras.segmentor import build_segmentor
 
 network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
 image = np.kron(np.random.default_rng(0).integers(0, 255, (30, 40, 3)), np.ones((100, 100, 1))).astype(np.uint8)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 from contracts import ROOT, noise, script
-from PIL import Image
+from PIL import Image, features
 
 from deeplab_keras import prediction
 from deeplab_keras.checkpoints.folder import load_checkpoint
@@ -29,6 +29,7 @@ from deeplab_keras.prediction import Input, Results, find_inputs
 from deeplab_keras.prediction import images as images_module
 from deeplab_keras.prediction import results as results_module
 from deeplab_keras.prediction.images import ImageJob
+from deeplab_keras.prediction.inputs import IMAGES
 from deeplab_keras.progress import Progress
 from deeplab_keras.visualization import class_colours, colorize, legend, overlay
 from deeplab_keras.writing import HOST
@@ -139,7 +140,7 @@ def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path):
     ("given", "message"),
     [
         ("{}/none.png", "--input={}/none.png: there is no such file or folder"),
-        ("{}/none*.png", "no image or video there; known are .bmp"),
+        ("{}/none*.png", "no image or video there; known are .apng .avif .bmp"),
         ("{}", "--input={}: no image or video there, among 1 other files"),
     ],
 )
@@ -367,6 +368,105 @@ def test_two_images_of_one_name_are_not_one_submission(tmp_path):
     found = [Input("north/1.jpg", "north/1"), Input("south/1.jpg", "south/1")]
     with pytest.raises(UserError, match="north/1.jpg and south/1.jpg would both get 1.png"):
         Results(config(tmp_path, submission="voc"), VOC2012).check(found)
+
+
+def test_pictures_of_every_format_are_found_and_predicted(job, tmp_path):
+    """Every suffix that a folder is searched for, as Pillow writes it or, where it does not, as another format's file."""
+    known = Image.registered_extensions()
+    wanted = dict.fromkeys(IMAGES, "PNG") | {suffix: known[suffix] for suffix in IMAGES if known.get(suffix) in Image.SAVE}
+    if not features.check("avif"):
+        del wanted[".avif"]
+    assert {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"} - set(
+        wanted.values()
+    ) <= {"AVIF"}
+    expected = {}
+    for suffix, kind in wanted.items():
+        path = tmp_path / "in" / f"of_{suffix[1:]}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        picture(12, 16).save(path, kind)
+        with Image.open(path) as stored:  # lossy formats change pixels
+            expected[path.stem] = np.asarray(stored.convert("RGB")).argmax(-1)
+    done = job(tmp_path / "in", outputs=("labels",))
+    assert (done.done, done.failed) == (len(wanted), 0)
+    for name, labels in expected.items():
+        assert (np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png")) == labels).all(), name
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_avif_file_costs_only_itself(job, tmp_path, capsys):
+    """Bytes cut off, zeroed and flipped, in the boxes and in the pixels; Pillow itself says what can still be decoded."""
+    source, random = tmp_path / "in", np.random.default_rng(0)
+    source.mkdir()
+    picture(48, 64).save(tmp_path / "whole.avif", quality=90)
+    whole = (tmp_path / "whole.avif").read_bytes()
+    pixels = whole.index(b"mdat")
+    bad, kinds = set(), set()
+    for index in range(120):
+        data = bytearray(whole)
+        start, end = ((0, 40), (40, pixels), (pixels, len(data)))[index // 4 % 3]
+        where = random.integers(start, end, size=int(random.integers(1, 4)))
+        if index % 4 == 0:
+            del data[where[0] :]
+        elif index % 4 == 1:
+            data[where[0] : where[0] + 200] = bytes(len(data[where[0] : where[0] + 200]))
+        else:
+            for place in where:
+                data[place] ^= int(random.integers(1, 256))
+        path = source / f"damaged_{index:03}.avif"
+        path.write_bytes(data)
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+        except Exception as error:
+            bad.add(path.name)
+            kinds.add(type(error).__name__)
+    assert 20 < len(bad) < 120 and {"RuntimeError", "UnidentifiedImageError"} <= kinds, (len(bad), kinds)
+    put(source / "good_first.png", 12, 16)
+    (source / "good_last.avif").write_bytes(whole)
+
+    done = job(source, outputs=("labels",))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert (done.done, done.failed, len(errors)) == (122, len(bad), len(bad))
+    assert {pathlib.Path(line.removeprefix("error: ").split(": ")[0]).name for line in errors} == bad
+    written = {path.name.removesuffix("_labels.png") for path in (tmp_path / "out").iterdir()}
+    assert written == {path.stem for path in source.iterdir() if path.name not in bad} and {"good_first", "good_last"} <= written
+
+
+TURNS = {  # EXIF orientation -> what makes the stored pixels upright
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "PNG with the note behind its pixels", "WEBP", "TIFF"])
+def test_exif_turns_count_in_every_format(job, tmp_path, kind):
+    source, suffix = tmp_path / "in", {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "TIFF": "tif"}.get(kind, "png")
+    source.mkdir()
+    flags = {"MPO": {"save_all": True, "append_images": [picture(12, 16)]}, "WEBP": {"lossless": True}}.get(kind, {})
+    expected = {}
+    for turn, upright in TURNS.items():
+        exif, path = Image.Exif(), source / f"turn_{turn}.{suffix}"
+        exif[0x0112] = turn
+        picture(12, 16).save(path, kind.split()[0], exif=exif, **flags)
+        if "behind" in kind:
+            data = path.read_bytes()
+            at = data.index(b"eXIf") - 4
+            note = data[at : at + 12 + int.from_bytes(data[at : at + 4])]
+            path.write_bytes(data.replace(note, b"")[:-12] + note + data[-12:])
+        with Image.open(path) as stored:
+            assert stored.format == kind.split()[0]
+            pixels = np.asarray(stored if suffix == "jpg" else picture(12, 16))  # of the others Pillow may turn some itself
+        expected[path.stem] = upright(pixels).argmax(-1)
+    assert job(source, outputs=("labels",)).failed == 0
+    for name, labels in expected.items():
+        found = np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png"))
+        assert found.shape == labels.shape and (found == labels).all(), name
 
 
 # --- The command ---
