@@ -85,7 +85,7 @@ def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Pat
     link to a folder around it is not followed.
     """
     found: list[pathlib.Path] = []
-    waiting, seen = collections.deque([folder]), {output}
+    waiting, seen = collections.deque([folder]), {output} - {folder.resolve()}  # results may go into the folder itself
     while waiting:
         for where, folders, files in os.walk(waiting.popleft()):
             here, real = pathlib.Path(where), pathlib.Path(where).resolve()
