@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -41,6 +40,7 @@ from deeplab_keras.data import labelme, open_dataset
 from deeplab_keras.data.build_records import build_records
 from deeplab_keras.data.cache import cache_on_disk
 from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.data.pipeline import user_error
 from deeplab_keras.export import export_model
 from deeplab_keras.inference.images import open_image
 
@@ -115,22 +115,12 @@ def _pairs(folder: Folder, split: str = "train", **settings: Any) -> Any:
 
 
 def _streamed(folder: Folder) -> Any:
-    """Through TensorFlow's decoders, as a training run reads them."""
+    """Through TensorFlow's decoders and with its errors translated, as a training run reads them."""
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(folder)), "train")
-    with _tensorflow_errors():
-        return [[part.numpy() for part in source.tf_load(tf.constant(index))] for index in range(len(source))]
-
-
-@contextlib.contextmanager
-def _tensorflow_errors() -> Any:
-    """A `UserError` raised in a function that TensorFlow calls comes back inside TensorFlow's own error."""
     try:
-        yield
+        return [[part.numpy() for part in source.tf_load(tf.constant(index))] for index in range(len(source))]
     except tf.errors.OpError as error:
-        lines = [line.partition("UserError: ")[2] for line in str(error).splitlines() if "UserError: " in line]
-        if lines:
-            raise dk.UserError(lines[-1]) from error
-        raise
+        raise user_error(error, source) or error from error
 
 
 def _files_of(kind: str, content: str) -> Callable[[Folder], None]:
