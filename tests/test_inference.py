@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from contracts import noise, ramp
 from data_files import png16
 from PIL import Image
 
-from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.config import EvalConfig, ModelConfig, UserError
+from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.inference import (
     Network,
     Predictor,
@@ -21,6 +24,7 @@ from deeplab_keras.inference import (
     resized_size,
     window_starts,
 )
+from deeplab_keras.inference.exported import ABOUT, ExportedNetwork, Runtime
 
 CLASSES = 5
 
@@ -373,3 +377,16 @@ def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
     (tmp_path / "photo.png").write_bytes(data[:start] + other[start:end] + data[end:])
     with pytest.raises(UserError, match="photo.png: cannot be read .*checksum .* is wrong"):
         open_image(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_exported_file_with_scores_that_are_not_finite_is_refused(value):
+    info = info_for_classes("mine", ("a", "b"))
+    about = json.dumps({"model": ModelConfig(num_classes=2).to_dict(), "dataset": info.to_dict()})
+    scores = np.arange(32, dtype=np.float32).reshape(1, 4, 4, 2) - 15
+    runtime = Runtime(np.float32, (4, 4), {ABOUT: about}, lambda images: scores, None)
+    predictor = Predictor(ExportedNetwork("model.onnx", runtime))
+    np.testing.assert_array_equal(predictor(np.zeros((4, 4, 3), np.uint8)), np.ones((4, 4)))
+    scores[0, 2, 3, 1] = value
+    with pytest.raises(UserError, match="^model.onnx: its class scores are NaN or infinite; the file may be damaged"):
+        predictor(np.zeros((4, 4, 3), np.uint8))

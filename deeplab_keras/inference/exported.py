@@ -81,7 +81,10 @@ class ExportedNetwork(Network):
         self._mean = NORMALIZATIONS[config.normalization][0]
 
         def logits(images: tf.Tensor) -> tf.Tensor:
-            return tf.convert_to_tensor(runtime.logits(self._prepared(images)), tf.float32)
+            scores = runtime.logits(self._prepared(images))
+            if not np.isfinite(np.sum(scores)):  # argmax gives NaN a label too
+                raise UserError(f"{self.path}: its class scores are NaN or infinite; the file may be damaged: export it again")
+            return tf.convert_to_tensor(scores, tf.float32)
 
         self._compiled = logits
 
