@@ -14,6 +14,7 @@ from contracts import BROWSER, SHARED, script
 # Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve each other.
 for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "1",  # else the processor decides which kernels round the golden values
     "TF_NUM_INTRAOP_THREADS": "2",
     "TF_NUM_INTEROP_THREADS": "2",
     "OMP_NUM_THREADS": "2",
