@@ -70,12 +70,12 @@ def __getattr__(name: str) -> Any:
     return module if _LAZY[name] == name else getattr(module, name)
 
 
-# The modules whose layers, metrics, losses and optimizers stand in saved .keras files.
+# The modules whose layers, metrics, losses and optimizers occur in saved .keras files.
 _IN_FILES = ("segmentor", "concat_conv", "quantization", "losses", "metrics", "optimizers")
 
 
 def _register() -> None:
-    """Makes what may stand in a .keras file known to `keras.models.load_model`."""
+    """Registers what a .keras file may contain for `keras.models.load_model`."""
     if f"{__name__}.layers" in sys.modules:  # one of our own modules imports Keras, and registers itself
         return
     for name in _IN_FILES:

@@ -160,7 +160,7 @@ class Run:
         self.workdir.save_step(self.step, self.model, self.config, self.info, weights=self.weights(), state=state)
 
     def restore(self) -> bool:
-        """Goes on from the newest training checkpoint that is intact; False where there is none at all.
+        """Resumes from the newest training checkpoint that is intact; False where there is none at all.
 
         Raises:
             UserError: all of them are damaged, or the run has its classes in another order or another architecture.
@@ -178,7 +178,7 @@ class Run:
         self._assign("optimizer", self.optimizer.variables, state)
         self._assign("random", self.random_states(), state)
         self.step, self.best_miou = int(state["step"]), float(state["best_miou"])
-        # A checkpoint of an older version had no warm-up, and goes on without.
+        # A checkpoint of an older version had no warm-up, and continues without it.
         norms = [layer for layer in self.model.layers if isinstance(layer, BatchNormalization)]
         self.fresh_statistics = state.get("fresh_statistics", np.zeros(len(norms), np.uint8))
         self.stale_rounds = int(state.get("stale_rounds", 0))

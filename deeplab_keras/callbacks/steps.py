@@ -43,7 +43,7 @@ class Steps(keras.callbacks.Callback):
         return Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the profiler where it is due; goes on counting where the checkpoint was written within a round."""
+        """Starts the profiler where it is due; continues counting where the checkpoint was written within a round."""
         self.run.restore_counts()  # `fit` has set the metrics back by now
         if self.profile and not self.profiling and self.run.step + 1 == self.profile[0]:
             tf.profiler.experimental.start(str(self.run.workdir.path / "tensorboard"))
@@ -66,7 +66,7 @@ class Steps(keras.callbacks.Callback):
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
     def stop_profiler(self) -> None:
-        """Ends a recording that is on; also of a training that is left early."""
+        """Ends a recording that is on; also when training stops early."""
         if self.profiling:
             tf.profiler.experimental.stop()
             self.profiling = False

@@ -349,7 +349,7 @@ def _check_variant(
 
 
 def _typed(value: Any) -> str:
-    """A value as it is typed in a flag."""
+    """A value in the syntax of a flag."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -246,7 +246,7 @@ class Workdir:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCheckpoint:
-    """What a training goes on from.
+    """What a training run resumes from.
 
     Attributes:
         path: the folder.

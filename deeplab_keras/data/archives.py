@@ -138,7 +138,7 @@ class Archive:
             self._add(_zip_name(member), member.file_size, read)
 
     def _require_name(self, file: int, member: zipfile.ZipInfo) -> None:
-        """Compares a member's name with the one that stands in front of its data: names have no checksum."""
+        """Compares a member's name with the one in front of its data: names have no checksum."""
         head = os.pread(file, 30, member.header_offset)
         length = struct.unpack_from("<H", head, 26)[0] if len(head) == 30 else 0
         encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"

@@ -13,7 +13,7 @@ from deeplab_keras.config import UserError
 Colour = tuple[int, int, int]
 
 MAX_CLASSES = 256  # label maps are uint8
-NO_NAME = re.compile(r"class \d+")  # of a class that nobody named
+NO_NAME = re.compile(r"class \d+")  # of a class without a name
 
 
 @dataclasses.dataclass(frozen=True)

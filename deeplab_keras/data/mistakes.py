@@ -23,7 +23,7 @@ def likely_mistake(values: MaskValues, info: DatasetInfo, label_map: Mapping[int
     """What masks with these values look like and what to do about it, as a part of a sentence; "" if they look like nothing.
 
     Args:
-        values: what the masks hold, as it stands in the files.
+        values: the values in the mask files.
         info: the classes that are expected.
         label_map: value in the masks -> class id, where the two differ.
     """
@@ -40,7 +40,7 @@ def likely_mistake(values: MaskValues, info: DatasetInfo, label_map: Mapping[int
 def two_classes(values: MaskValues, info: DatasetInfo) -> str:
     """`likely_mistake` for masks of one object in black and white, and such with a few stray values; else ""."""
     allowed = {*range(info.num_classes), info.ignore_label}
-    # A very rare class beside an ignored area looks like stray values, so where all are classes there must be fewer.
+    # A very rare class next to an ignored area looks like stray values, so where all are classes there must be fewer.
     strange = bool(values.present - allowed)
     white = values.black_and_white(STRAY if strange else STRAY / 10, one_mask=strange)
     if not (white == 255 or (white not in allowed and info.num_classes == 2)):
