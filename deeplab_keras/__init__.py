@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,26 +19,27 @@ from deeplab_keras.version import __version__
 
 if TYPE_CHECKING:
     from deeplab_keras import visualization
-    from deeplab_keras.data import open_dataset
-    from deeplab_keras.evaluation import Report, evaluate
+    from deeplab_keras.data.registry import open_dataset
+    from deeplab_keras.evaluation.loop import evaluate
+    from deeplab_keras.evaluation.report import Report
     from deeplab_keras.export import export_model
     from deeplab_keras.inference import Predictor
-    from deeplab_keras.segmentor import build_segmentor
-    from deeplab_keras.trainer import train
-    from deeplab_keras.zoo import get_config, list_models, load_model
+    from deeplab_keras.models.segmentor import build_segmentor
+    from deeplab_keras.training.train import train
+    from deeplab_keras.zoo.registry import get_config, list_models, load_model
 
 # Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take seconds to import.
 _LAZY = {
     "Predictor": "inference",
-    "Report": "evaluation",
-    "build_segmentor": "segmentor",
-    "evaluate": "evaluation",
+    "Report": "evaluation.report",
+    "build_segmentor": "models.segmentor",
+    "evaluate": "evaluation.loop",
     "export_model": "export",
-    "get_config": "zoo",
-    "list_models": "zoo",
-    "load_model": "zoo",
-    "open_dataset": "data",
-    "train": "trainer",
+    "get_config": "zoo.registry",
+    "list_models": "zoo.registry",
+    "load_model": "zoo.registry",
+    "open_dataset": "data.registry",
+    "train": "training.train",
     "visualization": "visualization",
 }
 
@@ -71,12 +73,19 @@ def __getattr__(name: str) -> Any:
 
 
 # The modules whose layers, metrics, losses and optimizers occur in saved .keras files.
-_IN_FILES = ("segmentor", "concat_conv", "quantization", "losses", "metrics", "optimizers")
+_IN_FILES = (
+    "models.segmentor",
+    "models.concat_conv",
+    "models.quantization",
+    "training.losses",
+    "evaluation.metrics",
+    "training.optimizers",
+)
 
 
 def _register() -> None:
     """Registers what a .keras file may contain for `keras.models.load_model`."""
-    if f"{__name__}.layers" in sys.modules:  # one of our own modules imports Keras, and registers itself
+    if f"{__name__}.models.layers" in sys.modules:  # one of our own modules imports Keras, and registers itself
         return
     for name in _IN_FILES:
         importlib.import_module(f"{__name__}.{name}")
@@ -105,6 +114,34 @@ if "keras" in sys.modules:
     _register()
 else:
     sys.meta_path.insert(0, _WhenKerasIsImported())
+
+# Modules that documentation and recipes named before they moved -> where they are now.
+_MOVED = {
+    "checkpoints.convert": "convert.conversion",
+    "losses": "training.losses",
+    "metrics": "evaluation.metrics",
+    "optimizers": "training.optimizers",
+    "segmentor": "models.segmentor",
+    "layers": "models.layers",
+    "data.voc2012": "data.datasets.voc2012",
+    "data.tfds_builders": "data.tfds.builders",
+    "zoo_official": "zoo.official",
+}
+
+
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module of _MOVED under its old name: the same module object, so that its classes exist once."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        moved = name.startswith(f"{__name__}.") and name.removeprefix(f"{__name__}.") in _MOVED
+        return importlib.machinery.ModuleSpec(name, self) if moved else None
+
+    def exec_module(self, module: Any) -> None:
+        old = module.__name__
+        sys.modules[old] = importlib.import_module(f"{__name__}.{_MOVED[old.removeprefix(f'{__name__}.')]}")
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def __dir__() -> list[str]:

@@ -1,48 +1,6 @@
-"""Reads a whole dataset and says what is wrong with it, before a training finds out.
+"""Runs deeplab_keras/cli/commands/check_dataset.py."""
 
-Looked for: unreadable and missing files, masks of another size, ids that are no class, images that
-are in two splits; counted: pixels and images of each class, sizes. Writes report.html, report.json
-and contact_sheet.png to --output. Exit status 1 if anything is wrong.
-
-    python scripts/check_dataset.py --dataset=folder --dataset_dir=datasets/mine
-
-    python scripts/check_dataset.py --dataset=voc2012 --dataset_dir=voc2012 --splits=trainaug,val
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import os
-
-from deeplab_keras.config import Config, DataConfig, UserError, option
-from deeplab_keras.flags import Command, run
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(Config):
-    """What to read, and where the report goes."""
-
-    splits: tuple[str, ...] = option((), "splits to read, the one to train on first; default: --train_split and --eval_split")
-    output: str = option("", "folder for the report; default: runs/check_NAME")
-
-
-def main(command: Command) -> None:
-    """Checks, prints what was found, writes the report."""
-    options, config = command.config(Options), command.config(DataConfig)
-    name = os.path.basename(os.path.normpath(config.dataset_dir or config.dataset))
-
-    from deeplab_keras.data.check import check_dataset
-    from deeplab_keras.dataset_report import summary, write_report
-
-    check = check_dataset(config, options.splits or (config.train_split, config.eval_split))
-    print(summary(check))
-    page = write_report(check, options.output or os.path.join("runs", f"check_{name}"))
-    print(f"written: {page}")
-    if check.wrong:
-        count = max(len(check.problems), 1)
-        problems = f"{count} problems; {page} shows them" if count > 1 else f"1 problem; {page} shows it"
-        raise UserError(f"--dataset_dir={config.dataset_dir}: {problems}")
-
+from deeplab_keras import cli
 
 if __name__ == "__main__":
-    run(__doc__, main, Options, DataConfig)
+    cli.run_command("check_dataset")

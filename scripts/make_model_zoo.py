@@ -1,80 +1,12 @@
-"""Writes the tables of docs/model_zoo.md from the models and the recipes' headers, in some minutes.
+"""Runs benchmarks/model_zoo.py."""
 
-    python scripts/make_model_zoo.py --output=docs/model_zoo.md
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import math
 import pathlib
-import re
-from collections.abc import Callable
+import sys
 
-from deeplab_keras.config import Config, UserError, option
-from deeplab_keras.flags import Command, run
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-# Folder of the recipes -> title of their table.
-TITLES = {"voc": "PASCAL VOC 2012", "ade20k": "ADE20k", "cityscapes": "Cityscapes", "official": "Official DeepLab"}
-COLUMNS = ("model", "parameters", "auxiliary", "multiply-adds", "mIoU reported", "mIoU measured", "recipe")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(Config):
-    """Where."""
-
-    output: str = option("docs/model_zoo.md", "the page; its text stays, its tables are replaced")
-
-
-def count(name: str) -> tuple[str, str, str]:
-    """Trainable parameters, of them in the auxiliary head, and 10^9 multiply-adds at 512x512."""
-    from deeplab_keras import benchmark, build_segmentor, zoo
-
-    multiply_adds = "-"
-    try:
-        model = build_segmentor(zoo.get_config(name), (512, 512))
-        multiply_adds = f"{benchmark.count_multiply_adds(model) / 1e9:.3f}"
-    except UserError:  # its image pooling wants a larger input
-        model = build_segmentor(zoo.get_config(name))
-    auxiliary = [w for layer in model.layers if benchmark.is_auxiliary(layer) for w in layer.trainable_weights]
-    sizes = [sum(math.prod(w.shape) for w in weights) for weights in (model.trainable_weights, auxiliary)]
-    return f"{sizes[0]:,}", f"{sizes[1]:,}", multiply_adds
-
-
-def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
-    """The tables, one a folder of recipes, with the `count` of each model."""
-    from deeplab_keras import zoo
-
-    parts = []
-    for folder, title in TITLES.items():
-        lines = [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---|" + "--:|" * (len(COLUMNS) - 2) + "---|"]
-        for name in zoo.list_models():
-            path = CONFIGS / folder / f"{name}.flags"
-            if path.exists():
-                reported = zoo.reported(name)
-                measured = re.search(r"^# mIoU measured: +(\d+\.\d+)", path.read_text(), re.MULTILINE)
-                cells = (f"`{name}`", *count(name), f"{reported:.2f}" if reported else "", measured[1] if measured else "")
-                lines.append(f"| {' | '.join(cells)} | [{folder}](../configs/{folder}/{name}.flags) |")
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def replace_tables(page: str, new: str) -> str:
-    """The page with these tables in place of its own, which begin at the first heading of the second rank."""
-    return page[: page.index("\n## ") + 1] + new
-
-
-def main(command: Command) -> None:
-    """Counts and writes."""
-    path = pathlib.Path(command.config(Options).output)
-    if not path.exists():
-        raise UserError(f"--output={path}: there is no such page; give docs/model_zoo.md, from the repository's root")
-    aside = path.with_suffix(".tmp")
-    aside.write_text(replace_tables(path.read_text(), tables(count)))
-    aside.replace(path)
-    print(f"written: {path}")
-
+from benchmarks import model_zoo
+from deeplab_keras import cli
 
 if __name__ == "__main__":
-    run(__doc__, main, Options)
+    cli.run(model_zoo.__doc__, model_zoo.main, *model_zoo.SECTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from deeplab_keras.benchmark import workers
+from benchmarks import workers
 
 
 class InProcess:

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 
-from deeplab_keras import flags
+from deeplab_keras import cli as flags
 from deeplab_keras.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def label_blocks(
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A script as it hands itself to `flags.run`, so that a test can call it in its own process."""
+    """A script as it hands itself to `cli.run`, so that a test can call it in its own process."""
 
     path: str
     doc: str
@@ -74,7 +74,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 def script(name: str) -> Script:
     """The script `scripts/<name>`."""
-    with mock.patch.object(flags, "run") as run:
+    with mock.patch.object(flags, "run") as run, mock.patch("deeplab_keras.cli.script.run", run):
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     doc, main, *sections = run.call_args.args
     return Script(f"scripts/{name}", doc, main, tuple(sections))

@@ -22,7 +22,6 @@ from data_files import mask, photograph, write_dataset, write_mat
 from PIL import Image
 
 import deeplab_keras as dk
-from deeplab_keras.checkpoints import keras_applications, pth
 from deeplab_keras.checkpoints.folder import (
     assign_weights,
     find_checkpoint,
@@ -33,14 +32,16 @@ from deeplab_keras.checkpoints.folder import (
     read_weights,
     save_checkpoint,
 )
-from deeplab_keras.checkpoints.official_files import read_source
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import labelme, open_dataset
-from deeplab_keras.data.build_records import build_records
-from deeplab_keras.data.cache import cache_on_disk
+from deeplab_keras.convert import keras_applications, pth
+from deeplab_keras.convert.official_files import read_source
+from deeplab_keras.data.annotations import labelme
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.data.pipeline import user_error
+from deeplab_keras.data.records.build import build_records
+from deeplab_keras.data.records.cache import cache_on_disk
+from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.export import export_model
 from deeplab_keras.inference.images import open_image
 

@@ -15,11 +15,11 @@ import keras
 import numpy as np
 from contracts import ROOT, SHARED, noise
 
-from deeplab_keras.checkpoints.official_deeplab import load_official, rules
-from deeplab_keras.checkpoints.transfer import slots
 from deeplab_keras.config import ModelConfig
-from deeplab_keras.segmentor import build_segmentor
-from deeplab_keras.zoo_official import official_config
+from deeplab_keras.convert.official_deeplab import load_official, rules
+from deeplab_keras.convert.transfer import slots
+from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.zoo.official import official_config
 
 GOLDEN = SHARED / "golden" / "official_deeplab"
 LOCAL = ROOT / "tests" / "golden" / "official"

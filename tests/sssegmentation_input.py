@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 from sssegmentation_reference import _StandIns
 
-from deeplab_keras.data.transforms import Draws
+from deeplab_keras.data.augment.geometry import Draws
 
 # configs/_base_/datasets/vocaug_512x512.py of the reference.
 PIPELINE: list[tuple[str, dict[str, Any]]] = [

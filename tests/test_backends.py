@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from contracts import ROOT, noise, script
 
-from deeplab_keras import flags
+from deeplab_keras import cli as flags
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
 from deeplab_keras.export import export_model
 from deeplab_keras.inference import Network
-from deeplab_keras.layers import BatchNormalization, Normalize, ResizeTo
-from deeplab_keras.losses import make_loss
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.layers import BatchNormalization, Normalize, ResizeTo
+from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.training.losses import make_loss
 
 SMALL = dict(num_classes=3, depth_multiplier=0.25, output_stride=32, head_channels=8)
 V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
@@ -131,7 +131,10 @@ def test_a_network_trains_under_the_float16_policy(float16):
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
 
 
-@pytest.mark.parametrize("imports", ["import deeplab_keras, keras", "import keras, deeplab_keras", "import deeplab_keras.layers"])
+IMPORTS = ["import deeplab_keras, keras", "import keras, deeplab_keras", "import deeplab_keras.models.layers"]
+
+
+@pytest.mark.parametrize("imports", IMPORTS)
 def test_keras_loads_a_saved_model(imports, tmp_path):
     """In whatever order, and `import deeplab_keras` alone imports no Keras."""
     image = keras.Input((8, 8, 3))

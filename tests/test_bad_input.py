@@ -18,8 +18,8 @@ from dataset_trees import TREES
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset
 from deeplab_keras.data.info import pascal_palette
+from deeplab_keras.data.registry import open_dataset
 
 Maker = Callable[[pathlib.Path], dict | None]
 CASES: dict[str, tuple[Maker, str]] = {}

@@ -12,9 +12,9 @@ from benchmark_workers import InProcess
 from contracts import noise, script
 from data_files import write_dataset
 
+import benchmarks as benchmark
 import deeplab_keras as dk
-from deeplab_keras import benchmark
-from deeplab_keras.benchmark import peers, records, rounds, workers
+from benchmarks import peers, records, rounds, workers
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig, UserError
 
@@ -112,7 +112,7 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch
 
 def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
-    measure = importlib.import_module("deeplab_keras.benchmark.input").measure_input
+    measure = importlib.import_module("benchmarks.input").measure_input
     with pytest.raises(UserError, match="--against=torch reads JPEG or PNG images .* --dataset=synthetic has others"):
         measure(DataConfig(), against=["torch"])
     config = DataConfig(dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0)
@@ -194,8 +194,8 @@ PEERS = [
 def test_torch_computes_the_same_network(name):
     import torch
 
-    from deeplab_keras.benchmark.peers import torch_model
-    from deeplab_keras.benchmark.peers.plan import describe
+    from benchmarks.peers import torch_model
+    from benchmarks.peers.plan import describe
 
     size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
     config = dk.get_config(name).replace(image_pooling_crop_size=())
@@ -218,7 +218,7 @@ def test_the_peers_input_is_the_references(tmp_path):
     """The same numbers drawn from NumPy's generator: the same tensors."""
     from sssegmentation_input import make_dataset
 
-    from deeplab_keras.benchmark.peers.torch_input import Pairs
+    from benchmarks.peers.torch_input import Pairs
     from deeplab_keras.config import NORMALIZATIONS
 
     root = write_dataset(tmp_path / "photos")

@@ -14,9 +14,9 @@ import pytest
 from benchmark_workers import InProcess
 from contracts import ROOT, script
 
+import benchmarks as benchmark
 import deeplab_keras as dk
-from deeplab_keras import benchmark
-from deeplab_keras.benchmark import peak, peers, training, workers
+from benchmarks import peak, peers, training, workers
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
 
 TINY = ModelConfig(
@@ -80,8 +80,8 @@ def test_the_contenders_as_a_command(precision, tmp_path):
 def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     import torch
 
-    from deeplab_keras.benchmark.peers import torch_training
-    from deeplab_keras.benchmark.peers.plan import describe
+    from benchmarks.peers import torch_training
+    from benchmarks.peers.plan import describe
 
     config = ModelConfig(num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0)
     steps = describe(dk.build_segmentor(config, (33, 33)))

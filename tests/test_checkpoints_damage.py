@@ -15,11 +15,11 @@ import tensorflow as tf
 from contracts import noise
 from tensorflow.lite.python import schema_py_generated as schema
 
-from deeplab_keras.checkpoints import keras_applications, official_files
-from deeplab_keras.checkpoints.official_files import read_source
-from deeplab_keras.checkpoints.pth import read_pth
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.tflite_file import check_tflite
+from deeplab_keras.convert import keras_applications, official_files
+from deeplab_keras.convert.official_files import read_source
+from deeplab_keras.convert.pth import read_pth
+from deeplab_keras.inference.tflite_file import check_tflite
 
 STATE = {"layer.weight": noise(16, 8, seed=1), "layer.bn.running_var": noise(16, seed=2) + 1}
 

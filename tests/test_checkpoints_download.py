@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from contracts import noise
 from official_golden import SMALL, drawn_tensors
-from test_checkpoints_official import save_checkpoint
+from test_convert_official import save_checkpoint
 
-from deeplab_keras import zoo, zoo_official
 from deeplab_keras.checkpoints import download
 from deeplab_keras.checkpoints.download import cache_folder, fetch, record
 from deeplab_keras.checkpoints.folder import named_weights
 from deeplab_keras.config import UserError
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.zoo import official as zoo_official
+from deeplab_keras.zoo import registry as zoo
 
 CONTENT = noise(700_000, seed=3).astype(np.uint8).tobytes()
 CHECKSUM = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"

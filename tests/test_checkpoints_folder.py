@@ -15,7 +15,7 @@ from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.inference import Predictor
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.segmentor import build_segmentor
 
 CONFIG = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from deeplab_keras import ModelConfig, build_segmentor, get_config
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
-from deeplab_keras.concat_conv import ConcatConv2D
-from deeplab_keras.layers import resize_bilinear
+from deeplab_keras.models.concat_conv import ConcatConv2D
+from deeplab_keras.models.layers import resize_bilinear
 
 
 def plain(maps, resized, layer):

@@ -11,11 +11,11 @@ import pytest
 from contracts import ROOT, commands, script
 from dataset_trees import TREES, camvid
 
-from deeplab_keras import trainer
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
-from deeplab_keras.data import open_dataset
-from deeplab_keras.segmentor import check_input_size
-from deeplab_keras.trainer.step import TrainedModel
+from deeplab_keras.data.registry import open_dataset
+from deeplab_keras.models.segmentor import check_input_size
+from deeplab_keras.training import train as trainer
+from deeplab_keras.training.step import TrainedModel
 
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.flags") if path.parent.name != "base")
 # The quick lane's one: the systems of the references have golden tests, the slow lane takes them all.

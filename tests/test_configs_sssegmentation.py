@@ -11,10 +11,11 @@ from dataset_trees import TREES
 from test_configs import read
 from test_zoo import TABLE
 
-from deeplab_keras import zoo
 from deeplab_keras.config import NORMALIZATIONS, EvalConfig
-from deeplab_keras.data import open_dataset, pipeline
-from deeplab_keras.optimizers import MomentumSGD, make_optimizer
+from deeplab_keras.data import pipeline
+from deeplab_keras.data.registry import open_dataset
+from deeplab_keras.training.optimizers import MomentumSGD, make_optimizer
+from deeplab_keras.zoo import registry as zoo
 
 # Dataset -> its name here, training split, training images, crop, short side, epochs with MobileNetV2 and with V3.
 DATASETS = {

@@ -22,10 +22,11 @@ from dataset_trees import TREES, camvid
 from PIL import Image
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import files, open_dataset
-from deeplab_keras.data.archives import Archive, any_member, open_archive, read_bytes, split_member
-from deeplab_keras.data.mat import read_mat_segmentation
-from deeplab_keras.data.tree import Tree
+from deeplab_keras.data.files import pairs as files
+from deeplab_keras.data.files.archives import Archive, any_member, open_archive, read_bytes, split_member
+from deeplab_keras.data.files.mat import read_mat_segmentation
+from deeplab_keras.data.files.tree import Tree
+from deeplab_keras.data.registry import open_dataset
 
 MAKERS = {**TREES, "camvid": camvid, "folder": lambda root: write_dataset(root) and write_dataset(root, "val")}
 

@@ -14,7 +14,8 @@ from test_data_pipeline import assert_equal, batches
 from test_data_tfrecords import assert_same
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import cache, open_dataset
+from deeplab_keras.data.records import cache
+from deeplab_keras.data.registry import open_dataset
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_cache_gives_what_the_files_give(photos, tmp_path, capsys):
 def test_once_cached_the_files_are_not_read(photos, tmp_path, monkeypatch):
     source = open_dataset(kept(photos, tmp_path), "train")
     expected = source.load(2)
-    monkeypatch.setattr("deeplab_keras.data.files.read_image", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("deeplab_keras.data.files.pairs.read_image", lambda *_: pytest.fail("read again"))
     shutil.rmtree(tmp_path / "photos")
     for found, wanted in zip(source.tf_load(tf.constant(2)), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)

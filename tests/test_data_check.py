@@ -12,13 +12,13 @@ from data_files import CLASSES, mask, photograph, truncate, write_dataset
 from dataset_trees import TREES
 from PIL import Image
 
-from deeplab_keras import dataset_report
 from deeplab_keras.config import DataConfig, TrainConfig, UserError
 from deeplab_keras.data.check import NOT_OPENED, check_dataset
 from deeplab_keras.data.check.findings import inverse_log, median_frequency
 from deeplab_keras.data.check.notes import IN_TWO_SPLITS
-from deeplab_keras.data.files import IdsUserError, SizeUserError
-from deeplab_keras.data.reading import BrokenFileError, MissingFileError, NoMaskUserError
+from deeplab_keras.data.files.pairs import IdsUserError, SizeUserError
+from deeplab_keras.data.files.reading import BrokenFileError, MissingFileError, NoMaskUserError
+from deeplab_keras.visualization import dataset_report
 
 
 @pytest.fixture

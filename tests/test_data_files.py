@@ -12,9 +12,10 @@ from data_files import CLASSES, mask, photograph, truncate, write_dataset, write
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import files, open_dataset
-from deeplab_keras.data.camvid import CAMVID
+from deeplab_keras.data.datasets.camvid import CAMVID
+from deeplab_keras.data.files import pairs as files
 from deeplab_keras.data.info import pascal_palette
+from deeplab_keras.data.registry import open_dataset
 
 
 def folder(root, **changes) -> DataConfig:

@@ -11,8 +11,8 @@ from data_files import mask, photograph, write_dataset, write_png
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset
 from deeplab_keras.data.info import pascal_palette
+from deeplab_keras.data.registry import open_dataset
 
 
 def opened(root, split="train", **changes):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.camvid import CAMVID
+from deeplab_keras.data.datasets.camvid import CAMVID
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
 
 VOC_COLOURS = (

@@ -13,8 +13,8 @@ from dataset_trees import CITYSCAPES_IDS, TREES, camvid
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import DATASETS, open_dataset
-from deeplab_keras.data.files import FULL_CHECK_LIMIT, FileSource, Look
+from deeplab_keras.data.files.pairs import FULL_CHECK_LIMIT, FileSource, Look
+from deeplab_keras.data.registry import DATASETS, open_dataset
 
 ADE_IDS = {0: 255} | {i: i - 1 for i in range(1, 151)}
 
@@ -55,7 +55,7 @@ def test_a_split_holds_its_images_and_its_classes(dataset, split, tmp_path, monk
     masks = TREES[FOLDERS.get(dataset, dataset)](tmp_path)
     source = opened(dataset, tmp_path, split)
     assert source.names == SPLITS[dataset, split]
-    monkeypatch.setattr("deeplab_keras.data.files.FULL_CHECK_LIMIT", 0)
+    monkeypatch.setattr("deeplab_keras.data.files.pairs.FULL_CHECK_LIMIT", 0)
     unchecked = opened(dataset, tmp_path, split)
     assert source.checked and not unchecked.checked and FULL_CHECK_LIMIT > 0
     graphs = [in_graph(source), in_graph(unchecked)]
@@ -211,11 +211,11 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
         opened(dataset, tmp_path, "val")
     looks = {0: Look((False, False))}  # of the headers, which are a range; of the sample's pixels none
     monkeypatch.setattr(
-        "deeplab_keras.data.files._sift",
+        "deeplab_keras.data.files.pairs._sift",
         lambda config, check, indices: looks if isinstance(indices, range) else dict.fromkeys(indices, set()),
     )
-    monkeypatch.setattr("deeplab_keras.data.files.FULL_CHECK_LIMIT", 0)
-    monkeypatch.setattr("deeplab_keras.data.files.CHECK_SAMPLE", 1)
+    monkeypatch.setattr("deeplab_keras.data.files.pairs.FULL_CHECK_LIMIT", 0)
+    monkeypatch.setattr("deeplab_keras.data.files.pairs.CHECK_SAMPLE", 1)
     with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(path)):  # what the first check did not see
         in_graph(opened(dataset, tmp_path, "val"))(0)
 
@@ -238,7 +238,7 @@ def test_classes_and_palettes_are_the_references():
 
 
 def opened_info(dataset: str):
-    from deeplab_keras.data import ade20k, cityscapes, voc2012
+    from deeplab_keras.data.datasets import ade20k, cityscapes, voc2012
 
     return {"voc2012": voc2012.VOC2012, "ade20k": ade20k.ADE20K, "cityscapes": cityscapes.CITYSCAPES}[dataset]
 

@@ -17,10 +17,11 @@ from dataset_trees import CITYSCAPES_IDS
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import masks, open_dataset
+from deeplab_keras.data.annotations import masks
+from deeplab_keras.data.annotations.labelme import draw_labelme
+from deeplab_keras.data.annotations.masks import KINDS, convert_masks
 from deeplab_keras.data.info import pascal_palette
-from deeplab_keras.data.labelme import draw_labelme
-from deeplab_keras.data.masks import KINDS, convert_masks
+from deeplab_keras.data.registry import open_dataset
 
 PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
 COLOURS = np.array([[0, 0, 0], [128, 64, 128], [70, 70, 70], [255, 255, 255]], np.uint8)

@@ -15,13 +15,13 @@ from data_files import photograph, png16
 from PIL import Image, ImageDraw
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset
+from deeplab_keras.data.annotations.masks import convert_masks
 from deeplab_keras.data.check import check_dataset
-from deeplab_keras.data.classes_file import read_classes
-from deeplab_keras.data.files import require_labelled
-from deeplab_keras.data.masks import convert_masks
-from deeplab_keras.data.reading import BrokenFileError, NoMaskUserError, read_image, read_label
-from deeplab_keras.data.tree import Tree
+from deeplab_keras.data.datasets.classes_file import read_classes
+from deeplab_keras.data.files.pairs import require_labelled
+from deeplab_keras.data.files.reading import BrokenFileError, NoMaskUserError, read_image, read_label
+from deeplab_keras.data.files.tree import Tree
+from deeplab_keras.data.registry import open_dataset
 
 HEIGHT, WIDTH = 48, 64
 TWO = "background\nobject\n"

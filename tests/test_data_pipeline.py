@@ -11,8 +11,9 @@ from data_files import mask, truncate, write_dataset
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import files, open_dataset
+from deeplab_keras.data.files import pairs as files
 from deeplab_keras.data.pipeline import eval_dataset, sample_stream, train_dataset, user_error
+from deeplab_keras.data.registry import open_dataset
 
 PAD = (123.675, 116.28, 103.53)
 SCENES = DataConfig(train_samples=5, eval_samples=3, synthetic_size=(40, 48), train_crop_size=(32, 32), train_batch_size=2)

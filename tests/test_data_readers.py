@@ -19,15 +19,15 @@ from data_files import CLASSES, mask, write_dataset, write_mat
 from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset
-from deeplab_keras.data.archives import Archive, read_bytes
-from deeplab_keras.data.build_records import build_records
-from deeplab_keras.data.labelme import draw_labelme, labels_of
-from deeplab_keras.data.masks import convert_masks
+from deeplab_keras.data.annotations.labelme import draw_labelme, labels_of
+from deeplab_keras.data.annotations.masks import convert_masks
+from deeplab_keras.data.files.archives import Archive, read_bytes
+from deeplab_keras.data.files.reading import read_label
+from deeplab_keras.data.files.record_file import scan
 from deeplab_keras.data.pipeline import user_error
-from deeplab_keras.data.reading import read_label
-from deeplab_keras.data.record_file import scan
-from deeplab_keras.data.record_index import RecordIndex
+from deeplab_keras.data.records.build import build_records
+from deeplab_keras.data.records.record_index import RecordIndex
+from deeplab_keras.data.registry import open_dataset
 
 BOMB = 160 << 20  # bytes of zeros; packed they are 160 kB
 

@@ -16,9 +16,10 @@ from data_files import write_dataset
 from test_data_pipeline import PAD
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset, service
-from deeplab_keras.data.build_records import build_records
+from deeplab_keras.data import service
 from deeplab_keras.data.pipeline import train_dataset
+from deeplab_keras.data.records.build import build_records
+from deeplab_keras.data.registry import open_dataset
 
 
 @pytest.fixture(scope="module")

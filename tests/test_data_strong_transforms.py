@@ -9,7 +9,7 @@ from data_files import photograph
 from test_data_transforms import IGNORE, PAD, picture
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import strong_transforms as strong
+from deeplab_keras.data.augment import strong
 
 GREY = (100.0, 110.0, 120.0)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset
-from deeplab_keras.data.synthetic import SYNTHETIC, make_scene
+from deeplab_keras.data.datasets.synthetic import SYNTHETIC, make_scene
+from deeplab_keras.data.registry import open_dataset
 
 CLASSES = SYNTHETIC.num_classes
 

@@ -13,8 +13,9 @@ from test_data_pipeline import assert_equal, batches
 from test_data_tfrecords import assert_same, config_of
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import open_dataset, tfds_source
-from deeplab_keras.data.build_records import build_records
+from deeplab_keras.data.records.build import build_records
+from deeplab_keras.data.registry import open_dataset
+from deeplab_keras.data.tfds import source as tfds_source
 
 
 class FakePets(tfds.core.GeneratorBasedBuilder):
@@ -129,7 +130,7 @@ def test_parts_of_splits(prepared, split, seeds):
 def test_what_was_found_out_is_kept(prepared, monkeypatch):
     first = opened("named_masks", prepared)
     monkeypatch.setattr(tfds_source, "make_index", lambda *_: pytest.fail("the index was there"))
-    monkeypatch.setattr("deeplab_keras.data.files.check_headers", lambda *_: pytest.fail("the headers were known"))
+    monkeypatch.setattr("deeplab_keras.data.files.pairs.check_headers", lambda *_: pytest.fail("the headers were known"))
     assert_same(opened("named_masks", prepared), first)
 
 
@@ -170,7 +171,7 @@ TREE = {**TREES, "camvid": camvid}
 
 @pytest.mark.parametrize("dataset", [name for name in ALL if name != "ade20k_151"])
 def test_files_records_and_tfds_give_one_batch(dataset, tmp_path):
-    from deeplab_keras.data import tfds_builders  # noqa: F401  registers them
+    from deeplab_keras.data.tfds import builders as tfds_builders  # noqa: F401  registers them
 
     TREE[dataset](tmp_path / "files")
     builder = tfds.builder(f"deeplab_{dataset}", data_dir=tmp_path / "tfds")
@@ -191,7 +192,7 @@ def test_files_records_and_tfds_give_one_batch(dataset, tmp_path):
 
 
 def test_a_builder_makes_the_splits_that_are_there(tmp_path):
-    from deeplab_keras.data import tfds_builders  # noqa: F401  registers them
+    from deeplab_keras.data.tfds import builders as tfds_builders  # noqa: F401  registers them
 
     TREE["camvid"](tmp_path / "files")
     for folder in ("test", "testannot"):
@@ -208,7 +209,7 @@ def test_tfds_own_test_of_a_builder(dataset, tmp_path):
     """tfds.testing.DatasetBuilderTestCase: registered, prepared, read back in order, types and numbers as promised."""
     import unittest
 
-    from deeplab_keras.data import tfds_builders
+    from deeplab_keras.data.tfds import builders as tfds_builders
 
     TREE[dataset.removesuffix("_151")](tmp_path / "files")
     counts = {split: len(open_dataset(config_of(dataset, tmp_path / "files"), split)) for split in ALL[dataset]}

@@ -20,11 +20,12 @@ from PIL import Image
 from test_data_pipeline import PAD
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import build_records as building
-from deeplab_keras.data import open_dataset, record_index, tfrecords
-from deeplab_keras.data.build_records import build_records, verify_records
+from deeplab_keras.data.files.record_file import scan
 from deeplab_keras.data.pipeline import train_dataset, user_error
-from deeplab_keras.data.record_file import scan
+from deeplab_keras.data.records import build as building
+from deeplab_keras.data.records import record_index, tfrecords
+from deeplab_keras.data.records.build import build_records, verify_records
+from deeplab_keras.data.registry import open_dataset
 
 
 def config_of(dataset: str, root, **changes) -> DataConfig:
@@ -217,7 +218,7 @@ def test_the_index_is_made_once_and_again_for_other_files(tmp_path, monkeypatch)
     first = open_dataset(config, "train")
     with monkeypatch.context() as patch:
         patch.setattr(tfrecords, "make_index", lambda *_: pytest.fail("the index was there"))
-        patch.setattr("deeplab_keras.data.files.check_headers", lambda *_: pytest.fail("the headers were known"))
+        patch.setattr("deeplab_keras.data.files.pairs.check_headers", lambda *_: pytest.fail("the headers were known"))
         assert_same(open_dataset(config, "train"), first)
     write_official(tmp_path / "records", "train", ["p", "q", "r", "s"], 21)
     assert len(open_dataset(config, "train")) == 4

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import photometric, resizing, transforms
+from deeplab_keras.data.augment import geometry as transforms
+from deeplab_keras.data.augment import photometric, resizing
 
 IGNORE = 255
 PAD = (123.675, 116.28, 103.53)

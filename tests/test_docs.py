@@ -10,8 +10,8 @@ import pytest
 from contracts import ROOT, SCRIPTS, commands, noise, script
 from PIL import Image
 
-from deeplab_keras import trainer
 from deeplab_keras.config import DataConfig, TrainConfig
+from deeplab_keras.training import train as trainer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = re.compile(r"^make ((?:[a-z]+ ?)+)", re.MULTILINE)

@@ -19,10 +19,12 @@ from contracts import ROOT, label_blocks, noise
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.evaluation import Report, batches, check_classes, evaluate
+from deeplab_keras.evaluation.classes import check_classes
+from deeplab_keras.evaluation.loop import batches, evaluate
+from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Network, Predictor
-from deeplab_keras.layers import ResizeTo
-from deeplab_keras.progress import Progress
+from deeplab_keras.io.progress import Progress
+from deeplab_keras.models.layers import ResizeTo
 
 CLASSES = 4
 INFO = info_for_classes("blocks", ["sky", "road", "car", "tree"])
@@ -308,7 +310,8 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 3)
 from test_evaluation import make_model, make_source
 from deeplab_keras.config import EvalConfig
-from deeplab_keras.evaluation import Details, evaluate, find_devices
+from deeplab_keras.evaluation.detail import Details
+from deeplab_keras.evaluation.loop import evaluate, find_devices
 from deeplab_keras.inference import Network
 
 source, network, config = make_source(), Network(make_model()), EvalConfig(eval_batch_size=1, add_flipped_images=True)
@@ -375,10 +378,10 @@ def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
 LARGE_ADE20K = """
 import resource, sys
 import numpy as np
-from deeplab_keras import zoo
+from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
-from deeplab_keras.data.ade20k import ADE20K
-from deeplab_keras.evaluation import evaluate
+from deeplab_keras.data.datasets.ade20k import ADE20K
+from deeplab_keras.evaluation.loop import evaluate
 from deeplab_keras.inference import Network
 
 class Source:
@@ -410,7 +413,7 @@ def test_150_classes_at_the_labels_size_stay_under_two_gibibytes() -> None:
 SLIDING_ADE20K = """
 import resource
 import numpy as np
-from deeplab_keras import zoo
+from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference import Network, Predictor
 

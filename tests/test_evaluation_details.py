@@ -16,10 +16,13 @@ from PIL import Image
 from test_evaluation import CLASSES, INFO, make_model, make_source
 
 from deeplab_keras.config import EvalConfig, UserError
-from deeplab_keras.evaluation import Details, Report, compare, draw_panel, evaluate, html_page, write_report
+from deeplab_keras.evaluation.compare import compare
 from deeplab_keras.evaluation.curves import charts, read_rows
-from deeplab_keras.evaluation.detail import ImageScore, count_boundaries, near_boundary
-from deeplab_keras.evaluation.page import extremes
+from deeplab_keras.evaluation.detail import Details, ImageScore, count_boundaries, near_boundary
+from deeplab_keras.evaluation.loop import evaluate
+from deeplab_keras.evaluation.output import draw_panel, write_report
+from deeplab_keras.evaluation.page import extremes, html_page
+from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Predictor, predict_logits
 from deeplab_keras.visualization import class_colours
 

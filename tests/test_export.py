@@ -27,8 +27,8 @@ from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
 from deeplab_keras.export.result import fitting_size
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
-from deeplab_keras.quantization import without_ranges
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.quantization import without_ranges
+from deeplab_keras.models.segmentor import build_segmentor
 
 SIZE = (65, 97)
 CLASSES = ("sky", "road", "car", "tree", "pole")

@@ -13,10 +13,10 @@ from test_export import lively
 from deeplab_keras import export, get_config, list_models
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.data.datasets.synthetic import SPLITS, SYNTHETIC, make_scene
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.data.synthetic import SPLITS, SYNTHETIC, make_scene
 from deeplab_keras.export import images, tflite
-from deeplab_keras.segmentor import build_segmentor, check_input_size
+from deeplab_keras.models.segmentor import build_segmentor, check_input_size
 
 pytestmark = pytest.mark.slow
 

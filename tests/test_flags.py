@@ -10,7 +10,7 @@ import sys
 import pytest
 from contracts import ROOT
 
-from deeplab_keras import flags
+from deeplab_keras import cli as flags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError, option
 
 ALL = (TrainConfig, DataConfig, EvalConfig, ModelConfig)
@@ -68,7 +68,7 @@ def test_a_flag_of_its_default_value_counts_as_given():
 
 
 def test_model_names_the_base():
-    from deeplab_keras import zoo
+    from deeplab_keras.zoo import registry as zoo
 
     other, name = ModelConfig(head="fcn"), "lrasppnet_mobilenetv3sos8_voc"
     expected = zoo.get_config(name).replace(num_classes=5)
@@ -279,7 +279,7 @@ def test_help_that_nobody_reads_to_its_end():
 
 def test_reading_flags_does_not_import_tensorflow():
     code = (
-        "import sys; from deeplab_keras import flags, config;"
+        "import sys; from deeplab_keras import cli as flags, config;"
         "flags.Command(['x', '--epochs=3'], config.TrainConfig).config(config.TrainConfig);"
         "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'PIL') if name in sys.modules])"
     )

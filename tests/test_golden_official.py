@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from official_golden import GOLDEN, LOCAL, MODELS, SMALL, golden_config, manifest, merged_logits, small_case
 
-from deeplab_keras.benchmark import count_multiply_adds
-from deeplab_keras.checkpoints.official_deeplab import load_official
-from deeplab_keras.checkpoints.official_files import read_source
 from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.convert.official_deeplab import load_official
+from deeplab_keras.convert.official_files import read_source
 from deeplab_keras.inference import Predictor
-from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
-from deeplab_keras.zoo_official import OFFICIAL, OFFICIAL_MIOU, RELEASES, official_config
+from deeplab_keras.models.multiply_adds import count_multiply_adds
+from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU, RELEASES, official_config
 
 TOLERANCE = 3e-4  # of a tensor's standard deviation
 

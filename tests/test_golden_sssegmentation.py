@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 from sssegmentation_golden import VOC, Golden, differences, golden, images, labels, weights
 
-from deeplab_keras import zoo
-from deeplab_keras.checkpoints import sssegmentation
-from deeplab_keras.checkpoints.transfer import dump_weights, load_weights, slots
-from deeplab_keras.losses import SegmentationLoss
-from deeplab_keras.optimizers import MomentumSGD
-from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.convert import sssegmentation
+from deeplab_keras.convert.transfer import dump_weights, load_weights, slots
+from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.training.losses import SegmentationLoss
+from deeplab_keras.training.optimizers import MomentumSGD
+from deeplab_keras.zoo import registry as zoo
 
 System = tuple[Golden, keras.Model]
 MORE = VOC[1:3] + VOC[5:]  # their training steps are the slow lane's

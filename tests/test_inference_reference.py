@@ -9,8 +9,8 @@ from contracts import noise
 
 from deeplab_keras.config import EvalConfig, ModelConfig, UserError
 from deeplab_keras.inference import Network, Predictor, resized_size
-from deeplab_keras.layers import ResizeTo
-from deeplab_keras.segmentor import KeepAuxiliary, build_segmentor
+from deeplab_keras.models.layers import ResizeTo
+from deeplab_keras.models.segmentor import KeepAuxiliary, build_segmentor
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

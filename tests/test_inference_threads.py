@@ -22,8 +22,8 @@ from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export.images import made_images
 from deeplab_keras.inference import Network, Predictor, predict_logits
-from deeplab_keras.layers import ResizeTo
-from deeplab_keras.progress import without_noise
+from deeplab_keras.io.progress import without_noise
+from deeplab_keras.models.layers import ResizeTo
 
 THREADS = 8
 SIZE = (33, 49)

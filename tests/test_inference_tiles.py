@@ -18,7 +18,7 @@ from deeplab_keras.inference.logits import predict_labels, predict_logits
 from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.tiles import spans
 from deeplab_keras.inference.windows import WindowRows, slide
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.segmentor import build_segmentor
 
 # --- Strips ---
 

@@ -12,12 +12,12 @@ import pytest
 from contracts import ROOT
 from sssegmentation_golden import VOC, Golden, golden, images, labels, weights
 
-from deeplab_keras import zoo
-from deeplab_keras.checkpoints import sssegmentation
-from deeplab_keras.checkpoints.transfer import dump_weights, load_weights
-from deeplab_keras.losses import SegmentationLoss
-from deeplab_keras.optimizers import MomentumSGD, make_schedule
-from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.convert import sssegmentation
+from deeplab_keras.convert.transfer import dump_weights, load_weights
+from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.training.losses import SegmentationLoss
+from deeplab_keras.training.optimizers import MomentumSGD, make_schedule
+from deeplab_keras.zoo import registry as zoo
 
 pytestmark = pytest.mark.jax
 

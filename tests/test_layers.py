@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from contracts import ROOT, noise
 
-from deeplab_keras.blocks import make_divisible
-from deeplab_keras.layers import AdaptiveAveragePooling, BatchNormalization, Conv2D, Normalize, ResizeTo, q_sigmoid
+from deeplab_keras.models.blocks import make_divisible
+from deeplab_keras.models.layers import AdaptiveAveragePooling, BatchNormalization, Conv2D, Normalize, ResizeTo, q_sigmoid
 
 
 def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
@@ -138,7 +138,7 @@ def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) 
 def test_a_dilated_network_trains_where_onednn_is_off() -> None:
     """TensorFlow switches it off by itself on processors without VNNI instructions; the variable does it on any."""
     program = (
-        "import keras, tensorflow as tf; from deeplab_keras.layers import Conv2D, _native_dilation\n"
+        "import keras, tensorflow as tf; from deeplab_keras.models.layers import Conv2D, _native_dilation\n"
         "layer, x = Conv2D(4, 3, padding='same', dilation_rate=2), tf.ones((1, 9, 9, 3))\n"
         "@tf.function\n"
         "def step():\n"

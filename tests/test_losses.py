@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deeplab_keras import losses
 from deeplab_keras.config import UserError
+from deeplab_keras.training import losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 IGNORE = 255
@@ -307,7 +307,7 @@ import os, sys
 import numpy as np, tensorflow as tf, keras
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
                                            [tf.config.LogicalDeviceConfiguration()] * 2)
-from deeplab_keras import losses, optimizers
+from deeplab_keras.training import losses, optimizers
 
 def sum_over_replicas(value):
     context = tf.distribute.get_replica_context()

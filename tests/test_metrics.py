@@ -15,8 +15,8 @@ from contracts import ROOT, SHARED, label_blocks, noise
 
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.losses import make_loss
-from deeplab_keras.metrics import ConfusionMatrix, Scores, count_pixels
+from deeplab_keras.evaluation.metrics import ConfusionMatrix, Scores, count_pixels
+from deeplab_keras.training.losses import make_loss
 
 
 def oracle_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int, ignore_label: int = 255) -> np.ndarray:
@@ -180,7 +180,7 @@ import tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from deeplab_keras.metrics import ConfusionMatrix
+from deeplab_keras.evaluation.metrics import ConfusionMatrix
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Lambda(lambda x: x)(image))

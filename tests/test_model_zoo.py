@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import runpy
 
 import pytest
 from contracts import ROOT
 from test_zoo import TABLE
 
-from deeplab_keras import zoo
+from benchmarks import model_zoo
+from deeplab_keras.zoo import registry as zoo
 
 PAGE = (ROOT / "docs" / "model_zoo.md").read_text()
-MAKER = runpy.run_path(str(ROOT / "scripts" / "make_model_zoo.py"), run_name="make_model_zoo")
 ROW = r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d.]+|-) \| (.*?) \| (.*?) \| \["
 ROWS = {row[0]: row for row in re.findall(ROW, PAGE, re.MULTILINE)}
 COUNTS = {name: row[1:4] for name, row in ROWS.items()}
@@ -24,7 +23,7 @@ def test_every_model_stands_in_it_once():
 
 def test_the_tables_are_up_to_date():
     """All but what has to be counted: names, order, reported and measured values, links."""
-    assert MAKER["replace_tables"](PAGE, MAKER["tables"](COUNTS.__getitem__)) == PAGE, "run: python scripts/make_model_zoo.py"
+    assert model_zoo.replace_tables(PAGE, model_zoo.tables(COUNTS.__getitem__)) == PAGE, "run: python scripts/make_model_zoo.py"
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -39,11 +38,11 @@ def test_a_measured_value_in_a_header_gets_into_the_table(tmp_path, monkeypatch)
     name = "fcn_mobilenetv2os8_voc"
     header = (ROOT / "configs" / "voc" / f"{name}.flags").read_text()
     (tmp_path / "voc" / f"{name}.flags").write_text(header.replace("not measured here\n\n", "59.12 (one H100)\n\n"))
-    monkeypatch.setitem(MAKER["tables"].__globals__, "CONFIGS", tmp_path)
-    assert "| 59.89 | 59.12 | [voc](../configs/voc/fcn_mobilenetv2os8_voc.flags) |" in MAKER["tables"](COUNTS.__getitem__)
+    monkeypatch.setitem(vars(model_zoo), "CONFIGS", tmp_path)
+    assert "| 59.89 | 59.12 | [voc](../configs/voc/fcn_mobilenetv2os8_voc.flags) |" in model_zoo.tables(COUNTS.__getitem__)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.list_models())
 def test_the_counts_are_the_model_s(name):
-    assert MAKER["count"](name) == COUNTS[name], "run: python scripts/make_model_zoo.py"
+    assert model_zoo.count(name) == COUNTS[name], "run: python scripts/make_model_zoo.py"

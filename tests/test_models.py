@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from contracts import noise
 
-from deeplab_keras import zoo
-from deeplab_keras.backbones import BACKBONES, build_backbone
 from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
-from deeplab_keras.heads import HEADS
 from deeplab_keras.inference import Predictor
-from deeplab_keras.segmentor import build_segmentor, check_input_size, with_auxiliary_output
+from deeplab_keras.models.backbones import BACKBONES, build_backbone
+from deeplab_keras.models.heads import HEADS
+from deeplab_keras.models.segmentor import build_segmentor, check_input_size, with_auxiliary_output
+from deeplab_keras.zoo import registry as zoo
 
 NARROW = ModelConfig(depth_multiplier=0.25, head_channels=8, decoder_filters=8, auxiliary_channels=8, low_level_channels=(8,),
                      num_classes=5, dropout_rate=0.0)  # fmt: skip

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from deeplab_keras import optimizers
 from deeplab_keras.config import TrainConfig, UserError
+from deeplab_keras.training import optimizers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = {"stem_conv/kernel": (3, 3, 2, 4), "stem_bn/gamma": (4,), "block1_depthwise_conv/kernel": (3, 3, 4, 1),

@@ -20,19 +20,19 @@ from PIL import Image, features
 from deeplab_keras import prediction
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import EvalConfig, PredictConfig, UserError
-from deeplab_keras.data.ade20k import ADE20K, ADE20K_151
-from deeplab_keras.data.cityscapes import CITYSCAPES, LABEL_MAP
+from deeplab_keras.data.datasets.ade20k import ADE20K, ADE20K_151
+from deeplab_keras.data.datasets.cityscapes import CITYSCAPES, LABEL_MAP
+from deeplab_keras.data.datasets.voc2012 import VOC2012
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
-from deeplab_keras.data.voc2012 import VOC2012
 from deeplab_keras.inference import Predictor, open_image, open_picture
+from deeplab_keras.io.progress import Progress
+from deeplab_keras.io.writing import HOST
 from deeplab_keras.prediction import Input, Results, find_inputs
 from deeplab_keras.prediction import images as images_module
 from deeplab_keras.prediction import results as results_module
 from deeplab_keras.prediction.images import ImageJob
 from deeplab_keras.prediction.inputs import IMAGES
-from deeplab_keras.progress import Progress
 from deeplab_keras.visualization import class_colours, colorize, legend, overlay
-from deeplab_keras.writing import HOST
 
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
 INFO = DatasetInfo("three", ("sky", "tree", "car"), COLOURS)

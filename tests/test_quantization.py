@@ -9,12 +9,12 @@ import tensorflow as tf
 from contracts import noise, ramp
 
 from deeplab_keras.checkpoints.folder import assign_weights, load_checkpoint, named_weights, save_checkpoint
-from deeplab_keras.checkpoints.initial import initialize
 from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.layers import BatchNormalization, Conv2D, Normalize, ResizeTo
-from deeplab_keras.quantization import MOMENTUM, Quantized, quantized, round_kernel, round_within, without_ranges
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.layers import BatchNormalization, Conv2D, Normalize, ResizeTo
+from deeplab_keras.models.quantization import MOMENTUM, Quantized, quantized, round_kernel, round_within, without_ranges
+from deeplab_keras.models.segmentor import build_segmentor
 
 SIZE = (33, 49)
 SMALL = ModelConfig(

@@ -15,7 +15,7 @@ import pytest
 from contracts import ROOT, SCRIPTS, commands, script
 from PIL import Image
 
-from deeplab_keras import flags
+from deeplab_keras import cli as flags
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import UserError
 
@@ -194,7 +194,7 @@ def test_a_closed_stdout_is_no_error(monkeypatch):
 
 def test_a_reader_that_left_is_no_error():
     """Of `script | head` the reader is gone when the job's last lines are written."""
-    code = "from deeplab_keras import flags\nflags.run('doc', lambda command: [print('x' * 80) for _ in range(9999)] and None)"
+    code = "from deeplab_keras import cli\ncli.run('doc', lambda command: [print('x' * 80) for _ in range(9999)] and None)"
     command = f"{sys.executable} -c \"{code}\" | head -n 1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "x" * 80 + "\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr

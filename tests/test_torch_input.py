@@ -10,7 +10,8 @@ from data_files import photograph
 from PIL import Image
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data import resizing, transforms
+from deeplab_keras.data.augment import geometry as transforms
+from deeplab_keras.data.augment import resizing
 
 pytestmark = pytest.mark.torch
 

@@ -12,18 +12,18 @@ import sssegmentation_reference as reference
 from contracts import SHARED, script
 from sssegmentation_golden import VOC, differences, golden, images, labels, weights
 
-from deeplab_keras import zoo
-from deeplab_keras.checkpoints import sssegmentation
-from deeplab_keras.checkpoints.convert import convert, write_sssegmentation
 from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
-from deeplab_keras.checkpoints.keras_applications import load_imagenet
-from deeplab_keras.checkpoints.pth import read_pth, write_pth
-from deeplab_keras.checkpoints.transfer import dump_weights, load_weights
 from deeplab_keras.config import UserError
+from deeplab_keras.convert import sssegmentation
+from deeplab_keras.convert.conversion import convert, write_sssegmentation
+from deeplab_keras.convert.keras_applications import load_imagenet
+from deeplab_keras.convert.pth import read_pth, write_pth
+from deeplab_keras.convert.transfer import dump_weights, load_weights
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.losses import SegmentationLoss
-from deeplab_keras.optimizers import MomentumSGD
-from deeplab_keras.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.training.losses import SegmentationLoss
+from deeplab_keras.training.optimizers import MomentumSGD
+from deeplab_keras.zoo import registry as zoo
 
 pytestmark = pytest.mark.torch
 SYSTEMS = [f"{system}_{dataset}" for dataset in zoo.CLASSES for system in zoo.SSSEGMENTATION]

@@ -10,10 +10,10 @@ import pytest
 from contracts import ROOT, script
 from sssegmentation_golden import draw, images
 
-from deeplab_keras.checkpoints.convert import convert
 from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.cli import Command
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.flags import Command
+from deeplab_keras.convert.conversion import convert
 
 pytestmark = pytest.mark.torch
 WHOLE = ("lraspp", "deeplabv3")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
-from deeplab_keras.evaluation import Report
+from deeplab_keras.evaluation.report import Report
 from deeplab_keras.visualization import (
     COLOUR_BLINDNESS,
     LARGEST,

@@ -67,9 +67,9 @@ def test_a_model_learns_and_is_saved_without_tensorflow(run):
         import deeplab_keras as dk
         from deeplab_keras.checkpoints.folder import save_checkpoint
         from deeplab_keras.data.info import info_for_classes
-        from deeplab_keras.losses import make_loss
-        from deeplab_keras.metrics import ConfusionMatrix
-        from deeplab_keras.optimizers import make_optimizer
+        from deeplab_keras.training.losses import make_loss
+        from deeplab_keras.evaluation.metrics import ConfusionMatrix
+        from deeplab_keras.training.optimizers import make_optimizer
 
         config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(
             num_classes=5, depth_multiplier=0.5, output_stride=16, image_pooling_size=(), dropout_rate=0.0)

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from deeplab_keras import zoo
-from deeplab_keras.benchmark import count_multiply_adds, is_auxiliary
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.multiply_adds import count_multiply_adds, is_auxiliary
+from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.zoo import registry as zoo
 
 # System -> parameters, of them in the auxiliary head, running statistics, GMACs at 512x512, reported mIoU.
 TABLE = {

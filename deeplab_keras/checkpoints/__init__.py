@@ -1,1 +1,1 @@
-"""Checkpoints: our own folder, and one file for every foreign source of weights."""
+"""Checkpoints of this project: their folder, the workdir of a training run, and downloads."""

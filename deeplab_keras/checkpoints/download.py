@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from deeplab_keras.config import UserError
-from deeplab_keras.progress import Progress
+from deeplab_keras.io.progress import Progress
 from deeplab_keras.version import __version__
 
 VARIABLE = "DEEPLAB_KERAS_CACHE"

@@ -32,9 +32,10 @@ import keras
 import numpy as np
 
 from deeplab_keras.checkpoints.values import check_values
-from deeplab_keras.config import ModelConfig, UserError, reading
+from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.segmentor import build_segmentor, check_names
+from deeplab_keras.io.foreign import reading
+from deeplab_keras.models.segmentor import build_segmentor, check_names
 
 CONFIG, DATASET, WEIGHTS, METRICS, STATE = "config.json", "dataset.json", "weights.npz", "metrics.json", "state.npz"
 HASHES = "SHA256SUMS"

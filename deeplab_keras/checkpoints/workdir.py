@@ -27,7 +27,7 @@ from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.writing import write_text
+from deeplab_keras.io.writing import write_text
 
 LOCK = ".lock"
 STARTS_WITH = ("config.json", "flags.txt", "environment.json")

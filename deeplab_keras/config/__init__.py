@@ -1,6 +1,6 @@
 """What a run is made of: frozen dataclasses, validated when made, to and from JSON.
 
-Every field carries its help text; `flags.py` turns the fields into command-line flags, so a flag, a JSON key and a
+Every field carries its help text; `cli/fields.py` turns the fields into command-line flags, so a flag, a JSON key and a
 Python keyword are one name. Fields that the official DeepLab scripts have keep their official names.
 """
 
@@ -8,7 +8,6 @@ from deeplab_keras.config.base import Config, UserError, option, unknown_name
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.export import ExportConfig
-from deeplab_keras.config.foreign import reading
 from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
 from deeplab_keras.config.prediction import PredictConfig
 from deeplab_keras.config.train import TrainConfig
@@ -26,6 +25,5 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "option",
-    "reading",
     "unknown_name",
 ]

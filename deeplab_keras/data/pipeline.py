@@ -14,9 +14,13 @@ import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.config.data import MIXED
-from deeplab_keras.data import Source, official_transforms, service, strong_transforms, transforms
-from deeplab_keras.data.files import FileSource, in_threads
+from deeplab_keras.data import service
+from deeplab_keras.data.augment import geometry as transforms
+from deeplab_keras.data.augment import official as official_transforms
+from deeplab_keras.data.augment import strong as strong_transforms
+from deeplab_keras.data.files.pairs import FileSource, in_threads
 from deeplab_keras.data.order import shuffled
+from deeplab_keras.data.source import Source
 
 FOREVER = tf.int64.max
 # All conditions and loops here are written as tf.cond and tf.while_loop, so that AutoGraph's seconds can be saved.

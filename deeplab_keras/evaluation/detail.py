@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.evaluation.metrics import count_pixels
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.metrics import count_pixels
 
 BOUNDARY_SHARE = 0.02  # of the diagonal
 CONFIDENCE_BINS = 15

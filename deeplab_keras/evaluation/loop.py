@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
-from deeplab_keras.data import Source
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import Details
+from deeplab_keras.evaluation.metrics import Scores, count_pixels
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Network, Predictor
-from deeplab_keras.metrics import Scores, count_pixels
-from deeplab_keras.progress import Progress
+from deeplab_keras.io.progress import Progress
 
 LOADER_THREADS = 4  # for each device
 MAX_AHEAD = 2  # batches in work beside one for each device, so that they do not fill the memory

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deeplab_keras.data import Source
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.curves import charts, read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore
 from deeplab_keras.evaluation.page import Picture, extremes, html_page
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Predictor, as_image
+from deeplab_keras.io.writing import write_text
 from deeplab_keras.visualization import panel
-from deeplab_keras.writing import write_text
 
 
 def draw_panel(predictor: Predictor, image: np.ndarray, label: np.ndarray | None, info: DatasetInfo) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.metrics import Scores
-from deeplab_keras.writing import write_text
+from deeplab_keras.evaluation.metrics import Scores
+from deeplab_keras.io.writing import write_text
 
 BAR_WIDTH = 20
 

@@ -16,7 +16,6 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
-from deeplab_keras.concat_conv import ConcatConv2D
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
@@ -28,9 +27,10 @@ from deeplab_keras.export.request import FORMATS, OUTPUTS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network
 from deeplab_keras.inference.exported import ABOUT, LABELS
-from deeplab_keras.layers import require_tensorflow
+from deeplab_keras.io.writing import check_folder
+from deeplab_keras.models.concat_conv import ConcatConv2D
+from deeplab_keras.models.layers import require_tensorflow
 from deeplab_keras.version import __version__
-from deeplab_keras.writing import check_folder
 
 __all__ = ["FORMATS", "ExportedFile", "export_model"]
 

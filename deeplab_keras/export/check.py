@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from deeplab_keras.evaluation.metrics import Scores, count_pixels
 from deeplab_keras.export.images import resize, resize_labels
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_runtime
-from deeplab_keras.metrics import Scores, count_pixels
 
 # An exported file: from a uint8 image `[height, width, channels]` to labels `[height, width]` and logits.
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

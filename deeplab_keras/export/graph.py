@@ -16,8 +16,8 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import UserError
-from deeplab_keras.quantization import without_ranges
-from deeplab_keras.segmentor import build_segmentor
+from deeplab_keras.models.quantization import without_ranges
+from deeplab_keras.models.segmentor import build_segmentor
 
 Shape = tuple[int | None, int | None, int | None, int]
 Function = Any  # tf.types.experimental.ConcreteFunction

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data import Source
-from deeplab_keras.data.files import read_image
+from deeplab_keras.data.files.pairs import read_image
+from deeplab_keras.data.source import Source
 
 Images = Source | Sequence[np.ndarray] | str | os.PathLike[str]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_keras.export import tflite
 from deeplab_keras.inference.exported import open_interpreter
-from deeplab_keras.progress import Progress
+from deeplab_keras.io.progress import Progress
 
 IMAGES = 3  # on which layers are measured
 

@@ -13,7 +13,7 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.export.images import Images, made_images, read_images, read_pairs, resize
 from deeplab_keras.inference import Network
-from deeplab_keras.segmentor import check_input_size
+from deeplab_keras.models.segmentor import check_input_size
 
 # Format -> name of its file in the export folder.
 FORMATS = {

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.lite.python.convert import mlir_quantize
 
 from deeplab_keras.export.graph import Function, named
-from deeplab_keras.progress import without_noise
+from deeplab_keras.io.progress import without_noise
 
 # Operators that make a file slow or unusable on a device, by the start of their names.
 UNWANTED = ("Flex", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "VAR_HANDLE")

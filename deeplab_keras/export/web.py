@@ -14,8 +14,9 @@ import tempfile
 
 from absl import logging
 
-from deeplab_keras.config import UserError, reading
+from deeplab_keras.config import UserError
 from deeplab_keras.inference.exported import packed_files
+from deeplab_keras.io.foreign import reading
 
 # Package of the npm registry -> what of it the page needs. npm checks what it downloads.
 RUNTIME = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from deeplab_keras.layers import HAS_XLA
+from deeplab_keras.models.layers import HAS_XLA
 
 BLOCK = 1 << 16  # pixels
 MOST_CLASSES = 40  # of more, TensorFlow's own argmax is the faster one

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, reading
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
-from deeplab_keras.progress import without_noise
-from deeplab_keras.tflite_file import check_tflite
+from deeplab_keras.inference.tflite_file import check_tflite
+from deeplab_keras.io.foreign import reading
+from deeplab_keras.io.progress import without_noise
 
 AGAIN = "export it again"
 EXTRAS, ABOUT, LABELS = "assets.extra", "model.json", "labels.txt"  # where exports say what they are

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from deeplab_keras.config import UserError, reading
-from deeplab_keras.data.reading import DECODE_ERRORS, check_png, has_colors_of_16_bits, require_brightness, upper_bits
+from deeplab_keras.config import UserError
+from deeplab_keras.data.files.reading import DECODE_ERRORS, check_png, has_colors_of_16_bits, require_brightness, upper_bits
+from deeplab_keras.io.foreign import reading
 
 
 def open_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.layers import Normalize, ResizeTo, WindowPooling, require_tensorflow
-from deeplab_keras.quantization import Quantized
-from deeplab_keras.segmentor import KeepAuxiliary
+from deeplab_keras.models.layers import Normalize, ResizeTo, WindowPooling, require_tensorflow
+from deeplab_keras.models.quantization import Quantized
+from deeplab_keras.models.segmentor import KeepAuxiliary
 
 # The layers by which `build_segmentor` leads from the layer "logits" to the model's output.
 MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)

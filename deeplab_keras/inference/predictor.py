@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras import official_inference
 from deeplab_keras.config import EvalConfig
+from deeplab_keras.inference import official as official_inference
 from deeplab_keras.inference.exported import Path, open_exported
 from deeplab_keras.inference.images import as_batch, as_image
 from deeplab_keras.inference.logits import mean_logits, predict_labels

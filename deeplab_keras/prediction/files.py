@@ -11,12 +11,12 @@ from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import EvalConfig, PredictConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference import Network, Predictor, allow_pixels, is_exported, open_exported
+from deeplab_keras.io.progress import Progress
+from deeplab_keras.io.writing import check_folder
 from deeplab_keras.prediction.images import ImageJob
 from deeplab_keras.prediction.inputs import Input, find_inputs
 from deeplab_keras.prediction.results import Results
 from deeplab_keras.prediction.video import predict_video
-from deeplab_keras.progress import Progress
-from deeplab_keras.writing import check_folder
 
 
 @dataclasses.dataclass(frozen=True)

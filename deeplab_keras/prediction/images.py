@@ -11,9 +11,9 @@ from PIL import Image
 
 from deeplab_keras.config import PredictConfig, UserError
 from deeplab_keras.inference import Predictor, as_image, open_picture, predict_tiles
+from deeplab_keras.io.progress import Progress
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.prediction.results import Results
-from deeplab_keras.progress import Progress
 
 AHEAD = 64_000_000  # pixels that are read, or wait to be written, beside those in work
 TOGETHER = 8_000_000  # pixels of a batch at most, unless one image has more

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from deeplab_keras.config import PredictConfig, UserError
-from deeplab_keras.data.ade20k import ADE20K_151
-from deeplab_keras.data.cityscapes import CITYSCAPES, CLASSES
+from deeplab_keras.data.datasets.ade20k import ADE20K_151
+from deeplab_keras.data.datasets.cityscapes import CITYSCAPES, CLASSES
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
+from deeplab_keras.io.writing import remove_leftovers, replacing
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.visualization import classes_in, colorize, legend, overlay, save_png_strips
-from deeplab_keras.writing import remove_leftovers, replacing
 
 IMAGE_OUTPUTS = ("labels", "colour", "overlay")
 VIDEO_OUTPUTS = ("overlay",)

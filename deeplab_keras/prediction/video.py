@@ -14,11 +14,11 @@ import numpy as np
 
 from deeplab_keras.config import UserError
 from deeplab_keras.inference import Predictor, as_image
+from deeplab_keras.io.progress import Progress
+from deeplab_keras.io.writing import replacing
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.prediction.results import Results
-from deeplab_keras.progress import Progress
 from deeplab_keras.visualization import legend, save_png
-from deeplab_keras.writing import replacing
 
 TOGETHER = 8_000_000  # pixels of a batch at most, unless one frame has more
 USUAL_RATE = Fraction(25)  # frames a second where a file does not say

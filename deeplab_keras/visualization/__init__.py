@@ -18,19 +18,8 @@ from deeplab_keras.visualization.colours import (
     error_map,
     overlay,
 )
-from deeplab_keras.visualization.figures import (
-    confusion_matrix_figure,
-    save_png,
-    save_png_strips,
-)
-from deeplab_keras.visualization.panels import (
-    LARGEST,
-    SMALLEST,
-    captioned,
-    grid,
-    legend,
-    panel,
-)
+from deeplab_keras.visualization.figures import confusion_matrix_figure, save_png, save_png_strips
+from deeplab_keras.visualization.panels import LARGEST, SMALLEST, captioned, grid, legend, panel
 
 __all__ = [
     "BLACK",

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from deeplab_keras.config import UserError
+from deeplab_keras.io.writing import replacing
 from deeplab_keras.visualization.colours import Array
 from deeplab_keras.visualization.panels import short_name
-from deeplab_keras.writing import replacing
 
 PNG_HEAD = 33  # bytes of a PNG file before its pixels: signature and size
 

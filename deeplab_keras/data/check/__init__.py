@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data import FILES, open_dataset
 from deeplab_keras.data.check.findings import DatasetCheck, Problem, Scan, SplitCheck
 from deeplab_keras.data.check.notes import in_two_splits, notes
-from deeplab_keras.data.files import (
+from deeplab_keras.data.datasets.catalog import FILES
+from deeplab_keras.data.files.mask_values import MaskValues
+from deeplab_keras.data.files.mistakes import likely_mistake
+from deeplab_keras.data.files.pairs import (
     IdsUserError,
     Pairs,
     in_threads,
@@ -25,11 +27,10 @@ from deeplab_keras.data.files import (
     require_known,
     require_photograph,
 )
+from deeplab_keras.data.files.reading import FileUserError, open_picture, turn_of
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.mask_values import MaskValues
-from deeplab_keras.data.mistakes import likely_mistake
-from deeplab_keras.data.reading import FileUserError, open_picture, turn_of
-from deeplab_keras.progress import Progress
+from deeplab_keras.data.registry import open_dataset
+from deeplab_keras.io.progress import Progress
 
 NOT_OPENED = "splits that cannot be opened"
 NOTHING_LABELLED = "splits without a labelled pixel"

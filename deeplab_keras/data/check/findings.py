@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.data.files.reading import Size
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.reading import Size
 
 
 @dataclasses.dataclass(frozen=True)

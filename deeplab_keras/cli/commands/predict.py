@@ -1,0 +1,29 @@
+r"""Segments images and videos of your own: one file, all of a folder, a pattern, or the camera.
+
+Writes NAME_labels.png (a class id a pixel), NAME_colour.png and NAME_overlay.png to --output; label
+map and colours are as large as the image. A file that can't be read is named and left out; the
+exit status is 1 then.
+
+    python scripts/predict.py --checkpoint_dir=runs/demo --input=photographs --output=predictions
+
+    python scripts/predict.py --checkpoint_dir=runs/demo --input='camera/**/*.jpg' \
+        --output=predictions --outputs=overlay,probabilities --palette=colour_blind
+"""
+
+from __future__ import annotations
+
+from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.config import EvalConfig, PredictConfig
+
+
+def main(command: Command) -> int:
+    """Predicts; 1 where a file could not be read."""
+    config, eval_config = command.config(PredictConfig), command.config(EvalConfig)
+    require_tensorflow(command)
+
+    from deeplab_keras import prediction
+
+    return 1 if prediction.predict(config, eval_config).failed else 0
+
+
+SECTIONS = (PredictConfig, EvalConfig)

@@ -1,0 +1,75 @@
+"""Draws what a trained network sees: image, label, prediction, and a panel with all of it.
+
+Writes NAME_image.png, NAME_prediction.png, NAME_overlay.png and NAME_panel.png for each image to
+--vis_logdir. The dataset is the one of the training, unless flags name another.
+
+    python scripts/vis.py --checkpoint_dir=runs/demo --vis_samples=8
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.config import Config, DataConfig, EvalConfig, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Config):
+    """What to draw, and where the pictures go."""
+
+    checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
+    vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
+    vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
+    vis_photographs: bool = option(True, "shows the photographs; false: for pictures of data that may not be passed on")
+    also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
+
+    def validate(self) -> None:
+        """A checkpoint is needed."""
+        self._require(bool(self.checkpoint_dir), "checkpoint_dir", "is needed: the --train_logdir of a training")
+        self._require(self.vis_samples >= 0, "vis_samples", "0 or above")
+
+
+def main(command: Command) -> None:
+    """Predicts and draws."""
+    options, eval_config = command.config(Options), command.config(EvalConfig)
+    data_config = command.data_config(options.checkpoint_dir)
+    require_tensorflow(command)
+
+    from deeplab_keras import inference
+    from deeplab_keras.checkpoints.folder import load_checkpoint
+    from deeplab_keras.data.registry import open_dataset
+    from deeplab_keras.evaluation.classes import check_classes
+    from deeplab_keras.io.progress import Progress
+    from deeplab_keras.io.writing import check_folder
+    from deeplab_keras.visualization import colorize, overlay, panel, save_png
+
+    folder = pathlib.Path(options.vis_logdir or pathlib.Path(options.checkpoint_dir) / "vis")
+    if options.vis_logdir:
+        check_folder(folder, "vis_logdir")
+    source = open_dataset(data_config, data_config.eval_split)
+    checkpoint = load_checkpoint(options.checkpoint_dir)
+    check_classes(options.checkpoint_dir, checkpoint.info, source.info)
+    predictor, info = inference.Predictor(checkpoint.model, eval_config), checkpoint.info
+    count = min(options.vis_samples or len(source), len(source))
+    progress = Progress(count, "drawing")
+    for done in range(count):
+        index = done * len(source) // count
+        image, label = source.load(index)
+        ready = inference.as_image(image, predictor.network.channels)
+        (prediction,), (confidence,) = predictor.labels_and_confidence(ready[None])
+        shown, colours = image if options.vis_photographs else None, eval_config.palette
+        drawn = panel(shown, label, prediction, info, confidence=confidence, palette=colours)
+        pictures = {"prediction": colorize(prediction, info, colours), "panel": drawn}
+        if shown is not None:
+            pictures |= {"image": shown, "overlay": overlay(shown, prediction, info, palette=colours)}
+        if options.also_save_raw_predictions:
+            pictures["labels"] = prediction
+        for kind, picture in pictures.items():
+            save_png(folder / f"{source.names[index]}_{kind}.png", picture)
+        progress.update(done + 1)
+    print(f"written: {count} images to {folder}")
+
+
+SECTIONS = (Options, EvalConfig, DataConfig)

@@ -1,0 +1,176 @@
+"""Foreign checkpoints into our models, whatever their kind, and the way back to SSSegmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import keras
+
+from deeplab_keras.checkpoints.folder import load_checkpoint
+from deeplab_keras.config import ModelConfig, UserError, unknown_name
+from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
+from deeplab_keras.convert.pth import read_pth, write_pth
+from deeplab_keras.convert.transfer import Proof, dump_weights, fresh_classifiers, load_weights, prove
+from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.models.segmentor import build_segmentor
+
+# Fields of ModelConfig that matter in training alone, or differ between the datasets.
+FREE = {
+    "name", "num_classes", "dropout_rate", "dropout_placement", "initialization", "backbone_bn_momentum",
+    "head_bn_momentum",
+}
+
+
+def convert(
+    source: str, path: str, config: ModelConfig, *, other_classes: bool = False, check: bool = True
+) -> tuple[keras.Model, Proof]:
+    """Builds a model and fills it with foreign weights; an ImageNet file fills the backbone alone.
+
+    Args:
+        source: where the weights are from, one of `SOURCES`.
+        path: the file, or what else `source` reads.
+        config: the architecture.
+        other_classes: where the file's number of classes is another than the config's, the classifier layers start
+            anew instead of ending the conversion.
+        check: a graph (.pb, .tflite) is run on a few pictures, and so is the model; they must agree. False takes the
+            weights by their names without comparing anything else.
+
+    Returns:
+        The model, and the proof to be printed.
+
+    Raises:
+        UserError: an unknown source, a file that cannot be read, weights that do not fit the config, or a graph that
+            computes something else.
+    """
+    if source not in SOURCES:
+        raise unknown_name("--source", source, SOURCES)
+    model = build_segmentor(config)
+    return model, SOURCES[source](model, config, path, other_classes, check)
+
+
+def load_pth(
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False, fresh: Collection[str] = ()
+) -> Proof:
+    """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
+
+    Args:
+        model: a segmentor.
+        config: its architecture.
+        path: the file.
+        other_classes: see `convert`.
+        fresh: layers that start anew in any case.
+
+    Raises:
+        UserError: see `convert`.
+    """
+    tensors = read_pth(path)
+    if any(name.startswith("features.") for name in tensors):
+        rules = torchvision.imagenet_rules(config)
+    elif any(re.match(r"backbone\.\d", name) for name in tensors):
+        rules = torchvision.rules(config)
+    elif any(re.match(r"backbone\.(conv|layer)", name) for name in tensors):
+        rules = sssegmentation.imagenet_rules(config)
+    else:
+        rules = sssegmentation.rules(config)
+    keep = fresh_classifiers(model, tensors, rules) if other_classes else ()
+    return load_weights(model, tensors, rules, keep={*keep, *fresh}, origin=str(path))
+
+
+def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return official_deeplab.load(model, config, path, other_classes=other_classes, check=check)
+
+
+def _pth(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return _with_note(load_pth(model, config, path, other_classes), config, "PyTorch checkpoint")
+
+
+def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+    return _with_note(keras_applications.load_imagenet(model, config, path, flag="checkpoint"), config, "Keras weights file")
+
+
+def _with_note(proof: Proof, config: ModelConfig, kind: str) -> Proof:
+    return dataclasses.replace(proof, notes=(official_deeplab.not_proven(config, kind),))
+
+
+SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool, bool], Proof]] = {
+    "sssegmentation": _pth,
+    "official_deeplab": _official,
+    "torchvision": _pth,
+    "keras_applications": _keras_applications,
+}
+
+
+def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: str = "") -> DatasetInfo:
+    """The classes of a model: those given, or those of the dataset that its name or source tells, or numbers.
+
+    Raises:
+        UserError: as many names are needed as there are classes.
+    """
+    if class_names:
+        if len(class_names) != config.num_classes:
+            raise UserError(f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; give as many")
+        return info_for_classes("converted", class_names)
+    from deeplab_keras.data.datasets import ade20k, cityscapes, voc2012  # their files are read by TensorFlow, the models are not
+
+    # Part of a model's name, or its source -> the dataset it was trained on, if the number of classes agrees.
+    datasets = (
+        ("voc", voc2012.VOC2012), ("pascal", voc2012.VOC2012), ("torchvision", voc2012.VOC2012), ("ade20k", ade20k.ADE20K),
+        ("ade20k", ade20k.ADE20K_151), ("cityscapes", cityscapes.CITYSCAPES),
+    )  # fmt: skip
+    for part, info in datasets:
+        if part in f"{config.name} {source}" and info.num_classes == config.num_classes:
+            return info
+    return info_for_classes("converted", [f"class_{index}" for index in range(config.num_classes)])
+
+
+# === The way back ===
+
+
+def write_sssegmentation(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], systems: Mapping[str, ModelConfig]
+) -> Proof:
+    """Writes one of our checkpoints as a .pth that SSSegmentation's code loads strictly.
+
+    Args:
+        checkpoint: a checkpoint folder or a workdir.
+        path: the file.
+        systems: SSSegmentation's architectures by name.
+
+    Returns:
+        The proof: the file, read again, against the model.
+
+    Raises:
+        UserError: the checkpoint cannot be read, SSSegmentation has no such network, or the file cannot be written.
+    """
+    loaded = load_checkpoint(checkpoint)
+    name = find_system(loaded.config, systems, str(checkpoint))
+    rules = sssegmentation.rules(systems[name])
+    write_pth(path, dump_weights(loaded.model, rules))
+    return prove(loaded.model, read_pth(path), rules)
+
+
+def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin: str) -> str:
+    """The system that computes what `config` describes.
+
+    Raises:
+        UserError: there is none; the line says in what the nearest one differs.
+    """
+    differences = {name: _differences(config, system) for name, system in systems.items()}
+    name = min(differences, key=lambda name: len(differences[name]))
+    if differences[name]:
+        raise UserError(
+            f"{origin}: SSSegmentation has no such network; its {name} differs in {', '.join(differences[name])}; "
+            "only weights of one of its systems can go back there"
+        )
+    return name
+
+
+def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
+    return [
+        f"--{field.metadata['flag'] or field.name}={getattr(system, field.name)} (not {getattr(config, field.name)})"
+        for field in dataclasses.fields(config)
+        if field.name not in FREE and getattr(config, field.name) != getattr(system, field.name)
+    ]

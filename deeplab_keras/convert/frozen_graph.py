@@ -1,0 +1,221 @@
+"""Frozen TF1 graphs: what they compute, in the vocabulary of `graphs`, and how to run them."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_keras.config import UserError
+from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, over_the_map
+from deeplab_keras.io.foreign import reading
+
+KINDS = {
+    "Conv2D": "CONV", "DepthwiseConv2dNative": "DEPTHWISE", "BiasAdd": "ADD", "Add": "ADD", "AddV2": "ADD", "Sub": "SUB",
+    "Mul": "MUL", "FusedBatchNorm": "BATCH_NORM", "FusedBatchNormV2": "BATCH_NORM", "FusedBatchNormV3": "BATCH_NORM",
+    "Relu": "RELU", "Relu6": "RELU6", "Sigmoid": "SIGMOID", "AvgPool": "POOL", "Mean": "MEAN", "ResizeBilinear": "RESIZE",
+    "ConcatV2": "CONCAT", "Pad": "PAD", "SpaceToBatchND": "SPACE_TO_BATCH", "BatchToSpaceND": "BATCH_TO_SPACE",
+    "Identity": "IDENTITY", "StopGradient": "IDENTITY", "CheckNumerics": "IDENTITY", "Softmax": "SOFTMAX", "ArgMax": "ARGMAX",
+    "FakeQuantWithMinMaxVars": "FAKE_QUANT", "FakeQuantWithMinMaxVarsPerChannel": "FAKE_QUANT",
+    "FakeQuantWithMinMaxArgs": "FAKE_QUANT",
+}  # fmt: skip
+# Operations that read sizes only.
+SIZES = ("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp")
+# Operations whose first input is the data; the others are sizes and axes.
+FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "POOL", "ARGMAX")
+# What a graph may hold besides, because it is run: operations that compute tensors from tensors. Anything else may read or
+# write files, also where TensorFlow calls it stateless (ReadFile, ImmutableConst, a call of a function that writes).
+PURE = frozenset(
+    """
+    Abs All Any ArgMin BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil Concat Const Dequantize Div DivNoNan Elu Equal
+    Exp ExpandDims Fill Floor FloorDiv FloorMod Gather GatherV2 Greater GreaterEqual LeakyRelu Less LessEqual Log
+    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Merge Min Minimum MirrorPad Neg
+    NotEqual OnesLike Pack PadV2 Placeholder PlaceholderWithDefault Pow Prod Range RealDiv Reciprocal Reshape
+    ResizeNearestNeighbor ReverseV2 Round Rsqrt Select SelectV2 Selu Slice Split SplitV Sqrt Square SquaredDifference
+    Squeeze StridedSlice Sum Switch Tanh Tile Transpose Unpack ZerosLike
+    """.split()
+)
+
+
+def layer_name(names: Sequence[str]) -> str:
+    """The layer to which the kernel or the operation of this name belongs."""
+    return re.sub(r"/(depthwise_)?weights(_\w+)?$|/(Conv2D|depthwise|separable_conv2d)(_\d+)?$", "", names[0])
+
+
+class FrozenGraph:
+    """An open frozen graph.
+
+    Args:
+        path: a .pb file.
+
+    Raises:
+        UserError: not a frozen graph, or one that could do more than compute.
+    """
+
+    kind = "frozen graph"
+    runtime = "TensorFlow"
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        definition = tf.compat.v1.GraphDef()
+        with reading(path, "a frozen graph"):
+            definition.ParseFromString(path.read_bytes())
+            self._check(definition)
+            self._graph = tf.Graph()
+            with self._graph.as_default():
+                tf.import_graph_def(definition, name="")
+            # As TensorFlow has it, with the defaults of attributes that the file leaves out.
+            self._nodes = {node.name: node for node in self._graph.as_graph_def().node}
+            self._order = self._in_order()
+            self._constants = self._find_constants()
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The convolutions.
+
+        Raises:
+            UserError: a convolution has no constant kernel.
+        """
+        with reading(self.path, "a frozen graph"):
+            ops = [op for name in self._order if (op := self._op(self._nodes[name])) is not None]
+            read = {name for op in ops for name in op.inputs}
+            leaves = tuple(op.output for op in ops if op.output not in read)
+            return find_convolutions(Graph(ops, self.constant, self.image, leaves, str(self.path)))
+
+    layer_name = staticmethod(layer_name)
+
+    @property
+    def image(self) -> str:
+        """Name of the only placeholder, or ""."""
+        names = [name for name, node in self._nodes.items() if node.op == "Placeholder"]
+        return names[0] if len(names) == 1 else ""
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value of a tensor that is computed from constants alone, else None."""
+        node = self._nodes.get(_node_name(name))
+        while node is not None and node.op == "Identity":
+            node = self._nodes.get(_node_name(node.input[0]))
+        if node is None or node.name not in self._constants:
+            return None
+        if node.op == "Const":
+            return np.asarray(tf.make_ndarray(node.attr["value"].tensor))
+        return self.run([node.name], {})[0]
+
+    def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The values of tensors for the given values of others."""
+        fed = {_tensor(name): value for name, value in feed.items()}
+        return [np.asarray(value) for value in self._session.run([_tensor(name) for name in tensors], fed)]
+
+    def static_shape(self, name: str) -> tuple[int | None, ...] | None:
+        """A tensor's shape, as far as the graph says it."""
+        shape = self._graph.get_tensor_by_name(_tensor(name)).shape
+        return None if shape.rank is None else tuple(shape.as_list())
+
+    def dtype(self, name: str) -> np.dtype:
+        """A tensor's type."""
+        return np.dtype(self._graph.get_tensor_by_name(_tensor(name)).dtype.as_numpy_dtype)
+
+    @functools.cached_property
+    def _session(self) -> Any:
+        return tf.compat.v1.Session(graph=self._graph)
+
+    def _check(self, definition: Any) -> None:
+        """Refuses operations that may do more than compute tensors."""
+        for node in definition.node:
+            if node.op not in PURE and node.op not in KINDS and node.op not in SIZES:
+                raise UserError(
+                    f"{self.path}: holds the operation {node.op} ({node.name}), which no network here needs; "
+                    "it is not run: freeze the graph of a float model"
+                )
+
+    def _in_order(self) -> list[str]:
+        """The nodes' names, each after those that it reads."""
+        missing = {name: {_node_name(i) for i in node.input} & self._nodes.keys() for name, node in self._nodes.items()}
+        readers: dict[str, list[str]] = {}
+        for name, sources in missing.items():
+            for source in sources:
+                readers.setdefault(source, []).append(name)
+        place = {name: index for index, name in enumerate(self._nodes)}
+        ready, order = [place[name] for name, sources in missing.items() if not sources], []
+        names = list(self._nodes)
+        while ready:
+            order.append(name := names[heapq.heappop(ready)])
+            for reader in readers.get(name, []):
+                missing[reader].discard(name)
+                if not missing[reader]:
+                    heapq.heappush(ready, place[reader])
+        if len(order) < len(self._nodes):
+            raise UserError(f"{self.path}: its nodes read each other in a cycle; freeze the graph of a float model")
+        return order
+
+    def _find_constants(self) -> set[str]:
+        """Nodes that are computed from constants alone."""
+        found: set[str] = set()
+        for name in self._order:
+            node = self._nodes[name]
+            data = _data(node)
+            if node.op == "Const" or (data and KINDS.get(node.op) != "FAKE_QUANT" and all(_node_name(i) in found for i in data)):
+                found.add(name)
+        return found
+
+    def _op(self, node: Any) -> Op | None:
+        if node.op in SIZES or node.name in self._constants:
+            return None
+        kind, inputs = KINDS.get(node.op, node.op), tuple(map(_plain, _data(node)))
+        names: tuple[str, ...] = (node.name,)
+        attributes: dict[str, Any] = {}
+        if kind in ("CONV", "DEPTHWISE"):
+            kernel = self._nodes[_node_name(inputs[1])]
+            while kernel.op in ("Identity", "FakeQuantWithMinMaxVars"):
+                kernel = self._nodes[_node_name(kernel.input[0])]
+            names = (kernel.name, node.name)
+            attributes = {
+                "stride": tuple(node.attr["strides"].list.i[1:3]),
+                "dilation": tuple(node.attr["dilations"].list.i[1:3]) or (1, 1),
+                "padding": node.attr["padding"].s.decode().lower(),
+            }
+        elif kind == "BATCH_NORM":
+            attributes = {"epsilon": float(node.attr["epsilon"].f)}
+            kind = "BATCH_NORM in training" if node.attr["is_training"].b else kind
+        elif kind == "POOL":
+            attributes = {"window": tuple(node.attr["ksize"].list.i[1:3]), "stride": tuple(node.attr["strides"].list.i[1:3])}
+            kind = "POOL" if node.attr["padding"].s == b"VALID" else "POOL with padding"
+        elif kind == "MEAN" and over_the_map(self._parameter(inputs, 1)):
+            kind, attributes = "POOL", {"window": None, "stride": (1, 1)}
+        elif kind == "RESIZE":
+            attributes = {key: bool(node.attr[key].b) for key in ("align_corners", "half_pixel_centers")}
+        elif kind in ("SPACE_TO_BATCH", "BATCH_TO_SPACE"):
+            block, pads = self._parameter(inputs, 1), self._parameter(inputs, 2)
+            attributes = {"block": None if block is None else tuple(block.tolist()), "pads": pads}
+        if node.attr["data_format"].s == b"NCHW":
+            kind += " in NCHW"
+        if kind.split()[0] in FIRST_ONLY:
+            inputs = inputs[:1]
+        elif kind == "CONCAT":
+            inputs = inputs[:-1]
+        return Op(kind, inputs, node.name, names, attributes)
+
+    def _parameter(self, inputs: Sequence[str], index: int) -> np.ndarray | None:
+        return self.constant(inputs[index]) if index < len(inputs) else None
+
+
+def _data(node: Any) -> list[str]:
+    return [name for name in node.input if not name.startswith("^")]
+
+
+def _node_name(name: str) -> str:
+    return name.removeprefix("^").partition(":")[0]
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(":0")
+
+
+def _tensor(name: str) -> str:
+    return name if ":" in name else f"{name}:0"

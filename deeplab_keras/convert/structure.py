@@ -1,0 +1,149 @@
+"""Which convolution of a foreign graph is which of our layers, found by what reads what, and where the two differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from deeplab_keras.convert.graphs import IMAGE, OUTSIDE, Convolution, Network, Pool
+
+SAME_EPSILON = 2e-8  # TensorFlow raises an epsilon of 1e-5 to 1.001e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Two graphs, compared.
+
+    Attributes:
+        layers: our layer -> the convolution of the file.
+        differences: what the file computes otherwise, one phrase each.
+    """
+
+    layers: Mapping[str, Convolution]
+    differences: tuple[str, ...]
+
+
+def match(
+    source: Network, model: Network, size: tuple[int, int] | None, *, expected: Callable[[str], str],
+    named: Callable[[Sequence[str]], str],
+) -> Match:
+    """Finds our layers in a foreign graph.
+
+    Args:
+        source: the foreign graph.
+        model: our graph, whose convolutions' first names are layer names.
+        size: (height, width) of the image, if the foreign graph is for one size.
+        expected: the foreign name of one of our layers, which decides where the structure leaves a choice.
+        named: the foreign name in the names of a convolution.
+    """
+    maps = map_sizes(source, size)
+    used, places = _used(source), {IMAGE: IMAGE, OUTSIDE: OUTSIDE}
+    left = {place for place in range(len(source.convolutions)) if place in used}
+    layers: dict[str, Convolution] = {}
+    differences: list[str] = []
+    for place in sorted(_used(model)):
+        ours = model.convolutions[place]
+        layer = ours.names[0].partition("/")[0]
+        reads = frozenset(places.get(read, OUTSIDE) for read in ours.reads)
+        kind = (ours.depthwise, reads)
+        fitting = [p for p in left if (source.convolutions[p].depthwise, source.convolutions[p].reads) == kind]
+        if not fitting:
+            differences.append(f"{layer}: no convolution of the file reads the same layers")
+            break
+        found = {p: _differences(source.convolutions[p], ours, maps.get(min(source.convolutions[p].reads))) for p in fitting}
+        name = expected(layer)
+        best = min(fitting, key=lambda p: (_cost(found[p]), named(source.convolutions[p].names) != name, p))
+        places[place] = best
+        left.remove(best)
+        layers[layer] = source.convolutions[best]
+        differences += [f"{layer}: {difference}" for difference in found[best].values()]
+    else:
+        if left:
+            differences.append(f"{len(left)} more convolutions ({source.convolutions[min(left)].names[0]})")
+        reads = frozenset(places[read] for read in model.reads)
+        if source.reads != reads or source.through != model.through:
+            through = ", ".join(source.through) or "nothing"
+            differences.append(f"after the last convolutions it computes {through}")
+    if source.resizes and model.resizes and not source.resizes & model.resizes:
+        aligned = any(aligned for aligned, _ in source.resizes)
+        differences.append(f"its bilinear resizes {'align' if aligned else 'do not align'} the corners")
+    return Match(layers, tuple(differences))
+
+
+def _used(network: Network) -> set[int]:
+    """The convolutions that the class scores are computed from."""
+    found: set[int] = set()
+    waiting = [place for place in network.reads if place >= 0]
+    while waiting:
+        place = waiting.pop()
+        if place not in found:
+            found.add(place)
+            waiting += [read for read in network.convolutions[place].reads if read >= 0]
+    return found
+
+
+def map_sizes(network: Network, size: tuple[int, int] | None) -> dict[int, tuple[int, int]]:
+    """Height and width of the features after each convolution, those of the image under `IMAGE`."""
+    if size is None:
+        return {}
+    sizes = {IMAGE: size}
+    for place, convolution in enumerate(network.convolutions):
+        before = [sizes[read] for read in convolution.reads if read in sizes]
+        if before:
+            height, width = max(before)
+            sizes[place] = (-(-height // convolution.stride[0]), -(-width // convolution.stride[1]))
+    return sizes
+
+
+def pooling(pool: Pool | None, features: tuple[int, int] | None) -> Pool | None:
+    """A pooling without its stride and window where it covers the whole map."""
+    if pool is None or pool.window is None or features is None:
+        return pool
+    covers = all(window >= length for window, length in zip(pool.window, features, strict=True))
+    return Pool(None, (1, 1)) if covers else pool
+
+
+def _differences(theirs: Convolution, ours: Convolution, features: tuple[int, int] | None) -> dict[str, str]:
+    """Kind of difference -> phrase."""
+    found = {}
+    if theirs.kernel.shape != ours.kernel.shape:
+        found["kernel"] = f"kernel {_by(theirs.kernel.shape)} in the file, {_by(ours.kernel.shape)} by the config"
+    pools = [pooling(pool, features) for pool in (theirs.pool, ours.pool)]
+    if pools[0] != pools[1]:
+        found["pool"] = f"{_pool(pools[0])} before it in the file, {_pool(pools[1])} by the config"
+    if [kind for kind in theirs.through if kind != "POOL"] != [kind for kind in ours.through if kind != "POOL"]:
+        found["through"] = f"it reads through {_list(theirs.through)} in the file, {_list(ours.through)} by the config"
+    rows: list[tuple[str, object, object]] = [("stride", theirs.stride, ours.stride)]
+    if max(*theirs.kernel.shape[:2], *ours.kernel.shape[:2]) > 1:
+        rows += [("dilation", theirs.dilation, ours.dilation), ("padding", theirs.padding, ours.padding)]
+    rows += [("activation", theirs.activation or "none", ours.activation or "none")]
+    for kind, found_there, here in rows:
+        if found_there != here:
+            found[kind] = f"{kind} {_show(found_there)} in the file, {_show(here)} by the config"
+    if theirs.epsilon is not None and ours.epsilon is not None and abs(theirs.epsilon - ours.epsilon) > SAME_EPSILON:
+        found["epsilon"] = f"batch norm epsilon {theirs.epsilon:g} in the file, {ours.epsilon:g} by the config"
+    return found
+
+
+def _cost(differences: Mapping[str, str]) -> tuple[bool, bool, int]:
+    return "pool" in differences or "through" in differences, "kernel" in differences, len(differences)
+
+
+def _show(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _pool(pool: Pool | None) -> str:
+    if pool is None:
+        return "no pooling"
+    if pool.window is None:
+        return "global pooling"
+    return f"pooling over {_by(pool.window)} with stride {_by(pool.stride)}"
+
+
+def _list(kinds: Sequence[str]) -> str:
+    return ", ".join(kinds) or "nothing"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,96 @@
+"""torchvision's names of our layers: its MobileNet classifiers as backbones, and its two segmentation models whole.
+
+    classifiers     mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+    whole models    lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large
+"""
+
+from __future__ import annotations
+
+from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.convert.sssegmentation import BACKBONE, COUNTERS
+from deeplab_keras.convert.transfer import TORCH, Rules
+from deeplab_keras.models.backbones.mobilenet_v3 import LARGE, LARGE_END, SMALL, SMALL_END, Row
+
+V3_ROWS: dict[str, tuple[Row, ...]] = {
+    "mobilenet_v3_large": LARGE + LARGE_END,
+    "mobilenet_v3_small": SMALL + SMALL_END,
+}
+V2_BLOCKS = 17
+
+
+def rules(config: ModelConfig) -> Rules:
+    """The table of a whole segmentation model.
+
+    Raises:
+        UserError: torchvision has no such backbone or head.
+    """
+    if config.head not in HEADS:
+        raise UserError(f"--head={config.head}: torchvision has {', '.join(HEADS)}")
+    layers = backbone_layers(config, "backbone") | HEADS[config.head] | AUXILIARY
+    return Rules(layers, TORCH, ignored=(COUNTERS,))
+
+
+def imagenet_rules(config: ModelConfig) -> Rules:
+    """The table of an ImageNet classifier, of which the backbone is taken."""
+    unused = r"classifier\..*" + (rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else "")
+    return Rules(backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), covers=BACKBONE)
+
+
+def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
+    """Their layer -> ours, for the backbone."""
+    if config.backbone == "mobilenet_v2":
+        return _mobilenet_v2(prefix)
+    if config.backbone in V3_ROWS:
+        return _mobilenet_v3(prefix, V3_ROWS[config.backbone])
+    raise UserError(f"--model_variant={config.backbone}: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}")
+
+
+def _conv_and_bn(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.0": f"{ours}_conv", f"{theirs}.1": f"{ours}_bn"}
+
+
+def _mobilenet_v2(prefix: str) -> dict[str, str]:
+    layers = _conv_and_bn(f"{prefix}.0", "stem")
+    for block in range(1, V2_BLOCKS + 1):
+        theirs, ours = f"{prefix}.{block}.conv", f"block{block}"
+        parts = ("depthwise",) if block == 1 else ("expand", "depthwise")
+        for place, part in enumerate(parts):
+            layers |= _conv_and_bn(f"{theirs}.{place}", f"{ours}_{part}")
+        # The projection is no block of its own there: its convolution and batch norm are counted on.
+        layers |= {f"{theirs}.{len(parts)}": f"{ours}_project_conv", f"{theirs}.{len(parts) + 1}": f"{ours}_project_bn"}
+    return layers
+
+
+def _mobilenet_v3(prefix: str, rows: tuple[Row, ...]) -> dict[str, str]:
+    layers, inputs = _conv_and_bn(f"{prefix}.0", "stem"), 16
+    for block, (_, expanded, channels, se, *_) in enumerate(rows, start=1):
+        parts = ["expand"] * (expanded != inputs) + ["depthwise"] + ["se"] * se + ["project"]
+        for place, part in enumerate(parts):
+            theirs, ours = f"{prefix}.{block}.block.{place}", f"block{block}_{part}"
+            if part == "se":
+                layers |= {f"{theirs}.fc1": f"{ours}_reduce", f"{theirs}.fc2": f"{ours}_expand"}
+            else:
+                layers |= _conv_and_bn(theirs, ours)
+        inputs = channels
+    return layers | _conv_and_bn(f"{prefix}.{len(rows) + 1}", "last")
+
+
+HEADS: dict[str, dict[str, str]] = {
+    "deeplab_v3": {
+        "classifier.0.convs.{n}.0": "aspp{n}_conv",
+        "classifier.0.convs.{n}.1": "aspp{n}_bn",
+        "classifier.0.convs.4.1": "image_pooling_conv",
+        "classifier.0.convs.4.2": "image_pooling_bn",
+        **_conv_and_bn("classifier.0.project", "aspp_project"),
+        "classifier.1": "aspp_output1_conv",
+        "classifier.2": "aspp_output1_bn",
+        "classifier.4": "logits",
+    },
+    "lraspp": {
+        **_conv_and_bn("classifier.cbr", "aspp0"),
+        "classifier.scale.1": "image_pooling_conv",
+        "classifier.low_classifier": "logits_low",
+        "classifier.high_classifier": "logits_high",
+    },
+}
+AUXILIARY = {**_conv_and_bn("aux_classifier", "auxiliary"), "aux_classifier.4": "auxiliary_logits"}

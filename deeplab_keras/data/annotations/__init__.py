@@ -1,0 +1,1 @@
+"""Masks from other annotation formats: palettes, RGB colors, labelme."""

@@ -1,0 +1,1 @@
+"""Augmentation: geometry, color, the official DeepLab transforms, and strong mixes such as CutMix."""

@@ -1,0 +1,205 @@
+"""What happens to an image and its label before the network sees them in training.
+
+Every transform is a pure function of the image, the label and numbers drawn elsewhere (`draw`), and works eagerly and
+inside tf.data. The order and the numbers are SSSegmentation's (spec/sssegmentation.md, section 7.1): scale, crop, flip,
+photometric distortion, padding. Images are RGB `[height, width, 3]` in 0..255, labels `[height, width]` of class ids
+and the ignore label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from deeplab_keras.config import DataConfig
+from deeplab_keras.data.augment.photometric import distort_photometric
+from deeplab_keras.data.augment.resizing import nearest, resize_image, scaled_size, taken
+
+CROP_TRIES = 10
+
+
+class Draws(NamedTuple):
+    """One sample's random numbers, each uniform in [0, 1).
+
+    Attributes:
+        scale: scalar.
+        crop: `[10, 2]`, the top and left of each try.
+        flip: scalar.
+        photometric: `[9]`, read in the order of `distort_photometric`.
+    """
+
+    scale: Any
+    crop: Any
+    flip: Any
+    photometric: Any
+
+
+def draw(seed: int, position: tf.Tensor) -> Draws:
+    """The random numbers of the sample at `position` of the training stream; nothing else decides them."""
+    key = tf.stack([tf.cast(seed, tf.int64), tf.cast(position, tf.int64)])
+    numbers = tf.random.stateless_uniform([2 + 9 + 2 * CROP_TRIES], key)
+    return Draws(scale=numbers[0], flip=numbers[1], photometric=numbers[2:11], crop=tf.reshape(numbers[11:], (-1, 2)))
+
+
+def scale_factor(number: tf.Tensor, minimum: float, maximum: float, step: float) -> tf.Tensor:
+    """The random scale as float64: uniform between the two or, with a step, one of the evenly spaced factors."""
+    number = tf.cast(number, tf.float64)
+    if step == 0 or minimum == maximum:
+        return minimum + number * (maximum - minimum)
+    count = int((maximum - minimum) / step + 1e-6) + 1
+    factors = tf.linspace(tf.cast(minimum, tf.float64), tf.cast(maximum, tf.float64), count)
+    return factors[tf.cast(number * count, tf.int32)]
+
+
+def choose_crop(
+    label: tf.Tensor,
+    size: tf.Tensor,
+    crop: tf.Tensor,
+    numbers: tf.Tensor,
+    max_share: float,
+    ignore_label: int,
+    half_pixel: bool = True,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
+
+    Pixels with the ignore label do not count; if no draw will do, the last one is taken, or the image's middle where the
+    last one shows ignored pixels only (the reference then leaves the image uncropped, and its padding cuts the middle out).
+
+    Args:
+        label: the label map before scaling.
+        size: the size it is scaled to.
+        crop: height and width of the crop, at most `size`.
+        numbers: `[10, 2]` uniform in [0, 1).
+        max_share: 1 takes the first draw whatever it shows.
+        ignore_label: id that does not count.
+        half_pixel: how the label is resized, see `resize_label`.
+
+    Returns:
+        Top and left as int32 `[2]`, and the scaled and cropped label.
+    """
+    label, corners = tf.convert_to_tensor(label), tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
+    corner = corners[0]
+    # The pixel that each row and column of the whole scaled map shows, of which every try takes a part.
+    rows, columns = (nearest(tf.shape(label)[axis], size[axis], 0, None, half_pixel) for axis in (0, 1))
+
+    def part(corner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        end = corner + crop
+        return rows[corner[0] : end[0]], columns[corner[1] : end[1]]
+
+    if max_share < 1:
+        ids = tf.cast(label, tf.int32)
+
+        def look(attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            counts = _count_labels(ids, *part(corners[attempt]))
+            counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
+            largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
+            varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
+            return attempt, varied, total == 0
+
+        def again(attempt: tf.Tensor, varied: tf.Tensor, empty: tf.Tensor) -> tf.Tensor:
+            return ~varied & (attempt < numbers.shape[0] - 1)
+
+        attempt, _, empty = tf.while_loop(again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0)))
+        corner = tf.where(empty, (size - crop + 1) // 2, corners[attempt])
+    return corner, taken(label, *part(corner))
+
+
+def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """How often each id stands in the map that `taken` would give of the int32 map `ids`: int32 `[256]`.
+
+    Counted in the map as it is, each pixel as often as it would be shown.
+    """
+    begins, ends, times = [], [], []
+    for sources in (rows, columns):
+        begins.append(sources[0])
+        ends.append(sources[-1] + 1)
+        shown = tf.cast(sources - sources[0], tf.int32)
+        times.append(tf.raw_ops.Bincount(arr=shown, size=shown[-1] + 1, weights=tf.constant([], tf.int32)))
+    window = ids[begins[0] : ends[0], begins[1] : ends[1]]
+    return tf.raw_ops.Bincount(arr=window, size=256, weights=times[0][:, None] * times[1])
+
+
+def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors left and right if `number` is below 1/2."""
+    return tf.cond(number < 0.5, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
+
+
+def pad(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    size: tuple[int, int],
+    value: tuple[float, float, float],
+    ignore_label: int,
+    position: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Surrounds an image of at most `size` with the colour `value` and the ignore label.
+
+    Args:
+        image: float32 `[height, width, 3]`.
+        label: `[height, width]`.
+        size: height and width wanted.
+        value: colour around the image; the normalization's mean, so that it is 0 to the network.
+        ignore_label: label around the image.
+        position: where the image lies: "center" or "top_left".
+    """
+    missing = tf.stack(size) - tf.shape(label)
+    before = missing // 2 if position == "center" else tf.zeros_like(missing)
+    after, outside = missing - before, tf.cast(ignore_label, label.dtype)
+
+    def plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        row = tf.tile(tf.constant(value, tf.float32), [width])
+        return tf.reshape(tf.broadcast_to(row, [height, 3 * width]), [height, width, 3])
+
+    def padded() -> tuple[tf.Tensor, tf.Tensor]:
+        height = tf.shape(label)[0]
+        middle = tf.concat([plain(height, before[1]), image, plain(height, after[1])], axis=1)
+        whole = tf.concat([plain(before[0], size[1]), middle, plain(after[0], size[1])], axis=0)
+        return whole, tf.pad(label, tf.stack([before, after], axis=1), constant_values=outside)
+
+    image, label = tf.cond(tf.reduce_any(missing > 0), padded, lambda: (image, label))
+    return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(label, size)
+
+
+def augment(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    draws: Draws,
+    config: DataConfig,
+    pad_value: tuple[float, float, float],
+    ignore_label: int,
+    more: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """All training transforms in their order.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        label: uint8 `[height, width]`.
+        draws: the sample's random numbers.
+        config: what is done and how strongly.
+        pad_value: colour around images smaller than the crop.
+        ignore_label: label around them, and of pixels that do not count in the choice of the crop.
+        more: what else is done to image and label, before the padding.
+
+    Returns:
+        float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.
+    """
+    crop_height, crop_width = config.train_crop_size
+    factor = scale_factor(draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size)
+    size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
+    crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
+    whole = config.preprocessing == "sssegmentation"
+    share = config.crop_max_category_share
+    corner, label = choose_crop(label, size, crop, draws.crop, share, ignore_label, half_pixel=not whole)
+    image = resize_image(image, size, tf.unstack(corner), crop)
+    if whole:
+        image = tf.round(image)
+    if config.random_flip:
+        image, label = flip(image, label, draws.flip)
+    if config.photometric_distortion:
+        image = distort_photometric(image, draws.photometric, whole, (crop_height, crop_width))
+    if more is not None:
+        image, label = more(image, label)
+    image, label = pad(image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position)
+    return image, tf.cast(label, tf.int32)

@@ -1,0 +1,1 @@
+"""One module per dataset: where its files are, and its classes."""

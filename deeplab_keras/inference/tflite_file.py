@@ -1,0 +1,139 @@
+"""Whether a TFLite file is whole and says nothing impossible; the interpreters do not look and end the whole process."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from deeplab_keras.config import UserError
+from deeplab_keras.io.foreign import reading
+
+NEXT_STEP = "download, copy or export it again"
+# TensorType -> bits of a value; other types have no fixed size.
+BITS = {
+    "FLOAT32": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT64": 64, "INT4": 4, "INT8": 8, "UINT8": 8, "INT16": 16, "UINT16": 16,
+    "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64, "BOOL": 8, "COMPLEX64": 64, "COMPLEX128": 128,
+}  # fmt: skip
+LARGEST = 1 << 31  # bytes of a tensor
+# Operator -> fields of its options that the kernels divide by or allocate for.
+POSITIVE = {
+    "CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
+    "DEPTHWISE_CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
+    "TRANSPOSE_CONV": ("strideH", "strideW"),
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), ("strideH", "strideW", "filterHeight", "filterWidth")),
+}
+# Operator -> the beginning of its options' name, where that is not its own name.
+OPTIONS = {
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), "Pool2D"),
+    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"), "Reducer"),
+}
+
+
+def check_tflite(path: str | os.PathLike[str]) -> None:
+    """Reads every table of the file and checks that sizes, places and options are possible.
+
+    Raises:
+        UserError: it is truncated or damaged, or not a TFLite file.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema  # takes TensorFlow's import
+
+    what = "TFLite file"
+    with reading(path, f"a {what}", NEXT_STEP):
+        content = pathlib.Path(path).read_bytes()
+        try:
+            if not schema.Model.ModelBufferHasIdentifier(content, 0):
+                raise ValueError("it does not begin like one")
+            _check(schema.ModelT.InitFromPackedBuf(content, 0), len(content), schema)
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"{path}: truncated, damaged or not a {what} ({reason}); {NEXT_STEP}") from error
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _check(model: Any, size: int, schema: Any) -> None:
+    types = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
+    _require(model.version == 3 and bool(model.subgraphs) and bool(model.buffers), "no graph of version 3")
+    for buffer in model.buffers:
+        _require(buffer.offset in (0, 1) or 0 < buffer.offset <= buffer.offset + buffer.size <= size, "a buffer beyond the end")
+    for graph in model.subgraphs:
+        _require(bool(graph.tensors), "a graph without tensors")
+        for index, tensor in enumerate(graph.tensors):
+            _check_tensor(index, tensor, model.buffers, types)
+        _check_order(model, graph, schema)
+    for signature in model.signatureDefs or []:
+        _require(signature.subgraphIndex < len(model.subgraphs), "a signature of no graph")
+        tensors = len(model.subgraphs[signature.subgraphIndex].tensors)
+        for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
+            _require(entry.tensorIndex < tensors, "a signature of no tensor")
+
+
+def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) -> None:
+    name = f"tensor {index}"
+    _require(tensor.type in types and tensor.buffer < len(buffers), f"{name} has no known type or no buffer")
+    shape = [int(length) for length in (() if tensor.shape is None else tensor.shape)]
+    _require(len(shape) <= 8 and all(length >= 0 for length in shape), f"{name} has the shape {shape}")
+    bits = BITS.get(types[tensor.type])
+    if bits is None:
+        return
+    needed = -(-math.prod(shape) * bits // 8)
+    _require(needed < LARGEST, f"{name} takes {needed} bytes")
+    data = buffers[tensor.buffer].data
+    if data is not None and len(data) and tensor.sparsity is None:
+        _require(len(data) == needed, f"{name} has {len(data)} bytes for the shape {shape}")
+        if types[tensor.type] in ("FLOAT32", "FLOAT16"):
+            values = np.frombuffer(np.asarray(data, np.uint8).tobytes(), types[tensor.type].lower())
+            _require(bool(np.isfinite(values).all()), f"{name} holds NaN or infinite values")
+    scaling = tensor.quantization
+    if scaling is not None and scaling.scale is not None and len(scaling.scale):
+        scales = len(scaling.scale)
+        fits = scales == 1 or (0 <= scaling.quantizedDimension < len(shape) and scales == shape[scaling.quantizedDimension])
+        zeros = 0 if scaling.zeroPoint is None else len(scaling.zeroPoint)
+        _require(fits and zeros in (0, 1, scales), f"{name} has {scales} scales and {zeros} zero points for the shape {shape}")
+
+
+def _check_order(model: Any, graph: Any, schema: Any) -> None:
+    """Operators read what is there when they run, and have the options of their kind."""
+    operators = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    options = {value: name for name, value in vars(schema.BuiltinOptions).items() if not name.startswith("_")}
+    count = len(graph.tensors)
+    ready = {index for index, tensor in enumerate(graph.tensors) if tensor.isVariable or _has_data(tensor, model.buffers)}
+    _require(all(0 <= index < count for index in (*graph.inputs, *graph.outputs)), "an input or output that is no tensor")
+    ready.update(map(int, graph.inputs))
+    made = set(ready)
+    for place, operator in enumerate(graph.operators or ()):
+        _require(operator.opcodeIndex < len(model.operatorCodes), f"operator {place} has no code")
+        code = model.operatorCodes[operator.opcodeIndex]
+        kind = operators.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
+        inputs = [int(index) for index in (() if operator.inputs is None else operator.inputs)]
+        outputs = [int(index) for index in (() if operator.outputs is None else operator.outputs)]
+        _require(bool(kind) and bool(outputs), f"operator {place} is of no kind or makes nothing")
+        _require(all(index == -1 or index in ready for index in inputs), f"operator {place} ({kind}) reads a tensor too early")
+        new = all(0 <= index < count and index not in made for index in outputs)
+        _require(new, f"operator {place} ({kind}) makes no new tensor")
+        ready.update(outputs)
+        made.update(outputs)
+        own = options.get(operator.builtinOptionsType, "")
+        expected = f"{OPTIONS.get(kind, kind.replace('_', ''))}Options".lower()
+        known = expected in {name.lower() for name in options.values()}
+        _require(own == "NONE" or not known or own.lower() == expected, f"operator {place} ({kind}) has {own}")
+        for field in POSITIVE.get(kind, ()):
+            value = getattr(operator.builtinOptions, field, 0)
+            _require(0 < value < 1 << 16, f"operator {place} ({kind}) has {field}={value}")
+    _require(all(int(index) in ready for index in graph.outputs), "an output that nothing makes")
+
+
+def _has_data(tensor: Any, buffers: Any) -> bool:
+    buffer = buffers[tensor.buffer]
+    # An empty constant (no values) has no data either.
+    empty = tensor.shape is not None and len(tensor.shape) > 0 and math.prod(map(int, tensor.shape)) == 0
+    return (buffer.data is not None and len(buffer.data) > 0) or buffer.offset > 1 or empty

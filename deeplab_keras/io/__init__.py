@@ -1,0 +1,1 @@
+"""Files and the terminal: atomic writes, guarded reading of foreign files, the progress line."""

@@ -1,0 +1,1 @@
+"""Segmentation networks: backbones, heads, and the layers they are made of."""

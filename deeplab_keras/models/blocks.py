@@ -1,0 +1,231 @@
+"""Functional blocks that backbones and heads are made of.
+
+Every block takes the name under which its weights are saved: `<name>_conv/kernel`, `<name>_bn/gamma` and so on. These
+names are the weight file's ABI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from deeplab_keras.config import ModelConfig
+from deeplab_keras.models.concat_conv import ConcatConv2D
+from deeplab_keras.models.layers import DATA_FORMAT, BatchNormalization, Conv2D, Tensor, q_sigmoid
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockStyle:
+    """The conventions in which the families differ, as every block of a backbone or of a head needs them."""
+
+    padding: str = "symmetric"
+    bn_epsilon: float = 1e-5
+    bn_momentum: float = 0.9
+    gate: str = "hard_sigmoid"
+    initialization: str = "pytorch"  # or "truncated_normal", "xavier"
+
+
+def backbone_style(config: ModelConfig) -> BlockStyle:
+    """The conventions of the backbone's blocks."""
+    return BlockStyle(
+        padding=config.padding,
+        bn_epsilon=config.backbone_bn_epsilon,
+        bn_momentum=config.backbone_bn_momentum,
+        gate="q_sigmoid" if config.q_sigmoid else "hard_sigmoid",
+        initialization="pytorch" if config.initialization == "pytorch" else "truncated_normal",
+    )
+
+
+def head_style(config: ModelConfig) -> BlockStyle:
+    """The conventions of the head's blocks."""
+    return BlockStyle(
+        padding=config.padding,
+        bn_epsilon=config.head_bn_epsilon,
+        bn_momentum=config.head_bn_momentum,
+        initialization="pytorch" if config.initialization == "pytorch" else "xavier",
+    )
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """`value` rounded to a multiple of `divisor`, never by more than 10 % down (MobileNetV2's reference code)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def activation(x: Tensor, kind: str | None, name: str) -> Tensor:
+    """`x` through the activation `kind` (Keras' names, and q_sigmoid); None: unchanged."""
+    if kind is None:
+        return x
+    if kind == "relu":
+        return keras.layers.ReLU(name=name)(x)
+    if kind == "relu6":
+        return keras.layers.ReLU(max_value=6, name=name)(x)
+    return keras.layers.Activation(q_sigmoid if kind == "q_sigmoid" else kind, name=name)(x)
+
+
+def conv(
+    x: Tensor,
+    filters: int,
+    kernel_size: int = 1,
+    *,
+    name: str,
+    style: BlockStyle,
+    stride: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    stddev: float | None = None,
+    dtype: str | None = None,
+) -> Tensor:
+    """A convolution with the family's padding and initial weights; `stddev` is the official DeepLab's for this one."""
+    x, padding = _pad(x, kernel_size, stride, name, style)
+    fan_in = int(x.shape[-1]) * kernel_size**2
+    return Conv2D(
+        filters,
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        dilation_rate=dilation,
+        use_bias=use_bias,
+        kernel_initializer=_initializer(style, fan_in, stddev),
+        bias_initializer=_initializer(style, fan_in, None) if style.initialization == "pytorch" else "zeros",
+        dtype=dtype,
+        name=name,
+    )(x)
+
+
+def concat_conv(
+    maps: Sequence[Tensor], filters: int, kernel_size: int, *, name: str, style: BlockStyle, resized: tuple[int, ...] = (),
+    align_corners: bool = False,
+) -> Tensor:
+    """The convolution over concatenated maps, no bias, with the family's initial weights; see ConcatConv2D."""
+    fan_in = sum(int(x.shape[-1]) for x in maps) * kernel_size**2
+    return ConcatConv2D(
+        filters, kernel_size, resized=resized, align_corners=align_corners, use_bias=False,
+        kernel_initializer=_initializer(style, fan_in, None), name=name,
+    )(list(maps))  # fmt: skip
+
+
+def depthwise_conv(
+    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, stride: int = 1, dilation: int = 1,
+    stddev: float | None = None,
+) -> Tensor:
+    """A depthwise convolution with the family's padding and initial weights, no bias."""
+    x, padding = _pad(x, kernel_size, stride, name, style)
+    return keras.layers.DepthwiseConv2D(
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        dilation_rate=dilation,
+        data_format=DATA_FORMAT,
+        use_bias=False,
+        depthwise_initializer=_initializer(style, kernel_size**2, stddev),
+        name=name,
+    )(x)
+
+
+def _pad(x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle) -> tuple[Tensor, str]:
+    # Without a stride, "same" is symmetric; with one, PyTorch pads both sides and TensorFlow the end first.
+    if stride == 1 or style.padding == "same" or kernel_size == 1:
+        return x, "same"
+    return keras.layers.ZeroPadding2D(kernel_size // 2, data_format=DATA_FORMAT, name=f"{name}_pad")(x), "valid"
+
+
+def _initializer(style: BlockStyle, fan_in: int, stddev: float | None) -> keras.initializers.Initializer:
+    """PyTorch's, or the official DeepLab's (its spec, sections 3.1 and 4.1), which gives some layers a `stddev`."""
+    if style.initialization == "pytorch":
+        limit = fan_in**-0.5
+        return keras.initializers.RandomUniform(-limit, limit)
+    if style.initialization == "xavier" and stddev is None:
+        return keras.initializers.GlorotUniform()
+    return keras.initializers.TruncatedNormal(stddev=stddev or 0.09)
+
+
+def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
+    """The family's batch norm, synchronised over replicas."""
+    return BatchNormalization(momentum=style.bn_momentum, epsilon=style.bn_epsilon, synchronized=True, name=name)(x)
+
+
+def conv_bn_act(
+    x: Tensor, filters: int, kernel_size: int = 1, *, name: str, style: BlockStyle, act: str | None = "relu",
+    stride: int = 1, dilation: int = 1, stddev: float | None = None,
+) -> Tensor:
+    """Convolution without bias, batch norm, activation."""
+    x = conv(x, filters, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev)
+    return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
+
+
+def depthwise_bn_act(
+    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, act: str | None = "relu", stride: int = 1,
+    dilation: int = 1, stddev: float | None = None,
+) -> Tensor:
+    """Depthwise convolution, batch norm, activation."""
+    x = depthwise_conv(
+        x, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev
+    )
+    return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
+
+
+def separable_conv_bn_act(
+    x: Tensor, filters: int, kernel_size: int = 3, *, name: str, style: BlockStyle, act: str = "relu", dilation: int = 1
+) -> Tensor:
+    """Depthwise-separable convolution with batch norm and activation after both halves."""
+    x = depthwise_bn_act(
+        x, kernel_size, name=f"{name}_depthwise", style=style, act=act, dilation=dilation, stddev=0.33
+    )
+    return conv_bn_act(x, filters, name=f"{name}_pointwise", style=style, act=act, stddev=0.06)
+
+
+def squeeze_excite(x: Tensor, channels: int, *, name: str, style: BlockStyle) -> Tensor:
+    """`x` times a gate a channel, computed from the mean over the image through `channels` channels."""
+    gate = keras.layers.GlobalAveragePooling2D(DATA_FORMAT, keepdims=True, name=f"{name}_pool")(x)
+    gate = conv(gate, channels, name=f"{name}_reduce", style=style, use_bias=True)
+    gate = activation(gate, "relu", f"{name}_reduce_act")
+    gate = conv(gate, int(x.shape[-1]), name=f"{name}_expand", style=style, use_bias=True)
+    return keras.layers.Multiply(name=f"{name}_multiply")([x, activation(gate, style.gate, f"{name}_expand_act")])
+
+
+def inverted_residual(
+    x: Tensor, filters: int, *, name: str, style: BlockStyle, expanded: int, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, se_channels: int = 0, act: str = "relu6", residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """MobileNetV2's and V3's block: expand, depthwise, squeeze-and-excite, project, add.
+
+    Returns:
+        The block's output, and the tap that the official decoder reads: after the depthwise activation, before
+        squeeze-and-excite.
+    """
+    y = x
+    if expanded != x.shape[-1]:
+        y = conv_bn_act(y, expanded, name=f"{name}_expand", style=style, act=act)
+    y = tap = depthwise_bn_act(
+        y, kernel_size, name=f"{name}_depthwise", style=style, act=act, stride=stride, dilation=dilation
+    )
+    if se_channels:
+        y = squeeze_excite(y, se_channels, name=f"{name}_se", style=style)
+    y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
+    if residual and filters == x.shape[-1]:
+        y = keras.layers.Add(name=f"{name}_add")([x, y])
+    return y, tap
+
+
+def fused_inverted_residual(
+    x: Tensor, filters: int, *, name: str, style: BlockStyle, expanded: int, kernel_size: int = 3, stride: int = 1,
+    dilation: int = 1, act: str = "relu", residual: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """MobileNet EdgeTPU's early block: one full convolution in place of expand and depthwise; project, add.
+
+    Returns:
+        The block's output, and the features before the projection.
+    """
+    y = x
+    if expanded != x.shape[-1]:
+        y = conv_bn_act(
+            y, expanded, kernel_size, name=f"{name}_expand", style=style, act=act, stride=stride, dilation=dilation
+        )
+    tap = y
+    y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
+    if residual and filters == x.shape[-1]:
+        y = keras.layers.Add(name=f"{name}_add")([x, y])
+    return y, tap

@@ -1,0 +1,1 @@
+"""Training: from configs to a workdir of checkpoints. Also losses, optimizers and learning rate schedules."""

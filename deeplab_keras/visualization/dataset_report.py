@@ -1,0 +1,232 @@
+"""The report of a dataset's check, for people: a page, a sheet of labelled samples, and lines for the terminal."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from deeplab_keras.config import UserError
+from deeplab_keras.data.check.findings import DatasetCheck, SplitCheck
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.io.writing import write_text
+from deeplab_keras.visualization import captioned, class_colours, colorize, grid, legend, save_png
+
+SAMPLES, SIDE = 12, 320  # of the contact sheet: pairs, and the long side of a picture
+SHOWN = 20  # problems of one kind, images of one size: the page lists so many, report.json all
+ROWS = 40  # of more classes, those without a pixel are left out of the terminal's table
+STRANGE = (255, 0, 255)  # ids outside the classes
+
+
+def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
+    """Writes report.html, report.json and contact_sheet.png; returns the page's path.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    path = pathlib.Path(folder)
+    if (sheet := contact_sheet(check.splits[0], check.info)) is not None:
+        save_png(path / "contact_sheet.png", sheet)
+    write_text(path / "report.json", json.dumps(check.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_text(path / "report.html", page(check, with_sheet=sheet is not None))
+    return path / "report.html"
+
+
+# --- The contact sheet ---
+
+
+def choose_samples(split: SplitCheck, count: int) -> list[int]:
+    """Places of pairs in `split.scans` that together show as many classes as they can, filled up evenly."""
+    classes = np.array([np.bincount(split.class_of_id[scan.ids > 0].clip(0), minlength=256) > 0 for scan in split.scans])
+    chosen: list[int] = []
+    seen = np.zeros(256, bool)
+    while len(chosen) < min(count, len(split.scans)):
+        gain = (classes & ~seen).sum(1)
+        best = int(gain.argmax())
+        if not gain[best]:
+            break
+        chosen.append(best)
+        seen |= classes[best]
+    rest = [int(i) for i in np.linspace(0, len(split.scans) - 1, count) if int(i) not in chosen] if split.scans else []
+    return sorted([*chosen, *dict.fromkeys(rest)][:count])
+
+
+def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) -> np.ndarray | None:
+    """Images beside their labels in the classes' colours, and the legend; None where no pair can be read.
+
+    Ids that are no class are striped in magenta.
+    """
+    cells, present = [], set()
+    for place in choose_samples(split, count):
+        scan = split.scans[place]
+        try:
+            image, ids = split.load(scan.index)
+        except UserError:  # it could be read a moment ago
+            continue
+        labels = split.class_of_id[ids]
+        present |= {int(label) for label in np.unique(labels) if label >= 0}
+        coloured = (0.25 * image + 0.75 * colorize(labels, info) + 0.5).astype(np.uint8)
+        coloured[(labels < 0) & _stripes(*labels.shape)] = STRANGE
+        share = (labels == info.ignore_label).mean()
+        name = scan.name if len(scan.name) <= 40 else f"…{scan.name[-39:]}"
+        cells.append(captioned({name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(coloured, False)}))
+    if not cells:
+        return None
+    sheet = grid(cells, columns=2, gap=SIDE // 10)
+    return grid([sheet, legend(info, present, sheet.shape[1])], gap=SIDE // 10)
+
+
+def _stripes(height: int, width: int) -> np.ndarray:
+    """Diagonal stripes, as wide on every thumbnail: bool `[height, width]`."""
+    step = max(1, round(6 * max(height, width) / SIDE))
+    return (np.arange(height)[:, None] + np.arange(width)) // step % 2 == 0
+
+
+def _thumbnail(picture: np.ndarray, smooth: bool) -> np.ndarray:
+    height, width = picture.shape[:2]
+    factor = SIDE / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    method = Image.Resampling.LANCZOS if smooth and factor < 1 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(picture).resize(size, method))
+
+
+# --- Lines for the terminal ---
+
+
+def summary(check: DatasetCheck) -> str:
+    """What was found, for the terminal: the classes' shares, notes, problems, weights."""
+    lines = list(_table(check))
+    lines += [f"note: {note}" for note in check.notes]
+    for kind, problems in check.kinds().items():
+        lines += [f"wrong: {kind}: {len(problems)}", *(f"  {problem.message}" for problem in problems[:3])]
+        if len(problems) > 3:
+            lines.append(f"  ... and {len(problems) - 3} more")
+    if check.looks_like:
+        lines.append(f"it looks like this: {check.looks_like}")
+    for name, weights in check.label_weights().items():
+        lines.append(f"{name.replace('_', ' ')}: {flag_of(weights)}")
+    return "\n".join(lines)
+
+
+def flag_of(weights: Sequence[float]) -> str:
+    """Weights of classes as the flag that training takes."""
+    return f"--label_weights={','.join(f'{weight:.4g}' for weight in weights)}"
+
+
+def _table(check: DatasetCheck) -> Iterator[str]:
+    for split in check.splits:
+        (width, height), count = (split.sizes() or [((0, 0), 0)])[0]
+        sizes = len(split.sizes())
+        spread = f"all {width}x{height}" if sizes == 1 else f"{sizes} sizes, mostly {width}x{height} ({count})"
+        total = max(split.total, 1)
+        yield (
+            f"{split.name}: {len(split.scans)} of {split.pairs} pairs read, {spread}; "
+            f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} outside the classes"
+        )
+    names = [split.name for split in check.splits]
+    longest = min(max(12, *(len(name) for name in check.info.class_names)), 32)
+    yield " ".join(["class".ljust(longest), *(f"{name[:12]:>12} {'images':>7}" for name in names)])
+    present = np.sum([split.pixels for split in check.splits], axis=0) > 0
+    for label, name in enumerate(check.info.class_names):
+        if len(present) > ROWS and not present[label]:
+            continue
+        cells = [f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}" for split in check.splits]
+        yield " ".join([name[:longest].ljust(longest), *cells])
+
+
+# --- The page ---
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #202124; margin: 2em auto; max-width: 70em; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .7em; text-align: left; vertical-align: top }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } tr:nth-child(even) td { background: #f6f7f8 }
+.bar { display: inline-block; height: .8em; min-width: 1px; border: 1px solid #a0a0a0 }
+.swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #a0a0a0; vertical-align: -.15em }
+.wrong { border-left: .4em solid #c5221f; padding: .1em 1em; background: #fdf1f0 }
+.fine { border-left: .4em solid #188038; padding: .1em 1em; background: #f0f8f2 }
+code { background: #f1f3f4; padding: .1em .3em; overflow-wrap: anywhere } img { max-width: 100% } li { overflow-wrap: anywhere }
+"""
+
+
+def page(check: DatasetCheck, with_sheet: bool = True) -> str:
+    """The report as a page of HTML."""
+    where = html.escape(f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}")
+    parts = [f"<h1>{where}</h1>", *_verdict(check)]
+    if check.notes:
+        parts += ["<h2>Worth knowing</h2><ul>", *(f"<li>{html.escape(note)}</li>" for note in check.notes), "</ul>"]
+    parts += [_classes_table(check), _sizes_table(check)]
+    if with_sheet:
+        parts.append(
+            f"<h2>Samples of {html.escape(check.splits[0].name)}</h2><p>Images, and their labels over them; what is no class is "
+            'striped in magenta.</p><img src="contact_sheet.png" alt="samples with their labels">'
+        )
+    weights_by_name = check.label_weights()
+    if weights_by_name:
+        first = html.escape(check.splits[0].name)
+        parts.append(f"<h2>Weights of the classes</h2><p>For the loss, if rare classes shall count more; made from {first}.</p>")
+    for name, weights in weights_by_name.items():
+        parts.append(f"<p>{name.replace('_', ' ')}:<br><code>{flag_of(weights)}</code></p>")
+    body = "\n".join(parts)
+    return f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{where}</title><style>{STYLE}</style>\n{body}\n</html>\n"
+
+
+def _verdict(check: DatasetCheck) -> Iterator[str]:
+    if not check.wrong:
+        yield '<div class="fine"><p>Nothing is wrong.</p></div>'
+        return
+    yield '<div class="wrong">'
+    if check.looks_like:
+        yield f"<p><b>It looks like this:</b> {html.escape(check.looks_like)}</p>"
+    for kind, problems in check.kinds().items():
+        yield f"<h3>{html.escape(kind.capitalize())}: {len(problems)}</h3><ul>"
+        yield from (f"<li>{html.escape(problem.message)}</li>" for problem in problems[:SHOWN])
+        if len(problems) > SHOWN:
+            yield f"<li>... and {len(problems) - SHOWN} more; report.json lists all</li>"
+        yield "</ul>"
+    yield "</div>"
+
+
+def _classes_table(check: DatasetCheck) -> str:
+    head = "".join(f'<th class="n">{html.escape(split.name)}</th><th></th><th class="n">images</th>' for split in check.splits)
+    rows = [f"<h2>Classes</h2><table><tr><th>id</th><th></th><th>class</th>{head}</tr>"]
+    shares = [split.pixels / max(split.total, 1) for split in check.splits]
+    widest = max((float(share.max()) for share in shares), default=0) or 1
+    for label, name in enumerate(check.info.class_names):
+        colour = "#" + bytes(check.info.palette[label]).hex()
+        cells = "".join(
+            f'<td class="n">{share[label]:.2%}</td><td>{_bar(12 * share[label] / widest, colour)}</td>'
+            f'<td class="n">{split.images[label]}</td>'
+            for split, share in zip(check.splits, shares, strict=True)
+        )
+        swatch = f'<span class="swatch" style="background:{colour}"></span>'
+        rows.append(f'<tr><td class="n">{label}</td><td>{swatch}</td><td>{html.escape(name)}</td>{cells}</tr>')
+    ignored = "#" + bytes(class_colours(check.info)[-1].tolist()).hex()
+    for text, colour, counts in (
+        (f"ignored (id {check.info.ignore_label})", ignored, [split.ignored for split in check.splits]),
+        ("outside the classes", "#ff00ff", [split.strange for split in check.splits]),
+    ):
+        cells = "".join(
+            f'<td class="n">{count / max(split.total, 1):.2%}</td><td></td><td></td>'
+            for count, split in zip(counts, check.splits, strict=True)
+        )
+        rows.append(f'<tr><td></td><td><span class="swatch" style="background:{colour}"></span></td><td>{text}</td>{cells}</tr>')
+    return "\n".join([*rows, "</table>"])
+
+
+def _bar(width: float, colour: str) -> str:
+    return f'<span class="bar" style="width:{width:.2f}em;background:{colour}"></span>' if width else ""
+
+
+def _sizes_table(check: DatasetCheck) -> str:
+    rows = ["<h2>Sizes</h2><table><tr><th>split</th><th class=n>pairs</th><th class=n>read</th><th>images of each size</th></tr>"]
+    for split in check.splits:
+        sizes = split.sizes()
+        listed = ", ".join(f"{width}x{height}: {count}" for (width, height), count in sizes[:SHOWN])
+        more = f", and {len(sizes) - SHOWN} sizes more" if len(sizes) > SHOWN else ""
+        counts = f"<td class=n>{split.pairs}</td><td class=n>{len(split.scans)}</td>"
+        rows.append(f"<tr><td>{html.escape(split.name)}</td>{counts}<td>{listed}{more}</td></tr>")
+    return "\n".join([*rows, "</table>"])

@@ -1,0 +1,1 @@
+"""Released models by name: architecture, weights and classes."""

@@ -1,0 +1,168 @@
+"""The models by name: a table of configs, the mIoU that their authors reported, and their weights, downloaded once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+
+import keras
+from absl import logging
+
+from deeplab_keras.checkpoints import download
+from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.convert.conversion import convert, dataset_info
+from deeplab_keras.convert.pth import import_torch
+from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU, RELEASES
+
+_LRASPP = ModelConfig(
+    head="lraspp",
+    head_channels=128,
+    low_level_features=("c2", "c1"),
+    low_level_channels=(64, 32),
+    image_pooling_size=(49, 49),
+    image_pooling_stride=(16, 20),
+    **CONVENTIONS["sssegmentation_v3"],
+)
+
+# SSSegmentation's six architectures (spec/sssegmentation.md, section 1.1).
+SSSEGMENTATION: dict[str, ModelConfig] = {
+    "fcn_mobilenetv2os8": ModelConfig(head="fcn", auxiliary_head=True),
+    "pspnet_mobilenetv2os8": ModelConfig(head="psp", auxiliary_head=True),
+    "deeplabv3_mobilenetv2os8": ModelConfig(head="deeplab_v3", auxiliary_head=True),
+    "deeplabv3plus_mobilenetv2os8": ModelConfig(
+        head="deeplab_v3_plus", aspp_with_separable_conv=True, auxiliary_head=True
+    ),
+    "lrasppnet_mobilenetv3sos8": _LRASPP.replace(backbone="mobilenet_v3_small"),
+    "lrasppnet_mobilenetv3los8": _LRASPP.replace(backbone="mobilenet_v3_large"),
+}
+# Within an architecture, the datasets differ in the number of classes alone.
+CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19}
+
+# mIoU in percent on the validation set, one scale, no flip (SSSegmentation's docs/modelzoo/mobilenet/README.md).
+SSSEGMENTATION_MIOU: dict[str, tuple[float, float, float]] = {
+    "fcn_mobilenetv2os8": (59.89, 30.85, 70.77),
+    "pspnet_mobilenetv2os8": (68.40, 35.09, 73.64),
+    "deeplabv3_mobilenetv2os8": (70.08, 37.55, 76.74),
+    "deeplabv3plus_mobilenetv2os8": (70.04, 37.66, 76.68),
+    "lrasppnet_mobilenetv3sos8": (62.13, 26.09, 65.06),
+    "lrasppnet_mobilenetv3los8": (67.90, 30.06, 69.98),
+}
+
+MODELS: dict[str, ModelConfig] = {
+    f"{system}_{dataset}": config.replace(name=f"{system}_{dataset}", num_classes=classes)
+    for dataset, classes in CLASSES.items()
+    for system, config in SSSEGMENTATION.items()
+} | {name: config.replace(name=name) for name, config in OFFICIAL.items()}
+
+REPORTED_MIOU: dict[str, float] = {
+    f"{system}_{dataset}": miou
+    for system, row in SSSEGMENTATION_MIOU.items()
+    for dataset, miou in zip(CLASSES, row, strict=True)
+} | OFFICIAL_MIOU
+
+
+def list_models() -> list[str]:
+    """Every name that `get_config` knows."""
+    return list(MODELS)
+
+
+def get_config(name: str) -> ModelConfig:
+    """The architecture of a model of the zoo.
+
+    Raises:
+        UserError: no model of that name.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def reported(name: str) -> float | None:
+    """The mIoU in percent that the model's authors reported; None: they reported none.
+
+    On the validation set, for the official models trained on it (`..._trainval`) on the test set.
+    """
+    return REPORTED_MIOU.get(name)
+
+
+# === Weights ===
+
+# Of SSSegmentation's docs/modelzoo/mobilenet/README.md; behind it the model's name and .pth.
+SSSEGMENTATION_ADDRESS = "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
+
+
+def load_model(source: str | os.PathLike[str], input_size: tuple[int, int] | None = None) -> keras.Model:
+    """A model with trained weights.
+
+    Args:
+        source: a checkpoint folder, a workdir, or a name of the zoo; see `checkpoint_path`.
+        input_size: (height, width) that the model takes; None: any.
+
+    Raises:
+        UserError: nothing there, or weights that cannot be had.
+    """
+    return load_checkpoint(checkpoint_path(source), input_size).model
+
+
+def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that holds a checkpoint: the one that was given, or that of a model of the zoo.
+
+    The weights of the zoo are their authors': downloaded from their address and converted at the first call, and kept
+    in the cache folder (`checkpoints.download`).
+
+    Args:
+        source: a checkpoint folder or a workdir, or a name out of `list_models()` where no such folder is.
+
+    Raises:
+        UserError: the weights cannot be downloaded, with what to put where instead; they are damaged, or not those of
+            the model; or a name that nobody knows.
+    """
+    path, name = pathlib.Path(source), os.fspath(source)
+    if path.exists():
+        return path
+    if name not in MODELS:
+        if path.name == name and difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
+            raise unknown_name("folder or model", name, MODELS)
+        if path.name == name and (alike := [model for model in MODELS if name.lower() in model]):
+            raise UserError(f"{name}: no such folder; models of the zoo that have this in their names: {', '.join(alike)}")
+        return path
+    folder = download.cache_folder() / "models" / name
+    if not _is_current(folder, name):
+        _download_and_convert(name, folder)
+    return folder
+
+
+def address(name: str) -> tuple[str, str, str]:
+    """Where the weights of a model are, their checksum ("" for unknown), and the source that converts them."""
+    if name in RELEASES:
+        return RELEASES[name].url, RELEASES[name].checksum, "official_deeplab"
+    return f"{SSSEGMENTATION_ADDRESS}{name}.pth", "", "sssegmentation"
+
+
+def _is_current(folder: pathlib.Path, name: str) -> bool:
+    """Whether the folder was converted, and for the config that the model has today."""
+    try:
+        return (folder / WEIGHTS).exists() and read_config(folder) == MODELS[name]
+    except UserError:
+        return False
+
+
+def _download_and_convert(name: str, folder: pathlib.Path) -> None:
+    url, checksum, source = address(name)
+    if source == "sssegmentation":
+        import_torch()  # to miss it before the download rather than after it
+    downloads = download.cache_folder() / "downloads"
+    was_there = (downloads / url.rpartition("/")[2]).exists()
+    path = download.fetch(url, downloads, checksum)
+    try:
+        model, proof = convert(source, str(path), MODELS[name])
+    except UserError as error:
+        if was_there:
+            raise UserError(f"{error}; delete it for a new download from {url}") from error
+        path.unlink()  # what a server sent in the file's place, say
+        raise UserError(f"{error}; what {url} gave is deleted again") from error
+    logging.info("%s: %s", path, proof)
+    save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
+    download.record(path)  # after the proof: what is recorded was good once
