@@ -1,6 +1,7 @@
 """All metadata of the package: `pip install -e .` and the extras `pip install -e '.[gpu,onnx]'`.
 
-The lower bounds are what was tested; requirements.lock holds one whole set of versions that was tested together.
+The lower bounds are what was tested; requirements.lock holds one whole set of versions that was
+tested together.
 """
 
 import os
@@ -10,10 +11,13 @@ import re
 import setuptools
 
 HERE = pathlib.Path(__file__).resolve().parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "deeplab_keras/version.py").read_text(encoding="utf-8"))[1]
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "deeplab_keras/version.py").read_text(encoding="utf-8")
+)[1]
 
-# DEEPLAB_KERAS_TENSORFLOW=tensorflow-cpu asks for the build without GPU libraries, 220 MB less to download. The Makefile
-# sets it on machines without a GPU. It is a variable and not an extra because extras can only add a requirement.
+# DEEPLAB_KERAS_TENSORFLOW=tensorflow-cpu asks for the build without GPU libraries, 220 MB less to
+# download. The Makefile sets it on machines without a GPU. It is a variable and not an extra
+# because extras can only add a requirement.
 TENSORFLOW = os.environ.get("DEEPLAB_KERAS_TENSORFLOW", "tensorflow")
 
 EXTRAS = {
@@ -23,14 +27,21 @@ EXTRAS = {
     "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
     "viz": ["matplotlib>=3.11,<4"],
     "video": ["imageio>=2.38", "imageio-ffmpeg>=0.8"],
-    "test": ["dill>=0.4", "hypothesis>=6.170", "matplotlib>=3.11,<4", "pytest>=9.2", "pytest-xdist>=3.8"],
+    "test": [
+        "dill>=0.4",
+        "hypothesis>=6.170",
+        "matplotlib>=3.11,<4",
+        "pytest>=9.2",
+        "pytest-xdist>=3.8",
+    ],
 }
 EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
 
 setuptools.setup(
     name="deeplab-keras",
     version=VERSION,
-    description="Mobile semantic segmentation in Keras 3: DeepLab, PSPNet, FCN and LR-ASPP on MobileNetV2 and MobileNetV3",
+    description="Mobile semantic segmentation in Keras 3: DeepLab, PSPNet, FCN and LR-ASPP on "
+    "MobileNetV2 and MobileNetV3",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -54,7 +65,8 @@ setuptools.setup(
         "absl-py>=2.5",
         "flatbuffers>=25.12",
         "h5py>=3.14",
-        "importlib-resources>=6",  # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on
+        # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on
+        "importlib-resources>=6",
         "keras>=3.15,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=2.4,<3",

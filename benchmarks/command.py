@@ -30,13 +30,19 @@ class Options(Config):
     """What to measure, and how long."""
 
     what: str = option("", "what is measured", choices=("", "input", "train", "eval", "model"))
-    checkpoint_dir: str = option("", "eval, model: a workdir or a checkpoint; without it random weights of --model")
-    against: tuple[str, ...] = option((), "peers: torch, torch_compile, jax, onnxruntime, openvino; not each everywhere")
+    checkpoint_dir: str = option(
+        "", "eval, model: a workdir or a checkpoint; without it random weights of --model"
+    )
+    against: tuple[str, ...] = option(
+        (), "peers: torch, torch_compile, jax, onnxruntime, openvino; not each everywhere"
+    )
     rounds: int = option(5, "how often all have their turn")
     batches: int = option(8, "batches a round: training steps, calls of a model")
     stages: bool = option(True, "input: each stage of the pipeline too")
     input_size: tuple[int, ...] = option((512, 512), "model: height,width of the image")
-    batch_sizes: tuple[int, ...] = option((1,), "model: images a call; TFLite and ONNX files take one")
+    batch_sizes: tuple[int, ...] = option(
+        (1,), "model: images a call; TFLite and ONNX files take one"
+    )
     num_threads: int = option(2, "model: threads of every runtime")
     kinds: tuple[str, ...] = option(KINDS, "model: its forms, of these and onnx")
     csv: str = option("", "a file to which a row for every measurement is appended")
@@ -44,11 +50,21 @@ class Options(Config):
 
     def validate(self) -> None:
         """Something to do."""
-        self._require(bool(self.what or self.page), "what", "is needed: input, train, eval or model")
+        self._require(
+            bool(self.what or self.page), "what", "is needed: input, train, eval or model"
+        )
         for field in ("rounds", "batches", "num_threads"):
             self._require(getattr(self, field) >= 1, field, "at least 1")
-        self._require(len(self.input_size) == 2 and min(self.input_size) >= 1, "input_size", "two numbers: height,width")
-        self._require(bool(self.batch_sizes) and min(self.batch_sizes) >= 1, "batch_sizes", "numbers of at least 1")
+        self._require(
+            len(self.input_size) == 2 and min(self.input_size) >= 1,
+            "input_size",
+            "two numbers: height,width",
+        )
+        self._require(
+            bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
+            "batch_sizes",
+            "numbers of at least 1",
+        )
         self._require(not self.page or bool(self.csv), "page", "needs --csv, of which it is made")
 
 
@@ -64,9 +80,13 @@ def main(command: Command) -> None:
         here = ("what", "checkpoint_dir", "csv", "page")
         keywords = {name: value for name, value in options.to_dict().items() if name not in here}
         result = runs.measure(
-            options.what, options.checkpoint_dir or command.model_config(), command.data_config(options.checkpoint_dir),
-            command.config(TrainConfig), command.config(EvalConfig), **keywords,
-        )  # fmt: skip
+            options.what,
+            options.checkpoint_dir or command.model_config(),
+            command.data_config(options.checkpoint_dir),
+            command.config(TrainConfig),
+            command.config(EvalConfig),
+            **keywords,
+        )
         print(result.table())
         if options.csv:
             text = shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])

@@ -23,21 +23,33 @@ WARM_UP = 2
 class Contender:
     """Steps on one batch that lies on the device: one compiled function, whose state is handed on from step to step."""
 
-    def __init__(self, model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int) -> None:
+    def __init__(
+        self, model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
+    ) -> None:
         keras.config.set_dtype_policy(training.precision)
         self.network = with_auxiliary_output(build_segmentor(model), model.align_corners)
         self.optimizer = make_optimizer(training, 10**6)
         self.optimizer.global_clipnorm = training.clip_gradient_norm or None
         self.optimizer.build(self.network.trainable_variables)
         self.loss = make_loss(
-            training.loss, ignore_label=ignore_label, class_weights=training.label_weights or None,
-            label_smoothing=training.label_smoothing, hard_example_fraction=training.top_k_percent_pixels,
-        )  # fmt: skip
+            training.loss,
+            ignore_label=ignore_label,
+            class_weights=training.label_weights or None,
+            label_smoothing=training.label_smoothing,
+            hard_example_fraction=training.top_k_percent_pixels,
+        )
         self.weights = {"auxiliary_logits": training.auxiliary_loss_weight}
         random = np.random.default_rng(0)
-        images, labels = random.uniform(0, 255, shape).astype(np.float32), random.integers(0, model.num_classes, shape[:3])
+        images, labels = (
+            random.uniform(0, 255, shape).astype(np.float32),
+            random.integers(0, model.num_classes, shape[:3]),
+        )
         self.batch = jax.device_put((images, labels.astype(np.int32)))
-        groups = (self.network.trainable_variables, self.network.non_trainable_variables, self.optimizer.variables)
+        groups = (
+            self.network.trainable_variables,
+            self.network.non_trainable_variables,
+            self.optimizer.variables,
+        )
         self.state: Any = [[variable.value for variable in group] for group in groups]
         self.losses: list[float] = []
         self.step = jax.jit(self._step, donate_argnums=0)
@@ -52,7 +64,10 @@ class Contender:
             name = device.device_kind if on_gpu else "CPU"
             return {"device": name, "device_bytes": memory, "peak_bytes": peak_memory()}
         speed = batches * len(self.batch[0]) / self._take(batches)
-        return {"bare_speed": speed, "peak_rate": measured_peak(keras.mixed_precision.global_policy().compute_dtype, on_gpu)}
+        return {
+            "bare_speed": speed,
+            "peak_rate": measured_peak(keras.mixed_precision.global_policy().compute_dtype, on_gpu),
+        }
 
     def _take(self, count: int) -> float:
         start = time.perf_counter()
@@ -68,7 +83,10 @@ class Contender:
 
         def objective(trainable: Any) -> tuple[Any, Any]:
             outputs, changed = self.network.stateless_call(trainable, others, images, training=True)
-            losses = [self.weights.get(name, 1.0) * self.loss(labels, logits) for name, logits in outputs.items()]
+            losses = [
+                self.weights.get(name, 1.0) * self.loss(labels, logits)
+                for name, logits in outputs.items()
+            ]
             return sum(losses[1:], losses[0]), changed
 
         (loss, others), gradients = jax.value_and_grad(objective, has_aux=True)(trainable)
@@ -82,14 +100,20 @@ def measured_peak(dtype: str, on_gpu: bool) -> float:
     product = jax.jit(lambda matrix: matrix @ matrix)
     layout = ("NHWC", "HWIO", "NHWC")
     convolution = jax.jit(
-        lambda image, kernel: jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        lambda image, kernel: jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=layout
+        )
     )
     return peak.best_rate(
-        lambda: product(matrix).block_until_ready(), lambda: convolution(image, kernel).block_until_ready(),
-        matrix.shape, image.shape,
-    )  # fmt: skip
+        lambda: product(matrix).block_until_ready(),
+        lambda: convolution(image, kernel).block_until_ready(),
+        matrix.shape,
+        image.shape,
+    )
 
 
-def make(model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int) -> Contender:
+def make(
+    model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
+) -> Contender:
     """The contender of `training`."""
     return Contender(model, training, shape, ignore_label)

@@ -1,6 +1,6 @@
 """Writes the tables of docs/model_zoo.md from the models and the recipes' headers, in some minutes.
 
-    python scripts/make_model_zoo.py --output=docs/model_zoo.md
+python scripts/make_model_zoo.py --output=docs/model_zoo.md
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ from deeplab_keras.config import Config, UserError, option
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # Folder of the recipes -> title of their table.
-TITLES = {"voc": "PASCAL VOC 2012", "ade20k": "ADE20k", "cityscapes": "Cityscapes", "official": "Official DeepLab"}
-COLUMNS = ("model", "parameters", "auxiliary", "multiply-adds", "mIoU reported", "mIoU measured", "recipe")
+TITLES = {
+    "voc": "PASCAL VOC 2012",
+    "ade20k": "ADE20k",
+    "cityscapes": "Cityscapes",
+    "official": "Official DeepLab",
+}
+COLUMNS = (
+    "model",
+    "parameters",
+    "auxiliary",
+    "multiply-adds",
+    "mIoU reported",
+    "mIoU measured",
+    "recipe",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +52,12 @@ def count(name: str) -> tuple[str, str, str]:
         multiply_adds = f"{count_multiply_adds(model) / 1e9:.3f}"
     except UserError:  # its image pooling wants a larger input
         model = build_segmentor(zoo.get_config(name))
-    auxiliary = [w for layer in model.layers if is_auxiliary(layer) for w in layer.trainable_weights]
-    sizes = [sum(math.prod(w.shape) for w in weights) for weights in (model.trainable_weights, auxiliary)]
+    auxiliary = [
+        w for layer in model.layers if is_auxiliary(layer) for w in layer.trainable_weights
+    ]
+    sizes = [
+        sum(math.prod(w.shape) for w in weights) for weights in (model.trainable_weights, auxiliary)
+    ]
     return f"{sizes[0]:,}", f"{sizes[1]:,}", multiply_adds
 
 
@@ -50,14 +67,28 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
 
     parts = []
     for folder, title in TITLES.items():
-        lines = [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---|" + "--:|" * (len(COLUMNS) - 2) + "---|"]
+        lines = [
+            f"## {title}",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|---|" + "--:|" * (len(COLUMNS) - 2) + "---|",
+        ]
         for name in zoo.list_models():
             path = CONFIGS / folder / f"{name}.flags"
             if path.exists():
                 reported = zoo.reported(name)
-                measured = re.search(r"^# mIoU measured: +(\d+\.\d+)", path.read_text(), re.MULTILINE)
-                cells = (f"`{name}`", *count(name), f"{reported:.2f}" if reported else "", measured[1] if measured else "")
-                lines.append(f"| {' | '.join(cells)} | [{folder}](../configs/{folder}/{name}.flags) |")
+                measured = re.search(
+                    r"^# mIoU measured: +(\d+\.\d+)", path.read_text(), re.MULTILINE
+                )
+                cells = (
+                    f"`{name}`",
+                    *count(name),
+                    f"{reported:.2f}" if reported else "",
+                    measured[1] if measured else "",
+                )
+                lines.append(
+                    f"| {' | '.join(cells)} | [{folder}](../configs/{folder}/{name}.flags) |"
+                )
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -71,7 +102,10 @@ def main(command: Command) -> None:
     """Counts and writes."""
     path = pathlib.Path(command.config(Options).output)
     if not path.exists():
-        raise UserError(f"--output={path}: there is no such page; give docs/model_zoo.md, from the repository's root")
+        raise UserError(
+            f"--output={path}: there is no such page; give docs/model_zoo.md, from the "
+            "repository's root"
+        )
     aside = path.with_suffix(".tmp")
     aside.write_text(replace_tables(path.read_text(), tables(count)))
     aside.replace(path)

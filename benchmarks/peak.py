@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 MATRIX, CHANNELS = 2048, 256
-GPU = 4  # times the matrix' side there, and as much more of the convolution's work: else starting the work costs as much
+# times the matrix' side there, and as much more of the convolution's work: else starting the work
+# costs as much
+GPU = 4
 
 
 def operands(on_gpu: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +23,11 @@ def operands(on_gpu: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def best_rate(
-    product: Callable[[], Any], convolution: Callable[[], Any], matrix: Sequence[int], images: Sequence[int], tries: int = 3
+    product: Callable[[], Any],
+    convolution: Callable[[], Any],
+    matrix: Sequence[int],
+    images: Sequence[int],
+    tries: int = 3,
 ) -> float:
     """Multiply-adds a second of the faster one.
 
@@ -34,7 +40,10 @@ def best_rate(
     """
     count, height, width, channels = images
     best = 0.0
-    for run, multiply_adds in ((product, matrix[0] ** 3), (convolution, count * height * width * 9 * channels**2)):
+    for run, multiply_adds in (
+        (product, matrix[0] ** 3),
+        (convolution, count * height * width * 9 * channels**2),
+    ):
         run()
         for _ in range(tries):
             start = time.perf_counter()

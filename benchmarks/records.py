@@ -25,7 +25,10 @@ PACKAGES = (
     "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "jax", "torch", "opencv-python-headless", "onnxruntime",
     "openvino",
 )  # fmt: skip
-BEGIN = "<!-- What follows is written by scripts/benchmark.py --page from the CSV file beside this page. -->"
+BEGIN = (
+    "<!-- What follows is written by scripts/benchmark.py --page from the CSV file beside "
+    "this page. -->"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,9 @@ def environment() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        cpu = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     memory = ""
     with contextlib.suppress(AttributeError, ValueError, OSError):
         memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f}"
@@ -67,12 +72,17 @@ def environment() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return {
-        "cpu": cpu, "cores": str(len(affinity(0)) if affinity else os.cpu_count()), "memory_gb": memory,
-        "python": platform.python_version(), "packages": ", ".join(found),
-    }  # fmt: skip
+        "cpu": cpu,
+        "cores": str(len(affinity(0)) if affinity else os.cpu_count()),
+        "memory_gb": memory,
+        "python": platform.python_version(),
+        "packages": ", ".join(found),
+    }
 
 
-def append(path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Row], command: str) -> None:
+def append(
+    path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Row], command: str
+) -> None:
     """Appends measurements to a CSV file, which is made if need be.
 
     Args:
@@ -90,9 +100,16 @@ def append(path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Ro
     around = {"date": date, "what": what, "case": case, **environment(), "command": command}
     for row in rows:
         value = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
-        before.append({
-            **around, **value, "subject": row.subject, "quantity": row.quantity, "unit": row.unit, "rounds": str(row.rounds),
-        })  # fmt: skip
+        before.append(
+            {
+                **around,
+                **value,
+                "subject": row.subject,
+                "quantity": row.quantity,
+                "unit": row.unit,
+                "rounds": str(row.rounds),
+            }
+        )
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -122,9 +139,13 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--csv={os.fspath(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(
+            f"--csv={os.fspath(path)}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"--csv={os.fspath(path)}: a table with other columns; give another file, which is made")
+        raise UserError(
+            f"--csv={os.fspath(path)}: a table with other columns; give another file, which is made"
+        )
     return rows
 
 
@@ -134,7 +155,11 @@ def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> N
     What stands in the page before the line BEGIN, a person's words, stays.
     """
     page = pathlib.Path(path)
-    start = page.read_text(encoding="utf-8").partition(BEGIN)[0] if page.exists() else "# Benchmarks\n\n"
+    start = (
+        page.read_text(encoding="utf-8").partition(BEGIN)[0]
+        if page.exists()
+        else "# Benchmarks\n\n"
+    )
     runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in read(table):
         runs.setdefault((row["what"], row["case"], row["date"], row["command"]), []).append(row)
@@ -150,14 +175,19 @@ def _section(rows: Sequence[Mapping[str, str]]) -> str:
     head = [f"{quantity}, {unit}" if unit else quantity for quantity, unit in quantities]
     lines = [f"| | {' | '.join(head)} |", f"|---{'|--:' * len(head)}|"]
     lines += [
-        f"| {subject} | {' | '.join(cells.get((subject, quantity), '') for quantity, _ in quantities)} |" for subject in subjects
+        f"| {subject} | "
+        f"{' | '.join(cells.get((subject, quantity), '') for quantity, _ in quantities)} |"
+        for subject in subjects
     ]
     machine = f"{first['cpu']}, {first['cores']} cores, {first['memory_gb']} GB"
     place = f"{first['date']} UTC, {machine}; Python {first['python']}, {first['packages']}"
     rounds = max(int(row["rounds"]) for row in rows)
     spread = f" Median of {rounds} rounds, in parentheses the quartiles." if rounds > 1 else ""
     table = "\n".join(lines)
-    return f"\n## {first['what']}: {first['case']}\n\n{place}.{spread}\n\n```bash\n{first['command']}\n```\n\n{table}\n"
+    return (
+        f"\n## {first['what']}: "
+        f"{first['case']}\n\n{place}.{spread}\n\n```bash\n{first['command']}\n```\n\n{table}\n"
+    )
 
 
 def _cell(row: Mapping[str, str]) -> str:

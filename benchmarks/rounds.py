@@ -29,16 +29,22 @@ class Spread:
 
 
 def in_rounds(
-    workers: Sequence[Worker], rounds: int, options: Mapping[str, object], on_round: Callable[[int], None] = lambda done: None
+    workers: Sequence[Worker],
+    rounds: int,
+    options: Mapping[str, object],
+    on_round: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, list[float]]]:
     """Every worker's measurements of every round: name -> quantity -> values.
 
-    Every other round goes through the workers backwards, so that nobody always comes after the same neighbour.
+    Every other round goes through the workers backwards, so that nobody always comes after the same
+    neighbour.
     """
     found: dict[str, dict[str, list[float]]] = {worker.name: {} for worker in workers}
     for number in range(rounds):
         for worker in workers if number % 2 == 0 else reversed(workers):
             for quantity, value in worker.measure(**options).items():
-                found[worker.name].setdefault(quantity, []).extend(value if isinstance(value, list) else [value])
+                found[worker.name].setdefault(quantity, []).extend(
+                    value if isinstance(value, list) else [value]
+                )
         on_round(number + 1)
     return found

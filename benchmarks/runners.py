@@ -23,7 +23,9 @@ def make_keras(path: str, size: tuple[int, int], threads: int) -> ImageContender
 
     @tf.function
     def labels(images: tf.Tensor) -> tf.Tensor:
-        return tf.argmax(model(tf.cast(images, tf.float32), training=False), -1, output_type=tf.int32)
+        return tf.argmax(
+            model(tf.cast(images, tf.float32), training=False), -1, output_type=tf.int32
+        )
 
     return ImageContender(lambda images: labels(images).numpy())
 

@@ -28,9 +28,20 @@ class Result(Protocol):
 
 
 def measure(
-    what: str, model: ModelConfig | str, data: DataConfig, training: TrainConfig, evaluation: EvalConfig, *,
-    against: Sequence[str] = (), rounds: int = 5, batches: int = 8, stages: bool = True, input_size: tuple[int, ...] = (512, 512),
-    batch_sizes: Sequence[int] = (1,), num_threads: int = 2, kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
+    what: str,
+    model: ModelConfig | str,
+    data: DataConfig,
+    training: TrainConfig,
+    evaluation: EvalConfig,
+    *,
+    against: Sequence[str] = (),
+    rounds: int = 5,
+    batches: int = 8,
+    stages: bool = True,
+    input_size: tuple[int, ...] = (512, 512),
+    batch_sizes: Sequence[int] = (1,),
+    num_threads: int = 2,
+    kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
 ) -> Result:
     """Measures an "input" pipeline, a "train" step, an "eval" or a "model", and shows how far it is.
 
@@ -53,26 +64,56 @@ def measure(
         UserError: a mistake in any of these.
     """
     if against and what == "eval":
-        raise UserError(f"--against={','.join(against)}: peers take part in --what=input, train and model; leave it out")
+        raise UserError(
+            f"--against={','.join(against)}: peers take part in --what=input, train and model; "
+            "leave it out"
+        )
     bar = Progress(rounds, "rounds", unit="rounds")
     if what == "input":
         from benchmarks.input import measure_input
 
-        return measure_input(data, against=against, batches=batches, rounds=rounds, stages=stages, on_round=bar.update)
+        return measure_input(
+            data,
+            against=against,
+            batches=batches,
+            rounds=rounds,
+            stages=stages,
+            on_round=bar.update,
+        )
     if what == "train":
         from benchmarks.training import measure_training
 
         if not isinstance(model, ModelConfig):
-            raise UserError(f"--checkpoint_dir={model}: --what=train takes fresh weights; name the network by --model")
-        return measure_training(model, data, training, against=against, batches=batches, rounds=rounds, on_round=bar.update)
+            raise UserError(
+                f"--checkpoint_dir={model}: --what=train takes fresh weights; name the network by "
+                "--model"
+            )
+        return measure_training(
+            model,
+            data,
+            training,
+            against=against,
+            batches=batches,
+            rounds=rounds,
+            on_round=bar.update,
+        )
     if what == "eval":
         from benchmarks.evaluating import measure_evaluation
 
-        return measure_evaluation(model, data, evaluation, batches=batches, rounds=rounds, on_round=bar.update)
+        return measure_evaluation(
+            model, data, evaluation, batches=batches, rounds=rounds, on_round=bar.update
+        )
     from benchmarks.models import measure_model
 
     height, width = input_size
     return measure_model(
-        model, input_size=(height, width), kinds=kinds, against=against, batch_sizes=batch_sizes, num_threads=num_threads,
-        batches=batches, rounds=rounds, on_round=bar.update,
-    )  # fmt: skip
+        model,
+        input_size=(height, width),
+        kinds=kinds,
+        against=against,
+        batch_sizes=batch_sizes,
+        num_threads=num_threads,
+        batches=batches,
+        rounds=rounds,
+        on_round=bar.update,
+    )

@@ -43,7 +43,9 @@ class Contender:
         self.stream = self._stream()
         self.ready = [next(self.stream)]
         if strategy.num_replicas_in_sync == 1:
-            self.ready = tf.nest.map_structure(tf.identity, self.ready)  # onto the GPU, where there is one
+            self.ready = tf.nest.map_structure(
+                tf.identity, self.ready
+            )  # onto the GPU, where there is one
         self._repeat(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
@@ -55,7 +57,12 @@ class Contender:
         seconds, waited = self._take(batches, self.stream)
         bare = self._repeat(batches)
         images = batches * self.data.train_batch_size
-        return {"speed": images / seconds, "bare_speed": images / bare, "waiting": waited / seconds, "peak_rate": rate}
+        return {
+            "speed": images / seconds,
+            "bare_speed": images / bare,
+            "waiting": waited / seconds,
+            "peak_rate": rate,
+        }
 
     def _take(self, count: int, batches: Iterator[Any]) -> tuple[float, float]:
         """Seconds of so many steps, and those of them that went by until their batches came."""
@@ -79,43 +86,71 @@ class Contender:
     def _stream(self) -> Iterator[Any]:
         pad_value = NORMALIZATIONS[self.config.normalization][0]
         dataset = pipeline.train_dataset(self.source, self.data, pad_value)
-        dataset = dataset.map(lambda images, labels: (images, {name: labels for name in self.trained.output}))
+        dataset = dataset.map(
+            lambda images, labels: (images, {name: labels for name in self.trained.output})
+        )
         return iter(make_strategy(self.training.strategy).experimental_distribute_dataset(dataset))
 
     def _compiled(self) -> TrainedModel:
         view = with_auxiliary_output(self.model, self.config.align_corners)
-        trained, training, info = TrainedModel(view.input, view.output, name=view.name), self.training, self.source.info
+        trained, training, info = (
+            TrainedModel(view.input, view.output, name=view.name),
+            self.training,
+            self.source.info,
+        )
         trained.set_step(
-            parts=training.gradient_accumulation_steps, clip_norm=training.clip_gradient_norm, ignore_label=info.ignore_label
+            parts=training.gradient_accumulation_steps,
+            clip_norm=training.clip_gradient_norm,
+            ignore_label=info.ignore_label,
         )
         optimizer = make_optimizer(training, 10**6)
         losses = {
             name: make_loss(
-                training.loss, ignore_label=info.ignore_label, class_weights=training.label_weights or None,
-                label_smoothing=training.label_smoothing, hard_example_fraction=training.top_k_percent_pixels,
-                hard_example_mining_step=training.hard_example_mining_step, step=lambda: optimizer.iterations,
+                training.loss,
+                ignore_label=info.ignore_label,
+                class_weights=training.label_weights or None,
+                label_smoothing=training.label_smoothing,
+                hard_example_fraction=training.top_k_percent_pixels,
+                hard_example_mining_step=training.hard_example_mining_step,
+                step=lambda: optimizer.iterations,
                 sum_over_replicas=sum_over_replicas,
             )
             for name in trained.output
-        }  # fmt: skip
+        }
         trained.compile(optimizer=optimizer, loss=losses, jit_compile=training.jit_compile)
         return trained
 
     def _about(self) -> dict[str, Any]:
         size = (self.data.train_crop_size[0], self.data.train_crop_size[1])
-        arithmetic = count_multiply_adds(build_segmentor(self.config, size), auxiliary=self.config.auxiliary_head)
+        arithmetic = count_multiply_adds(
+            build_segmentor(self.config, size), auxiliary=self.config.auxiliary_head
+        )
         gpus = tf.config.list_physical_devices("GPU")
         memory = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
-        device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-        return {"multiply_adds": arithmetic, "peak_bytes": peak_memory(), "device": device, "device_bytes": memory}
+        device = (
+            tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+            if gpus
+            else "CPU"
+        )
+        return {
+            "multiply_adds": arithmetic,
+            "peak_bytes": peak_memory(),
+            "device": device,
+            "device_bytes": memory,
+        }
 
 
 def measured_peak(dtype: str) -> float:
     """Multiply-adds a second of a large matrix product or a 3x3 convolution, whichever is faster."""
-    matrix, image, kernel = (tf.constant(array, dtype) for array in peak.operands(bool(tf.config.list_logical_devices("GPU"))))
+    matrix, image, kernel = (
+        tf.constant(array, dtype)
+        for array in peak.operands(bool(tf.config.list_logical_devices("GPU")))
+    )
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
     convolution = tf.function(lambda: tf.reduce_sum(tf.nn.conv2d(image, kernel, 1, "SAME")))
-    return peak.best_rate(lambda: product().numpy(), lambda: convolution().numpy(), matrix.shape, image.shape)
+    return peak.best_rate(
+        lambda: product().numpy(), lambda: convolution().numpy(), matrix.shape, image.shape
+    )
 
 
 def make(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Contender:

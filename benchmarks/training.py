@@ -37,7 +37,8 @@ class Steps:
         device: where they were taken: a GPU's name, or CPU.
         peak_bytes: the most memory the process had, its libraries included.
         device_bytes: the most of the GPU's memory that its tensors had; 0: no GPU.
-        peak_rate: multiply-adds a second of the best matrix product or convolution that was tried; 0: none was.
+        peak_rate: multiply-adds a second of the best matrix product or convolution that was tried;
+            0: none was.
     """
 
     speed: Spread
@@ -49,7 +50,9 @@ class Steps:
     @property
     def where(self) -> str:
         """The device, and its memory if it has its own."""
-        return f"on {self.device}" + f", {self.device_bytes / 1e6:.0f} MB of it" * bool(self.device_bytes)
+        return f"on {self.device}" + f", {self.device_bytes / 1e6:.0f} MB of it" * bool(
+            self.device_bytes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +93,18 @@ class TrainingResult:
             lines.append(f"{title:28s}{steps.speed} images/s, {steps.where}")
             if steps.peak_rate:
                 lines.append(
-                    f"    of the peak             {100 * self.utilisation(name, steps.speed):.1f} % of "
+                    f"    of the peak             {100 * self.utilisation(name, steps.speed):.1f} "
+                    "% of "
                     f"{steps.peak_rate / 1e9:.1f} billion multiply-adds a second, measured"
                 )
             lines.append(f"    peak memory             {steps.peak_bytes / 1e6:.0f} MB")
-        return "\n".join([*lines, f"multiply-adds an image      {self.multiply_adds / 1e9:.2f} billion, forward and backward"])
+        return "\n".join(
+            [
+                *lines,
+                f"multiply-adds an image      {self.multiply_adds / 1e9:.2f} billion, forward and "
+                "backward",
+            ]
+        )
 
     def rows(self) -> list[Row]:
         """The same for `records`."""
@@ -105,7 +115,9 @@ class TrainingResult:
                 rows += [
                     Row(subject, "speed", "images/s", self.speed, self.rounds),
                     Row.single(subject, "waiting for input", "%", 100 * self.waiting),
-                    Row.single(subject, "of the peak", "%", 100 * self.utilisation(OURS, self.speed)),
+                    Row.single(
+                        subject, "of the peak", "%", 100 * self.utilisation(OURS, self.speed)
+                    ),
                 ]
             rows += [
                 Row(subject, "steps alone", "images/s", steps.speed, self.rounds),
@@ -114,20 +126,36 @@ class TrainingResult:
             ]
             if steps.peak_rate:
                 rows += [
-                    Row.single(subject, "device's peak", "billion multiply-adds/s", steps.peak_rate / 1e9),
-                    Row.single(subject, "steps alone, of the peak", "%", 100 * self.utilisation(name, steps.speed)),
+                    Row.single(
+                        subject, "device's peak", "billion multiply-adds/s", steps.peak_rate / 1e9
+                    ),
+                    Row.single(
+                        subject,
+                        "steps alone, of the peak",
+                        "%",
+                        100 * self.utilisation(name, steps.speed),
+                    ),
                 ]
-            rows += [Row.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6)] * bool(steps.device_bytes)
+            rows += [Row.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6)] * bool(
+                steps.device_bytes
+            )
         return rows
 
 
 def measure_training(
-    model: ModelConfig, data: DataConfig, training: TrainConfig, *, batches: int = 8, rounds: int = 5,
-    against: Sequence[str] = (), on_round: Callable[[int], None] = lambda done: None,
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+    *,
+    batches: int = 8,
+    rounds: int = 5,
+    against: Sequence[str] = (),
+    on_round: Callable[[int], None] = lambda done: None,
 ) -> TrainingResult:
     """Times training steps as `training.train` takes them, from the files on; nothing is written.
 
-    Where Keras' backend is another than TensorFlow, our contender is the one on JAX, and no TensorFlow is needed.
+    Where Keras' backend is another than TensorFlow, our contender is the one on JAX, and no
+    TensorFlow is needed.
 
     Args:
         model: the architecture; its number of classes becomes the dataset's.
@@ -135,8 +163,9 @@ def measure_training(
         training: optimizer, loss, precision, XLA, strategy.
         batches: steps a round, with their input and then on a batch that lies ready.
         rounds: how many.
-        against: of PEERS: "jax" for our own network, loss and optimizer on Keras' JAX backend, "torch" and
-            "torch_compile" for PyTorch's steps on the same network; each takes the same crop and batch, in turn with ours.
+        against: of PEERS: "jax" for our own network, loss and optimizer on Keras' JAX backend,
+            "torch" and "torch_compile" for PyTorch's steps on the same network; each takes the same
+            crop and batch, in turn with ours.
         on_round: gets the number of rounds that are done.
 
     Raises:
@@ -159,7 +188,9 @@ def measure_training(
 
 def _ours(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Recipe:
     arguments = {"model": model, "data": data, "training": training}
-    return Recipe(OURS, f"{ROOM}.tensorflow_training:make", arguments, {"TF_FORCE_GPU_ALLOW_GROWTH": "true"})
+    return Recipe(
+        OURS, f"{ROOM}.tensorflow_training:make", arguments, {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    )
 
 
 def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
@@ -167,59 +198,100 @@ def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
     if name not in PEERS:
         raise UserError(f"--against={name}: for --what=train there is {', '.join(PEERS)}")
     gpu = shutil.which("nvidia-smi")
-    peers.require(name, {"jax": "'jax[cuda12]'" if gpu else "jax"} if name == "jax" else {"torch": "torch"})
+    peers.require(
+        name, {"jax": "'jax[cuda12]'" if gpu else "jax"} if name == "jax" else {"torch": "torch"}
+    )
     wanted = {"gradient_accumulation_steps": 1} if name == "jax" else TORCH_STEP
-    other = [f"--{field}={'' if value == () else value}" for field, value in wanted.items() if getattr(training, field) != value]
+    other = [
+        f"--{field}={'' if value == () else value}"
+        for field, value in wanted.items()
+        if getattr(training, field) != value
+    ]
     if training.precision == "mixed_float16":
         other.append("--precision=float32 or mixed_bfloat16")
     if name != "jax" and model.auxiliary_head:
         other.append("--auxiliary_head=false")
     if other:
-        raise UserError(f"--against={name}: its steps have {', '.join(other)}; give these, or leave it out")
+        raise UserError(
+            f"--against={name}: its steps have {', '.join(other)}; give these, or leave it out"
+        )
 
 
 def _shared(model: ModelConfig, data: DataConfig, with_steps: bool) -> dict[str, Any]:
     """What `training_plan` finds."""
     from benchmarks.training_plan import NO_GPU
 
-    recipe = Recipe("the network", f"{ROOM}.training_plan:make", {"model": model, "data": data, "with_steps": with_steps}, NO_GPU)
+    recipe = Recipe(
+        "the network",
+        f"{ROOM}.training_plan:make",
+        {"model": model, "data": data, "with_steps": with_steps},
+        NO_GPU,
+    )
     with all_at_work([recipe]) as (worker,):
         return worker.measure()
 
 
-def _peer(name: str, shared: Mapping[str, Any], model: ModelConfig, data: DataConfig, training: TrainConfig) -> Recipe:
+def _peer(
+    name: str,
+    shared: Mapping[str, Any],
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+) -> Recipe:
     shape = (data.train_batch_size, *data.train_crop_size, model.input_channels)
     arguments: dict[str, Any] = {"shape": shape, "ignore_label": shared["ignore_label"]}
     if name == "jax":
         arguments |= {"model": model.replace(num_classes=shared["classes"]), "training": training}
-        environment = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # no more memory than it needs
+        environment = {
+            "KERAS_BACKEND": "jax",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }  # no more memory than it needs
         return Recipe(name, f"{ROOM}.jax_training:make", arguments, environment)
     arguments |= {
-        "steps": shared["steps"], "classes": shared["classes"], "threads": os.cpu_count() or 1, "precision": training.precision,
+        "steps": shared["steps"],
+        "classes": shared["classes"],
+        "threads": os.cpu_count() or 1,
+        "precision": training.precision,
         "compiled": name == "torch_compile",
-    }  # fmt: skip
+    }
     return Recipe(name, f"{ROOM}.peers.torch_training:make", arguments, peers.WAITING)
 
 
 def _result(
-    model: ModelConfig, data: DataConfig, training: TrainConfig, rounds: int, found: Mapping[str, Mapping[str, list[float]]],
-    about: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any],
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+    rounds: int,
+    found: Mapping[str, Mapping[str, list[float]]],
+    about: Mapping[str, Mapping[str, Any]],
+    shared: Mapping[str, Any],
 ) -> TrainingResult:
     height, width = data.train_crop_size
     of = data.dataset if OURS in found else f"noise of {shared['classes']} classes"
     case = (
-        f"{model.name or f'{model.head}_{model.backbone}'}, {of}, batches of {data.train_batch_size} crops of {height}x{width}, "
+        f"{model.name or f'{model.head}_{model.backbone}'}, {of}, batches of "
+        f"{data.train_batch_size} crops of {height}x{width}, "
         f"{training.precision}{', XLA' * training.jit_compile}"
     )
     steps = {
         name: Steps(
-            Spread.of(values["bare_speed"]), about[name]["device"], int(about[name]["peak_bytes"]),
-            int(about[name]["device_bytes"]), max(values.get("peak_rate", [0.0])),
+            Spread.of(values["bare_speed"]),
+            about[name]["device"],
+            int(about[name]["peak_bytes"]),
+            int(about[name]["device_bytes"]),
+            max(values.get("peak_rate", [0.0])),
         )
         for name, values in found.items()
-    }  # fmt: skip
+    }
     multiply_adds = PASSES * int((shared or about[OURS])["multiply_adds"])
     if OURS not in found:
         return TrainingResult(case, rounds, multiply_adds, steps)
     ours = found[OURS]
-    return TrainingResult(case, rounds, multiply_adds, steps, Spread.of(ours["speed"]), Spread.of(ours["waiting"]).median)
+    return TrainingResult(
+        case,
+        rounds,
+        multiply_adds,
+        steps,
+        Spread.of(ours["speed"]),
+        Spread.of(ours["waiting"]).median,
+    )

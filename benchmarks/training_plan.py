@@ -18,7 +18,8 @@ IGNORE_LABEL = 255
 class Contender:
     """Reads the dataset's classes and builds the network once.
 
-    Keras' other backends than TensorFlow have no dataset: there the network's own number of classes counts.
+    Keras' other backends than TensorFlow have no dataset: there the network's own number of classes
+    counts.
     """
 
     def __init__(self, model: ModelConfig, data: DataConfig, with_steps: bool) -> None:
@@ -29,11 +30,15 @@ class Contender:
             info = open_dataset(data, data.train_split).info
             classes, ignore_label = info.num_classes, info.ignore_label
         height, width = data.train_crop_size
-        network = build_segmentor(model.replace(num_classes=classes, branchwise=False), (height, width))  # as it is drawn
+        network = build_segmentor(
+            model.replace(num_classes=classes, branchwise=False), (height, width)
+        )  # as it is drawn
         self.found = {
-            "classes": classes, "ignore_label": ignore_label, "steps": describe(network) if with_steps else [],
+            "classes": classes,
+            "ignore_label": ignore_label,
+            "steps": describe(network) if with_steps else [],
             "multiply_adds": count_multiply_adds(network, auxiliary=model.auxiliary_head),
-        }  # fmt: skip
+        }
 
     def measure(self) -> dict[str, Any]:
         """The number of classes, their ignore label, PyTorch's plan of the network, its multiply-adds on an image."""

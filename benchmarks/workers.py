@@ -74,7 +74,9 @@ class Worker:
         self.name = recipe.name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, recipe.make, dict(recipe.arguments)))
+        self._process = context.Process(
+            target=_serve, args=(theirs, recipe.make, dict(recipe.arguments))
+        )
         with _environment(recipe.environment):
             self._process.start()
         theirs.close()
@@ -104,7 +106,8 @@ class Worker:
         except EOFError:
             self._process.join()
             raise UserError(
-                f"{self.name}: its process ended with status {self._process.exitcode}; memory may have run out: "
+                f"{self.name}: its process ended with status {self._process.exitcode}; memory may "
+                "have run out: "
                 "give a smaller size or batch"
             ) from None
         if kind == "error":
@@ -128,10 +131,17 @@ def all_at_work(recipes: Sequence[Recipe]) -> Iterator[list[Worker]]:
 
 def peak_memory() -> int:
     """Bytes that this process has had resident at most, its libraries included."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):  # ru_maxrss counts what was there before the exec, too
+    with contextlib.suppress(
+        OSError, StopIteration, ValueError
+    ):  # ru_maxrss counts what was there before the exec, too
         status = pathlib.Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return (
+            int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+            * 1024
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def process_seconds(others: Sequence[int] = ()) -> float:
@@ -169,7 +179,14 @@ def _serve(pipe: Connection, make: str, arguments: dict[str, Any]) -> None:
         pipe.send(("made", {}))
         while True:
             options = pipe.recv()
-            pipe.send(("done", {"peak_bytes": peak_memory()} if options is None else contender.measure(**options)))
+            pipe.send(
+                (
+                    "done",
+                    {"peak_bytes": peak_memory()}
+                    if options is None
+                    else contender.measure(**options),
+                )
+            )
     except (EOFError, BrokenPipeError):  # whoever asked has gone
         return
     except UserError as error:

@@ -1,8 +1,8 @@
 """Mobile semantic segmentation in Keras 3: DeepLab, LR-ASPP and their relatives on MobileNets, with their exact numbers.
 
-    import deeplab_keras as dk
+import deeplab_keras as dk
 
-    model = dk.build_segmentor(dk.get_config("deeplabv3_mobilenetv2os8_voc"), input_size=(512, 512))
+model = dk.build_segmentor(dk.get_config("deeplabv3_mobilenetv2os8_voc"), input_size=(512, 512))
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, PredictConfig, TrainConfig, UserError
+from deeplab_keras.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    PredictConfig,
+    TrainConfig,
+    UserError,
+)
 from deeplab_keras.version import __version__
 
 if TYPE_CHECKING:
@@ -28,7 +35,8 @@ if TYPE_CHECKING:
     from deeplab_keras.training.train import train
     from deeplab_keras.zoo.registry import get_config, list_models, load_model
 
-# Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take seconds to import.
+# Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take
+# seconds to import.
 _LAZY = {
     "Predictor": "inference",
     "Report": "evaluation.report",
@@ -85,7 +93,9 @@ _IN_FILES = (
 
 def _register() -> None:
     """Registers what a .keras file may contain for `keras.models.load_model`."""
-    if f"{__name__}.models.layers" in sys.modules:  # one of our own modules imports Keras, and registers itself
+    if (
+        f"{__name__}.models.layers" in sys.modules
+    ):  # one of our own modules imports Keras, and registers itself
         return
     for name in _IN_FILES:
         importlib.import_module(f"{__name__}.{name}")
@@ -132,13 +142,17 @@ _MOVED = {
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports a module of _MOVED under its old name: the same module object, so that its classes exist once."""
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         moved = name.startswith(f"{__name__}.") and name.removeprefix(f"{__name__}.") in _MOVED
         return importlib.machinery.ModuleSpec(name, self) if moved else None
 
     def exec_module(self, module: Any) -> None:
         old = module.__name__
-        sys.modules[old] = importlib.import_module(f"{__name__}.{_MOVED[old.removeprefix(f'{__name__}.')]}")
+        sys.modules[old] = importlib.import_module(
+            f"{__name__}.{_MOVED[old.removeprefix(f'{__name__}.')]}"
+        )
 
 
 sys.meta_path.append(_MovedModules())

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from contracts import BROWSER, SHARED, script
 
-# Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve each other.
+# Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve
+# each other.
 for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_ENABLE_ONEDNN_OPTS": "1",  # else the processor decides which kernels round the golden values
+    # else the processor decides which kernels round the golden values
+    "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_NUM_INTRAOP_THREADS": "2",
     "TF_NUM_INTEROP_THREADS": "2",
     "OMP_NUM_THREADS": "2",
@@ -33,11 +35,17 @@ PACKAGES = {
     "chromium": "apt-get install chromium, or from chromium.org",
 }  # fmt: skip
 _without_package: collections.Counter[str] = collections.Counter()
-_not_run: dict[str, Any] = {"deselected": _deselected, "without_data": _without_data, "without_package": _without_package}
+_not_run: dict[str, Any] = {
+    "deselected": _deselected,
+    "without_data": _without_data,
+    "without_package": _without_package,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    there = {package: importlib.util.find_spec(package) for package in PACKAGES if package != "chromium"} | {"chromium": BROWSER}
+    there = {
+        package: importlib.util.find_spec(package) for package in PACKAGES if package != "chromium"
+    } | {"chromium": BROWSER}
     missing = {package for package, found in there.items() if found is None}
     for item in items:
         needed = item.get_closest_marker("package")
@@ -62,17 +70,26 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        counted = {"deselected": dict(_deselected), "without_package": dict(_without_package)}  # what goes between processes
+        counted = {
+            "deselected": dict(_deselected),
+            "without_package": dict(_without_package),
+        }  # what goes between processes
         session.config.workeroutput["not_run"] = {**_not_run, **counted}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for lane, count in sorted(_not_run["deselected"].items()):
-        terminalreporter.write_line(f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}")
+        terminalreporter.write_line(
+            f"not run: {count} tests of the {lane} lane; run them with: {LANES[lane]}"
+        )
     for package, count in sorted(_not_run["without_package"].items()):
-        terminalreporter.write_line(f"not run: {count} tests with {package}; it is had by: {PACKAGES[package]}")
+        terminalreporter.write_line(
+            f"not run: {count} tests with {package}; it is had by: {PACKAGES[package]}"
+        )
     if names := _not_run["without_data"]:
-        terminalreporter.write_line(f"not run: {len(names)} tests on real data; no folder {SHARED}:")
+        terminalreporter.write_line(
+            f"not run: {len(names)} tests on real data; no folder {SHARED}:"
+        )
         for nodeid in names:
             terminalreporter.write_line(f"  {nodeid}")
 
@@ -81,11 +98,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def tiny_flags() -> list[str]:
     """A network and a training so small that they cost seconds."""
     return [
-        "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=",
-        "--decoder_filters=16", "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64",
-        "--train_samples=8", "--eval_samples=4", "--train_batch_size=4", "--training_number_of_steps=2",
+        "--depth_multiplier=0.25",
+        "--output_stride=32",
+        "--aspp_convs_filters=16",
+        "--atrous_rates=",
+        "--decoder_filters=16",
+        "--low_level_channels=8",
+        "--synthetic_size=64,64",
+        "--train_crop_size=64,64",
+        "--train_samples=8",
+        "--eval_samples=4",
+        "--train_batch_size=4",
+        "--training_number_of_steps=2",
         "--summary_images=1",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,14 @@ from deeplab_keras.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Real photographs and weights, which are not part of the repository. A test that reads them is marked
-# `@pytest.mark.shared`; conftest.py lists it as not run where the folder is absent.
+# Real photographs and weights, which are not part of the repository. A test that reads them is
+# marked `@pytest.mark.shared`; conftest.py lists it as not run where the folder is absent.
 SHARED = ROOT.parent / "shared"
 
 # Chromium, or what is one; None: tests marked `package("chromium")` are listed as not run.
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +36,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 def ramp(*shape: int) -> np.ndarray:
     """`[batch, height, width, channels]` float32 in [0, 255] that rises right and down, other in each channel."""
     _, height, width, channels = shape
-    rows, columns, depth = np.ogrid[0:1:height * 1j, 0:1:width * 1j, 0:1:channels * 1j]
+    rows, columns, depth = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j, 0 : 1 : channels * 1j]
     image = 255 * (0.5 * rows + 0.3 * columns + 0.2 * depth)
     return np.broadcast_to(image, shape).astype(np.float32)
 
@@ -82,6 +84,11 @@ def script(name: str) -> Script:
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """The commands `python scripts/NAME ...` in a text, each as NAME and its arguments; variables before them are left out."""
-    lines = [re.sub(r"^(\w+=\S+ +)+", "", line.strip()) for line in text.replace("\\\n", " ").splitlines()]
-    calls = [shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")]
+    lines = [
+        re.sub(r"^(\w+=\S+ +)+", "", line.strip())
+        for line in text.replace("\\\n", " ").splitlines()
+    ]
+    calls = [
+        shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")
+    ]
     return [(pathlib.Path(call[1]).name, call[2:]) for call in calls]

@@ -56,7 +56,11 @@ def voc2012(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
 def ade20k(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
     """Two training images and one validation image; the ids 0 to 150 as they are in the files."""
     home, masks = root / "ADEChallengeData2016", {}
-    names = (("training", "ADE_train_00000001"), ("training", "ADE_train_00000002"), ("validation", "ADE_val_00000001"))
+    names = (
+        ("training", "ADE_train_00000001"),
+        ("training", "ADE_train_00000002"),
+        ("validation", "ADE_val_00000001"),
+    )
     for seed, (folder, name) in enumerate(names):
         masks[name] = label_blocks(1, *size, classes=151, seed=seed, ignore_label=0)[0]
         _image(home / "images" / folder / f"{name}.jpg", size, seed)
@@ -67,10 +71,12 @@ def ade20k(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
 def cityscapes(root: pathlib.Path, size: tuple[int, int] = (24, 48)) -> Masks:
     """Two training images in two cities, one validation image, fine masks of labelIds, and a coarse set."""
     places = (
-        ("gtFine", "train", "aachen/aachen_000000_000019"), ("gtFine", "train", "bochum/bochum_000000_000313"),
-        ("gtFine", "val", "frankfurt/frankfurt_000000_000294"), ("gtCoarse", "train", "aachen/aachen_000000_000019"),
+        ("gtFine", "train", "aachen/aachen_000000_000019"),
+        ("gtFine", "train", "bochum/bochum_000000_000313"),
+        ("gtFine", "val", "frankfurt/frankfurt_000000_000294"),
+        ("gtCoarse", "train", "aachen/aachen_000000_000019"),
         ("gtCoarse", "train_extra", "nuernberg/nuernberg_000000_000003"),
-    )  # fmt: skip
+    )
     masks = {}
     for seed, (annotation, folder, name) in enumerate(places):
         ids = label_blocks(1, *size, classes=34, seed=seed, ignore_label=None)[0]
@@ -88,7 +94,9 @@ TREES: dict[str, Callable[..., Masks]] = {
 def camvid(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
     """The SegNet tutorial's layout: one image a split; the ids 0 to 11 as they are in the files."""
     masks = {}
-    for seed, (split, name) in enumerate((("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000"))):
+    for seed, (split, name) in enumerate(
+        (("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000"))
+    ):
         masks[name] = label_blocks(1, *size, classes=11, seed=seed, ignore_label=11)[0]
         _image(root / split / f"{name}.png", size, seed)
         _mask(root / f"{split}annot" / f"{name}.png", masks[name])

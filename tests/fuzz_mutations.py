@@ -6,7 +6,18 @@ import random
 import struct
 
 EDGE = 600  # bytes at either end of a file, where the headers and tables of contents are
-SIZES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0x1000000000000000)
+SIZES = (
+    0,
+    1,
+    0x7F,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0xFFFFFFFF,
+    0x7FFFFFFFFFFFFFFF,
+    0x1000000000000000,
+)
 # Whole files that are no damaged copy of anything.
 STRANGERS: dict[str, bytes] = {
     "empty": b"",
@@ -92,7 +103,20 @@ def _digit(data: bytearray, numbers: random.Random) -> None:
         _flip(data, numbers)
 
 
-MUTATIONS = (_flip, _flip, _flip, _noise, _truncate, _swap, _zero, _insert, _delete, _size, _size, _digit)
+MUTATIONS = (
+    _flip,
+    _flip,
+    _flip,
+    _noise,
+    _truncate,
+    _swap,
+    _zero,
+    _insert,
+    _delete,
+    _size,
+    _size,
+    _digit,
+)
 
 
 def mutated(data: bytes, name: str, number: int) -> tuple[str, bytes]:

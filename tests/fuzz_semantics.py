@@ -35,7 +35,9 @@ def _arrays(change: Callable[[dict[str, np.ndarray]], object]) -> Rewrite:
 
 def _set(ending: str, value: float) -> Callable[[dict[str, np.ndarray]], None]:
     def change(arrays: dict[str, np.ndarray]) -> None:
-        name = next(name for name in arrays if name.endswith(ending) and arrays[name].dtype.kind == "f")
+        name = next(
+            name for name in arrays if name.endswith(ending) and arrays[name].dtype.kind == "f"
+        )
         arrays[name].reshape(-1)[0] = value
 
     return change
@@ -56,7 +58,12 @@ def _claims(shape: tuple[int, ...]) -> Rewrite:
                 if number == 0:
                     header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
                     header += b" " * (-(len(header) + 11) % 64) + b"\n"
-                    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content[-16:]
+                    content = (
+                        b"\x93NUMPY\x01\x00"
+                        + struct.pack("<H", len(header))
+                        + header
+                        + content[-16:]
+                    )
                 copy.writestr(name, content)
         return stream.getvalue()
 
@@ -77,8 +84,12 @@ WEIGHTS: dict[str, Rewrite] = ARRAYS | {
     "a NaN variance": _arrays(_set("moving_variance", np.nan)),
     "an array less": _arrays(lambda arrays: arrays.pop(next(iter(arrays)))),
     "an array more": _arrays(lambda arrays: arrays.update(extra=np.zeros(3, np.float32))),
-    "another shape": _arrays(lambda arrays: arrays.update({next(iter(arrays)): np.zeros((2, 2), np.float32)})),
-    "text for numbers": _arrays(lambda arrays: arrays.update({next(iter(arrays)): np.array(["a", "b"])})),
+    "another shape": _arrays(
+        lambda arrays: arrays.update({next(iter(arrays)): np.zeros((2, 2), np.float32)})
+    ),
+    "text for numbers": _arrays(
+        lambda arrays: arrays.update({next(iter(arrays)): np.array(["a", "b"])})
+    ),
 }
 
 
@@ -90,7 +101,9 @@ def _fields(**changes: Any) -> Rewrite:
 
 
 def _without(name: str) -> Rewrite:
-    return lambda data: json.dumps({key: value for key, value in json.loads(data).items() if key != name}).encode()
+    return lambda data: json.dumps(
+        {key: value for key, value in json.loads(data).items() if key != name}
+    ).encode()
 
 
 MODEL: dict[str, Rewrite] = {
@@ -99,7 +112,9 @@ MODEL: dict[str, Rewrite] = {
     "a fraction of a class": _fields(num_classes=2.5),
     "ten billion classes": _fields(num_classes=10**10),
     "a negative width": _fields(depth_multiplier=-1.0),
-    "a width that is not a number": lambda data: data.replace(b'"depth_multiplier": 0.35', b'"depth_multiplier": NaN'),
+    "a width that is not a number": lambda data: data.replace(
+        b'"depth_multiplier": 0.35', b'"depth_multiplier": NaN'
+    ),
     "an unknown backbone": _fields(backbone="mobilenet_v9"),
     "a list for a name": _fields(head=["deeplab_v3"]),
     "an unknown field": _fields(surprise=1),
@@ -158,7 +173,10 @@ def _png(change: Callable[[bytes, bytes], bytes]) -> Rewrite:
     def rewrite(data: bytes) -> bytes:
         parts = [(kind, change(kind, content)) for kind, content in _chunks(data)]
         return data[:8] + b"".join(
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
             for kind, content in parts
         )
 
@@ -167,7 +185,11 @@ def _png(change: Callable[[bytes, bytes], bytes]) -> Rewrite:
 
 def _header(start: int, packed: bytes) -> Rewrite:
     def change(kind: bytes, content: bytes) -> bytes:
-        return content[:start] + packed + content[start + len(packed) :] if kind == b"IHDR" else content
+        return (
+            content[:start] + packed + content[start + len(packed) :]
+            if kind == b"IHDR"
+            else content
+        )
 
     return _png(change)
 
@@ -178,8 +200,12 @@ PNG: dict[str, Rewrite] = {
     "no height": _header(4, struct.pack(">I", 0)),
     "a bit depth of three": _header(8, b"\x03"),
     "an unknown color type": _header(9, b"\x05"),
-    "less data than pixels": _png(lambda kind, content: zlib.compress(b"\0" * 10) if kind == b"IDAT" else content),
-    "data that is not compressed": _png(lambda kind, content: b"plain" if kind == b"IDAT" else content),
+    "less data than pixels": _png(
+        lambda kind, content: zlib.compress(b"\0" * 10) if kind == b"IDAT" else content
+    ),
+    "data that is not compressed": _png(
+        lambda kind, content: b"plain" if kind == b"IDAT" else content
+    ),
 }
 
 
@@ -217,7 +243,10 @@ def _sparse_tar(data: bytes) -> bytes:
 
 
 ZIP: dict[str, Rewrite] = {"a zip bomb": _zip_bomb}
-RELEASE: dict[str, Rewrite] = {"a path out of the folder": _climbing_tar, "a member of a petabyte": _sparse_tar}
+RELEASE: dict[str, Rewrite] = {
+    "a path out of the folder": _climbing_tar,
+    "a member of a petabyte": _sparse_tar,
+}
 
 
 def _graph(change: Callable[[Any], object]) -> Rewrite:
@@ -264,7 +293,9 @@ def _nan_kernel(graph: Any) -> None:
 
 def _huge_constant(graph: Any) -> None:
     tensor = (
-        next(node for node in graph.node if node.op == "Const" and node.name.endswith("weights")).attr["value"].tensor
+        next(node for node in graph.node if node.op == "Const" and node.name.endswith("weights"))
+        .attr["value"]
+        .tensor
     )
     tensor.tensor_content = b""
     del tensor.float_val[:]

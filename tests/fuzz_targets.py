@@ -58,10 +58,12 @@ class Target:
         make: writes a valid folder.
         victim: the file in it that is damaged.
         read: reads the folder as a user's command does; returns what it found.
-        checked: the format has checksums over all that counts: a damaged file is refused or reads as before.
+        checked: the format has checksums over all that counts: a damaged file is refused or reads
+            as before.
         inputs: how many damaged copies are tried.
         package: a package that reading it needs, beyond those of the tests.
-        impossible: well-formed files that say something impossible, made of the good one; they come first.
+        impossible: well-formed files that say something impossible, made of the good one; they come
+            first.
         rebuilt: such a file is made again from others instead of being refused.
     """
 
@@ -80,7 +82,11 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(
-    name: str, make: Callable[[Folder], object], victim: str, read: Callable[[Folder], Any], **more: Any
+    name: str,
+    make: Callable[[Folder], object],
+    victim: str,
+    read: Callable[[Folder], Any],
+    **more: Any,
 ) -> None:
     """Enters a target."""
     TARGETS[name] = Target(name, make, victim, read, **more)
@@ -111,15 +117,24 @@ def _dataset(folder: Folder) -> None:
 
 
 def _pairs(folder: Folder, split: str = "train", **settings: Any) -> Any:
-    source = open_dataset(DataConfig(**({"dataset": "folder", "dataset_dir": str(folder)} | settings)), split)
-    return source.names, source.info.class_names, [source.load(index) for index in range(len(source))]
+    source = open_dataset(
+        DataConfig(**({"dataset": "folder", "dataset_dir": str(folder)} | settings)), split
+    )
+    return (
+        source.names,
+        source.info.class_names,
+        [source.load(index) for index in range(len(source))],
+    )
 
 
 def _streamed(folder: Folder) -> Any:
     """Through TensorFlow's decoders and with its errors translated, as a training run reads them."""
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(folder)), "train")
     try:
-        return [[part.numpy() for part in source.tf_load(tf.constant(index))] for index in range(len(source))]
+        return [
+            [part.numpy() for part in source.tf_load(tf.constant(index))]
+            for index in range(len(source))
+        ]
     except tf.errors.OpError as error:
         raise user_error(error, source) or error from error
 
@@ -132,17 +147,37 @@ def _files_of(kind: str, content: str) -> Callable[[Folder], None]:
     return make
 
 
-target("mask, PNG", _dataset, "labels/train/pic_1.png", _pairs, checked=True, inputs=300, impossible=semantics.PNG)
 target(
-    "mask, PNG, in the stream", _dataset, "labels/train/pic_1.png", _streamed, checked=True, impossible=semantics.PNG
+    "mask, PNG",
+    _dataset,
+    "labels/train/pic_1.png",
+    _pairs,
+    checked=True,
+    inputs=300,
+    impossible=semantics.PNG,
+)
+target(
+    "mask, PNG, in the stream",
+    _dataset,
+    "labels/train/pic_1.png",
+    _streamed,
+    checked=True,
+    impossible=semantics.PNG,
 )
 target("image of a dataset, JPEG", _dataset, "images/train/pic_1.jpg", _pairs)
 target("image of a dataset, JPEG, in the stream", _dataset, "images/train/pic_1.jpg", _streamed)
 target("classes.txt", _dataset, "classes.txt", _pairs)
 TABLE = "name,r,g,b\nwall,0,0,0\nfloor,1,1,1\nlamp,2,2,2\n"
 target("class_dict.csv", _files_of("class_dict.csv", TABLE), "class_dict.csv", _pairs)
-LIST = "image,mask\n" + "".join(f"images/train/pic_{i}.jpg,labels/train/pic_{i}.png\n" for i in range(3))
-target("list of pairs", _files_of("pairs.csv", LIST), "pairs.csv", functools.partial(_pairs, split="pairs.csv"))
+LIST = "image,mask\n" + "".join(
+    f"images/train/pic_{i}.jpg,labels/train/pic_{i}.png\n" for i in range(3)
+)
+target(
+    "list of pairs",
+    _files_of("pairs.csv", LIST),
+    "pairs.csv",
+    functools.partial(_pairs, split="pairs.csv"),
+)
 
 
 def _labelme(folder: Folder) -> None:
@@ -153,7 +188,13 @@ def _labelme(folder: Folder) -> None:
         {"label": "lamp", "shape_type": "circle", "points": [[10, 10], [14, 10]]},
         {"label": "wall", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]},
     ]
-    content = {"shapes": shapes, "imageHeight": 32, "imageWidth": 40, "imagePath": "a.jpg", "imageData": None}
+    content = {
+        "shapes": shapes,
+        "imageHeight": 32,
+        "imageWidth": 40,
+        "imagePath": "a.jpg",
+        "imageData": None,
+    }
     (folder / "a.json").write_text(json.dumps(content, indent=1))
 
 
@@ -179,8 +220,12 @@ def _mat(folder: Folder) -> None:
         "benchmark_RELEASE/dataset/cls",
     ):
         (folder / place).mkdir(parents=True)
-    Image.fromarray(photograph(20, 30)).save(folder / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg")
-    write_mat(folder / "benchmark_RELEASE/dataset/cls/2008_000002.mat", mask(20, 30, ids=(0, 1, 20)))
+    Image.fromarray(photograph(20, 30)).save(
+        folder / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg"
+    )
+    write_mat(
+        folder / "benchmark_RELEASE/dataset/cls/2008_000002.mat", mask(20, 30, ids=(0, 1, 20))
+    )
     for split, names in {"train": "2008_000002\n", "val": ""}.items():
         (folder / f"benchmark_RELEASE/dataset/{split}.txt").write_text(names)
 
@@ -216,7 +261,13 @@ def _archived(name: str) -> Callable[[Folder], Any]:
 
 
 target(
-    "dataset archive, zip", _zip, "data.zip", _archived("data.zip"), checked=True, inputs=160, impossible=semantics.ZIP
+    "dataset archive, zip",
+    _zip,
+    "data.zip",
+    _archived("data.zip"),
+    checked=True,
+    inputs=160,
+    impossible=semantics.ZIP,
 )
 target("dataset archive, tar", _tar, "data.tar", _archived("data.tar"), inputs=160)
 
@@ -236,7 +287,14 @@ def _of_records(folder: Folder) -> Any:
     return _pairs(folder, dataset="tfrecord")
 
 
-target("TFRecord shard", _records, "train-00000-of-00001.tfrecord", _of_records, checked=True, inputs=160)
+target(
+    "TFRecord shard",
+    _records,
+    "train-00000-of-00001.tfrecord",
+    _of_records,
+    checked=True,
+    inputs=160,
+)
 target(
     "TFRecord index",
     _records,
@@ -293,7 +351,11 @@ def _model() -> keras.Model:
 
 def _checkpoint(folder: Folder) -> None:
     save_checkpoint(
-        folder / "checkpoint", _model(), _config(), info_for_classes("mine", CLASSES), metrics={"miou": 0.5}
+        folder / "checkpoint",
+        _model(),
+        _config(),
+        info_for_classes("mine", CLASSES),
+        metrics={"miou": 0.5},
     )
 
 
@@ -316,9 +378,20 @@ target(
     impossible=semantics.WEIGHTS,
 )
 target(
-    "checkpoint, config.json", _checkpoint, "checkpoint/config.json", _loaded, inputs=150, impossible=semantics.MODEL
+    "checkpoint, config.json",
+    _checkpoint,
+    "checkpoint/config.json",
+    _loaded,
+    inputs=150,
+    impossible=semantics.MODEL,
 )
-target("checkpoint, dataset.json", _checkpoint, "checkpoint/dataset.json", _loaded, impossible=semantics.CLASSES)
+target(
+    "checkpoint, dataset.json",
+    _checkpoint,
+    "checkpoint/dataset.json",
+    _loaded,
+    impossible=semantics.CLASSES,
+)
 target(
     "checkpoint, metrics.json",
     _checkpoint,
@@ -355,7 +428,10 @@ target(
 
 def _tensors() -> dict[str, np.ndarray]:
     numbers = np.random.default_rng(0)
-    return {f"backbone_net.conv{i}.weight": numbers.normal(size=(8, 4, 3, 3)).astype(np.float32) for i in range(4)}
+    return {
+        f"backbone_net.conv{i}.weight": numbers.normal(size=(8, 4, 3, 3)).astype(np.float32)
+        for i in range(4)
+    }
 
 
 def _pth(folder: Folder) -> None:
@@ -373,7 +449,9 @@ def _read_pth(folder: Folder) -> Any:
     return pth.read_pth(folder / "model.pth")
 
 
-target("PyTorch weights, zip", _pth, "model.pth", _read_pth, checked=True, inputs=250, package="torch")
+target(
+    "PyTorch weights, zip", _pth, "model.pth", _read_pth, checked=True, inputs=250, package="torch"
+)
 target("PyTorch weights, before 1.6", _old_pth, "model.pth", _read_pth, inputs=150, package="torch")
 
 
@@ -444,7 +522,11 @@ def _network(image: tf.Tensor) -> tf.Tensor:
     for layer in ("MobilenetV2/Conv", "logits/semantic"):
         with tf.name_scope(layer):
             image = tf.nn.conv2d(
-                image, tf.constant(tensors[f"{layer}/weights"], name="weights"), 1, "SAME", name="Conv2D"
+                image,
+                tf.constant(tensors[f"{layer}/weights"], name="weights"),
+                1,
+                "SAME",
+                name="Conv2D",
             )
             image = tf.nn.bias_add(image, tf.ones(image.shape[-1]))
     return image
@@ -459,17 +541,34 @@ def _frozen_graph(folder: Folder) -> None:
 
 def _foreign_tflite(folder: Folder) -> None:
     function = tf.function(_network, input_signature=[tf.TensorSpec((1, 8, 8, 3))])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], tf.Module()
+    )
     (folder / "model.tflite").write_bytes(converter.convert())
 
 
-target("frozen graph", _frozen_graph, "graph.pb", _source_of("graph.pb"), inputs=200, impossible=semantics.GRAPH)
-target("foreign TFLite weights", _foreign_tflite, "model.tflite", _source_of("model.tflite"), inputs=250)
+target(
+    "frozen graph",
+    _frozen_graph,
+    "graph.pb",
+    _source_of("graph.pb"),
+    inputs=200,
+    impossible=semantics.GRAPH,
+)
+target(
+    "foreign TFLite weights",
+    _foreign_tflite,
+    "model.tflite",
+    _source_of("model.tflite"),
+    inputs=250,
+)
 
 
 def _h5(folder: Folder) -> None:
     keras.utils.set_random_seed(2)
-    network = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None)
+    network = keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, include_top=False, weights=None
+    )
     network.save_weights(folder / "mobilenet.weights.h5")
 
 
@@ -492,7 +591,12 @@ def _exports(home: str) -> Folder:
         _checkpoint(folder)
         formats = ("tflite", "onnx", "saved_model")
         export_model(
-            folder / "checkpoint", folder / "export", formats=formats, input_size=(32, 32), output="both", log=_quiet
+            folder / "checkpoint",
+            folder / "export",
+            formats=formats,
+            input_size=(32, 32),
+            output="both",
+            log=_quiet,
         )
         (folder / "done").write_text("")
     return folder / "export"
@@ -519,9 +623,20 @@ def _predicted(name: str) -> Callable[[Folder], Any]:
     return read
 
 
-target("exported TFLite", _export("model.tflite"), "model.tflite", _predicted("model.tflite"), inputs=250)
 target(
-    "exported ONNX", _export("model.onnx"), "model.onnx", _predicted("model.onnx"), inputs=150, package="onnxruntime"
+    "exported TFLite",
+    _export("model.tflite"),
+    "model.tflite",
+    _predicted("model.tflite"),
+    inputs=250,
+)
+target(
+    "exported ONNX",
+    _export("model.onnx"),
+    "model.onnx",
+    _predicted("model.onnx"),
+    inputs=150,
+    package="onnxruntime",
 )
 target(
     "exported SavedModel, graph",
@@ -544,7 +659,9 @@ target(
 
 
 def _flagfile(folder: Folder) -> None:
-    (folder / "run.flags").write_text("# a recipe\n--dataset=synthetic\n--train_batch_size=4\n--output_stride=16\n")
+    (folder / "run.flags").write_text(
+        "# a recipe\n--dataset=synthetic\n--train_batch_size=4\n--output_stride=16\n"
+    )
 
 
 def _flags(folder: Folder) -> Any:

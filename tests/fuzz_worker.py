@@ -1,6 +1,7 @@
 """A process that reads damaged files: `python tests/fuzz_worker.py TARGET FOLDER` answers each number on stdin with one line.
 
-It is a process of its own, so that a reader that kills it, hangs or takes all memory is seen from outside.
+It is a process of its own, so that a reader that kills it, hangs or takes all memory is seen from
+outside.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ def _memory(field: str) -> int:
     """Bytes of a line of /proc/self/status; 0 where there is no such file."""
     if not STATUS.exists():
         return 0
-    return int(next(line for line in STATUS.read_text().splitlines() if line.startswith(field)).split()[1]) * 1024
+    return (
+        int(
+            next(
+                line for line in STATUS.read_text().splitlines() if line.startswith(field)
+            ).split()[1]
+        )
+        * 1024
+    )
 
 
 def _forget_peak() -> None:
@@ -36,9 +44,17 @@ def _forget_peak() -> None:
 def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested results as one dict of arrays and plain values."""
     if isinstance(value, dict):
-        return {key: part for inner, item in value.items() for key, part in flat(item, f"{name}/{inner}").items()}
+        return {
+            key: part
+            for inner, item in value.items()
+            for key, part in flat(item, f"{name}/{inner}").items()
+        }
     if isinstance(value, list | tuple):
-        return {key: part for inner, item in enumerate(value) for key, part in flat(item, f"{name}/{inner}").items()}
+        return {
+            key: part
+            for inner, item in enumerate(value)
+            for key, part in flat(item, f"{name}/{inner}").items()
+        }
     return {name: value}
 
 
@@ -46,12 +62,19 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two flat results are equal, NaN included."""
     if first.keys() != second.keys():
         return False
-    return all(np.array_equal(value, second[name]) or _both_nan(value, second[name]) for name, value in first.items())
+    return all(
+        np.array_equal(value, second[name]) or _both_nan(value, second[name])
+        for name, value in first.items()
+    )
 
 
 def _both_nan(first: Any, second: Any) -> bool:
     first, second = np.asarray(first), np.asarray(second)
-    return first.dtype.kind == "f" and first.dtype == second.dtype and np.array_equal(first, second, equal_nan=True)
+    return (
+        first.dtype.kind == "f"
+        and first.dtype == second.dtype
+        and np.array_equal(first, second, equal_nan=True)
+    )
 
 
 def finite(result: dict[str, Any]) -> bool:
@@ -61,7 +84,11 @@ def finite(result: dict[str, Any]) -> bool:
 
 
 def outcome(
-    target: fuzz_targets.Target, good: pathlib.Path, folder: pathlib.Path, expected: dict[str, Any], number: int
+    target: fuzz_targets.Target,
+    good: pathlib.Path,
+    folder: pathlib.Path,
+    expected: dict[str, Any],
+    number: int,
 ) -> dict:
     """Damages one copy of the good folder and reads it."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +109,10 @@ def outcome(
         result = flat(target.read(folder))
     except UserError as error:
         text = str(error)
-        answer |= {"outcome": "refused" if len(text.splitlines()) == 1 else "several lines", "text": text[:400]}
+        answer |= {
+            "outcome": "refused" if len(text.splitlines()) == 1 else "several lines",
+            "text": text[:400],
+        }
     except BaseException:
         answer |= {"outcome": "traceback", "text": traceback.format_exc()[-1500:]}
     else:
@@ -110,15 +140,22 @@ def main() -> None:
     """Reads numbers until stdin ends."""
     target, home = fuzz_targets.TARGETS[sys.argv[1]], pathlib.Path(sys.argv[2])
     good, folder = home / "good", home / "damaged"
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not be taken for an answer
+    answers, sys.stdout = (
+        sys.stdout,
+        sys.stderr,
+    )  # what libraries print must not be taken for an answer
     if not good.exists():
         good.mkdir(parents=True)
         target.make(good)
     expected = flat(target.read(good))
-    assert same(expected, flat(target.read(good))), f"{target.name}: two reads of the good file differ"
+    assert same(expected, flat(target.read(good))), (
+        f"{target.name}: two reads of the good file differ"
+    )
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(outcome(target, good, folder, expected, int(line))), file=answers, flush=True)
+        print(
+            json.dumps(outcome(target, good, folder, expected, int(line))), file=answers, flush=True
+        )
 
 
 if __name__ == "__main__":

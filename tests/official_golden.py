@@ -1,8 +1,9 @@
 """The official DeepLab's golden values, and small ones of our own for a machine without them.
 
-`golden/official/networks.npz` was made by this file (`python tests/official_golden.py`) when the same code gave the
-official graphs' outputs (tests/test_golden_official.py with the shared folder): it holds what was right then. The
-weights are drawn by a rule that needs only each tensor's official name, so that a wrong name shows too.
+`golden/official/networks.npz` was made by this file (`python tests/official_golden.py`) when the
+same code gave the official graphs' outputs (tests/test_golden_official.py with the shared folder):
+it holds what was right then. The weights are drawn by a rule that needs only each tensor's official
+name, so that a wrong name shows too.
 """
 
 from __future__ import annotations
@@ -24,25 +25,55 @@ from deeplab_keras.zoo.official import official_config
 GOLDEN = SHARED / "golden" / "official_deeplab"
 LOCAL = ROOT / "tests" / "golden" / "official"
 MODELS = (
-    "mnv2_dm05_os16", "mnv2_dm10_os16", "mnv2_dm10_os16_aspp_dec4", "mnv3_large_seg_os32", "mnv3_small_seg_os16"
+    "mnv2_dm05_os16",
+    "mnv2_dm10_os16",
+    "mnv2_dm10_os16_aspp_dec4",
+    "mnv3_large_seg_os32",
+    "mnv3_small_seg_os16",
 )
 LRASPP = dict(
-    num_classes=5, image_pooling_crop_size=(65, 65), image_pooling_stride=(2, 3), aspp_convs_filters=32,
-    aspp_with_concat_projection=False, aspp_with_squeeze_and_excitation=True, decoder_use_sum_merge=True,
-    decoder_filters=5, decoder_output_is_logits=True, image_se_uses_qsigmoid=True, decoder_output_stride=(8,),
+    num_classes=5,
+    image_pooling_crop_size=(65, 65),
+    image_pooling_stride=(2, 3),
+    aspp_convs_filters=32,
+    aspp_with_concat_projection=False,
+    aspp_with_squeeze_and_excitation=True,
+    decoder_use_sum_merge=True,
+    decoder_filters=5,
+    decoder_output_is_logits=True,
+    image_se_uses_qsigmoid=True,
+    decoder_output_stride=(8,),
 )
 # Case -> network and size of its input. Even sizes see a padding mistake, odd ones do not.
 SMALL: dict[str, tuple[ModelConfig, tuple[int, int]]] = {
     "mnv2_dm05_os16": (official_config(depth_multiplier=0.5, num_classes=5), (64, 49)),
-    "mnv2_dm035_os32": (official_config(depth_multiplier=0.35, num_classes=5, output_stride=32), (65, 64)),
+    "mnv2_dm035_os32": (
+        official_config(depth_multiplier=0.35, num_classes=5, output_stride=32),
+        (65, 64),
+    ),
     "mnv2_os8_aspp_dec4": (
-        official_config(output_stride=8, num_classes=5, atrous_rates=(2, 4), decoder_output_stride=(4,),
-                        aspp_convs_filters=16, decoder_filters=24),
+        official_config(
+            output_stride=8,
+            num_classes=5,
+            atrous_rates=(2, 4),
+            decoder_output_stride=(4,),
+            aspp_convs_filters=16,
+            decoder_filters=24,
+        ),
         (33, 48),
     ),
-    "mnv3_large_seg_os32": (official_config("mobilenet_v3_large_seg", output_stride=32, **LRASPP), (97, 129)),
-    "mnv3_small_seg_os8": (official_config("mobilenet_v3_small_seg", output_stride=8, **LRASPP), (96, 97)),
-    "edgetpu_os16": (official_config("mobilenet_edgetpu", num_classes=5, aspp_convs_filters=16), (65, 48)),
+    "mnv3_large_seg_os32": (
+        official_config("mobilenet_v3_large_seg", output_stride=32, **LRASPP),
+        (97, 129),
+    ),
+    "mnv3_small_seg_os8": (
+        official_config("mobilenet_v3_small_seg", output_stride=8, **LRASPP),
+        (96, 97),
+    ),
+    "edgetpu_os16": (
+        official_config("mobilenet_edgetpu", num_classes=5, aspp_convs_filters=16),
+        (65, 48),
+    ),
 }
 
 
@@ -54,10 +85,15 @@ def manifest(model: str) -> dict:
 def golden_config(model: str) -> ModelConfig:
     """The network of a golden model, from the official flags in its manifest."""
     told = manifest(model)
-    flags = {name: tuple(map(int, v)) if isinstance(v, list) else v for name, v in told["flags"].items()}
+    flags = {
+        name: tuple(map(int, v)) if isinstance(v, list) else v for name, v in told["flags"].items()
+    }
     rates = tuple(told["atrous_rates"] or ())
     return official_config(
-        num_classes=told["num_classes"], output_stride=told["output_stride"], atrous_rates=rates, **flags
+        num_classes=told["num_classes"],
+        output_stride=told["output_stride"],
+        atrous_rates=rates,
+        **flags,
     )
 
 
@@ -71,7 +107,9 @@ def drawn_tensors(model: keras.Model, config: ModelConfig) -> dict[str, np.ndarr
             values = random.uniform(0.5, 1.5, shape)
         else:
             fan_in = np.prod(shape[:2]) if kind == "depthwise_weights" else np.prod(shape[:-1])
-            values = random.standard_normal(shape) * (np.sqrt(2 / fan_in) if kind.endswith("weights") else 0.1)
+            values = random.standard_normal(shape) * (
+                np.sqrt(2 / fan_in) if kind.endswith("weights") else 0.1
+            )
         tensors[slot.source] = values.astype(np.float32)
     return tensors
 

@@ -9,7 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 v1 = tf.compat.v1
-STRIDES = {"MobilenetV2": (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1), "MobilenetV3": (2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1)}
+STRIDES = {
+    "MobilenetV2": (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1),
+    "MobilenetV3": (2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1),
+}
 RELU_BLOCKS = 3  # of MobileNetV3-small; the blocks behind them have hard-swish
 
 
@@ -23,7 +26,9 @@ class Builder:
     def constant(self, value: Any, name: str) -> tf.Tensor:
         return tf.identity(tf.constant(value, name=name), name=f"{name}/read")
 
-    def conv(self, x: tf.Tensor, layer: str, stride: int = 1, rate: int = 1, act: str = "") -> tf.Tensor:
+    def conv(
+        self, x: tf.Tensor, layer: str, stride: int = 1, rate: int = 1, act: str = ""
+    ) -> tf.Tensor:
         depthwise = f"{layer}/depthwise_weights" in self.tensors
         name = f"{layer}/{'depthwise_weights' if depthwise else 'weights'}"
         kernel = self.constant(self.tensors[name], name)
@@ -36,7 +41,9 @@ class Builder:
             x = tf.space_to_batch(x, [rate, rate], pads, name=f"{layer}/depthwise/SpaceToBatchND")
             padding = "VALID"
         if depthwise:
-            y = tf.nn.depthwise_conv2d(x, kernel, (1, stride, stride, 1), padding, name=f"{layer}/depthwise")
+            y = tf.nn.depthwise_conv2d(
+                x, kernel, (1, stride, stride, 1), padding, name=f"{layer}/depthwise"
+            )
         else:
             y = tf.nn.conv2d(x, kernel, stride, padding, dilations=rate, name=f"{layer}/Conv2D")
         if padding == "VALID":
@@ -46,8 +53,15 @@ class Builder:
 
     def norm(self, y: tf.Tensor, layer: str) -> tf.Tensor:
         if f"{layer}/biases" in self.tensors:
-            return tf.nn.bias_add(y, self.constant(self.tensors[f"{layer}/biases"], f"{layer}/biases"), name=f"{layer}/BiasAdd")
-        names = [f"{layer}/BatchNorm/{part}" for part in ("gamma", "beta", "moving_mean", "moving_variance")]
+            return tf.nn.bias_add(
+                y,
+                self.constant(self.tensors[f"{layer}/biases"], f"{layer}/biases"),
+                name=f"{layer}/BiasAdd",
+            )
+        names = [
+            f"{layer}/BatchNorm/{part}"
+            for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        ]
         epsilon = 1e-3 if layer.startswith("Mobilenet") else 1e-5
         if self.fold:  # as left around dilated layers: a multiplication and an addition
             gamma, beta, mean, variance = (self.tensors[name] for name in names)
@@ -56,7 +70,11 @@ class Builder:
             return tf.add(y, tf.constant(beta - mean * scale), name=f"{layer}/BatchNorm/add")
         values = [self.constant(self.tensors[name], name) for name in names]
         return v1.nn.fused_batch_norm(
-            y, *values, epsilon=epsilon, is_training=False, name=f"{layer}/BatchNorm/FusedBatchNormV3"
+            y,
+            *values,
+            epsilon=epsilon,
+            is_training=False,
+            name=f"{layer}/BatchNorm/FusedBatchNormV3",
         )[0]
 
     def activation(self, x: tf.Tensor, kind: str, layer: str) -> tf.Tensor:
@@ -66,7 +84,9 @@ class Builder:
             clipped = tf.nn.relu6(tf.add(x, 3.0, name=f"{layer}/add"), name=f"{layer}/Relu6")
             return tf.multiply(clipped, 0.16667, name=f"{layer}/mul")
         if kind == "hard_swish":
-            clipped = tf.nn.relu6(tf.add(x, 3.0, name=f"{layer}/hard_swish/add"), name=f"{layer}/hard_swish/Relu6")
+            clipped = tf.nn.relu6(
+                tf.add(x, 3.0, name=f"{layer}/hard_swish/add"), name=f"{layer}/hard_swish/Relu6"
+            )
             product = tf.multiply(x, clipped, name=f"{layer}/hard_swish/mul")
             return tf.multiply(product, np.float32(1 / 6), name=f"{layer}/hard_swish/mul_1")
         return x
@@ -83,7 +103,11 @@ class Builder:
             if running * stride > output_stride:
                 rate, stride = rate * stride, 1
             running *= stride
-            y = self.conv(x, f"{layer}/expand", act=act) if f"{layer}/expand/weights" in self.tensors else x
+            y = (
+                self.conv(x, f"{layer}/expand", act=act)
+                if f"{layer}/expand/weights" in self.tensors
+                else x
+            )
             y = taps[layer] = self.conv(y, f"{layer}/depthwise", stride, own_rate, act)
             if f"{layer}/squeeze_excite/Conv/weights" in self.tensors:
                 gate = tf.reduce_mean(y, [1, 2], keepdims=True, name=f"{layer}/squeeze_excite/Mean")
@@ -91,7 +115,11 @@ class Builder:
                 gate = self.conv(gate, f"{layer}/squeeze_excite/Conv_1", act="gate")
                 y = tf.multiply(y, gate, name=f"{layer}/squeeze_excite/mul")
             y = self.conv(y, f"{layer}/project")
-            x = tf.add(y, x, name=f"{layer}/add") if stride == 1 and y.shape[-1] == x.shape[-1] else y
+            x = (
+                tf.add(y, x, name=f"{layer}/add")
+                if stride == 1 and y.shape[-1] == x.shape[-1]
+                else y
+            )
         return (self.conv(x, f"{scope}/Conv_1", act="hard_swish") if v3 else x), taps
 
 
@@ -100,8 +128,14 @@ def resize(x: tf.Tensor, size: tuple[int, int], name: str) -> tf.Tensor:
 
 
 def frozen(
-    tensors: dict[str, np.ndarray], size: tuple[int, int], *, output_stride: int, rates: tuple[int, ...] = (),
-    pool: tuple[tuple[int, int], tuple[int, int]] | None = None, fold: bool = False, raw: bool = True,
+    tensors: dict[str, np.ndarray],
+    size: tuple[int, int],
+    *,
+    output_stride: int,
+    rates: tuple[int, ...] = (),
+    pool: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    fold: bool = False,
+    raw: bool = True,
 ) -> tf.compat.v1.GraphDef:
     """The graph of a network with these weights.
 
@@ -112,7 +146,8 @@ def frozen(
         rates: of ASPP.
         pool: window and stride of image pooling; None: the whole map.
         fold: batch norms are a multiplication and an addition.
-        raw: the input is an image in 0..255 of up to `size`, which is padded; else the normalized image.
+        raw: the input is an image in 0..255 of up to `size`, which is padded; else the normalized
+            image.
     """
     build = Builder(tensors, fold)
     with tf.Graph().as_default() as graph:
@@ -131,7 +166,13 @@ def frozen(
         window, strides = pool or ((height, width), (1, 1))
         pooled = tf.nn.avg_pool2d(features, window, strides, "VALID", name="AvgPool2D/AvgPool")
         if "concat_projection/weights" in tensors:
-            branches = [resize(build.conv(pooled, "image_pooling", act="Relu"), (height, width), "ResizeBilinear")]
+            branches = [
+                resize(
+                    build.conv(pooled, "image_pooling", act="Relu"),
+                    (height, width),
+                    "ResizeBilinear",
+                )
+            ]
             branches.append(build.conv(features, "aspp0", act="Relu"))
             for index, rate in enumerate(rates, 1):
                 y = build.conv(features, f"aspp{index}_depthwise", 1, rate, "Relu")
@@ -139,7 +180,9 @@ def frozen(
             y = build.conv(tf.concat(branches, 3, name="concat"), "concat_projection", act="Relu")
             scores = build.conv(y, "logits/semantic")
         else:
-            gate = resize(build.conv(pooled, "image_pooling", act="gate"), (height, width), "ResizeBilinear")
+            gate = resize(
+                build.conv(pooled, "image_pooling", act="gate"), (height, width), "ResizeBilinear"
+            )
             low = taps["MobilenetV3/expanded_conv_2"]
             y = tf.multiply(build.conv(features, "aspp0", act="Relu"), gate, name="mul_1")
             low_scores = build.conv(low, "decoder/feature_projection0")
@@ -157,19 +200,28 @@ def run(graph: tf.compat.v1.GraphDef, image: np.ndarray) -> np.ndarray:
         with v1.Session(graph=own) as session:
             if any(node.name == "ImageTensor" for node in graph.node):
                 return session.run("ResizeBilinear_2:0", {"ImageTensor:0": image[None]})
-            return session.run("ResizeBilinear_2:0", {"sub_7:0": image[None].astype(np.float32) / np.float32(127.5) - 1})
+            return session.run(
+                "ResizeBilinear_2:0",
+                {"sub_7:0": image[None].astype(np.float32) / np.float32(127.5) - 1},
+            )
 
 
 def tflite(graph: tf.compat.v1.GraphDef, output: str = "ArgMax:0", *, half: bool = False) -> bytes:
     """The same as a TFLite file; `graph` takes the normalized image."""
 
     def imported(image: tf.Tensor) -> list[tf.Tensor]:
-        return tf.import_graph_def(graph, input_map={"sub_7:0": image}, return_elements=[output], name="")
+        return tf.import_graph_def(
+            graph, input_map={"sub_7:0": image}, return_elements=[output], name=""
+        )
 
     (placeholder,) = (node for node in graph.node if node.name == "sub_7")
     shape = [dim.size for dim in placeholder.attr["shape"].shape.dim]
-    function = tf.function(imported, input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+    function = tf.function(
+        imported, input_signature=[tf.TensorSpec(shape, tf.float32, name="image")]
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], tf.Module()
+    )
     if half:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]

@@ -15,8 +15,12 @@ FOLDER = ROOT / "tests" / "golden" / "sssegmentation"
 VOC = tuple(
     f"{system}_voc"
     for system in (
-        "fcn_mobilenetv2os8", "pspnet_mobilenetv2os8", "deeplabv3_mobilenetv2os8", "deeplabv3plus_mobilenetv2os8",
-        "lrasppnet_mobilenetv3sos8", "lrasppnet_mobilenetv3los8",
+        "fcn_mobilenetv2os8",
+        "pspnet_mobilenetv2os8",
+        "deeplabv3_mobilenetv2os8",
+        "deeplabv3plus_mobilenetv2os8",
+        "lrasppnet_mobilenetv3sos8",
+        "lrasppnet_mobilenetv3los8",
     )
 )
 
@@ -52,7 +56,9 @@ def golden(name: str) -> Golden:
     values = json.loads((FOLDER / f"{name}.json").read_text())
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
-    return Golden(name, values["tensors"], values["train_step"], values["train_step_float64"], arrays)
+    return Golden(
+        name, values["tensors"], values["train_step"], values["train_step_float64"], arrays
+    )
 
 
 def draw(name: str, shape: list[int], kind: str, scale: float) -> np.ndarray:
@@ -75,12 +81,16 @@ def weights(values: Golden, num_classes: int = 21) -> dict[str, np.ndarray]:
 def images(height: int, width: int, seed: int = 7, count: int = 1) -> np.ndarray:
     """`[count, height, width, 3]` uint8 RGB: noisy blocks of 32 pixels."""
     random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (count, (height + 31) // 32, (width + 31) // 32, 3)).astype(np.float32)
+    blocks = random.integers(0, 256, (count, (height + 31) // 32, (width + 31) // 32, 3)).astype(
+        np.float32
+    )
     blocks = blocks.repeat(32, 1).repeat(32, 2)[:, :height, :width]
     return np.clip(blocks + random.normal(0, 15, blocks.shape), 0, 255).astype(np.uint8)
 
 
-def labels(height: int, width: int, num_classes: int = 21, seed: int = 3, count: int = 2) -> np.ndarray:
+def labels(
+    height: int, width: int, num_classes: int = 21, seed: int = 3, count: int = 2
+) -> np.ndarray:
     """`[count, height, width]` int32: blocks of 16 pixels, some of them 255, ignored."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, num_classes, (count, (height + 15) // 16, (width + 15) // 16))
@@ -88,7 +98,11 @@ def labels(height: int, width: int, num_classes: int = 21, seed: int = 3, count:
     return blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width].astype(np.int32)
 
 
-def differences(found: dict[str, float], expected: dict[str, float], floor: float = 1e-6) -> tuple[float, float]:
+def differences(
+    found: dict[str, float], expected: dict[str, float], floor: float = 1e-6
+) -> tuple[float, float]:
     """Largest and median relative difference of two dicts of norms; what is below the absolute floor counts as none."""
-    relative = [max(abs(found[name] - value) - floor, 0) / value for name, value in expected.items()]
+    relative = [
+        max(abs(found[name] - value) - floor, 0) / value for name, value in expected.items()
+    ]
     return float(f"{max(relative):.1e}"), float(f"{np.median(relative):.1e}")

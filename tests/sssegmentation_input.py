@@ -29,7 +29,9 @@ PIPELINE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def make_dataset(root: str | pathlib.Path, num_classes: int, passes: int = 1, pipeline: list[Any] | None = None) -> Any:
+def make_dataset(
+    root: str | pathlib.Path, num_classes: int, passes: int = 1, pipeline: list[Any] | None = None
+) -> Any:
     """The reference's training dataset of `images/train/*` and `labels/train/*.png`, whose masks hold class ids and 255."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())
@@ -41,7 +43,9 @@ def make_dataset(root: str | pathlib.Path, num_classes: int, passes: int = 1, pi
     dataset.num_classes = num_classes
     dataset.clsid2label = {**{label: label for label in range(num_classes)}, 255: -100}
     dataset.imageids, dataset.image_ext = [path.stem for path in images], images[0].suffix
-    dataset.image_dir, dataset.ann_dir = (str(pathlib.Path(root) / folder / "train") for folder in ("images", "labels"))
+    dataset.image_dir, dataset.ann_dir = (
+        str(pathlib.Path(root) / folder / "train") for folder in ("images", "labels")
+    )
     return dataset
 
 
@@ -49,7 +53,10 @@ def make_dataset(root: str | pathlib.Path, num_classes: int, passes: int = 1, pi
 def numbers_of(draws: Draws) -> Iterator[None]:
     """The reference draws these numbers, in its order, in place of its own."""
     scale, flip = float(draws.scale), float(draws.flip)
-    crop, colours = iter(np.ravel(draws.crop).tolist()), [float(number) for number in draws.photometric]
+    crop, colours = (
+        iter(np.ravel(draws.crop).tolist()),
+        [float(number) for number in draws.photometric],
+    )
     # Brightness (does it, how much), the place of contrast, then contrast, saturation and hue.
     first = colours[2] >= 0.5
     order = [0, 1, 2, *((3, 4) if first else ()), 5, 6, 7, 8, *(() if first else (3, 4))]
@@ -73,6 +80,11 @@ def numbers_of(draws: Draws) -> Iterator[None]:
     def uniform(low: float, high: float) -> float:
         return low + colours[next(left)] * (high - low)
 
-    replaced = {"random_sample": lambda: scale, "rand": lambda: flip, "randint": randint, "uniform": uniform}
+    replaced = {
+        "random_sample": lambda: scale,
+        "rand": lambda: flip,
+        "randint": randint,
+        "uniform": uniform,
+    }
     with mock.patch.multiple(np.random, **replaced):
         yield

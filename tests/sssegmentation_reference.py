@@ -1,6 +1,7 @@
 """The reference itself, for the torch lane: SSSegmentation's own PyTorch modules, built without its config files.
 
-Needs `pip install torch==2.13.0` and `pip install --no-deps --no-build-isolation sssegmentation==1.7.0`.
+Needs `pip install torch==2.13.0` and `pip install --no-deps --no-build-isolation
+sssegmentation==1.7.0`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ from typing import Any
 
 import numpy as np
 
-# Imported by the reference for its datasets and other models; the systems compared here use none of it.
-STAND_INS = ("pandas", "cv2", "scipy", "sklearn", "torchvision", "chainercv", "dill", "tqdm", "timm", "pycocotools")
+# Imported by the reference for its datasets and other models; the systems compared here use none of
+# it.
+STAND_INS = (
+    "pandas",
+    "cv2",
+    "scipy",
+    "sklearn",
+    "torchvision",
+    "chainercv",
+    "dill",
+    "tqdm",
+    "timm",
+    "pycocotools",
+)
 
 
 class _StandIn(types.ModuleType):
@@ -33,7 +46,9 @@ class _StandIn(types.ModuleType):
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules of `STAND_INS`, after every real finder has failed."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname.split(".")[0] in STAND_INS:
             return importlib.util.spec_from_loader(fullname, self, is_package=True)
         return None
@@ -53,7 +68,10 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
         "fcn": ("FCN", {"in_channels": 320, "feats_channels": 512, "dropout": 0.0}),
         "pspnet": ("PSPNet", {**aspp, "pool_scales": [1, 2, 3, 6]}),
         "deeplabv3": ("Deeplabv3", aspp),
-        "deeplabv3plus": ("Deeplabv3Plus", {**aspp, "in_channels": [24, 320], "shortcut_channels": 48}),
+        "deeplabv3plus": (
+            "Deeplabv3Plus",
+            {**aspp, "in_channels": [24, 320], "shortcut_channels": 48},
+        ),
         "lrasppnet": (
             "LRASPPNet",
             {
@@ -65,7 +83,12 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
         ),
     }
     kind, head = systems[name.split("_")[0]]
-    cross_entropy = {"type": "CrossEntropyLoss", "scale_factor": 1.0, "ignore_index": -100, "reduction": "mean"}
+    cross_entropy = {
+        "type": "CrossEntropyLoss",
+        "scale_factor": 1.0,
+        "ignore_index": -100,
+        "reduction": "mean",
+    }
     config: dict[str, Any] = {
         "type": kind,
         "num_classes": num_classes,
@@ -77,7 +100,10 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
         "auxiliary": {"in_channels": 96, "out_channels": 512, "dropout": 0.0},
         "losses": {"loss_cls": cross_entropy, "loss_aux": {**cross_entropy, "scale_factor": 0.4}},
         "backbone": {
-            "type": "MobileNetV2", "structure_type": "mobilenetv2", "pretrained": False, "outstride": 8,
+            "type": "MobileNetV2",
+            "structure_type": "mobilenetv2",
+            "pretrained": False,
+            "outstride": 8,
             "selected_indices": (0, 1, 2, 3),
         },
     }
@@ -88,8 +114,13 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
             "auxiliary": None,
             "losses": {"loss_cls": cross_entropy},
             "backbone": {
-                "type": "MobileNetV3", "structure_type": f"mobilenetv3_{arch}", "pretrained": False, "outstride": 8,
-                "arch_type": arch, "out_indices": indices, "selected_indices": (0, 1, 2),
+                "type": "MobileNetV3",
+                "structure_type": f"mobilenetv3_{arch}",
+                "pretrained": False,
+                "outstride": 8,
+                "arch_type": arch,
+                "out_indices": indices,
+                "selected_indices": (0, 1, 2),
             },
         }
     return config
@@ -131,11 +162,15 @@ def logits(module: Any, images: np.ndarray) -> np.ndarray:
 class Training:
     """The reference's training of a module at a constant rate, a step at a time, in float32 or float64."""
 
-    def __init__(self, module: Any, dtype: str = "float32", rate: float = 0.01, noise: float = 0.0) -> None:
+    def __init__(
+        self, module: Any, dtype: str = "float32", rate: float = 0.01, noise: float = 0.0
+    ) -> None:
         import torch
 
         self.module, self.dtype, self.noise = module.to(getattr(torch, dtype)).train(), dtype, noise
-        self.optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            module.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4
+        )
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """One step; returns its losses. The loss' gradients are left in the module's parameters."""
@@ -160,5 +195,9 @@ class Training:
         def norm(tensor: Any) -> float:
             return float(np.linalg.norm(tensor.detach().numpy().astype(np.float64)))
 
-        gradients = {name: norm(parameter.grad) for name, parameter in self.module.named_parameters()}
-        return gradients, {name: norm(tensor) for name, tensor in self.module.state_dict().items() if tensor.ndim}
+        gradients = {
+            name: norm(parameter.grad) for name, parameter in self.module.named_parameters()
+        }
+        return gradients, {
+            name: norm(tensor) for name, tensor in self.module.state_dict().items() if tensor.ndim
+        }

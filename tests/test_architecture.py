@@ -11,9 +11,14 @@ import pytest
 from contracts import ROOT
 
 PACKAGE = "deeplab_keras"
-MODULES = [path for folder in (PACKAGE, "scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+MODULES = [
+    path
+    for folder in (PACKAGE, "scripts", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
-# The rooms from the bottom to the top: a module imports from its own room and from rooms that stand before it.
+# The rooms from the bottom to the top: a module imports from its own room and from rooms that stand
+# before it.
 ROOMS = (
     "version",
     "config",
@@ -106,12 +111,21 @@ def imports(path: pathlib.Path) -> set[str]:
 def own_modules(path: pathlib.Path) -> set[str]:
     """The modules of this package among a file's imports."""
     known = {module_name(module) for module in MODULES}
-    names = {name.removeprefix(PACKAGE + ".") for name in imports(path) if name.startswith(PACKAGE + ".")}
+    names = {
+        name.removeprefix(PACKAGE + ".") for name in imports(path) if name.startswith(PACKAGE + ".")
+    }
     # `from deeplab_keras.data import info` names the package `data` only as the way to `data.info`.
     through = {name.rpartition(".")[0] for name in names if name in known and "." in name}
-    explicit = {node.module.removeprefix(PACKAGE + ".") for node in ast.walk(tree(path))
-                if isinstance(node, ast.ImportFrom) and node.module
-                and any(f"{node.module}.{alias.name}".removeprefix(PACKAGE + ".") not in known for alias in node.names)}
+    explicit = {
+        node.module.removeprefix(PACKAGE + ".")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and any(
+            f"{node.module}.{alias.name}".removeprefix(PACKAGE + ".") not in known
+            for alias in node.names
+        )
+    }
     return {name for name in names & known if name not in through or name in explicit}
 
 
@@ -127,7 +141,9 @@ def test_imports_go_down(path):
     here = room(name)
     for other in own_modules(path):
         there = room(other)
-        assert ROOMS.index(there) <= ROOMS.index(here), f"{name} imports {other}, which is in a room above its own"
+        assert ROOMS.index(there) <= ROOMS.index(here), (
+            f"{name} imports {other}, which is in a room above its own"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -137,7 +153,9 @@ def test_packages_stay_in_their_rooms(path):
         if any(other == package or other.startswith(package + ".") for other in imports(path)):
             allowed = rooms.split()
             inside = any(name == allow or name.startswith(allow + ".") for allow in allowed)
-            assert inside and not (package == "tensorflow" and name in WITHOUT_TENSORFLOW), f"{name} imports {package}"
+            assert inside and not (package == "tensorflow" and name in WITHOUT_TENSORFLOW), (
+                f"{name} imports {package}"
+            )
 
 
 def test_no_module_stands_outside_the_rooms():
@@ -157,10 +175,14 @@ def test_torch_is_imported_in_one_place_and_in_what_is_measured_beside_us():
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_file_names(path):
-    assert path.stem not in FORBIDDEN_NAMES, "a file is named by what it does; put such a function beside its caller"
+    assert path.stem not in FORBIDDEN_NAMES, (
+        "a file is named by what it does; put such a function beside its caller"
+    )
 
 
-def public_definitions(body: list[ast.stmt], inside: str = "") -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+def public_definitions(
+    body: list[ast.stmt], inside: str = ""
+) -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
     found: list[tuple[str, ast.FunctionDef | ast.ClassDef]] = []
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -174,7 +196,11 @@ def public_definitions(body: list[ast.stmt], inside: str = "") -> list[tuple[str
 def documented_methods() -> set[str]:
     """Names of methods with a docstring; a class that overrides or implements one of them need not repeat it."""
     definitions = [item for path in MODULES for item in public_definitions(tree(path).body)]
-    return {name.rpartition(".")[2] for name, node in definitions if "." in name and ast.get_docstring(node)}
+    return {
+        name.rpartition(".")[2]
+        for name, node in definitions
+        if "." in name and ast.get_docstring(node)
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -195,7 +221,9 @@ def test_nothing_is_left_unfinished(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
             swallowed = len(node.body) == 1 and isinstance(node.body[0], ast.Pass)
-            assert not swallowed and node.type is not None, f"line {node.lineno}: an exception is swallowed"
+            assert not swallowed and node.type is not None, (
+                f"line {node.lineno}: an exception is swallowed"
+            )
 
 
 def test_library_code_does_not_know_where_the_real_data_lie():
@@ -205,7 +233,12 @@ def test_library_code_does_not_know_where_the_real_data_lie():
 
 def test_the_rooms_are_those_of_the_documentation():
     """In the documented order too, which reads from the top to the bottom."""
-    section = (ROOT / "docs/architecture.md").read_text().partition("## Rooms")[2].partition("| package |")[0]
+    section = (
+        (ROOT / "docs/architecture.md")
+        .read_text()
+        .partition("## Rooms")[2]
+        .partition("| package |")[0]
+    )
     rows = re.findall(r"^\| `([\w./]+)` \|", section, re.MULTILINE)
     documented = [name.rstrip("/").replace("/", ".") for name in rows]
     assert documented == [name for name in reversed(ROOMS) if name != "data"]

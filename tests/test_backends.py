@@ -54,12 +54,21 @@ def test_channels_first_in_keras_json_changes_nothing(name, channels_first):
     np.testing.assert_array_equal(*outputs)
 
 
-@pytest.mark.parametrize(("backend", "variable"), [("torch", True), ("jax", False), ("openvino", True)])
-@pytest.mark.parametrize(("name", "arguments"), [
-    ("predict.py", ("--input=photo.jpg", "--output=out")), ("eval.py", ()), ("vis.py", ()),
-    ("export_model.py", ("--export_path=out", "--input_size=64,64")),
-])  # fmt: skip
-def test_scripts_on_another_backend_get_one_line(name, arguments, backend, variable, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("backend", "variable"), [("torch", True), ("jax", False), ("openvino", True)]
+)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("predict.py", ("--input=photo.jpg", "--output=out")),
+        ("eval.py", ()),
+        ("vis.py", ()),
+        ("export_model.py", ("--export_path=out", "--input_size=64,64")),
+    ],
+)
+def test_scripts_on_another_backend_get_one_line(
+    name, arguments, backend, variable, monkeypatch, capsys
+):
     monkeypatch.setattr("keras.backend.backend", lambda: backend)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     if variable:
@@ -67,24 +76,34 @@ def test_scripts_on_another_backend_get_one_line(name, arguments, backend, varia
     assert script(name)("--checkpoint_dir=runs/none", *arguments) == 1
     source = "KERAS_BACKEND" if variable else "keras.json"
     assert capsys.readouterr().err == (
-        f"error: {name} runs on Keras' TensorFlow backend; the backend here is {backend}, set by {source}: "
+        f"error: {name} runs on Keras' TensorFlow backend; the backend here is {backend}, set by "
+        f"{source}: "
         "set KERAS_BACKEND=tensorflow\n"
     )
 
 
 def test_calls_on_another_backend_get_one_line(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
-    with pytest.raises(UserError, match="inference runs on Keras' TensorFlow backend; the backend here is torch"):
+    with pytest.raises(
+        UserError, match="inference runs on Keras' TensorFlow backend; the backend here is torch"
+    ):
         Network(keras.Sequential())
     with pytest.raises(UserError, match="the export runs on Keras' TensorFlow backend"):
         export_model("runs/none", "out")
 
 
-@pytest.mark.parametrize(("package", "variable", "source"), [
-    ("jax", "", "/keras.json, or by default TensorFlow"), ("torch", "torch", "KERAS_BACKEND=torch"),
-    ("tensorflow", "", "/keras.json, or by default TensorFlow"), ("jaxlib", "jax", "KERAS_BACKEND=jax"),
-])  # fmt: skip
-def test_a_backend_that_is_not_installed_is_named(package, variable, source, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("package", "variable", "source"),
+    [
+        ("jax", "", "/keras.json, or by default TensorFlow"),
+        ("torch", "torch", "KERAS_BACKEND=torch"),
+        ("tensorflow", "", "/keras.json, or by default TensorFlow"),
+        ("jaxlib", "jax", "KERAS_BACKEND=jax"),
+    ],
+)
+def test_a_backend_that_is_not_installed_is_named(
+    package, variable, source, monkeypatch, tmp_path, capsys
+):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
@@ -93,8 +112,13 @@ def test_a_backend_that_is_not_installed_is_named(package, variable, source, mon
     monkeypatch.setattr(importlib, "import_module", missing)
     assert flags.call(["x.py"], "doc", lambda command: None) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {package} is not installed, and Keras needs it here: pip install {package}; ")
-    assert error.endswith(f"{tmp_path if source[0] == '/' else ''}{source}\n") and error.count("\n") == 1
+    assert error.startswith(
+        f"error: {package} is not installed, and Keras needs it here: pip install {package}; "
+    )
+    assert (
+        error.endswith(f"{tmp_path if source[0] == '/' else ''}{source}\n")
+        and error.count("\n") == 1
+    )
 
 
 # --- The dtype policy ---
@@ -118,20 +142,32 @@ def test_batch_norm_learns_its_statistics_in_float16(float16, fused, monkeypatch
     wide = x.astype(np.float64)
     assert layer.moving_mean.dtype == output.dtype == "float16"
     np.testing.assert_allclose(layer.moving_mean, 0.1 * wide.mean((0, 1, 2)), rtol=1e-3)
-    np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * wide.var((0, 1, 2)) * 12 / 11, rtol=1e-3)
-    np.testing.assert_allclose(output, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-3), atol=3e-3)
+    np.testing.assert_allclose(
+        layer.moving_variance, 0.9 + 0.1 * wide.var((0, 1, 2)) * 12 / 11, rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        output, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-3), atol=3e-3
+    )
 
 
 def test_a_network_trains_under_the_float16_policy(float16):
     model = build_segmentor(NETWORKS["squeeze and excite, a pooling window"], (64, 64))
     model.compile(keras.optimizers.SGD(1e-3), loss=make_loss("cross_entropy"))
     before = model.get_weights()
-    history = model.fit(noise(2, 64, 64, 3), np.arange(2 * 64 * 64).reshape(2, 64, 64) // 9 % 3, verbose=0).history
-    assert 0.5 < history["loss"][0] < 3 and all(np.isfinite(weight).all() for weight in model.get_weights())
+    history = model.fit(
+        noise(2, 64, 64, 3), np.arange(2 * 64 * 64).reshape(2, 64, 64) // 9 % 3, verbose=0
+    ).history
+    assert 0.5 < history["loss"][0] < 3 and all(
+        np.isfinite(weight).all() for weight in model.get_weights()
+    )
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
 
 
-IMPORTS = ["import deeplab_keras, keras", "import keras, deeplab_keras", "import deeplab_keras.models.layers"]
+IMPORTS = [
+    "import deeplab_keras, keras",
+    "import keras, deeplab_keras",
+    "import deeplab_keras.models.layers",
+]
 
 
 @pytest.mark.parametrize("imports", IMPORTS)
@@ -140,9 +176,26 @@ def test_keras_loads_a_saved_model(imports, tmp_path):
     image = keras.Input((8, 8, 3))
     x = Normalize((1.0,), (2.0,))(image)
     keras.Model(image, ResizeTo()([BatchNormalization()(x), image])).save(tmp_path / "m.keras")
-    code = f"{imports}\nimport keras\nprint('loaded', keras.models.load_model({str(tmp_path / 'm.keras')!r}).count_params())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    code = (
+        f"{imports}\nimport keras\nprint('loaded', "
+        f"keras.models.load_model({str(tmp_path / 'm.keras')!r}).count_params())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.stdout == "loaded 12\n", done.stderr
     alone = "import sys, deeplab_keras; print('keras' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", alone], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", alone],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     assert done.stdout == "False\n"

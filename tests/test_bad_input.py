@@ -29,7 +29,10 @@ PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
 VOC = "VOCdevkit/VOC2012"
 SKIP = "replace it, or leave such files out with --skip_broken_files"
 LEAVE = "leave such pairs out with --skip_broken_files"
-CHECK = "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where these pixels are"
+CHECK = (
+    "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where "
+    "these pixels are"
+)
 COUNT = "{n} for pixels that do not count"
 
 
@@ -52,7 +55,9 @@ def save(path: pathlib.Path, pixels: np.ndarray, **options: object) -> None:
     Image.fromarray(pixels).save(path, **options)
 
 
-def set_ids(root: pathlib.Path, ids: tuple[int, ...], classes: int = 3, only: str | None = None) -> None:
+def set_ids(
+    root: pathlib.Path, ids: tuple[int, ...], classes: int = 3, only: str | None = None
+) -> None:
     """Masks of these ids, each of which occurs, and so many classes."""
     for path in (root / LABELS).iterdir():
         if only in (None, path.name):
@@ -65,18 +70,33 @@ def set_ids(root: pathlib.Path, ids: tuple[int, ...], classes: int = 3, only: st
 
 def outside(name: str, ids: str, allowed: str, hint: str = CHECK, more: int = 0) -> str:
     alike = f" (and {more} more like it)" if more else ""
-    return f"{{root}}/labels/train/{name}: the mask holds ids outside the classes: {ids}; allowed are {allowed} and 255 " \
-           f"for pixels that do not count; {hint}{alike}"  # fmt: skip
+    return (
+        f"{{root}}/labels/train/{name}: the mask holds ids outside the classes: {ids}; allowed "
+        f"are {allowed} and 255 "
+        f"for pixels that do not count; {hint}{alike}"
+    )
 
 
 # --- Folders and lists ---
 
-simple("no images folder", "{root}: there is no folder 'images'; --dataset_dir has to hold images/train and labels/train, or a list "
-       "train.csv or train.txt", lambda root: (root / "images").rename(root / "pictures"))  # fmt: skip
-simple("no labels folder", "{root}: there is no folder of masks; it has to be called one of labels, masks, annotations",
-       lambda root: (root / "labels").rename(root / "truth"))  # fmt: skip
-simple("no such split", "{root}/images: there is no split 'train'; there are (for --train_split, --eval_split): training",
-       lambda root: (root / IMAGES).rename(root / "images/training"))  # fmt: skip
+simple(
+    "no images folder",
+    "{root}: there is no folder 'images'; --dataset_dir has to hold images/train and "
+    "labels/train, or a list "
+    "train.csv or train.txt",
+    lambda root: (root / "images").rename(root / "pictures"),
+)
+simple(
+    "no labels folder",
+    "{root}: there is no folder of masks; it has to be called one of labels, masks, annotations",
+    lambda root: (root / "labels").rename(root / "truth"),
+)
+simple(
+    "no such split",
+    "{root}/images: there is no split 'train'; there are (for --train_split, --eval_split): "
+    "training",
+    lambda root: (root / IMAGES).rename(root / "images/training"),
+)
 
 
 @case("empty split", "{root}/images/train: there is no image in it; wanted are .jpg, .jpeg, .png")
@@ -85,43 +105,80 @@ def _(root):
         path.unlink()
 
 
-@case("pictures of another kind", "{root}/images/train: there is no image in it; wanted are .jpg, .jpeg, .png; the 3 others, as "
-      "pic_0.tif, have to be converted")  # fmt: skip
+@case(
+    "pictures of another kind",
+    "{root}/images/train: there is no image in it; wanted are .jpg, .jpeg, .png; the 3 others, as "
+    "pic_0.tif, have to be converted",
+)
 def _(root):
     for path in (root / IMAGES).iterdir():
         path.rename(path.with_suffix(".tif"))
 
 
-@case("masks of another kind", "{root}/labels/train: there is no mask in it; wanted are .png; the 3 others, as pic_0.jpg, have to "
-      "be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended by scripts/convert_masks.py "
-      "--from=binary")  # fmt: skip
+@case(
+    "masks of another kind",
+    "{root}/labels/train: there is no mask in it; wanted are .png; the 3 others, as pic_0.jpg, "
+    "have to "
+    "be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended "
+    "by scripts/convert_masks.py "
+    "--from=binary",
+)
 def _(root):
     for path in (root / LABELS).iterdir():
         path.rename(path.with_suffix(".jpg"))
 
 
-simple("image without mask", "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train needs a mask "
-       "of its name; " + LEAVE, lambda root: (root / LABELS / "pic_1.png").unlink())  # fmt: skip
+simple(
+    "image without mask",
+    "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train "
+    "needs a mask "
+    "of its name; " + LEAVE,
+    lambda root: (root / LABELS / "pic_1.png").unlink(),
+)
 
 
-@case("two images without mask", "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train needs a "
-      f"mask of its name; {LEAVE} (and 1 more like it)")  # fmt: skip
+@case(
+    "two images without mask",
+    "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train "
+    "needs a "
+    f"mask of its name; {LEAVE} (and 1 more like it)",
+)
 def _(root):
     (root / LABELS / "pic_1.png").unlink()
     (root / LABELS / "pic_2.png").rename(root / LABELS / "picture_2.png")
 
 
-simple("two images of one name", "{root}/images/train/pic_0.png: pic_0.jpg has the same name; remove one of the two",
-       lambda root: save(root / IMAGES / "pic_0.png", photograph(20, 30)))  # fmt: skip
-simple("a folder in a mask's place", "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
-       f"a mask of its name; {LEAVE}",
-       lambda root: ((root / LABELS / "pic_0.png").unlink(), (root / LABELS / "pic_0.png").mkdir()))  # fmt: skip
-simple("a link that leads nowhere", "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
-       f"a mask of its name; {LEAVE}",
-       lambda root: ((root / LABELS / "pic_0.png").unlink(), (root / LABELS / "pic_0.png").symlink_to("gone.png")))  # fmt: skip
-simple("a file's name that is no text", "'{root}/images/train/pic\\udce9.jpg': the name is not UTF-8 text; rename the file",
-       lambda root: [os.rename(root / folder / f"pic_0{suffix}", os.fsencode(root / folder) + b"/pic\xe9" + suffix.encode())
-                     for folder, suffix in ((IMAGES, ".jpg"), (LABELS, ".png"))])  # fmt: skip
+simple(
+    "two images of one name",
+    "{root}/images/train/pic_0.png: pic_0.jpg has the same name; remove one of the two",
+    lambda root: save(root / IMAGES / "pic_0.png", photograph(20, 30)),
+)
+simple(
+    "a folder in a mask's place",
+    "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
+    f"a mask of its name; {LEAVE}",
+    lambda root: ((root / LABELS / "pic_0.png").unlink(), (root / LABELS / "pic_0.png").mkdir()),
+)
+simple(
+    "a link that leads nowhere",
+    "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
+    f"a mask of its name; {LEAVE}",
+    lambda root: (
+        (root / LABELS / "pic_0.png").unlink(),
+        (root / LABELS / "pic_0.png").symlink_to("gone.png"),
+    ),
+)
+simple(
+    "a file's name that is no text",
+    "'{root}/images/train/pic\\udce9.jpg': the name is not UTF-8 text; rename the file",
+    lambda root: [
+        os.rename(
+            root / folder / f"pic_0{suffix}",
+            os.fsencode(root / folder) + b"/pic\xe9" + suffix.encode(),
+        )
+        for folder, suffix in ((IMAGES, ".jpg"), (LABELS, ".png"))
+    ],
+)
 
 
 def listed(name: str, message: str, **files: str) -> None:
@@ -135,29 +192,65 @@ def listed(name: str, message: str, **files: str) -> None:
     CASES[name] = make, message
 
 
-listed("a list names a missing file", f"{{root}}/images/train/pic_9.jpg: there is no such file; {{root}}/my.csv names it; {LEAVE}",
-       my__csv="image,mask\nimages/train/pic_0.jpg,labels/train/pic_0.png\nimages/train/pic_9.jpg,labels/train/pic_1.png\n")
-listed("an empty list", "{root}/my.txt: the list is empty; a line names an image and its mask", my__txt="\n \n")
-listed("a CSV of a head alone", "{root}/my.csv: the list is empty; a line names an image and its mask", my__csv="image,mask\n")
-listed("a CSV of other columns", "{root}/my.csv: its columns are id, split; call the two that count image and mask",
-       my__csv="id,split\n1,train\n")
-listed("a CSV with a short row", "{root}/my.csv: line 3 does not name an image and a mask",
-       my__csv="image,mask\na.jpg,a.png\nb.jpg\n")
-listed("a list that names an image twice", "{root}/my.csv: lines 1 and 3 name the same image, {root}/images/train/pic_0.jpg; "
-       "remove one", my__csv="images/train/pic_0.jpg,a.png\nb.jpg,b.png\nimages/train/pic_0.jpg,c.png\n")  # fmt: skip
-listed("two lists of different length", "{root}/a.txt has 2 lines and {root}/b.txt 1; both need one a pair, in the same order",
-       a__txt="a.jpg\nb.jpg\n", b__txt="a.png\n")
-listed("three lists", "--train_split or --eval_split=a.txt,b.txt,c.txt: give one list of pairs, or two lists: images,masks",
-       a__txt="a.jpg\n", b__txt="a.png\n", c__txt="x\n")
+listed(
+    "a list names a missing file",
+    f"{{root}}/images/train/pic_9.jpg: there is no such file; {{root}}/my.csv names it; {LEAVE}",
+    my__csv="image,mask\nimages/train/pic_0.jpg,labels/train/pic_0.png\nimages/train/pic_9.jpg,labels/train/pic_1.png\n",
+)
+listed(
+    "an empty list",
+    "{root}/my.txt: the list is empty; a line names an image and its mask",
+    my__txt="\n \n",
+)
+listed(
+    "a CSV of a head alone",
+    "{root}/my.csv: the list is empty; a line names an image and its mask",
+    my__csv="image,mask\n",
+)
+listed(
+    "a CSV of other columns",
+    "{root}/my.csv: its columns are id, split; call the two that count image and mask",
+    my__csv="id,split\n1,train\n",
+)
+listed(
+    "a CSV with a short row",
+    "{root}/my.csv: line 3 does not name an image and a mask",
+    my__csv="image,mask\na.jpg,a.png\nb.jpg\n",
+)
+listed(
+    "a list that names an image twice",
+    "{root}/my.csv: lines 1 and 3 name the same image, {root}/images/train/pic_0.jpg; remove one",
+    my__csv="images/train/pic_0.jpg,a.png\nb.jpg,b.png\nimages/train/pic_0.jpg,c.png\n",
+)
+listed(
+    "two lists of different length",
+    "{root}/a.txt has 2 lines and {root}/b.txt 1; both need one a pair, in the same order",
+    a__txt="a.jpg\nb.jpg\n",
+    b__txt="a.png\n",
+)
+listed(
+    "three lists",
+    "--train_split or --eval_split=a.txt,b.txt,c.txt: give one list of pairs, or two lists: "
+    "images,masks",
+    a__txt="a.jpg\n",
+    b__txt="a.png\n",
+    c__txt="x\n",
+)
 
 
-@case("no such list", "{root}/mine.csv: there is no such list; the path is looked for in --dataset_dir and as it is")
+@case(
+    "no such list",
+    "{root}/mine.csv: there is no such list; the path is looked for in --dataset_dir and as it is",
+)
 def _(root):
     return {"train_split": "mine.csv"}
 
 
-@case("a list that is no text", "{root}/mine.txt: cannot be read as a list of files ('utf-8' codec can't decode byte 0xff in "
-      "position 0: invalid start byte); save it as text in UTF-8")  # fmt: skip
+@case(
+    "a list that is no text",
+    "{root}/mine.txt: cannot be read as a list of files ('utf-8' codec can't decode byte 0xff in "
+    "position 0: invalid start byte); save it as text in UTF-8",
+)
 def _(root):
     (root / "mine.txt").write_bytes(b"\xff\xd8\xff\xe0")
     return {"train_split": "mine.txt"}
@@ -165,12 +258,21 @@ def _(root):
 
 # --- Images ---
 
-simple("an image that is a web page", "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
-       lambda root: (root / IMAGES / "pic_1.jpg").write_text("<html>404</html>"))  # fmt: skip
-simple("an empty image file", "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
-       lambda root: (root / IMAGES / "pic_1.jpg").write_bytes(b""))  # fmt: skip
-simple("a truncated image", "{root}/images/train/pic_1.jpg: cannot be decoded ({any}); "
-       + SKIP, lambda root: truncate(root / IMAGES / "pic_1.jpg"))  # fmt: skip
+simple(
+    "an image that is a web page",
+    "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
+    lambda root: (root / IMAGES / "pic_1.jpg").write_text("<html>404</html>"),
+)
+simple(
+    "an empty image file",
+    "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
+    lambda root: (root / IMAGES / "pic_1.jpg").write_bytes(b""),
+)
+simple(
+    "a truncated image",
+    "{root}/images/train/pic_1.jpg: cannot be decoded ({any}); " + SKIP,
+    lambda root: truncate(root / IMAGES / "pic_1.jpg"),
+)
 
 
 def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
@@ -179,30 +281,56 @@ def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
     save(path, pixels, exif=exif)
 
 
-simple("an image that its EXIF tag turns to no use", "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 40x30; both must have one size: mend the pair, or " + LEAVE,
-       lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6))  # fmt: skip
+simple(
+    "an image that its EXIF tag turns to no use",
+    "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
+    "{root}/images/train/pic_0.jpg is 40x30; both must have one size: mend the pair, or " + LEAVE,
+    lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6),
+)
 
 # --- Masks as files ---
 
-simple("a mask one pixel wider", "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
-       lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)))  # fmt: skip
-simple("a mask that lies on its side", "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
-       "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
-       lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)))  # fmt: skip
-simple("a truncated mask", "{root}/labels/train/pic_1.png: cannot be decoded (image file is truncated); "
-       + SKIP, lambda root: truncate(root / LABELS / "pic_1.png"))  # fmt: skip
-simple("an empty mask file", "{root}/labels/train/pic_1.png: cannot be decoded (not a PNG file); " + SKIP,
-       lambda root: (root / LABELS / "pic_1.png").write_bytes(b""))  # fmt: skip
-simple("a mask that is a JPEG", "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but JPEG; JPEG changes ids, so the "
-       "mask has to be made anew); " + SKIP,
-       lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="JPEG"))  # fmt: skip
-simple("a mask that is a TIFF", "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but TIFF); " + SKIP,
-       lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="TIFF"))  # fmt: skip
+simple(
+    "a mask one pixel wider",
+    "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+    lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)),
+)
+simple(
+    "a mask that lies on its side",
+    "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+    lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)),
+)
+simple(
+    "a truncated mask",
+    "{root}/labels/train/pic_1.png: cannot be decoded (image file is truncated); " + SKIP,
+    lambda root: truncate(root / LABELS / "pic_1.png"),
+)
+simple(
+    "an empty mask file",
+    "{root}/labels/train/pic_1.png: cannot be decoded (not a PNG file); " + SKIP,
+    lambda root: (root / LABELS / "pic_1.png").write_bytes(b""),
+)
+simple(
+    "a mask that is a JPEG",
+    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but JPEG; JPEG changes ids, "
+    "so the "
+    "mask has to be made anew); " + SKIP,
+    lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="JPEG"),
+)
+simple(
+    "a mask that is a TIFF",
+    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but TIFF); " + SKIP,
+    lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="TIFF"),
+)
 
 
-@case("a mask with flipped bits", "{root}/labels/train/pic_0.png: cannot be decoded (broken data stream when reading image file); " + SKIP)
+@case(
+    "a mask with flipped bits",
+    "{root}/labels/train/pic_0.png: cannot be decoded (broken data stream when reading image "
+    "file); " + SKIP,
+)
 def _(root):
     path = root / LABELS / "pic_0.png"
     data = bytearray(path.read_bytes())
@@ -210,8 +338,11 @@ def _(root):
     path.write_bytes(data)
 
 
-@case("a mask of no width", "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
-      "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE)  # fmt: skip
+@case(
+    "a mask of no width",
+    "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+)
 def _(root):
     path = root / LABELS / "pic_0.png"
     data = path.read_bytes()
@@ -220,77 +351,199 @@ def _(root):
 
 # --- Masks as ids ---
 
-NO_IDS = "{root}/labels/train/pic_0.png: the mask is a colour picture; a mask has one channel (grey or palette) with each pixel's " \
-         "class id: --mask_format=colour reads the colours that classes.txt gives, scripts/convert_masks.py --from=rgb makes " \
-         "ids of them"  # fmt: skip
-simple("a mask in colours", NO_IDS, lambda root: save(root / LABELS / "pic_0.png", photograph(20, 30)))
-simple("a mask in colours with alpha", NO_IDS,
-       lambda root: Image.fromarray(photograph(20, 30)).convert("RGBA").save(root / LABELS / "pic_0.png"))
-simple("a mask of 16 bits", "{root}/labels/train/pic_0.png: the mask holds the id 300; ids are 0 to 255",
-       lambda root: write_png(root / LABELS / "pic_0.png", np.full((20, 30), 300), 16))
-simple("ids that are no classes", outside("pic_2.png", "5, 17", "0 to 2"), lambda root: set_ids(root, (0, 5, 17), only="pic_2.png"))
-simple("palette indices that are no classes", outside("pic_0.png", "200", "0 to 2"),
-       lambda root: write_png(root / LABELS / "pic_0.png", mask(20, 30, ids=(0, 200)), 8, PALETTE))
-simple("luminances of VOC's colours", outside("pic_0.png", "38, 75, 147", "0 to 5", "these values are the luminances of PASCAL "
-       "VOC's colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py --from=palette (or --from=rgb) on the "
-       "original masks", 2), lambda root: set_ids(root, (0, 38, 75, 147), 6))  # fmt: skip
+NO_IDS = (
+    "{root}/labels/train/pic_0.png: the mask is a colour picture; a mask has one channel (grey or "
+    "palette) with each pixel's "
+    "class id: --mask_format=colour reads the colours that classes.txt gives, "
+    "scripts/convert_masks.py --from=rgb makes "
+    "ids of them"
+)
+simple(
+    "a mask in colours", NO_IDS, lambda root: save(root / LABELS / "pic_0.png", photograph(20, 30))
+)
+simple(
+    "a mask in colours with alpha",
+    NO_IDS,
+    lambda root: (
+        Image.fromarray(photograph(20, 30)).convert("RGBA").save(root / LABELS / "pic_0.png")
+    ),
+)
+simple(
+    "a mask of 16 bits",
+    "{root}/labels/train/pic_0.png: the mask holds the id 300; ids are 0 to 255",
+    lambda root: write_png(root / LABELS / "pic_0.png", np.full((20, 30), 300), 16),
+)
+simple(
+    "ids that are no classes",
+    outside("pic_2.png", "5, 17", "0 to 2"),
+    lambda root: set_ids(root, (0, 5, 17), only="pic_2.png"),
+)
+simple(
+    "palette indices that are no classes",
+    outside("pic_0.png", "200", "0 to 2"),
+    lambda root: write_png(root / LABELS / "pic_0.png", mask(20, 30, ids=(0, 200)), 8, PALETTE),
+)
+simple(
+    "luminances of VOC's colours",
+    outside(
+        "pic_0.png",
+        "38, 75, 147",
+        "0 to 5",
+        "these values are the luminances of PASCAL "
+        "VOC's colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+        "--from=palette (or --from=rgb) on the "
+        "original masks",
+        2,
+    ),
+    lambda root: set_ids(root, (0, 38, 75, 147), 6),
+)
 
 
-@case("luminances of one's own colours", outside("pic_0.png", "76, 150", "0 to 2", "these values are the luminances of the colours "
-      "of photos: palette or RGB masks were saved as grey; run scripts/convert_masks.py --from=palette (or --from=rgb) on the "
-      "original masks", 2))  # fmt: skip
+@case(
+    "luminances of one's own colours",
+    outside(
+        "pic_0.png",
+        "76, 150",
+        "0 to 2",
+        "these values are the luminances of the colours "
+        "of photos: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+        "--from=palette (or --from=rgb) on the "
+        "original masks",
+        2,
+    ),
+)
 def _(root):
     set_ids(root, (0, 76, 150))
     (root / "classes.txt").write_text("a #000000\nb #ff0000\nc #00ff00\n")
 
 
-simple("ids from 1", outside("pic_0.png", "3", "0 to 2", "1 to 3 in place of 0 to 2: the ids are shifted by one; run "
-       "scripts/convert_masks.py --from=index --id_offset=-1", 2), lambda root: set_ids(root, (1, 2, 3)))  # fmt: skip
-simple("0 for unlabelled", outside("pic_0.png", "3", "0 to 2", "0 to 3 are 4 values for 3 classes: if 0 is 'unlabelled', run "
-       "scripts/convert_masks.py --from=index --id_offset=-1, else name the missing class", 2),
-       lambda root: set_ids(root, (0, 1, 2, 3)))  # fmt: skip
-BINARY = "0 and 255 only: these are masks of two classes in black and white; run scripts/convert_masks.py --from=binary"
-simple("black and white", "--dataset_dir={root}: the masks hold " + BINARY, lambda root: set_ids(root, (0, 255), 2))
+simple(
+    "ids from 1",
+    outside(
+        "pic_0.png",
+        "3",
+        "0 to 2",
+        "1 to 3 in place of 0 to 2: the ids are shifted by one; run "
+        "scripts/convert_masks.py --from=index --id_offset=-1",
+        2,
+    ),
+    lambda root: set_ids(root, (1, 2, 3)),
+)
+simple(
+    "0 for unlabelled",
+    outside(
+        "pic_0.png",
+        "3",
+        "0 to 2",
+        "0 to 3 are 4 values for 3 classes: if 0 is 'unlabelled', run "
+        "scripts/convert_masks.py --from=index --id_offset=-1, else name the missing class",
+        2,
+    ),
+    lambda root: set_ids(root, (0, 1, 2, 3)),
+)
+BINARY = (
+    "0 and 255 only: these are masks of two classes in black and white; run "
+    "scripts/convert_masks.py --from=binary"
+)
+simple(
+    "black and white",
+    "--dataset_dir={root}: the masks hold " + BINARY,
+    lambda root: set_ids(root, (0, 255), 2),
+)
 
 
-@case("luminances without classes.txt", "{root}: the masks hold 0, 38, 75, 147, 220; these values are the luminances of PASCAL VOC's "
-      "colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py --from=palette (or --from=rgb) on the "
-      "original masks; if they are ids, name the classes in classes.txt")  # fmt: skip
+@case(
+    "luminances without classes.txt",
+    "{root}: the masks hold 0, 38, 75, 147, 220; these values are the luminances of PASCAL VOC's "
+    "colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+    "--from=palette (or --from=rgb) on the "
+    "original masks; if they are ids, name the classes in classes.txt",
+)
 def _(root):
     set_ids(root, (0, 38, 75, 147, 220))
     (root / "classes.txt").unlink()
 
 
-@case("grey levels without classes.txt", "{root}: the masks hold 0, 51, 102, 153, 204, ...; grey levels spread evenly up to 255, a class "
-      "each; run scripts/convert_masks.py --from=grey; if they are ids, name the classes in classes.txt")  # fmt: skip
+@case(
+    "grey levels without classes.txt",
+    "{root}: the masks hold 0, 51, 102, 153, 204, ...; grey levels spread evenly up to 255, a "
+    "class "
+    "each; run scripts/convert_masks.py --from=grey; if they are ids, name the classes in "
+    "classes.txt",
+)
 def _(root):
     set_ids(root, (0, 51, 102, 153, 204, 255))
     (root / "classes.txt").unlink()
 
 
-@case("black and white without classes.txt", "{root}: the masks hold at most the id 0 beside the ignore label 255; " + BINARY)
+@case(
+    "black and white without classes.txt",
+    "{root}: the masks hold at most the id 0 beside the ignore label 255; " + BINARY,
+)
 def _(root):
     set_ids(root, (0, 255))
     (root / "classes.txt").unlink()
 
 
-@case("one class", "{root}: the masks hold at most the id 0 beside the ignore label 255; number the classes 0, 1, 2, ... in them, "
-      "or give --ignore_label")  # fmt: skip
+@case(
+    "one class",
+    "{root}: the masks hold at most the id 0 beside the ignore label 255; number the classes 0, "
+    "1, 2, ... in them, "
+    "or give --ignore_label",
+)
 def _(root):
     set_ids(root, (0,))
     (root / "classes.txt").unlink()
 
 
-simple("black and another grey", outside("pic_0.png", "128", "0 to 1", "0 and 128 only: these are masks of two classes; run "
-       "scripts/convert_masks.py --from=binary", 2), lambda root: set_ids(root, (0, 128), 2))  # fmt: skip
-simple("grey levels for classes", outside("pic_0.png", "85, 170", "0 to 3", "grey levels spread evenly up to 255, a class each; run "
-       "scripts/convert_masks.py --from=grey", 2), lambda root: set_ids(root, (0, 85, 170, 255), 4))  # fmt: skip
-simple("Cityscapes' ids", outside("pic_0.png", "23, 26", "0 to 18", "these look like Cityscapes' labelIds; run "
-       "scripts/convert_masks.py --from=cityscapes, or train with --dataset=cityscapes", 2),
-       lambda root: set_ids(root, (7, 11, 23, 26), 19))  # fmt: skip
-simple("ids blended by a smooth resize", outside("pic_0.png", "3, 4, 5, 6, 7, 8, 9, 10, ...", "0 to 2", "so many values between the "
-       "classes come from saving as JPEG or from smooth resizing: export the masks again", 2),
-       lambda root: set_ids(root, tuple(range(30))))  # fmt: skip
+simple(
+    "black and another grey",
+    outside(
+        "pic_0.png",
+        "128",
+        "0 to 1",
+        "0 and 128 only: these are masks of two classes; run "
+        "scripts/convert_masks.py --from=binary",
+        2,
+    ),
+    lambda root: set_ids(root, (0, 128), 2),
+)
+simple(
+    "grey levels for classes",
+    outside(
+        "pic_0.png",
+        "85, 170",
+        "0 to 3",
+        "grey levels spread evenly up to 255, a class each; run "
+        "scripts/convert_masks.py --from=grey",
+        2,
+    ),
+    lambda root: set_ids(root, (0, 85, 170, 255), 4),
+)
+simple(
+    "Cityscapes' ids",
+    outside(
+        "pic_0.png",
+        "23, 26",
+        "0 to 18",
+        "these look like Cityscapes' labelIds; run "
+        "scripts/convert_masks.py --from=cityscapes, or train with --dataset=cityscapes",
+        2,
+    ),
+    lambda root: set_ids(root, (7, 11, 23, 26), 19),
+)
+simple(
+    "ids blended by a smooth resize",
+    outside(
+        "pic_0.png",
+        "3, 4, 5, 6, 7, 8, 9, 10, ...",
+        "0 to 2",
+        "so many values between the "
+        "classes come from saving as JPEG or from smooth resizing: export the masks again",
+        2,
+    ),
+    lambda root: set_ids(root, tuple(range(30))),
+)
 
 # --- Masks as colours ---
 
@@ -306,14 +559,22 @@ def coloured(root: pathlib.Path, colours: np.ndarray, **options: object) -> dict
 KNOWN = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [255, 255, 255]], np.uint8)
 
 
-@case("a colour of no class", "{root}/labels/train/pic_0.png: 28.00% of the pixels have a colour of no class: #0102fe; add each to "
-      "classes.txt, as a class or as a line 'ignore #rrggbb' (and 2 more like it)")  # fmt: skip
+@case(
+    "a colour of no class",
+    "{root}/labels/train/pic_0.png: 28.00% of the pixels have a colour of no class: #0102fe; add "
+    "each to "
+    "classes.txt, as a class or as a line 'ignore #rrggbb' (and 2 more like it)",
+)
 def _(root):
     return coloured(root, np.concatenate([KNOWN[1:], [[1, 2, 254]]]).astype(np.uint8))
 
 
-@case("colours blended by JPEG", "{root}/labels/train/pic_0.png: 100.00% of the pixels have a colour of no class: {any} more; so many "
-      "colours come from saving as JPEG or from smooth resizing: export the masks again")  # fmt: skip
+@case(
+    "colours blended by JPEG",
+    "{root}/labels/train/pic_0.png: 100.00% of the pixels have a colour of no class: {any} more; "
+    "so many "
+    "colours come from saving as JPEG or from smooth resizing: export the masks again",
+)
 def _(root):
     settings = coloured(root, KNOWN)
     Image.open(root / LABELS / "pic_0.png").save(root / "x.jpg", quality=75)
@@ -321,15 +582,22 @@ def _(root):
     return settings
 
 
-@case("two classes of one colour", "{root}/classes.txt: 'floor' and 'wall' both have the colour #000000; give each its own, or its "
-      "ids cannot be told")  # fmt: skip
+@case(
+    "two classes of one colour",
+    "{root}/classes.txt: 'floor' and 'wall' both have the colour #000000; give each its own, or "
+    "its "
+    "ids cannot be told",
+)
 def _(root):
     (root / "classes.txt").write_text("wall #000000\nfloor #000000\n")
     return {"mask_format": "colour"}
 
 
-@case("too many colours without classes.txt", "{root}: the masks have 256 colours or more, and without classes.txt each is a class; give "
-      "classes.txt with a line 'name #rrggbb' a class")  # fmt: skip
+@case(
+    "too many colours without classes.txt",
+    "{root}: the masks have 256 colours or more, and without classes.txt each is a class; give "
+    "classes.txt with a line 'name #rrggbb' a class",
+)
 def _(root):
     (root / "classes.txt").unlink()
     save(root / LABELS / "pic_0.png", photograph(20, 30))
@@ -338,22 +606,43 @@ def _(root):
 
 # --- Classes ---
 
-simple("no class", "{root}/classes.txt: it has 0 classes; give 1 to 256, one name a line",
-       lambda root: (root / "classes.txt").write_text("\n"))
-simple("a class twice", "{root}/classes.txt: ids 0 and 2 are both called 'wall'; give each its own name",
-       lambda root: (root / "classes.txt").write_text("wall\nlamp\nwall\n"))
-simple("a colour above 255", "{root}/classes.txt: line 'lamp 1 2 256': colours are 0 to 255",
-       lambda root: (root / "classes.txt").write_text("wall\nlamp 1 2 256\nfloor\n"))
-simple("classes that are no text", "{root}/classes.txt: cannot be read as text ('utf-8' codec can't decode byte 0xdf in position 4: "
-       "invalid continuation byte); save it as text in UTF-8",
-       lambda root: (root / "classes.txt").write_bytes("Straße\n".encode("latin-1")))  # fmt: skip
-simple("classes with a comment", "{root}/classes.txt: line '# of the flat' has no name; a line is a class, comments are not known here: "
-       "remove it", lambda root: (root / "classes.txt").write_text("# of the flat\nwall\nfloor\nlamp\n"))  # fmt: skip
+simple(
+    "no class",
+    "{root}/classes.txt: it has 0 classes; give 1 to 256, one name a line",
+    lambda root: (root / "classes.txt").write_text("\n"),
+)
+simple(
+    "a class twice",
+    "{root}/classes.txt: ids 0 and 2 are both called 'wall'; give each its own name",
+    lambda root: (root / "classes.txt").write_text("wall\nlamp\nwall\n"),
+)
+simple(
+    "a colour above 255",
+    "{root}/classes.txt: line 'lamp 1 2 256': colours are 0 to 255",
+    lambda root: (root / "classes.txt").write_text("wall\nlamp 1 2 256\nfloor\n"),
+)
+simple(
+    "classes that are no text",
+    "{root}/classes.txt: cannot be read as text ('utf-8' codec can't decode byte 0xdf in position "
+    "4: "
+    "invalid continuation byte); save it as text in UTF-8",
+    lambda root: (root / "classes.txt").write_bytes("Straße\n".encode("latin-1")),
+)
+simple(
+    "classes with a comment",
+    "{root}/classes.txt: line '# of the flat' has no name; a line is a class, comments are not "
+    "known here: "
+    "remove it",
+    lambda root: (root / "classes.txt").write_text("# of the flat\nwall\nfloor\nlamp\n"),
+)
 
 # --- Archives and --dataset_dir ---
 
 
-@case("no folder given", "--dataset=folder needs --dataset_dir=FOLDER, the folder that holds the dataset")
+@case(
+    "no folder given",
+    "--dataset=folder needs --dataset_dir=FOLDER, the folder that holds the dataset",
+)
 def _(root):
     return {"dataset_dir": ""}
 
@@ -363,7 +652,10 @@ def _(root):
     return {"dataset_dir": str(root / "nowhere")}
 
 
-@case("a file in the folder's place", "--dataset_dir={root}/classes.txt: this is neither a folder nor a .zip or .tar archive")
+@case(
+    "a file in the folder's place",
+    "--dataset_dir={root}/classes.txt: this is neither a folder nor a .zip or .tar archive",
+)
 def _(root):
     return {"dataset_dir": str(root / "classes.txt")}
 
@@ -371,7 +663,11 @@ def _(root):
 def packed(root: pathlib.Path, kind: str, **extra: bytes) -> pathlib.Path:
     """The dataset as photos.zip or photos.tar, with further members."""
     path = root / f"photos.{kind}"
-    members = {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()} | extra
+    members = {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    } | extra
     if kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in members.items():
@@ -385,7 +681,13 @@ def packed(root: pathlib.Path, kind: str, **extra: bytes) -> pathlib.Path:
     return path
 
 
-def archived(name: str, kind: str, message: str, spoil: Callable[[bytes], bytes] = lambda data: data, **extra: bytes) -> None:
+def archived(
+    name: str,
+    kind: str,
+    message: str,
+    spoil: Callable[[bytes], bytes] = lambda data: data,
+    **extra: bytes,
+) -> None:
     def make(root: pathlib.Path) -> dict:
         path = packed(root, kind, **extra)
         path.write_bytes(spoil(path.read_bytes()))
@@ -394,26 +696,80 @@ def archived(name: str, kind: str, message: str, spoil: Callable[[bytes], bytes]
     CASES[name] = make, message
 
 
-CLIMBS = "leads out of the archive, as no dataset's own archive does; nothing of it is read: download it from the dataset's page"
-archived("a .zip that climbs out", "zip", "{root}/photos.zip: its member '../../evil.png' " + CLIMBS, **{"../../evil.png": b"x"})
-archived("a .tar that climbs out", "tar", "{root}/photos.tar: its member '/etc/evil' " + CLIMBS, **{"/etc/evil": b"x"})
-archived("a .tar from Windows that climbs out", "tar", "{root}/photos.tar: its member 'C:\\\\evil' " + CLIMBS, **{"C:\\evil": b"x"})
-archived("a truncated .zip", "zip", "{root}/photos.zip: cannot be read as an archive (File is not a zip file); download it again: it "
-         "may be cut off", lambda data: data[: len(data) // 2])  # fmt: skip
-archived("a truncated .tar", "tar", "{root}/photos.tar: cannot be read as an archive (its end is missing); download it again: it "
-         "may be cut off", lambda data: data[:3000])  # fmt: skip
-archived("a .tar that is none", "tar", "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it may "
-         "be cut off", lambda data: b"<html>" * 200)  # fmt: skip
-archived("a compressed .tar", "tar.gz", "{root}/photos.tar.gz: files in a compressed tar cannot be read in place; extract it: tar xf "
-         "{root}/photos.tar.gz -C {root}")  # fmt: skip
-archived("a damaged member", "zip", "{root}/photos.zip/labels/train/pic_0.png: cannot be decoded (damaged in the archive: Bad CRC-32 "
-         "for file 'labels/train/pic_0.png'); " + SKIP,
-         lambda data: data.replace(b"\x89PNG", b"\x89PnG", 1))  # fmt: skip
-archived("an encrypted .zip", "zip", "{root}/photos.zip: it is encrypted; extract it with its password and name the folder",
-         lambda data: b"PK\x01\x02".join(part if i == 0 else part[:4] + b"\x01" + part[5:]
-                                         for i, part in enumerate(data.split(b"PK\x01\x02"))))  # fmt: skip
-archived("a member of impossible size", "tar", "{root}/photos.tar: its member 'bomb.png' has 8589934591 bytes; no image has, so "
-         "nothing of it is read", lambda data: header("bomb.png", 2**33 - 1) + data)  # fmt: skip
+CLIMBS = (
+    "leads out of the archive, as no dataset's own archive does; nothing of it is read: "
+    "download it from the dataset's page"
+)
+archived(
+    "a .zip that climbs out",
+    "zip",
+    "{root}/photos.zip: its member '../../evil.png' " + CLIMBS,
+    **{"../../evil.png": b"x"},
+)
+archived(
+    "a .tar that climbs out",
+    "tar",
+    "{root}/photos.tar: its member '/etc/evil' " + CLIMBS,
+    **{"/etc/evil": b"x"},
+)
+archived(
+    "a .tar from Windows that climbs out",
+    "tar",
+    "{root}/photos.tar: its member 'C:\\\\evil' " + CLIMBS,
+    **{"C:\\evil": b"x"},
+)
+archived(
+    "a truncated .zip",
+    "zip",
+    "{root}/photos.zip: cannot be read as an archive (File is not a zip file); download it again: "
+    "it "
+    "may be cut off",
+    lambda data: data[: len(data) // 2],
+)
+archived(
+    "a truncated .tar",
+    "tar",
+    "{root}/photos.tar: cannot be read as an archive (its end is missing); download it again: it "
+    "may be cut off",
+    lambda data: data[:3000],
+)
+archived(
+    "a .tar that is none",
+    "tar",
+    "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it may "
+    "be cut off",
+    lambda data: b"<html>" * 200,
+)
+archived(
+    "a compressed .tar",
+    "tar.gz",
+    "{root}/photos.tar.gz: files in a compressed tar cannot be read in place; extract it: tar xf "
+    "{root}/photos.tar.gz -C {root}",
+)
+archived(
+    "a damaged member",
+    "zip",
+    "{root}/photos.zip/labels/train/pic_0.png: cannot be decoded (damaged in the archive: Bad "
+    "CRC-32 "
+    "for file 'labels/train/pic_0.png'); " + SKIP,
+    lambda data: data.replace(b"\x89PNG", b"\x89PnG", 1),
+)
+archived(
+    "an encrypted .zip",
+    "zip",
+    "{root}/photos.zip: it is encrypted; extract it with its password and name the folder",
+    lambda data: b"PK\x01\x02".join(
+        part if i == 0 else part[:4] + b"\x01" + part[5:]
+        for i, part in enumerate(data.split(b"PK\x01\x02"))
+    ),
+)
+archived(
+    "a member of impossible size",
+    "tar",
+    "{root}/photos.tar: its member 'bomb.png' has 8589934591 bytes; no image has, so "
+    "nothing of it is read",
+    lambda data: header("bomb.png", 2**33 - 1) + data,
+)
 
 
 def header(name: str, size: int) -> bytes:
@@ -425,7 +781,9 @@ def header(name: str, size: int) -> bytes:
 # --- The published datasets ---
 
 
-def published(name: str, dataset: str, split: str, message: str, spoil: Callable[[pathlib.Path], object]) -> None:
+def published(
+    name: str, dataset: str, split: str, message: str, spoil: Callable[[pathlib.Path], object]
+) -> None:
     def make(root: pathlib.Path) -> dict:
         TREES[dataset](root)
         spoil(root)
@@ -434,25 +792,63 @@ def published(name: str, dataset: str, split: str, message: str, spoil: Callable
     CASES[name] = make, message
 
 
-TREE = "expected: VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{aug}/ID.png, .../ImageSets/Segmentation/{split}.txt; " \
-       "docs/datasets.md says more"  # fmt: skip
-published("a VOC list that is not there", "voc2012", "trainaug", f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: there is no "
-          "list of the split 'trainaug'; lists there: train, trainval, val; " + TREE.format(aug="Aug", split="trainaug")
-          .replace("trainaug.txt", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt"),
-          lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"),
-                        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
-published("an SBD archive as it was had", "voc2012", "trainaug", "{root}/benchmark.tgz: files in a compressed tar cannot be read in "
-          "place; extract it: tar xf {root}/benchmark.tgz -C {root}",
-          lambda root: (shutil.rmtree(root / VOC / "SegmentationClassAug"), (root / "benchmark.tgz").write_bytes(b"\x1f\x8b"),
-                        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink()))  # fmt: skip
-published("a VOC list that is empty", "voc2012", "val", f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "
-          "one id a line; docs/datasets.md says more",
-          lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text("\n"))  # fmt: skip
-published("a VOC list that names a missing image", "voc2012", "val", f"{{root}}/{VOC}/JPEGImages/2099_000001.jpg: there is no such "
-          f"file; {TREE.format(aug='', split='val')}; {LEAVE}",
-          lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2099_000001\n"))  # fmt: skip
-published("no VOC folder", "voc2012", "val", "--dataset_dir={root}: there is no folder JPEGImages of the dataset voc2012 in it; "
-          + TREE.format(aug="", split="val"), lambda root: (root / "VOCdevkit").rename(root / "images/x"))  # fmt: skip
+TREE = (
+    "expected: VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{aug}/ID.png, "
+    ".../ImageSets/Segmentation/{split}.txt; "
+    "docs/datasets.md says more"
+)
+published(
+    "a VOC list that is not there",
+    "voc2012",
+    "trainaug",
+    f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: there is no "
+    "list of the split 'trainaug'; lists there: train, trainval, val; "
+    + TREE.format(aug="Aug", split="trainaug").replace(
+        "trainaug.txt", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt"
+    ),
+    lambda root: (
+        shutil.rmtree(root / VOC / "SegmentationClassAug"),
+        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink(),
+    ),
+)
+published(
+    "an SBD archive as it was had",
+    "voc2012",
+    "trainaug",
+    "{root}/benchmark.tgz: files in a compressed tar cannot be read in "
+    "place; extract it: tar xf {root}/benchmark.tgz -C {root}",
+    lambda root: (
+        shutil.rmtree(root / VOC / "SegmentationClassAug"),
+        (root / "benchmark.tgz").write_bytes(b"\x1f\x8b"),
+        (root / VOC / "ImageSets/Segmentation/trainaug.txt").unlink(),
+    ),
+)
+published(
+    "a VOC list that is empty",
+    "voc2012",
+    "val",
+    f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "
+    "one id a line; docs/datasets.md says more",
+    lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text("\n"),
+)
+published(
+    "a VOC list that names a missing image",
+    "voc2012",
+    "val",
+    f"{{root}}/{VOC}/JPEGImages/2099_000001.jpg: there is no such "
+    f"file; {TREE.format(aug='', split='val')}; {LEAVE}",
+    lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text(
+        "2007_000033\n2099_000001\n"
+    ),
+)
+published(
+    "no VOC folder",
+    "voc2012",
+    "val",
+    "--dataset_dir={root}: there is no folder JPEGImages of the dataset voc2012 in it; "
+    + TREE.format(aug="", split="val"),
+    lambda root: (root / "VOCdevkit").rename(root / "images/x"),
+)
 
 
 def with_sbd(root: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
@@ -463,18 +859,49 @@ def with_sbd(root: pathlib.Path, write: Callable[[pathlib.Path], object]) -> Non
 
 
 MAT = "{root}/benchmark_RELEASE/dataset/cls/2008_000002.mat: cannot be decoded "
-published("an SBD mask that is cut off", "voc2012", "trainaug", f"{MAT}(it ends too early); {SKIP}", lambda r: with_sbd(r, truncate))
-published("an SBD mask that is none", "voc2012", "trainaug", f"{MAT}(not a MATLAB 5 file); {SKIP}",
-          lambda root: with_sbd(root, lambda path: path.write_text("404")))
-published("an SBD file of another folder", "voc2012", "trainaug", f"{MAT}(no GTcls.Segmentation in it; wanted is a file of SBD's "
-          f"folder cls); {SKIP}", lambda r: with_sbd(r, lambda path: write_mat(path, np.zeros((24, 32)), "GTinst")))  # fmt: skip
-published("a split that ADE20k has not", "ade20k", "validation", "--train_split or --eval_split=validation: the dataset ade20k has "
-          "the splits train, val, trainval", lambda root: None)  # fmt: skip
-published("Cityscapes in colours", "cityscapes", "val", "{root}/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png: the "
-          "mask holds ids outside the classes: 70, 90, 118, 210; allowed are 0 to 33; these values are the luminances of the "
-          "colours of cityscapes: palette or RGB masks were saved as grey; run scripts/convert_masks.py --from=palette (or "
-          "--from=rgb) on the original masks",
-          lambda root: save(next((root / "gtFine/val").rglob("*.png")), mask(24, 48, ids=(70, 90, 118, 210))))  # fmt: skip
+published(
+    "an SBD mask that is cut off",
+    "voc2012",
+    "trainaug",
+    f"{MAT}(it ends too early); {SKIP}",
+    lambda r: with_sbd(r, truncate),
+)
+published(
+    "an SBD mask that is none",
+    "voc2012",
+    "trainaug",
+    f"{MAT}(not a MATLAB 5 file); {SKIP}",
+    lambda root: with_sbd(root, lambda path: path.write_text("404")),
+)
+published(
+    "an SBD file of another folder",
+    "voc2012",
+    "trainaug",
+    f"{MAT}(no GTcls.Segmentation in it; wanted is a file of SBD's folder cls); {SKIP}",
+    lambda r: with_sbd(r, lambda path: write_mat(path, np.zeros((24, 32)), "GTinst")),
+)
+published(
+    "a split that ADE20k has not",
+    "ade20k",
+    "validation",
+    "--train_split or --eval_split=validation: the dataset ade20k has "
+    "the splits train, val, trainval",
+    lambda root: None,
+)
+published(
+    "Cityscapes in colours",
+    "cityscapes",
+    "val",
+    "{root}/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png: the "
+    "mask holds ids outside the classes: 70, 90, 118, 210; allowed are 0 to 33; these values are "
+    "the luminances of the "
+    "colours of cityscapes: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+    "--from=palette (or "
+    "--from=rgb) on the original masks",
+    lambda root: save(
+        next((root / "gtFine/val").rglob("*.png")), mask(24, 48, ids=(70, 90, 118, 210))
+    ),
+)
 
 
 # --- The test ---
@@ -493,7 +920,9 @@ def test_broken_input_gets_its_line(name, tmp_path):
     wanted = message.replace("{root}", str(root))
     if "{any}" in wanted:  # what NumPy's noise or another version of a library decides
         before, after = wanted.split("{any}")
-        said = f"{before}{{any}}{after}" if said.startswith(before) and said.endswith(after) else said
+        said = (
+            f"{before}{{any}}{after}" if said.startswith(before) and said.endswith(after) else said
+        )
     assert said == wanted
     assert "\n" not in said
 

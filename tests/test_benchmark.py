@@ -28,7 +28,9 @@ def in_process(monkeypatch):
 
 def rows_of(path) -> dict[tuple[str, str], float]:
     with open(path, newline="") as file:
-        return {(row["subject"], row["quantity"]): float(row["median"]) for row in csv.DictReader(file)}
+        return {
+            (row["subject"], row["quantity"]): float(row["median"]) for row in csv.DictReader(file)
+        }
 
 
 # --- The four kinds ---
@@ -37,20 +39,42 @@ def rows_of(path) -> dict[tuple[str, str], float]:
 def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
     root = write_dataset(tmp_path / "photos")
     table = tmp_path / "found.csv"
-    arguments = ["--dataset=folder", f"--dataset_dir={root}", "--train_crop_size=16,16", "--train_batch_size=2", f"--csv={table}"]
+    arguments = [
+        "--dataset=folder",
+        f"--dataset_dir={root}",
+        "--train_crop_size=16,16",
+        "--train_batch_size=2",
+        f"--csv={table}",
+    ]
     assert script("benchmark.py")("--what=input", *arguments, *SHORT) == 0
     found = rows_of(table)
-    stages = ["read and decode", "scale, crop, pad, batch", "flip", "photometric", "normalise (the model's first layer)"]
-    assert [subject for subject, quantity in found if quantity == "speed"] == [f"deeplab_keras: {stage}" for stage in stages]
+    stages = [
+        "read and decode",
+        "scale, crop, pad, batch",
+        "flip",
+        "photometric",
+        "normalise (the model's first layer)",
+    ]
+    assert [subject for subject, quantity in found if quantity == "speed"] == [
+        f"deeplab_keras: {stage}" for stage in stages
+    ]
     assert all(value > 0 for value in found.values())
-    assert "batches of 2 crops of 16x16" in table.read_text() and "photometric" in capsys.readouterr().out
+    assert (
+        "batches of 2 crops of 16x16" in table.read_text()
+        and "photometric" in capsys.readouterr().out
+    )
 
 
 def test_eval_as_a_command(in_process, tiny_run, tmp_path):
     table, page = tmp_path / "found.csv", tmp_path / "page.md"
     page.write_text("# Ours\n\nWhat a person wrote.\n")
     for _ in range(2):
-        flags = [f"--checkpoint_dir={tiny_run}", "--eval_batch_size=2", f"--csv={table}", f"--page={page}"]
+        flags = [
+            f"--checkpoint_dir={tiny_run}",
+            "--eval_batch_size=2",
+            f"--csv={table}",
+            f"--page={page}",
+        ]
         assert script("benchmark.py")("--what=eval", *flags, *SHORT) == 0
     found = rows_of(table)
     assert found["evaluation", "evaluation over forward"] == pytest.approx(
@@ -64,13 +88,26 @@ def test_eval_as_a_command(in_process, tiny_run, tmp_path):
 @pytest.mark.slow
 def test_model_as_a_command(tiny_run, tmp_path, capsys):
     table = tmp_path / "found.csv"
-    flags = [f"--checkpoint_dir={tiny_run}", "--input_size=65,97", "--kinds=keras,tflite", "--batch_sizes=1,2", f"--csv={table}"]
+    flags = [
+        f"--checkpoint_dir={tiny_run}",
+        "--input_size=65,97",
+        "--kinds=keras,tflite",
+        "--batch_sizes=1,2",
+        f"--csv={table}",
+    ]
     assert script("benchmark.py")("--what=model", *flags, *SHORT) == 0
     found = rows_of(table)
     model = dk.load_model(tiny_run, (65, 97))
     assert found["the model", "parameters"] == model.count_params()
-    assert found["the model", "multiply-adds"] == pytest.approx(benchmark.count_multiply_adds(model), rel=1e-5)
-    assert {subject for subject, _ in found} == {"the model", "keras, batch 1", "tflite, batch 1", "keras, batch 2"}
+    assert found["the model", "multiply-adds"] == pytest.approx(
+        benchmark.count_multiply_adds(model), rel=1e-5
+    )
+    assert {subject for subject, _ in found} == {
+        "the model",
+        "keras, batch 1",
+        "tflite, batch 1",
+        "keras, batch 2",
+    }
     assert found["tflite, batch 1", "labels as Keras"] >= 99.5
     assert found["keras, batch 1", "latency"] > 0 and found["tflite, batch 1", "file"] > 0.01
     assert "billion multiply-adds" in capsys.readouterr().out
@@ -89,16 +126,40 @@ def test_model_as_a_command(tiny_run, tmp_path, capsys):
         (["--what=model", "--kinds=tflit"], "unknown --kinds 'tflit'; did you mean 'tflite'?"),
         (["--what=model", "--against=onyx"], "unknown --against 'onyx'"),
         (["--what=model", "--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
-        (["--what=eval", "--against=torch"], "--against=torch: peers take part in --what=input, train and model"),
-        (["--what=train", "--against=onnxruntime"], "--against=onnxruntime: for --what=train there is jax, torch, torch_compile"),
-        (["--what=train", "--checkpoint_dir={tmp}"], "--checkpoint_dir={tmp}: --what=train takes fresh weights"),
-        (["--what=eval", "--eval_scales=0.5,1"], "--what=eval compares with one forward pass an image"),
+        (
+            ["--what=eval", "--against=torch"],
+            "--against=torch: peers take part in --what=input, train and model",
+        ),
+        (
+            ["--what=train", "--against=onnxruntime"],
+            "--against=onnxruntime: for --what=train there is jax, torch, torch_compile",
+        ),
+        (
+            ["--what=train", "--checkpoint_dir={tmp}"],
+            "--checkpoint_dir={tmp}: --what=train takes fresh weights",
+        ),
+        (
+            ["--what=eval", "--eval_scales=0.5,1"],
+            "--what=eval compares with one forward pass an image",
+        ),
         (["--page={tmp}/a.md"], "--page={tmp}/a.md: needs --csv, of which it is made"),
-        (["--page={tmp}/a.md", "--csv={tmp}/other.csv"], "--csv={tmp}/other.csv: a table with other columns"),
-        (["--what=input", "--csv={tmp}/other.csv"], "--csv={tmp}/other.csv: a table with other columns"),
+        (
+            ["--page={tmp}/a.md", "--csv={tmp}/other.csv"],
+            "--csv={tmp}/other.csv: a table with other columns",
+        ),
+        (
+            ["--what=input", "--csv={tmp}/other.csv"],
+            "--csv={tmp}/other.csv: a table with other columns",
+        ),
         (["--what=input", "--csv={tmp}/other.csv/x.csv"], "other.csv: is a file"),
-        (["--what=input", "--against=torch"], "--against=torch needs torch and opencv-python-headless, not installed here"),
-        (["--what=model", "--against=openvino"], "--against=openvino needs openvino and tf2onnx and onnx and onnxruntime"),
+        (
+            ["--what=input", "--against=torch"],
+            "--against=torch needs torch and opencv-python-headless, not installed here",
+        ),
+        (
+            ["--what=model", "--against=openvino"],
+            "--against=openvino needs openvino and tf2onnx and onnx and onnxruntime",
+        ),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -113,9 +174,14 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch
 def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     measure = importlib.import_module("benchmarks.input").measure_input
-    with pytest.raises(UserError, match="--against=torch reads JPEG or PNG images .* --dataset=synthetic has others"):
+    with pytest.raises(
+        UserError,
+        match="--against=torch reads JPEG or PNG images .* --dataset=synthetic has others",
+    ):
         measure(DataConfig(), against=["torch"])
-    config = DataConfig(dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0)
+    config = DataConfig(
+        dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0
+    )
     with pytest.raises(UserError, match="--against=torch does what SSSegmentation does"):
         measure(config, against=["torch"])
 
@@ -161,7 +227,13 @@ def test_rows_are_appended_and_become_a_page(tmp_path):
     ]
     records.append(table, "model", "this network", rows, "python scripts/benchmark.py --what=model")
     first = records.read(table)
-    records.append(table, "model", "another network", rows[:1], "python scripts/benchmark.py --what=model --model=x")
+    records.append(
+        table,
+        "model",
+        "another network",
+        rows[:1],
+        "python scripts/benchmark.py --what=model --model=x",
+    )
     assert records.read(table)[:3] == first and len(records.read(table)) == 4
     assert all(row["cores"] and row["cpu"] and "keras" in row["packages"] for row in first)
     records.write_page(page, table)
@@ -170,8 +242,11 @@ def test_rows_are_appended_and_become_a_page(tmp_path):
     assert text.count("\n## model: ") == 2 and "Median of 7 rounds" in text
     lines = re.findall(r"^\|.*\|$", text, re.MULTILINE)
     assert lines[:4] == [
-        "| | latency, ms | file, MB |", "|---|--:|--:|", "| one | 12.3 (12 to 13) | 3.5 |", "| two |  | 12,346 |",
-    ]  # fmt: skip
+        "| | latency, ms | file, MB |",
+        "|---|--:|--:|",
+        "| one | 12.3 (12 to 13) | 3.5 |",
+        "| two |  | 12,346 |",
+    ]
 
 
 @pytest.mark.slow
@@ -199,9 +274,14 @@ def test_torch_computes_the_same_network(name):
 
     size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
     config = dk.get_config(name).replace(image_pooling_crop_size=())
-    model, as_drawn = dk.build_segmentor(config, size), dk.build_segmentor(config.replace(branchwise=False), size)
+    model, as_drawn = (
+        dk.build_segmentor(config, size),
+        dk.build_segmentor(config.replace(branchwise=False), size),
+    )
     for index, layer in enumerate(model.layers):
-        if hasattr(layer, "moving_mean"):  # else running statistics of 0 and 1, which tell no two layers apart
+        if hasattr(
+            layer, "moving_mean"
+        ):  # else running statistics of 0 and 1, which tell no two layers apart
             random = np.random.default_rng(index)
             layer.moving_mean.assign(random.normal(0, 0.05, layer.moving_mean.shape))
             layer.moving_variance.assign(random.uniform(0.5, 1.5, layer.moving_variance.shape))
@@ -209,7 +289,13 @@ def test_torch_computes_the_same_network(name):
     images = noise(2, *size, 3)
     expected = np.asarray(model(images, training=False))
     with torch.inference_mode():
-        found = torch_model.Network(describe(as_drawn)).eval().logits(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
+        found = (
+            torch_model.Network(describe(as_drawn))
+            .eval()
+            .logits(torch.from_numpy(images))
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 
@@ -226,8 +312,10 @@ def test_the_peers_input_is_the_references(tmp_path):
     reference.clsid2label = {255: -100}
     config = DataConfig(train_crop_size=(512, 512), min_resize_value=512, max_resize_value=2048)
     names = [f"{root}/{{}}/train/{name}" for name in reference.imageids]
-    images, labels = (tuple(f"{name.format(kind)}{end}" for name in names)
-                      for kind, end in (("images", reference.image_ext), ("labels", ".png")))
+    images, labels = (
+        tuple(f"{name.format(kind)}{end}" for name in names)
+        for kind, end in (("images", reference.image_ext), ("labels", ".png"))
+    )
     pairs = Pairs(images, labels, {255: -100}, config, NORMALIZATIONS["imagenet"])
     for seed in range(12):
         np.random.seed(seed)

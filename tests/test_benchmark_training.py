@@ -20,8 +20,13 @@ from benchmarks import peak, peers, training, workers
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
 
 TINY = ModelConfig(
-    depth_multiplier=0.25, output_stride=32, head_channels=16, atrous_rates=(), decoder_filters=16, low_level_channels=(8,),
-)  # fmt: skip
+    depth_multiplier=0.25,
+    output_stride=32,
+    head_channels=16,
+    atrous_rates=(),
+    decoder_filters=16,
+    low_level_channels=(8,),
+)
 TINY_FLAGS = [
     "--what=train", "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=",
     "--decoder_filters=16", "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64", "--train_samples=4",
@@ -32,7 +37,9 @@ WITH_AUXILIARY = ["--auxiliary_head", "--auxiliary_channels=8"]
 
 def rows_of(path) -> dict[tuple[str, str], float]:
     with open(path, newline="") as file:
-        return {(row["subject"], row["quantity"]): float(row["median"]) for row in csv.DictReader(file)}
+        return {
+            (row["subject"], row["quantity"]): float(row["median"]) for row in csv.DictReader(file)
+        }
 
 
 @pytest.mark.slow
@@ -49,11 +56,17 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
         expected = 100 * found["multiply-adds an image"] * found[speed] / found["device's peak"]
         assert found[share] == pytest.approx(expected, rel=1e-3)
     assert found["peak memory"] > 100 and "of the peak" in capsys.readouterr().out
-    model = dk.build_segmentor(TINY.replace(num_classes=10, auxiliary_head=True, auxiliary_channels=8), (64, 64))
+    model = dk.build_segmentor(
+        TINY.replace(num_classes=10, auxiliary_head=True, auxiliary_channels=8), (64, 64)
+    )
     whole = benchmark.count_multiply_adds(model, auxiliary=True)
     height, width, channels = model.get_layer("auxiliary_logits").output.shape[1:]
-    assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, "the 3x3 convolution counts too"
-    assert found["multiply-adds an image"] == pytest.approx(3e-9 * whole, rel=1e-5), "forward and twice as much backward"
+    assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, (
+        "the 3x3 convolution counts too"
+    )
+    assert found["multiply-adds an image"] == pytest.approx(3e-9 * whole, rel=1e-5), (
+        "forward and twice as much backward"
+    )
 
 
 # --- The contenders ---
@@ -64,13 +77,31 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
 def test_the_contenders_as_a_command(precision, tmp_path):
     """All in one run, each in its process: TensorFlow with its input, JAX, and PyTorch where it is installed."""
     names = ["jax", *["torch"] * (importlib.util.find_spec("torch") is not None)]
-    table, environment = tmp_path / "found.csv", {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(ROOT)}
-    flags = [*TINY_FLAGS, f"--precision={precision}", f"--against={','.join(names)}", f"--csv={table}"]
-    subprocess.run([sys.executable, "scripts/benchmark.py", *flags], cwd=ROOT, env=environment, check=True, timeout=900)
+    table, environment = (
+        tmp_path / "found.csv",
+        {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(ROOT)},
+    )
+    flags = [
+        *TINY_FLAGS,
+        f"--precision={precision}",
+        f"--against={','.join(names)}",
+        f"--csv={table}",
+    ]
+    subprocess.run(
+        [sys.executable, "scripts/benchmark.py", *flags],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=900,
+    )
     found = rows_of(table)
     subjects = [subject for subject, quantity in found if quantity == "steps alone"]
-    assert [subject.partition(",")[0] for subject in subjects] == ["training", *names], "and each says its device"
-    assert all(found[subject, "steps alone"] > 0 and subject.partition(", ")[2] for subject in subjects)
+    assert [subject.partition(",")[0] for subject in subjects] == ["training", *names], (
+        "and each says its device"
+    )
+    assert all(
+        found[subject, "steps alone"] > 0 and subject.partition(", ")[2] for subject in subjects
+    )
     assert len({found[subject, "multiply-adds an image"] for subject in subjects}) == 1
     assert found[subjects[1], "device's peak"] > 0 and precision in table.read_text()
 
@@ -83,7 +114,9 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     from benchmarks.peers import torch_training
     from benchmarks.peers.plan import describe
 
-    config = ModelConfig(num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0)
+    config = ModelConfig(
+        num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0
+    )
     steps = describe(dk.build_segmentor(config, (33, 33)))
     contender = torch_training.make(steps, (2, 33, 33, 3), 5, 255, 1, precision)
     assert contender.images.shape == (2, 33, 33, 3) and int(contender.labels.max()) == 4
@@ -96,9 +129,14 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     with torch.autocast("cpu", torch.bfloat16, enabled=contender.mixed):
         scores = contender.network.logits(contender.images)
     assert scores.dtype == torch.float32, "class scores at full size, in every precision"
-    assert abs(float(torch.nn.functional.cross_entropy(scores, contender.labels)) - before) <= bound * before
+    assert (
+        abs(float(torch.nn.functional.cross_entropy(scores, contender.labels)) - before)
+        <= bound * before
+    )
     assert contender.measure(5)["bare_speed"] > 0 and contender.measure(0)["device"] == "CPU"
-    assert loss() != before and (contender.network.parts["stem_conv"].conv.weight != weights).all(), "every weight learns"
+    assert (
+        loss() != before and (contender.network.parts["stem_conv"].conv.weight != weights).all()
+    ), "every weight learns"
     assert sum(p.numel() for p in contender.network.parameters()) == sum(
         int(np.prod(v.shape)) for v in dk.build_segmentor(config).trainable_variables
     )
@@ -110,12 +148,36 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("torch", {"loss": "focal"}, "--against=torch: its steps have --loss=cross_entropy; give these, or leave it out"),
-        ("torch", {"optimizer": "lion", "clip_gradient_norm": 1.0}, "have --optimizer=momentum, --clip_gradient_norm=0; give"),
-        ("torch_compile", {"label_weights": (1.0, 2.0)}, "--against=torch_compile: its steps have --label_weights=; give"),
-        ("jax", {"gradient_accumulation_steps": 2}, "--against=jax: its steps have --gradient_accumulation_steps=1; give"),
-        ("jax", {"precision": "mixed_float16"}, "--against=jax: its steps have --precision=float32 or mixed_bfloat16; give"),
-        ("onnxruntime", {}, "--against=onnxruntime: for --what=train there is jax, torch, torch_compile"),
+        (
+            "torch",
+            {"loss": "focal"},
+            "--against=torch: its steps have --loss=cross_entropy; give these, or leave it out",
+        ),
+        (
+            "torch",
+            {"optimizer": "lion", "clip_gradient_norm": 1.0},
+            "have --optimizer=momentum, --clip_gradient_norm=0; give",
+        ),
+        (
+            "torch_compile",
+            {"label_weights": (1.0, 2.0)},
+            "--against=torch_compile: its steps have --label_weights=; give",
+        ),
+        (
+            "jax",
+            {"gradient_accumulation_steps": 2},
+            "--against=jax: its steps have --gradient_accumulation_steps=1; give",
+        ),
+        (
+            "jax",
+            {"precision": "mixed_float16"},
+            "--against=jax: its steps have --precision=float32 or mixed_bfloat16; give",
+        ),
+        (
+            "onnxruntime",
+            {},
+            "--against=onnxruntime: for --what=train there is jax, torch, torch_compile",
+        ),
     ],
 )
 def test_a_step_that_a_peer_does_not_take(name, settings, message, monkeypatch):
@@ -128,10 +190,14 @@ def test_a_step_that_a_peer_does_not_take(name, settings, message, monkeypatch):
 def test_an_auxiliary_head_is_not_left_out_of_the_peers_network_alone(monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     with pytest.raises(UserError, match="--against=torch: its steps have --auxiliary_head=false"):
-        training.measure_training(TINY.replace(auxiliary_head=True), DataConfig(), TrainConfig(), against=["torch"])
+        training.measure_training(
+            TINY.replace(auxiliary_head=True), DataConfig(), TrainConfig(), against=["torch"]
+        )
 
 
-@pytest.mark.parametrize(("gpu", "package"), [(None, "jax"), ("/usr/bin/nvidia-smi", "'jax[cuda12]'")])
+@pytest.mark.parametrize(
+    ("gpu", "package"), [(None, "jax"), ("/usr/bin/nvidia-smi", "'jax[cuda12]'")]
+)
 def test_a_peer_that_is_not_installed_names_the_command(gpu, package, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(training.shutil, "which", lambda name: gpu)

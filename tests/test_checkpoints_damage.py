@@ -26,7 +26,13 @@ STATE = {"layer.weight": noise(16, 8, seed=1), "layer.bn.running_var": noise(16,
 
 def save_pth(path, state):
     torch = pytest.importorskip("torch")
-    torch.save({name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in state.items()}, path)
+    torch.save(
+        {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in state.items()
+        },
+        path,
+    )
     return path
 
 
@@ -42,7 +48,9 @@ def test_every_flipped_bit_of_the_values_in_a_pth_is_seen(tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         (tmp_path / "bad.pth").write_bytes(damaged)
-        with pytest.raises(UserError, match="bad.pth: .*does not have its checksum; download it again"):
+        with pytest.raises(
+            UserError, match="bad.pth: .*does not have its checksum; download it again"
+        ):
             read_pth(tmp_path / "bad.pth")
     np.testing.assert_array_equal(read_pth(path)["layer.weight"], STATE["layer.weight"])
 
@@ -59,7 +67,9 @@ def test_a_small_pth_cannot_take_gigabytes(tmp_path):
         "sparse": {"weight": torch.zeros(3, 3).to_sparse()},
     }.items():
         torch.save(state, tmp_path / f"{name}.pth")
-        with pytest.raises(UserError, match="larger than the values that are stored|more than the file has") as caught:
+        with pytest.raises(
+            UserError, match="larger than the values that are stored|more than the file has"
+        ) as caught:
             read_pth(tmp_path / f"{name}.pth")
         assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
@@ -68,7 +78,10 @@ def test_a_small_pth_cannot_take_gigabytes(tmp_path):
 @pytest.mark.package("torch")
 def test_a_compressed_pth_is_not_unpacked(tmp_path):
     path = save_pth(tmp_path / "good.pth", STATE)
-    with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(path) as good,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in good.namelist():
             packed.writestr(name, good.read(name))
     with pytest.raises(UserError, match="is compressed, as torch.save never writes it"):
@@ -76,7 +89,10 @@ def test_a_compressed_pth_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.package("torch")
-@pytest.mark.parametrize("name, value", [("layer.weight", np.nan), ("layer.weight", np.inf), ("layer.bn.running_var", -0.5)])
+@pytest.mark.parametrize(
+    "name, value",
+    [("layer.weight", np.nan), ("layer.weight", np.inf), ("layer.bn.running_var", -0.5)],
+)
 def test_values_that_no_network_computes_with(tmp_path, name, value):
     state = {key: array.copy() for key, array in STATE.items()}
     state[name].reshape(-1)[3] = value
@@ -90,13 +106,17 @@ def test_values_that_no_network_computes_with(tmp_path, name, value):
 
 def save_checkpoint(prefix, tensors):
     tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors),
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(value) for value in tensors.values()],
     )
     return prefix
 
 
-@pytest.mark.parametrize("name, value", [("a/weights", np.nan), ("a/BatchNorm/moving_variance", -1.0)])
+@pytest.mark.parametrize(
+    "name, value", [("a/weights", np.nan), ("a/BatchNorm/moving_variance", -1.0)]
+)
 def test_a_checkpoint_with_impossible_values(tmp_path, name, value):
     tensors = {"a/weights": noise(3, 4), "a/BatchNorm/moving_variance": noise(4) + 1}
     tensors[name].reshape(-1)[0] = value
@@ -120,14 +140,18 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path, monkeypatch):
             member = tarfile.TarInfo(f"{index}.pb")
             member.size = 100 << 20
             file.addfile(member, io.BytesIO(bytes(member.size)))
-    with pytest.raises(UserError, match="bomb.tar.gz: unpacks to more than 256 MiB, which no release does"):
+    with pytest.raises(
+        UserError, match="bomb.tar.gz: unpacks to more than 256 MiB, which no release does"
+    ):
         read_source(path)
 
 
 def test_an_hdf5_file_that_states_gigabytes(tmp_path):
     path = tmp_path / "large.weights.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("layers/conv/vars/0", (1 << 15, 1 << 15), "float32")  # nothing of it is stored
+        file.create_dataset(
+            "layers/conv/vars/0", (1 << 15, 1 << 15), "float32"
+        )  # nothing of it is stored
     with pytest.raises(UserError, match="states 4096 MiB of weights in 0 MiB"):
         keras_applications._read(ModelConfig(depth_multiplier=0.35), str(path), "checkpoint")
 
@@ -139,16 +163,26 @@ def test_an_hdf5_file_that_states_gigabytes(tmp_path):
 def tflite():
     @tf.function(input_signature=[tf.TensorSpec((1, 9, 9, 3))])
     def network(x):
-        x = tf.nn.relu6(tf.nn.bias_add(tf.nn.conv2d(x, noise(3, 3, 3, 4) / 255, 2, "SAME"), np.ones(4, np.float32)))
+        x = tf.nn.relu6(
+            tf.nn.bias_add(
+                tf.nn.conv2d(x, noise(3, 3, 3, 4) / 255, 2, "SAME"), np.ones(4, np.float32)
+            )
+        )
         return tf.argmax(tf.nn.avg_pool2d(x, 2, 1, "VALID"), -1)
 
-    return tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], tf.Module()).convert()
+    return tf.lite.TFLiteConverter.from_concrete_functions(
+        [network.get_concrete_function()], tf.Module()
+    ).convert()
 
 
 def first(model, kind):
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     wanted = getattr(schema.BuiltinOperator, kind)
-    return next(operator for operator in model.subgraphs[0].operators if codes[operator.opcodeIndex] == wanted)
+    return next(
+        operator
+        for operator in model.subgraphs[0].operators
+        if codes[operator.opcodeIndex] == wanted
+    )
 
 
 def kernel(model):
@@ -165,7 +199,9 @@ def assign(find, **values):
 
 def nan_kernel(model):
     buffer = model.buffers[kernel(model).buffer]
-    buffer.data = np.frombuffer(np.full(len(buffer.data) // 4, np.nan, np.float32).tobytes(), np.uint8)
+    buffer.data = np.frombuffer(
+        np.full(len(buffer.data) // 4, np.nan, np.float32).tobytes(), np.uint8
+    )
 
 
 IMPOSSIBLE = {
@@ -174,11 +210,19 @@ IMPOSSIBLE = {
     "a negative stride": assign(lambda m: first(m, "AVERAGE_POOL_2D").builtinOptions, strideW=-1),
     "no options": assign(lambda m: first(m, "CONV_2D"), builtinOptions=None, builtinOptionsType=0),
     "options of another kind": assign(
-        lambda m: first(m, "CONV_2D"), builtinOptions=schema.AddOptionsT(), builtinOptionsType=schema.BuiltinOptions.AddOptions
+        lambda m: first(m, "CONV_2D"),
+        builtinOptions=schema.AddOptionsT(),
+        builtinOptionsType=schema.BuiltinOptions.AddOptions,
     ),
-    "an input beyond the tensors": assign(lambda m: first(m, "CONV_2D"), inputs=np.array([0, 900, 1], np.int32)),
-    "a negative input": assign(lambda m: first(m, "CONV_2D"), inputs=np.array([0, -7, 1], np.int32)),
-    "an output beyond the tensors": assign(lambda m: first(m, "CONV_2D"), outputs=np.array([900], np.int32)),
+    "an input beyond the tensors": assign(
+        lambda m: first(m, "CONV_2D"), inputs=np.array([0, 900, 1], np.int32)
+    ),
+    "a negative input": assign(
+        lambda m: first(m, "CONV_2D"), inputs=np.array([0, -7, 1], np.int32)
+    ),
+    "an output beyond the tensors": assign(
+        lambda m: first(m, "CONV_2D"), outputs=np.array([900], np.int32)
+    ),
     "no outputs": assign(lambda m: first(m, "CONV_2D"), outputs=None),
     "an operator beyond the codes": assign(lambda m: first(m, "CONV_2D"), opcodeIndex=50),
     "a larger kernel than its values": assign(kernel, shape=np.array([4, 3, 3, 300], np.int32)),
@@ -186,7 +230,9 @@ IMPOSSIBLE = {
     "another type": assign(kernel, type=schema.TensorType.INT64),
     "an unknown type": assign(kernel, type=90),
     "a buffer beyond the buffers": assign(kernel, buffer=4000),
-    "an input of the graph beyond": assign(lambda m: m.subgraphs[0], inputs=np.array([400], np.int32)),
+    "an input of the graph beyond": assign(
+        lambda m: m.subgraphs[0], inputs=np.array([400], np.int32)
+    ),
     "an output that nothing makes": lambda m: m.subgraphs[0].operators.pop(),
     "no graph": assign(lambda m: m, subgraphs=[]),
     "a cycle": lambda m: m.subgraphs[0].operators.reverse(),
@@ -210,6 +256,8 @@ def test_a_tflite_file_that_says_what_cannot_be(tflite, tmp_path, name):
     check_tflite(path)
     IMPOSSIBLE[name](model)
     path.write_bytes(packed(model))
-    with pytest.raises(UserError, match="model.tflite: truncated, damaged or not a TFLite file .*; download, copy") as caught:
+    with pytest.raises(
+        UserError, match="model.tflite: truncated, damaged or not a TFLite file .*; download, copy"
+    ) as caught:
         check_tflite(path)
     assert "\n" not in str(caught.value)

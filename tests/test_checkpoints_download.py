@@ -37,7 +37,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.content, self.etag, self.status = CONTENT, '"one"', 200
         self.ranges, self.length = True, True  # whether it heeds Range and tells the length
         self.partial: dict[str, str] = {}  # headers of a 206 that are wrong
-        self.cuts: list[int] = []  # bytes of the body after which a connection ends, one a connection
+        self.cuts: list[
+            int
+        ] = []  # bytes of the body after which a connection ends, one a connection
         self.asked: list[str | None] = []  # the Range headers that came
 
 
@@ -60,7 +62,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         headers = {"ETag": server.etag, "Content-Length": str(len(body)) if server.length else ""}
         if start:
-            headers["Content-Range"] = f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
+            headers["Content-Range"] = (
+                f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
+            )
             headers |= server.partial
         for name, value in headers.items():
             if value:
@@ -120,10 +124,15 @@ def test_a_connection_that_breaks_is_taken_up_again(server, tmp_path):
 def test_the_next_call_goes_on_where_the_last_one_stopped(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cuts = [100_000]
-    with pytest.raises(UserError, match=r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into") as caught:
+    with pytest.raises(
+        UserError, match=r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into"
+    ) as caught:
         fetch(server.url + "file.bin", tmp_path)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "file.bin").exists() and (tmp_path / "file.bin.part").stat().st_size == 100_000
+    assert (
+        not (tmp_path / "file.bin").exists()
+        and (tmp_path / "file.bin.part").stat().st_size == 100_000
+    )
     assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-"] and left(tmp_path) == {"file.bin"}
 
@@ -153,7 +162,9 @@ def test_a_wrong_part_is_not_appended(server, tmp_path, monkeypatch, name):
 def test_a_file_without_end_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 500_000)
     for server.length in (True, False):
-        with pytest.raises(UserError, match="no released model is that large, so check the address") as caught:
+        with pytest.raises(
+            UserError, match="no released model is that large, so check the address"
+        ) as caught:
             fetch(server.url + "file.bin", tmp_path)
         assert "\n" not in str(caught.value) and left(tmp_path) == set()
 
@@ -232,17 +243,26 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
 def test_a_file_that_changed_on_the_disk(server, tmp_path):
     path = fetch(server.url + "file.bin", tmp_path)
     record(path)
-    assert (tmp_path / "file.bin.sha256").read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  file.bin\n"
+    assert (
+        tmp_path / "file.bin.sha256"
+    ).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  file.bin\n"
     path.write_bytes(CONTENT[:-1])
     record(path)  # what was recorded stays
-    with pytest.raises(UserError, match=f"{path}: damaged or changed; delete it for a new download .sha256"):
+    with pytest.raises(
+        UserError, match=f"{path}: damaged or changed; delete it for a new download .sha256"
+    ):
         fetch(server.url + "file.bin", tmp_path)
 
 
-@pytest.mark.parametrize("status, reason", [(404, "404 Not Found"), (503, "503 Service Unavailable")])
+@pytest.mark.parametrize(
+    "status, reason", [(404, "404 Not Found"), (503, "503 Service Unavailable")]
+)
 def test_what_a_server_refuses(server, tmp_path, status, reason):
     server.status = status
-    with pytest.raises(UserError, match=f"the server says {reason}.; or download it yourself.* put it into {tmp_path}"):
+    with pytest.raises(
+        UserError,
+        match=f"the server says {reason}.; or download it yourself.* put it into {tmp_path}",
+    ):
         fetch(server.url + "file.bin", tmp_path)
     assert len(server.asked) == 1 and left(tmp_path) == set()
 
@@ -254,7 +274,9 @@ def test_offline(tmp_path):
         with pytest.raises(UserError) as caught:
             fetch(url, tmp_path)
     message = str(caught.value)
-    assert url in message and "Connection refused" in message and f"put it into {tmp_path}" in message
+    assert (
+        url in message and "Connection refused" in message and f"put it into {tmp_path}" in message
+    )
     assert "\n" not in message
 
 
@@ -267,7 +289,10 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
 def test_two_at_a_time_download_once(server, tmp_path):
     done = []
     threads = [
-        threading.Thread(target=lambda: done.append(fetch(server.url + "file.bin", tmp_path, CHECKSUM))) for _ in range(4)
+        threading.Thread(
+            target=lambda: done.append(fetch(server.url + "file.bin", tmp_path, CHECKSUM))
+        )
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -308,10 +333,14 @@ def test_a_model_by_name_is_downloaded_once(zoo_server, release, cache):
     kernel = named_weights(model)["aspp0_conv/kernel"]
     np.testing.assert_array_equal(kernel, release[1]["aspp0/weights"])
     archive = cache / "downloads" / zoo_official.RELEASES[NAME].file
-    assert archive.read_bytes() == release[0] and (archive.parent / f"{archive.name}.sha256").exists()
+    assert (
+        archive.read_bytes() == release[0] and (archive.parent / f"{archive.name}.sha256").exists()
+    )
 
     archive.unlink()  # the converted folder alone serves from now on
-    np.testing.assert_array_equal(named_weights(zoo.load_model(NAME, (64, 64)))["aspp0_conv/kernel"], kernel)
+    np.testing.assert_array_equal(
+        named_weights(zoo.load_model(NAME, (64, 64)))["aspp0_conv/kernel"], kernel
+    )
     assert zoo_server.asked == [None]
 
 
@@ -329,7 +358,9 @@ def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
     with pytest.raises(UserError) as caught:
         zoo.load_model(NAME)
     file = zoo_official.RELEASES[NAME].file
-    assert f"{zoo_server.url}{file}" in str(caught.value) and str(cache / "downloads") in str(caught.value)
+    assert f"{zoo_server.url}{file}" in str(caught.value) and str(cache / "downloads") in str(
+        caught.value
+    )
     (cache / "downloads" / file).write_bytes(release[0])
     assert zoo.load_model(NAME).name == NAME
 
@@ -357,7 +388,9 @@ def test_sssegmentations_files_are_looked_for_at_its_address(server, cache, monk
     monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
     monkeypatch.setattr(zoo, "import_torch", lambda: None)
     server.status = 404
-    with pytest.raises(UserError, match=f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"):
+    with pytest.raises(
+        UserError, match=f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"
+    ):
         zoo.load_model("fcn_mobilenetv2os8_voc")
 
 
@@ -374,7 +407,10 @@ def test_a_misspelt_name_and_a_missing_folder(cache):
         zoo.load_model(NAME[:-1])
     with pytest.raises(UserError, match="runs/nothing: no such folder"):
         zoo.load_model("runs/nothing")
-    with pytest.raises(UserError, match="^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_"):
+    with pytest.raises(
+        UserError,
+        match="^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_",
+    ):
         zoo.load_model("PSPNet")
 
 

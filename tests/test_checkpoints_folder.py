@@ -17,7 +17,9 @@ from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.inference import Predictor
 from deeplab_keras.models.segmentor import build_segmentor
 
-CONFIG = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3)
+CONFIG = ModelConfig(
+    head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,11 @@ def model() -> keras.Model:
 def checkpoint(model, tmp_path) -> pathlib.Path:
     """One without hashes, as older versions have written it, so that its files may be changed."""
     path = folder.save_checkpoint(
-        tmp_path / "c", model, CONFIG, info_for_classes("beach", ("sand", "sea", "sky")), metrics={"miou": 0.5}
+        tmp_path / "c",
+        model,
+        CONFIG,
+        info_for_classes("beach", ("sand", "sea", "sky")),
+        metrics={"miou": 0.5},
     )
     (path / folder.HASHES).unlink()
     return path
@@ -43,7 +49,9 @@ def refused(path: pathlib.Path) -> str:
     with pytest.raises(UserError) as caught:
         folder.load_checkpoint(path)
     message = str(caught.value)
-    assert "\n" not in message and message.count(str(path)) == 1 and message.endswith(folder.ANOTHER), message
+    assert (
+        "\n" not in message and message.count(str(path)) == 1 and message.endswith(folder.ANOTHER)
+    ), message
     return message
 
 
@@ -53,7 +61,10 @@ def refused(path: pathlib.Path) -> str:
         ({"class_names": 3}, "class_names must be a list of text. Received: 3"),
         ({"class_names": ["sand", "sea", None]}, "class_names must be a list of text"),
         ({"class_names": ["sand"], "palette": [[0, 0, 0]]}, "has 1 class; at least 2 are needed"),
-        ({"palette": [[0, 0, 0], [1, 1], [2, 2, 2]]}, "palette must be a list of [red, green, blue]"),
+        (
+            {"palette": [[0, 0, 0], [1, 1], [2, 2, 2]]},
+            "palette must be a list of [red, green, blue]",
+        ),
         ({"palette": [[0, 0, 0], [1, 1, 256], [2, 2, 2]]}, "a colour outside 0..255"),
         ({"palette": [[0, 0, 0]]}, "has 3 classes but 1 colours"),
         ({"ignore_label": "255"}, "ignore_label must be a whole number"),
@@ -71,7 +82,10 @@ def test_classes_that_cannot_be_name_their_file(values, message, checkpoint):
         ({"head": "unicorn"}, "unicorn"),
         ({"num_classes": "three"}, "three"),
         ({"colour": 3}, "colour"),
-        ({"head_channels": 10**30}, "damaged or not a model's config"),  # only building the network shows this one
+        (
+            {"head_channels": 10**30},
+            "damaged or not a model's config",
+        ),  # only building the network shows this one
     ],
 )
 def test_a_config_that_cannot_be_names_its_file(values, message, checkpoint):
@@ -84,14 +98,21 @@ def test_a_config_that_cannot_be_names_its_file(values, message, checkpoint):
 @pytest.mark.parametrize("name", [folder.CONFIG, folder.METRICS])
 def test_a_number_that_is_not_finite_is_refused(name, value, checkpoint):
     path = checkpoint / name
-    path.write_text(path.read_text().rstrip().removesuffix("}").rstrip().rstrip(",") + f', "depth_multiplier": {value}}}')
+    path.write_text(
+        path.read_text().rstrip().removesuffix("}").rstrip().rstrip(",")
+        + f', "depth_multiplier": {value}}}'
+    )
     assert refused(checkpoint).startswith(f"{path}: damaged or not ")
 
 
-@pytest.mark.parametrize("content", ["[0.5]", "0.5", "null", '"miou"', "", "{", '{"miou": 0.5} {}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[0.5]", "0.5", "null", '"miou"', "", "{", '{"miou": 0.5} {}', "[" * 100_000]
+)
 def test_scores_that_are_none_are_refused(content, checkpoint):
     (checkpoint / folder.METRICS).write_text(content)
-    assert refused(checkpoint).startswith(f"{checkpoint / folder.METRICS}: damaged or not a checkpoint's scores")
+    assert refused(checkpoint).startswith(
+        f"{checkpoint / folder.METRICS}: damaged or not a checkpoint's scores"
+    )
 
 
 def test_scores_that_are_not_finite_are_not_saved(model, tmp_path):

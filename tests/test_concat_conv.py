@@ -18,23 +18,37 @@ from deeplab_keras.models.layers import resize_bilinear
 def plain(maps, resized, layer):
     """The same in the words of the papers: resize, concatenate, convolve."""
     size = next(tuple(x.shape[1:3]) for place, x in enumerate(maps) if place not in resized)
-    same_size = [resize_bilinear(x, size, layer.align_corners) if place in resized else x for place, x in enumerate(maps)]
+    same_size = [
+        resize_bilinear(x, size, layer.align_corners) if place in resized else x
+        for place, x in enumerate(maps)
+    ]
     y = tf.nn.conv2d(tf.concat(same_size, -1), layer.kernel, 1, "SAME")
     return y + layer.bias if layer.use_bias else y
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)), bins=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    kernel=st.sampled_from([(3, 3), (1, 3), (5, 1), (1, 1)]), first=st.booleans(), align=st.booleans(), bias=st.booleans(),
-)  # fmt: skip
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    bins=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    kernel=st.sampled_from([(3, 3), (1, 3), (5, 1), (1, 1)]),
+    first=st.booleans(),
+    align=st.booleans(),
+    bias=st.booleans(),
+)
 def test_value_and_gradient(size, bins, kernel, first, align, bias):
     rng = np.random.default_rng(0)
     maps = [tf.constant(rng.normal(size=(2, b, b + 1, 3)), tf.float32) for b in bins]
     whole = [tf.constant(rng.normal(size=(2, *size, channels)), tf.float32) for channels in (4, 2)]
     resized = tuple(range(len(bins))) if first else tuple(range(2, 2 + len(bins)))
     maps = [*maps, *whole] if first else [*whole, *maps]
-    layer = ConcatConv2D(5, kernel, resized=resized, align_corners=align, use_bias=bias, bias_initializer="random_normal")
+    layer = ConcatConv2D(
+        5,
+        kernel,
+        resized=resized,
+        align_corners=align,
+        use_bias=bias,
+        bias_initializer="random_normal",
+    )
     layer.build([x.shape for x in maps])
     weights = [weight.value for weight in layer.weights]
     with tf.GradientTape(persistent=True) as tape:
@@ -45,7 +59,9 @@ def test_value_and_gradient(size, bins, kernel, first, align, bias):
     np.testing.assert_allclose(found, expected, atol=2e-5)
     ours, theirs = (tape.gradient(loss, [*maps, *weights]) for loss in (found_loss, expected_loss))
     for mine, reference in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, reference, atol=5e-5 * max(1.0, float(tf.reduce_max(tf.abs(reference)))))
+        np.testing.assert_allclose(
+            mine, reference, atol=5e-5 * max(1.0, float(tf.reduce_max(tf.abs(reference))))
+        )
 
 
 def test_the_layer_survives_saving():
@@ -66,7 +82,9 @@ def lively(model: keras.Model) -> None:
             variable.assign(noise)
 
 
-SMALL = dict(depth_multiplier=0.25, num_classes=5, head_channels=16, decoder_filters=8, dropout_rate=0.0)
+SMALL = dict(
+    depth_multiplier=0.25, num_classes=5, head_channels=16, decoder_filters=8, dropout_rate=0.0
+)
 NETWORKS = {
     "psp": get_config("pspnet_mobilenetv2os8_voc").replace(**SMALL),
     "deeplab_v3": get_config("deeplabv3_mobilenetv2os8_voc").replace(**SMALL),

@@ -19,7 +19,10 @@ from deeplab_keras.data.info import DatasetInfo
         ({"num_classes": None}, "--num_classes=None: must be a whole number (int), not NoneType"),
         ({"num_classes": True}, "--num_classes=True: must be a whole number (int), not bool"),
         ({"output_stride": [16]}, "--output_stride=[16]: must be a whole number (int), not list"),
-        ({"depth_multiplier": "1.0"}, "--depth_multiplier='1.0': must be a number (float), not str"),
+        (
+            {"depth_multiplier": "1.0"},
+            "--depth_multiplier='1.0': must be a number (float), not str",
+        ),
         ({"depth_multiplier": float("nan")}, "--depth_multiplier=nan: must be a number"),
         ({"atrous_rates": 6}, "--atrous_rates=6: must be a list, not int"),
         ({"atrous_rates": "6,12,18"}, "--atrous_rates='6,12,18': must be a list, not str"),
@@ -43,15 +46,28 @@ def test_another_type_is_refused_in_one_line(changes, line):
 
 def test_what_means_the_same_becomes_the_fields_own_type():
     config = ModelConfig(
-        num_classes=np.int64(5), depth_multiplier=np.float32(0.5), atrous_rates=[np.int32(6), 12], auxiliary_head=np.True_
+        num_classes=np.int64(5),
+        depth_multiplier=np.float32(0.5),
+        atrous_rates=[np.int32(6), 12],
+        auxiliary_head=np.True_,
     )
-    assert config == ModelConfig(num_classes=5, depth_multiplier=0.5, atrous_rates=(6, 12), auxiliary_head=True)
-    assert [type(value) for value in (config.num_classes, config.depth_multiplier, config.auxiliary_head)] == [int, float, bool]
+    assert config == ModelConfig(
+        num_classes=5, depth_multiplier=0.5, atrous_rates=(6, 12), auxiliary_head=True
+    )
+    assert [
+        type(value)
+        for value in (config.num_classes, config.depth_multiplier, config.auxiliary_head)
+    ] == [int, float, bool]
     assert ModelConfig.from_json(config.to_json()) == config
-    assert ModelConfig(depth_multiplier=1).to_json() == ModelConfig(depth_multiplier=1).replace().to_json()
+    assert (
+        ModelConfig(depth_multiplier=1).to_json()
+        == ModelConfig(depth_multiplier=1).replace().to_json()
+    )
     data = DataConfig(dataset="folder", dataset_dir=pathlib.Path("a") / "b")
     assert data.dataset_dir == "a/b" and DataConfig.from_json(data.to_json()) == data
-    assert TrainConfig().training_number_of_steps is None or isinstance(TrainConfig().training_number_of_steps, int)
+    assert TrainConfig().training_number_of_steps is None or isinstance(
+        TrainConfig().training_number_of_steps, int
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,20 +75,41 @@ def test_what_means_the_same_becomes_the_fields_own_type():
     [
         ({"class_names": 3}, "dataset 'd': class_names must be a list of text. Received: 3"),
         ({"class_names": "ab"}, "dataset 'd': class_names must be a list of text. Received: ab"),
-        ({"class_names": [1, 2]}, "dataset 'd': class_names must be a list of text. Received: [1, 2]"),
-        ({"palette": "red"}, "dataset 'd': palette must be a list of [red, green, blue]. Received: red"),
-        ({"palette": [[1, 2], [3, 4]]}, "dataset 'd': palette must be a list of [red, green, blue]. Received: [[1, 2], [3, 4]]"),
+        (
+            {"class_names": [1, 2]},
+            "dataset 'd': class_names must be a list of text. Received: [1, 2]",
+        ),
+        (
+            {"palette": "red"},
+            "dataset 'd': palette must be a list of [red, green, blue]. Received: red",
+        ),
+        (
+            {"palette": [[1, 2], [3, 4]]},
+            "dataset 'd': palette must be a list of [red, green, blue]. Received: [[1, 2], [3, 4]]",
+        ),
         (
             {"palette": [[0.5, 0, 0]] * 2},
-            "dataset 'd': palette must be a list of [red, green, blue]. Received: [[0.5, 0, 0], [0.5, 0, 0]]",
+            "dataset 'd': palette must be a list of [red, green, blue]. Received: [[0.5, 0, 0], "
+            "[0.5, 0, 0]]",
         ),
-        ({"ignore_label": "none"}, "dataset 'd': ignore_label must be a whole number. Received: 'none'"),
-        ({"ignore_label": None}, "dataset 'd': ignore_label must be a whole number. Received: 'None'"),
+        (
+            {"ignore_label": "none"},
+            "dataset 'd': ignore_label must be a whole number. Received: 'none'",
+        ),
+        (
+            {"ignore_label": None},
+            "dataset 'd': ignore_label must be a whole number. Received: 'None'",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_description_of_classes_of_another_type(changes, line):
-    good = {"name": "d", "class_names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "ignore_label": 255}
+    good = {
+        "name": "d",
+        "class_names": ["a", "b"],
+        "palette": [[0, 0, 0], [1, 1, 1]],
+        "ignore_label": 255,
+    }
     assert DatasetInfo.from_dict(good).num_classes == 2
     with pytest.raises(UserError) as caught:
         DatasetInfo.from_dict(good | changes)

@@ -17,13 +17,16 @@ from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.training.optimizers import MomentumSGD, make_optimizer
 from deeplab_keras.zoo import registry as zoo
 
-# Dataset -> its name here, training split, training images, crop, short side, epochs with MobileNetV2 and with V3.
+# Dataset -> its name here, training split, training images, crop, short side, epochs with
+# MobileNetV2 and with V3.
 DATASETS = {
     "voc": ("voc2012", "trainaug", 10582, (512, 512), 512, 60, 180),
     "ade20k": ("ade20k", "train", 20210, (512, 512), 512, 130, 390),
     "cityscapes": ("cityscapes", "train", 2975, (512, 1024), 1024, 220, 660),
 }
-GPUS = 8  # of the reference's scripts; each GPU's loader rounds its share of the images up and drops the last batch
+# of the reference's scripts; each GPU's loader rounds its share of the images up and drops the last
+# batch
+GPUS = 8
 RECIPES = {name: ROOT / "configs" / name.rsplit("_", 1)[1] / f"{name}.flags" for name in TABLE}
 
 
@@ -39,7 +42,11 @@ def test_the_recipe_is_the_reference_s(name, monkeypatch):
     assert (data.dataset, data.train_split, data.eval_split) == (dataset, split, "val")
     assert data.train_crop_size == crop
     assert (data.min_resize_value, data.max_resize_value) == (short, 2048)
-    assert (data.min_scale_factor, data.max_scale_factor, data.scale_factor_step_size) == (0.5, 2, 0)
+    assert (data.min_scale_factor, data.max_scale_factor, data.scale_factor_step_size) == (
+        0.5,
+        2,
+        0,
+    )
     assert (data.crop_max_category_share, data.padding_position) == (0.75, "center")
     assert data.random_flip and data.photometric_distortion
     batch = 8 if dataset == "cityscapes" and not light(name) else 16
@@ -47,8 +54,16 @@ def test_the_recipe_is_the_reference_s(name, monkeypatch):
     loader = math.ceil(images / GPUS) // (batch // GPUS)
     assert training.training_number_of_steps == epochs[light(name)] * loader
     assert (training.save_interval_steps, training.eval_interval_epochs) == (loader, 10)
-    assert (training.loss, training.auxiliary_loss_weight, model.auxiliary_head) == ("cross_entropy", 0.4, not light(name))
-    assert (training.label_smoothing, training.ema_momentum, training.precision) == (0, 0, "float32")
+    assert (training.loss, training.auxiliary_loss_weight, model.auxiliary_head) == (
+        "cross_entropy",
+        0.4,
+        not light(name),
+    )
+    assert (training.label_smoothing, training.ema_momentum, training.precision) == (
+        0,
+        0,
+        "float32",
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -57,7 +72,11 @@ def test_the_test_protocol_is_the_reference_s(name, monkeypatch):
     evaluation = script("eval.py").parse(f"--flagfile={RECIPES[name]}").config(EvalConfig)
     short = DATASETS[name.rsplit("_", 1)[1]][4]
     assert (evaluation.eval_short_side, evaluation.eval_long_side) == (short, 2048)
-    assert (evaluation.inference, evaluation.eval_scales, evaluation.add_flipped_images) == ("whole", (1.0,), False)
+    assert (evaluation.inference, evaluation.eval_scales, evaluation.add_flipped_images) == (
+        "whole",
+        (1.0,),
+        False,
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,8 +113,13 @@ def test_training_batches_come_out_of_the_dataset_s_own_layout(dataset, tmp_path
     data = data.replace(dataset_dir=str(tmp_path), train_batch_size=2)
     source = open_dataset(data, data.train_split)
     assert source.info.num_classes == model.num_classes
-    images, labels = next(iter(pipeline.train_dataset(source, data, NORMALIZATIONS[model.normalization][0])))
-    assert images.shape == (2, *data.train_crop_size, 3) and labels.shape == (2, *data.train_crop_size)
+    images, labels = next(
+        iter(pipeline.train_dataset(source, data, NORMALIZATIONS[model.normalization][0]))
+    )
+    assert images.shape == (2, *data.train_crop_size, 3) and labels.shape == (
+        2,
+        *data.train_crop_size,
+    )
     assert float(images.numpy().min()) >= 0 and float(images.numpy().max()) <= 255
     ids = np.unique(labels)
     assert len(ids) > 3 and set(ids) <= {*range(model.num_classes), 255}

@@ -12,7 +12,13 @@ import pytest
 from contracts import noise, script
 from sssegmentation_golden import golden, weights
 
-from deeplab_keras.checkpoints.folder import check_replaceable, load_checkpoint, read_config, read_info, save_checkpoint
+from deeplab_keras.checkpoints.folder import (
+    check_replaceable,
+    load_checkpoint,
+    read_config,
+    read_info,
+    save_checkpoint,
+)
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert import conversion as convert
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
@@ -41,9 +47,15 @@ def read(path: str = "a.pth", name: str = SMALL, other_classes: bool = False, **
 def test_counters_and_nothing_else_are_ignored(pth):
     pth.update(weights(golden(SMALL)) | {"aspp_conv.1.num_batches_tracked": np.array(7)})
     _, proof = read()
-    assert (len(proof.rows), proof.ignored, proof.kept) == (231, ("aspp_conv.1.num_batches_tracked",), ())
+    assert (len(proof.rows), proof.ignored, proof.kept) == (
+        231,
+        ("aspp_conv.1.num_batches_tracked",),
+        (),
+    )
     pth["aspp_conv.2.weight"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"a.pth does not fit .* \(1 left over: aspp_conv.2.weight\)"):
+    with pytest.raises(
+        UserError, match=r"a.pth does not fit .* \(1 left over: aspp_conv.2.weight\)"
+    ):
         read()
 
 
@@ -52,16 +64,25 @@ def test_another_system_is_named(pth):
     with pytest.raises(UserError) as error:
         read()
     message = str(error.value)
-    assert "; it seems to be SSSegmentation's fcn_mobilenetv2os8, 21 classes; give --model=fcn_mobilenetv2os8_voc (" in message
+    assert (
+        "; it seems to be SSSegmentation's fcn_mobilenetv2os8, 21 classes; give "
+        "--model=fcn_mobilenetv2os8_voc (" in message
+    )
     assert "\n" not in message
     assert "229 missing: backbone_net.layer0.conv.weight" in message and "and 219 more" in message
 
 
 def test_another_number_of_classes_is_an_error_unless_it_is_wanted(pth):
     pth.update(weights(golden(SMALL), num_classes=19))
-    with pytest.raises(UserError, match="19 classes; .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21") as error:
+    with pytest.raises(
+        UserError,
+        match="19 classes; .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21",
+    ) as error:
         read()
-    told = "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or --num_classes as well to start the classifiers anew ("
+    told = (
+        "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or --num_classes as well to start "
+        "the classifiers anew ("
+    )
     assert told in str(error.value)
     model, proof = read(other_classes=True, num_classes=11)
     assert proof.kept == ("logits",) and len(proof.rows) == 229
@@ -73,24 +94,45 @@ def test_another_number_of_classes_is_an_error_unless_it_is_wanted(pth):
 
 def test_both_classifiers_start_anew_and_nothing_else(pth):
     pth.update(weights(golden(FCN)))
-    assert read(name=FCN, other_classes=True, num_classes=11)[1].kept == ("logits", "auxiliary_logits")
+    assert read(name=FCN, other_classes=True, num_classes=11)[1].kept == (
+        "logits",
+        "auxiliary_logits",
+    )
     pth["decoder.3.weight"] = np.zeros((256, 512, 3, 3), np.float32)
-    with pytest.raises(UserError, match="1 of another shape: decoder.3.weight 256x512x3x3 instead of 512x512x3x3"):
+    with pytest.raises(
+        UserError, match="1 of another shape: decoder.3.weight 256x512x3x3 instead of 512x512x3x3"
+    ):
         read(name=FCN, other_classes=True, num_classes=11)
 
 
 def test_an_imagenet_file_fills_the_backbone(pth):
     state = weights(golden(SMALL))
-    pth.update({k.replace("backbone_net", "backbone"): v for k, v in state.items() if k.startswith("backbone_net")})
+    pth.update(
+        {
+            k.replace("backbone_net", "backbone"): v
+            for k, v in state.items()
+            if k.startswith("backbone_net")
+        }
+    )
     pth["classifier.head.fc.weight"] = np.zeros((1000, 1024))
     _, proof = read()
     assert len(proof.rows) == 34 * 4 + 52 + 18 and proof.ignored == ("classifier.head.fc.weight",)
-    assert all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept) and "logits" in proof.kept
+    assert (
+        all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept)
+        and "logits" in proof.kept
+    )
 
 
-# Our backbone -> keras.applications' network, its width, whether with its classifier, the last layer of its features, ours.
+# Our backbone -> keras.applications' network, its width, whether with its classifier, the last
+# layer of its features, ours.
 APPLICATIONS = {
-    "mobilenet_v2": (keras.applications.MobileNetV2, 0.35, True, "block_16_project_BN", "block17_project_bn"),
+    "mobilenet_v2": (
+        keras.applications.MobileNetV2,
+        0.35,
+        True,
+        "block_16_project_BN",
+        "block17_project_bn",
+    ),
     "mobilenet_v3_large": (keras.applications.MobileNetV3Large, 1.0, False, "conv_1_bn", "last_bn"),
     "mobilenet_v3_small": (keras.applications.MobileNetV3Small, 0.75, True, "conv_1_bn", "last_bn"),
 }
@@ -101,12 +143,18 @@ def drawn(variable: keras.Variable) -> np.ndarray:
     random, shape = np.random.default_rng(zlib.crc32(variable.path.encode())), variable.shape
     if variable.name in ("gamma", "moving_variance"):
         return random.uniform(0.5, 1.5, shape)
-    fan_in = 100 if len(shape) == 1 else np.prod(shape[:2] if "depthwise" in variable.path else shape[:-1])
+    fan_in = (
+        100
+        if len(shape) == 1
+        else np.prod(shape[:2] if "depthwise" in variable.path else shape[:-1])
+    )
     return (1.6 / fan_in) ** 0.5 * random.standard_normal(shape)
 
 
 @pytest.mark.parametrize("backbone", APPLICATIONS)
-def test_keras_applications_give_the_same_features_and_two_swapped_tensors_others(backbone, tmp_path, capsys):
+def test_keras_applications_give_the_same_features_and_two_swapped_tensors_others(
+    backbone, tmp_path, capsys
+):
     """In their conventions: images in -1..1 (V3 does that itself), TensorFlow's padding, epsilon 0.001."""
     keras.backend.clear_session()
     network, width, include_top, last, our_last = APPLICATIONS[backbone]
@@ -119,7 +167,10 @@ def test_keras_applications_give_the_same_features_and_two_swapped_tensors_other
     output = (f"--checkpoint={tmp_path}/imagenet.weights.h5", f"--output={tmp_path}/ours")
     assert script("convert_checkpoint.py")("--source=keras_applications", *flags, *output) == 0
     printed = capsys.readouterr().out
-    assert "expanded_conv_project/kernel" in printed and "-> block1_project_conv/kernel  |difference| 0" in printed
+    assert (
+        "expanded_conv_project/kernel" in printed
+        and "-> block1_project_conv/kernel  |difference| 0" in printed
+    )
     assert "newly initialised, not from the file: fcn1_conv, fcn1_bn" in printed
 
     image = np.random.default_rng(5).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
@@ -131,7 +182,11 @@ def test_keras_applications_give_the_same_features_and_two_swapped_tensors_other
     assert found.shape == expected.shape and np.std(expected) > 0
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.std(expected))
 
-    kernels = [layer.kernel for layer in ours.layers if layer.name in ("block5_project_conv", "block6_project_conv")]
+    kernels = [
+        layer.kernel
+        for layer in ours.layers
+        if layer.name in ("block5_project_conv", "block6_project_conv")
+    ]
     first, second = (keras.ops.convert_to_numpy(kernel) for kernel in kernels)
     kernels[0].assign(second), kernels[1].assign(first)
     assert np.abs(np.asarray(features(image)) - expected).max() > 0.1 * np.std(expected)
@@ -143,28 +198,81 @@ TORCHVISION = V3.replace(head="deeplab_v3", aspp_output_convs=1, aspp_projection
 GATE = {"image_pooling_batch_norm": False}
 
 
-@pytest.mark.parametrize("table, config, pair", [
-    (sssegmentation.rules, TINY, ("decoder.0.weight", None)),
-    (sssegmentation.rules, V3, ("backbone_net.layer5.linear_conv.bn.weight", "backbone_net.layer5.linear_conv.bn.bias")),
-    (sssegmentation.imagenet_rules, TINY, ("backbone.layer5.1.conv.0.conv.weight", "backbone.layer5.2.conv.0.conv.weight")),
-    (sssegmentation.imagenet_rules, V3, ("backbone.layer5.se.conv1.conv.weight", "backbone.layer6.se.conv1.conv.weight")),
-    (torchvision.imagenet_rules, TINY, ("features.12.conv.2.weight", "features.13.conv.2.weight")),
-    (torchvision.imagenet_rules, V3, ("features.5.block.2.fc1.weight", "features.6.block.2.fc1.weight")),
-    (torchvision.rules, TORCHVISION, ("classifier.0.convs.1.0.weight", "classifier.0.convs.3.0.weight")),
-    (torchvision.rules, TORCHVISION.replace(head="lraspp", low_level_features=("block3",), low_level_channels=(), **GATE), (
-        "backbone.5.block.0.0.weight", "backbone.6.block.0.0.weight"
-    )),
-    (keras_applications.rules, TINY, ("block_11_depthwise/kernel", "block_12_depthwise/kernel")),
-    (keras_applications.rules, V3, ("expanded_conv_4_squeeze_excite_conv/kernel", "expanded_conv_5_squeeze_excite_conv/kernel")),
-    (official_deeplab.rules, V3.replace(head="deeplab_v3"), (
-        "MobilenetV3/expanded_conv_9/project/weights", "MobilenetV3/expanded_conv_10/project/weights"
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "table, config, pair",
+    [
+        (sssegmentation.rules, TINY, ("decoder.0.weight", None)),
+        (
+            sssegmentation.rules,
+            V3,
+            (
+                "backbone_net.layer5.linear_conv.bn.weight",
+                "backbone_net.layer5.linear_conv.bn.bias",
+            ),
+        ),
+        (
+            sssegmentation.imagenet_rules,
+            TINY,
+            ("backbone.layer5.1.conv.0.conv.weight", "backbone.layer5.2.conv.0.conv.weight"),
+        ),
+        (
+            sssegmentation.imagenet_rules,
+            V3,
+            ("backbone.layer5.se.conv1.conv.weight", "backbone.layer6.se.conv1.conv.weight"),
+        ),
+        (
+            torchvision.imagenet_rules,
+            TINY,
+            ("features.12.conv.2.weight", "features.13.conv.2.weight"),
+        ),
+        (
+            torchvision.imagenet_rules,
+            V3,
+            ("features.5.block.2.fc1.weight", "features.6.block.2.fc1.weight"),
+        ),
+        (
+            torchvision.rules,
+            TORCHVISION,
+            ("classifier.0.convs.1.0.weight", "classifier.0.convs.3.0.weight"),
+        ),
+        (
+            torchvision.rules,
+            TORCHVISION.replace(
+                head="lraspp", low_level_features=("block3",), low_level_channels=(), **GATE
+            ),
+            ("backbone.5.block.0.0.weight", "backbone.6.block.0.0.weight"),
+        ),
+        (
+            keras_applications.rules,
+            TINY,
+            ("block_11_depthwise/kernel", "block_12_depthwise/kernel"),
+        ),
+        (
+            keras_applications.rules,
+            V3,
+            (
+                "expanded_conv_4_squeeze_excite_conv/kernel",
+                "expanded_conv_5_squeeze_excite_conv/kernel",
+            ),
+        ),
+        (
+            official_deeplab.rules,
+            V3.replace(head="deeplab_v3"),
+            (
+                "MobilenetV3/expanded_conv_9/project/weights",
+                "MobilenetV3/expanded_conv_10/project/weights",
+            ),
+        ),
+    ],
+)
 def test_two_swapped_tensors_fail_the_proof_of_every_converter(table, config, pair):
     keras.backend.clear_session()
     model, rules = build_segmentor(config), table(config)
     random = np.random.default_rng(0)
-    source = {slot.source: random.normal(size=slot.source_shape).astype(np.float32) for slot in slots(model, rules)}
+    source = {
+        slot.source: random.normal(size=slot.source_shape).astype(np.float32)
+        for slot in slots(model, rules)
+    }
     variances = [name for name in source if name.endswith(("running_var", "moving_variance"))]
     source |= {name: np.abs(source[name]) for name in variances}
     proof = load_weights(model, source, rules)
@@ -187,16 +295,23 @@ def test_every_system_knows_its_way_back():
         assert convert.find_system(changed, zoo.SSSEGMENTATION, "runs/a") == name
 
 
-@pytest.mark.parametrize("changes, told", [
-    ({"output_stride": 16}, "--output_stride=8 (not 16)"),
-    ({"backbone_bn_epsilon": 1e-3}, "--backbone_bn_epsilon=1e-05 (not 0.001)"),
-    ({"auxiliary_head": False}, "--auxiliary_head=True (not False)"),
-])
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"output_stride": 16}, "--output_stride=8 (not 16)"),
+        ({"backbone_bn_epsilon": 1e-3}, "--backbone_bn_epsilon=1e-05 (not 0.001)"),
+        ({"auxiliary_head": False}, "--auxiliary_head=True (not False)"),
+    ],
+)
 def test_a_network_that_sssegmentation_lacks_cannot_go_back(changes, told):
     config = zoo.get_config(FCN).replace(**changes)
     with pytest.raises(UserError) as error:
         convert.find_system(config, zoo.SSSEGMENTATION, "runs/a")
-    assert "runs/a" in str(error.value) and "fcn_mobilenetv2os8" in str(error.value) and told in str(error.value)
+    assert (
+        "runs/a" in str(error.value)
+        and "fcn_mobilenetv2os8" in str(error.value)
+        and told in str(error.value)
+    )
 
 
 def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
@@ -206,9 +321,13 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
 
 
 def test_architectures_that_sssegmentation_lacks():
-    with pytest.raises(UserError, match="--model_variant=mobilenet_edgetpu: SSSegmentation has mobilenet_v2"):
+    with pytest.raises(
+        UserError, match="--model_variant=mobilenet_edgetpu: SSSegmentation has mobilenet_v2"
+    ):
         sssegmentation.rules(ModelConfig(backbone="mobilenet_edgetpu"))
-    with pytest.raises(UserError, match="unknown --source 'sssegmentatoin'; did you mean 'sssegmentation'"):
+    with pytest.raises(
+        UserError, match="unknown --source 'sssegmentatoin'; did you mean 'sssegmentation'"
+    ):
         convert.convert("sssegmentatoin", "a.pth", zoo.get_config(FCN))
 
 
@@ -225,7 +344,11 @@ def test_classes_of_a_converted_model():
 def test_wide_and_coarse_variants_convert_too(pth):
     """What the reference does not build: another width and output stride, by the same table."""
     config = zoo.get_config("deeplabv3plus_mobilenetv2os8_voc").replace(
-        depth_multiplier=0.5, output_stride=16, head_channels=16, decoder_filters=16, auxiliary_channels=16
+        depth_multiplier=0.5,
+        output_stride=16,
+        head_channels=16,
+        decoder_filters=16,
+        auxiliary_channels=16,
     )
     model = build_segmentor(config)
     pth.update(dump_weights(model, sssegmentation.rules(config)))
@@ -239,14 +362,26 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
     (tmp_path / "run/best").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "file").write_text("mine")
-    for name, message in (("run", "holds other things than a checkpoint (best)"), ("file", "is a file"), ("", "holds other")):
-        flags = ["--source=sssegmentation", "--model=lrasppnet_mobilenetv3sos8_voc", "--checkpoint=none.pth"]
+    for name, message in (
+        ("run", "holds other things than a checkpoint (best)"),
+        ("file", "is a file"),
+        ("", "holds other"),
+    ):
+        flags = [
+            "--source=sssegmentation",
+            "--model=lrasppnet_mobilenetv3sos8_voc",
+            "--checkpoint=none.pth",
+        ]
         assert script("convert_checkpoint.py")(*flags, f"--output={tmp_path / name}") == 1
         assert f"error: {tmp_path / name}: {message}" in capsys.readouterr().err
         with pytest.raises(UserError, match="give a new folder"):
             save_checkpoint(tmp_path / name, keras.Model(), TINY, VOC2012)
     assert (tmp_path / "run/best").is_dir() and (tmp_path / "file").read_text() == "mine"
-    for there in ({"weights.npz", "notes.txt"}, {"config.json"}, set()):  # an older one, or what is left of one
+    for there in (
+        {"weights.npz", "notes.txt"},
+        {"config.json"},
+        set(),
+    ):  # an older one, or what is left of one
         path = tmp_path / str(len(there))
         path.mkdir()
         for file in there:
@@ -255,17 +390,39 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
 
 
 def test_a_file_of_keras_that_is_another_network_names_the_flag(tmp_path, capsys):
-    keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None).save_weights(tmp_path / "other.weights.h5")
-    flags = ["--source=keras_applications", "--model_variant=mobilenet_v3_small", f"--checkpoint={tmp_path}/other.weights.h5"]
-    assert script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.75", f"--output={tmp_path}/o") == 1
-    message = "error: --checkpoint=.*: not the weights of .* MobileNetV3Small at --depth_multiplier=0.75; .*\n"
+    keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None).save_weights(
+        tmp_path / "other.weights.h5"
+    )
+    flags = [
+        "--source=keras_applications",
+        "--model_variant=mobilenet_v3_small",
+        f"--checkpoint={tmp_path}/other.weights.h5",
+    ]
+    assert (
+        script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.75", f"--output={tmp_path}/o")
+        == 1
+    )
+    message = (
+        "error: --checkpoint=.*: not the weights of .* MobileNetV3Small at "
+        "--depth_multiplier=0.75; .*\n"
+    )
     assert re.fullmatch(message, capsys.readouterr().err)
 
 
 def test_a_width_without_weights_to_download_names_those_that_have_some(tmp_path, capsys):
-    flags = ["--source=keras_applications", "--model_variant=mobilenet_v3_small", "--checkpoint=imagenet"]
-    assert script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.6", f"--output={tmp_path}/o") == 1
-    message = "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75, 1.0, not 0.6; give one of these"
+    flags = [
+        "--source=keras_applications",
+        "--model_variant=mobilenet_v3_small",
+        "--checkpoint=imagenet",
+    ]
+    assert (
+        script("convert_checkpoint.py")(*flags, "--depth_multiplier=0.6", f"--output={tmp_path}/o")
+        == 1
+    )
+    message = (
+        "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75, 1.0, "
+        "not 0.6; give one of these"
+    )
     assert f"error: --checkpoint=imagenet: {message}" in capsys.readouterr().err
 
 
@@ -280,10 +437,15 @@ def test_weights_that_are_no_numbers_are_refused():
         load_weights(model, tensors, table)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}'])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}']
+)
 def test_classes_that_are_none_get_one_line(content, tmp_path):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(UserError, match=r"dataset\.json: (damaged or not the classes|.*class_names must be a list of text)"):
+    with pytest.raises(
+        UserError,
+        match=r"dataset\.json: (damaged or not the classes|.*class_names must be a list of text)",
+    ):
         read_info(tmp_path)
 
 
@@ -295,6 +457,15 @@ def test_a_config_that_is_none_gets_one_line(content, tmp_path):
 
 
 def test_a_network_that_nobody_knows_says_so(pth):
-    pth.update({"conv1.weight": noise(64, 3, 7, 7), "layer1.0.conv1.weight": noise(64, 64, 3, 3), "fc.bias": noise(1000)})
-    with pytest.raises(UserError, match="unknown here, its tensors are called conv1.weight, layer1.0.conv1.weight, "):
+    pth.update(
+        {
+            "conv1.weight": noise(64, 3, 7, 7),
+            "layer1.0.conv1.weight": noise(64, 64, 3, 3),
+            "fc.bias": noise(1000),
+        }
+    )
+    with pytest.raises(
+        UserError,
+        match="unknown here, its tensors are called conv1.weight, layer1.0.conv1.weight, ",
+    ):
         read()

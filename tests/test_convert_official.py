@@ -25,7 +25,10 @@ from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo.official import OFFICIAL, official_config
 
 CONFIG, SIZE = SMALL["mnv2_dm035_os32"]
-SLOTS = {"global_step": np.int64(30000), "MobilenetV2/Conv/weights/Momentum": np.zeros((3, 3, 3, 11), np.float32)}
+SLOTS = {
+    "global_step": np.int64(30000),
+    "MobilenetV2/Conv/weights/Momentum": np.zeros((3, 3, 3, 11), np.float32),
+}
 WEIGHTS = SHARED / "weights"
 VOC_IMAGES = ("2007_000042", "2011_000003", "2011_000006", "2011_000025")
 
@@ -43,7 +46,9 @@ def tensors(model):
 def save_checkpoint(prefix: pathlib.Path, tensors: dict) -> pathlib.Path:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=list(tensors), shape_and_slices=[""] * len(tensors),
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(value) for value in tensors.values()],
     )
     return prefix
@@ -70,7 +75,13 @@ def same(found, expected):
 
 def test_a_checkpoint_by_prefix_file_folder_and_archive(checkpoint, archive, tensors):
     data = checkpoint.with_name(checkpoint.name + ".data-00000-of-00001")
-    for path in (checkpoint, data, checkpoint.parent, checkpoint.parent.parent / "release", archive):
+    for path in (
+        checkpoint,
+        data,
+        checkpoint.parent,
+        checkpoint.parent.parent / "release",
+        archive,
+    ):
         source = read_source(path)
         assert source.kind == "TF1 checkpoint" and not source.folded
         same(source.tensors, tensors | SLOTS)
@@ -80,9 +91,10 @@ def test_a_checkpoint_by_prefix_file_folder_and_archive(checkpoint, archive, ten
 def test_momentum_and_global_step_are_left_and_the_rest_is_proven(model, checkpoint, tensors):
     proof = official_deeplab.load(model, CONFIG, str(checkpoint))
     assert set(proof.ignored) == set(SLOTS) and len(proof.rows) == len(tensors)
-    np.testing.assert_array_equal(model.get_layer("block17_project_conv").kernel, tensors[
-        "MobilenetV2/expanded_conv_16/project/weights"
-    ])
+    np.testing.assert_array_equal(
+        model.get_layer("block17_project_conv").kernel,
+        tensors["MobilenetV2/expanded_conv_16/project/weights"],
+    )
 
 
 def frozen_graph(tensors: dict, fold: bool) -> bytes:
@@ -96,17 +108,26 @@ def frozen_graph(tensors: dict, fold: bool) -> bytes:
             channels = kernel.shape[2]
             x = tf.compat.v1.placeholder(tf.float32, (1, 5, 5, channels))
             depthwise = kind == "depthwise_weights"
-            norm = {part: tensors.get(f"{layer}/BatchNorm/{part}") for part in ("gamma", "beta", "moving_mean")}
+            norm = {
+                part: tensors.get(f"{layer}/BatchNorm/{part}")
+                for part in ("gamma", "beta", "moving_mean")
+            }
             factor = offset = None
             if norm["gamma"] is not None and fold:
                 epsilon = 1e-3 if layer.startswith("Mobilenet") else 1e-5
-                factor = norm["gamma"] / np.sqrt(tensors[f"{layer}/BatchNorm/moving_variance"] + np.float32(epsilon))
+                factor = norm["gamma"] / np.sqrt(
+                    tensors[f"{layer}/BatchNorm/moving_variance"] + np.float32(epsilon)
+                )
                 offset = norm["beta"] - norm["moving_mean"] * factor
                 if not depthwise:  # what a graph transform cannot fold stays a multiplication
                     kernel, factor = kernel * factor, None
-            constant = tf.identity(tf.constant(kernel, name=f"{layer}/{kind}"), name=f"{layer}/{kind}/read")
+            constant = tf.identity(
+                tf.constant(kernel, name=f"{layer}/{kind}"), name=f"{layer}/{kind}/read"
+            )
             if depthwise:
-                y = tf.nn.depthwise_conv2d(x, constant, (1, 1, 1, 1), "SAME", name=f"{layer}/depthwise")
+                y = tf.nn.depthwise_conv2d(
+                    x, constant, (1, 1, 1, 1), "SAME", name=f"{layer}/depthwise"
+                )
             else:
                 y = tf.nn.conv2d(x, constant, 1, "SAME", name=f"{layer}/Conv2D")
             if factor is not None:
@@ -153,7 +174,10 @@ def test_a_backbone_without_head_leaves_the_head(model, tensors):
     averages = {f"{name}/ExponentialMovingAverage": value for name, value in backbone.items()}
     before = named_weights(model)["logits/kernel"]
     proof = official_deeplab.load_official(model, CONFIG, backbone | averages, origin="ImageNet")
-    assert {row.target.split("_")[0].rstrip("0123456789") for row in proof.rows} == {"stem", "block"}
+    assert {row.target.split("_")[0].rstrip("0123456789") for row in proof.rows} == {
+        "stem",
+        "block",
+    }
     np.testing.assert_array_equal(named_weights(model)["logits/kernel"], before)
 
 
@@ -175,13 +199,18 @@ def test_a_training_starts_from_the_backbone_of_another_head(checkpoint, tensors
     initialize(model, config, str(checkpoint), last_layer=False)
     after = named_weights(model)
     np.testing.assert_array_equal(after["stem_conv/kernel"], tensors["MobilenetV2/Conv/weights"])
-    same(after, {name: value for name, value in before.items() if name.startswith(("fcn", "logits"))})
+    same(
+        after, {name: value for name, value in before.items() if name.startswith(("fcn", "logits"))}
+    )
 
 
 def channels(scope: str, **layers: int) -> dict[str, np.ndarray]:
     """Kernels with these numbers of output channels, which are the official graphs' (spec, sections 3.2 to 3.5)."""
     names = {layer: layer if layer.startswith("Conv") else f"{layer}/project" for layer in layers}
-    return {f"{scope}/{names[layer]}/weights": np.zeros((1, 1, 1, count)) for layer, count in layers.items()}
+    return {
+        f"{scope}/{names[layer]}/weights": np.zeros((1, 1, 1, count))
+        for layer, count in layers.items()
+    }
 
 
 def v2(*counts: int) -> dict[str, np.ndarray]:
@@ -192,10 +221,15 @@ def v2(*counts: int) -> dict[str, np.ndarray]:
 HEAD = {"aspp0/weights": np.zeros((1, 1, 1, 256)), "logits/semantic/biases": np.zeros(5)}
 ATROUS = {f"aspp{i}_depthwise/depthwise_weights": np.zeros((3, 3, 1, 1)) for i in (1, 2)}
 LRASPP_HEAD = {
-    "image_pooling/biases": np.zeros(128), "aspp0/weights": np.zeros((1, 1, 288, 128)),
-    "decoder/feature_projection0/weights": np.zeros((1, 1, 88, 19)), "decoder/decoder_conv0/biases": np.zeros(19),
+    "image_pooling/biases": np.zeros(128),
+    "aspp0/weights": np.zeros((1, 1, 288, 128)),
+    "decoder/feature_projection0/weights": np.zeros((1, 1, 88, 19)),
+    "decoder/decoder_conv0/biases": np.zeros(19),
 }
-SMALL_SEG = channels("MobilenetV3", Conv=16, expanded_conv_3=40, expanded_conv_10=48, Conv_1=288) | LRASPP_HEAD
+SMALL_SEG = (
+    channels("MobilenetV3", Conv=16, expanded_conv_3=40, expanded_conv_10=48, Conv_1=288)
+    | LRASPP_HEAD
+)
 
 
 @pytest.mark.parametrize(
@@ -206,17 +240,24 @@ SMALL_SEG = channels("MobilenetV3", Conv=16, expanded_conv_3=40, expanded_conv_1
         (v2(16, 8, 16, 160), {"depth_multiplier": 0.5, "divisible_by": 8}),
         (v2(11, 6, 8, 112) | HEAD | {"logits/semantic/biases": np.zeros(7)}, {"num_classes": 7}),
         (v2(11, 6, 8, 112) | HEAD | ATROUS, {"atrous_rates": 2}),
-        (SMALL_SEG, {"model_variant": "mobilenet_v3_small_seg", "head": "lraspp", "num_classes": 19}),
+        (
+            SMALL_SEG,
+            {"model_variant": "mobilenet_v3_small_seg", "head": "lraspp", "num_classes": 19},
+        ),
         (
             channels("MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=80, Conv_1=480),
             {"model_variant": "mobilenet_v3_large_seg"},
         ),
         (
-            channels("MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=160, Conv_1=960),
+            channels(
+                "MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=160, Conv_1=960
+            ),
             {"model_variant": "mobilenet_v3_large"},
         ),
         (
-            channels("MobilenetEdgeTPU", Conv=24, expanded_conv_9=72, expanded_conv_21=144, Conv_1=960),
+            channels(
+                "MobilenetEdgeTPU", Conv=24, expanded_conv_9=72, expanded_conv_21=144, Conv_1=960
+            ),
             {"model_variant": "mobilenet_edgetpu", "depth_multiplier": 0.75},
         ),
     ],
@@ -233,14 +274,21 @@ def test_another_variant_is_named_with_its_flags(model, values, flags):
 
 def test_small_for_large(model):
     config = SMALL["mnv3_large_seg_os32"][0]
-    with pytest.raises(UserError, match=r"--model_variant=mobilenet_v3_small_seg \(not mobilenet_v3_large_seg\)"):
+    with pytest.raises(
+        UserError, match=r"--model_variant=mobilenet_v3_small_seg \(not mobilenet_v3_large_seg\)"
+    ):
         official_deeplab.load_official(model, config, SMALL_SEG, origin="x")
 
 
 def test_the_right_variant_is_recognised(tensors):
     assert official_deeplab.seems(tensors) == {
-        "model_variant": "mobilenet_v2", "depth_multiplier": 0.35, "divisible_by": 1, "num_classes": 5,
-        "aspp_convs_filters": 256, "head": "deeplab_v3", "atrous_rates": 0,
+        "model_variant": "mobilenet_v2",
+        "depth_multiplier": 0.35,
+        "divisible_by": 1,
+        "num_classes": 5,
+        "aspp_convs_filters": 256,
+        "head": "deeplab_v3",
+        "atrous_rates": 0,
     }
     assert official_deeplab.seems({"something/else": np.zeros(3)}) == {}
 
@@ -298,7 +346,9 @@ def test_a_truncated_archive(archive):
         read_source(archive)
 
 
-@pytest.mark.parametrize("name, link", [("../evil.index", ""), ("/tmp/evil.index", ""), ("a/evil.index", "../../x")])
+@pytest.mark.parametrize(
+    "name, link", [("../evil.index", ""), ("/tmp/evil.index", ""), ("a/evil.index", "../../x")]
+)
 def test_an_archive_that_climbs_out(tmp_path, name, link):
     path = tmp_path / "evil.tar.gz"
     with tarfile.open(path, "w:gz") as file:
@@ -341,21 +391,34 @@ def tflite_of(layers: dict[str, np.ndarray], quantise: bool) -> bytes:
     def network(x):
         for name, kernel in layers.items():
             with tf.name_scope(name):
-                x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME", name="Conv2D"), np.ones(kernel.shape[-1], np.float32))
+                x = tf.nn.bias_add(
+                    tf.nn.conv2d(x, kernel, 1, "SAME", name="Conv2D"),
+                    np.ones(kernel.shape[-1], np.float32),
+                )
         return x
 
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], tf.Module())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [network.get_concrete_function()], tf.Module()
+    )
     converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantise else []
     return converter.convert()
 
 
 def test_a_quantised_tflite(tmp_path):
     path = tmp_path / "model.tflite"
-    layers = {"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255, "logits/semantic": noise(1, 1, 64, 21, seed=1) / 255}
+    layers = {
+        "MobilenetV2/Conv": noise(3, 3, 3, 64) / 255,
+        "logits/semantic": noise(1, 1, 64, 21, seed=1) / 255,
+    }
     path.write_bytes(tflite_of(layers, quantise=False))
-    assert {name: value.shape for name, value in read_source(path).tensors.items()}["logits/semantic/biases"] == (21,)
+    assert {name: value.shape for name, value in read_source(path).tensors.items()}[
+        "logits/semantic/biases"
+    ] == (21,)
     path.write_bytes(tflite_of(layers, quantise=True))
-    message = "quantized file of an official DeepLab model on MobileNetV2, 21 classes, .*int8.; give the release's archive"
+    message = (
+        "quantized file of an official DeepLab model on MobileNetV2, 21 classes, .*int8.; "
+        "give the release's archive"
+    )
     with pytest.raises(UserError, match=message) as caught:
         read_source(path)
     assert "\n" not in str(caught.value)
@@ -376,7 +439,9 @@ def test_a_truncated_tflite(tmp_path, part):
     content = tflite_of({"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255}, quantise=False)
     path.write_bytes(content[: int(part * len(content))])
     for read in (read_source, Predictor):
-        with pytest.raises(UserError, match="model.tflite: truncated, damaged or not a TFLite file"):
+        with pytest.raises(
+            UserError, match="model.tflite: truncated, damaged or not a TFLite file"
+        ):
             read(path)
 
 
@@ -402,7 +467,9 @@ def test_what_is_no_archive(tmp_path):
     for content in (b"", b"<html>Log in</html>"):
         path = tmp_path / "release.tar.gz"
         path.write_bytes(content)
-        with pytest.raises(UserError, match="damaged or not a tar archive .ReadError.*; download") as caught:
+        with pytest.raises(
+            UserError, match="damaged or not a tar archive .ReadError.*; download"
+        ) as caught:
             read_source(path)
         assert "\n" not in str(caught.value)
 
@@ -454,10 +521,15 @@ def test_the_real_tflite_model():
     official_deeplab.load(model, config, str(folder / "deeplabv3.tflite"))
     predictor = Predictor(model)
     # The second pair was mirrored and turned; the network sees it upright.
-    for pair, upright in {"rotation0": lambda x: x, "rotation90_flop": lambda x: np.rot90(x, 1)[:, ::-1]}.items():
+    for pair, upright in {
+        "rotation0": lambda x: x,
+        "rotation90_flop": lambda x: np.rot90(x, 1)[:, ::-1],
+    }.items():
         image = np.asarray(Image.open(folder / f"segmentation_input_{pair}.jpg").convert("RGB"))
         expected = np.asarray(Image.open(folder / f"segmentation_golden_{pair}.png"))
-        assert np.mean(predictor(upright(image)).astype(int) * 10 == upright(expected)) >= 0.999, pair
+        assert np.mean(predictor(upright(image)).astype(int) * 10 == upright(expected)) >= 0.999, (
+            pair
+        )
 
 
 @pytest.mark.shared
@@ -468,25 +540,33 @@ def test_the_real_tflite_model_without_its_depth_multiplier():
         official_deeplab.load(build_segmentor(config), config, str(path))
 
 
-# What no file at hand has: names after the official source (model.py, refine_by_decoder and get_branch_logits).
+# What no file at hand has: names after the official source (model.py, refine_by_decoder and
+# get_branch_logits).
 DECODER_NAMES = {
     "separable": (
         dict(decoder_output_stride=(8, 4)),
-        "decoder/feature_projection0 decoder/decoder_conv0_depthwise decoder/decoder_conv0_pointwise "
-        "decoder/decoder_conv1_depthwise decoder/decoder_conv1_pointwise decoder/feature_projection0_1 "
-        "decoder/decoder_conv0_1_depthwise decoder/decoder_conv0_1_pointwise decoder/decoder_conv1_1_depthwise "
+        "decoder/feature_projection0 decoder/decoder_conv0_depthwise "
+        "decoder/decoder_conv0_pointwise "
+        "decoder/decoder_conv1_depthwise decoder/decoder_conv1_pointwise "
+        "decoder/feature_projection0_1 "
+        "decoder/decoder_conv0_1_depthwise decoder/decoder_conv0_1_pointwise "
+        "decoder/decoder_conv1_1_depthwise "
         "decoder/decoder_conv1_1_pointwise",
     ),
     "plain": (
         dict(decoder_output_stride=(4,), decoder_use_separable_conv=False),
-        "decoder/feature_projection0 decoder/decoder_conv0/decoder_conv0_1 decoder/decoder_conv0/decoder_conv0_2",
+        "decoder/feature_projection0 decoder/decoder_conv0/decoder_conv0_1 "
+        "decoder/decoder_conv0/decoder_conv0_2",
     ),
     "sum": (
         dict(decoder_output_stride=(4,), decoder_use_sum_merge=True),
-        "decoder/feature_projection0 decoder/decoder_split_sep_conv0_depthwise decoder/decoder_split_sep_conv0_pointwise",
+        "decoder/feature_projection0 decoder/decoder_split_sep_conv0_depthwise "
+        "decoder/decoder_split_sep_conv0_pointwise",
     ),
     "plain sum": (
-        dict(decoder_output_stride=(4,), decoder_use_sum_merge=True, decoder_use_separable_conv=False),
+        dict(
+            decoder_output_stride=(4,), decoder_use_sum_merge=True, decoder_use_separable_conv=False
+        ),
         "decoder/feature_projection0 decoder/decoder_conv0",
     ),
 }
@@ -498,7 +578,9 @@ def test_names_of_decoders(case):
     table = official_deeplab.rules(official_config(**flags))
     stages = ("decoder", "decoder2")[: len(flags["decoder_output_stride"])]
     convs = [f"conv{i}" for i in ((1,) if flags.get("decoder_use_sum_merge") else (1, 2))]
-    halves = ("_depthwise", "_pointwise") if flags.get("decoder_use_separable_conv", True) else ("",)
+    halves = (
+        ("_depthwise", "_pointwise") if flags.get("decoder_use_separable_conv", True) else ("",)
+    )
     ours = [f"{stage}_low_level" for stage in stages]
     ours += [f"{stage}_{conv}{half}" for stage in stages for conv in convs for half in halves]
 
@@ -516,6 +598,8 @@ def test_names_of_several_classifiers():
     model = build_segmentor(config, (33, 33))
     wanted = [slot.source for slot in slots(model, official_deeplab.rules(config))]
     found = {name for name in wanted if not name.startswith("Mobile")}
-    assert found == {f"logits/semantic{end}/{part}" for end in ("", "_1") for part in ("weights", "biases")}
+    assert found == {
+        f"logits/semantic{end}/{part}" for end in ("", "_1") for part in ("weights", "biases")
+    }
     assert [model.get_layer(f"logits{i}").dilation_rate for i in (0, 1)] == [(2, 2), (4, 4)]
     assert model.get_layer("logits0").kernel.shape[:2] == (3, 3)

@@ -77,11 +77,16 @@ def agrees(model: keras.Model, run: Callable[[np.ndarray], np.ndarray]) -> bool:
     for image in pictures():
         theirs, ours = run(image), np.asarray(model(image[None].astype(np.float32)))
         same.append(np.mean(theirs.argmax(-1) == ours.argmax(-1)))
-        difference, largest = max(difference, np.abs(theirs - ours).max()), max(largest, np.abs(theirs).max())
+        difference, largest = (
+            max(difference, np.abs(theirs - ours).max()),
+            max(largest, np.abs(theirs).max()),
+        )
     return bool(np.mean(same) >= 0.999 and difference <= 1e-3 * largest)
 
 
-def refused_or_right(case: Case, path: pathlib.Path, run: Callable[[np.ndarray], np.ndarray]) -> str:
+def refused_or_right(
+    case: Case, path: pathlib.Path, run: Callable[[np.ndarray], np.ndarray]
+) -> str:
     """The refusal, or "" for a conversion that is right; fails for one that is wrong."""
     try:
         official_deeplab.load(case.model, case.config, str(path))
@@ -102,7 +107,9 @@ def test_an_intact_frozen_graph(cases, name, fold, tmp_path):
     graph = case.graph(fold=fold)
     path.write_bytes(graph.SerializeToString())
     proof = official_deeplab.load(case.model, case.config, str(path))
-    assert "100.0000 % of the labels are equal" in str(proof) and "3 pictures of 65x97, TensorFlow against Keras" in str(proof)
+    assert "100.0000 % of the labels are equal" in str(
+        proof
+    ) and "3 pictures of 65x97, TensorFlow against Keras" in str(proof)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
     if not fold:
         found = dump_weights(case.model, official_deeplab.rules(case.config))
@@ -115,7 +122,9 @@ def test_an_intact_tflite_file(cases, name, tmp_path):
     case, path = cases(name), tmp_path / "model.tflite"
     path.write_bytes(packed(case.tflite()))
     proof = official_deeplab.load(case.model, case.config, str(path))
-    assert "LiteRT against Keras" in str(proof) and "normalization=unit_range is taken from the config" in str(proof)
+    assert "LiteRT against Keras" in str(
+        proof
+    ) and "normalization=unit_range is taken from the config" in str(proof)
     graph = case.graph(raw=False)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
 
@@ -129,7 +138,9 @@ def test_a_tflite_file_without_names_is_matched_by_its_structure(cases, tmp_path
     official_deeplab.load(case.model, case.config, str(path))
     graph = case.graph(raw=False)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
-    with pytest.raises(UserError, match="do not have the names of an official DeepLab; leave --no_check out"):
+    with pytest.raises(
+        UserError, match="do not have the names of an official DeepLab; leave --no_check out"
+    ):
         official_deeplab.load(case.model, case.config, str(path), check=False)
 
 
@@ -164,9 +175,17 @@ def test_dilated_kernels_that_are_stuffed_with_zeros(cases, tmp_path):
         ("v2", {"num_classes": 7}, "--num_classes=5 (not 7)"),
         ("v2", {"normalization": "imagenet"}, "--normalization=unit_range"),
         ("v2", {"image_pooling_crop_size": (33, 33)}, "--image_pooling_crop_size= (not 33,33)"),
-        ("v3", {"image_pooling_crop_size": (17, 65)}, "--image_pooling_crop_size=33,65 (not 17,65)"),
+        (
+            "v3",
+            {"image_pooling_crop_size": (17, 65)},
+            "--image_pooling_crop_size=33,65 (not 17,65)",
+        ),
         ("v3", {"image_pooling_stride": (1, 1)}, "--image_pooling_stride=1,2 (not 1,1)"),
-        ("v3", {"image_pooling_gate": "hard_sigmoid"}, "--image_pooling_gate=q_sigmoid (not hard_sigmoid)"),
+        (
+            "v3",
+            {"image_pooling_gate": "hard_sigmoid"},
+            "--image_pooling_gate=q_sigmoid (not hard_sigmoid)",
+        ),
     ],
 )
 def test_the_flags_that_fit_are_named(cases, name, changes, flags, tmp_path):
@@ -183,9 +202,20 @@ def test_no_check_takes_the_weights_alone_and_says_so(cases, tmp_path, capsys):
     path.write_bytes(case.graph().SerializeToString())
     config = case.config.replace(output_stride=8)
     _, proof = convert("official_deeplab", str(path), config, check=False)
-    assert "was not run: only its weights are proven" in str(proof) and "output_stride=8" in str(proof)
-    flags = ["--source=official_deeplab", f"--checkpoint={path}", "--model=deeplabv3_mnv2_dm05_pascal_trainval"]
-    flags += ["--depth_multiplier=0.35", "--num_classes=5", "--atrous_rates=2,3", "--aspp_convs_filters=16"]
+    assert "was not run: only its weights are proven" in str(proof) and "output_stride=8" in str(
+        proof
+    )
+    flags = [
+        "--source=official_deeplab",
+        f"--checkpoint={path}",
+        "--model=deeplabv3_mnv2_dm05_pascal_trainval",
+    ]
+    flags += [
+        "--depth_multiplier=0.35",
+        "--num_classes=5",
+        "--atrous_rates=2,3",
+        "--aspp_convs_filters=16",
+    ]
     assert script("convert_checkpoint.py")(*flags, f"--output={tmp_path}/a") == 1
     assert "seems made with --output_stride=16 (not 8)" in capsys.readouterr().err
     assert script("convert_checkpoint.py")(*flags, "--no_check", f"--output={tmp_path}/a") == 0
@@ -195,9 +225,13 @@ def test_no_check_takes_the_weights_alone_and_says_so(cases, tmp_path, capsys):
 def test_other_classes_are_proven_with_the_files_own(cases, tmp_path):
     case, path = cases("v2"), tmp_path / "graph.pb"
     path.write_bytes(case.graph().SerializeToString())
-    model, proof = convert("official_deeplab", str(path), case.config.replace(num_classes=3), other_classes=True)
+    model, proof = convert(
+        "official_deeplab", str(path), case.config.replace(num_classes=3), other_classes=True
+    )
     assert proof.kept == ("logits",) and "were run: 100.0000 %" in str(proof)
-    np.testing.assert_array_equal(named_weights(model)["aspp0_conv/kernel"], case.tensors["aspp0/weights"])
+    np.testing.assert_array_equal(
+        named_weights(model)["aspp0_conv/kernel"], case.tensors["aspp0/weights"]
+    )
 
 
 # === Mutations of frozen graphs ===
@@ -211,7 +245,9 @@ def node(graph: Graph, name: str) -> Any:
 
 
 def set_ints(name: str, attribute: str, *values: int) -> Callable[[Graph], None]:
-    return lambda graph: node(graph, name).attr[attribute].list.i.__setitem__(slice(None), (1, *values, 1))
+    return lambda graph: (
+        node(graph, name).attr[attribute].list.i.__setitem__(slice(None), (1, *values, 1))
+    )
 
 
 def set_value(name: str, attribute: str, field: str, value: Any) -> Callable[[Graph], None]:
@@ -238,14 +274,19 @@ def set_constant(name: str, change: Callable[[np.ndarray], Any]) -> Callable[[Gr
     def apply(graph: Graph) -> None:
         tensor = node(graph, name).attr["value"].tensor
         value = tf.make_ndarray(tensor)
-        tensor.CopyFrom(tf.make_tensor_proto(np.asarray(change(value), value.dtype), shape=value.shape))
+        tensor.CopyFrom(
+            tf.make_tensor_proto(np.asarray(change(value), value.dtype), shape=value.shape)
+        )
 
     return apply
 
 
 def swap(first: str, second: str) -> Callable[[Graph], None]:
     def change(graph: Graph) -> None:
-        one, other = node(graph, first).attr["value"].tensor, node(graph, second).attr["value"].tensor
+        one, other = (
+            node(graph, first).attr["value"].tensor,
+            node(graph, second).attr["value"].tensor,
+        )
         kept = type(one)()
         kept.CopyFrom(one)
         one.CopyFrom(other)
@@ -278,7 +319,9 @@ def rewire(name: str, place: int, source: str) -> Callable[[Graph], None]:
     return lambda graph: node(graph, name).input.__setitem__(place, source)
 
 
-def both(first: Callable[[Graph], None], second: Callable[[Graph], None]) -> Callable[[Graph], None]:
+def both(
+    first: Callable[[Graph], None], second: Callable[[Graph], None]
+) -> Callable[[Graph], None]:
     def change(graph: Graph) -> None:
         first(graph)
         second(graph)
@@ -300,12 +343,22 @@ V2_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     "stride 2 to 1": set_ints(BLOCK.format(3) + "/depthwise/depthwise", "strides", 1, 1),
     "stride 1 to 2": set_ints(BLOCK.format(2) + "/depthwise/depthwise", "strides", 2, 2),
     "stride of the stem": set_ints("MobilenetV2/Conv/Conv2D", "strides", 1, 1),
-    "dilation of a backbone layer": set_ints(BLOCK.format(9) + "/depthwise/depthwise", "dilations", 2, 2),
-    "dilation of a pointwise layer": set_ints(BLOCK.format(9) + "/expand/Conv2D", "dilations", 2, 2),
-    "blocks of another rate": set_constant("aspp2_depthwise/depthwise/SpaceToBatchND/block_shape", lambda value: value - 1),
-    "paddings of the blocks": set_constant("aspp1_depthwise/depthwise/SpaceToBatchND/paddings", lambda value: value[:, ::-1]),
+    "dilation of a backbone layer": set_ints(
+        BLOCK.format(9) + "/depthwise/depthwise", "dilations", 2, 2
+    ),
+    "dilation of a pointwise layer": set_ints(
+        BLOCK.format(9) + "/expand/Conv2D", "dilations", 2, 2
+    ),
+    "blocks of another rate": set_constant(
+        "aspp2_depthwise/depthwise/SpaceToBatchND/block_shape", lambda value: value - 1
+    ),
+    "paddings of the blocks": set_constant(
+        "aspp1_depthwise/depthwise/SpaceToBatchND/paddings", lambda value: value[:, ::-1]
+    ),
     "padding of the stem": set_value("MobilenetV2/Conv/Conv2D", "padding", "s", b"VALID"),
-    "padding of a depthwise layer": set_value(BLOCK.format(8) + "/depthwise/depthwise", "padding", "s", b"VALID"),
+    "padding of a depthwise layer": set_value(
+        BLOCK.format(8) + "/depthwise/depthwise", "padding", "s", b"VALID"
+    ),
     "pooling window": set_ints("AvgPool2D/AvgPool", "ksize", 3, 3),
     "pooling window and stride": both(
         set_ints("AvgPool2D/AvgPool", "ksize", 3, 3), set_ints("AvgPool2D/AvgPool", "strides", 2, 2)
@@ -315,14 +368,22 @@ V2_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     "one epsilon": set_value(P.format(5) + "FusedBatchNormV3", "epsilon", "f", 0.05),
     "all epsilons": set_all("FusedBatchNormV3", "epsilon", "f", 0.02),
     "batch norm in training": set_value(P.format(5) + "FusedBatchNormV3", "is_training", "b", True),
-    "extra multiplication by a number": insert(BLOCK.format(4) + "/project/BatchNorm/FusedBatchNormV3", "Mul", 1.1),
-    "extra multiplication after an activation": insert(BLOCK.format(4) + "/expand/Relu6", "Mul", 1.1),
-    "extra multiplication before a batch norm": insert(BLOCK.format(4) + "/project/Conv2D", "Mul", 1.1),
+    "extra multiplication by a number": insert(
+        BLOCK.format(4) + "/project/BatchNorm/FusedBatchNormV3", "Mul", 1.1
+    ),
+    "extra multiplication after an activation": insert(
+        BLOCK.format(4) + "/expand/Relu6", "Mul", 1.1
+    ),
+    "extra multiplication before a batch norm": insert(
+        BLOCK.format(4) + "/project/Conv2D", "Mul", 1.1
+    ),
     "extra multiplication of the image": insert("shift", "Mul", 1.02),
     "extra multiplication of the scores": insert("logits/semantic/BiasAdd", "Mul", 1.1),
     "extra multiplication of the resized scores": insert("ResizeBilinear_2", "Mul", -1.0),
     "extra addition": insert(BLOCK.format(6) + "/depthwise/Relu6", "Add", 0.3),
-    "extra addition to the scores": insert("logits/semantic/BiasAdd", "Add", np.float32([0, 3, 0, 0, 0])),
+    "extra addition to the scores": insert(
+        "logits/semantic/BiasAdd", "Add", np.float32([0, 3, 0, 0, 0])
+    ),
     "extra activation": insert(BLOCK.format(5) + "/add", "Relu"),
     "another activation": set_op(BLOCK.format(6) + "/expand/Relu6", "Relu"),
     "a sigmoid": set_op("aspp0/Relu", "Sigmoid"),
@@ -332,10 +393,16 @@ V2_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     "corners of the last resize": set_value("ResizeBilinear_2", "align_corners", "b", False),
     "nearest neighbor": set_op("ResizeBilinear_2", "ResizeNearestNeighbor"),
     "swapped betas": swap(P.format(4) + "beta", P.format(5) + "beta"),
-    "swapped kernels": swap(BLOCK.format(4) + "/project/weights", BLOCK.format(5) + "/project/weights"),
+    "swapped kernels": swap(
+        BLOCK.format(4) + "/project/weights", BLOCK.format(5) + "/project/weights"
+    ),
     "gamma for variance": swap(P.format(4) + "gamma", P.format(4) + "moving_variance"),
-    "a residual from elsewhere": rewire(BLOCK.format(5) + "/add", 1, BLOCK.format(4) + "/project/BatchNorm/FusedBatchNormV3"),
-    "a residual left out": rewire(BLOCK.format(5) + "/add", 1, BLOCK.format(5) + "/project/BatchNorm/FusedBatchNormV3"),
+    "a residual from elsewhere": rewire(
+        BLOCK.format(5) + "/add", 1, BLOCK.format(4) + "/project/BatchNorm/FusedBatchNormV3"
+    ),
+    "a residual left out": rewire(
+        BLOCK.format(5) + "/add", 1, BLOCK.format(5) + "/project/BatchNorm/FusedBatchNormV3"
+    ),
     "a difference for a residual": set_op(BLOCK.format(5) + "/add", "Sub"),
     "swapped branches": swap_inputs("concat"),
     "swapped inputs of a sum": swap_inputs(BLOCK.format(5) + "/add"),
@@ -345,17 +412,29 @@ V2_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     "a negative variance": set_constant(P.format(4) + "moving_variance", lambda value: -value),
 }
 V3_MUTATIONS: dict[str, Callable[[Graph], None]] = {
-    "factor of hard-swish": set_constant("MobilenetV3/Conv/hard_swish/mul_1/y", lambda value: value * 1.3),
-    "summand of hard-swish": set_constant("MobilenetV3/Conv/hard_swish/add/y", lambda value: value - 1),
-    "factor of a gate": set_constant(f"{V3}_4/squeeze_excite/Conv_1/mul/y", lambda value: value * 1.2),
+    "factor of hard-swish": set_constant(
+        "MobilenetV3/Conv/hard_swish/mul_1/y", lambda value: value * 1.3
+    ),
+    "summand of hard-swish": set_constant(
+        "MobilenetV3/Conv/hard_swish/add/y", lambda value: value - 1
+    ),
+    "factor of a gate": set_constant(
+        f"{V3}_4/squeeze_excite/Conv_1/mul/y", lambda value: value * 1.2
+    ),
     "hard sigmoid for a gate": set_constant("image_pooling/mul/y", lambda value: np.float32(1 / 6)),
     "summand of a gate": set_constant("image_pooling/add/y", lambda value: value - 1),
     "relu for relu6 in a gate": set_op(f"{V3}_4/squeeze_excite/Conv_1/Relu6", "Relu"),
-    "mean over one axis": set_constant(f"{V3}_4/squeeze_excite/Mean/reduction_indices", lambda value: np.array([1, 1])),
-    "gate of another layer": rewire(f"{V3}_5/squeeze_excite/mul", 0, f"{V3}_4/depthwise/hard_swish/mul_1"),
+    "mean over one axis": set_constant(
+        f"{V3}_4/squeeze_excite/Mean/reduction_indices", lambda value: np.array([1, 1])
+    ),
+    "gate of another layer": rewire(
+        f"{V3}_5/squeeze_excite/mul", 0, f"{V3}_4/depthwise/hard_swish/mul_1"
+    ),
     "pooling window of the gate": set_ints("AvgPool2D/AvgPool", "ksize", 5, 5),
     "pooling stride of the gate": set_ints("AvgPool2D/AvgPool", "strides", 1, 1),
-    "no squeeze-and-excite": rewire(f"{V3}_4/project/Conv2D", 0, f"{V3}_4/depthwise/hard_swish/mul_1"),
+    "no squeeze-and-excite": rewire(
+        f"{V3}_4/project/Conv2D", 0, f"{V3}_4/depthwise/hard_swish/mul_1"
+    ),
     "a product for the sum of scores": set_op("decoder/add", "Mul"),
 }
 # Mutations that change nothing, or that the converter can follow exactly.
@@ -370,7 +449,10 @@ QUICK = (
 
 
 def _mutations(mutations: dict[str, Callable[[Graph], None]]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow, id=name) for name in mutations]
+    return [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow, id=name)
+        for name in mutations
+    ]
 
 
 def _mutated(case: Case, change: Callable[[Graph], None], path: pathlib.Path) -> str:
@@ -403,7 +485,9 @@ def packed(model: schema.ModelT) -> bytes:
 def operators(model: schema.ModelT, kind: str) -> list[Any]:
     code = getattr(schema.BuiltinOperator, kind)
     codes = [max(found.builtinCode, found.deprecatedBuiltinCode) for found in model.operatorCodes]
-    return [operator for operator in model.subgraphs[0].operators if codes[operator.opcodeIndex] == code]
+    return [
+        operator for operator in model.subgraphs[0].operators if codes[operator.opcodeIndex] == code
+    ]
 
 
 def option(kind: str, index: int, **values: Any) -> Callable[[schema.ModelT], None]:
@@ -416,13 +500,18 @@ def option(kind: str, index: int, **values: Any) -> Callable[[schema.ModelT], No
 
 def swap_buffers(kind: str, first: int, second: int, place: int) -> Callable[[schema.ModelT], None]:
     def change(model: schema.ModelT) -> None:
-        tensors = [model.subgraphs[0].tensors[operators(model, kind)[index].inputs[place]] for index in (first, second)]
+        tensors = [
+            model.subgraphs[0].tensors[operators(model, kind)[index].inputs[place]]
+            for index in (first, second)
+        ]
         tensors[0].buffer, tensors[1].buffer = tensors[1].buffer, tensors[0].buffer
 
     return change
 
 
-def rewire_input(kind: str, index: int, place: int, other: tuple[str, int]) -> Callable[[schema.ModelT], None]:
+def rewire_input(
+    kind: str, index: int, place: int, other: tuple[str, int]
+) -> Callable[[schema.ModelT], None]:
     def change(model: schema.ModelT) -> None:
         operator = operators(model, kind)[index]
         operator.inputs = np.array(operator.inputs)
@@ -435,9 +524,15 @@ TFLITE_MUTATIONS: dict[str, Callable[[schema.ModelT], None]] = {
     "stride": option("DEPTHWISE_CONV_2D", 2, strideH=2, strideW=2),
     "dilation": option("DEPTHWISE_CONV_2D", 8, dilationHFactor=2, dilationWFactor=2),
     "padding": option("DEPTHWISE_CONV_2D", 8, padding=schema.Padding.VALID),
-    "activation": option("DEPTHWISE_CONV_2D", 8, fusedActivationFunction=schema.ActivationFunctionType.RELU),
-    "no activation": option("CONV_2D", 0, fusedActivationFunction=schema.ActivationFunctionType.NONE),
-    "activation of a sum": option("ADD", 1, fusedActivationFunction=schema.ActivationFunctionType.RELU),
+    "activation": option(
+        "DEPTHWISE_CONV_2D", 8, fusedActivationFunction=schema.ActivationFunctionType.RELU
+    ),
+    "no activation": option(
+        "CONV_2D", 0, fusedActivationFunction=schema.ActivationFunctionType.NONE
+    ),
+    "activation of a sum": option(
+        "ADD", 1, fusedActivationFunction=schema.ActivationFunctionType.RELU
+    ),
     "pooling window": option("AVERAGE_POOL_2D", 0, filterHeight=3, filterWidth=3),
     "corners": option("RESIZE_BILINEAR", -1, alignCorners=False),
     "half-pixel centers": option("RESIZE_BILINEAR", -1, alignCorners=False, halfPixelCenters=True),
@@ -459,7 +554,8 @@ def test_a_mutated_tflite_file_is_refused_or_right(cases, name, tmp_path):
 
     def run(image: np.ndarray) -> np.ndarray:
         interpreter = Interpreter(
-            str(path), experimental_preserve_all_tensors=True,
+            str(path),
+            experimental_preserve_all_tensors=True,
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
         interpreter.allocate_tensors()
@@ -484,7 +580,10 @@ def test_a_quantization_aware_graph_is_refused(cases, tmp_path):
     insert("aspp0/Relu", "FakeQuantWithMinMaxArgs")(graph)
     del node(graph, "inserted").attr["T"]
     path.write_bytes(graph.SerializeToString())
-    with pytest.raises(UserError, match="quantization-aware: 1 operations round its weights .*; give the float graph"):
+    with pytest.raises(
+        UserError,
+        match="quantization-aware: 1 operations round its weights .*; give the float graph",
+    ):
         official_deeplab.load(case.model, case.config, str(path))
 
 
@@ -507,7 +606,8 @@ def _stateless_call(path):
     _writes(path)
 
 
-# TensorFlow calls all but the first stateless; the last hides the operation in a function of the graph's library.
+# TensorFlow calls all but the first stateless; the last hides the operation in a function of the
+# graph's library.
 ACTS = {
     "WriteFile": lambda path: tf.raw_ops.WriteFile(filename=path, contents="x", name="evil"),
     "ReadFile": lambda path: tf.raw_ops.ReadFile(filename=path, name="evil"),
@@ -530,7 +630,9 @@ def test_an_operation_that_acts_outside_is_not_run(cases, tmp_path, op):
             node.op = "PartitionedCall"
     graph.MergeFromString(definition.SerializeToString())
     path.write_bytes(graph.SerializeToString())
-    with pytest.raises(UserError, match=f"graph.pb: holds the operation {op} [(].*which no network here needs"):
+    with pytest.raises(
+        UserError, match=f"graph.pb: holds the operation {op} [(].*which no network here needs"
+    ):
         official_deeplab.load(case.model, case.config, str(path))
     assert not (tmp_path / "written").exists()
 
@@ -545,18 +647,30 @@ SMALL = "deeplab_mnv3_small_cityscapes_trainfine"
 @pytest.mark.parametrize(
     "file, model, changes, pairs",
     [
-        ("mnv2_dm05_513_unfolded/deeplabv3_mnv2_dm05_pascal.tflite", "deeplabv3_mnv2_dm05_pascal_trainval", {}, ["image argmax"]),
+        (
+            "mnv2_dm05_513_unfolded/deeplabv3_mnv2_dm05_pascal.tflite",
+            "deeplabv3_mnv2_dm05_pascal_trainval",
+            {},
+            ["image argmax"],
+        ),
         *(
-            (f"mnv3_small_5_classes/{name}", SMALL, {"num_classes": 5, "image_pooling_crop_size": (385, 769)},
-             ["road_image road_argmax_float", "city_image city_argmax_float"])
+            (
+                f"mnv3_small_5_classes/{name}",
+                SMALL,
+                {"num_classes": 5, "image_pooling_crop_size": (385, 769)},
+                ["road_image road_argmax_float", "city_image city_argmax_float"],
+            )
             for name in ("frozen_inference_graph.pb", "seg_graph_f.tflite")
         ),
     ],
-)  # fmt: skip
+)
 def test_files_of_other_people(file, model, changes, pairs):
     path = THIRD_PARTY / file
     if changes:
-        with pytest.raises(UserError, match="--num_classes=5 .not 19., --image_pooling_crop_size=385,769 .not 769,769."):
+        with pytest.raises(
+            UserError,
+            match="--num_classes=5 .not 19., --image_pooling_crop_size=385,769 .not 769,769.",
+        ):
             convert("official_deeplab", str(path), OFFICIAL[model])
     converted, proof = convert("official_deeplab", str(path), OFFICIAL[model].replace(**changes))
     assert "were run" in str(proof)
@@ -571,7 +685,13 @@ def test_files_of_other_people(file, model, changes, pairs):
 def test_quantized_files_of_other_people_are_refused():
     config = OFFICIAL[SMALL].replace(num_classes=5, image_pooling_crop_size=(385, 769))
     with pytest.raises(UserError, match="quantization-aware: 203 operations"):
-        convert("official_deeplab", str(THIRD_PARTY / "mnv3_small_5_classes" / "frozen_inference_graph_q.pb"), config)
+        convert(
+            "official_deeplab",
+            str(THIRD_PARTY / "mnv3_small_5_classes" / "frozen_inference_graph_q.pb"),
+            config,
+        )
     path = next((THIRD_PARTY / "edgetpu_slim_8bit").glob("*.tflite"))
-    with pytest.raises(UserError, match="a quantized file .*whose float weights are lost .*is uint8"):
+    with pytest.raises(
+        UserError, match="a quantized file .*whose float weights are lost .*is uint8"
+    ):
         convert("official_deeplab", str(path), OFFICIAL["edgetpu-deeplab-slim"])

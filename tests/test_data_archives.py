@@ -23,17 +23,29 @@ from PIL import Image
 
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.files import pairs as files
-from deeplab_keras.data.files.archives import Archive, any_member, open_archive, read_bytes, split_member
+from deeplab_keras.data.files.archives import (
+    Archive,
+    any_member,
+    open_archive,
+    read_bytes,
+    split_member,
+)
 from deeplab_keras.data.files.mat import read_mat_segmentation
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.registry import open_dataset
 
-MAKERS = {**TREES, "camvid": camvid, "folder": lambda root: write_dataset(root) and write_dataset(root, "val")}
+MAKERS = {
+    **TREES,
+    "camvid": camvid,
+    "folder": lambda root: write_dataset(root) and write_dataset(root, "val"),
+}
 
 
 def pack(archive: pathlib.Path, root: pathlib.Path, *folders: str) -> pathlib.Path:
     """These folders of root as members of the archive."""
-    paths = sorted(path for folder in folders for path in (root / folder).rglob("*") if path.is_file())
+    paths = sorted(
+        path for folder in folders for path in (root / folder).rglob("*") if path.is_file()
+    )
     archive.parent.mkdir(parents=True, exist_ok=True)
     if archive.suffix == ".tar":
         with tarfile.open(archive, "w") as tar:
@@ -47,7 +59,8 @@ def pack(archive: pathlib.Path, root: pathlib.Path, *folders: str) -> pathlib.Pa
     return archive
 
 
-# Dataset, split -> the archives that it is had as, and the folders in each; "" stands for --dataset_dir itself.
+# Dataset, split -> the archives that it is had as, and the folders in each; "" stands for
+# --dataset_dir itself.
 ARCHIVES = {
     ("voc2012", "train"): {"VOCtrainval_11-May-2012.tar": ("VOCdevkit",)},
     ("pascal_voc_seg", "trainaug"): {
@@ -77,13 +90,20 @@ def test_archives_give_what_their_folders_give(dataset, split, tmp_path, monkeyp
     packed = tmp_path / "packed" / ("mine.zip" if dataset == "folder" else "")
     before = sorted(tmp_path.rglob("*"))
     extracted, archived = (
-        open_dataset(DataConfig(dataset=dataset, dataset_dir=str(path)), split) for path in (tmp_path / "all", packed)
+        open_dataset(DataConfig(dataset=dataset, dataset_dir=str(path)), split)
+        for path in (tmp_path / "all", packed)
     )
     assert archived.names == extracted.names and len(archived) >= 1
-    assert any_member(archived.images) and any_member(archived.labels) and not any_member(extracted.images)
+    assert (
+        any_member(archived.images)
+        and any_member(archived.labels)
+        and not any_member(extracted.images)
+    )
     graph = tf.function(archived.tf_load, input_signature=[tf.TensorSpec([], tf.int64)])
     for index in range(len(archived)):
-        for found, in_graph, expected in zip(archived.load(index), graph(index), extracted.load(index), strict=True):
+        for found, in_graph, expected in zip(
+            archived.load(index), graph(index), extracted.load(index), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)
             np.testing.assert_array_equal(in_graph, expected)
     assert sorted(tmp_path.rglob("*")) == before, "nothing is extracted"
@@ -106,7 +126,10 @@ def test_a_folder_within_an_archive_of_ones_own(tmp_path):
     packed = pack(tmp_path / "mine.zip", tmp_path / "all", "photos of Zürich")
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(packed)), "train")
     assert source.names == ("pic_0", "pic_1", "pic_2") and source.info.name == "photos of Zürich"
-    assert split_member(source.images[0]) == (str(packed), "photos of Zürich/images/train/pic_0.jpg")
+    assert split_member(source.images[0]) == (
+        str(packed),
+        "photos of Zürich/images/train/pic_0.jpg",
+    )
 
 
 def test_what_file_managers_and_links_leave_is_no_member(tmp_path):
@@ -120,7 +143,10 @@ def test_what_file_managers_and_links_leave_is_no_member(tmp_path):
     archive = Archive(str(path))
     assert archive.children == {"": {"images"}, "images": {"a.jpg"}}
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, kind in (("images/passwd.jpg", tarfile.SYMTYPE), ("images/disk", tarfile.BLKTYPE)):
+        for name, kind in (
+            ("images/passwd.jpg", tarfile.SYMTYPE),
+            ("images/disk", tarfile.BLKTYPE),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
@@ -140,15 +166,22 @@ def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
         member = tarfile.TarInfo("./images/a.jpg")
         member.size = 6
         tar.addfile(member, io.BytesIO(b"abcdef"))
-        for name, kind, to in (("b.jpg", tarfile.LNKTYPE, "./images/a.jpg"), ("c.jpg", tarfile.LNKTYPE, "images/gone.jpg"),
-                               ("d.jpg", tarfile.SYMTYPE, "a.jpg"), ("e.jpg", tarfile.SYMTYPE, "a.jpg")):  # fmt: skip
+        for name, kind, to in (
+            ("b.jpg", tarfile.LNKTYPE, "./images/a.jpg"),
+            ("c.jpg", tarfile.LNKTYPE, "images/gone.jpg"),
+            ("d.jpg", tarfile.SYMTYPE, "a.jpg"),
+            ("e.jpg", tarfile.SYMTYPE, "a.jpg"),
+        ):
             member = tarfile.TarInfo(f"./images/{name}")
             member.type, member.linkname = kind, to
             tar.addfile(member)
     assert Archive(str(tmp_path / "a.tar")).children["images"] == {"a.jpg", "b.jpg"}
     assert read_bytes(str(tmp_path / "a.tar/images/b.jpg")) == b"abcdef"
     said = [record.getMessage() for record in caplog.records]
-    told = "2 symbolic links in it are not followed, as ./images/d.jpg; extract it if they lead to images or masks"
+    told = (
+        "2 symbolic links in it are not followed, as ./images/d.jpg; extract it if they lead "
+        "to images or masks"
+    )
     assert said[:1] == [f"{tmp_path}/a.tar: {told}"]
 
 
@@ -156,8 +189,14 @@ def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
 def test_names_in_zips_of_macos(told, tmp_path):
     """They are UTF-8 with accents in two parts, and the flag that says so is not set; a list is written as people type."""
     write_dataset(tmp_path / "flat", count=1)
-    files = {path.relative_to(tmp_path / "flat").as_posix(): path.read_bytes() for path in (tmp_path / "flat").rglob("*.*g")}
-    files = {unicodedata.normalize("NFD", name.replace("pic_0", "Küche")): data for name, data in files.items()}
+    files = {
+        path.relative_to(tmp_path / "flat").as_posix(): path.read_bytes()
+        for path in (tmp_path / "flat").rglob("*.*g")
+    }
+    files = {
+        unicodedata.normalize("NFD", name.replace("pic_0", "Küche")): data
+        for name, data in files.items()
+    }
     files["train.csv"] = "images/train/Küche.jpg,labels/train/Küche.png\n".encode()
     files["classes.txt"] = b"wall\nfloor\nlamp\n"
     with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
@@ -168,10 +207,17 @@ def test_names_in_zips_of_macos(told, tmp_path):
         for match in [] if told else re.finditer(signature, bytes(data)):
             data[match.start() + flags + 1] &= ~8
     (tmp_path / "mac.zip").write_bytes(data)
-    members = [info for info in zipfile.ZipFile(tmp_path / "mac.zip").infolist() if not info.filename.isascii()]
+    members = [
+        info
+        for info in zipfile.ZipFile(tmp_path / "mac.zip").infolist()
+        if not info.filename.isascii()
+    ]
     assert len(members) == 2 and all(bool(info.flag_bits & 0x800) == told for info in members)
     for split in ("train", "train.csv"):
-        source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(tmp_path / "mac.zip"), train_split=split), split)
+        source = open_dataset(
+            DataConfig(dataset="folder", dataset_dir=str(tmp_path / "mac.zip"), train_split=split),
+            split,
+        )
         assert [unicodedata.normalize("NFC", name) for name in source.names] == ["Küche"]
         np.testing.assert_array_equal(source.load(0)[1], mask(20, 30))
 
@@ -179,7 +225,9 @@ def test_names_in_zips_of_macos(told, tmp_path):
 def test_names_of_other_zips_stay_as_they_are(tmp_path):
     with zipfile.ZipFile(tmp_path / "dos.zip", "w") as archive:
         archive.writestr("aXb.txt", "x")
-    data = (tmp_path / "dos.zip").read_bytes().replace(b"aXb", b"a\x81b")  # ü in code page 437, no UTF-8
+    data = (
+        (tmp_path / "dos.zip").read_bytes().replace(b"aXb", b"a\x81b")
+    )  # ü in code page 437, no UTF-8
     (tmp_path / "dos.zip").write_bytes(data)
     assert Archive(str(tmp_path / "dos.zip")).children[""] == {"aüb.txt"}
 
@@ -222,7 +270,11 @@ def test_trainaug_from_the_semantic_boundaries_dataset(tmp_path):
     (home / "SegmentationClassAug").rmdir()
     (home / "ImageSets/Segmentation/trainaug.txt").unlink()
     other = np.full((24, 32), 3)
-    for name, ids in (("2008_000002", masks["2008_000002"]), ("2007_000039", other), ("2007_000042", other)):
+    for name, ids in (
+        ("2008_000002", masks["2008_000002"]),
+        ("2007_000039", other),
+        ("2007_000042", other),
+    ):
         write_mat(sbd / f"cls/{name}.mat", ids)
     (sbd / "train.txt").write_text("2008_000002\n2007_000042\n")  # the second one is in VOC's val
     (sbd / "val.txt").write_text("2007_000039\n")
@@ -238,14 +290,23 @@ def test_trainaug_from_the_ready_masks_without_a_list(tmp_path):
     masks = TREES["voc2012"](tmp_path / "all")
     home = tmp_path / "all/VOCdevkit/VOC2012"
     (home / "ImageSets/Segmentation/trainaug.txt").unlink()
-    Image.fromarray(np.uint8(masks["2007_000042"])).save(home / "SegmentationClassAug/2007_000042.png")  # one of val
+    Image.fromarray(np.uint8(masks["2007_000042"])).save(
+        home / "SegmentationClassAug/2007_000042.png"
+    )  # one of val
     wanted = ("2007_000032", "2007_000039", "2008_000002")
-    assert open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "all")), "trainaug").names == wanted
+    assert (
+        open_dataset(
+            DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "all")), "trainaug"
+        ).names
+        == wanted
+    )
     pack(tmp_path / "packed/SegmentationClassAug.zip", home, "SegmentationClassAug")
     (tmp_path / "other").mkdir()
     (home / "SegmentationClassAug").rename(tmp_path / "other/x")
     pack(tmp_path / "packed/VOCtrainval_11-May-2012.tar", tmp_path / "all", "VOCdevkit")
-    source = open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "packed")), "trainaug")
+    source = open_dataset(
+        DataConfig(dataset="voc2012", dataset_dir=str(tmp_path / "packed")), "trainaug"
+    )
     assert source.names == wanted
     np.testing.assert_array_equal(source.load(2)[1], masks["2008_000002"])
 
@@ -280,7 +341,8 @@ def test_real_samples_out_of_archives(tmp_path):
         root = SHARED / "data" / folder
         packed = pack(tmp_path / dataset / name, root, ".")
         one, other = (
-            open_dataset(DataConfig(dataset=dataset, dataset_dir=str(path)), split) for path in (root, packed.parent)
+            open_dataset(DataConfig(dataset=dataset, dataset_dir=str(path)), split)
+            for path in (root, packed.parent)
         )
         assert one.names == other.names
         for index in range(len(one)):
@@ -300,14 +362,22 @@ def turned(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     """The EXIF standard's table of what the 0th row and column of the stored pixels are."""
     return {
-        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1),
-        6: stored[::-1].swapaxes(0, 1), 7: stored[::-1, ::-1].swapaxes(0, 1), 8: stored[:, ::-1].swapaxes(0, 1),
-    }[orientation]  # fmt: skip
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: stored[::-1].swapaxes(0, 1),
+        7: stored[::-1, ::-1].swapaxes(0, 1),
+        8: stored[:, ::-1].swapaxes(0, 1),
+    }[orientation]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mask_is_turned", [False, True])
-def test_exif_turns_an_image_only_where_its_mask_then_fits(orientation, mask_is_turned, tmp_path, caplog):
+def test_exif_turns_an_image_only_where_its_mask_then_fits(
+    orientation, mask_is_turned, tmp_path, caplog
+):
     root = write_dataset(tmp_path / "photos")
     image = root / "images/train/pic_1.jpg"
     turned(image, photograph(24, 40), orientation)
@@ -339,8 +409,15 @@ def test_images_of_one_pixel(tmp_path):
 def test_16_bit_colour_keeps_its_upper_byte(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3)).astype(">u2")
     raw = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
-    data = b"".join(struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in chunks)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    )
+    data = b"".join(
+        struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b))
+        for kind, b in chunks
+    )
     root = write_dataset(tmp_path / "photos")
     (root / "images/train/pic_0.jpg").unlink()
     (root / "images/train/pic_0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)

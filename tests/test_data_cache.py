@@ -22,7 +22,9 @@ from deeplab_keras.data.registry import open_dataset
 def photos(tmp_path) -> DataConfig:
     root = write_dataset(tmp_path / "photos", count=4)
     (root / "classes.txt").write_text("a\nb\nc")
-    return DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=2)
+    return DataConfig(
+        dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=2
+    )
 
 
 def kept(config: DataConfig, tmp_path) -> DataConfig:
@@ -42,7 +44,9 @@ def test_the_cache_gives_what_the_files_give(photos, tmp_path, capsys):
 def test_once_cached_the_files_are_not_read(photos, tmp_path, monkeypatch):
     source = open_dataset(kept(photos, tmp_path), "train")
     expected = source.load(2)
-    monkeypatch.setattr("deeplab_keras.data.files.pairs.read_image", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "deeplab_keras.data.files.pairs.read_image", lambda *_: pytest.fail("read again")
+    )
     shutil.rmtree(tmp_path / "photos")
     for found, wanted in zip(source.tf_load(tf.constant(2)), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -64,6 +68,7 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
     config = kept(photos, tmp_path)
     write = cache._write
     with monkeypatch.context() as patch:
+
         def fails(source, folder, index):
             if index == 2:
                 raise UserError("pic_2: broken")
@@ -73,7 +78,9 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
         with pytest.raises(UserError, match="^pic_2: broken$"):
             open_dataset(config, "train")
     calls = []
-    monkeypatch.setattr(cache, "_write", lambda *arguments: calls.append(arguments[2]) or write(*arguments))
+    monkeypatch.setattr(
+        cache, "_write", lambda *arguments: calls.append(arguments[2]) or write(*arguments)
+    )
     assert_same(open_dataset(config, "train"), open_dataset(photos, "train"))
     assert 2 in calls and 0 not in calls
 
@@ -81,7 +88,10 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before(photos, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(10**6, 10**6, 4000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB and \S+ GB are free; give"):
+    with pytest.raises(
+        UserError,
+        match=r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB and \S+ GB are free; give",
+    ):
         open_dataset(kept(photos, tmp_path), "train")
     assert not (tmp_path / "cache").exists()
 
@@ -90,5 +100,8 @@ def test_a_damaged_cache_is_told(photos, tmp_path):
     source = open_dataset(kept(photos, tmp_path), "train")
     path = next((tmp_path / "cache").rglob("00000001.raw"))
     truncate(path)
-    with pytest.raises(UserError, match="00000001.raw: cannot be read .+; remove its folder, and the cache is made anew"):
+    with pytest.raises(
+        UserError,
+        match="00000001.raw: cannot be read .+; remove its folder, and the cache is made anew",
+    ):
         source.load(1)

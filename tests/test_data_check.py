@@ -63,10 +63,17 @@ def test_every_mistake_is_found_at_once(dataset, tmp_path):
     result = checked(dataset, "train", "val", "test")
     found = {(problem.split, problem.kind) for problem in result.problems}
     assert found == {
-        ("train", BrokenFileError.kind), ("train", MissingFileError.kind), ("train", SizeUserError.kind),
-        ("train", IdsUserError.kind), ("val", IN_TWO_SPLITS), ("val", NoMaskUserError.kind), ("test", NOT_OPENED),
-    }  # fmt: skip
-    assert len(result.problems) == 7 and all("\n" not in problem.message for problem in result.problems)
+        ("train", BrokenFileError.kind),
+        ("train", MissingFileError.kind),
+        ("train", SizeUserError.kind),
+        ("train", IdsUserError.kind),
+        ("val", IN_TWO_SPLITS),
+        ("val", NoMaskUserError.kind),
+        ("test", NOT_OPENED),
+    }
+    assert len(result.problems) == 7 and all(
+        "\n" not in problem.message for problem in result.problems
+    )
     twice = next(problem.message for problem in result.problems if problem.kind == IN_TWO_SPLITS)
     assert twice == "val/copy: the same image as train/pic_3; what is measured on it means nothing"
     assert result.splits[0].strange == int((mask(23, 36, ids=(0, 1, 7)) == 7).sum())
@@ -139,8 +146,12 @@ def test_label_maps_and_other_sources(tmp_path):
     result = checked(tmp_path, "val", dataset="cityscapes")
     ids = masks["frankfurt/frankfurt_000000_000294"]
     assert not result.wrong and result.splits[0].pixels[2] == (ids == 11).sum() > 0
-    assert result.splits[0].ignored == np.isin(ids, [*range(7), 9, 10, 14, 15, 16, 18, 29, 30]).sum()
-    drawn = check_dataset(DataConfig(train_samples=3, eval_samples=2, synthetic_size=(40, 40)), ("train", "val"))
+    assert (
+        result.splits[0].ignored == np.isin(ids, [*range(7), 9, 10, 14, 15, 16, 18, 29, 30]).sum()
+    )
+    drawn = check_dataset(
+        DataConfig(train_samples=3, eval_samples=2, synthetic_size=(40, 40)), ("train", "val")
+    )
     assert [split.pairs for split in drawn.splits] == [3, 2] and not drawn.wrong
 
 
@@ -169,7 +180,9 @@ def test_the_contact_sheet_shows_every_class_that_there_is(tmp_path):
     root = write_dataset(tmp_path / "photos", count=30)
     for index, path in enumerate(sorted((root / "labels/train").iterdir())):
         shape = np.asarray(Image.open(path)).shape
-        Image.fromarray(np.full(shape, 1 if index == 13 else 2 if index == 17 else 0, np.uint8)).save(path)
+        Image.fromarray(
+            np.full(shape, 1 if index == 13 else 2 if index == 17 else 0, np.uint8)
+        ).save(path)
     (root / "classes.txt").write_text("\n".join(CLASSES))
     split = checked(root, "train").splits[0]
     chosen = dataset_report.choose_samples(split, 5)
@@ -194,7 +207,9 @@ def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, c
     arguments = (f"--dataset_dir={dataset}", "--dataset=folder", f"--output={tmp_path}/report")
     assert script("check_dataset.py")(*arguments) == 0
     page = (tmp_path / "report/report.html").read_text()
-    assert "Nothing is wrong." in page and "&lt;b&gt;wall&lt;/b&gt;" in page and "<b>wall" not in page
+    assert (
+        "Nothing is wrong." in page and "&lt;b&gt;wall&lt;/b&gt;" in page and "<b>wall" not in page
+    )
     assert (tmp_path / "report/contact_sheet.png").exists() and 'src="contact_sheet.png"' in page
     assert "median frequency: --label_weights=" in capsys.readouterr().out
     truncate(dataset / "images/train/pic_0.jpg")
@@ -202,21 +217,27 @@ def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, c
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert report["wrong"] and report["problems"][0]["kind"] == BrokenFileError.kind
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"error: --dataset_dir={dataset}: 1 problem; {tmp_path}/report/report.html shows it"
+    assert (
+        error
+        == f"error: --dataset_dir={dataset}: 1 problem; {tmp_path}/report/report.html shows it"
+    )
 
 
 def test_many_classes_are_listed_only_where_they_occur(dataset):
     (dataset / "classes.txt").write_text("\n".join(f"class number {i}" for i in range(60)))
     text = dataset_report.summary(checked(dataset))
     assert "class number 2 " in text and "class number 3 " not in text
-    assert dataset_report.page(checked(dataset)).count("class number") == 60 + 5, "the page lists all, a note five"
+    assert dataset_report.page(checked(dataset)).count("class number") == 60 + 5, (
+        "the page lists all, a note five"
+    )
 
 
 @pytest.mark.shared
 def test_the_real_samples_are_fine():
     for dataset, folder, splits in (
-        ("voc2012", "voc2012_sample", ("train", "val")), ("ade20k", "ade20k_sample", ("val",)),
+        ("voc2012", "voc2012_sample", ("train", "val")),
+        ("ade20k", "ade20k_sample", ("val",)),
         ("cityscapes", "cityscapes_sample", ("val",)),
-    ):  # fmt: skip
+    ):
         result = checked(SHARED / "data" / folder, *splits, dataset=dataset)
         assert not result.wrong and all(split.strange == 0 for split in result.splits)

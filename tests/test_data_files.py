@@ -48,7 +48,11 @@ def test_both_ways_of_loading_give_the_files_pixels(dataset):
 
 def test_subfolders_capitals_spaces_and_other_letters(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1, labels="annotations")
-    for path in ("images/train/Zürich west/b 1.JPEG", "images/train/a/été.PNG", "annotations/train/a/été.png"):
+    for path in (
+        "images/train/Zürich west/b 1.JPEG",
+        "images/train/a/été.PNG",
+        "annotations/train/a/été.png",
+    ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / "annotations/train/Zürich west").mkdir()
     Image.fromarray(photograph(8, 9)).save(root / "images/train/Zürich west/b 1.JPEG")
@@ -86,7 +90,10 @@ def test_images_of_other_modes_become_rgb(dataset, mode):
     picture = Image.fromarray(photograph(21, 32))
     grey = np.asarray(picture.convert("L"))
     if mode == "I;16":
-        picture, expected = Image.fromarray(grey.astype(np.uint16) * 256 + 77), np.stack([grey] * 3, -1)
+        picture, expected = (
+            Image.fromarray(grey.astype(np.uint16) * 256 + 77),
+            np.stack([grey] * 3, -1),
+        )
     else:
         picture = picture.convert(mode)
         expected = np.asarray(picture.convert("RGB"))
@@ -97,14 +104,18 @@ def test_images_of_other_modes_become_rgb(dataset, mode):
     source = open_dataset(folder(dataset), "train")
     for image in (source.load(1)[0], source.tf_load(tf.constant(1))[0]):
         # A CMYK file is a JPEG, so it holds nearly the same.
-        np.testing.assert_allclose(np.asarray(image, int), expected, atol=12 if mode == "CMYK" else 0)
+        np.testing.assert_allclose(
+            np.asarray(image, int), expected, atol=12 if mode == "CMYK" else 0
+        )
 
 
 # --- Classes ---
 
 
 def test_classes_file_with_and_without_colours(dataset):
-    (dataset / "classes.txt").write_text("\ufeffwall #Ff8000\nwooden floor 1 2 3\n\n lamp \n", encoding="utf-8")
+    (dataset / "classes.txt").write_text(
+        "\ufeffwall #Ff8000\nwooden floor 1 2 3\n\n lamp \n", encoding="utf-8"
+    )
     info = open_dataset(folder(dataset, ignore_label=255), "train").info
     assert info.name == "photos" and info.class_names == ("wall", "wooden floor", "lamp")
     assert info.palette == ((255, 128, 0), (1, 2, 3), pascal_palette(3)[2])
@@ -129,8 +140,12 @@ BROKEN = {
     "truncated image": lambda root: truncate(root / "images/train/pic_1.jpg"),
     "missing mask": lambda root: (root / "labels/train/pic_1.png").unlink(),
     "truncated mask": lambda root: truncate(root / "labels/train/pic_1.png"),
-    "mask of another size": lambda root: Image.fromarray(mask(22, 32)).save(root / "labels/train/pic_1.png"),
-    "mask is a JPEG": lambda root: Image.fromarray(mask(21, 32)).save(root / "labels/train/pic_1.png", format="JPEG"),
+    "mask of another size": lambda root: Image.fromarray(mask(22, 32)).save(
+        root / "labels/train/pic_1.png"
+    ),
+    "mask is a JPEG": lambda root: Image.fromarray(mask(21, 32)).save(
+        root / "labels/train/pic_1.png", format="JPEG"
+    ),
 }
 
 
@@ -142,7 +157,10 @@ def test_no_folder(name, directory):
     if directory:
         assert str(error.value) == "--dataset_dir=nowhere: there is no such folder"
     else:
-        assert str(error.value) == f"--dataset={name} needs --dataset_dir=FOLDER, the folder that holds the dataset"
+        assert (
+            str(error.value)
+            == f"--dataset={name} needs --dataset_dir=FOLDER, the folder that holds the dataset"
+        )
 
 
 def test_unknown_dataset():
@@ -175,7 +193,9 @@ def test_nothing_left(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
     (root / "classes.txt").write_text("a\nb\nc")
     truncate(root / "images/train/pic_0.jpg")
-    with pytest.raises(UserError, match=r"^--dataset_dir=.*: not one pair of image and mask can be read$"):
+    with pytest.raises(
+        UserError, match=r"^--dataset_dir=.*: not one pair of image and mask can be read$"
+    ):
         open_dataset(folder(root, skip_broken_files=True), "train")
 
 
@@ -201,7 +221,9 @@ def test_camvid_is_its_folder_with_its_classes(tmp_path):
 
 @pytest.mark.shared
 def test_real_camvid():
-    source = open_dataset(DataConfig(dataset="camvid", dataset_dir=str(SHARED / "data/camvid")), "val")
+    source = open_dataset(
+        DataConfig(dataset="camvid", dataset_dir=str(SHARED / "data/camvid")), "val"
+    )
     assert len(source) == 101
     image, label = source.load(0)
     assert image.shape == (360, 480, 3) and set(np.unique(label)) <= {*range(11), 255}

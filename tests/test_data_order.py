@@ -10,7 +10,11 @@ from deeplab_keras.data.order import shuffled
 
 
 def passes(count: int, number: int, seed: int = 0) -> np.ndarray:
-    return shuffled(tf.range(count * number, dtype=tf.int64), count, seed).numpy().reshape(number, count)
+    return (
+        shuffled(tf.range(count * number, dtype=tf.int64), count, seed)
+        .numpy()
+        .reshape(number, count)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 1000])
@@ -31,7 +35,9 @@ def test_every_image_comes_at_every_place_and_after_every_other(count):
     np.add.at(places, (np.broadcast_to(np.arange(count), orders.shape), orders), 1)
     np.add.at(follows, (orders[:, :-1], orders[:, 1:]), 1)
     expected = number / count
-    assert ((places - expected) ** 2 / expected).sum() / (count - 1) ** 2 < 5  # chi squared by its degrees of freedom
+    assert ((places - expected) ** 2 / expected).sum() / (
+        count - 1
+    ) ** 2 < 5  # chi squared by its degrees of freedom
     pairs = follows[~np.eye(count, dtype=bool)]
     assert ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum() / (len(pairs) - 1) < 5
 

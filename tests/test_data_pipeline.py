@@ -16,7 +16,13 @@ from deeplab_keras.data.pipeline import eval_dataset, sample_stream, train_datas
 from deeplab_keras.data.registry import open_dataset
 
 PAD = (123.675, 116.28, 103.53)
-SCENES = DataConfig(train_samples=5, eval_samples=3, synthetic_size=(40, 48), train_crop_size=(32, 32), train_batch_size=2)
+SCENES = DataConfig(
+    train_samples=5,
+    eval_samples=3,
+    synthetic_size=(40, 48),
+    train_crop_size=(32, 32),
+    train_batch_size=2,
+)
 
 
 def batches(config: DataConfig, count: int, **options) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -35,9 +41,15 @@ def assert_equal(found, expected) -> None:
 def test_the_stream_goes_on_from_any_position(start):
     whole = [(int(p), int(i)) for p, i in sample_stream(5, seed=1, batch_size=1).take(30)]
     assert [position for position, _ in whole] == list(range(30))
-    assert all(sorted(index for _, index in whole[k : k + 5]) == list(range(5)) for k in range(0, 30, 5))
-    assert [(int(p), int(i)) for p, i in sample_stream(5, 1, 1, start).take(7)] == whole[start : start + 7]
-    in_steps = [(int(p), int(i)) for p, i in sample_stream(5, 1, batch_size=3, start_step=2).take(7)]
+    assert all(
+        sorted(index for _, index in whole[k : k + 5]) == list(range(5)) for k in range(0, 30, 5)
+    )
+    assert [(int(p), int(i)) for p, i in sample_stream(5, 1, 1, start).take(7)] == whole[
+        start : start + 7
+    ]
+    in_steps = [
+        (int(p), int(i)) for p, i in sample_stream(5, 1, batch_size=3, start_step=2).take(7)
+    ]
     assert in_steps == whole[6:13]
 
 
@@ -45,10 +57,14 @@ def test_batches_are_repeatable_and_resume_exactly():
     undisturbed = batches(SCENES, 8)  # three passes over five scenes, across their ends
     assert_equal(batches(SCENES, 8), undisturbed)
     for start_step in (1, 5):
-        assert_equal(batches(SCENES, 8 - start_step, start_step=start_step), undisturbed[start_step:])
+        assert_equal(
+            batches(SCENES, 8 - start_step, start_step=start_step), undisturbed[start_step:]
+        )
     assert not np.array_equal(batches(SCENES.replace(seed=1), 1)[0][1], undisturbed[0][1])
     pictures = [image for images, _ in undisturbed for image in images]
-    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(pictures, 2)), "augmentation repeats itself"
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(pictures, 2)), (
+        "augmentation repeats itself"
+    )
 
 
 def test_batches_are_as_the_trainer_expects_them():
@@ -57,7 +73,10 @@ def test_batches_are_as_the_trainer_expects_them():
     assert (image_spec.shape, image_spec.dtype) == ((3, 32, 32, 3), tf.float32)
     assert (label_spec.shape, label_spec.dtype) == ((3, 32, 32), tf.int32)
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    assert dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.DATA
+    assert (
+        dataset.options().experimental_distribute.auto_shard_policy
+        == tf.data.experimental.AutoShardPolicy.DATA
+    )
     images, labels = next(iter(dataset))
     assert 0 <= images.numpy().min() and images.numpy().max() <= 255
     assert set(np.unique(labels)) <= {*range(10), 255}
@@ -68,23 +87,39 @@ def test_the_parts_of_two_workers_are_the_batches_of_one(mixed):
     config = SCENES.replace(train_batch_size=8, train_samples=7, **mixed)
     whole = batches(config, 3, start_step=1)
     parts = [batches(config, 3, start_step=1, part=(worker, 2)) for worker in range(2)]
-    together = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
+    together = [
+        tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True))
+        for step in zip(*parts, strict=True)
+    ]
     assert_equal(together, whole)
     assert parts[0][0][0].shape[0] == 4
 
 
 def test_a_batch_that_cannot_be_divided_is_told():
     source = open_dataset(SCENES, "train")
-    with pytest.raises(UserError, match="^--train_batch_size=16: cannot be divided among 3 workers; give 15$"):
+    with pytest.raises(
+        UserError, match="^--train_batch_size=16: cannot be divided among 3 workers; give 15$"
+    ):
         train_dataset(source, SCENES, PAD, batch_size=16, part=(0, 3))
     mixing = SCENES.replace(train_batch_size=12, mosaic=0.5)
-    with pytest.raises(UserError, match="among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"):
+    with pytest.raises(
+        UserError, match="among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"
+    ):
         train_dataset(source, mixing, PAD, part=(0, 2))
-    with pytest.raises(UserError, match="^--train_batch_size=6: a multiple of 4 with --cut_mix or --mosaic"):
+    with pytest.raises(
+        UserError, match="^--train_batch_size=6: a multiple of 4 with --cut_mix or --mosaic"
+    ):
         SCENES.replace(train_batch_size=6, cut_mix=0.1)
 
 
-STRONG = {"rotation": 20.0, "blur": 1.5, "cutout": 0.5, "rand_augment": 1, "cut_mix": 0.5, "mosaic": 0.5}
+STRONG = {
+    "rotation": 20.0,
+    "blur": 1.5,
+    "cutout": 0.5,
+    "rand_augment": 1,
+    "cut_mix": 0.5,
+    "mosaic": 0.5,
+}
 
 
 @pytest.mark.parametrize("preprocessing", ["sssegmentation", "official"])
@@ -100,7 +135,9 @@ def test_everything_that_is_off_by_default_can_be_on_together(preprocessing):
 
 def test_a_mirrored_strategy_gets_the_same_batches():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    dataset = strategy.experimental_distribute_dataset(train_dataset(open_dataset(SCENES, "train"), SCENES, PAD))
+    dataset = strategy.experimental_distribute_dataset(
+        train_dataset(open_dataset(SCENES, "train"), SCENES, PAD)
+    )
     found = [tuple(part.numpy() for part in batch) for batch in itertools.islice(dataset, 3)]
     assert_equal(found, batches(SCENES, 3))
 
@@ -110,7 +147,9 @@ def test_images_smaller_than_the_crop_are_surrounded_by_mean_and_ignore_label():
     images, labels = batches(config, 1)[0]
     outside = np.ones((64, 80), bool)
     outside[12:52, 16:64] = False
-    np.testing.assert_allclose(images[:, outside], np.broadcast_to(PAD, images[:, outside].shape), atol=1e-4)
+    np.testing.assert_allclose(
+        images[:, outside], np.broadcast_to(PAD, images[:, outside].shape), atol=1e-4
+    )
     assert (labels[:, outside] == 255).all()
     assert (labels[:, 12:52, 16:64] != 255).mean() > 0.5
 
@@ -118,7 +157,9 @@ def test_images_smaller_than_the_crop_are_surrounded_by_mean_and_ignore_label():
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_caching_changes_nothing(tmp_path, suffix):
     root = write_dataset(tmp_path / "photos", suffix=suffix)
-    config = DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 16), train_batch_size=2)
+    config = DataConfig(
+        dataset="folder", dataset_dir=str(root), train_crop_size=(16, 16), train_batch_size=2
+    )
     plain = batches(config, 4)
     cached = config.replace(cache=True)
     assert_equal(batches(cached, 4), plain)
@@ -158,12 +199,17 @@ BREAKS = {
     "truncated image": ("images/train/pic_2.jpg", "cannot be decoded (image file is truncated"),
     "truncated mask": ("labels/train/pic_2.png", "cannot be decoded ("),
     "truncated palette mask": ("labels/train/pic_2.png", "cannot be decoded ("),
-    "ids outside": ("labels/train/pic_2.png", "the mask holds ids outside the classes: 77; allowed are 0 to 2 and 255"),
+    "ids outside": (
+        "labels/train/pic_2.png",
+        "the mask holds ids outside the classes: 77; allowed are 0 to 2 and 255",
+    ),
     "removed": ("images/train/pic_2.jpg", "cannot be decoded (No such file"),
 }
 
 
-@pytest.mark.parametrize(("case", "cache"), [*((case, False) for case in BREAKS), ("truncated image", True)])
+@pytest.mark.parametrize(
+    ("case", "cache"), [*((case, False) for case in BREAKS), ("truncated image", True)]
+)
 def test_a_file_that_breaks_on_the_way_is_named(unchecked, case, cache):
     name, reason = BREAKS[case]
     path = unchecked / name
@@ -173,7 +219,13 @@ def test_a_file_that_breaks_on_the_way_is_named(unchecked, case, cache):
         Image.fromarray(mask(22, 34)).convert("P").save(path)
     if case.startswith("truncated"):
         truncate(path)
-    config = DataConfig(dataset="folder", dataset_dir=str(unchecked), train_crop_size=(16, 16), train_batch_size=1, cache=cache)
+    config = DataConfig(
+        dataset="folder",
+        dataset_dir=str(unchecked),
+        train_crop_size=(16, 16),
+        train_batch_size=1,
+        cache=cache,
+    )
     source = open_dataset(config, "train")
     if case == "removed":
         path.unlink()

@@ -54,7 +54,9 @@ def folder(root: pathlib.Path, **changes: object) -> DataConfig:
 
 @pytest.fixture
 def records(photos, tmp_path) -> pathlib.Path:
-    build_records(open_dataset(folder(photos), "train"), "train", tmp_path / "records", num_shards=2)
+    build_records(
+        open_dataset(folder(photos), "train"), "train", tmp_path / "records", num_shards=2
+    )
     return tmp_path / "records"
 
 
@@ -80,7 +82,10 @@ def test_a_record_of_impossible_length_takes_no_memory(length, first, tmp_path):
     with pytest.raises(UserError) as error:
         list(scan(str(tmp_path / "a.tfrecord")))
     at = 0 if first else len(record)
-    assert f"a.tfrecord: not a TFRecord file from byte {at} on; damaged or cut off there" in one_line(error)
+    assert (
+        f"a.tfrecord: not a TFRecord file from byte {at} on; damaged or cut off there"
+        in one_line(error)
+    )
     (tmp_path / "b.tfrecord").write_bytes(record * 2)
     assert list(scan(str(tmp_path / "b.tfrecord"))) == [(0, b"abc"), (len(record), b"abc")]
 
@@ -115,7 +120,9 @@ def claims(path: pathlib.Path, shape: tuple[int, ...]) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = next(iter(members))
-    header = (repr({"descr": "<i8", "fortran_order": False, "shape": shape}) + " " * 20 + "\n").encode()
+    header = (
+        repr({"descr": "<i8", "fortran_order": False, "shape": shape}) + " " * 20 + "\n"
+    ).encode()
     members[name] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
@@ -147,13 +154,17 @@ def test_flipped_bits_of_an_index_change_nothing(records):
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         found = RecordIndex.load(path, files)
-        assert found is None or (found.names, found.offsets.tolist()) == (good.names, good.offsets.tolist())
+        assert found is None or (found.names, found.offsets.tolist()) == (
+            good.names,
+            good.offsets.tolist(),
+        )
 
 
 MANIFESTS = {
     "nested too deeply": "[" * 200_000,
     "a list": "[]",
-    "classes that are a number": '{"format": 1, "shards": [], "dataset": {"name": "x", "class_names": 3, "palette": []}}',
+    "classes that are a number": '{"format": 1, "shards": [], "dataset": {"name": "x", '
+    '"class_names": 3, "palette": []}}',
     "shards that are text": '{"format": 1, "shards": "all", "dataset": {}}',
     "no text": "\ufffd",
 }
@@ -181,7 +192,9 @@ def test_flipped_bits_of_a_cached_pair_are_seen_by_both_ways_of_reading(photos, 
         with pytest.raises(tf.errors.OpError):
             source.tf_load(tf.constant(1))
     path.write_bytes(data)
-    for found, again, wanted in zip(source.load(1), source.tf_load(tf.constant(1)), expected, strict=True):
+    for found, again, wanted in zip(
+        source.load(1), source.tf_load(tf.constant(1)), expected, strict=True
+    ):
         np.testing.assert_array_equal(found, wanted)
         np.testing.assert_array_equal(again, wanted)
 
@@ -195,7 +208,9 @@ def test_names_in_a_zip_are_compared_with_those_before_the_data(photos, tmp_path
         for file in sorted(photos.rglob("*.*")):
             archive.write(file, file.relative_to(photos))
     data = path.read_bytes()
-    place = data.rindex(b"classes.txt")  # in the directory: without it the classes would be inferred
+    place = data.rindex(
+        b"classes.txt"
+    )  # in the directory: without it the classes would be inferred
     path.write_bytes(data[:place] + b"c1asses.txt" + data[place + 11 :])
     with pytest.raises(UserError) as error:
         open_dataset(folder(path), "train")
@@ -204,10 +219,15 @@ def test_names_in_a_zip_are_compared_with_those_before_the_data(photos, tmp_path
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("images/train/a.png", "w") as member:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images/train/a.png", "w") as member,
+    ):
         for _ in range(20):
             member.write(bytes(8 << 20))
-    with pytest.raises(UserError, match="its member 'images/train/a.png' has 167772160 bytes; no image has"):
+    with pytest.raises(
+        UserError, match="its member 'images/train/a.png' has 167772160 bytes; no image has"
+    ):
         Archive(str(path))
 
 
@@ -236,9 +256,13 @@ def test_an_unknown_compression_is_one_line(tmp_path):
 
 def test_a_matlab_bomb_is_refused(tmp_path):
     packed = zlib.compress(struct.pack("<II", 14, BOMB) + bytes(BOMB))
-    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + struct.pack("<II", 15, len(packed)) + packed)
+    (tmp_path / "a.mat").write_bytes(
+        b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + struct.pack("<II", 15, len(packed)) + packed
+    )
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"a\.mat: cannot be decoded \(its data becomes too large when unpacked\)"):
+    with pytest.raises(
+        UserError, match=r"a\.mat: cannot be decoded \(its data becomes too large when unpacked\)"
+    ):
         read_label(str(tmp_path / "a.mat"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -250,7 +274,9 @@ def test_matlab_masks_hold_ids(tmp_path):
     np.testing.assert_array_equal(read_label(str(tmp_path / "a.mat")), mask(20, 30, ids=(0, 1, 20)))
     data = (tmp_path / "a.mat").read_bytes()
     for place in range(0, len(data), 5):
-        (tmp_path / "b.mat").write_bytes(data[:place] + bytes([data[place] ^ 0x81]) + data[place + 1 :])
+        (tmp_path / "b.mat").write_bytes(
+            data[:place] + bytes([data[place] ^ 0x81]) + data[place + 1 :]
+        )
         try:
             read_label(str(tmp_path / "b.mat"))
         except UserError as error:
@@ -304,7 +330,12 @@ def test_labels_that_would_break_classes_txt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["image,mask\n" + "a" * 200_000 + ",b.png\n", "a.jpg\0,b.png\n", "x" * 5000 + ".jpg\t" + "y" * 5000 + ".png\n"]
+    "text",
+    [
+        "image,mask\n" + "a" * 200_000 + ",b.png\n",
+        "a.jpg\0,b.png\n",
+        "x" * 5000 + ".jpg\t" + "y" * 5000 + ".png\n",
+    ],
 )
 @pytest.mark.parametrize("name", ["mine.csv", "mine.txt"])
 def test_lists_of_impossible_names(name, text, photos):

@@ -25,7 +25,9 @@ from deeplab_keras.data.registry import open_dataset
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> DataConfig:
     root = write_dataset(tmp_path_factory.mktemp("photos"), count=5)
-    config = DataConfig(dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=4)
+    config = DataConfig(
+        dataset="folder", dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=4
+    )
     build_records(open_dataset(config, "train"), "train", root / "records")
     return config.replace(dataset="tfrecord", dataset_dir=str(root / "records"))
 
@@ -52,13 +54,17 @@ def steps_of(batches, config: DataConfig) -> list[int]:
 def check_steps(steps: list[int], start: int) -> None:
     assert len(set(steps)) == len(steps) == 20, "a batch came twice"
     assert min(steps) == start and max(steps) < start + 37
-    lasts: list[int] = []  # of the fewest rows in ascending order that the steps can be dealt out to
+    lasts: list[
+        int
+    ] = []  # of the fewest rows in ascending order that the steps can be dealt out to
     for step in steps:
         before = [last for last in lasts if last < step]
         if before:
             lasts.remove(max(before))
         lasts.append(step)
-    assert len(lasts) <= 2, "each of the two workers gives its batches in order, however late it begins"
+    assert len(lasts) <= 2, (
+        "each of the two workers gives its batches in order, however late it begins"
+    )
 
 
 def test_two_workers_give_every_batch_once(records, dispatcher):
@@ -69,13 +75,18 @@ def test_two_workers_give_every_batch_once(records, dispatcher):
 
 def test_what_python_reads_is_refused(records, dispatcher, tmp_path):
     scenes = DataConfig(train_samples=2, synthetic_size=(16, 24), data_service=dispatcher)
-    with pytest.raises(UserError, match="--data_service: --dataset=synthetic is read by Python .+; make records of it: py"):
+    with pytest.raises(
+        UserError,
+        match="--data_service: --dataset=synthetic is read by Python .+; make records of it: py",
+    ):
         train_dataset(open_dataset(scenes, "train"), scenes, PAD)
     cached = records.replace(cache=True, data_service=dispatcher)
     with pytest.raises(UserError, match="is read by Python"):
         train_dataset(open_dataset(cached, "train"), cached, PAD)
     on_disk = records.replace(cache_dir=str(tmp_path))
-    service.require_portable(open_dataset(on_disk, "train").tf_load, "a cache on a disk that all share")
+    service.require_portable(
+        open_dataset(on_disk, "train").tf_load, "a cache on a disk that all share"
+    )
 
 
 def free_port() -> int:
@@ -87,10 +98,16 @@ def free_port() -> int:
 def test_trouble_gets_a_line(records, dispatcher, capsys):
     nobody = f"grpc://localhost:{free_port()}"
     config = records.replace(data_service=nobody)
-    with pytest.raises(UserError, match=f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python"):
+    with pytest.raises(
+        UserError,
+        match=f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python",
+    ):
         train_dataset(open_dataset(config, "train"), config, PAD)
     for address in ("head:5050", "grpc://head", "http://head:5050", "grpc://:5050"):
-        with pytest.raises(UserError, match=f"^--data_service={address}: grpc://HOST:PORT, the dispatcher's address$"):
+        with pytest.raises(
+            UserError,
+            match=f"^--data_service={address}: grpc://HOST:PORT, the dispatcher's address$",
+        ):
             DataConfig(data_service=address)
     run = script("data_service.py")
     taken = dispatcher.rpartition(":")[2]
@@ -98,7 +115,10 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
         ([], "give --role=dispatcher or --role=worker"),
         (["--role=worker"], "--role=worker needs --dispatcher=grpc://HOST:PORT"),
         (["--role=worker", "--dispatcher=http://x"], "--dispatcher=http://x: grpc://HOST:PORT"),
-        (["--role=worker", f"--dispatcher={nobody}"], f"--dispatcher={nobody}: nobody answers there"),
+        (
+            ["--role=worker", f"--dispatcher={nobody}"],
+            f"--dispatcher={nobody}: nobody answers there",
+        ),
         (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot listen there"),
         (["--role=chief"], "unknown --role 'chief'"),
     ):
@@ -113,7 +133,9 @@ def test_the_scripts_processes_give_every_batch_once(records):
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "scripts/data_service.py", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
 
     head = start("--role=dispatcher")
     processes = [head]

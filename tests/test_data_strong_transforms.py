@@ -21,7 +21,9 @@ def graph(function):
 # --- Rotation ---
 
 
-def rotated_oracle(image: np.ndarray, degrees: float, outside: np.ndarray, nearest: bool) -> np.ndarray:
+def rotated_oracle(
+    image: np.ndarray, degrees: float, outside: np.ndarray, nearest: bool
+) -> np.ndarray:
     """Each place of the result looked up in the source, turned back about the middle; what lies outside has one value."""
     height, width = image.shape[:2]
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -36,8 +38,12 @@ def rotated_oracle(image: np.ndarray, degrees: float, outside: np.ndarray, neare
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
     dy, dx = ((part - np.floor(part))[..., None] for part in (y, x))
     bottom, right = np.minimum(top + 1, height + 3), np.minimum(left + 1, width + 3)
-    return (padded[top, left] * (1 - dy) * (1 - dx) + padded[top, right] * (1 - dy) * dx
-            + padded[bottom, left] * dy * (1 - dx) + padded[bottom, right] * dy * dx)
+    return (
+        padded[top, left] * (1 - dy) * (1 - dx)
+        + padded[top, right] * (1 - dy) * dx
+        + padded[bottom, left] * dy * (1 - dx)
+        + padded[bottom, right] * dy * dx
+    )
 
 
 def test_rotation_against_the_oracle():
@@ -46,18 +52,28 @@ def test_rotation_against_the_oracle():
     image, label = picture(17, 24)
     for _ in range(60):
         degrees = rng.uniform(-180, 180)
-        found, found_label = rotate(image.astype(np.float32), label, tf.constant(degrees, tf.float32))
-        np.testing.assert_allclose(found, rotated_oracle(image, degrees, np.array(GREY), False), atol=0.05)
+        found, found_label = rotate(
+            image.astype(np.float32), label, tf.constant(degrees, tf.float32)
+        )
+        np.testing.assert_allclose(
+            found, rotated_oracle(image, degrees, np.array(GREY), False), atol=0.05
+        )
         expected = rotated_oracle(label, degrees, np.array(IGNORE), True)
-        assert (found_label.numpy() == expected).mean() > 0.99  # at exact halves either neighbour is nearest
+        assert (
+            found_label.numpy() == expected
+        ).mean() > 0.99  # at exact halves either neighbour is nearest
 
 
 def test_rotation_turns_counterclockwise_and_by_nothing_does_nothing():
     image, label = picture(9, 9)
-    found, found_label = strong.rotate(image.astype(np.float32), label, tf.constant(90.0), GREY, IGNORE)
+    found, found_label = strong.rotate(
+        image.astype(np.float32), label, tf.constant(90.0), GREY, IGNORE
+    )
     np.testing.assert_allclose(found, np.rot90(image), atol=0.01)
     np.testing.assert_array_equal(found_label, np.rot90(label))
-    found, found_label = strong.rotate(image.astype(np.float32), label, tf.constant(0.0), GREY, IGNORE)
+    found, found_label = strong.rotate(
+        image.astype(np.float32), label, tf.constant(0.0), GREY, IGNORE
+    )
     np.testing.assert_allclose(found, image, atol=1e-4)
     np.testing.assert_array_equal(found_label, label)
 
@@ -74,7 +90,9 @@ def test_blur_against_the_oracle(largest):
         places = np.arange(-radius, radius + 1)
         weights = np.exp(-(places**2) / (2 * float(sigma) ** 2))
         weights /= weights.sum()
-        expected = np.pad(image.astype(float), ((radius, radius), (radius, radius), (0, 0)), mode="edge")
+        expected = np.pad(
+            image.astype(float), ((radius, radius), (radius, radius), (0, 0)), mode="edge"
+        )
         for axis in (0, 1):
             expected = np.apply_along_axis(np.convolve, axis, expected, weights, mode="valid")
         np.testing.assert_allclose(soften(image, tf.constant(sigma)), expected, atol=0.02)
@@ -84,19 +102,25 @@ def test_blur_against_the_oracle(largest):
 # --- Cutout ---
 
 
-def rectangle_oracle(height: int, width: int, numbers: np.ndarray, largest: float = 1.0) -> np.ndarray:
+def rectangle_oracle(
+    height: int, width: int, numbers: np.ndarray, largest: float = 1.0
+) -> np.ndarray:
     inside = np.zeros((height, width), bool)
     bounds = []
     for length, side, middle in ((height, numbers[0], numbers[2]), (width, numbers[1], numbers[3])):
         side = np.float32(side) * np.float32(largest)
         start = int(np.round(np.float32(length) * (np.float32(middle) - side / 2)))
-        bounds.append(slice(max(start, 0), max(start + int(np.round(np.float32(length) * side)), 0)))
+        bounds.append(
+            slice(max(start, 0), max(start + int(np.round(np.float32(length) * side)), 0))
+        )
     inside[tuple(bounds)] = True
     return inside
 
 
 def test_cutout_is_one_rectangle_with_the_ignore_label():
-    cut = graph(lambda image, label, numbers: strong.cut_out(image, label, numbers, 0.6, GREY, IGNORE))
+    cut = graph(
+        lambda image, label, numbers: strong.cut_out(image, label, numbers, 0.6, GREY, IGNORE)
+    )
     rng = np.random.default_rng(1)
     image, label = picture(20, 31)
     shares = []
@@ -134,12 +158,16 @@ def test_the_colour_operations_against_plain_numbers():
     low, high = image.min((0, 1)), image.max((0, 1))
     np.testing.assert_allclose(done(0), (image - low) * 255 / (high - low), atol=0.01)
     np.testing.assert_allclose(done(1), strong.equalize(tf.constant(image)), atol=0)
-    raised = np.clip(image + 55, 0, 255)  # in the middle of the magnitudes: 0.5 * 110, and the threshold at 127.5
+    raised = np.clip(
+        image + 55, 0, 255
+    )  # in the middle of the magnitudes: 0.5 * 110, and the threshold at 127.5
     np.testing.assert_allclose(done(2), np.where(raised < 127.5, raised, 255 - raised), atol=0.01)
     grey = image @ np.array([0.2989, 0.5870, 0.1140], np.float32)
     np.testing.assert_allclose(done(3), (image + grey[..., None]) / 2, atol=0.05)
     means = image.mean((0, 1))
-    np.testing.assert_allclose(done(4, 0.9), np.clip((image - means) * 1.4 + means, 0, 255), atol=0.01)
+    np.testing.assert_allclose(
+        done(4, 0.9), np.clip((image - means) * 1.4 + means, 0, 255), atol=0.01
+    )
     np.testing.assert_allclose(done(5, 0.2), np.clip(image - 0.3 * 255, 0, 255), atol=0.01)
     np.testing.assert_array_equal(done(6), image)
 
@@ -154,7 +182,9 @@ def test_operations_follow_one_another_and_stay_in_range():
         found = operate(numbers).numpy()
         assert np.isfinite(found).all() and found.min() >= 0 and found.max() <= 255.001
     twice = operate(tf.constant([[5.5 / 7, 0.6, 0], [5.5 / 7, 0.55, 0]])).numpy()
-    np.testing.assert_allclose(twice, np.clip(np.clip(image + 51, 0, 255) + 25.5, 0, 255), atol=0.01)
+    np.testing.assert_allclose(
+        twice, np.clip(np.clip(image + 51, 0, 255) + 25.5, 0, 255), atol=0.01
+    )
 
 
 # --- Four at a time ---
@@ -167,7 +197,9 @@ def group(height: int = 12, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
 
 def test_cut_mix_takes_a_rectangle_from_the_neighbour():
     images, labels = group()
-    mix = graph(lambda numbers: strong.cut_mix(tf.constant(images), tf.constant(labels), numbers, 0.7))
+    mix = graph(
+        lambda numbers: strong.cut_mix(tf.constant(images), tf.constant(labels), numbers, 0.7)
+    )
     rng = np.random.default_rng(3)
     areas = []
     for _ in range(100):
@@ -176,15 +208,21 @@ def test_cut_mix_takes_a_rectangle_from_the_neighbour():
         for i in range(4):
             side = np.sqrt(numbers[i, 1]) if numbers[i, 0] < 0.7 else 0
             inside = rectangle_oracle(12, 16, np.array([side, side, *numbers[i, 2:]]))
-            np.testing.assert_array_equal(found[i], np.where(inside[..., None], images[i - 1], images[i]))
-            np.testing.assert_array_equal(found_labels[i], np.where(inside, labels[i - 1], labels[i]))
+            np.testing.assert_array_equal(
+                found[i], np.where(inside[..., None], images[i - 1], images[i])
+            )
+            np.testing.assert_array_equal(
+                found_labels[i], np.where(inside, labels[i - 1], labels[i])
+            )
             areas.append(inside.mean())
     assert 0.25 < np.mean(np.array(areas) == 0) < 0.4 and max(areas) > 0.6
 
 
 def test_mosaic_shows_parts_of_all_four_about_one_point():
     images, labels = group()
-    mix = graph(lambda numbers: strong.mosaic(tf.constant(images), tf.constant(labels), numbers, 0.8))
+    mix = graph(
+        lambda numbers: strong.mosaic(tf.constant(images), tf.constant(labels), numbers, 0.8)
+    )
     rng = np.random.default_rng(4)
     for _ in range(50):
         numbers = rng.random((4, 3)).astype(np.float32)
@@ -192,7 +230,10 @@ def test_mosaic_shows_parts_of_all_four_about_one_point():
         for i in range(4):
             for batch, result in ((images, found[i]), (labels, found_labels[i])):
                 a, b, c, d = (batch[(i + k) % 4] for k in range(4))
-                down, across = int((0.25 + numbers[i, 1] / 2) * 12), int((0.25 + numbers[i, 2] / 2) * 16)
+                down, across = (
+                    int((0.25 + numbers[i, 1] / 2) * 12),
+                    int((0.25 + numbers[i, 2] / 2) * 16),
+                )
                 four = np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)], 0)
                 window = four[12 - down : 24 - down, 16 - across : 32 - across]
                 np.testing.assert_array_equal(result, window if numbers[i, 0] < 0.8 else a)
@@ -204,7 +245,11 @@ def test_mosaic_shows_parts_of_all_four_about_one_point():
 def test_probabilities_and_sizes_are_those_of_the_flags():
     image, label = picture(16, 16)
     config = DataConfig(cutout=0.5, blur=1.0)
-    run = graph(lambda position: strong.augment_single(tf.constant(image, tf.float32), label, position, config, PAD, IGNORE))
+    run = graph(
+        lambda position: strong.augment_single(
+            tf.constant(image, tf.float32), label, position, config, PAD, IGNORE
+        )
+    )
     results = [run(tf.constant(position, tf.int64)) for position in range(300)]
     holes = np.array([(found_label.numpy() != label).any() for _, found_label in results])
     untouched = np.array([np.array_equal(found, image) for found, _ in results])

@@ -42,7 +42,9 @@ def test_every_class_is_there_and_none_rules():
     shares = np.array([np.mean(labels == label) for label in range(CLASSES)])
     assert set(np.unique(labels)) == {*range(CLASSES), SYNTHETIC.ignore_label}
     assert shares.min() > 0.03 and shares.max() < 0.3
-    assert all(np.mean([(label == scene).any() for scene in labels]) > 0.4 for label in range(CLASSES))
+    assert all(
+        np.mean([(label == scene).any() for scene in labels]) > 0.4 for label in range(CLASSES)
+    )
 
 
 def test_contours_are_thin_and_without_label():
@@ -65,7 +67,10 @@ def test_colour_alone_does_not_do():
     predicted = counts[:, :CLASSES].argmax(axis=1)[bins(val_images)]
     ious = []
     for label in range(CLASSES):
-        found, true = (predicted == label) & (val_labels != SYNTHETIC.ignore_label), val_labels == label
+        found, true = (
+            (predicted == label) & (val_labels != SYNTHETIC.ignore_label),
+            val_labels == label,
+        )
         ious.append((found & true).sum() / (found | true).sum())
     assert np.mean(ious) < 0.6
 
@@ -82,6 +87,9 @@ def test_sizes_and_lengths_come_from_the_config():
 
 
 def test_unknown_split():
-    message = r"^unknown --train_split or --eval_split of the synthetic dataset 'vall'; did you mean 'val'\? known: "
+    message = (
+        r"^unknown --train_split or --eval_split of the synthetic dataset 'vall'; did you "
+        r"mean 'val'\? known: "
+    )
     with pytest.raises(UserError, match=message):
         open_dataset(DataConfig(), "vall")

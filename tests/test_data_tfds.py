@@ -26,11 +26,15 @@ class FakePets(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         features = {
-            "image": tfds.features.Image(encoding_format="png"), "segmentation_mask": self.MASK,
-            "file_name": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=37),
+            "image": tfds.features.Image(encoding_format="png"),
+            "segmentation_mask": self.MASK,
+            "file_name": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(num_classes=37),
             "head_bbox": tfds.features.BBoxFeature(),
-        }  # fmt: skip
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(6, 0), "test": self._generate_examples(2, 6)}
@@ -38,15 +42,25 @@ class FakePets(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, count, seed):
         for i in range(count):
             image, mask = pet(seed + i)
-            yield i, {"image": image, "segmentation_mask": mask[..., None], "file_name": f"cats/cat_{i}.jpg", "label": i,
-                      "head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0)}  # fmt: skip
+            yield (
+                i,
+                {
+                    "image": image,
+                    "segmentation_mask": mask[..., None],
+                    "file_name": f"cats/cat_{i}.jpg",
+                    "label": i,
+                    "head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+                },
+            )
 
 
 class NoMasks(FakePets):
     """Without a mask."""
 
     def _info(self):
-        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=9)})
+        features = tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=9)}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _generate_examples(self, count, seed):
@@ -57,7 +71,9 @@ class NoMasks(FakePets):
 class NamedMasks(FakePets):
     """Whose masks name their classes."""
 
-    MASK = tfds.features.LabeledImage(shape=(None, None, 1), labels=["nothing", "cat", "dog", "edge"])
+    MASK = tfds.features.LabeledImage(
+        shape=(None, None, 1), labels=["nothing", "cat", "dog", "edge"]
+    )
 
 
 class FailsToPrepare(FakePets):
@@ -81,7 +97,9 @@ def prepared(tmp_path_factory):
 
 
 def opened(name: str, folder, split: str = "train", **changes):
-    return open_dataset(DataConfig(dataset=f"tfds:{name}", dataset_dir=str(folder), **changes), split)
+    return open_dataset(
+        DataConfig(dataset=f"tfds:{name}", dataset_dir=str(folder), **changes), split
+    )
 
 
 # --- By name ---
@@ -118,7 +136,12 @@ def test_known_datasets_have_their_classes(prepared, monkeypatch):
 
 @pytest.mark.parametrize(
     ("split", "seeds"),
-    [("train[:50%]", [0, 1, 2]), ("train[4:]+test", [4, 5, 6, 7]), ("test+train[:1]", [6, 7, 0]), ("val", [6, 7])],
+    [
+        ("train[:50%]", [0, 1, 2]),
+        ("train[4:]+test", [4, 5, 6, 7]),
+        ("test+train[:1]", [6, 7, 0]),
+        ("val", [6, 7]),
+    ],
 )
 def test_parts_of_splits(prepared, split, seeds):
     source = opened("fake_pets", prepared, split)
@@ -130,7 +153,10 @@ def test_parts_of_splits(prepared, split, seeds):
 def test_what_was_found_out_is_kept(prepared, monkeypatch):
     first = opened("named_masks", prepared)
     monkeypatch.setattr(tfds_source, "make_index", lambda *_: pytest.fail("the index was there"))
-    monkeypatch.setattr("deeplab_keras.data.files.pairs.check_headers", lambda *_: pytest.fail("the headers were known"))
+    monkeypatch.setattr(
+        "deeplab_keras.data.files.pairs.check_headers",
+        lambda *_: pytest.fail("the headers were known"),
+    )
     assert_same(opened("named_masks", prepared), first)
 
 
@@ -140,11 +166,30 @@ def test_it_is_prepared_when_it_is_not(tmp_path):
 
 
 TROUBLE = {
-    "no_such": ("train", r"^--dataset=tfds:no_such: tensorflow-datasets has no such dataset \(Dataset no_such not found\); https://"),
-    "no_masks": ("train", r"^--dataset=tfds:no_masks: it has no masks that could be found; its features: image, label$"),
-    "fails_to_prepare": ("train", r"cannot prepare it in .+/fails_to_prepare/1.0.0 \(the server does not answer\)"),
-    "deeplab_camvid": ("train", r"; with its files at hand: python scripts/build_tfds.py --dataset=camvid --dataset_dir=FOLDER"),
-    "fake_pets": ("nights", r"the dataset tfds:fake_pets has the splits train, test; parts are written train\[:80%\], train"),
+    "no_such": (
+        "train",
+        r"^--dataset=tfds:no_such: tensorflow-datasets has no such dataset \(Dataset no_such not "
+        r"found\); https://",
+    ),
+    "no_masks": (
+        "train",
+        r"^--dataset=tfds:no_masks: it has no masks that could be found; its features: image, "
+        r"label$",
+    ),
+    "fails_to_prepare": (
+        "train",
+        r"cannot prepare it in .+/fails_to_prepare/1.0.0 \(the server does not answer\)",
+    ),
+    "deeplab_camvid": (
+        "train",
+        r"; with its files at hand: python scripts/build_tfds.py --dataset=camvid "
+        r"--dataset_dir=FOLDER",
+    ),
+    "fake_pets": (
+        "nights",
+        r"the dataset tfds:fake_pets has the splits train, test; parts are written train\[:80%\], "
+        r"train",
+    ),
 }
 
 
@@ -158,14 +203,22 @@ def test_trouble_gets_a_line(name, prepared):
 
 def test_another_file_format_is_told(tmp_path):
     tfds.builder("fake_pets", data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    with pytest.raises(UserError, match="prepared as array_record files; prepare it as TFRecord: tfds build fake_pets --file"):
+    with pytest.raises(
+        UserError,
+        match="prepared as array_record files; prepare it as TFRecord: tfds build fake_pets --file",
+    ):
         opened("fake_pets", tmp_path)
 
 
 # --- Ours as builders, and all three ways to one batch ---
 
-ALL = {"voc2012": ("train", "val", "trainaug"), "ade20k": ("train", "val"), "ade20k_151": ("train", "val"),
-       "cityscapes": ("train", "val", "train_extra"), "camvid": ("train", "val", "test")}  # fmt: skip
+ALL = {
+    "voc2012": ("train", "val", "trainaug"),
+    "ade20k": ("train", "val"),
+    "ade20k_151": ("train", "val"),
+    "cityscapes": ("train", "val", "train_extra"),
+    "camvid": ("train", "val", "test"),
+}
 TREE = {**TREES, "camvid": camvid}
 
 
@@ -185,7 +238,9 @@ def test_files_records_and_tfds_give_one_batch(dataset, tmp_path):
         for i in range(len(files)):
             for found, expected in zip(by_tfds.load(i), files.load(i), strict=True):
                 np.testing.assert_array_equal(found, expected)
-    build_records(open_dataset(config_of(dataset, tmp_path / "files"), "train"), "train", tmp_path / "records")
+    build_records(
+        open_dataset(config_of(dataset, tmp_path / "files"), "train"), "train", tmp_path / "records"
+    )
     expected = batches(config_of(dataset, tmp_path / "files"), 3)
     assert_equal(batches(config_of("tfrecord", tmp_path / "records"), 3), expected)
     assert_equal(batches(config_of(f"tfds:deeplab_{dataset}", tmp_path / "tfds"), 3), expected)
@@ -199,7 +254,9 @@ def test_a_builder_makes_the_splits_that_are_there(tmp_path):
         for path in (tmp_path / "files" / folder).iterdir():
             path.unlink()
     builder = tfds.builder("deeplab_camvid", data_dir=tmp_path / "tfds")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "files"))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "files")
+    )
     assert set(builder.info.splits) == {"train", "val"}
 
 
@@ -212,26 +269,50 @@ def test_tfds_own_test_of_a_builder(dataset, tmp_path):
     from deeplab_keras.data.tfds import builders as tfds_builders
 
     TREE[dataset.removesuffix("_151")](tmp_path / "files")
-    counts = {split: len(open_dataset(config_of(dataset, tmp_path / "files"), split)) for split in ALL[dataset]}
+    counts = {
+        split: len(open_dataset(config_of(dataset, tmp_path / "files"), split))
+        for split in ALL[dataset]
+    }
     members = {
-        "DATASET_CLASS": tfds_builders.BUILDERS[dataset], "SPLITS": counts, "OVERLAPPING_SPLITS": ["trainaug"],
-        "EXAMPLE_DIR": str(tmp_path / "files"), "MOCK_OUT_FORBIDDEN_OS_FUNCTIONS": False,
-    }  # fmt: skip
+        "DATASET_CLASS": tfds_builders.BUILDERS[dataset],
+        "SPLITS": counts,
+        "OVERLAPPING_SPLITS": ["trainaug"],
+        "EXAMPLE_DIR": str(tmp_path / "files"),
+        "MOCK_OUT_FORBIDDEN_OS_FUNCTIONS": False,
+    }
     case = type("BuilderTest", (tfds.testing.DatasetBuilderTestCase,), members)
-    result = unittest.TextTestRunner(verbosity=0).run(unittest.defaultTestLoader.loadTestsFromTestCase(case))
+    result = unittest.TextTestRunner(verbosity=0).run(
+        unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    )
     assert result.wasSuccessful(), result.errors + result.failures
 
 
 def test_the_script_builds_ours(tmp_path, capsys):
     TREE["camvid"](tmp_path / "files")
     build = script("build_tfds.py")
-    assert build("--dataset=camvid", f"--dataset_dir={tmp_path / 'files'}", f"--data_dir={tmp_path / 'tfds'}") == 0
+    assert (
+        build(
+            "--dataset=camvid",
+            f"--dataset_dir={tmp_path / 'files'}",
+            f"--data_dir={tmp_path / 'tfds'}",
+        )
+        == 0
+    )
     line = f"{tmp_path / 'tfds/deeplab_camvid/1.0.0'}: deeplab_camvid with train 1, val 1, test 1"
     assert capsys.readouterr().out.splitlines()[-1] == line
     assert len(opened("deeplab_camvid", tmp_path / "tfds", "val")) == 1
     assert build("--dataset=folder", "--dataset_dir=x") == 1
-    assert "unknown --dataset 'folder'; known: ade20k, ade20k_151, camvid" in capsys.readouterr().err
-    assert build("--dataset=voc2012", f"--dataset_dir={tmp_path / 'files'}", f"--data_dir={tmp_path / 'other'}") == 1
+    assert (
+        "unknown --dataset 'folder'; known: ade20k, ade20k_151, camvid" in capsys.readouterr().err
+    )
+    assert (
+        build(
+            "--dataset=voc2012",
+            f"--dataset_dir={tmp_path / 'files'}",
+            f"--data_dir={tmp_path / 'other'}",
+        )
+        == 1
+    )
     assert re.search("error: .+: there is no folder .+ expected", capsys.readouterr().err)
 
 

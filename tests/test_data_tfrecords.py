@@ -29,12 +29,20 @@ from deeplab_keras.data.registry import open_dataset
 
 
 def config_of(dataset: str, root, **changes) -> DataConfig:
-    return DataConfig(dataset=dataset, dataset_dir=str(root), train_crop_size=(16, 24), train_batch_size=2, **changes)
+    return DataConfig(
+        dataset=dataset,
+        dataset_dir=str(root),
+        train_crop_size=(16, 24),
+        train_batch_size=2,
+        **changes,
+    )
 
 
 def assert_same(found, expected) -> None:
     assert found.names == expected.names and len(found) == len(expected)
-    load = tf.function(found.tf_load, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+    load = tf.function(
+        found.tf_load, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False
+    )
     for i in range(len(expected)):
         for wanted, *results in zip(expected.load(i), found.load(i), load(i), strict=True):
             for result in results:
@@ -46,7 +54,9 @@ def photos(tmp_path_factory):
     """A folder of one's own with three classes, and its records."""
     root = write_dataset(tmp_path_factory.mktemp("photos"), count=7)
     (root / "classes.txt").write_text("wall\nfloor #0a0b0c\nlamp")
-    build_records(open_dataset(config_of("folder", root), "train"), "train", root / "records", num_shards=3)
+    build_records(
+        open_dataset(config_of("folder", root), "train"), "train", root / "records", num_shards=3
+    )
     return root
 
 
@@ -64,7 +74,9 @@ def test_records_give_what_the_files_give(dataset, tmp_path):
     {**TREES, "camvid": camvid}[dataset](tmp_path / "files")
     files = open_dataset(config_of(dataset, tmp_path / "files"), "train")
     built = build_records(files, "train", tmp_path / "records")
-    assert built.pairs == len(files) and built.shards == len(files)  # one record a file, as there are fewer than four
+    assert built.pairs == len(files) and built.shards == len(
+        files
+    )  # one record a file, as there are fewer than four
     for name in ("tfrecord", dataset):
         source = open_dataset(config_of(name, tmp_path / "records"), "train")
         assert source.info == files.info and source.checked and all(map(all, source.plain))
@@ -75,7 +87,9 @@ def test_what_no_other_decoder_would_read_rightly_goes_in_as_png(tmp_path):
     root = write_dataset(tmp_path / "photos", count=4)
     images, labels = root / "images/train", root / "labels/train"
     Image.open(images / "pic_0.jpg").convert("CMYK").save(images / "pic_0.jpg")
-    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (21, 32)).astype(np.uint16)).save(images / "pic_1.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (21, 32)).astype(np.uint16)).save(
+        images / "pic_1.png"
+    )
     (images / "pic_1.jpg").unlink()
     Image.fromarray(mask(22, 34, ids=(0, 1, 2))).convert("P").save(labels / "pic_2.png")
     (root / "classes.txt").write_text("a\nb\nc")
@@ -83,8 +97,17 @@ def test_what_no_other_decoder_would_read_rightly_goes_in_as_png(tmp_path):
     build_records(source, "train", tmp_path / "records", num_shards=2)
     found = open_dataset(config_of("tfrecord", tmp_path / "records"), "train")
     assert_same(found, source)
-    features = [tf.train.Example.FromString(record).features.feature for path in found.files for _, record in scan(path)]
-    assert [f["image/format"].bytes_list.value[0] for f in features] == [b"png", b"png", b"jpeg", b"jpeg"]
+    features = [
+        tf.train.Example.FromString(record).features.feature
+        for path in found.files
+        for _, record in scan(path)
+    ]
+    assert [f["image/format"].bytes_list.value[0] for f in features] == [
+        b"png",
+        b"png",
+        b"jpeg",
+        b"jpeg",
+    ]
     assert features[3]["image/encoded"].bytes_list.value[0] == (images / "pic_3.jpg").read_bytes()
 
 
@@ -102,7 +125,9 @@ def test_scenes_and_archives_become_records_too(tmp_path):
 # --- The official tools' records, and ours for them ---
 
 
-def official_record(name: str, image: bytes, label: bytes, size: tuple[int, int], image_format: bytes = b"jpeg") -> bytes:
+def official_record(
+    name: str, image: bytes, label: bytes, size: tuple[int, int], image_format: bytes = b"jpeg"
+) -> bytes:
     """As build_data.image_seg_to_tfexample writes it."""
 
     def texts(value: bytes) -> tf.train.Feature:
@@ -112,37 +137,59 @@ def official_record(name: str, image: bytes, label: bytes, size: tuple[int, int]
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
     features = {
-        "image/encoded": texts(image), "image/filename": texts(name.encode()), "image/format": texts(image_format),
-        "image/height": number(size[0]), "image/width": number(size[1]), "image/channels": number(3),
-        "image/segmentation/class/encoded": texts(label), "image/segmentation/class/format": texts(b"png"),
-    }  # fmt: skip
+        "image/encoded": texts(image),
+        "image/filename": texts(name.encode()),
+        "image/format": texts(image_format),
+        "image/height": number(size[0]),
+        "image/width": number(size[1]),
+        "image/channels": number(3),
+        "image/segmentation/class/encoded": texts(label),
+        "image/segmentation/class/format": texts(b"png"),
+    }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 Arrays = list[tuple[np.ndarray, np.ndarray]]
 
 
-def write_official(folder, split: str, names: list[str], classes: int, shards: int = 2, **options) -> Arrays:
+def write_official(
+    folder, split: str, names: list[str], classes: int, shards: int = 2, **options
+) -> Arrays:
     folder.mkdir(exist_ok=True)
     pairs, encoded = [], []
     for seed, name in enumerate(names):
         image = noise(20, 28, 3, seed=seed).astype(np.uint8)
         label = label_blocks(1, 20, 28, classes=classes, seed=seed, **options)[0].astype(np.uint8)
-        pair = tf.io.encode_jpeg(image, quality=95).numpy(), tf.io.encode_png(label[..., None]).numpy()
+        pair = (
+            tf.io.encode_jpeg(image, quality=95).numpy(),
+            tf.io.encode_png(label[..., None]).numpy(),
+        )
         pairs.append((tf.io.decode_jpeg(pair[0], dct_method="INTEGER_ACCURATE").numpy(), label))
         encoded.append(official_record(name, *pair, (20, 28)))
     for shard in range(shards):
-        with tf.io.TFRecordWriter(str(folder / f"{split}-{shard:05d}-of-{shards:05d}.tfrecord")) as writer:
-            for record in encoded[shard * len(encoded) // shards : (shard + 1) * len(encoded) // shards]:
+        with tf.io.TFRecordWriter(
+            str(folder / f"{split}-{shard:05d}-of-{shards:05d}.tfrecord")
+        ) as writer:
+            for record in encoded[
+                shard * len(encoded) // shards : (shard + 1) * len(encoded) // shards
+            ]:
                 writer.write(record)
     return pairs
 
 
 def test_official_records_are_read_under_their_datasets_name(tmp_path):
-    names = ["./ADE20K/images/training/ADE_train_00000002.jpg", "x/ADE_train_00000001.jpg", "a/b.jpg", "c/b.jpg"]
+    names = [
+        "./ADE20K/images/training/ADE_train_00000002.jpg",
+        "x/ADE_train_00000001.jpg",
+        "a/b.jpg",
+        "c/b.jpg",
+    ]
     pairs = write_official(tmp_path / "ade", "train", names, 151, ignore_label=0)
     source = open_dataset(config_of("ade20k_151", tmp_path / "ade"), "train")
-    assert source.names == ("ADE_train_00000002", "ADE_train_00000001", "b", "b_2") and source.info.num_classes == 151
+    assert (
+        source.names == ("ADE_train_00000002", "ADE_train_00000001", "b", "b_2")
+        and source.info.num_classes == 151
+    )
     for found, expected in zip(map(source.load, range(4)), pairs, strict=True):
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], expected[1])
@@ -179,20 +226,32 @@ def test_the_official_reader_reads_ours(photos):
     source = open_dataset(config_of("folder", photos), "train")
     text, number = tf.io.FixedLenFeature((), tf.string, ""), tf.io.FixedLenFeature((), tf.int64, 0)
     features = {
-        "image/encoded": text, "image/filename": text, "image/format": tf.io.FixedLenFeature((), tf.string, "jpeg"),
-        "image/height": number, "image/width": number, "image/segmentation/class/encoded": text,
+        "image/encoded": text,
+        "image/filename": text,
+        "image/format": tf.io.FixedLenFeature((), tf.string, "jpeg"),
+        "image/height": number,
+        "image/width": number,
+        "image/segmentation/class/encoded": text,
         "image/segmentation/class/format": tf.io.FixedLenFeature((), tf.string, "png"),
-    }  # fmt: skip
-    paths = tf.data.Dataset.list_files(str(photos / "records/train-*"), shuffle=False)  # its pattern: SPLIT-*
-    parsed = [tf.io.parse_single_example(record, features) for record in tf.data.TFRecordDataset(paths)]
+    }
+    paths = tf.data.Dataset.list_files(
+        str(photos / "records/train-*"), shuffle=False
+    )  # its pattern: SPLIT-*
+    parsed = [
+        tf.io.parse_single_example(record, features) for record in tf.data.TFRecordDataset(paths)
+    ]
     assert len(parsed) == 7
     for i, values in enumerate(parsed):
         image, label = source.load(i)
         assert values["image/filename"].numpy().decode() == source.names[i]
         assert (values["image/height"], values["image/width"]) == label.shape
-        decoded = tf.io.decode_jpeg(values["image/encoded"], channels=3, dct_method="INTEGER_ACCURATE")
+        decoded = tf.io.decode_jpeg(
+            values["image/encoded"], channels=3, dct_method="INTEGER_ACCURATE"
+        )
         np.testing.assert_array_equal(decoded, image)
-        np.testing.assert_array_equal(tf.io.decode_png(values["image/segmentation/class/encoded"], channels=1)[..., 0], label)
+        np.testing.assert_array_equal(
+            tf.io.decode_png(values["image/segmentation/class/encoded"], channels=1)[..., 0], label
+        )
 
 
 def test_palette_masks_in_foreign_records_keep_their_ids(tmp_path):
@@ -218,7 +277,10 @@ def test_the_index_is_made_once_and_again_for_other_files(tmp_path, monkeypatch)
     first = open_dataset(config, "train")
     with monkeypatch.context() as patch:
         patch.setattr(tfrecords, "make_index", lambda *_: pytest.fail("the index was there"))
-        patch.setattr("deeplab_keras.data.files.pairs.check_headers", lambda *_: pytest.fail("the headers were known"))
+        patch.setattr(
+            "deeplab_keras.data.files.pairs.check_headers",
+            lambda *_: pytest.fail("the headers were known"),
+        )
         assert_same(open_dataset(config, "train"), first)
     write_official(tmp_path / "records", "train", ["p", "q", "r", "s"], 21)
     assert len(open_dataset(config, "train")) == 4
@@ -228,14 +290,23 @@ def test_the_index_is_made_once_and_again_for_other_files(tmp_path, monkeypatch)
 
 def test_without_its_index_a_built_split_is_indexed_again(records, photos):
     (records / "train.index.npz").unlink()
-    assert_same(open_dataset(config_of("tfrecord", records), "train"), open_dataset(config_of("folder", photos), "train"))
+    assert_same(
+        open_dataset(config_of("tfrecord", records), "train"),
+        open_dataset(config_of("folder", photos), "train"),
+    )
     assert (records / "train.index.npz").is_file()
 
 
 def test_names_and_places_survive_the_file(tmp_path):
     sizes = np.array([5, 2**33], np.int64)
     made = record_index.RecordIndex(
-        ("a", "b"), (21, 2**33 + 16), ("straße/ä b", "plain"), np.array([0, 1], np.int32), sizes * 0, sizes, np.ones((2, 2), bool)
+        ("a", "b"),
+        (21, 2**33 + 16),
+        ("straße/ä b", "plain"),
+        np.array([0, 1], np.int32),
+        sizes * 0,
+        sizes,
+        np.ones((2, 2), bool),
     )
     for name, length in zip(made.files, made.file_bytes, strict=True):
         (tmp_path / name).touch()
@@ -279,11 +350,15 @@ def test_a_build_that_was_stopped_goes_on(photos, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no manifest|is missing"):
         open_dataset(config_of("tfrecord", folder), "train")
     times = [path.stat().st_mtime_ns for path in done]
-    (folder / ".train-00005-of-00007.tfrecord.123.tmp").write_bytes(b"half")  # SIGKILL leaves its like
+    (folder / ".train-00005-of-00007.tfrecord.123.tmp").write_bytes(
+        b"half"
+    )  # SIGKILL leaves its like
     # Another kind of source with the same names would be another build.
     stopped.at = -1
     build_records(stopped, "train", folder, num_shards=7)
-    assert [path.stat().st_mtime_ns for path in done] == times, "the finished files are not written again"
+    assert [path.stat().st_mtime_ns for path in done] == times, (
+        "the finished files are not written again"
+    )
     assert_same(open_dataset(config_of("tfrecord", folder), "train"), source)
     assert not list(folder.glob(".train*"))
     assert "writing train 7/7" in capsys.readouterr().err
@@ -293,18 +368,27 @@ def test_an_interrupted_build_leaves_nothing_half_written(photos, tmp_path):
     source = Stops(open_dataset(config_of("folder", photos), "train"), 2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         build_records(source, "train", tmp_path, num_shards=2, threads=2)
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] in ([], ["train-00001-of-00002.tfrecord"])
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] in (
+        [],
+        ["train-00001-of-00002.tfrecord"],
+    )
 
 
 def test_building_twice_writes_once(photos, records, monkeypatch):
     source = open_dataset(config_of("folder", photos), "train")
     monkeypatch.setattr(building, "record_of", lambda *_: pytest.fail("written again"))
     assert build_records(source, "train", records, num_shards=3).pairs == 7
-    with pytest.raises(UserError, match="records of the split 'train' made of other files, or in another number of files; --ov"):
+    with pytest.raises(
+        UserError,
+        match="records of the split 'train' made of other files, or in another number of files; "
+        "--ov",
+    ):
         build_records(source, "train", records, num_shards=2)
     monkeypatch.undo()
     assert build_records(source, "train", records, num_shards=2, overwrite=True).shards == 2
-    assert sorted(path.name for path in records.glob("train-*")) == [f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)]
+    assert sorted(path.name for path in records.glob("train-*")) == [
+        f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)
+    ]
 
 
 def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
@@ -316,7 +400,9 @@ def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
     files[2].write_bytes(contents[2][:100])
     build_records(source, "train", records, num_shards=3)
     assert [path.read_bytes() for path in files] == contents and files[1].stat().st_mtime_ns == time
-    assert verify_records(records, "train", files) == 7 and not (records / ".train.building").exists()
+    assert (
+        verify_records(records, "train", files) == 7 and not (records / ".train.building").exists()
+    )
     assert_same(open_dataset(config_of("tfrecord", records), "train"), source)
 
 
@@ -328,10 +414,15 @@ def test_two_builds_at_once_do_not_spoil_each_other(overwrite, photos, tmp_path)
     notes.mkdir()
     held = os.open(notes, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process is building the split 'train' there; wait until it is done, or stop"):
+    with pytest.raises(
+        UserError,
+        match="another process is building the split 'train' there; wait until it is done, or stop",
+    ):
         build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
     assert [*tmp_path.rglob("*")] == [notes]
-    assert build_records(source, "val", tmp_path, num_shards=2).pairs == 7  # another split is no trouble
+    assert (
+        build_records(source, "val", tmp_path, num_shards=2).pairs == 7
+    )  # another split is no trouble
     os.close(held)
     build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
     assert not notes.exists() and len(open_dataset(config_of("tfrecord", tmp_path), "train")) == 7
@@ -365,7 +456,10 @@ def test_what_a_killed_build_left_goes_with_the_next_one(photos, tmp_path):
 def test_records_of_other_splits_only(records, tmp_path):
     """Under the dataset's own name too it is said which splits there are; a dataset's files beside its records count."""
     for name in ("tfrecord", "folder", "voc2012", "camvid"):
-        with pytest.raises(UserError, match="there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/b"):
+        with pytest.raises(
+            UserError,
+            match="there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/b",
+        ):
             open_dataset(config_of(name, records), "val")
     write_dataset(records, "val")
     (records / "classes.txt").write_text("wall\nfloor\nlamp\n")
@@ -376,7 +470,10 @@ def test_records_of_others_are_not_written_over(photos, tmp_path):
     write_official(tmp_path / "records", "train", ["p", "q"], 21)
     before = (tmp_path / "records/train-00000-of-00002.tfrecord").read_bytes()
     source = open_dataset(config_of("folder", photos), "train")
-    with pytest.raises(UserError, match=r"it holds other records \(train-0000\d-of-00002.tfrecord\) of the split 'train'"):
+    with pytest.raises(
+        UserError,
+        match=r"it holds other records \(train-0000\d-of-00002.tfrecord\) of the split 'train'",
+    ):
         build_records(source, "train", tmp_path / "records")
     assert (tmp_path / "records/train-00000-of-00002.tfrecord").read_bytes() == before
 
@@ -397,13 +494,20 @@ def test_a_full_disk_while_building(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.io, "TFRecordWriter", Full)
     source = open_dataset(config_of("folder", photos), "train")
-    with pytest.raises(UserError, match=r"train-0000\d-of-00004.tfrecord: cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        UserError,
+        match=r"train-0000\d-of-00004.tfrecord: cannot be written \(No space left on device\)",
+    ):
         build_records(source, "train", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
 def test_what_is_read_back_must_be_what_was_written(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "scan", lambda path: ((offset, record[:-1] + b"x") for offset, record in scan(path)))
+    monkeypatch.setattr(
+        building,
+        "scan",
+        lambda path: ((offset, record[:-1] + b"x") for offset, record in scan(path)),
+    )
     with pytest.raises(UserError, match="what was read back is not what was written"):
         build_records(open_dataset(config_of("folder", photos), "train"), "train", tmp_path)
 
@@ -411,7 +515,9 @@ def test_what_is_read_back_must_be_what_was_written(photos, tmp_path, monkeypatc
 def test_the_manifest_says_what_there_is(photos):
     manifest = json.loads((photos / "records/train.manifest.json").read_text())
     assert manifest["pairs"] == 7 and [shard["pairs"] for shard in manifest["shards"]] == [2, 2, 3]
-    assert manifest["dataset"]["class_names"] == ["wall", "floor", "lamp"] and manifest["dataset"]["palette"][1] == [10, 11, 12]
+    assert manifest["dataset"]["class_names"] == ["wall", "floor", "lamp"] and manifest["dataset"][
+        "palette"
+    ][1] == [10, 11, 12]
     files = sorted((photos / "records").glob("train-*"))
     assert verify_records(photos / "records", "train", files) == 7
 
@@ -428,7 +534,12 @@ def flip_a_byte(path, at: int) -> None:
 def test_verify_sees_a_changed_byte(records):
     files = sorted(records.glob("train-*"))
     flip_a_byte(files[1], 300)
-    with pytest.raises(UserError, match=re.escape(f"{files[1]}: not a TFRecord file from byte 0 on; damaged or cut off there")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            f"{files[1]}: not a TFRecord file from byte 0 on; damaged or cut off there"
+        ),
+    ):
         verify_records(records, "train", files)
 
 
@@ -439,13 +550,24 @@ def test_a_record_damaged_on_the_way_is_named(records):
     with pytest.raises(tf.errors.OpError) as error:
         list(train_dataset(source, config, PAD).take(4))
     told = str(user_error(error.value, source))
-    assert re.fullmatch(rf".+/{SHARD}: the record 'pic_2' at byte 0 is damaged; make .+--skip_broken_files", told)
+    assert re.fullmatch(
+        rf".+/{SHARD}: the record 'pic_2' at byte 0 is damaged; make .+--skip_broken_files", told
+    )
 
 
 TROUBLE = {
-    "no dir": ({"dataset_dir": None}, "--dataset=tfrecord needs --dataset_dir=FOLDER, the folder that holds the record files"),
-    "no split": ({"split": "val"}, "there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/build_tfrec"),
-    "other dataset": ({"dataset": "voc2012"}, "--dataset=voc2012: the records in .+ hold the 3 classes of 'photos.*'; --da"),
+    "no dir": (
+        {"dataset_dir": None},
+        "--dataset=tfrecord needs --dataset_dir=FOLDER, the folder that holds the record files",
+    ),
+    "no split": (
+        {"split": "val"},
+        "there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/build_tfrec",
+    ),
+    "other dataset": (
+        {"dataset": "voc2012"},
+        "--dataset=voc2012: the records in .+ hold the 3 classes of 'photos.*'; --da",
+    ),
 }
 
 
@@ -533,15 +655,21 @@ HARM = {
     harm_missing: r"train-\*\.tfrecord: number 1 of 3 is missing; make or fetch the records anew",
     harm_mixed: r"train-\*\.tfrecord: there are files of 3 and of 4; make",
     harm_cut: rf"{SHARD}: it has \d+ bytes, the manifest says \d+ bytes; build or copy it anew",
-    harm_manifest: r"train\.manifest\.json: cannot be read as a manifest \(.+\); build the records anew",
+    harm_manifest: r"train\.manifest\.json: cannot be read as a manifest \(.+\); build the "
+    r"records anew",
     harm_format: r"train\.manifest\.json: it has the format 9, this version reads 1",
-    harm_no_manifest: r"records without a manifest do not say what their classes are; give the dataset's name \(.+\) or",
+    harm_no_manifest: r"records without a manifest do not say what their classes are; give the "
+    r"dataset's name \(.+\) or",
     harm_foreign_cut: rf"{SHARD}: not a TFRecord file from byte \d\d+ on; damaged or cut off there",
-    harm_compressed: rf"{SHARD}: not a TFRecord file from byte 0 on; it is compressed; unpack it with gunzip",
-    harm_other_records: rf"{SHARD}: its records are no tf.train.Example; these are not the records of a dataset",
-    harm_features: rf"{SHARD}: its record 0 has no feature 'image/segmentation/class/encoded'; its features: image/encoded",
+    harm_compressed: rf"{SHARD}: not a TFRecord file from byte 0 on; it is compressed; unpack it "
+    r"with gunzip",
+    harm_other_records: rf"{SHARD}: its records are no tf.train.Example; these are not the "
+    r"records of a dataset",
+    harm_features: rf"{SHARD}: its record 0 has no feature 'image/segmentation/class/encoded'; "
+    r"its features: image/encoded",
     harm_empty: r"there is no record in it \(and 2 more like it\)",
-    harm_classes: r"/pic_0#image/segmentation/class/encoded: the mask holds ids outside the classes: 2; allowed",
+    harm_classes: r"/pic_0#image/segmentation/class/encoded: the mask holds ids outside the "
+    r"classes: 2; allowed",
 }
 
 
@@ -558,7 +686,11 @@ def test_broken_pictures_in_foreign_records_are_left_out_by_flag(tmp_path):
     path = tmp_path / "records/train-00000-of-00001.tfrecord"
     good = [record for _, record in scan(str(path))]
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in (good[0], official_record("bad", b"\xff\xd8\xff no", b"no png", (20, 28)), good[1]):
+        for record in (
+            good[0],
+            official_record("bad", b"\xff\xd8\xff no", b"no png", (20, 28)),
+            good[1],
+        ):
             writer.write(record)
     config = config_of("voc2012", tmp_path / "records")
     with pytest.raises(UserError, match=r"/bad#image/encoded: cannot be decoded"):
@@ -575,7 +707,13 @@ def test_broken_pictures_in_foreign_records_are_left_out_by_flag(tmp_path):
 def test_the_script_builds_and_verifies(photos, tmp_path, capsys):
     build = script("build_tfrecords.py")
     output = f"--output_dir={tmp_path}"
-    arguments = ["--dataset=folder", f"--dataset_dir={photos}", output, "--splits=train", "--num_shards=2"]
+    arguments = [
+        "--dataset=folder",
+        f"--dataset_dir={photos}",
+        output,
+        "--splits=train",
+        "--num_shards=2",
+    ]
     assert build(*arguments) == 0
     assert re.search(rf"{tmp_path}/train: 7 pairs in 2 files, 0\.\d MB", capsys.readouterr().out)
     assert build(output, "--splits=train", "--verify") == 0

@@ -73,10 +73,18 @@ SIZES = [(17, 23), (9, 12), (31, 47), (40, 11), (1, 1), (3, 60)]
 def test_resizing_whole_pictures(size):
     image, label = picture(17, 23)
     np.testing.assert_allclose(resizing.resize_image(image, size), bilinear(image, size), atol=0.01)
-    centres = [np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int) for n, m in zip(label.shape, size, strict=True)]
+    centres = [
+        np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int)
+        for n, m in zip(label.shape, size, strict=True)
+    ]
     np.testing.assert_array_equal(resizing.resize_label(label, size), label[np.ix_(*centres)])
-    opencv = [[min(int(i * (1 / (m / n))), n - 1) for i in range(m)] for n, m in zip(label.shape, size, strict=True)]
-    np.testing.assert_array_equal(resizing.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)])
+    opencv = [
+        [min(int(i * (1 / (m / n))), n - 1) for i in range(m)]
+        for n, m in zip(label.shape, size, strict=True)
+    ]
+    np.testing.assert_array_equal(
+        resizing.resize_label(label, size, half_pixel=False), label[np.ix_(*opencv)]
+    )
 
 
 @pytest.mark.parametrize("half_pixel", [True, False])
@@ -105,16 +113,25 @@ def test_resizing_a_window_is_resizing_all_and_cropping(size):
         count = np.array([rng.integers(1, n + 1) for n in size])
         top, left = (int(rng.integers(0, n - c + 1)) for n, c in zip(size, count, strict=True))
         window = np.s_[top : top + count[0], left : left + count[1]]
-        np.testing.assert_allclose(resizing.resize_image(image, size, (top, left), count), whole[window], atol=0.01)
-        np.testing.assert_array_equal(resizing.resize_label(label, size, (top, left), count), whole_label[window])
+        np.testing.assert_allclose(
+            resizing.resize_image(image, size, (top, left), count), whole[window], atol=0.01
+        )
+        np.testing.assert_array_equal(
+            resizing.resize_label(label, size, (top, left), count), whole_label[window]
+        )
 
 
 # --- Crop ---
 
 
-def crop_oracle(label: np.ndarray, crop: tuple[int, int], numbers: np.ndarray, share: float) -> tuple[int, int]:
+def crop_oracle(
+    label: np.ndarray, crop: tuple[int, int], numbers: np.ndarray, share: float
+) -> tuple[int, int]:
     for top, left in numbers:
-        top, left = int(top * (label.shape[0] - crop[0] + 1)), int(left * (label.shape[1] - crop[1] + 1))
+        top, left = (
+            int(top * (label.shape[0] - crop[0] + 1)),
+            int(left * (label.shape[1] - crop[1] + 1)),
+        )
         window = label[top : top + crop[0], left : left + crop[1]]
         counts = np.unique(window[window != IGNORE], return_counts=True)[1]
         if len(counts) > 1 and counts.max() / counts.sum() < share:
@@ -127,11 +144,15 @@ def test_crop_is_the_first_draw_without_a_ruling_class():
     tries = []
     choose = tf.function(transforms.choose_crop, autograph=False)
     for case in range(60):
-        label = np.repeat(np.repeat(rng.choice([0, 0, 0, 1, IGNORE], (5, 6)), 6, 0), 6, 1).astype(np.uint8)
+        label = np.repeat(np.repeat(rng.choice([0, 0, 0, 1, IGNORE], (5, 6)), 6, 0), 6, 1).astype(
+            np.uint8
+        )
         numbers = rng.random((10, 2)).astype(np.float32)
         share = 0.75 if case % 2 else 0.6
         top, left = crop_oracle(label, (10, 12), numbers, share)
-        corner, window = choose(label, tf.constant(label.shape), tf.constant((10, 12)), numbers, share, IGNORE)
+        corner, window = choose(
+            label, tf.constant(label.shape), tf.constant((10, 12)), numbers, share, IGNORE
+        )
         assert tuple(corner.numpy()) == (top, left)
         np.testing.assert_array_equal(window, label[top : top + 10, left : left + 12])
         tries.append([(int(a * 21), int(b * 25)) for a, b in numbers].index((top, left)))
@@ -139,7 +160,9 @@ def test_crop_is_the_first_draw_without_a_ruling_class():
 
 
 def test_crop_at_exactly_the_share_is_drawn_again():
-    label = np.array([[0, 0, 0, 1, 1, 1, 1]], np.uint8)  # the first window of four is 3 to 1, the second 2 to 2
+    label = np.array(
+        [[0, 0, 0, 1, 1, 1, 1]], np.uint8
+    )  # the first window of four is 3 to 1, the second 2 to 2
     numbers = np.zeros((10, 2), np.float32)
     numbers[1:, 1] = 0.3
     size, crop = tf.constant(label.shape), tf.constant((1, 4))
@@ -154,18 +177,25 @@ def test_a_last_draw_of_ignored_pixels_gives_way_to_the_middle():
     label[1:4, 3:5] = 1  # one class alone, so no draw will do
     numbers = np.zeros((10, 2), np.float32)
     size, crop = tf.constant(label.shape), tf.constant((2, 4))
-    corner, window = transforms.choose_crop(label, size, crop, np.full((10, 2), 0.99, np.float32), 0.75, IGNORE)
+    corner, window = transforms.choose_crop(
+        label, size, crop, np.full((10, 2), 0.99, np.float32), 0.75, IGNORE
+    )
     assert tuple(corner.numpy()) == (2, 3)
     np.testing.assert_array_equal(window, label[2:4, 3:7])
     numbers[-1] = 0.3, 0.2  # the last draw shows a pixel that counts
-    assert tuple(transforms.choose_crop(label, size, crop, numbers, 0.75, IGNORE)[0].numpy()) == (1, 1)
+    assert tuple(transforms.choose_crop(label, size, crop, numbers, 0.75, IGNORE)[0].numpy()) == (
+        1,
+        1,
+    )
 
 
 def test_crops_reach_every_corner():
     label = np.zeros((7, 9), np.uint8)
     for number, corner in ((0.0, (0, 0)), (np.nextafter(np.float32(1), np.float32(0)), (3, 4))):
         numbers = np.full((10, 2), number, np.float32)
-        found, _ = transforms.choose_crop(label, tf.constant((7, 9)), tf.constant((4, 5)), numbers, 0.75, IGNORE)
+        found, _ = transforms.choose_crop(
+            label, tf.constant((7, 9)), tf.constant((4, 5)), numbers, 0.75, IGNORE
+        )
         assert tuple(found.numpy()) == corner
 
 
@@ -185,7 +215,8 @@ def test_flip():
 def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) -> np.ndarray:
     """The reference's steps in its own words: BGR pictures whose hue is computed as if they were RGB.
 
-    With `eight_bit` every step ends in whole grey levels, and hue and saturation in 8 bits, as OpenCV has them.
+    With `eight_bit` every step ends in whole grey levels, and hue and saturation in 8 bits, as
+    OpenCV has them.
     """
     n = [float(number) for number in numbers]
 
@@ -201,7 +232,12 @@ def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) 
             if eight_bit:
                 hue, saturation = round(hue) % 180, round(saturation)
             hue, saturation = change(hue, saturation)
-            rgb = np.array(colorsys.hsv_to_rgb(hue % 180 / 180, whole(np.array(saturation)) / 255, value)) * 255
+            rgb = (
+                np.array(
+                    colorsys.hsv_to_rgb(hue % 180 / 180, whole(np.array(saturation)) / 255, value)
+                )
+                * 255
+            )
             out[place] = np.round(rgb) if eight_bit else rgb
         return out
 
@@ -223,7 +259,10 @@ def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) 
 def test_photometric_distortion_against_the_oracle():
     rng = np.random.default_rng(0)
     distort, in_eight_bits = (
-        tf.function(functools.partial(photometric.distort_photometric, whole=whole, canvas=(5, 4)), autograph=False)
+        tf.function(
+            functools.partial(photometric.distort_photometric, whole=whole, canvas=(5, 4)),
+            autograph=False,
+        )
         for whole in (False, True)
     )
     errors = []
@@ -231,7 +270,9 @@ def test_photometric_distortion_against_the_oracle():
         image = picture(4, 3, seed=case)[0].astype(np.float32)
         numbers = rng.random(9).astype(np.float32)
         found = distort(image, numbers).numpy()
-        np.testing.assert_allclose(found, photometric_oracle(image, numbers, eight_bit=False), atol=0.02)
+        np.testing.assert_allclose(
+            found, photometric_oracle(image, numbers, eight_bit=False), atol=0.02
+        )
         in_whole = in_eight_bits(image, numbers).numpy()
         np.testing.assert_array_equal(in_whole, np.round(in_whole))
         rounded = photometric_oracle(image, numbers, eight_bit=True)
@@ -239,7 +280,8 @@ def test_photometric_distortion_against_the_oracle():
             assert np.abs(in_whole - rounded).max() <= (np.abs(in_whole - rounded) > 0).mean() * 20
         errors.append((found - rounded, in_whole - rounded))
     unrounded, whole = (np.concatenate([np.ravel(pair[i]) for pair in errors]) for i in (0, 1))
-    # Without rounding everything is half a grey level brighter. With it only the coarse 8-bit hues are left.
+    # Without rounding everything is half a grey level brighter. With it only the coarse 8-bit hues
+    # are left.
     assert 0.3 < unrounded.mean() < 0.9 and abs(whole.mean()) < 0.3
     assert np.abs(whole).mean() < 0.6 * np.abs(unrounded).mean() and np.abs(whole).max() < 16
 
@@ -248,30 +290,49 @@ def test_photometric_distortion_against_the_oracle():
 def test_the_compiled_program_is_the_plain_one(whole):
     rng, apart = np.random.default_rng(1), []
     for shape in ((40, 30), (24, 30), (40, 7), (1, 1)):
-        image, numbers = rng.integers(0, 256, (*shape, 3)).astype(np.float32), rng.random(9).astype(np.float32)
+        image, numbers = (
+            rng.integers(0, 256, (*shape, 3)).astype(np.float32),
+            rng.random(9).astype(np.float32),
+        )
         numbers[[0, 3, 5, 7]] *= 0.5  # everything is done
         plain = photometric.distort_photometric(image, numbers, whole)
         on_canvas = photometric.distort_photometric(image, numbers, whole, canvas=(40, 30))
-        assert on_canvas.shape == image.shape and 0 <= np.min(on_canvas) and np.max(on_canvas) <= 255
+        assert (
+            on_canvas.shape == image.shape and 0 <= np.min(on_canvas) and np.max(on_canvas) <= 255
+        )
         apart.append(np.ravel(plain - on_canvas))
     apart = np.abs(np.concatenate(apart))
-    # With whole grey levels a rounding in the last place of a float may end on the other side of a half.
-    assert (apart > 1e-3).mean() <= (0.001 if whole else 0) and apart.max() <= (3 if whole else 1e-3)
+    # With whole grey levels a rounding in the last place of a float may end on the other side of a
+    # half.
+    assert (apart > 1e-3).mean() <= (0.001 if whole else 0) and apart.max() <= (
+        3 if whole else 1e-3
+    )
 
 
 def test_saturation_and_hue_are_tensorflows_own():
     rng = np.random.default_rng(2)
-    grey, primaries = np.repeat(rng.random((8, 1)), 3, axis=1), np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, -1).T
+    grey, primaries = (
+        np.repeat(rng.random((8, 1)), 3, axis=1),
+        np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, -1).T,
+    )
     image = 255 * np.concatenate([rng.random((2000, 3)), grey, primaries]).astype(np.float32)[None]
     for factor in (0.0, 0.5, 1.0, 1.5, 4.0):
         expected = tf.raw_ops.AdjustSaturation(images=image, scale=factor)
-        np.testing.assert_allclose(photometric.adjust_saturation(image, factor), expected, atol=1e-3)
+        np.testing.assert_allclose(
+            photometric.adjust_saturation(image, factor), expected, atol=1e-3
+        )
     for turn in (-1.0, -0.5, -0.1, 0.0, 0.03, 0.7, 1.0):
-        np.testing.assert_allclose(photometric.adjust_hue(image, turn), tf.raw_ops.AdjustHue(images=image, delta=turn), atol=1e-3)
+        np.testing.assert_allclose(
+            photometric.adjust_hue(image, turn),
+            tf.raw_ops.AdjustHue(images=image, delta=turn),
+            atol=1e-3,
+        )
 
 
 def test_each_photometric_operation_comes_half_of_the_time():
-    numbers = np.stack([transforms.draw(0, tf.constant(position)).photometric for position in range(200)])
+    numbers = np.stack(
+        [transforms.draw(0, tf.constant(position)).photometric for position in range(200)]
+    )
     np.testing.assert_allclose((numbers[:, [0, 2, 3, 5, 7]] < 0.5).mean(axis=0), 0.5, atol=0.13)
     image = picture(4, 3)[0].astype(np.float32)
     np.testing.assert_array_equal(photometric.distort_photometric(image, tf.fill([9], 0.6)), image)
@@ -280,10 +341,15 @@ def test_each_photometric_operation_comes_half_of_the_time():
 @pytest.mark.parametrize("position", ["center", "top_left"])
 def test_padding(position):
     image, label = picture(5, 8)
-    padded, padded_label = transforms.pad(image.astype(np.float32), label, (8, 13), PAD, IGNORE, position)
+    padded, padded_label = transforms.pad(
+        image.astype(np.float32), label, (8, 13), PAD, IGNORE, position
+    )
     top, left = (1, 2) if position == "center" else (0, 0)
     expected, expected_label = np.tile(np.float32(PAD), (8, 13, 1)), np.full((8, 13), IGNORE)
-    expected[top : top + 5, left : left + 8], expected_label[top : top + 5, left : left + 8] = image, label
+    expected[top : top + 5, left : left + 8], expected_label[top : top + 5, left : left + 8] = (
+        image,
+        label,
+    )
     np.testing.assert_allclose(padded, expected, atol=1e-4)
     np.testing.assert_array_equal(padded_label, expected_label)
 
@@ -320,7 +386,9 @@ def test_augment_is_scale_crop_flip_colours_and_padding_in_this_order():
 def test_the_same_eagerly_and_in_tf_data():
     image, label = picture(30, 40)
     dataset = tf.data.Dataset.range(8).map(
-        lambda position: transforms.augment(image, label, transforms.draw(7, position), CONFIG, PAD, IGNORE)
+        lambda position: transforms.augment(
+            image, label, transforms.draw(7, position), CONFIG, PAD, IGNORE
+        )
     )
     for position, (found, found_label) in enumerate(dataset):
         expected, expected_label = transforms.augment(
@@ -332,15 +400,21 @@ def test_the_same_eagerly_and_in_tf_data():
 
 def test_what_is_switched_off_does_nothing():
     image, label = picture(24, 20)
-    config = CONFIG.replace(min_scale_factor=1.0, max_scale_factor=1.0, random_flip=False, photometric_distortion=False)
-    found, found_label = transforms.augment(image, label, transforms.draw(0, tf.constant(1)), config, PAD, IGNORE)
+    config = CONFIG.replace(
+        min_scale_factor=1.0, max_scale_factor=1.0, random_flip=False, photometric_distortion=False
+    )
+    found, found_label = transforms.augment(
+        image, label, transforms.draw(0, tf.constant(1)), config, PAD, IGNORE
+    )
     np.testing.assert_allclose(found, image, atol=1e-3)
     np.testing.assert_array_equal(found_label, label)
 
 
 def test_draws_depend_on_seed_and_position():
     def numbers(seed: int, position: int) -> np.ndarray:
-        return np.concatenate([np.ravel(part) for part in transforms.draw(seed, tf.constant(position, tf.int64))])
+        return np.concatenate(
+            [np.ravel(part) for part in transforms.draw(seed, tf.constant(position, tf.int64))]
+        )
 
     np.testing.assert_array_equal(numbers(1, 2**40), numbers(1, 2**40))
     rows = [numbers(*key) for key in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2**40))]

@@ -27,7 +27,11 @@ def blocks(path: pathlib.Path, language: str) -> list[str]:
 
 def marked_blocks(path: pathlib.Path, language: str) -> list[tuple[bool, str]]:
     """The code blocks of a page, and whether a comment `<!-- not run: why -->` stands before it."""
-    found = re.findall(rf"^(<!-- not run: .+ -->\n)?```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        rf"^(<!-- not run: .+ -->\n)?```{language}\n(.*?)^```",
+        path.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     return [(bool(mark), block) for mark, block in found]
 
 
@@ -40,7 +44,9 @@ def test_commands_parse(path, monkeypatch):
         if "--help" in arguments:
             assert script(name)("--help") == 0
             continue
-        command = script(name).parse(*(a for a in arguments if not a.startswith("--flagfile=runs/")))
+        command = script(name).parse(
+            *(a for a in arguments if not a.startswith("--flagfile=runs/"))
+        )
         for section in script(name).sections:
             command.config(section)
 
@@ -50,8 +56,12 @@ def test_trainings_on_a_folder_of_ones_own_take_any_folder(path, monkeypatch):
     """No class weights of another dataset, no warm-up longer than a training on a dozen images."""
     monkeypatch.chdir(ROOT)
     calls = [call for block in blocks(path, "bash") for call in commands(block)]
-    for arguments in [found for name, found in calls if name == "train.py" and "--help" not in found]:
-        command = script("train.py").parse(*(a for a in arguments if not a.startswith("--flagfile=runs/")))
+    for arguments in [
+        found for name, found in calls if name == "train.py" and "--help" not in found
+    ]:
+        command = script("train.py").parse(
+            *(a for a in arguments if not a.startswith("--flagfile=runs/"))
+        )
         data, training = command.config(DataConfig), command.config(TrainConfig)
         if data.dataset == "folder":
             assert training.label_weights == ()
@@ -67,10 +77,15 @@ def test_make_has_the_verbs(path):
             assert re.search(rf"^{verb}:.*##", makefile, re.MULTILINE), f"make {verb}"
 
 
-@pytest.mark.parametrize("path", [
-    page if page.name != "python.md" else pytest.param(page, marks=pytest.mark.slow)
-    for page in PAGES if blocks(page, "python")
-], ids=relative)  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        page if page.name != "python.md" else pytest.param(page, marks=pytest.mark.slow)
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+    ids=relative,
+)
 def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
     """All blocks of a page one after another, where runs/demo and runs/mine are trained models and there are images."""
     monkeypatch.chdir(tmp_path)

@@ -50,7 +50,9 @@ class FakeSource:
 def make_source(sizes=SIZES, ignore_label: int = 255) -> FakeSource:
     pairs = []
     for i, size in enumerate(sizes):
-        label = label_blocks(1, *size, classes=CLASSES - 1, seed=i, ignore_label=ignore_label, block=3)[0]
+        label = label_blocks(
+            1, *size, classes=CLASSES - 1, seed=i, ignore_label=ignore_label, block=3
+        )[0]
         pairs.append((noise(*size, 3, seed=i).astype(np.uint8), label.astype(np.uint8)))
     return FakeSource(dataclasses.replace(INFO, ignore_label=ignore_label), pairs)
 
@@ -84,7 +86,9 @@ def test_report_has_the_oracles_numbers(batch_size: int, ignore_label: int) -> N
 
     assert report.confusion_matrix == tuple(map(tuple, matrix.tolist()))
     ious = {
-        name: matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) if matrix[c].sum() else None
+        name: matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c])
+        if matrix[c].sum()
+        else None
         for c, name in enumerate(INFO.class_names)
         if matrix[c].sum() or not matrix[:, c].sum()
     }
@@ -94,21 +98,30 @@ def test_report_has_the_oracles_numbers(batch_size: int, ignore_label: int) -> N
     assert report.per_class_iou["tree"] is None and len(present) == 3
     assert report.miou == pytest.approx(np.mean(present))
     assert report.pixel_accuracy == pytest.approx(np.trace(matrix) / matrix.sum())
-    assert (report.images, report.model, report.dataset, report.split) == (len(SIZES), "tiny", "blocks", "val")
+    assert (report.images, report.model, report.dataset, report.split) == (
+        len(SIZES),
+        "tiny",
+        "blocks",
+        "val",
+    )
 
 
 def test_config_reaches_the_predictor() -> None:
     source, model = make_source(), make_model()
     config = EvalConfig(inference="slide", eval_crop_size=(8, 8), add_flipped_images=True)
     report = evaluate(model, source, config, progress=False)
-    assert report.confusion_matrix == tuple(map(tuple, oracle(source, Predictor(model, config)).tolist()))
+    assert report.confusion_matrix == tuple(
+        map(tuple, oracle(source, Predictor(model, config)).tolist())
+    )
     assert report.confusion_matrix != evaluate(model, source, progress=False).confusion_matrix
 
 
 def definition_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear with half-pixel centers, without antialiasing, by its definition."""
     for axis, length in enumerate(size):
-        at = np.clip((np.arange(length) + 0.5) * image.shape[axis] / length - 0.5, 0, image.shape[axis] - 1)
+        at = np.clip(
+            (np.arange(length) + 0.5) * image.shape[axis] / length - 0.5, 0, image.shape[axis] - 1
+        )
         low = np.floor(at).astype(int)
         share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
         high = np.minimum(low + 1, image.shape[axis] - 1)
@@ -124,7 +137,9 @@ def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
     scores = keras.layers.Conv2D(9, 4, 4, padding="same", name="logits")
     network = keras.Model(image, ResizeTo(name="resized_logits")([scores(image), image]))
     weights = np.random.default_rng(0).normal(size=(4, 4, 3, 9)).astype(np.float32) / 100
-    scores.set_weights([weights - weights.mean(axis=(0, 1, 2)), np.zeros(9)])  # a bright image favors no class
+    scores.set_weights(
+        [weights - weights.mean(axis=(0, 1, 2)), np.zeros(9)]
+    )  # a bright image favors no class
     merge = np.zeros((9, CLASSES), np.float32)
     merge[np.arange(9), np.arange(9) % CLASSES] = 1
     bias = np.float32([0.01, -0.02, 0.03, 0])
@@ -135,12 +150,25 @@ def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
         output = keras.layers.Rescaling(-1.0)(output)  # the least likely class is the strongest one
     model = keras.Model(network.input, output)
     source = make_source([(33, 29), (18, 40)])
-    config = EvalConfig(eval_short_side=20, eval_long_side=64) if variant == "short side" else EvalConfig()
+    config = (
+        EvalConfig(eval_short_side=20, eval_long_side=64)
+        if variant == "short side"
+        else EvalConfig()
+    )
 
     def by_hand(image: np.ndarray) -> np.ndarray:
         factor = 20 / min(image.shape[:2])
-        run = size or (tuple(round(side * factor) for side in image.shape[:2]) if variant == "short side" else image.shape[:2])
-        logits = np.asarray(network(definition_resize(image.astype(np.float32), run)[None].astype(np.float32), training=False))[0]
+        run = size or (
+            tuple(round(side * factor) for side in image.shape[:2])
+            if variant == "short side"
+            else image.shape[:2]
+        )
+        logits = np.asarray(
+            network(
+                definition_resize(image.astype(np.float32), run)[None].astype(np.float32),
+                training=False,
+            )
+        )[0]
         merged = (logits @ merge + bias) * (-1 if variant == "two layers" else 1)
         return definition_resize(merged, image.shape[:2]).argmax(-1)
 
@@ -153,7 +181,9 @@ def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
 def test_limit_and_names() -> None:
     source, network = make_source(), Network(make_model())
     report = evaluate(network, source, limit=2, model_name="mine", progress=False)
-    assert report.confusion_matrix == tuple(map(tuple, oracle(source, Predictor(network), 2).tolist()))
+    assert report.confusion_matrix == tuple(
+        map(tuple, oracle(source, Predictor(network), 2).tolist())
+    )
     assert (report.images, report.model) == (2, "mine")
     evaluate(network, source, progress=False)
     assert network._compiled.experimental_get_tracing_count() == 1
@@ -162,7 +192,10 @@ def test_limit_and_names() -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_batches_hold_every_pair_once(batch_size: int) -> None:
     sizes = [(4 + i % 11, 5) for i in range(60)]
-    pairs = [(np.full((*size, 3), i, np.uint8), np.full(size, i % 3, np.uint8)) for i, size in enumerate(sizes)]
+    pairs = [
+        (np.full((*size, 3), i, np.uint8), np.full(size, i % 3, np.uint8))
+        for i, size in enumerate(sizes)
+    ]
     seen = []
     for indices, images, labels in batches(FakeSource(INFO, pairs), 60, batch_size, INFO):
         assert len(images) <= batch_size
@@ -207,7 +240,9 @@ def test_no_miou_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images without a labelled pixel come first: the line says nothing then, and not nan."""
     stream, source = io.StringIO(), make_source([(12, 16)] * 2)
     monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setattr("deeplab_keras.evaluation.loop.Progress", functools.partial(Progress, interval=0))
+    monkeypatch.setattr(
+        "deeplab_keras.evaluation.loop.Progress", functools.partial(Progress, interval=0)
+    )
     source.pairs[0][1][:] = 255
     report = evaluate(make_model(), source, EvalConfig(eval_batch_size=1))
     first, last = stream.getvalue().splitlines()
@@ -252,25 +287,43 @@ def test_model_of_other_classes() -> None:
 
 
 def make_report(matrix=((8, 2, 0), (1, 5, 0), (0, 0, 0)), names=("sky", "road", "car")) -> Report:
-    return Report.from_matrix(np.array(matrix), info_for_classes("blocks", names), 3, model="tiny", split="val")
+    return Report.from_matrix(
+        np.array(matrix), info_for_classes("blocks", names), 3, model="tiny", split="val"
+    )
 
 
 def test_json_has_the_keys_of_the_interface_and_goes_back() -> None:
     report = make_report()
     values = json.loads(report.to_json())
     assert list(values) == [
-        "miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "confusion_matrix",
-        "images", "model", "dataset", "split",
-    ]  # fmt: skip
+        "miou",
+        "pixel_accuracy",
+        "mean_accuracy",
+        "frequency_weighted_iou",
+        "per_class_iou",
+        "confusion_matrix",
+        "images",
+        "model",
+        "dataset",
+        "split",
+    ]
     assert values == report.to_dict()
-    assert values["per_class_iou"] == {"sky": pytest.approx(8 / 11), "road": pytest.approx(5 / 8), "car": None}
+    assert values["per_class_iou"] == {
+        "sky": pytest.approx(8 / 11),
+        "road": pytest.approx(5 / 8),
+        "car": None,
+    }
     assert values["confusion_matrix"] == [[8, 2, 0], [1, 5, 0], [0, 0, 0]]
     assert Report.from_json(report.to_json()) == report
     assert Report.from_json(json.dumps({**values, "step": 7})) == report
 
 
 def test_classes_of_one_name_stay_apart() -> None:
-    assert list(make_report(names=("screen", "road", "screen")).per_class_iou) == ["screen (0)", "road", "screen (2)"]
+    assert list(make_report(names=("screen", "road", "screen")).per_class_iou) == [
+        "screen (0)",
+        "road",
+        "screen (2)",
+    ]
 
 
 def test_save_leaves_nothing_but_the_file(tmp_path) -> None:
@@ -289,8 +342,12 @@ def test_table() -> None:
     assert lines[0] == "3 images, blocks, val, tiny"
     assert lines[2].split() == ["sky", "72.73", "88.89", "80.00", "62.50", "#" * 15]
     assert lines[4].split() == ["car", "-", "-", "-", "0.00"]
-    assert lines[-1].startswith("mIoU 67.61, pixel accuracy 81.25, mean accuracy 81.67, frequency-weighted IoU")
-    assert len({line.rstrip("#").rstrip().rfind(".") for line in lines[2:4]}) == 1  # the columns stand below each other
+    assert lines[-1].startswith(
+        "mIoU 67.61, pixel accuracy 81.25, mean accuracy 81.67, frequency-weighted IoU"
+    )
+    assert (
+        len({line.rstrip("#").rstrip().rfind(".") for line in lines[2:4]}) == 1
+    )  # the columns stand below each other
 
 
 def test_an_unpredicted_class_has_no_precision() -> None:
@@ -335,15 +392,24 @@ print(json.dumps([found, used]))
 
 
 def test_several_devices_give_what_one_gives() -> None:
-    done = subprocess.run([sys.executable, "-c", THREE_DEVICES], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", THREE_DEVICES], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (one, three, two, *detailed, refused), used = json.loads(done.stdout.splitlines()[-1])
     assert one == three == two and detailed[0] == detailed[1] == detailed[2]
-    assert one["confusion_matrix"] == oracle(make_source(), Predictor(make_model(), EvalConfig(add_flipped_images=True))).tolist()
+    assert (
+        one["confusion_matrix"]
+        == oracle(
+            make_source(), Predictor(make_model(), EvalConfig(add_flipped_images=True))
+        ).tolist()
+    )
     passes = 2 * len(SIZES)  # each image and its mirror image
     assert set(used[:passes]) == {"CPU:0"}
     assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
-    assert refused == "--eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
+    assert (
+        refused == "--eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
+    )
 
 
 # --- A checkpoint of other classes ---
@@ -353,7 +419,9 @@ def named(*names: str, dataset: str = "mine") -> DatasetInfo:
     return info_for_classes(dataset, names)
 
 
-@pytest.mark.parametrize("names", [("Sky", "traffic light"), ("class_0", "class_1"), ("sky_", "class_1")])
+@pytest.mark.parametrize(
+    "names", [("Sky", "traffic light"), ("class_0", "class_1"), ("sky_", "class_1")]
+)
 def test_the_same_classes_in_another_spelling_are_the_same(names, caplog) -> None:
     check_classes("runs/a", named("__sky__", "traffic_light"), named(*names))
     assert not caplog.records
@@ -362,14 +430,23 @@ def test_the_same_classes_in_another_spelling_are_the_same(names, caplog) -> Non
 def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
-    check_classes("runs/a", named("sky", "road", "car", dataset="city"), named("sky", "nail", "skin"))
+    check_classes(
+        "runs/a", named("sky", "road", "car", dataset="city"), named("sky", "nail", "skin")
+    )
     assert told == [
-        "runs/a was trained on other classes, those of 'city': class 1 is 'road' there and 'nail' here, and 1 more; "
+        "runs/a was trained on other classes, those of 'city': class 1 is 'road' there and 'nail' "
+        "here, and 1 more; "
         "compared by their numbers"
     ]
-    with pytest.raises(UserError, match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there"):
+    with pytest.raises(
+        UserError,
+        match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there",
+    ):
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
-    with pytest.raises(UserError, match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give"):
+    with pytest.raises(
+        UserError,
+        match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give",
+    ):
         check_classes("runs/a", named("sky", "road", dataset="city"), named("sky", "road", "car"))
 
 
@@ -403,7 +480,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 def test_150_classes_at_the_labels_size_stay_under_two_gibibytes() -> None:
     """Four images of 1500x2000 go together: all their scores at once would be 6.7 GiB."""
-    done = subprocess.run([sys.executable, "-c", LARGE_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     kibibytes = int(done.stdout.split()[-1])
     print(f"{kibibytes / 2**20:.2f} GiB more than with the network alone")
@@ -428,7 +507,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 def test_150_classes_by_sliding_window_stay_under_two_gibibytes() -> None:
     """Of 4000x3000 pixels all scores would be 6.7 GiB; the network's own activations of four windows count too."""
-    done = subprocess.run([sys.executable, "-c", SLIDING_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", SLIDING_ADE20K],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     kibibytes = int(done.stdout.split()[-1])
     print(f"{kibibytes / 2**20:.2f} GiB more than with the network alone")

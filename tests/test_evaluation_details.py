@@ -46,20 +46,27 @@ def test_near_boundary(seed):
     if seed % 2:
         labels = labels.repeat(4, 0).repeat(3, 1)
     distance = int(rng.integers(1, 5))
-    np.testing.assert_array_equal(near_boundary(labels, distance), boundary_oracle(labels, distance))
+    np.testing.assert_array_equal(
+        near_boundary(labels, distance), boundary_oracle(labels, distance)
+    )
 
 
 def test_boundary_counts_are_those_of_each_class_apart():
     """Against the paper's form, class by class: a mask less its erosion."""
     rng = np.random.default_rng(0)
-    label, prediction = (rng.integers(0, CLASSES, (8, 6)).repeat(8, 0).repeat(8, 1) for _ in range(2))
+    label, prediction = (
+        rng.integers(0, CLASSES, (8, 6)).repeat(8, 0).repeat(8, 1) for _ in range(2)
+    )
     label[:9, :13] = 255
     distance = round(0.02 * math.hypot(64, 48))
     assert distance > 1
     found = count_boundaries(label, prediction, INFO)
     shown = np.where(label == 255, 255, prediction)
     for c in range(CLASSES):
-        rims = [boundary_oracle((labels == c).astype(int), distance) & (labels == c) for labels in (label, shown)]
+        rims = [
+            boundary_oracle((labels == c).astype(int), distance) & (labels == c)
+            for labels in (label, shown)
+        ]
         expected = [(rims[0] & rims[1]).sum(), rims[0].sum(), rims[1].sum()]
         np.testing.assert_array_equal(found[:, c], expected)
 
@@ -75,23 +82,37 @@ def test_the_details_of_an_evaluation():
     predictor = Predictor(model)
     for score in details.images:
         image, label = source.load(source.names.index(score.name))
-        single = evaluate(model, make_single(source, source.names.index(score.name)), progress=False)
+        single = evaluate(
+            model, make_single(source, source.names.index(score.name)), progress=False
+        )
         assert score.miou == pytest.approx(single.miou)
         assert score.pixel_accuracy == pytest.approx(single.pixel_accuracy)
         assert score.labelled.sum() == (label != 255).sum()
-        np.testing.assert_array_equal(score.predicted, np.bincount(predictor(image)[label != 255], minlength=CLASSES))
+        np.testing.assert_array_equal(
+            score.predicted, np.bincount(predictor(image)[label != 255], minlength=CLASSES)
+        )
 
     pixels = []  # (confidence, right) of each
     for image, label in source.pairs:
         logits = predict_logits(model, image[None])[0].numpy().astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         counted = label != 255
-        pixels += zip(probabilities.max(-1)[counted], (probabilities.argmax(-1) == label)[counted], strict=True)
+        pixels += zip(
+            probabilities.max(-1)[counted],
+            (probabilities.argmax(-1) == label)[counted],
+            strict=True,
+        )
     bins = [[p for p in pixels if math.floor(p[0] * 15) == b] for b in range(15)]
-    error = sum(abs(np.mean([c - right for c, right in group])) * len(group) / len(pixels) for group in bins if group)
+    error = sum(
+        abs(np.mean([c - right for c, right in group])) * len(group) / len(pixels)
+        for group in bins
+        if group
+    )
     assert report.expected_calibration_error == pytest.approx(error, abs=1e-5)
 
-    counts = sum(count_boundaries(label, predictor(image), source.info) for image, label in source.pairs)
+    counts = sum(
+        count_boundaries(label, predictor(image), source.info) for image, label in source.pairs
+    )
     ious = counts[0] / np.maximum(counts[1] + counts[2] - counts[0], 1)
     present = counts[1] + counts[2] > 0
     assert report.boundary_iou == pytest.approx(ious[present].mean())
@@ -109,16 +130,27 @@ def make_single(source, index):
 def scores(seed: int, quality: float, count: int = 12) -> list[ImageScore]:
     rng = np.random.default_rng(seed)
     labelled = rng.integers(50, 100, (count, CLASSES))
-    hits = (labelled * np.clip(quality + rng.normal(0, 0.03, labelled.shape), 0, 1)).astype(np.int64)
-    return [ImageScore(f"image {i}", h, n, n) for i, (h, n) in enumerate(zip(hits, labelled, strict=True))]
+    hits = (labelled * np.clip(quality + rng.normal(0, 0.03, labelled.shape), 0, 1)).astype(
+        np.int64
+    )
+    return [
+        ImageScore(f"image {i}", h, n, n)
+        for i, (h, n) in enumerate(zip(hits, labelled, strict=True))
+    ]
 
 
 def test_a_clear_difference_and_none():
     better = compare(scores(0, 0.6), scores(1, 0.7))
-    total = [np.sum([(s.hits, s.labelled) for s in scores(seed, q)], 0) for seed, q in ((0, 0.6), (1, 0.7))]
+    total = [
+        np.sum([(s.hits, s.labelled) for s in scores(seed, q)], 0)
+        for seed, q in ((0, 0.6), (1, 0.7))
+    ]
     mious = [float(np.mean(hits / (2 * labelled - hits))) for hits, labelled in total]
     assert better.miou == pytest.approx(tuple(mious))
-    assert 0 < better.low < mious[1] - mious[0] < better.high and better.verdict == "the second is better"
+    assert (
+        0 < better.low < mious[1] - mious[0] < better.high
+        and better.verdict == "the second is better"
+    )
     assert compare(scores(1, 0.7), scores(0, 0.6)).low == pytest.approx(-better.high, abs=2e-3)
     same = compare(scores(0, 0.6), scores(0, 0.6)[::-1])
     assert same.low == same.high == 0 and "do not tell" in same.verdict
@@ -134,9 +166,13 @@ def test_the_interval_is_the_paired_bootstrap_s():
         hits, labelled = np.sum([(s.hits, s.labelled) for s in images], 0)
         return np.mean(hits / (2 * labelled - hits))
 
-    differences = [miou([second[i] for i in draw]) - miou([first[i] for i in draw]) for draw in draws]
+    differences = [
+        miou([second[i] for i in draw]) - miou([first[i] for i in draw]) for draw in draws
+    ]
     found = compare(first, second, samples=4000)
-    np.testing.assert_allclose([found.low, found.high], np.percentile(differences, (2.5, 97.5)), atol=2e-3)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.percentile(differences, (2.5, 97.5)), atol=2e-3
+    )
 
 
 def test_other_images_are_refused():
@@ -199,18 +235,29 @@ def test_files(tmp_path):
     details = Details(source.info)
     report = evaluate(model, source, progress=False, details=details)
     write_report(tmp_path, report, details, Predictor(model), source, pictures=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.json", "metrics.md", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.csv",
+        "metrics.json",
+        "metrics.md",
+        "report.html",
+    ]
     assert (tmp_path / "report.html").read_text().count("<img") == 4
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "class,iou,precision,recall,pixels,boundary_iou" and len(lines) == 1 + CLASSES
+    assert (
+        lines[0] == "class,iou,precision,recall,pixels,boundary_iou" and len(lines) == 1 + CLASSES
+    )
     assert lines[1].split(",")[1] == str(report.per_class_iou["sky"]) and lines[4] == "tree,,,,0.0,"
     markdown = (tmp_path / "metrics.md").read_text().splitlines()
-    assert markdown[0].startswith("7 images, blocks") and {line.count("|") for line in markdown[2:]} == {7}
+    assert markdown[0].startswith("7 images, blocks") and {
+        line.count("|") for line in markdown[2:]
+    } == {7}
 
 
 def test_the_course_of_a_training(tmp_path):
     path = tmp_path / "training.csv"
-    path.write_text("step,loss,train_miou,learning_rate,val_miou\n10,2.0,0.1,0.01,\n20,1.0,nan,0.005,0.25\n30,0.5,0.3,0.001,0.5\n")
+    path.write_text(
+        "step,loss,train_miou,learning_rate,val_miou\n10,2.0,0.1,0.01,\n20,1.0,nan,0.005,0.25\n30,0.5,0.3,0.001,0.5\n"
+    )
     drawn = charts(read_rows(path))
     tags = Tags()
     tags.feed(drawn.replace("/>", ">").replace("<line", "<img").replace("<polyline", "<img"))
@@ -219,7 +266,9 @@ def test_the_course_of_a_training(tmp_path):
     points = [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
     assert [len(line) for line in points] == [3, 2, 2, 3]  # loss, validation, training crops, rate
     xs, ys = zip(*points[0], strict=True)
-    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1) and ys[0] < ys[1] < ys[2]  # SVG's y points down
+    assert (
+        xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1) and ys[0] < ys[1] < ys[2]
+    )  # SVG's y points down
     assert (ys[1] - ys[0]) == pytest.approx(2 * (ys[2] - ys[1]), abs=0.2)
     assert charts([]) == charts(read_rows(path)[:1]) == ""
 
@@ -239,9 +288,21 @@ def test_script_compares(tiny_run, capsys):
 
 def console(page: pathlib.Path, shot: pathlib.Path) -> list[str]:
     """What a browser says on its console when it opens a page, of which it takes a picture."""
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars")
+    flags = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--hide-scrollbars",
+    )
     size = ("--window-size=1200,3000", "--virtual-time-budget=5000", f"--screenshot={shot}")
-    done = subprocess.run([str(BROWSER), *flags, *size, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [str(BROWSER), *flags, *size, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -251,16 +312,25 @@ def test_a_browser_shows_the_page_without_a_word(tmp_path):
     details = Details(source.info)
     report = evaluate(model, source, progress=False, details=details)
     course = tmp_path / "training.csv"
-    course.write_text("step,loss,learning_rate,val_miou\n10,2.0,0.01,\n20,1.0,0.005,0.25\n30,0.5,0.001,0.5\n")
+    course.write_text(
+        "step,loss,learning_rate,val_miou\n10,2.0,0.01,\n20,1.0,0.005,0.25\n30,0.5,0.001,0.5\n"
+    )
     predictor = Predictor(model, EvalConfig(palette="colour_blind"))
     write_report(tmp_path, report, details, predictor, source, pictures=2, training_csv=course)
     assert console(tmp_path / "report.html", tmp_path / "shot.png") == []
     shown = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB"))
-    rows = {name: (shown == colour).all(-1).any(1) for name, colour in {
-        "totals": (241, 244, 246), "chart": (47, 125, 140), "a class": class_colours(INFO, "colour_blind")[1],
-    }.items()}  # fmt: skip
+    rows = {
+        name: (shown == colour).all(-1).any(1)
+        for name, colour in {
+            "totals": (241, 244, 246),
+            "chart": (47, 125, 140),
+            "a class": class_colours(INFO, "colour_blind")[1],
+        }.items()
+    }
     first = {name: int(found.argmax()) for name, found in rows.items() if found.any()}
-    assert list(first) == sorted(first, key=first.__getitem__) == list(rows), "the parts stand below each other, all seen"
+    assert list(first) == sorted(first, key=first.__getitem__) == list(rows), (
+        "the parts stand below each other, all seen"
+    )
     assert not (shown == INFO.palette[1]).all(-1).any(), "colours of one palette alone"
 
     broken = tmp_path / "broken.html"
@@ -271,7 +341,9 @@ def test_a_browser_shows_the_page_without_a_word(tmp_path):
 @pytest.mark.parametrize("palette", ["dataset", "colour_blind"])
 def test_a_panel_has_the_palette_of_the_config(palette):
     image, label = make_source([(40, 60)]).load(0)
-    image = (image // 128 * 60 + 90).astype(np.uint8)  # no pixel of it has by chance a class's colour
+    image = (image // 128 * 60 + 90).astype(
+        np.uint8
+    )  # no pixel of it has by chance a class's colour
     drawn = draw_panel(Predictor(make_model(), EvalConfig(palette=palette)), image, label, INFO)
     other = {"dataset": "colour_blind", "colour_blind": "dataset"}[palette]
     for chosen, seen in ((palette, True), (other, False)):

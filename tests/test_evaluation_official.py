@@ -22,7 +22,11 @@ OFFICIAL = ("--inference=official", "--eval_crop_size=513,513")
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     path = tmp_path_factory.mktemp("official") / "voc"
-    arguments = ("--source=official_deeplab", "--model=deeplabv3_mnv2_pascal_trainval", f"--checkpoint={WEIGHTS}")
+    arguments = (
+        "--source=official_deeplab",
+        "--model=deeplabv3_mnv2_pascal_trainval",
+        f"--checkpoint={WEIGHTS}",
+    )
     assert script("convert_checkpoint.py")(*arguments, f"--output={path}") == 0
     return path
 
@@ -30,7 +34,12 @@ def converted(tmp_path_factory):
 @pytest.mark.shared
 def test_the_confusion_matrix_is_the_official_one(converted, tmp_path):
     data = ("--dataset=voc2012", f"--dataset_dir={DATA}", "--eval_split=trainval", "--nodetails")
-    assert script("eval.py")(f"--checkpoint_dir={converted}", *data, *OFFICIAL, f"--eval_logdir={tmp_path}") == 0
+    assert (
+        script("eval.py")(
+            f"--checkpoint_dir={converted}", *data, *OFFICIAL, f"--eval_logdir={tmp_path}"
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "metrics.json").read_text())
     expected = json.loads((WEIGHTS / "expected.json").read_text())
     with np.load(WEIGHTS / "expected.npz") as golden:
@@ -42,7 +51,10 @@ def test_the_confusion_matrix_is_the_official_one(converted, tmp_path):
 @pytest.mark.shared
 def test_the_one_other_label_is_a_tie_that_nobody_counts(converted):
     """Of 711500 pixels one has another label than in the official graph; there two classes are equal to float32's last places."""
-    predictor = Predictor(load_checkpoint(converted).model, EvalConfig(inference="official", eval_crop_size=(513, 513)))
+    predictor = Predictor(
+        load_checkpoint(converted).model,
+        EvalConfig(inference="official", eval_crop_size=(513, 513)),
+    )
     others, nearest = [], np.inf
     with np.load(WEIGHTS / "expected.npz") as golden:
         for path in sorted((VOC / "SegmentationClass").glob("*.png")):

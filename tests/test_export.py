@@ -20,7 +20,12 @@ from contracts import ROOT, noise, ramp
 from PIL import Image
 
 from deeplab_keras import export
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights, save_checkpoint
+from deeplab_keras.checkpoints.folder import (
+    LoadedCheckpoint,
+    assign_weights,
+    named_weights,
+    save_checkpoint,
+)
 from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
@@ -34,19 +39,36 @@ SIZE = (65, 97)
 CLASSES = ("sky", "road", "car", "tree", "pole")
 # No dropout, and batch statistics that two steps suffice to learn.
 SMALL = dict(
-    num_classes=len(CLASSES), depth_multiplier=0.35, dropout_rate=0.0, head_channels=16, backbone_bn_momentum=0.1,
+    num_classes=len(CLASSES),
+    depth_multiplier=0.35,
+    dropout_rate=0.0,
+    head_channels=16,
+    backbone_bn_momentum=0.1,
     head_bn_momentum=0.1,
-)  # fmt: skip
+)
 V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
-LRASPP = ModelConfig(**V3, head="lraspp", output_stride=16, low_level_features=("c2", "c1"), low_level_channels=(8, 8))
+LRASPP = ModelConfig(
+    **V3,
+    head="lraspp",
+    output_stride=16,
+    low_level_features=("c2", "c1"),
+    low_level_channels=(8, 8),
+)
 HEADS = {
     "fcn": ModelConfig(**SMALL, head="fcn", auxiliary_head=True, auxiliary_channels=8),
     "psp": ModelConfig(**SMALL, head="psp"),
     "deeplab_v3": ModelConfig(**SMALL, head="deeplab_v3"),
-    "deeplab_v3_plus": ModelConfig(**SMALL, head="deeplab_v3_plus", aspp_with_separable_conv=True, decoder_filters=16),
-    "lraspp": LRASPP.replace(output_stride=8, image_pooling_size=(7, 7), image_pooling_stride=(3, 3)),
+    "deeplab_v3_plus": ModelConfig(
+        **SMALL, head="deeplab_v3_plus", aspp_with_separable_conv=True, decoder_filters=16
+    ),
+    "lraspp": LRASPP.replace(
+        output_stride=8, image_pooling_size=(7, 7), image_pooling_stride=(3, 3)
+    ),
     "official": ModelConfig(
-        **{**CONVENTIONS["official_deeplab"], **SMALL}, head="deeplab_v3", atrous_rates=(), aspp_projection_kernel=1
+        **{**CONVENTIONS["official_deeplab"], **SMALL},
+        head="deeplab_v3",
+        atrous_rates=(),
+        aspp_projection_kernel=1,
     ),
 }
 
@@ -54,21 +76,32 @@ HEADS = {
 ALIGNED = HEADS["deeplab_v3_plus"].replace(align_corners=True)
 
 
-def lively(config: ModelConfig, size: tuple[int, int] = SIZE, info: DatasetInfo | None = None) -> LoadedCheckpoint:
+def lively(
+    config: ModelConfig, size: tuple[int, int] = SIZE, info: DatasetInfo | None = None
+) -> LoadedCheckpoint:
     """A network of random weights whose label maps hold several classes.
 
-    Its batch norms have learnt the statistics of their inputs, so that signals do not die away from layer to layer.
+    Its batch norms have learnt the statistics of their inputs, so that signals do not die away from
+    layer to layer.
     """
     keras.utils.set_random_seed(1)
     model = build_segmentor(config)
-    batch = np.concatenate([noise(2, *size, 3), ramp(1, *size, 3), np.stack(images.made_images(size, 3))])
+    batch = np.concatenate(
+        [noise(2, *size, 3), ramp(1, *size, 3), np.stack(images.made_images(size, 3))]
+    )
     for _ in range(2):
         model(batch, training=True)
     layers = {layer.name: layer for layer in model.layers}
-    logits = layers.get("logits_high", layers["logits"])  # which are a sum where LR-ASPP adds scores
+    logits = layers.get(
+        "logits_high", layers["logits"]
+    )  # which are a sum where LR-ASPP adds scores
     bias = getattr(logits, "layer", logits).bias
-    bias.assign(bias - model.predict_on_batch(batch).mean((0, 1, 2)))  # no class is above the others everywhere
-    return LoadedCheckpoint(model, config, info or info_for_classes("test", CLASSES), pathlib.Path("none"), {})
+    bias.assign(
+        bias - model.predict_on_batch(batch).mean((0, 1, 2))
+    )  # no class is above the others everywhere
+    return LoadedCheckpoint(
+        model, config, info or info_for_classes("test", CLASSES), pathlib.Path("none"), {}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +120,9 @@ def pictures():
             return 20
 
         def load(self, index):
-            return images.made_images((80, 70), 3, 20)[index], noise(80, 70).astype(np.uint8) % len(CLASSES)
+            return images.made_images((80, 70), 3, 20)[index], noise(80, 70).astype(np.uint8) % len(
+                CLASSES
+            )
 
     return Pictures()
 
@@ -99,9 +134,14 @@ def exported(checkpoint, pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("export")
     save_checkpoint(workdir / "best", checkpoint.model, checkpoint.config, checkpoint.info)
     files = export.export_model(
-        workdir, workdir / "out", formats=formats, input_size=SIZE, output="both", representative_images=pictures,
+        workdir,
+        workdir / "out",
+        formats=formats,
+        input_size=SIZE,
+        output="both",
+        representative_images=pictures,
         log=lambda line: None,
-    )  # fmt: skip
+    )
     return {file.kind: file for file in files}
 
 
@@ -125,7 +165,12 @@ def leftovers(folder):
 
 @pytest.mark.parametrize(
     "kind, agreement, share",
-    [("tflite", 0.999, 1.0), ("tflite_float16", 0.995, 0.65), ("tflite_dynamic", 0.9, 0.5), ("tflite_int8", 0.8, 0.5)],
+    [
+        ("tflite", 0.999, 1.0),
+        ("tflite_float16", 0.995, 0.65),
+        ("tflite_dynamic", 0.9, 0.5),
+        ("tflite_int8", 0.8, 0.5),
+    ],
 )
 def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
     file = exported[kind]
@@ -137,8 +182,9 @@ def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
     run = interpreter.get_signature_runner()
     outputs = run(image=image.astype(np.uint8 if kind == "tflite_int8" else np.float32))
     assert {name: (value.shape, value.dtype) for name, value in outputs.items()} == {
-        "labels": ((1, *SIZE), np.int32), "logits": ((1, *SIZE, 5), np.float32),
-    }  # fmt: skip
+        "labels": ((1, *SIZE), np.int32),
+        "logits": ((1, *SIZE, 5), np.float32),
+    }
     expected = checkpoint.model.predict_on_batch(image.astype(np.float32))
     np.testing.assert_array_equal(outputs["labels"], outputs["logits"].argmax(-1))
     assert np.mean(outputs["labels"] == expected.argmax(-1)) >= agreement
@@ -150,9 +196,10 @@ def test_int8_takes_the_bytes_of_a_picture(exported):
     (details,) = open_interpreter(exported["tflite_int8"].path, 1).get_input_details()
     assert details["dtype"] == np.uint8 and details["quantization"] == (1.0, 0)
     kernels = [
-        tensor for tensor in open_interpreter(exported["tflite_int8"].path, 1).get_tensor_details()
+        tensor
+        for tensor in open_interpreter(exported["tflite_int8"].path, 1).get_tensor_details()
         if len(tensor["shape"]) == 4 and len(tensor["quantization_parameters"]["scales"]) > 1
-    ]  # fmt: skip
+    ]
     assert len(kernels) > 20, "every channel of a kernel has its scale"
 
 
@@ -161,11 +208,22 @@ def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
     kinds = [type(layer).__name__ for layer in checkpoint.model.layers]
     assert operators["CONV_2D"] == kinds.count("Conv2D")
     assert operators["DEPTHWISE_CONV_2D"] == kinds.count("DepthwiseConv2D")
-    swishes = [layer.name for layer in checkpoint.model.layers if getattr(layer, "activation", None) is not None]
-    swishes = [name for name in swishes if "hard_s" in checkpoint.model.get_layer(name).activation.__name__]
-    gates = [name for name in swishes if checkpoint.model.get_layer(name).activation.__name__ == "hard_sigmoid"]
+    swishes = [
+        layer.name
+        for layer in checkpoint.model.layers
+        if getattr(layer, "activation", None) is not None
+    ]
+    swishes = [
+        name for name in swishes if "hard_s" in checkpoint.model.get_layer(name).activation.__name__
+    ]
+    gates = [
+        name
+        for name in swishes
+        if checkpoint.model.get_layer(name).activation.__name__ == "hard_sigmoid"
+    ]
     assert operators["HARD_SWISH"] == len(swishes) - len(gates) > 5
-    # Additions that are left: residuals, and one in each gate. A batch norm would show as a multiplication and one.
+    # Additions that are left: residuals, and one in each gate. A batch norm would show as a
+    # multiplication and one.
     assert operators["ADD"] <= kinds.count("Add") + len(gates)
     assert not any(name.startswith(tflite.UNWANTED) for name in operators)
     assert "slow operator" not in str(exported["tflite"])
@@ -174,26 +232,48 @@ def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
 def test_what_delegates_make_of_a_file_is_told(exported):
     file, int8 = exported["tflite"], exported["tflite_int8"]
     by_name = {verdict.delegate: verdict for verdict in file.verdicts}
-    assert list(by_name["XNNPACK (CPU)"].stopped_by) == ["ARG_MAX"] and by_name["XNNPACK (CPU)"].pieces == 1
+    assert (
+        list(by_name["XNNPACK (CPU)"].stopped_by) == ["ARG_MAX"]
+        and by_name["XNNPACK (CPU)"].pieces == 1
+    )
     assert list(by_name["GPU (TFLite's delegate)"].stopped_by) == ["ARG_MAX"]
-    assert not by_name["GPU and WebGPU (LiteRT)"].stopped_by and not by_name["NNAPI (Android 11 on)"].stopped_by
+    assert (
+        not by_name["GPU and WebGPU (LiteRT)"].stopped_by
+        and not by_name["NNAPI (Android 11 on)"].stopped_by
+    )
     resizes = by_name["NNAPI (Android 10)"].stopped_by["RESIZE_BILINEAR with half-pixel centres"]
     assert len(resizes) == file.operators["RESIZE_BILINEAR"] and resizes[-1].tensor == "logits"
     assert len(by_name["Edge TPU"].stopped_by["operator in float"]) == sum(file.operators.values())
     stopped = {verdict.delegate: verdict.stopped_by for verdict in int8.verdicts}
-    assert set(stopped["Edge TPU"]) == {"ARG_MAX", "HARD_SWISH", "operator in float"}  # the logits leave it as float
+    assert set(stopped["Edge TPU"]) == {
+        "ARG_MAX",
+        "HARD_SWISH",
+        "operator in float",
+    }  # the logits leave it as float
     assert len(stopped["Edge TPU"]["operator in float"]) == 1
     assert "HARD_SWISH" in stopped["XNNPACK (CPU)"] and int8.verdicts[0].pieces > 5
     report = file.report().splitlines()
-    assert f"{file.operators['CONV_2D']} CONV_2D" in report[1] and "all in 1 piece but 1 x ARG_MAX" in report[2]
+    assert (
+        f"{file.operators['CONV_2D']} CONV_2D" in report[1]
+        and "all in 1 piece but 1 x ARG_MAX" in report[2]
+    )
     assert "takes the whole graph" in report[4] and exported["saved_model"].report() == ""
 
 
 def test_a_layer_of_several_operators_is_named_once():
-    operators = [delegates.Operator(name, tensor, ()) for name, tensor in (
-        ("MUL", "net/normalize/mul"), ("SUB", "net/normalize/sub"), ("CONV_2D", "net/stem_conv/convolution"), ("ADD", "logits"),
-    )]  # fmt: skip
-    assert str(delegates.Verdict("X", {"in float": operators})) == "X: all but 4 x in float (normalize, stem_conv, logits)"
+    operators = [
+        delegates.Operator(name, tensor, ())
+        for name, tensor in (
+            ("MUL", "net/normalize/mul"),
+            ("SUB", "net/normalize/sub"),
+            ("CONV_2D", "net/stem_conv/convolution"),
+            ("ADD", "logits"),
+        )
+    ]
+    assert (
+        str(delegates.Verdict("X", {"in float": operators}))
+        == "X: all but 4 x in float (normalize, stem_conv, logits)"
+    )
 
 
 def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
@@ -201,15 +281,30 @@ def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
     lines = []
     plain, changed = (
         export.export_model(
-            source, tmp_path / f"{changed}.tflite", formats=["tflite"], input_size=SIZE, half_pixel_resizes=changed,
-            keep_concatenations=True, output="logits", label_type="uint8", log=lines.append,
+            source,
+            tmp_path / f"{changed}.tflite",
+            formats=["tflite"],
+            input_size=SIZE,
+            half_pixel_resizes=changed,
+            keep_concatenations=True,
+            output="logits",
+            label_type="uint8",
+            log=lines.append,
         )[0]
         for changed in (False, True)
-    )  # fmt: skip
-    old = [verdict for verdict in plain.verdicts if verdict.delegate == "NNAPI (Android 10)"][0].stopped_by
-    new = [verdict for verdict in changed.verdicts if verdict.delegate == "NNAPI (Android 10)"][0].stopped_by
-    assert list(old) == ["RESIZE_BILINEAR with aligned corners"] and list(new) == ["RESIZE_BILINEAR with half-pixel centres"]
-    assert not plain.verdicts[0].stopped_by and "ARG_MAX" not in plain.operators  # logits alone: XNNPACK takes all
+    )
+    old = [verdict for verdict in plain.verdicts if verdict.delegate == "NNAPI (Android 10)"][
+        0
+    ].stopped_by
+    new = [verdict for verdict in changed.verdicts if verdict.delegate == "NNAPI (Android 10)"][
+        0
+    ].stopped_by
+    assert list(old) == ["RESIZE_BILINEAR with aligned corners"] and list(new) == [
+        "RESIZE_BILINEAR with half-pixel centres"
+    ]
+    assert (
+        not plain.verdicts[0].stopped_by and "ARG_MAX" not in plain.operators
+    )  # logits alone: XNNPACK takes all
     assert plain.label_agreement >= 0.999 > changed.label_agreement > 0.5
     assert '"align_corners": false' in packed_files(changed.path)["model.json"]
 
@@ -218,10 +313,17 @@ def test_concatenations_are_kept_in_8_bits_and_by_flag(tmp_path, pictures):
     source, lines = lively(HEADS["psp"]), []
     kinds = ["tflite", "tflite_dynamic", "tflite_int8"]
     options = dict(input_size=SIZE, representative_images=pictures, log=lines.append)
-    files = export.export_model(source, tmp_path / "either", formats=kinds, min_agreement=0.0, **options)
-    whole = export.export_model(source, tmp_path / "whole", formats=["tflite"], keep_concatenations=True, **options)[0]
+    files = export.export_model(
+        source, tmp_path / "either", formats=kinds, min_agreement=0.0, **options
+    )
+    whole = export.export_model(
+        source, tmp_path / "whole", formats=["tflite"], keep_concatenations=True, **options
+    )[0]
     branchwise, *in_8_bits = (file.operators for file in files)
-    assert branchwise["BATCH_MATMUL"] > whole.operators.get("BATCH_MATMUL", 0) and "CONCATENATION" not in branchwise
+    assert (
+        branchwise["BATCH_MATMUL"] > whole.operators.get("BATCH_MATMUL", 0)
+        and "CONCATENATION" not in branchwise
+    )
     assert all(operators["CONCATENATION"] == 1 for operators in (whole.operators, *in_8_bits))
     assert min(files[0].label_agreement, whole.label_agreement) >= 0.999
 
@@ -229,12 +331,20 @@ def test_concatenations_are_kept_in_8_bits_and_by_flag(tmp_path, pictures):
 @pytest.mark.parametrize("kind", ["tflite", "saved_model"])
 def test_labels_can_be_bytes(checkpoint, tmp_path, kind):
     (file,) = export.export_model(
-        checkpoint, tmp_path / "out", formats=[kind], input_size=SIZE, label_type="uint8", log=lambda line: None
+        checkpoint,
+        tmp_path / "out",
+        formats=[kind],
+        input_size=SIZE,
+        label_type="uint8",
+        log=lambda line: None,
     )
     assert file.label_agreement >= 0.999
     picture = images.made_images(SIZE, 3, 1)[0]
     found = Predictor(file.path)
-    assert found.network.runtime.labels(picture[None].astype(found.network.runtime.dtype)).dtype == np.uint8
+    assert (
+        found.network.runtime.labels(picture[None].astype(found.network.runtime.dtype)).dtype
+        == np.uint8
+    )
     labels = found.predict_batch(picture[None])
     assert (labels == Predictor(checkpoint.model).predict_batch(picture[None])).mean() >= 0.999
 
@@ -245,13 +355,20 @@ def test_a_network_trained_for_8_bits_is_exported_without_their_simulation(tmp_p
     aware = lively(config)
     plain = build_segmentor(HEADS["psp"])
     assign_weights(plain, without_ranges(named_weights(aware.model)), "test")
-    (file,) = export.export_model(aware, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE, output="logits")
-    assert file.label_agreement >= 0.999 and "quantization_aware\": false" in packed_files(file.path)["model.json"]
+    (file,) = export.export_model(
+        aware, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE, output="logits"
+    )
+    assert (
+        file.label_agreement >= 0.999
+        and 'quantization_aware": false' in packed_files(file.path)["model.json"]
+    )
     picture = images.made_images(SIZE, 3, 1)[0][None].astype(np.float32)
     _, logits = check.runner("tflite", file.path, 1)(picture[0])
     expected = plain.predict_on_batch(picture)[0]
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
-    assert np.abs(aware.model.predict_on_batch(picture)[0] - expected).max() > 1e-3 * np.ptp(expected)
+    assert np.abs(aware.model.predict_on_batch(picture)[0] - expected).max() > 1e-3 * np.ptp(
+        expected
+    )
 
 
 def test_class_names_lie_in_the_tflite_file(exported):
@@ -275,7 +392,9 @@ def test_labels_only_are_checked_to_the_logits(checkpoint, exported, tmp_path, c
     alone, with_logits = Predictor(path), Predictor(exported["tflite"].path)
     found = alone(other)
     assert (found == with_logits(other)).all() and len(np.unique(found)) >= 3
-    alone.network._compiled = None  # the logits are not asked for where the picture has the file's own size
+    alone.network._compiled = (
+        None  # the logits are not asked for where the picture has the file's own size
+    )
     assert (alone(picture) == labels).all() and (with_logits(picture) == labels).all()
 
 
@@ -287,7 +406,9 @@ def agreement(a, b):
     return float((a == b).mean())
 
 
-@pytest.mark.parametrize("kind, least", [("tflite", 0.999), ("tflite_int8", 0.8), ("saved_model", 0.999)])
+@pytest.mark.parametrize(
+    "kind, least", [("tflite", 0.999), ("tflite_int8", 0.8), ("saved_model", 0.999)]
+)
 def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint, kind, least):
     found, keras_model = Predictor(exported[kind].path), Predictor(checkpoint.model)
     assert found.network.info == checkpoint.info and found.network.num_classes == len(CLASSES)
@@ -302,13 +423,21 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
     if kind == "saved_model":  # it takes any size
         assert found.network.input_size is None
         mirrored = EvalConfig(add_flipped_images=True, eval_scales=(0.75, 1.0))
-        assert agreement(Predictor(exported[kind].path, mirrored)(other), Predictor(checkpoint.model, mirrored)(other)) >= 0.99
+        assert (
+            agreement(
+                Predictor(exported[kind].path, mirrored)(other),
+                Predictor(checkpoint.model, mirrored)(other),
+            )
+            >= 0.99
+        )
     else:
         assert found.network.input_size == SIZE
         with pytest.raises(UserError, match="--eval_scales=0.5"):
             Predictor(exported[kind].path, EvalConfig(eval_scales=(0.5, 1.0)))(other)
     assert agreement(found(other), keras_model(other)) >= (0.999 if kind == "saved_model" else 0.7)
-    assert agreement(found(other[..., 0]), found(np.repeat(other[..., :1], 3, -1))) == 1.0  # grey, as everywhere
+    assert (
+        agreement(found(other[..., 0]), found(np.repeat(other[..., :1], 3, -1))) == 1.0
+    )  # grey, as everywhere
 
 
 @pytest.mark.parametrize(
@@ -334,7 +463,9 @@ def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
     with pytest.raises(UserError, match="model.json in it is missing"):
         Predictor(tmp_path / "bare.tflite")
     shutil.copytree(exported["saved_model"].path, tmp_path / "cut")
-    (tmp_path / "cut/saved_model.pb").write_bytes((tmp_path / "cut/saved_model.pb").read_bytes()[:1000])
+    (tmp_path / "cut/saved_model.pb").write_bytes(
+        (tmp_path / "cut/saved_model.pb").read_bytes()[:1000]
+    )
     with pytest.raises(UserError, match="cut: damaged or not a SavedModel"):
         Predictor(tmp_path / "cut")
 
@@ -352,7 +483,9 @@ def test_a_label_file_of_another_length_is_refused(exported, tmp_path, kind):
     else:
         shutil.copytree(exported[kind].path, path)
         (path / "assets.extra/labels.txt").write_text("Himmel\nStrasse\n")
-    with pytest.raises(UserError, match=r"labels\.txt in it names 2 classes, and the network gives 5; put one") as error:
+    with pytest.raises(
+        UserError, match=r"labels\.txt in it names 2 classes, and the network gives 5; put one"
+    ) as error:
         Predictor(path)
     assert "\n" not in str(error.value)
 
@@ -367,7 +500,9 @@ def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
     expected = checkpoint.model.predict_on_batch(batch.astype(np.float32))
     assert set(outputs["serving_default"]) == {"labels", "logits"}
     np.testing.assert_allclose(outputs["logits"]["logits"], expected, atol=1e-4 * np.ptp(expected))
-    np.testing.assert_allclose(outputs["probabilities"]["probabilities"], tf.nn.softmax(expected), atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["probabilities"]["probabilities"], tf.nn.softmax(expected), atol=1e-4
+    )
     assert outputs["labels"]["labels"].dtype == tf.int32
     assert np.mean(outputs["labels"]["labels"] == expected.argmax(-1)) >= 0.999
     assert (file.path / "assets.extra/labels.txt").read_text().splitlines() == list(CLASSES)
@@ -384,16 +519,22 @@ def test_saved_model_serves_in_a_process_without_us(exported, tmp_path):
         "import numpy as np, tensorflow as tf\n"
         "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
         "(spec,) = serve.structured_input_signature[1].values()\n"
-        "assert spec.name == 'image' and spec.dtype == tf.uint8 and spec.shape.as_list() == [None, None, None, 3]\n"
+        "assert spec.name == 'image' and spec.dtype == tf.uint8 and spec.shape.as_list() == "
+        "[None, None, None, 3]\n"
         "body = json.load(open('image.json'))\n"
         "outputs = serve(image=tf.constant(np.array(body['inputs'], spec.dtype.as_numpy_dtype)))\n"
-        "json.dump({'outputs': {name: value.numpy().tolist() for name, value in outputs.items()}}, open('answer.json', 'w'))\n"
+        "json.dump({'outputs': {name: value.numpy().tolist() for name, value in "
+        "outputs.items()}}, open('answer.json', 'w'))\n"
     )
-    subprocess.run([sys.executable, "-P", "serve.py", exported["saved_model"].path], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-P", "serve.py", exported["saved_model"].path], cwd=tmp_path, check=True
+    )
     answer = json.loads((tmp_path / "answer.json").read_text())["outputs"]
     run = check.runner("saved_model", exported["saved_model"].path, 1)
     np.testing.assert_array_equal(answer["labels"], [run(picture)[0] for picture in pictures])
-    np.testing.assert_allclose(answer["logits"], [run(picture)[1] for picture in pictures], atol=1e-4)
+    np.testing.assert_allclose(
+        answer["logits"], [run(picture)[1] for picture in pictures], atol=1e-4
+    )
 
 
 def test_the_dockerfile_takes_what_the_export_writes(exported):
@@ -411,7 +552,12 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
     source = lively(HEADS[head])
     kinds = ("saved_model", "tflite", "tflite_float16", "tflite_int8")
     files = export.export_model(
-        source, tmp_path / "out", formats=kinds, input_size=SIZE, representative_images=pictures, min_agreement=0.4
+        source,
+        tmp_path / "out",
+        formats=kinds,
+        input_size=SIZE,
+        representative_images=pictures,
+        min_agreement=0.4,
     )  # a random network is undecided nearly everywhere, which float16 and int8 show
     for file in files:
         assert not any(name.startswith(tflite.UNWANTED) for name in file.operators), file.operators
@@ -422,12 +568,16 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
     assert by_kind["tflite_float16"].label_agreement >= 0.98
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed"
+)
 @pytest.mark.parametrize("output", ["labels", "both"])
 def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatch):
     path = tmp_path / "model.onnx"
     monkeypatch.setattr(tf.get_logger(), "propagate", True)
-    (file,) = export.export_model(checkpoint, path, formats=["onnx"], input_size=SIZE, output=output)
+    (file,) = export.export_model(
+        checkpoint, path, formats=["onnx"], input_size=SIZE, output=output
+    )
     assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
     assert file.label_agreement >= 0.999 and file.classes >= 3 and file.max_logit_difference < 1e-3
     batch, other = np.stack(images.made_images(SIZE, 3, 2)), images.made_images((80, 120), 3, 1)[0]
@@ -442,7 +592,9 @@ def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatc
 
 def test_compare_counts_labels_and_differences():
     image = keras.Input((None, None, 3))
-    model = keras.Model(image, keras.layers.Identity()(image))  # the label of a pixel is its strongest colour
+    model = keras.Model(
+        image, keras.layers.Identity()(image)
+    )  # the label of a pixel is its strongest colour
     picture = np.zeros((4, 5, 3), np.uint8)
     picture[..., 0], picture[2:, :, 1] = 10, 20  # two classes
 
@@ -452,17 +604,31 @@ def test_compare_counts_labels_and_differences():
         return logits.argmax(-1), logits
 
     found = check.compare(wrong_in_one_row, Network(model), [picture])
-    assert (found.max_logit_difference, found.label_agreement, found.classes, found.miou_loss) == (15.0, 0.75, 2, None)
+    assert (found.max_logit_difference, found.label_agreement, found.classes, found.miou_loss) == (
+        15.0,
+        0.75,
+        2,
+        None,
+    )
     found = check.compare(wrong_in_one_row, Network(model), [picture], (8, 5))
     assert (found.max_logit_difference, found.label_agreement, found.images) == (15.0, 0.875, 1)
-    broken = check.compare(lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2)
+    broken = check.compare(
+        lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2
+    )
     assert np.isnan(broken.max_logit_difference)
 
-    truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(np.uint8)  # Keras is right wherever it counts
+    truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(
+        np.uint8
+    )  # Keras is right wherever it counts
     found = check.compare(wrong_in_one_row, Network(model), [picture], None, [truth])
-    assert found.keras_miou == 1.0 and found.miou == (5 / 10 + 5 / 5 + 0) / 3  # class 2 is found where it is not
+    assert (
+        found.keras_miou == 1.0 and found.miou == (5 / 10 + 5 / 5 + 0) / 3
+    )  # class 2 is found where it is not
     assert found.miou_loss == pytest.approx(50)
-    assert check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou == (15 / 20 + 1 + 0) / 3
+    assert (
+        check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou
+        == (15 / 20 + 1 + 0) / 3
+    )
 
 
 @pytest.mark.parametrize(("added", "rows_wrong"), [(15, 0), (25, 1)])
@@ -483,14 +649,25 @@ def test_a_file_is_compared_at_the_images_own_size_too(added, rows_wrong):
     right = 10 - 5 * rows_wrong
     expected = (right / 10 + 1 + 0) / 3 if rows_wrong else 1.0
     assert found == check.OwnSize(1 - rows_wrong / 4, 1, 1, (4, 5), pytest.approx(expected), 1.0)
-    others = [picture, np.zeros((16, 10, 3), np.uint8), np.zeros((8, 10, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)]
+    others = [
+        picture,
+        np.zeros((16, 10, 3), np.uint8),
+        np.zeros((8, 10, 3), np.uint8),
+        np.zeros((8, 10, 3), np.uint8),
+    ]
     found = check.compare(wrong_in_one_row, network, others, (8, 5)).own_size
     assert (found.images, found.stretched, found.example, found.miou) == (4, 3, (8, 10), None)
-    assert check.compare(wrong_in_one_row, network, [picture], (4, 5)).own_size is None, "the images have the file's size"
-    assert check.compare(wrong_in_one_row, network, [picture], None).own_size is None, "the file takes any size"
+    assert check.compare(wrong_in_one_row, network, [picture], (4, 5)).own_size is None, (
+        "the images have the file's size"
+    )
+    assert check.compare(wrong_in_one_row, network, [picture], None).own_size is None, (
+        "the file takes any size"
+    )
     fixed = keras.Input((8, 5, 3))
     model = Network(keras.Model(fixed, keras.layers.Identity()(fixed)))
-    assert check.compare(wrong_in_one_row, model, [picture], (8, 5)).own_size is None, "Keras has no other size"
+    assert check.compare(wrong_in_one_row, model, [picture], (8, 5)).own_size is None, (
+        "Keras has no other size"
+    )
 
 
 def own_size_told(own: check.OwnSize, size: tuple[int, int]) -> str:
@@ -500,17 +677,34 @@ def own_size_told(own: check.OwnSize, size: tuple[int, int]) -> str:
 
 def test_another_aspect_ratio_is_warned_of_with_both_numbers():
     text = own_size_told(check.OwnSize(0.84, 8, 8, (320, 480), 0.61, 0.76), (257, 257))
-    assert "; at the images' own size mIoU 61.00 where Keras has 76.00; warning: --input_size=257,257 changes the aspect" in text
-    assert "of 8 of 8 images (most are 320x480), which gives mIoU 61.00 instead of 76.00; --input_size=209,313 keeps it" in text
+    assert (
+        "; at the images' own size mIoU 61.00 where Keras has 76.00; warning: "
+        "--input_size=257,257 changes the aspect" in text
+    )
+    assert (
+        "of 8 of 8 images (most are 320x480), which gives mIoU 61.00 instead of 76.00; "
+        "--input_size=209,313 keeps it" in text
+    )
     text = own_size_told(check.OwnSize(0.84, 8, 3, (640, 480)), (512, 512))
-    assert "at the images' own size 84.000 % of labels as Keras gives them; warning: --input_size=512,512" in text
-    assert "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them instead of 99.990 %" in text
+    assert (
+        "at the images' own size 84.000 % of labels as Keras gives them; warning: "
+        "--input_size=512,512" in text
+    )
+    assert (
+        "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them "
+        "instead of 99.990 %" in text
+    )
     assert "--input_size=592,440 keeps it" in text
     text = own_size_told(check.OwnSize(0.84, 8, 0, (320, 480), 0.75, 0.76), (160, 240))
-    assert "at the images' own size mIoU 75.00 where Keras has 76.00" in text and "warning" not in text
+    assert (
+        "at the images' own size mIoU 75.00 where Keras has 76.00" in text and "warning" not in text
+    )
 
 
-@pytest.mark.parametrize(("shape", "size"), [((320, 480), (257, 257)), ((1080, 1920), (512, 512)), ((500, 375), (513, 513))])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((320, 480), (257, 257)), ((1080, 1920), (512, 512)), ((500, 375), (513, 513))],
+)
 def test_the_size_that_is_offered_keeps_the_ratio_and_the_work(shape, size):
     height, width = fitting_size(shape, size)
     assert height % 8 == size[0] % 8 and width % 8 == size[1] % 8
@@ -524,7 +718,9 @@ def test_a_file_says_that_8_bits_lose_accuracy():
         return "8 bits lose accuracy" in str(ExportedFile(pathlib.Path("x"), kind, 1, compared))
 
     assert told("tflite_int8", 0.97) and not told("tflite_int8", 0.99) and not told("tflite", 0.97)
-    assert told("tflite_int8", 0.99, 0.68) and not told("tflite_int8", 0.97, 0.691)  # where it is known, mIoU decides
+    assert told("tflite_int8", 0.99, 0.68) and not told(
+        "tflite_int8", 0.97, 0.691
+    )  # where it is known, mIoU decides
 
 
 def test_percent_never_rounds_up():
@@ -533,11 +729,17 @@ def test_percent_never_rounds_up():
 
 
 def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"):
+    with pytest.raises(
+        UserError, match=r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"
+    ):
         export.export_model(
-            checkpoint, tmp_path / "out", formats=["tflite_int8"], input_size=SIZE, representative_images=pictures,
+            checkpoint,
+            tmp_path / "out",
+            formats=["tflite_int8"],
+            input_size=SIZE,
+            representative_images=pictures,
             min_agreement=1.0,
-        )  # fmt: skip
+        )
     assert leftovers(tmp_path) == ["out", "out/model_int8.tflite.failed"]
 
 
@@ -557,7 +759,9 @@ def test_a_full_disk_is_told_with_the_path(checkpoint, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(export._Job, "write", full)
-    with pytest.raises(UserError, match=r"x\.tflite: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        UserError, match=r"x\.tflite: cannot be written \(No space left on device\); make room"
+    ):
         export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
     assert leftovers(tmp_path) == []
 
@@ -567,7 +771,9 @@ def test_overwrite_replaces_a_folder(checkpoint, copying, tmp_path):
     old.mkdir()
     (old / "old").touch()
     (tmp_path / "other.txt").touch()
-    export.export_model(checkpoint, tmp_path, formats=["saved_model"], overwrite=True, log=lambda line: None)
+    export.export_model(
+        checkpoint, tmp_path, formats=["saved_model"], overwrite=True, log=lambda line: None
+    )
     assert not (old / "old").exists() and (old / "saved_model.pb").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt", "saved_model"]
 
@@ -577,41 +783,74 @@ def test_overwrite_replaces_a_folder(checkpoint, copying, tmp_path):
 
 def rejected(checkpoint, path, match, **options):
     with pytest.raises(UserError, match=match) as error:
-        export.export_model(checkpoint, path, **{"formats": ["tflite"], "input_size": SIZE, **options})
+        export.export_model(
+            checkpoint, path, **{"formats": ["tflite"], "input_size": SIZE, **options}
+        )
     assert "\n" not in str(error.value)
 
 
 def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    rejected(checkpoint, out, r"unknown --formats 'tflit'; did you mean 'tflite'\?", formats=["tflit"])
+    rejected(
+        checkpoint, out, r"unknown --formats 'tflit'; did you mean 'tflite'\?", formats=["tflit"]
+    )
     rejected(checkpoint, out, r"--formats is empty", formats=[])
     rejected(checkpoint, out, r"unknown --output 'label'", output="label")
     rejected(checkpoint, out, r"--min_agreement=99: ", min_agreement=99)
-    rejected(checkpoint, out, r"unknown --label_type 'uint16'; did you mean 'uint8'\?", label_type="uint16")
+    rejected(
+        checkpoint,
+        out,
+        r"unknown --label_type 'uint16'; did you mean 'uint8'\?",
+        label_type="uint16",
+    )
     rejected(checkpoint, out, r"--formats=tflite needs --input_size=HEIGHT,WIDTH", input_size=None)
     rejected(checkpoint, out, r"--input_size=0,5: two numbers of at least 1", input_size=(0, 5))
     rejected(checkpoint, out, r"--input_size=5: two numbers", input_size=(5,))
-    rejected(checkpoint, out, r"--input_size=99999,99999: too large: .* less than 2 GiB", input_size=(99999, 99999))
+    rejected(
+        checkpoint,
+        out,
+        r"--input_size=99999,99999: too large: .* less than 2 GiB",
+        input_size=(99999, 99999),
+    )
     rejected(checkpoint, out, r"got 0; give --representative_dir=", formats=["tflite_int8"])
-    rejected(checkpoint, out, r"got 0 in .*; give --rep", formats=["tflite_int8"], representative_images=tmp_path)
+    rejected(
+        checkpoint,
+        out,
+        r"got 0 in .*; give --rep",
+        formats=["tflite_int8"],
+        representative_images=tmp_path,
+    )
     (tmp_path / "file").touch()
-    rejected(checkpoint, tmp_path / "file" / "a", r"--export_path=.*/a: .*/file is a file; give a folder")
+    rejected(
+        checkpoint, tmp_path / "file" / "a", r"--export_path=.*/a: .*/file is a file; give a folder"
+    )
     (tmp_path / "file").unlink()
     few = images.made_images(SIZE, 3, 15)
-    rejected(checkpoint, out, r"at least 16 .*got 15", formats=["tflite_int8"], representative_images=few)
+    rejected(
+        checkpoint, out, r"at least 16 .*got 15", formats=["tflite_int8"], representative_images=few
+    )
     rejected(checkpoint, out, r"nowhere: no such folder", check_images=tmp_path / "nowhere")
     rejected(checkpoint, out, r"no images for the check", check_images=tmp_path)
     rejected(tmp_path / "none", out, r"none: no such folder; give a checkpoint")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    rejected(checkpoint, out, r"needs the packages onnx, tf2onnx, onnxruntime; .*-keras\[onnx\]", formats=["onnx"])
+    rejected(
+        checkpoint,
+        out,
+        r"needs the packages onnx, tf2onnx, onnxruntime; .*-keras\[onnx\]",
+        formats=["onnx"],
+    )
     assert leftovers(tmp_path) == []
 
 
 def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     config = LRASPP.replace(image_pooling_size=(7, 7), image_pooling_stride=(3, 3))
     windowed = LoadedCheckpoint(checkpoint.model, config, checkpoint.info, checkpoint.path, {})
-    rejected(windowed, tmp_path / "out", r"input size 65x97 is too small for --image_pooling_size=7,7")
-    fixed = LoadedCheckpoint(build_segmentor(LRASPP, (33, 33)), LRASPP, checkpoint.info, checkpoint.path, {})
+    rejected(
+        windowed, tmp_path / "out", r"input size 65x97 is too small for --image_pooling_size=7,7"
+    )
+    fixed = LoadedCheckpoint(
+        build_segmentor(LRASPP, (33, 33)), LRASPP, checkpoint.info, checkpoint.path, {}
+    )
     rejected(fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33,33 alone")
 
 
@@ -622,17 +861,34 @@ def test_layers_that_a_user_added_are_exported_or_refused(checkpoint, tmp_path):
     model = keras.Model(checkpoint.model.input, layer(checkpoint.model.output))
     layer.set_weights([kept])
     changed = dataclasses.replace(checkpoint, model=model)
-    with pytest.raises(UserError, match="the model gives 3 classes, its config has 5 and its class list 5"):
+    with pytest.raises(
+        UserError, match="the model gives 3 classes, its config has 5 and its class list 5"
+    ):
         export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE)
     changed = dataclasses.replace(
-        changed, config=checkpoint.config.replace(num_classes=3), info=info_for_classes("test", CLASSES[:3])
+        changed,
+        config=checkpoint.config.replace(num_classes=3),
+        info=info_for_classes("test", CLASSES[:3]),
     )
-    with pytest.raises(UserError, match="are not those that its config describes.* align_corners=False; export the unmodified"):
-        export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, half_pixel_resizes=True)
+    with pytest.raises(
+        UserError,
+        match="are not those that its config describes.* align_corners=False; export the "
+        "unmodified",
+    ):
+        export.export_model(
+            changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, half_pixel_resizes=True
+        )
     assert not (tmp_path / "out").exists()
-    export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, log=lambda line: None)
+    export.export_model(
+        changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, log=lambda line: None
+    )
     picture = images.made_images(SIZE, 3, 1)[0]
-    expected = checkpoint.model(picture[None].astype(np.float32))[0].numpy()[..., :3].argmax(-1).astype(np.uint8)
+    expected = (
+        checkpoint.model(picture[None].astype(np.float32))[0]
+        .numpy()[..., :3]
+        .argmax(-1)
+        .astype(np.uint8)
+    )
     assert agreement(Predictor(tmp_path / "out/model.tflite")(picture), expected) >= 0.999
 
 
@@ -642,10 +898,22 @@ def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
         (tmp_path / name).touch()
     before = leftovers(tmp_path)
     rejected(checkpoint, tmp_path / "full", r"full: exists; give another folder, or --overwrite")
-    rejected(checkpoint, tmp_path / "a.tflite", r"a\.tflite: exists; give another path, or --overwrite")
+    rejected(
+        checkpoint, tmp_path / "a.tflite", r"a\.tflite: exists; give another path, or --overwrite"
+    )
     rejected(checkpoint, tmp_path / "file", r"file: exists and is a file", overwrite=True)
-    rejected(checkpoint, tmp_path / "b.tflite", r"no file for --formats=saved_model", formats=["saved_model"])
-    rejected(checkpoint, tmp_path / "b.tflite", r"no file for --formats=tflite,onnx", formats=["tflite", "onnx"])
+    rejected(
+        checkpoint,
+        tmp_path / "b.tflite",
+        r"no file for --formats=saved_model",
+        formats=["saved_model"],
+    )
+    rejected(
+        checkpoint,
+        tmp_path / "b.tflite",
+        r"no file for --formats=tflite,onnx",
+        formats=["tflite", "onnx"],
+    )
     assert leftovers(tmp_path) == before
 
 
@@ -667,5 +935,8 @@ def test_images_from_a_folder_spread_over_all(tmp_path):
 def test_made_images_are_lively_and_repeatable():
     first, again = images.made_images((40, 30), 3), images.made_images((40, 30), 3)
     np.testing.assert_array_equal(first, again)
-    assert all(image.dtype == np.uint8 and image.shape == (40, 30, 3) and image.std() > 20 for image in first)
+    assert all(
+        image.dtype == np.uint8 and image.shape == (40, 30, 3) and image.std() > 20
+        for image in first
+    )
     assert not np.array_equal(first[0], first[1])

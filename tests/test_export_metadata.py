@@ -47,7 +47,10 @@ class Fields:
 
     def list(self, number):
         start, length = self.position(number), len(self.array(number, "<u4"))
-        return [Fields(self.table.Bytes, self.table.Indirect(start + 4 * index)) for index in range(length)]
+        return [
+            Fields(self.table.Bytes, self.table.Indirect(start + 4 * index))
+            for index in range(length)
+        ]
 
 
 def entry(content):
@@ -65,43 +68,76 @@ def checkpoint():
 @pytest.fixture(scope="module")
 def plain(checkpoint):
     """Kind -> a converted file without metadata, with both outputs."""
-    job = export._Job(checkpoint, checkpoint, ("labels", "logits"), "int32", SIZE, images.made_images(SIZE, 3, 16), 0.99, 1)
-    files = {kind: tflite.convert(job.frozen, job.outputs, kind) for kind in ("float32", "float16", "dynamic")}
+    job = export._Job(
+        checkpoint,
+        checkpoint,
+        ("labels", "logits"),
+        "int32",
+        SIZE,
+        images.made_images(SIZE, 3, 16),
+        0.99,
+        1,
+    )
+    files = {
+        kind: tflite.convert(job.frozen, job.outputs, kind)
+        for kind in ("float32", "float16", "dynamic")
+    }
     return dict(zip(KINDS, [*files.values(), tflite.quantize(job.calibrated)], strict=True))
 
 
 @pytest.mark.parametrize("output", ["labels", "logits", "both"])
 def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
     path = tmp_path / "model.tflite"
-    export.export_model(checkpoint, path, formats=["tflite"], input_size=SIZE, output=output, log=lambda line: None)
+    export.export_model(
+        checkpoint, path, formats=["tflite"], input_size=SIZE, output=output, log=lambda line: None
+    )
     content = path.read_bytes()
     assert content[4:8] == b"TFL3"
     said = entry(content)
     assert said[4:8] == b"M001"
     model = Fields(said)
     assert model.text(0) == "lraspp on mobilenet_v3_small" and "5 of test" in model.text(1)
-    assert model.text(4) == "deeplab_keras" and model.text(7) == ("1.0.0" if output == "labels" else "1.5.0")
+    assert model.text(4) == "deeplab_keras" and model.text(7) == (
+        "1.0.0" if output == "labels" else "1.5.0"
+    )
     (graph,) = model.list(3)
 
     (image,) = graph.list(2)
     assert image.text(0) == "image"
-    assert image.inner(3).number(0) == 2 and image.inner(3).inner(1).number(0) == 1  # ImageProperties, RGB
+    assert (
+        image.inner(3).number(0) == 2 and image.inner(3).inner(1).number(0) == 1
+    )  # ImageProperties, RGB
     (normalization,) = image.list(4)
     assert normalization.number(0) == 1  # NormalizationOptions: (x - mean) / std
-    assert normalization.inner(1).array(0, "<f4").tolist() == [0] and normalization.inner(1).array(1, "<f4").tolist() == [1]
-    assert image.inner(5).array(0, "<f4").tolist() == [255] and image.inner(5).array(1, "<f4").tolist() == [0]
+    assert normalization.inner(1).array(0, "<f4").tolist() == [0] and normalization.inner(1).array(
+        1, "<f4"
+    ).tolist() == [1]
+    assert image.inner(5).array(0, "<f4").tolist() == [255] and image.inner(5).array(
+        1, "<f4"
+    ).tolist() == [0]
 
     interpreter = open_interpreter(path, 1)
     assert len(graph.list(3)) == len(interpreter.get_output_details())
-    by_shape = {len(details["shape"]): found for details, found in
-                zip(interpreter.get_output_details(), graph.list(3), strict=True)}  # fmt: skip
-    expected = {"labels": {3: "labels"}, "logits": {4: "logits"}, "both": {3: "labels", 4: "logits"}}[output]
+    by_shape = {
+        len(details["shape"]): found
+        for details, found in zip(interpreter.get_output_details(), graph.list(3), strict=True)
+    }
+    expected = {
+        "labels": {3: "labels"},
+        "logits": {4: "logits"},
+        "both": {3: "labels", 4: "logits"},
+    }[output]
     assert {rank: found.text(0) for rank, found in by_shape.items()} == expected
     for rank, found in by_shape.items():
         (names,) = found.list(6)
-        assert names.text(0) == "labels.txt" and names.number(2) == {3: 3, 4: 2}[rank]  # of its values, of its axis
+        assert (
+            names.text(0) == "labels.txt" and names.number(2) == {3: 3, 4: 2}[rank]
+        )  # of its values, of its axis
         area = found.inner(3).inner(2)
-        assert [area.number(bound, number_types.Int32Flags) for bound in (0, 1)] == [1, 2]  # rows, columns
+        assert [area.number(bound, number_types.Int32Flags) for bound in (0, 1)] == [
+            1,
+            2,
+        ]  # rows, columns
     assert packed_files(path)["labels.txt"].splitlines() == list(CLASSES)
     recorded = {file.text(0) for file in model.list(6)} | {names.text(0)}
     assert recorded == set(zipfile.ZipFile(path).namelist())
@@ -110,7 +146,9 @@ def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
         assert softmax.text(0) == "SEGMENTER_METADATA"
         options = softmax.array(1, np.uint8).tobytes()
         assert options[4:8] == b"V001" and Fields(options).number(0) == 2
-    assert len(np.unique(Predictor(path)(images.made_images(SIZE, 3, 1)[0]))) >= 3  # it is read as before
+    assert (
+        len(np.unique(Predictor(path)(images.made_images(SIZE, 3, 1)[0]))) >= 3
+    )  # it is read as before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +160,10 @@ def test_a_file_computes_as_it_did_without(plain, kind):
     runs = [open_interpreter(model, 2).get_signature_runner() for model in (before, after)]
     for picture in images.made_images(SIZE, 3, 2):
         expected, found = (run(image=picture[None].astype(dtype)) for run in runs)
-        assert set(found) == set(expected) == {"labels", "logits"} and len(np.unique(found["labels"])) >= 3
+        assert (
+            set(found) == set(expected) == {"labels", "logits"}
+            and len(np.unique(found["labels"])) >= 3
+        )
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name])
 
@@ -133,7 +174,10 @@ def test_buffers_stay_and_are_aligned(plain, kind):
     after = metadata.describe(before, "a", "b", "c")
     assert after == metadata.describe(before, "a", "b", "c") and len(after) < len(before) + 10_000
     old, new = Fields(before), Fields(after)
-    assert [one.text(0) for one in new.list(6)] == [*(one.text(0) for one in old.list(6)), "TFLITE_METADATA"]
+    assert [one.text(0) for one in new.list(6)] == [
+        *(one.text(0) for one in old.list(6)),
+        "TFLITE_METADATA",
+    ]
     kept, there = old.list(4), new.list(4)
     assert len(there) == len(kept) + 1
     for one, other in zip(kept, there, strict=False):
@@ -145,5 +189,7 @@ def test_buffers_stay_and_are_aligned(plain, kind):
 
 def test_equal_models_are_equal_files(checkpoint, tmp_path):
     for name in ("a.tflite", "b.tflite"):
-        export.export_model(checkpoint, tmp_path / name, formats=["tflite"], input_size=SIZE, log=lambda line: None)
+        export.export_model(
+            checkpoint, tmp_path / name, formats=["tflite"], input_size=SIZE, log=lambda line: None
+        )
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()

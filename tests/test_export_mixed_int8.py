@@ -34,9 +34,15 @@ def checkpoint():
     after = model.get_layer("third_conv").kernel
     after.assign(after * np.array([1 / 4000, 1, 1, 1, 1, 1, 1, 1])[:, None])
     bias = model.get_layer("logits").bias
-    bias.assign(-model.predict_on_batch(np.stack(images.made_images(SIZE, 3)).astype("float32")).mean((0, 1, 2)))
+    bias.assign(
+        -model.predict_on_batch(np.stack(images.made_images(SIZE, 3)).astype("float32")).mean(
+            (0, 1, 2)
+        )
+    )
     config = ModelConfig(num_classes=len(CLASSES))
-    return LoadedCheckpoint(model, config, info_for_classes("test", CLASSES), pathlib.Path("none"), {})
+    return LoadedCheckpoint(
+        model, config, info_for_classes("test", CLASSES), pathlib.Path("none"), {}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +50,15 @@ def files(checkpoint, tmp_path_factory):
     """Format -> ExportedFile."""
     folder, lines = tmp_path_factory.mktemp("mixed"), []
     found = export.export_model(
-        checkpoint, folder / "out", formats=["tflite_int8", "tflite_mixed"], input_size=SIZE, mixed_agreement=0.97,
-        representative_images=images.made_images(SIZE, 3, 20), check_images=images.made_images(SIZE, 3, 6), log=lines.append,
-    )  # fmt: skip
+        checkpoint,
+        folder / "out",
+        formats=["tflite_int8", "tflite_mixed"],
+        input_size=SIZE,
+        mixed_agreement=0.97,
+        representative_images=images.made_images(SIZE, 3, 20),
+        check_images=images.made_images(SIZE, 3, 6),
+        log=lines.append,
+    )
     assert "8 bits lose accuracy here: --formats=tflite_mixed" in lines[0]
     assert "2 layers in float: " in lines[1] and "8 bits lose" not in lines[1]
     return {file.kind: file for file in found}
@@ -56,8 +68,14 @@ def test_the_sensitive_layer_stays_in_float(files):
     int8, some = files["tflite_int8"], files["tflite_mixed"]
     assert int8.label_agreement < 0.9 and not int8.float_layers and int8.loses_accuracy
     assert some.label_agreement > 0.96
-    assert set(some.float_layers) == {"fragile_conv", "third_conv"}, "what gives and what takes the wide range"
-    kernels = [t for t in open_interpreter(some.path, 1).get_tensor_details() if tuple(t["shape"][1:3]) == (3, 3)]
+    assert set(some.float_layers) == {"fragile_conv", "third_conv"}, (
+        "what gives and what takes the wide range"
+    )
+    kernels = [
+        t
+        for t in open_interpreter(some.path, 1).get_tensor_details()
+        if tuple(t["shape"][1:3]) == (3, 3)
+    ]
     assert sorted(t["dtype"].__name__ for t in kernels) == ["float32", "float32", "int8"]
     (details,) = open_interpreter(some.path, 1).get_input_details()
     assert details["dtype"] == np.uint8 and some.operators["DEQUANTIZE"] >= 1
@@ -72,22 +90,36 @@ def test_every_operator_is_measured_and_the_costliest_come_first(checkpoint):
 
     def agrees(model):
         """Knows nothing of the model but what is in 8 bits there: the outputs of convolutions cost by their number."""
-        quantized = {t["name"] for t in open_interpreter(model, 1).get_tensor_details() if t["dtype"] == np.int8}
-        return 1 - 0.1 * max((index for index, name in enumerate(names) if name in quantized), default=0)
+        quantized = {
+            t["name"]
+            for t in open_interpreter(model, 1).get_tensor_details()
+            if t["dtype"] == np.int8
+        }
+        return 1 - 0.1 * max(
+            (index for index, name in enumerate(names) if name in quantized), default=0
+        )
 
     found = mixed_int8.sensitivities(calibrated, agrees)
     assert sorted(one.tensor for one in found) == sorted(names)
-    assert [one.lost for one in found] == sorted((one.lost for one in found), reverse=True) and found[0].lost > 0.2
+    assert [one.lost for one in found] == sorted(
+        (one.lost for one in found), reverse=True
+    ) and found[0].lost > 0.2
 
 
 def test_no_more_layers_stay_in_float_than_are_needed(monkeypatch):
     order = [mixed_int8.Sensitivity(f"m/layer{index}_conv/x", 0.1) for index in range(11)]
     monkeypatch.setattr(mixed_int8, "sensitivities", lambda calibrated, agrees: order)
     monkeypatch.setattr(tflite, "quantize", lambda calibrated, names=(): b"%d" % len(names))
-    monkeypatch.setattr(mixed_int8, "_labels", lambda model, pictures, threads: np.arange(12) * (model != b"none"))
+    monkeypatch.setattr(
+        mixed_int8, "_labels", lambda model, pictures, threads: np.arange(12) * (model != b"none")
+    )
 
     def labels(model, pictures, threads):  # one more pixel is right with every layer in float
-        return np.arange(12) if model == b"float" else np.where(np.arange(12) <= int(model), np.arange(12), -1)
+        return (
+            np.arange(12)
+            if model == b"float"
+            else np.where(np.arange(12) <= int(model), np.arange(12), -1)
+        )
 
     monkeypatch.setattr(mixed_int8, "_labels", labels)
     for needed in range(12):
@@ -108,7 +140,9 @@ def test_layers_are_named_by_their_convolution():
 def test_limits(checkpoint, tmp_path):
     def rejected(match, **options):
         with pytest.raises(UserError, match=match) as error:
-            export.export_model(checkpoint, tmp_path / "out", input_size=SIZE, **{"formats": ["tflite"], **options})
+            export.export_model(
+                checkpoint, tmp_path / "out", input_size=SIZE, **{"formats": ["tflite"], **options}
+            )
         assert "\n" not in str(error.value)
 
     rejected("--mixed_agreement=99: a share", mixed_agreement=99)
@@ -126,11 +160,22 @@ def test_a_file_that_loses_more_miou_than_is_allowed_fails(checkpoint, tmp_path)
 
         def load(self, index):
             picture = images.made_images(SIZE, 3, 20)[index]
-            return picture, checkpoint.model.predict_on_batch(picture[None].astype("float32"))[0].argmax(-1).astype("uint8")
+            return picture, checkpoint.model.predict_on_batch(picture[None].astype("float32"))[
+                0
+            ].argmax(-1).astype("uint8")
 
-    with pytest.raises(UserError, match=r"mIoU \d+\.\d+ where Keras has 100\.00 \(20 images\).*--max_miou_loss=1: do not use"):
+    with pytest.raises(
+        UserError,
+        match=r"mIoU \d+\.\d+ where Keras has 100\.00 \(20 images\).*--max_miou_loss=1: do not use",
+    ):
         export.export_model(
-            checkpoint, tmp_path / "x.tflite", formats=["tflite_int8"], input_size=SIZE, max_miou_loss=1, checked=0,
-            representative_images=Split(), check_images=Split(),
-        )  # fmt: skip
+            checkpoint,
+            tmp_path / "x.tflite",
+            formats=["tflite_int8"],
+            input_size=SIZE,
+            max_miou_loss=1,
+            checked=0,
+            representative_images=Split(),
+            check_images=Split(),
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["x.tflite.failed"]

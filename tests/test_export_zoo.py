@@ -55,8 +55,14 @@ def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128) -> LoadedCh
     keras.utils.set_random_seed(1)
     model = build_segmentor(config)
     pictures, labels = scenes("train", 64, SMALL)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=SYNTHETIC.ignore_label)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)), loss, jit_compile=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=SYNTHETIC.ignore_label
+    )
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        loss,
+        jit_compile=False,
+    )
     model.fit(pictures.astype(np.float32), labels, batch_size=8, epochs=steps // 8, verbose=0)
     return LoadedCheckpoint(model, config, info, pathlib.Path("none"), {})
 
@@ -64,13 +70,20 @@ def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128) -> LoadedCh
 def exported(name, folder, formats, trained=False, **options):
     """Format -> ExportedFile, of a model that gives several classes.
 
-    Its weights come from a twin with a small pooling window, so that small pictures do: no weight depends on the window.
+    Its weights come from a twin with a small pooling window, so that small pictures do: no weight
+    depends on the window.
     """
     momentum = 0.9 if trained else 0.1
-    config = get_config(name).replace(dropout_rate=0.0, backbone_bn_momentum=momentum, head_bn_momentum=momentum)
+    config = get_config(name).replace(
+        dropout_rate=0.0, backbone_bn_momentum=momentum, head_bn_momentum=momentum
+    )
     size = smallest(config)
     info = info_for_classes("test", [f"class {index}" for index in range(config.num_classes)])
-    small = {"image_pooling_size": (3, 3), "image_pooling_crop_size": (), "image_pooling_stride": (2, 2)}
+    small = {
+        "image_pooling_size": (3, 3),
+        "image_pooling_crop_size": (),
+        "image_pooling_stride": (2, 2),
+    }
     window = small if config.image_pooling_window else {}
     if trained:
         twin = taught(config.replace(**window), info)
@@ -81,12 +94,20 @@ def exported(name, folder, formats, trained=False, **options):
     source = dataclasses.replace(twin, model=build_segmentor(config), config=config)
     assign_weights(source.model, named_weights(twin.model), "test")
     files = export.export_model(
-        source, folder / "out", formats=formats, input_size=size, check_images=list(checked),
-        representative_images=list(representative), log=print, **options,
-    )  # fmt: skip
+        source,
+        folder / "out",
+        formats=formats,
+        input_size=size,
+        check_images=list(checked),
+        representative_images=list(representative),
+        log=print,
+        **options,
+    )
     for file in files:
         assert file.classes >= 3, "one class everywhere would prove nothing"
-        assert not any(operator.startswith(tflite.UNWANTED) for operator in file.operators), file.operators
+        assert not any(operator.startswith(tflite.UNWANTED) for operator in file.operators), (
+            file.operators
+        )
         assert "CUSTOM" not in file.operators
     return {file.kind: file for file in files}
 
@@ -94,9 +115,15 @@ def exported(name, folder, formats, trained=False, **options):
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_becomes_a_saved_model_and_a_tflite_file(name, tmp_path):
     files = exported(name, tmp_path, ["saved_model", "tflite"])
-    assert files["saved_model"].label_agreement >= 0.999 and files["tflite"].label_agreement >= 0.999
+    assert (
+        files["saved_model"].label_agreement >= 0.999 and files["tflite"].label_agreement >= 0.999
+    )
     xnnpack = files["tflite"].verdicts[0]
-    assert xnnpack.delegate == "XNNPACK (CPU)" and xnnpack.pieces == 1 and set(xnnpack.stopped_by) <= {"ARG_MAX"}
+    assert (
+        xnnpack.delegate == "XNNPACK (CPU)"
+        and xnnpack.pieces == 1
+        and set(xnnpack.stopped_by) <= {"ARG_MAX"}
+    )
 
 
 @pytest.mark.parametrize("name", [*VOC, *OFFICIAL])

@@ -11,7 +11,15 @@ import pytest
 from contracts import ROOT
 
 from deeplab_keras import cli as flags
-from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError, option
+from deeplab_keras.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    option,
+)
 
 ALL = (TrainConfig, DataConfig, EvalConfig, ModelConfig)
 
@@ -26,8 +34,11 @@ def as_text(value: object) -> str:
 
 @pytest.mark.parametrize("section", ALL)
 def test_a_flag_for_every_field_gives_the_value_back(section):
-    given = {field.name: f"--{flags.flag_name(field)}={as_text(field.default)}" for field in dataclasses.fields(section)
-             if field.default is not None}
+    given = {
+        field.name: f"--{flags.flag_name(field)}={as_text(field.default)}"
+        for field in dataclasses.fields(section)
+        if field.default is not None
+    }
     given.pop("name", None)
     parsed = command(*given.values())
     assert parsed.given(section) == {name: getattr(section(), name) for name in given}
@@ -36,21 +47,46 @@ def test_a_flag_for_every_field_gives_the_value_back(section):
 
 def test_values_of_every_type():
     parsed = command(
-        "--train_crop_size=33, 47", "--eval_scales=0.5,1", "--atrous_rates=", "--low_level_features=c2,c1",
-        "--norandom_flip", "--cache", "--deterministic=true", "--epochs", "2.5", "--training_number_of_steps=7",
-        "--weight_decay=4e-5", "--dataset_dir=a folder/with blanks", "--min_resize_value=12",
-    )  # fmt: skip
-    data, training, model = parsed.config(DataConfig), parsed.config(TrainConfig), parsed.config(ModelConfig)
-    assert (data.train_crop_size, data.random_flip, data.cache, data.min_resize_value) == ((33, 47), False, True, 12)
+        "--train_crop_size=33, 47",
+        "--eval_scales=0.5,1",
+        "--atrous_rates=",
+        "--low_level_features=c2,c1",
+        "--norandom_flip",
+        "--cache",
+        "--deterministic=true",
+        "--epochs",
+        "2.5",
+        "--training_number_of_steps=7",
+        "--weight_decay=4e-5",
+        "--dataset_dir=a folder/with blanks",
+        "--min_resize_value=12",
+    )
+    data, training, model = (
+        parsed.config(DataConfig),
+        parsed.config(TrainConfig),
+        parsed.config(ModelConfig),
+    )
+    assert (data.train_crop_size, data.random_flip, data.cache, data.min_resize_value) == (
+        (33, 47),
+        False,
+        True,
+        12,
+    )
     assert data.dataset_dir == "a folder/with blanks"
-    assert (training.epochs, training.training_number_of_steps, training.weight_decay) == (2.5, 7, 4e-5)
+    assert (training.epochs, training.training_number_of_steps, training.weight_decay) == (
+        2.5,
+        7,
+        4e-5,
+    )
     assert training.deterministic is True
     assert (model.atrous_rates, model.low_level_features) == ((), ("c2", "c1"))
     assert parsed.config(EvalConfig).eval_scales == (0.5, 1.0)
 
 
 def test_aliases_and_official_names():
-    parsed = command("--initial_checkpoint=here", "--vis_split=test", "--model_variant=mobilenet_v3_small")
+    parsed = command(
+        "--initial_checkpoint=here", "--vis_split=test", "--model_variant=mobilenet_v3_small"
+    )
     assert parsed.config(TrainConfig).tf_initial_checkpoint == "here"
     assert parsed.config(DataConfig).eval_split == "test"
     assert parsed.config(ModelConfig).backbone == "mobilenet_v3_small"
@@ -59,12 +95,19 @@ def test_aliases_and_official_names():
 
 def test_given_flags_change_a_base_and_nothing_else():
     base = ModelConfig(num_classes=7, decoder_filters=99, atrous_rates=(2,))
-    assert command("--decoder_filters=11").config(ModelConfig, base) == base.replace(decoder_filters=11)
+    assert command("--decoder_filters=11").config(ModelConfig, base) == base.replace(
+        decoder_filters=11
+    )
     assert command().config(ModelConfig, base) == base
 
 
 def test_a_flag_of_its_default_value_counts_as_given():
-    assert command("--output_stride=8").config(ModelConfig, ModelConfig(output_stride=16)).output_stride == 8
+    assert (
+        command("--output_stride=8")
+        .config(ModelConfig, ModelConfig(output_stride=16))
+        .output_stride
+        == 8
+    )
 
 
 def test_model_names_the_base():
@@ -80,8 +123,12 @@ def test_model_names_the_base():
 
 def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.flags").write_text("# a half\n--output_stride=16\n--decoder_filters=64\n--atrous_rates=6,12\n")
-    (tmp_path / "recipe.flags").write_text("--flagfile=base.flags\n\n--decoder_filters=32\n# --head=fcn\n")
+    (tmp_path / "base.flags").write_text(
+        "# a half\n--output_stride=16\n--decoder_filters=64\n--atrous_rates=6,12\n"
+    )
+    (tmp_path / "recipe.flags").write_text(
+        "--flagfile=base.flags\n\n--decoder_filters=32\n# --head=fcn\n"
+    )
     config = command("--flagfile=recipe.flags", "--atrous_rates=1").model_config()
     assert config == ModelConfig(output_stride=16, decoder_filters=32, atrous_rates=(1,))
 
@@ -89,7 +136,10 @@ def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--atrous_rates=6", "--atrous_rates=12", "--atrous_rates=18"], (6, 12, 18)),  # as the official scripts have it
+        (
+            ["--atrous_rates=6", "--atrous_rates=12", "--atrous_rates=18"],
+            (6, 12, 18),
+        ),  # as the official scripts have it
         (["--atrous_rates", "6", "--head=fcn", "-atrous_rates=12"], (6, 12)),
         (["--atrous_rates=6,12", "--atrous_rates=1,2"], (1, 2)),  # a list replaces
         (["--atrous_rates=6", "--atrous_rates=1,2"], (1, 2)),
@@ -104,10 +154,14 @@ def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
         (["--flagfile=nested.flags", "--flagfile=base.flags"], (3, 4)),
     ],
 )
-def test_single_values_repeated_in_one_place_form_a_list(arguments, expected, tmp_path, monkeypatch):
+def test_single_values_repeated_in_one_place_form_a_list(
+    arguments, expected, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.flags").write_text("--atrous_rates=3\n--atrous_rates=4\n")
-    (tmp_path / "nested.flags").write_text("--flagfile=base.flags\n--atrous_rates=5\n// a comment\n--atrous_rates=7\n")
+    (tmp_path / "nested.flags").write_text(
+        "--flagfile=base.flags\n--atrous_rates=5\n// a comment\n--atrous_rates=7\n"
+    )
     parsed = command(*arguments)
     assert parsed.model_config().atrous_rates == expected
     (tmp_path / "again.flags").write_text(parsed.text())
@@ -116,14 +170,21 @@ def test_single_values_repeated_in_one_place_form_a_list(arguments, expected, tm
 
 def test_every_flag_with_several_values_can_be_repeated():
     lists = [(s, f) for s in ALL for f in dataclasses.fields(s) if isinstance(f.default, tuple)]
-    assert {"eval_scales", "train_crop_size", "label_weights", "low_level_features"} <= {field.name for _, field in lists}
+    assert {"eval_scales", "train_crop_size", "label_weights", "low_level_features"} <= {
+        field.name for _, field in lists
+    }
     for section, field in lists:
         value = "c2" if field.name == "low_level_features" else "2"
         name = flags.flag_name(field)
         found = command(f"--{name}={value}", f"--{name}={value}").given(section)[field.name]
         assert len(found) == 2 and found[0] == found[1], name
-    assert command("--eval_scales=0.5", "--eval_scales=1.0").config(EvalConfig).eval_scales == (0.5, 1.0)
-    assert command("--train_crop_size=33", "--train_crop_size=47").config(DataConfig).train_crop_size == (33, 47)
+    assert command("--eval_scales=0.5", "--eval_scales=1.0").config(EvalConfig).eval_scales == (
+        0.5,
+        1.0,
+    )
+    assert command("--train_crop_size=33", "--train_crop_size=47").config(
+        DataConfig
+    ).train_crop_size == (33, 47)
 
 
 def test_of_a_repeated_scalar_the_later_value_counts():
@@ -131,7 +192,10 @@ def test_of_a_repeated_scalar_the_later_value_counts():
 
 
 def test_a_single_value_after_a_list_is_refused():
-    with pytest.raises(UserError, match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list with commas"):
+    with pytest.raises(
+        UserError,
+        match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list with commas",
+    ):
         command("--atrous_rates=6,12", "--atrous_rates=18")
 
 
@@ -146,7 +210,13 @@ def test_a_flagfile_that_reads_itself(tmp_path, monkeypatch):
 
 
 def test_the_text_is_a_flagfile_of_what_was_given(tmp_path):
-    arguments = ("--nocache", "--train_crop_size=33,47", "--atrous_rates=", "--initial_checkpoint=a b", "--epochs=2.5")
+    arguments = (
+        "--nocache",
+        "--train_crop_size=33,47",
+        "--atrous_rates=",
+        "--initial_checkpoint=a b",
+        "--epochs=2.5",
+    )
     text = command(*arguments).text()
     assert len(text.splitlines()) == len(arguments)
     path = tmp_path / "flags.txt"
@@ -159,7 +229,9 @@ def test_the_text_is_a_flagfile_of_what_was_given(tmp_path):
 def test_a_script_accepts_a_whole_recipe_but_no_useless_flag(tmp_path):
     path = tmp_path / "recipe.flags"
     path.write_text("--head=fcn\n--epochs=3\n--eval_scales=0.5\n")
-    assert command(f"--flagfile={path}", sections=(EvalConfig,)).config(EvalConfig).eval_scales == (0.5,)
+    assert command(f"--flagfile={path}", sections=(EvalConfig,)).config(EvalConfig).eval_scales == (
+        0.5,
+    )
     for argument in ("--epochs=3", "--nofine_tune_batch_norm"):
         with pytest.raises(UserError, match=r"x\.py has no use for training flags; leave it out"):
             command(argument, sections=(EvalConfig,))
@@ -173,7 +245,9 @@ def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
     (checkpoint / "config.json").write_text(ModelConfig().to_json())
     for folder in (tmp_path, checkpoint):
         assert command().data_config(str(folder)) == data
-        assert command("--eval_split=val").data_config(str(folder)) == data.replace(eval_split="val")
+        assert command("--eval_split=val").data_config(str(folder)) == data.replace(
+            eval_split="val"
+        )
         assert command("--dataset=synthetic").data_config(str(folder)) == DataConfig()
     assert command("--eval_split=val").data_config("no/such/folder") == DataConfig()
 
@@ -181,9 +255,18 @@ def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--train_crop=3", r"^unknown flag --train_crop; did you mean --train_crop_size\? scripts/x\.py --help "),
-        ("--train-crop-size=3,3", r"^unknown flag --train-crop-size; did you mean --train_crop_size\?"),
-        ("--head_channels=3", r"^unknown flag --head_channels; did you mean --aspp_convs_filters\?"),
+        (
+            "--train_crop=3",
+            r"^unknown flag --train_crop; did you mean --train_crop_size\? scripts/x\.py --help ",
+        ),
+        (
+            "--train-crop-size=3,3",
+            r"^unknown flag --train-crop-size; did you mean --train_crop_size\?",
+        ),
+        (
+            "--head_channels=3",
+            r"^unknown flag --head_channels; did you mean --aspp_convs_filters\?",
+        ),
         ("--xyzzy", r"^unknown flag --xyzzy; scripts/x\.py --help lists all$"),
         ("--noseed", r"^unknown flag --noseed"),
         ("--epochs=x", r"^--epochs=x: a number is needed here, not 'x'$"),
@@ -193,7 +276,10 @@ def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
         ("--cache=perhaps", r"^--cache=perhaps: true or false is needed here$"),
         ("--head", r"^Missing value for flag --head; flags are written --name=value$"),
         ("fcn", r"^unexpected argument 'fcn'; flags are written --name=value$"),
-        ("--flagfile=no/such.flags", r"^--flagfile=no/such\.flags: No such file.* relative to the current folder, "),
+        (
+            "--flagfile=no/such.flags",
+            r"^--flagfile=no/such\.flags: No such file.* relative to the current folder, ",
+        ),
     ],
 )
 def test_mistakes_get_one_line(argument, message):
@@ -221,16 +307,32 @@ def raising(error: BaseException):
     [
         (UserError("--head=x: no"), 1, "error: --head=x: no\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1,
-         "error: a/b: no space left on device; free some space there and give the same command again\n"),
-        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1,
-         "error: a/b: read-only file system; choose a folder that can be written to and give the same command again\n"),
-        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), 1,
-         "error: aaa: file name too long; choose a shorter path and give the same command again\n"),
-        (OSError(errno.ENOTDIR, "Not a directory", "a/b"), 1,
-         "error: a/b: not a directory; a part of this path is a file; choose another path and give the same command again\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            1,
+            "error: a/b: no space left on device; free some space there and give the same command "
+            "again\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a/b"),
+            1,
+            "error: a/b: read-only file system; choose a folder that can be written to and give "
+            "the same command again\n",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "aaa"),
+            1,
+            "error: aaa: file name too long; choose a shorter path and give the same command "
+            "again\n",
+        ),
+        (
+            OSError(errno.ENOTDIR, "Not a directory", "a/b"),
+            1,
+            "error: a/b: not a directory; a part of this path is a file; choose another path and "
+            "give the same command again\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_exit_status_and_line(error, status, line, capsys):
     assert flags.call(["x"], "", raising(error), *ALL) == status
     assert capsys.readouterr() == ("", line)
@@ -260,7 +362,10 @@ def test_help_is_grouped_wrapped_and_complete():
     assert [line for line in text.splitlines() if line in titles] == titles
     for section in (Options, *ALL):
         for field in dataclasses.fields(section):
-            assert f" --{flags.flag_name(field)}=" in text or f" --[no]{flags.flag_name(field)} " in text
+            assert (
+                f" --{flags.flag_name(field)}=" in text
+                or f" --[no]{flags.flag_name(field)} " in text
+            )
     words = " ".join(text.split())
     assert "(default: 512,512)" in words
     assert "one of: float32, mixed_bfloat16, mixed_float16 (default: float32)" in words
@@ -272,7 +377,11 @@ def test_help_that_nobody_reads_to_its_end():
     os.close(reader)
     with open(writer, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "scripts.list_models", "--help"], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "scripts.list_models", "--help"],
+            cwd=ROOT,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -281,7 +390,10 @@ def test_reading_flags_does_not_import_tensorflow():
     code = (
         "import sys; from deeplab_keras import cli as flags, config;"
         "flags.Command(['x', '--epochs=3'], config.TrainConfig).config(config.TrainConfig);"
-        "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'PIL') if name in sys.modules])"
+        "print([name for name in ('tensorflow', 'keras', 'matplotlib', 'PIL') if name in "
+        "sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

@@ -17,7 +17,8 @@ from fuzz_targets import TARGETS, Target
 
 SECONDS = 60  # an input may take; the longest of today takes a few
 ALLOWED = {"refused", "harmless", "different"}
-# Where DEEPLAB_KERAS_FUZZ_REPORT names a file, one line of JSON for each target goes there: docs/robustness.md is made of it.
+# Where DEEPLAB_KERAS_FUZZ_REPORT names a file, one line of JSON for each target goes there:
+# docs/robustness.md is made of it.
 REPORT = os.environ.get("DEEPLAB_KERAS_FUZZ_REPORT", "")
 
 
@@ -32,7 +33,10 @@ class Worker:
     def start(self) -> subprocess.Popen[str]:
         """A process that has read the good file."""
         if self.process is None or self.process.poll() is not None:
-            environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "CUDA_VISIBLE_DEVICES": ""}
+            environment = os.environ | {
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+                "CUDA_VISIBLE_DEVICES": "",
+            }
             log = (self.home / "stderr.txt").open("a")
             self.process = subprocess.Popen(
                 self.command,
@@ -71,7 +75,10 @@ class Worker:
 
 
 def _parameters() -> list[object]:
-    marks = {name: [pytest.mark.package(target.package)] if target.package else [] for name, target in TARGETS.items()}
+    marks = {
+        name: [pytest.mark.package(target.package)] if target.package else []
+        for name, target in TARGETS.items()
+    }
     return [pytest.param(target, id=name, marks=marks[name]) for name, target in TARGETS.items()]
 
 
@@ -86,13 +93,23 @@ def test_damaged_files(target: Target, tmp_path: pathlib.Path) -> None:
             outcome = answer["outcome"]
             counts[outcome] += 1
             if outcome not in ALLOWED or (outcome == "different" and target.checked):
-                bad.append(f"{number} ({answer.get('damage')}): {outcome}: {answer.get('text', '')}")
+                bad.append(
+                    f"{number} ({answer.get('damage')}): {outcome}: {answer.get('text', '')}"
+                )
     finally:
         worker.stop()
     if REPORT:
         with open(REPORT, "a", encoding="utf-8") as file:
             file.write(
-                json.dumps({"target": target.name, "checked": target.checked, "tried": target.inputs, **counts}) + "\n"
+                json.dumps(
+                    {
+                        "target": target.name,
+                        "checked": target.checked,
+                        "tried": target.inputs,
+                        **counts,
+                    }
+                )
+                + "\n"
             )
     assert not bad, f"{len(bad)} of {target.inputs}: " + "\n".join(bad[:12])
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from official_golden import GOLDEN, LOCAL, MODELS, SMALL, golden_config, manifest, merged_logits, small_case
+from official_golden import (
+    GOLDEN,
+    LOCAL,
+    MODELS,
+    SMALL,
+    golden_config,
+    manifest,
+    merged_logits,
+    small_case,
+)
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.convert.official_deeplab import load_official
@@ -41,27 +50,38 @@ def test_the_official_graph_s_outputs(name):
     load_official(model, config, read_source(GOLDEN / name).tensors, origin=name)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == told["n_params"]
     lraspp = config.head == "lraspp"
-    blocks = 17 if config.backbone == "mobilenet_v2" else {"mobilenet_v3_large_seg": 15, "mobilenet_v3_small_seg": 11}[
-        config.backbone
-    ]
-    layers = {f"mean_layer_{block + 1}": block_output(model, block) for block in range(1, blocks + 1)}
+    blocks = (
+        17
+        if config.backbone == "mobilenet_v2"
+        else {"mobilenet_v3_large_seg": 15, "mobilenet_v3_small_seg": 11}[config.backbone]
+    )
+    layers = {
+        f"mean_layer_{block + 1}": block_output(model, block) for block in range(1, blocks + 1)
+    }
     layers |= {
         "mean_layer_1": "stem_act",
         "backbone": "last_act" if lraspp else layers["mean_layer_18"],
         "aspp_out": "gate_multiply" if lraspp else "aspp_project_act",
         "merged_logits": "logits",
     }
-    outputs = {key: model.get_layer(layer).output for key, layer in layers.items()} | {"final": model.output}
+    outputs = {key: model.get_layer(layer).output for key, layer in layers.items()} | {
+        "final": model.output
+    }
     with np.load(GOLDEN / name / "golden.npz") as golden:
-        found = keras.Model(model.input, outputs).predict(golden["image"].astype(np.float32), verbose=0)
+        found = keras.Model(model.input, outputs).predict(
+            golden["image"].astype(np.float32), verbose=0
+        )
         for key in layers:  # in this order: the first layer that is off is where an error starts
             value = found[key].mean((1, 2)) if key.startswith("mean_") else found[key]
             assert error(value, golden[key]) < TOLERANCE, key
         assert np.mean(found["final"].argmax(-1) == golden["pred_upsampled_logits_argmax"]) >= 0.999
         probabilities = golden["pred_upsampled_logits_prob_every16"]
-        # The files of the two large images hold half-precision probabilities, whose last place is 2^-11.
+        # The files of the two large images hold half-precision probabilities, whose last place is
+        # 2^-11.
         atol = 2**-11 if np.array_equal(probabilities, probabilities.astype(np.float16)) else 1e-4
-        np.testing.assert_allclose(softmax(found["final"])[:, ::16, ::16], probabilities, rtol=0, atol=atol)
+        np.testing.assert_allclose(
+            softmax(found["final"])[:, ::16, ::16], probabilities, rtol=0, atol=atol
+        )
     keras.backend.clear_session()
 
 
@@ -69,8 +89,12 @@ def test_the_official_graph_s_outputs(name):
 @pytest.mark.parametrize(
     "scales, method, keys",
     [
-        ((0.5, 1.0, 1.5), "max", {f"logits_{s}": f"pyramid_max_logits_{s}" for s in ("0.50", "1.00", "1.50")}
-         | {"merged_logits": "pyramid_max_merged_logits"}),
+        (
+            (0.5, 1.0, 1.5),
+            "max",
+            {f"logits_{s}": f"pyramid_max_logits_{s}" for s in ("0.50", "1.00", "1.50")}
+            | {"merged_logits": "pyramid_max_merged_logits"},
+        ),
         ((0.5, 1.0), "avg", {"merged_logits": "pyramid_avg_merged"}),
     ],
 )
@@ -80,7 +104,9 @@ def test_the_official_image_pyramid(scales, method, keys):
     load_official(model, config, read_source(GOLDEN / "mnv2_dm10_os16").tensors, origin="golden")
     outputs = {key: model.get_layer(key).output for key in keys}
     with np.load(GOLDEN / "mnv2_dm10_os16" / "golden.npz") as golden:
-        found = keras.Model(model.input, outputs).predict(golden["image"].astype(np.float32), verbose=0)
+        found = keras.Model(model.input, outputs).predict(
+            golden["image"].astype(np.float32), verbose=0
+        )
         for key, expected in keys.items():
             assert error(found[key], golden[expected]) < TOLERANCE, key
 
@@ -91,7 +117,10 @@ def test_official_multi_scale_and_flip():
     model = build_segmentor(config)
     load_official(model, config, read_source(GOLDEN / "mnv2_dm10_os16").tensors, origin="golden")
     evaluation = EvalConfig(
-        inference="official", eval_crop_size=(257, 257), eval_scales=(0.5, 1.0, 1.25), add_flipped_images=True
+        inference="official",
+        eval_crop_size=(257, 257),
+        eval_scales=(0.5, 1.0, 1.25),
+        add_flipped_images=True,
     )
     predictor = Predictor(model, evaluation)
     with np.load(GOLDEN / "mnv2_dm10_os16" / "golden.npz") as golden:
@@ -117,14 +146,16 @@ def test_every_scale_of_a_pyramid_has_its_own_loss():
     }
 
 
-# depth multiplier -> trainable parameters of the default network with 21 classes (spec, section 3.2)
+# depth multiplier -> trainable parameters of the default network with 21 classes (spec, section
+# 3.2)
 @pytest.mark.parametrize("multiplier, parameters", [(0.35, 440913), (1.4, 3873617)])
 def test_parameters_at_every_depth_multiplier(multiplier, parameters):
     model = build_segmentor(official_config(depth_multiplier=multiplier), (33, 33))
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
 
 
-# Multiply-adds in billions of the zoo's table; without what TF1 pads around a dilated convolution, 0.6 % at most.
+# Multiply-adds in billions of the zoo's table; without what TF1 pads around a dilated convolution,
+# 0.6 % at most.
 @pytest.mark.parametrize(
     "name, size, reported",
     [
@@ -134,11 +165,14 @@ def test_parameters_at_every_depth_multiplier(multiplier, parameters):
     ],
 )
 def test_multiply_adds_of_released_models(name, size, reported):
-    assert count_multiply_adds(build_segmentor(OFFICIAL[name], size)) / 1e9 == pytest.approx(reported, rel=6e-3)
+    assert count_multiply_adds(build_segmentor(OFFICIAL[name], size)) / 1e9 == pytest.approx(
+        reported, rel=6e-3
+    )
 
 
 def test_edgetpu_costs_what_slim_reports():
-    # slim's README: 990 million multiply-adds at 224x224 and 4.0 million parameters, its classifier counted.
+    # slim's README: 990 million multiply-adds at 224x224 and 4.0 million parameters, its classifier
+    # counted.
     config = official_config("mobilenet_edgetpu", output_stride=32)
     model = build_segmentor(config, (224, 224))
     backbone = [layer for layer in model.layers if layer.name.startswith(("stem", "block", "last"))]
@@ -154,7 +188,9 @@ def test_releases_are_complete():
     assert set(OFFICIAL_MIOU) == set(OFFICIAL) == set(RELEASES)
     for name, release in RELEASES.items():
         assert release.file.startswith(f"{name}_20") and release.url.endswith(release.file)
-        head = "lraspp" if "mnv3" in name else "deeplab_v3_plus" if "ade20k" in name else "deeplab_v3"
+        head = (
+            "lraspp" if "mnv3" in name else "deeplab_v3_plus" if "ade20k" in name else "deeplab_v3"
+        )
         assert release.config.head == head
 
 

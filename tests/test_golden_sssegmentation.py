@@ -57,7 +57,10 @@ def test_outputs(system):
         outputs["aux"] = model.get_layer("auxiliary_logits").output
     view = keras.Model(model.input, outputs)
     for height, width in values.sizes:
-        ours = {kind: np.asarray(out) for kind, out in view(images(height, width).astype(np.float32)).items()}
+        ours = {
+            kind: np.asarray(out)
+            for kind, out in view(images(height, width).astype(np.float32)).items()
+        }
         assert ours["final"].shape == (1, height, width, 21)
         ours["argmax"] = ours["final"].argmax(-1)
         for kind, h, w, step, expected in values.outputs():
@@ -69,8 +72,13 @@ def test_outputs(system):
                 print(f"{values.name} {h}x{w} argmax: {np.mean(found == expected):.4%} equal")
                 assert np.mean(found == expected) >= 0.999
             else:
-                print(f"{values.name} {h}x{w} {kind}: largest difference {np.abs(found - expected).max():.1e}")
-                np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4, err_msg=f"{kind} at {h}x{w}")
+                print(
+                    f"{values.name} {h}x{w} {kind}: largest difference "
+                    f"{np.abs(found - expected).max():.1e}"
+                )
+                np.testing.assert_allclose(
+                    found, expected, rtol=0, atol=2e-4, err_msg=f"{kind} at {h}x{w}"
+                )
 
 
 def test_two_tensors_swapped_in_the_file_give_other_logits():
@@ -82,18 +90,21 @@ def test_two_tensors_swapped_in_the_file_give_other_logits():
     model = build_segmentor(config)
     load_weights(model, tensors, sssegmentation.rules(config))
     view = keras.Model(model.input, model.get_layer("logits").output)
-    kind, height, width, step, expected = next(row for row in values.outputs() if row[0] == "logits")
+    kind, height, width, step, expected = next(
+        row for row in values.outputs() if row[0] == "logits"
+    )
     found = np.asarray(view(images(height, width).astype(np.float32)))[:, ::step, ::step]
     assert np.abs(found - expected).max() > 0.1 * np.std(expected)
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in VOC
-])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in VOC]
+)
 def test_one_training_step(name):
     """In float32 gradients are noise to a few per cent: a kink of an activation takes the other side.
 
-    The reference on one thread instead of two differs from its own golden values by as much (docs/results.md).
+    The reference on one thread instead of two differs from its own golden values by as much
+    (docs/results.md).
     """
     values, model = load(name)
     losses, gradients, after = training_step(values, model)
@@ -106,7 +117,9 @@ def test_one_training_step(name):
     assert np.quantile(relative(after, expected["after_step_l2"]), 0.98) < 1e-4
 
 
-@pytest.mark.parametrize("name", [VOC[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VOC[1:])])
+@pytest.mark.parametrize(
+    "name", [VOC[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VOC[1:])]
+)
 def test_one_training_step_in_double_precision(name, float64):
     """Without the noise every gradient and every weight after the step is the reference's."""
     values, model = load(name)
@@ -114,7 +127,9 @@ def test_one_training_step_in_double_precision(name, float64):
     expected = values.train_step_float64
     report(name, "float64", losses, gradients, after, expected)
     assert losses == pytest.approx(expected["losses"], rel=1e-12)
-    assert gradients == pytest.approx(expected["gradient_l2"], rel=1e-7, abs=1e-9)  # nine digits are written down
+    assert gradients == pytest.approx(
+        expected["gradient_l2"], rel=1e-7, abs=1e-9
+    )  # nine digits are written down
     assert after == pytest.approx(expected["after_step_l2"], rel=1e-7)
 
 
@@ -128,13 +143,17 @@ def report(name: str, precision: str, *parts: dict) -> None:
     )
 
 
-def training_step(values: Golden, model: keras.Model) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+def training_step(
+    values: Golden, model: keras.Model
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Losses, L2 norm of each gradient and L2 norm of each entry after the step, by the reference's names."""
     height, width = values.train_size
     trained, loss = with_auxiliary_output(model), SegmentationLoss()
     truth = tf.constant(labels(height, width))
     with tf.GradientTape() as tape:
-        outputs = trained(images(height, width, seed=11, count=2).astype(model.input.dtype), training=True)
+        outputs = trained(
+            images(height, width, seed=11, count=2).astype(model.input.dtype), training=True
+        )
         terms = {"loss_cls": tf.reshape(loss(truth, outputs["logits"]), ())}
         if "auxiliary_logits" in outputs:
             terms["loss_aux"] = 0.4 * tf.reshape(loss(truth, outputs["auxiliary_logits"]), ())
@@ -143,7 +162,9 @@ def training_step(values: Golden, model: keras.Model) -> tuple[dict[str, float],
     source = {slot.variable.path: slot.source for slot in slots(model, rules)}
     variables = trained.trainable_variables
     gradients = tape.gradient(terms["loss_total"], [v.value for v in variables])
-    MomentumSGD(values.train_step["learning_rate"], momentum=0.9, weight_decay=5e-4).apply(gradients, variables)
+    MomentumSGD(values.train_step["learning_rate"], momentum=0.9, weight_decay=5e-4).apply(
+        gradients, variables
+    )
     return (
         {name: float(value) for name, value in terms.items()},
         {source[v.path]: norm(g) for v, g in zip(variables, gradients, strict=True)},

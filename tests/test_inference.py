@@ -29,7 +29,9 @@ from deeplab_keras.inference.exported import ABOUT, ExportedNetwork, Runtime
 CLASSES = 5
 
 
-def pointwise_model(size: tuple[int | None, int | None] = (None, None), channels: int = 3) -> keras.Model:
+def pointwise_model(
+    size: tuple[int | None, int | None] = (None, None), channels: int = 3
+) -> keras.Model:
     """Logits of a pixel depend on this pixel alone."""
     image = keras.Input((*size, channels))
     layer = keras.layers.Conv2D(CLASSES, 1, activation="tanh")
@@ -44,7 +46,12 @@ def wide_model() -> keras.Model:
     image = keras.Input((None, None, 3))
     layer = keras.layers.Conv2D(CLASSES, 7, padding="same")
     model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
-    layer.set_weights([np.random.default_rng(1).normal(size=(7, 7, 3, CLASSES)).astype(np.float32), np.zeros(CLASSES)])
+    layer.set_weights(
+        [
+            np.random.default_rng(1).normal(size=(7, 7, 3, CLASSES)).astype(np.float32),
+            np.zeros(CLASSES),
+        ]
+    )
     return model
 
 
@@ -77,7 +84,9 @@ def test_one_trace_serves_all_sizes_and_batches() -> None:
     network = Network(wide_model())
     for batch, height, width in [(1, 8, 9), (2, 8, 9), (1, 31, 17), (3, 40, 40)]:
         images = noise(batch, height, width, 3)
-        np.testing.assert_allclose(predict_logits(network, images), network._compiled(images), rtol=1e-6)
+        np.testing.assert_allclose(
+            predict_logits(network, images), network._compiled(images), rtol=1e-6
+        )
     assert network._compiled.experimental_get_tracing_count() == 1
 
 
@@ -168,12 +177,16 @@ def test_scales_average_probabilities() -> None:
     config = EvalConfig(eval_scales=(0.5, 1.0, 1.25))
     probabilities = Predictor(model, config).probabilities(image)
     np.testing.assert_allclose(probabilities, np.mean(expected, axis=0), atol=1e-4)
-    np.testing.assert_allclose(np.exp(predict_logits(model, image[None], config)[0]), probabilities, atol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(predict_logits(model, image[None], config)[0]), probabilities, atol=1e-5
+    )
 
 
 def test_scales_of_a_fixed_size_model_are_refused() -> None:
     with pytest.raises(UserError, match="--eval_scales=0.5,1.0.*16x12"):
-        Predictor(pointwise_model((16, 12)), EvalConfig(eval_scales=(0.5, 1.0)))(np.zeros((20, 20, 3), np.uint8))
+        Predictor(pointwise_model((16, 12)), EvalConfig(eval_scales=(0.5, 1.0)))(
+            np.zeros((20, 20, 3), np.uint8)
+        )
 
 
 # --- Sliding window ---
@@ -185,16 +198,22 @@ def slide(**options) -> EvalConfig:
 
 @pytest.mark.parametrize("size", [(8, 8), (21, 34), (5, 30), (3, 4)])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_windows_over_a_pointwise_model_are_the_whole(size: tuple[int, int], batch_size: int) -> None:
+def test_windows_over_a_pointwise_model_are_the_whole(
+    size: tuple[int, int], batch_size: int
+) -> None:
     model, images = pointwise_model(), noise(2, *size, 3)
     config = slide(eval_crop_size=(8, 10), eval_stride=(3, 7), eval_batch_size=batch_size)
-    np.testing.assert_allclose(predict_logits(model, images, config), predict_logits(model, images), atol=1e-5)
+    np.testing.assert_allclose(
+        predict_logits(model, images, config), predict_logits(model, images), atol=1e-5
+    )
 
 
 def test_one_window_is_the_whole() -> None:
     model, images = wide_model(), noise(1, 11, 13, 3)
     np.testing.assert_allclose(
-        predict_logits(model, images, slide(eval_crop_size=(11, 13))), predict_logits(model, images), atol=1e-5
+        predict_logits(model, images, slide(eval_crop_size=(11, 13))),
+        predict_logits(model, images),
+        atol=1e-5,
     )
 
 
@@ -207,21 +226,35 @@ def test_overlapping_windows_are_averaged() -> None:
             total[part] += run(model, image[part])
             count[part] += 1
     config = slide(eval_crop_size=(6, 8), eval_stride=(4, 5))
-    np.testing.assert_allclose(predict_logits(model, image[None], config)[0], total / count, atol=1e-4)
+    np.testing.assert_allclose(
+        predict_logits(model, image[None], config)[0], total / count, atol=1e-4
+    )
 
 
 def test_default_stride_is_two_thirds_of_the_window() -> None:
     model, images = wide_model(), noise(1, 30, 30, 3)
-    implied, given = slide(eval_crop_size=(12, 9)), slide(eval_crop_size=(12, 9), eval_stride=(8, 6))
-    np.testing.assert_array_equal(predict_logits(model, images, implied), predict_logits(model, images, given))
+    implied, given = (
+        slide(eval_crop_size=(12, 9)),
+        slide(eval_crop_size=(12, 9), eval_stride=(8, 6)),
+    )
+    np.testing.assert_array_equal(
+        predict_logits(model, images, implied), predict_logits(model, images, given)
+    )
 
 
 def test_fixed_size_model_slides_with_its_own_window() -> None:
     fixed, free = pointwise_model((8, 6)), pointwise_model()
     free.set_weights(fixed.get_weights())
     image = noise(20, 31, 3)[None]
-    np.testing.assert_allclose(predict_logits(fixed, image, slide()), predict_logits(free, image), atol=1e-5)
-    assert predict_logits(fixed, image[:, :3], slide()).shape == (1, 3, 31, CLASSES)  # lower than the window
+    np.testing.assert_allclose(
+        predict_logits(fixed, image, slide()), predict_logits(free, image), atol=1e-5
+    )
+    assert predict_logits(fixed, image[:, :3], slide()).shape == (
+        1,
+        3,
+        31,
+        CLASSES,
+    )  # lower than the window
 
 
 def test_windows_cover_every_pixel() -> None:
@@ -232,7 +265,9 @@ def test_windows_cover_every_pixel() -> None:
 
 def test_gaps_between_windows_are_refused() -> None:
     with pytest.raises(UserError, match="--eval_stride=9,4 leaves gaps"):
-        predict_logits(pointwise_model(), noise(1, 20, 20, 3), slide(eval_crop_size=(8, 8), eval_stride=(9, 4)))
+        predict_logits(
+            pointwise_model(), noise(1, 20, 20, 3), slide(eval_crop_size=(8, 8), eval_stride=(9, 4))
+        )
 
 
 # --- What is taken for an image ---
@@ -276,7 +311,10 @@ def test_a_grey_model() -> None:
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((4, 4, 2), np.uint8), "2 channels"),
         (np.zeros((4, 4, 3), bool), "dtype bool"),
-        (np.full((4, 4, 3), 300, np.uint16), "300 to 300; allowed are 0 to 255; divide 16-bit values by 257"),
+        (
+            np.full((4, 4, 3), 300, np.uint16),
+            "300 to 300; allowed are 0 to 255; divide 16-bit values by 257",
+        ),
         (Image.fromarray(np.full((4, 4), 300, np.uint16)), "divide 16-bit values by 257"),
         (np.full((4, 4, 3), -1), "-1 to -1"),
         (np.full((4, 4, 3), np.nan), "nan"),
@@ -316,18 +354,26 @@ def test_broken_image_files_are_named(tmp_path) -> None:
     Image.fromarray(noise(50, 80, 3).astype(np.uint8)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:5000])
     (tmp_path / "text.jpg").write_text("no picture")
-    for name, message in [("cut.png", "cannot be read"), ("text.jpg", "not an image"), ("none.png", "No such file")]:
+    for name, message in [
+        ("cut.png", "cannot be read"),
+        ("text.jpg", "not an image"),
+        ("none.png", "No such file"),
+    ]:
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             open_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("classes", [2, 19, decide.MOST_CLASSES + 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 53), (1, 300, 437)])
-@pytest.mark.parametrize("sizes", [0, decide.MOST_SIZES], ids=["in blocks", "with programs of their own"])
+@pytest.mark.parametrize(
+    "sizes", [0, decide.MOST_SIZES], ids=["in blocks", "with programs of their own"]
+)
 def test_the_compiled_decision_is_numpys(classes, shape, sizes, monkeypatch):
     monkeypatch.setattr(decide, "MOST_SIZES", sizes)
     monkeypatch.setattr(decide, "_sizes", set())
-    logits = np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)  # with ties: the first one counts
+    logits = (
+        np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)
+    )  # with ties: the first one counts
     labels, confidence = decide.decide(logits, with_confidence=True)
     exact = logits.astype(np.float64)
     expected = 1 / np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)
@@ -342,10 +388,15 @@ def test_many_sizes_are_decided_without_a_warning(with_confidence, monkeypatch):
     monkeypatch.setattr(decide, "_sizes", set())
     for side in range(2, 2 + decide.MOST_SIZES + 1):
         decide.decide(noise(1, side, side, 3), with_confidence)
-    assert (decide._CONFIDENT_BLOCK if with_confidence else decide._LABELS_BLOCK).experimental_get_tracing_count() == 1
+    assert (
+        decide._CONFIDENT_BLOCK if with_confidence else decide._LABELS_BLOCK
+    ).experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("avif"), MemoryError(), RecursionError(), SyntaxError("x"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("avif"), MemoryError(), RecursionError(), SyntaxError("x"), KeyError("x")],
+)
 def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch):
     def broken(path):
         raise error
@@ -362,15 +413,23 @@ def test_files_of_16_bits_that_would_be_black_are_refused(tmp_path, channels):
     dark, bright = (np.stack([values] * channels, -1).squeeze() for values in (grey, grey * 16))
     png16(tmp_path / "dark.png", dark)
     png16(tmp_path / "bright.png", bright)
-    with pytest.raises(UserError, match="dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 bits"):
+    with pytest.raises(
+        UserError,
+        match="dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 "
+        "bits",
+    ):
         open_image(tmp_path / "dark.png")
-    np.testing.assert_array_equal(open_image(tmp_path / "bright.png"), np.stack([grey * 16 >> 8] * 3, -1))
+    np.testing.assert_array_equal(
+        open_image(tmp_path / "bright.png"), np.stack([grey * 16 >> 8] * 3, -1)
+    )
 
 
 def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
     """Pillow skips the checksums of the pixels."""
     for name, seed in (("photo", 0), ("other", 1)):
-        Image.fromarray(noise(20, 30, 3, seed=seed).astype(np.uint8)).save(tmp_path / f"{name}.png", compress_level=0)
+        Image.fromarray(noise(20, 30, 3, seed=seed).astype(np.uint8)).save(
+            tmp_path / f"{name}.png", compress_level=0
+        )
     data, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("photo", "other"))
     start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
     assert open_image(tmp_path / "photo.png").shape == (20, 30, 3) and len(data) == len(other)
@@ -388,5 +447,8 @@ def test_an_exported_file_with_scores_that_are_not_finite_is_refused(value):
     predictor = Predictor(ExportedNetwork("model.onnx", runtime))
     np.testing.assert_array_equal(predictor(np.zeros((4, 4, 3), np.uint8)), np.ones((4, 4)))
     scores[0, 2, 3, 1] = value
-    with pytest.raises(UserError, match="^model.onnx: its class scores are NaN or infinite; the file may be damaged"):
+    with pytest.raises(
+        UserError,
+        match="^model.onnx: its class scores are NaN or infinite; the file may be damaged",
+    ):
         predictor(np.zeros((4, 4, 3), np.uint8))

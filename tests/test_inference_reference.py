@@ -26,10 +26,16 @@ def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize(("size", "short", "expected"), [
-    ((375, 500), 512, (512, 683)), ((500, 333), 512, (769, 512)), ((1024, 2048), 1024, (1024, 2048)),
-    ((400, 2200), 512, (372, 2048)), ((683, 512), 512, (683, 512)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "short", "expected"),
+    [
+        ((375, 500), 512, (512, 683)),
+        ((500, 333), 512, (769, 512)),
+        ((1024, 2048), 1024, (1024, 2048)),
+        ((400, 2200), 512, (372, 2048)),
+        ((683, 512), 512, (683, 512)),
+    ],
+)
 def test_the_size_that_the_network_sees(size, short, expected):
     config = EvalConfig(eval_short_side=short, eval_long_side=2048)
     assert resized_size(size, config) == expected
@@ -47,7 +53,9 @@ def network(align_corners: bool = False) -> keras.Model:
     keras.utils.set_random_seed(1)
     image = keras.Input((None, None, 3))
     weights = keras.initializers.RandomNormal(stddev=0.002)
-    scores = keras.layers.Conv2D(5, 8, 8, padding="same", kernel_initializer=weights, name="logits")(image)
+    scores = keras.layers.Conv2D(
+        5, 8, 8, padding="same", kernel_initializer=weights, name="logits"
+    )(image)
     return keras.Model(image, ResizeTo(align_corners, name="resized_logits")([scores, image]))
 
 
@@ -59,7 +67,9 @@ def test_logits_go_to_the_image_s_size_in_one_resize(seen, flip):
     image = noise(64, 96, 3).astype(np.uint8)
 
     def logits(view: np.ndarray) -> np.ndarray:
-        return bilinear(np.asarray(head(bilinear(view, seen)[None].astype(np.float32)))[0], (64, 96))
+        return bilinear(
+            np.asarray(head(bilinear(view, seen)[None].astype(np.float32)))[0], (64, 96)
+        )
 
     expected = softmax(logits(image))
     if flip:
@@ -68,7 +78,9 @@ def test_logits_go_to_the_image_s_size_in_one_resize(seen, flip):
     config = EvalConfig(eval_short_side=min(seen), eval_long_side=1000, add_flipped_images=flip)
     np.testing.assert_allclose(Predictor(model, config).probabilities(image), expected, atol=1e-4)
     if seen != (64, 96) and not flip:
-        twice = softmax(bilinear(np.asarray(model(bilinear(image, seen)[None].astype(np.float32)))[0], (64, 96)))
+        twice = softmax(
+            bilinear(np.asarray(model(bilinear(image, seen)[None].astype(np.float32)))[0], (64, 96))
+        )
         assert np.abs(twice - expected).max() > 0.01, "resizing twice is to be seen"
 
 
@@ -89,7 +101,9 @@ def segmentor(size: tuple[int, int] | None = None, kind: str = "") -> keras.Mode
     logits = scores(image)
     output = resized = ResizeTo(name="resized_logits")([logits, image])
     if kind == "auxiliary":
-        output = KeepAuxiliary(name="segmentation")([resized, keras.layers.Conv2D(6, 1, name="auxiliary_logits")(resized)])
+        output = KeepAuxiliary(name="segmentation")(
+            [resized, keras.layers.Conv2D(6, 1, name="auxiliary_logits")(resized)]
+        )
     return keras.Model(image, output)
 
 
@@ -100,7 +114,9 @@ def _with_own_layer(size, kind=""):
 
 def _plus_exchanged(size):
     model = segmentor(size)
-    return keras.Model(model.input, keras.layers.Add()([model.output, keras.ops.flip(3 * model.output, -1)]))
+    return keras.Model(
+        model.input, keras.layers.Add()([model.output, keras.ops.flip(3 * model.output, -1)])
+    )
 
 
 def _resized_anew(size):
@@ -125,11 +141,16 @@ MODIFIED = {
 
 
 @pytest.mark.parametrize("kind", MODIFIED)
-@pytest.mark.parametrize(("size", "config"), [
-    ((48, 64), EvalConfig()), (None, EvalConfig(eval_short_side=40)), (None, EvalConfig(eval_scales=(0.5, 1.0))),
-    (None, EvalConfig(inference="slide", eval_crop_size=(48, 48))),
-    (None, EvalConfig(inference="official", eval_crop_size=(65, 97), add_flipped_images=True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "config"),
+    [
+        ((48, 64), EvalConfig()),
+        (None, EvalConfig(eval_short_side=40)),
+        (None, EvalConfig(eval_scales=(0.5, 1.0))),
+        (None, EvalConfig(inference="slide", eval_crop_size=(48, 48))),
+        (None, EvalConfig(inference="official", eval_crop_size=(65, 97), add_flipped_images=True)),
+    ],
+)
 def test_layers_behind_the_last_resize_count(kind, size, config):
     """A model that hides what it was made of gives the answer that is right: no layer of it has a known name."""
     model = MODIFIED[kind](size)
@@ -145,8 +166,14 @@ def test_layers_behind_the_last_resize_count(kind, size, config):
 
 def test_a_segmentor_s_own_layers_are_known():
     """What a multi-scale prediction of an image pyramid reads is its scores at scale 1, as the official DeepLab has it."""
-    small = ModelConfig(head="fcn", num_classes=6, depth_multiplier=0.1, head_channels=8, output_stride=32)
-    for changes in ({"auxiliary_head": True, "align_corners": True}, {"image_pyramid": (0.5, 1.0)}, {"image_pyramid": (0.5,)}):
+    small = ModelConfig(
+        head="fcn", num_classes=6, depth_multiplier=0.1, head_channels=8, output_stride=32
+    )
+    for changes in (
+        {"auxiliary_head": True, "align_corners": True},
+        {"image_pyramid": (0.5, 1.0)},
+        {"image_pyramid": (0.5,)},
+    ):
         model = build_segmentor(small.replace(**changes))
         network = Network(model)
         assert network.before_resize.model.outputs[0] is model.get_layer("logits").output, changes

@@ -46,7 +46,9 @@ def small_model() -> keras.Model:
     """A network of two convolutions for any size, whose label maps hold several classes."""
     keras.utils.set_random_seed(2)
     image = keras.Input((None, None, 3), name="image")
-    x = keras.layers.Conv2D(8, 3, 2, padding="same", activation="relu")(keras.layers.Rescaling(1 / 127.5, -1)(image))
+    x = keras.layers.Conv2D(8, 3, 2, padding="same", activation="relu")(
+        keras.layers.Rescaling(1 / 127.5, -1)(image)
+    )
     scores = keras.layers.Conv2D(len(CLASSES), 3, padding="same", name="logits")(x)
     return keras.Model(image, ResizeTo(name="resized_logits")([scores, image]))
 
@@ -55,10 +57,14 @@ def small_model() -> keras.Model:
 def predictors(tmp_path_factory) -> dict[str, Predictor]:
     """Kind -> a predictor. The .tflite and .onnx files take one size, to which other images are resized."""
     info = info_for_classes("test", CLASSES)
-    checkpoint = LoadedCheckpoint(small_model(), ModelConfig(num_classes=len(CLASSES)), info, pathlib.Path(), {})
+    checkpoint = LoadedCheckpoint(
+        small_model(), ModelConfig(num_classes=len(CLASSES)), info, pathlib.Path(), {}
+    )
     folder = tmp_path_factory.mktemp("threads")
     # Written without the checks of `export_model`, which take longer than the tests here.
-    job = export._Job(checkpoint, checkpoint, ("labels",), "int32", SIZE, made_images(SIZE, 3, 16), 0.99, 2)
+    job = export._Job(
+        checkpoint, checkpoint, ("labels",), "int32", SIZE, made_images(SIZE, 3, 16), 0.99, 2
+    )
     found = {"keras": Predictor(checkpoint.model)}
     for kind in KINDS[1:]:
         if kind != "onnx" or importlib.util.find_spec("tf2onnx"):
@@ -70,7 +76,11 @@ def predictors(tmp_path_factory) -> dict[str, Predictor]:
 
 def refused(predictor: Predictor, name: str) -> bool:
     """Whether a malformed batch gets one line from every call that takes a batch."""
-    for call in (predictor.predict_batch, predictor.labels_and_probabilities, predictor.labels_and_confidence):
+    for call in (
+        predictor.predict_batch,
+        predictor.labels_and_probabilities,
+        predictor.labels_and_confidence,
+    ):
         try:
             call(MALFORMED[name])
         except UserError as error:
@@ -82,7 +92,10 @@ def refused(predictor: Predictor, name: str) -> bool:
 
 def equal_answers(predictor: Predictor, calls: int) -> int:
     """How many of `calls` calls of each of the threads give labels and probabilities as one thread did before."""
-    labels, probabilities = [predictor(image) for image in IMAGES], [predictor.probabilities(image) for image in IMAGES]
+    labels, probabilities = (
+        [predictor(image) for image in IMAGES],
+        [predictor.probabilities(image) for image in IMAGES],
+    )
     assert all(len(np.unique(found)) > 1 for found in labels)
     names, start = list(MALFORMED), threading.Barrier(THREADS)
 
@@ -97,7 +110,9 @@ def equal_answers(predictor: Predictor, calls: int) -> int:
             if number % 2:
                 right += np.array_equal(predictor(IMAGES[index]), labels[index])
             else:
-                right += np.allclose(predictor.probabilities(IMAGES[index]), probabilities[index], rtol=0, atol=1e-6)
+                right += np.allclose(
+                    predictor.probabilities(IMAGES[index]), probabilities[index], rtol=0, atol=1e-6
+                )
         return right
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -120,7 +135,10 @@ def test_threads_get_the_answers_of_one_thread(predictors, kind):
 def test_threads_get_the_answers_of_one_thread_many_times(predictors, kind):
     predictor = available(predictors, kind)
     right = [equal_answers(predictor, 160) for _ in range(20)]
-    print(f"{kind}: {sum(right)} of {20 * THREADS * 160} answers of {THREADS} threads are those of one thread")
+    print(
+        f"{kind}: {sum(right)} of {20 * THREADS * 160} answers of {THREADS} threads are those of "
+        "one thread"
+    )
     assert right == [THREADS * 160] * 20
 
 
@@ -137,7 +155,9 @@ def test_a_batch_may_be_what_an_image_may_be(predictors):
     for same in (BATCH.astype(np.int64), BATCH.astype(np.float64), with_alpha, BATCH.tolist()):
         np.testing.assert_array_equal(predictor.predict_batch(same), expected)
     grey = BATCH[..., :1]
-    np.testing.assert_array_equal(predictor.predict_batch(grey), predictor.predict_batch(np.repeat(grey, 3, -1)))
+    np.testing.assert_array_equal(
+        predictor.predict_batch(grey), predictor.predict_batch(np.repeat(grey, 3, -1))
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 3), (1, 8, 9, 4), (1, 2, 8, 9, 3)])
@@ -145,7 +165,9 @@ def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
     """tf.function takes its lock before it binds its inputs, and keeps it where they do not fit."""
     network = Network(pointwise_model())
     predict_logits(network, BATCH)
-    with pytest.raises(UserError, match=r"images of shape .*; the model takes \[batch, height, width, 3\]"):
+    with pytest.raises(
+        UserError, match=r"images of shape .*; the model takes \[batch, height, width, 3\]"
+    ):
         network(np.zeros(shape, np.float32))
     other = threading.Thread(target=predict_logits, args=(network, BATCH), daemon=True)
     other.start()
@@ -155,6 +177,7 @@ def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
 
 def test_noise_is_held_back_by_one_thread_at_a_time(capfd):
     """Two that overlap would leave stderr redirected to a file that is gone."""
+
     def hold(_: int) -> None:
         for _ in range(20):
             with without_noise():
@@ -172,7 +195,9 @@ def test_a_first_call_by_all_threads_at_once(predictors):
     for source in (pointwise_model(), predictors["tflite"].network.path):
         expected, fresh = Predictor(source).probabilities(image), Predictor(source)
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(lambda _, fresh=fresh: fresh.probabilities(image), range(THREADS)))
+            found = list(
+                pool.map(lambda _, fresh=fresh: fresh.probabilities(image), range(THREADS))
+            )
         assert all(np.allclose(one, expected, atol=1e-6) for one in found), source
 
 
@@ -182,15 +207,21 @@ def test_a_first_call_by_all_threads_at_once(predictors):
 def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
     model = pointwise_model()
     model.export(tmp_path / "model", verbose=False)
-    with pytest.raises(UserError, match="not made by export_model.py but, for example, by Keras' model.export"):
+    with pytest.raises(
+        UserError, match="not made by export_model.py but, for example, by Keras' model.export"
+    ):
         Predictor(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["run [1]", "what?", "a*b"])
 def test_a_pattern_s_sign_in_the_path_of_a_savedmodel_is_refused(predictors, name, tmp_path):
-    with pytest.raises(UserError, match="TensorFlow takes .* for a pattern and cannot read a SavedModel there"):
+    with pytest.raises(
+        UserError, match="TensorFlow takes .* for a pattern and cannot read a SavedModel there"
+    ):
         export.request.targets(tmp_path / name, ["tflite", "saved_model"], False)
     assert export.request.targets(tmp_path / name, ["tflite"], False)
     shutil.copytree(predictors["saved_model"].network.path, tmp_path / name)
-    with pytest.raises(UserError, match="for a pattern; move the SavedModel to a path without them"):
+    with pytest.raises(
+        UserError, match="for a pattern; move the SavedModel to a path without them"
+    ):
         Predictor(tmp_path / name)

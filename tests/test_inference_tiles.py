@@ -24,21 +24,34 @@ from deeplab_keras.models.segmentor import build_segmentor
 
 
 @pytest.mark.parametrize(
-    "source, size", [((5, 7), (31, 40)), ((31, 40), (12, 9)), ((6, 8), (6, 20)), ((6, 8), (20, 8)), ((1, 1), (9, 4))]
+    "source, size",
+    [
+        ((5, 7), (31, 40)),
+        ((31, 40), (12, 9)),
+        ((6, 8), (6, 20)),
+        ((6, 8), (20, 8)),
+        ((1, 1), (9, 4)),
+    ],
 )
 def test_rows_of_a_resize(source, size):
     x = noise(2, *source, 3)
     whole = np.asarray(resize(x, size))
     for top, bottom in [(0, size[0]), (0, 1), (2, 5), (size[0] - 1, size[0])]:
-        np.testing.assert_allclose(resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
     "config",
-    [EvalConfig(), EvalConfig(eval_scales=(0.5, 1.0), add_flipped_images=True), EvalConfig(eval_short_side=13),
-     EvalConfig(inference="slide", eval_crop_size=(9, 9))],
+    [
+        EvalConfig(),
+        EvalConfig(eval_scales=(0.5, 1.0), add_flipped_images=True),
+        EvalConfig(eval_short_side=13),
+        EvalConfig(inference="slide", eval_crop_size=(9, 9)),
+    ],
     ids=["plain", "scales", "short side", "slide"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("model", [wide_model, pointwise_model])
 def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
     images = noise(2, 23, 31, 3).astype(np.uint8)
@@ -54,13 +67,17 @@ def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
 
 def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
     """The model's own last resize is left out then, and the labels are the same."""
-    small = ModelConfig(depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=7)
+    small = ModelConfig(
+        depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=7
+    )
     network = Network(build_segmentor(small))
     image = ramp(1, 65, 90, 3).astype(np.uint8)
     expected = network(image.astype(np.float32)).numpy().argmax(-1)
     monkeypatch.setattr(logits_module, "STRIP_BYTES", 4 * 10 * 90 * 7)
     calls = []
-    monkeypatch.setattr(Network, "__call__", lambda self, x: calls.append(self) or self._compiled(x))
+    monkeypatch.setattr(
+        Network, "__call__", lambda self, x: calls.append(self) or self._compiled(x)
+    )
     assert (predict_labels(network, image, EvalConfig())[0] == expected).mean() > 0.999
     assert calls == [network.before_resize]
 
@@ -89,7 +106,9 @@ def test_tiles_of_a_model_that_sees_less_than_the_overlap_are_the_whole(size, as
     predictor = Predictor(model, EvalConfig(eval_batch_size=3))
     given = Image.fromarray(image) if as_picture else image
     done = []
-    labels = predict_tiles(predictor, given, (16, 16), overlap=3, on_tile=lambda *count: done.append(count))
+    labels = predict_tiles(
+        predictor, given, (16, 16), overlap=3, on_tile=lambda *count: done.append(count)
+    )
     assert labels.dtype == np.uint8 and (labels == expected).all()
     tiles = -(-size[0] // 16) * -(-size[1] // 16)
     assert done[-1] == (tiles, tiles)
@@ -134,7 +153,9 @@ def test_tiles_need_the_memory_of_a_tile():
 
 def segmentor(align_corners: bool = False) -> keras.Model:
     keras.utils.set_random_seed(3)
-    small = ModelConfig(depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=6)
+    small = ModelConfig(
+        depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=6
+    )
     return build_segmentor(small.replace(align_corners=align_corners))
 
 
@@ -148,10 +169,17 @@ def random_slides(count: int):
     for _ in range(count):
         window = random.integers(33, 60, 2)
         stride = [int(random.integers(window[axis] // 2, window[axis] + 1)) for axis in range(2)]
-        scales = tuple(random.choice([0.5, 0.75, 1.0, 1.3, 2.0], random.integers(1, 3), replace=False).tolist())
-        options = dict(eval_crop_size=tuple(window.tolist()), eval_stride=tuple(stride), eval_scales=scales,
-                       add_flipped_images=bool(random.integers(2)), eval_batch_size=int(random.integers(1, 6)),
-                       eval_short_side=int(random.choice([0, 0, 60])))  # fmt: skip
+        scales = tuple(
+            random.choice([0.5, 0.75, 1.0, 1.3, 2.0], random.integers(1, 3), replace=False).tolist()
+        )
+        options = dict(
+            eval_crop_size=tuple(window.tolist()),
+            eval_stride=tuple(stride),
+            eval_scales=scales,
+            add_flipped_images=bool(random.integers(2)),
+            eval_batch_size=int(random.integers(1, 6)),
+            eval_short_side=int(random.choice([0, 0, 60])),
+        )
         yield tuple(random.integers(30, 130, 2).tolist()), options, int(random.integers(1, 40))
 
 
@@ -160,7 +188,11 @@ def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners)
     """Of the plain form, which holds all scores: equal to rounding, labels too; also of windows at their full size."""
     network, by_rows = Network(segmentor(align_corners)), []
     made = WindowRows.__init__
-    monkeypatch.setattr(WindowRows, "__init__", lambda self, *args, **given: by_rows.append(self) or made(self, *args, **given))
+    monkeypatch.setattr(
+        WindowRows,
+        "__init__",
+        lambda self, *args, **given: by_rows.append(self) or made(self, *args, **given),
+    )
     for size, options, lines in random_slides(8):
         images, config = noise(1, *size, 3).astype(np.uint8), slide_config(**options)
         monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 28)
@@ -186,7 +218,9 @@ def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
     rows = WindowRows(network, images, config, mirrored=mirrored)
     assert rows.smaller and rows.shape == whole.shape
     for top, bottom in [(0, 1), (0, 13), (12, 14), (13, 50), (49, 90), (89, 90)]:
-        np.testing.assert_array_equal(rows.rows(top, bottom), whole[:, top:bottom, :: -1 if mirrored else 1])
+        np.testing.assert_array_equal(
+            rows.rows(top, bottom), whole[:, top:bottom, :: -1 if mirrored else 1]
+        )
 
 
 def test_dense_windows_of_a_network_without_a_resize_are_added_up_at_once():

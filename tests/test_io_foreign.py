@@ -13,12 +13,31 @@ from deeplab_keras.io.foreign import reading
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (KeyError("node"), "x.pb: damaged or not a frozen graph (KeyError: 'node'); download it again"),
-        (RecursionError("too\ndeep"), "x.pb: damaged or not a frozen graph (RecursionError: too); download it again"),
-        (MemoryError(), "x.pb: reading it needs more memory than there is; it may be damaged; download it again"),
-        (AssertionError(), "x.pb: damaged or not a frozen graph (AssertionError); download it again"),
-        (OSError("truncated"), "x.pb: damaged or not a frozen graph (OSError: truncated); download it again"),
-        (PermissionError(13, "Permission denied"), "x.pb: cannot be read (Permission denied); check the path and its permissions"),  # noqa: E501
+        (
+            KeyError("node"),
+            "x.pb: damaged or not a frozen graph (KeyError: 'node'); download it again",
+        ),
+        (
+            RecursionError("too\ndeep"),
+            "x.pb: damaged or not a frozen graph (RecursionError: too); download it again",
+        ),
+        (
+            MemoryError(),
+            "x.pb: reading it needs more memory than there is; it may be damaged; download it "
+            "again",
+        ),
+        (
+            AssertionError(),
+            "x.pb: damaged or not a frozen graph (AssertionError); download it again",
+        ),
+        (
+            OSError("truncated"),
+            "x.pb: damaged or not a frozen graph (OSError: truncated); download it again",
+        ),
+        (
+            PermissionError(13, "Permission denied"),
+            "x.pb: cannot be read (Permission denied); check the path and its permissions",
+        ),  # noqa: E501
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -40,7 +59,9 @@ def test_a_users_error_and_an_interrupt_pass():
 def test_values_that_no_network_computes_with(name):
     good = {name: np.array([0.0, 1.0]), "step": np.array([-1])}
     check_values(good, "f", "train again")
-    with pytest.raises(UserError, match=rf"^f: {name} has a negative variance \(-1\); train again$"):
+    with pytest.raises(
+        UserError, match=rf"^f: {name} has a negative variance \(-1\); train again$"
+    ):
         check_values(good | {name: np.array([2.0, -1.0])}, "f", "train again")
     with pytest.raises(UserError, match="^f: 2 of 3 values of w are NaN or infinite; train again$"):
         check_values(good | {"w": np.array([np.nan, 1, np.inf], np.float16)}, "f", "train again")

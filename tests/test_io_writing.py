@@ -18,13 +18,23 @@ def test_writes_and_replaces(tmp_path):
     path = tmp_path / "new" / "a.txt"
     write_text(path, "one")
     write_text(path, "zwei \N{LATIN SMALL LETTER SHARP S}")
-    assert path.read_text(encoding="utf-8") == "zwei \N{LATIN SMALL LETTER SHARP S}" and len(list(path.parent.iterdir())) == 1
+    assert (
+        path.read_text(encoding="utf-8") == "zwei \N{LATIN SMALL LETTER SHARP S}"
+        and len(list(path.parent.iterdir())) == 1
+    )
 
 
-@pytest.mark.parametrize("error, kind, message", [
-    (OSError(errno.ENOSPC, "No space left on device"), UserError, "a.txt: cannot be written .No space left on device."),
-    (ValueError("no"), ValueError, "no"),
-])
+@pytest.mark.parametrize(
+    "error, kind, message",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            UserError,
+            "a.txt: cannot be written .No space left on device.",
+        ),
+        (ValueError("no"), ValueError, "no"),
+    ],
+)
 def test_a_failure_leaves_what_was_there(tmp_path, error, kind, message):
     path = tmp_path / "a.txt"
     write_text(path, "before")
@@ -41,13 +51,24 @@ def test_a_file_in_a_folder_s_place(tmp_path):
 
 
 def test_what_a_killed_process_had_begun_goes_and_nothing_else(tmp_path):
-    begun = "import os, sys; from deeplab_keras.io.writing import replacing\n" \
-            "with replacing(sys.argv[1]) as aside: aside.write_text('half'); os.kill(os.getpid(), 9)"  # fmt: skip
+    begun = (
+        "import os, sys; from deeplab_keras.io.writing import replacing\n"
+        "with replacing(sys.argv[1]) as aside: aside.write_text('half'); os.kill(os.getpid(), 9)"
+    )
     for name in ("a b.png", "other.png"):
-        assert subprocess.run([sys.executable, "-c", begun, tmp_path / name], check=False).returncode == -9
+        assert (
+            subprocess.run([sys.executable, "-c", begun, tmp_path / name], check=False).returncode
+            == -9
+        )
     left, other = sorted(tmp_path.iterdir())
     dead, living = left.name.split(".")[-2], os.getpid()
-    kept = (f".a b.png.{HOST}.{living}.tmp", f".a b.png.elsewhere.{dead}.tmp", f".a b.png.{HOST}.tmp", "a b.png", other.name)
+    kept = (
+        f".a b.png.{HOST}.{living}.tmp",
+        f".a b.png.elsewhere.{dead}.tmp",
+        f".a b.png.{HOST}.tmp",
+        "a b.png",
+        other.name,
+    )
     for name in kept:
         (tmp_path / name).touch()
     remove_leftovers([tmp_path / "a b.png", tmp_path / "not there" / "a.png"])
@@ -70,7 +91,11 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("os.mkdir", refuse)  # the tests may run as root, who may do anything
-    with pytest.raises(UserError, match="^--output=.*/a: nothing may be written to .* .Permission denied.; give another folder"):
+    with pytest.raises(
+        UserError,
+        match="^--output=.*/a: nothing may be written to .* .Permission denied.; give another "
+        "folder",
+    ):
         check_folder(tmp_path / "a", "output")
 
 

@@ -13,7 +13,14 @@ import tensorflow as tf
 from contracts import ROOT, noise
 
 from deeplab_keras.models.blocks import make_divisible
-from deeplab_keras.models.layers import AdaptiveAveragePooling, BatchNormalization, Conv2D, Normalize, ResizeTo, q_sigmoid
+from deeplab_keras.models.layers import (
+    AdaptiveAveragePooling,
+    BatchNormalization,
+    Conv2D,
+    Normalize,
+    ResizeTo,
+    q_sigmoid,
+)
 
 
 def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
@@ -25,7 +32,9 @@ def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> 
         else:
             positions = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
         axes.append(positions)
-    rows, columns = (np.minimum(np.floor(p).astype(int), n - 1) for p, n in zip(axes, x.shape, strict=True))
+    rows, columns = (
+        np.minimum(np.floor(p).astype(int), n - 1) for p, n in zip(axes, x.shape, strict=True)
+    )
     down, right = (np.minimum(i + 1, n - 1) for i, n in zip((rows, columns), x.shape, strict=True))
     fy, fx = (axes[0] - rows)[:, None], axes[1] - columns
     top = x[rows][:, columns] * (1 - fx) + x[rows][:, right] * fx
@@ -35,13 +44,20 @@ def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(9, 14), (3, 4), (5, 7), (1, 1), (23, 5)])
-def test_resize_is_the_formula_for_static_and_dynamic_sizes(size: tuple[int, int], align_corners: bool) -> None:
+def test_resize_is_the_formula_for_static_and_dynamic_sizes(
+    size: tuple[int, int], align_corners: bool
+) -> None:
     x = noise(1, 5, 7, 2)
-    expected = np.stack([resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1)
+    expected = np.stack(
+        [resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1
+    )
     layer = ResizeTo(align_corners)
     reference = np.zeros((1, *size, 1), np.float32)
     np.testing.assert_allclose(layer([x, reference])[0], expected, atol=1e-3)
-    dynamic = tf.function(lambda a, b: layer([a, b]), input_signature=[tf.TensorSpec([None, None, None, c]) for c in (2, 1)])
+    dynamic = tf.function(
+        lambda a, b: layer([a, b]),
+        input_signature=[tf.TensorSpec([None, None, None, c]) for c in (2, 1)],
+    )
     np.testing.assert_allclose(dynamic(x, reference)[0], expected, atol=1e-3)
 
 
@@ -50,7 +66,9 @@ def test_resize_is_the_formula_for_static_and_dynamic_sizes(size: tuple[int, int
 def test_double_precision_is_kept(size: tuple[int, int], align_corners: bool) -> None:
     """TensorFlow's own resize would round to float32."""
     x = noise(1, 5, 7, 2).astype(np.float64) / 3
-    expected = np.stack([resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1)
+    expected = np.stack(
+        [resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1
+    )
     layer = ResizeTo(align_corners, dtype="float64")
     np.testing.assert_allclose(layer([x, np.zeros((1, *size, 1))])[0], expected, rtol=1e-13)
     signature = [tf.TensorSpec([None, None, None, c], tf.float64) for c in (2, 1)]
@@ -67,7 +85,9 @@ def test_adaptive_pooling_averages_overlapping_bins(bins: int, size: tuple[int, 
         return [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
 
     expected = [[x[:, a:b, c:d].mean((1, 2)) for c, d in edges(size[1])] for a, b in edges(size[0])]
-    np.testing.assert_allclose(AdaptiveAveragePooling(bins)(x), np.moveaxis(np.array(expected), 2, 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        AdaptiveAveragePooling(bins)(x), np.moveaxis(np.array(expected), 2, 0), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("synchronized", [False, True])
@@ -104,7 +124,9 @@ def test_batch_norm_gradients_are_those_of_keras() -> None:
             loss = tf.reduce_sum(layer(x, training=True) * weight)
         gradients.append(tape.gradient(loss, [x, *[v.value for v in layer.trainable_variables]]))
     for ours, keras_own in zip(*gradients, strict=True):
-        np.testing.assert_allclose(ours, keras_own, rtol=1e-3, atol=1e-3 * float(tf.reduce_max(tf.abs(keras_own))))
+        np.testing.assert_allclose(
+            ours, keras_own, rtol=1e-3, atol=1e-3 * float(tf.reduce_max(tf.abs(keras_own)))
+        )
 
 
 def test_frozen_statistics_stay_while_gamma_and_beta_learn() -> None:
@@ -114,7 +136,9 @@ def test_frozen_statistics_stay_while_gamma_and_beta_learn() -> None:
         loss = tf.reduce_sum(output**2)
     np.testing.assert_allclose(output, layer(x, training=False))
     assert np.all(layer.moving_mean.numpy() == 0) and np.all(layer.moving_variance.numpy() == 1)
-    assert all(np.abs(g).max() > 0 for g in tape.gradient(loss, [layer.gamma.value, layer.beta.value]))
+    assert all(
+        np.abs(g).max() > 0 for g in tape.gradient(loss, [layer.gamma.value, layer.beta.value])
+    )
 
 
 @pytest.mark.parametrize("rate", [2, 5, 12])
@@ -138,7 +162,8 @@ def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) 
 def test_a_dilated_network_trains_where_onednn_is_off() -> None:
     """TensorFlow switches it off by itself on processors without VNNI instructions; the variable does it on any."""
     program = (
-        "import keras, tensorflow as tf; from deeplab_keras.models.layers import Conv2D, _native_dilation\n"
+        "import keras, tensorflow as tf; from deeplab_keras.models.layers import Conv2D, "
+        "_native_dilation\n"
         "layer, x = Conv2D(4, 3, padding='same', dilation_rate=2), tf.ones((1, 9, 9, 3))\n"
         "@tf.function\n"
         "def step():\n"
@@ -149,7 +174,9 @@ def test_a_dilated_network_trains_where_onednn_is_off() -> None:
         "print(step().shape, _native_dilation())"
     )
     environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert run.stdout.split("\n")[0] == "(3, 3, 3, 4) False", run.stderr[-2000:]
 
 
@@ -157,9 +184,16 @@ def test_normalize_and_the_gate_are_their_formulas() -> None:
     x = noise(1, 2, 3, 3)
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
     np.testing.assert_allclose(Normalize(mean, std)(x), (x - mean) / std, atol=1e-6)
-    np.testing.assert_allclose(q_sigmoid(np.array([-4.0, 0.0, 1.0, 9.0], np.float32)), [0, 0.50001, 0.66668, 1.00002], atol=1e-6)
+    np.testing.assert_allclose(
+        q_sigmoid(np.array([-4.0, 0.0, 1.0, 9.0], np.float32)),
+        [0, 0.50001, 0.66668, 1.00002],
+        atol=1e-6,
+    )
 
 
-@pytest.mark.parametrize(("value", "divisor", "expected"), [(18, 8, 24), (30, 8, 32), (33.6, 8, 32), (11.2, 1, 11), (3, 8, 8)])
+@pytest.mark.parametrize(
+    ("value", "divisor", "expected"),
+    [(18, 8, 24), (30, 8, 32), (33.6, 8, 32), (11.2, 1, 11), (3, 8, 8)],
+)
 def test_make_divisible_never_loses_a_tenth(value: float, divisor: int, expected: int) -> None:
     assert make_divisible(value, divisor) == expected

@@ -1,6 +1,7 @@
 """Losses against plain NumPy oracles, finite differences, the official numbers, and one device against two.
 
-The file itself runs on any Keras backend; on TensorFlow its last test runs it again on JAX, where there is one.
+The file itself runs on any Keras backend; on TensorFlow its last test runs it again on JAX, where
+there is one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def softmax(logits):
 
 def oracle_pixels(labels, logits, ignore=IGNORE, smoothing=0.0):
     num_classes = logits.shape[-1]
-    target = np.eye(num_classes + 1)[np.where((labels >= 0) & (labels < num_classes), labels, num_classes)][..., :-1]
+    target = np.eye(num_classes + 1)[
+        np.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    ][..., :-1]
     known = target.sum(-1, keepdims=True)
     target = (target * (1 - smoothing) + smoothing / num_classes) * known
     valid = labels != ignore
@@ -69,7 +72,10 @@ def oracle_lovasz(labels, logits):
     p, valid = softmax(logits), labels != IGNORE
     values = []
     for c in np.unique(labels[valid & (labels < logits.shape[-1])]):
-        y, errors = (labels == c)[valid].astype(float), np.abs((labels == c)[valid] - p[..., c][valid])
+        y, errors = (
+            (labels == c)[valid].astype(float),
+            np.abs((labels == c)[valid] - p[..., c][valid]),
+        )
         order = np.argsort(-errors)
         y = y[order]
         jaccard = 1 - (y.sum() - y.cumsum()) / (y.sum() + (1 - y).cumsum())
@@ -80,15 +86,29 @@ def oracle_lovasz(labels, logits):
 WEIGHTS = (0.5, 2.0, 0.0, 1.0)
 CASES = {
     "cross_entropy": (dict(), oracle_cross_entropy),
-    "class weights": (dict(class_weights=WEIGHTS), lambda y, z: oracle_cross_entropy(y, z, weights=WEIGHTS)),
-    "label smoothing": (dict(label_smoothing=0.1), lambda y, z: oracle_cross_entropy(y, z, smoothing=0.1)),
-    "hard pixels": (dict(hard_example_fraction=0.3), lambda y, z: oracle_cross_entropy(y, z, fraction=0.3)),
+    "class weights": (
+        dict(class_weights=WEIGHTS),
+        lambda y, z: oracle_cross_entropy(y, z, weights=WEIGHTS),
+    ),
+    "label smoothing": (
+        dict(label_smoothing=0.1),
+        lambda y, z: oracle_cross_entropy(y, z, smoothing=0.1),
+    ),
+    "hard pixels": (
+        dict(hard_example_fraction=0.3),
+        lambda y, z: oracle_cross_entropy(y, z, fraction=0.3),
+    ),
     "focal": (dict(terms={"focal": 1.0}), oracle_focal),
-    "focal gamma 1": (dict(terms={"focal": 1.0}, focal_gamma=1.0), lambda y, z: oracle_focal(y, z, 1.0)),
+    "focal gamma 1": (
+        dict(terms={"focal": 1.0}, focal_gamma=1.0),
+        lambda y, z: oracle_focal(y, z, 1.0),
+    ),
     "dice": (dict(terms={"dice": 1.0}), oracle_dice),
     "lovasz": (dict(terms={"lovasz": 1.0}), oracle_lovasz),
-    "sum": (dict(terms={"cross_entropy": 1.0, "dice": 0.5}),
-            lambda y, z: oracle_cross_entropy(y, z) + 0.5 * oracle_dice(y, z)),
+    "sum": (
+        dict(terms={"cross_entropy": 1.0, "dice": 0.5}),
+        lambda y, z: oracle_cross_entropy(y, z) + 0.5 * oracle_dice(y, z),
+    ),
 }
 
 
@@ -136,7 +156,9 @@ def test_value_and_gradient(case):
     loss = losses.SegmentationLoss(**options)
     value, gradient = value_and_gradient(lambda x: loss(labels, x), logits)
     np.testing.assert_allclose(value, oracle(labels, logits), rtol=1e-5)
-    np.testing.assert_allclose(gradient, finite_differences(lambda z: oracle(labels, z), logits), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, finite_differences(lambda z: oracle(labels, z), logits), rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -150,7 +172,9 @@ def test_no_valid_pixel_is_zero_not_nan(case):
 @pytest.mark.parametrize("case", CASES)
 def test_stable_at_large_logits(case):
     labels, logits = example(scale=1e4)
-    value, gradient = value_and_gradient(lambda x: losses.SegmentationLoss(**CASES[case][0])(labels, x), logits)
+    value, gradient = value_and_gradient(
+        lambda x: losses.SegmentationLoss(**CASES[case][0])(labels, x), logits
+    )
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -164,12 +188,16 @@ def test_nan_logits_are_not_hidden():
 def test_pixel_cross_entropy():
     labels, logits = example()
     for ignore in (IGNORE, 0):
-        loss, valid = losses.pixel_cross_entropy(labels, ops.convert_to_tensor(logits, "float32"), ignore)
+        loss, valid = losses.pixel_cross_entropy(
+            labels, ops.convert_to_tensor(logits, "float32"), ignore
+        )
         expected, expected_valid = oracle_pixels(labels, logits, ignore)
         np.testing.assert_allclose(ops.convert_to_numpy(loss), expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(ops.convert_to_numpy(valid), expected_valid)
     loss, valid = ops.convert_to_numpy(loss), ops.convert_to_numpy(valid)
-    assert loss[0, 0, 0] == 0 and valid[0, 0, 0], "a label outside the classes costs nothing and counts"
+    assert loss[0, 0, 0] == 0 and valid[0, 0, 0], (
+        "a label outside the classes costs nothing and counts"
+    )
 
 
 def test_label_types_and_ranks():
@@ -187,8 +215,12 @@ def test_hard_pixels_at_any_fraction_and_with_ties():
     logits[1] = logits[0]
     labels[1] = labels[0]
     for fraction in np.linspace(0.05, 0.999, 23):
-        value = float(losses.SegmentationLoss(hard_example_fraction=float(fraction))(labels, logits))
-        assert value == pytest.approx(oracle_cross_entropy(labels, logits, fraction=fraction), rel=1e-5), fraction
+        value = float(
+            losses.SegmentationLoss(hard_example_fraction=float(fraction))(labels, logits)
+        )
+        assert value == pytest.approx(
+            oracle_cross_entropy(labels, logits, fraction=fraction), rel=1e-5
+        ), fraction
 
 
 def test_hard_pixels_ramp():
@@ -201,24 +233,36 @@ def test_hard_pixels_ramp():
         variable.assign(step)
         # At fraction 1 the divisor is still the pixels with a loss, not the valid ones.
         expected = pytest.approx(oracle_cross_entropy(labels, logits, fraction=fraction), rel=1e-5)
-        assert float(by_variable(labels, logits)) == expected and float(by_callable(labels, logits)) == expected
+        assert (
+            float(by_variable(labels, logits)) == expected
+            and float(by_callable(labels, logits)) == expected
+        )
 
 
 def test_replica_sums():
     """The hook: with the counts and sums of two halves added up, the halves' losses add up to the whole's."""
     labels, logits = example(5, shape=(4, 5, 6))
     labels[:2, :, 1:] = IGNORE  # replica 0 has far fewer valid pixels
-    for terms in ({"cross_entropy": 1.0}, {"focal": 1.0}, {"dice": 1.0}, {"cross_entropy": 1.0, "dice": 0.5}):
+    for terms in (
+        {"cross_entropy": 1.0},
+        {"focal": 1.0},
+        {"dice": 1.0},
+        {"cross_entropy": 1.0, "dice": 0.5},
+    ):
         sent: list[list] = [[], []]
         for half in range(2):
-            record = losses.SegmentationLoss(terms, sum_over_replicas=lambda x, own=sent[half]: own.append(x) or x)
+            record = losses.SegmentationLoss(
+                terms, sum_over_replicas=lambda x, own=sent[half]: own.append(x) or x
+            )
             record(labels[2 * half : 2 * half + 2], logits[2 * half : 2 * half + 2])
         total = 0.0
         for half in range(2):
             sums = iter([a + b for a, b in zip(*sent, strict=True)])
             loss = losses.SegmentationLoss(terms, sum_over_replicas=lambda x, sums=sums: next(sums))
             total += float(loss(labels[2 * half : 2 * half + 2], logits[2 * half : 2 * half + 2]))
-        assert total == pytest.approx(float(losses.SegmentationLoss(terms)(labels, logits)), rel=1e-5), terms
+        assert total == pytest.approx(
+            float(losses.SegmentationLoss(terms)(labels, logits)), rel=1e-5
+        ), terms
 
 
 # --- The official numbers ---
@@ -267,19 +311,35 @@ def test_official_losses():
 
 def test_make_loss():
     assert losses.parse_terms(" cross_entropy + 0.5*dice ") == {"cross_entropy": 1.0, "dice": 0.5}
-    with pytest.raises(UserError, match=r"'cross_entropy\+'"):  # what was typed, not the nothing behind the plus
+    with pytest.raises(
+        UserError, match=r"'cross_entropy\+'"
+    ):  # what was typed, not the nothing behind the plus
         losses.parse_terms("cross_entropy+")
     loss = losses.make_loss("2*focal+lovasz", ignore_label=0, focal_gamma=3.0)
-    assert (loss.terms, loss.ignore_label, loss.focal_gamma) == ({"focal": 2.0, "lovasz": 1.0}, 0, 3.0)
+    assert (loss.terms, loss.ignore_label, loss.focal_gamma) == (
+        {"focal": 2.0, "lovasz": 1.0},
+        0,
+        3.0,
+    )
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     labels, logits = example()
-    assert float(again(labels, logits)) == float(loss(labels, logits)) and again.get_config() == loss.get_config()
+    assert (
+        float(again(labels, logits)) == float(loss(labels, logits))
+        and again.get_config() == loss.get_config()
+    )
 
 
-@pytest.mark.parametrize("spec, part", [
-    ("dicee", "did you mean 'dice'"), ("", "known: cross_entropy"), ("x*dice", "factor above 0"),
-    ("-1*dice", "factor above 0"), ("nan*dice", "factor above 0"), ("dice+dice", "each term once"),
-])
+@pytest.mark.parametrize(
+    "spec, part",
+    [
+        ("dicee", "did you mean 'dice'"),
+        ("", "known: cross_entropy"),
+        ("x*dice", "factor above 0"),
+        ("-1*dice", "factor above 0"),
+        ("nan*dice", "factor above 0"),
+        ("dice+dice", "each term once"),
+    ],
+)
 def test_bad_specification(spec, part):
     with pytest.raises(UserError) as error:
         losses.make_loss(spec)
@@ -288,8 +348,13 @@ def test_bad_specification(spec, part):
 
 def test_bad_options():
     labels, logits = example()
-    for options in (dict(class_weights=[-1.0]), dict(label_smoothing=1.0), dict(hard_example_fraction=0.0),
-                    dict(hard_example_mining_step=5), dict(focal_gamma=0.5)):
+    for options in (
+        dict(class_weights=[-1.0]),
+        dict(label_smoothing=1.0),
+        dict(hard_example_fraction=0.0),
+        dict(hard_example_mining_step=5),
+        dict(focal_gamma=0.5),
+    ):
         with pytest.raises(UserError, match=next(iter(options))):
             losses.SegmentationLoss(**options)
     with pytest.raises(UserError, match="3 numbers; the model has 4 classes"):
@@ -302,7 +367,7 @@ def test_bad_options():
 
 # --- Keras' fit on one device and on two; other backends ---
 
-REPLICAS = '''
+REPLICAS = """
 import os, sys
 import numpy as np, tensorflow as tf, keras
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
@@ -362,14 +427,16 @@ run = two.run(lambda: losses.make_loss()(labels[:1] if tf.distribute.get_replica
 total = sum(float(v) for v in two.experimental_local_results(run))
 assert abs(total - sum(each) / 2) < 1e-6, (total, each)
 print("equal")
-'''
+"""
 
 
 def run_python(*arguments):
     root = pathlib.Path(__file__).parent.parent
     env = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")
     env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.slow

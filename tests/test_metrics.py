@@ -19,7 +19,9 @@ from deeplab_keras.evaluation.metrics import ConfusionMatrix, Scores, count_pixe
 from deeplab_keras.training.losses import make_loss
 
 
-def oracle_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int, ignore_label: int = 255) -> np.ndarray:
+def oracle_matrix(
+    labels: np.ndarray, predictions: np.ndarray, classes: int, ignore_label: int = 255
+) -> np.ndarray:
     matrix = np.zeros((classes, classes), np.int64)
     for label, prediction in zip(labels.ravel(), predictions.ravel(), strict=True):
         if label != ignore_label and label < classes:
@@ -66,14 +68,18 @@ def test_scores_are_those_of_scikit_learn(case: str) -> None:
     expected = jaccard_score(given, found, labels=present, average=None)
     assert [scores.per_class_iou[c] for c in present] == pytest.approx(expected.tolist())
     assert all(scores.per_class_iou[c] is None for c in range(6) if c not in present)
-    assert scores.miou == pytest.approx(jaccard_score(given, found, labels=present, average="macro"))
+    assert scores.miou == pytest.approx(
+        jaccard_score(given, found, labels=present, average="macro")
+    )
     assert scores.pixel_accuracy == pytest.approx(accuracy_score(given, found))
 
 
 def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = label_blocks(2, 20, 24, classes=classes, seed=seed, block=3)
     random = np.random.default_rng(seed + 100)
-    predictions = np.where(random.random(labels.shape) < 0.6, labels, random.integers(0, classes, labels.shape))
+    predictions = np.where(
+        random.random(labels.shape) < 0.6, labels, random.integers(0, classes, labels.shape)
+    )
     return labels, np.where(predictions == 255, 0, predictions).astype(np.int32)
 
 
@@ -84,8 +90,12 @@ def test_counts_and_miou_over_batches(classes: int) -> None:
     for labels, predictions in batches:
         metric.update_state(labels, predictions)
     labels, predictions = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    assert (keras.ops.convert_to_numpy(metric.matrix) == oracle_matrix(labels, predictions, classes)).all()
-    assert float(metric.result()) == pytest.approx(oracle_miou(labels, predictions, classes), abs=1e-6)
+    assert (
+        keras.ops.convert_to_numpy(metric.matrix) == oracle_matrix(labels, predictions, classes)
+    ).all()
+    assert float(metric.result()) == pytest.approx(
+        oracle_miou(labels, predictions, classes), abs=1e-6
+    )
     assert int(metric.out_of_range) == 0
     metric.reset_state()
     assert not keras.ops.convert_to_numpy(metric.matrix).any()
@@ -97,13 +107,18 @@ def test_logits_count_like_their_argmax() -> None:
     from_logits, from_labels = ConfusionMatrix(5), ConfusionMatrix(5)
     from_logits.update_state(labels.astype(np.uint8), logits, sample_weight=np.zeros(2))
     from_labels.update_state(labels, logits.argmax(-1))
-    assert (keras.ops.convert_to_numpy(from_logits.matrix) == keras.ops.convert_to_numpy(from_labels.matrix)).all()
+    assert (
+        keras.ops.convert_to_numpy(from_logits.matrix)
+        == keras.ops.convert_to_numpy(from_labels.matrix)
+    ).all()
 
 
 def test_absent_classes_are_left_out_of_the_mean() -> None:
     labels = np.array([[[0, 0, 1, 255]]])
     metric = ConfusionMatrix(4)
-    metric.update_state(labels, np.array([[[0, 2, 1, 3]]]))  # 2 is predicted only; 3 on an ignored pixel only
+    metric.update_state(
+        labels, np.array([[[0, 2, 1, 3]]])
+    )  # 2 is predicted only; 3 on an ignored pixel only
     assert float(metric.result()) == pytest.approx((0.5 + 1 + 0) / 3)
     assert metric.scores().per_class_iou == (0.5, 1.0, 0.0, None)
 
@@ -121,14 +136,19 @@ def test_ignore_label_inside_and_outside_the_classes(ignore_label: int) -> None:
     labels[labels == 255] = ignore_label
     metric = ConfusionMatrix(4, ignore_label)
     metric.update_state(labels, predictions)
-    assert (keras.ops.convert_to_numpy(metric.matrix) == oracle_matrix(labels, predictions, 4, ignore_label)).all()
+    assert (
+        keras.ops.convert_to_numpy(metric.matrix)
+        == oracle_matrix(labels, predictions, 4, ignore_label)
+    ).all()
     assert int(metric.out_of_range) == 0
 
 
 def test_labels_and_predictions_outside_the_classes_are_counted_apart() -> None:
     metric = ConfusionMatrix(3)
     metric.update_state(np.array([[[0, 3, -1, 254, 255, 1]]]), np.array([[[0, 0, 0, 0, 9, 7]]]))
-    assert int(metric.out_of_range) == 4  # 3, -1, 254, and the prediction 7; the 9 is on an ignored pixel
+    assert (
+        int(metric.out_of_range) == 4
+    )  # 3, -1, 254, and the prediction 7; the 9 is on an ignored pixel
     assert keras.ops.convert_to_numpy(metric.matrix).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
@@ -138,7 +158,10 @@ def test_large_counts_stay_exact(start: int) -> None:
     metric.matrix.assign(np.full((2, 2), start, np.int64))
     for _ in range(3):
         metric.update_state(np.array([[[0, 1]]]), np.array([[[0, 0]]]))
-    assert keras.ops.convert_to_numpy(metric.matrix).tolist() == [[start + 3, start], [start + 3, start]]
+    assert keras.ops.convert_to_numpy(metric.matrix).tolist() == [
+        [start + 3, start],
+        [start + 3, start],
+    ]
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -154,7 +177,9 @@ def test_compiled_with_unknown_sizes(jit_compile: bool) -> None:
     logits = noise(2, 20, 24, 5)
     step(labels, logits)
     result = float(step(labels[:1, :7], logits[:1, :7]))
-    matrix = oracle_matrix(labels, logits.argmax(-1), 5) + oracle_matrix(labels[:1, :7], logits[:1, :7].argmax(-1), 5)
+    matrix = oracle_matrix(labels, logits.argmax(-1), 5) + oracle_matrix(
+        labels[:1, :7], logits[:1, :7].argmax(-1), 5
+    )
     assert (keras.ops.convert_to_numpy(metric.matrix) == matrix).all()
     assert result == pytest.approx(Scores.from_matrix(matrix).miou, abs=1e-6)
 
@@ -166,11 +191,16 @@ def test_fit_under_mixed_precision() -> None:
         features = keras.layers.Conv2D(8, 3, padding="same")(image)
         model = keras.Model(image, keras.layers.Conv2D(3, 1, dtype="float32")(features))
         model.compile(metrics=[ConfusionMatrix(3)], loss="sparse_categorical_crossentropy")
-        images, labels = noise(4, 8, 8, 3), label_blocks(4, 8, 8, classes=3, ignore_label=None, block=2)
+        images, labels = (
+            noise(4, 8, 8, 3),
+            label_blocks(4, 8, 8, classes=3, ignore_label=None, block=2),
+        )
         measured = model.evaluate(images, labels, batch_size=2, verbose=0, return_dict=True)["miou"]
     finally:
         keras.config.set_dtype_policy("float32")
-    assert measured == pytest.approx(oracle_miou(labels, model.predict(images, verbose=0).argmax(-1), 3), abs=1e-6)
+    assert measured == pytest.approx(
+        oracle_miou(labels, model.predict(images, verbose=0).argmax(-1), 3), abs=1e-6
+    )
 
 
 TWO_REPLICAS = """
@@ -196,7 +226,9 @@ print(json.dumps([miou, matrix.tolist(), np.argmax(logits, -1).tolist(), labels.
 
 
 def test_two_replicas_are_added_up() -> None:
-    done = subprocess.run([sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     miou, matrix, predictions, labels = json.loads(done.stdout.splitlines()[-1])
     expected = oracle_matrix(np.array(labels), np.array(predictions), 3)
@@ -217,7 +249,9 @@ def test_scores_against_loops() -> None:
     assert scores.per_class_iou == pytest.approx(ious) and scores.per_class_iou[3] is None
     assert scores.miou == pytest.approx(oracle_miou(labels, predictions, classes))
     assert scores.pixel_accuracy == pytest.approx(np.mean(labels[counted] == predictions[counted]))
-    assert scores.mean_accuracy == pytest.approx(np.mean([np.mean(predictions[labels == c] == c) for c in present]))
+    assert scores.mean_accuracy == pytest.approx(
+        np.mean([np.mean(predictions[labels == c] == c) for c in present])
+    )
     weighted = sum(np.sum(labels == c) / np.sum(counted) * ious[c] for c in present)
     assert scores.frequency_weighted_iou == pytest.approx(weighted)
 
@@ -227,7 +261,10 @@ def test_counting_on_the_host(ignore_label: int) -> None:
     labels, predictions = random_case(4, 4)
     labels[labels == 255] = ignore_label
     counts = count_pixels(labels.astype(np.uint8), predictions.astype(np.uint8), 4, ignore_label)
-    assert counts.dtype == np.int64 and (counts == oracle_matrix(labels, predictions, 4, ignore_label)).all()
+    assert (
+        counts.dtype == np.int64
+        and (counts == oracle_matrix(labels, predictions, 4, ignore_label)).all()
+    )
 
 
 def test_config_makes_an_equal_metric() -> None:
@@ -249,7 +286,10 @@ IDS = label_blocks(2, 8, 8, classes=3, ignore_label=None, block=2)
 LOGITS = 10.0 * np.eye(3, dtype=np.float32)[IDS] - 5  # every pixel right
 
 
-@pytest.mark.parametrize("labels", [IDS, IDS[..., None], IDS.astype(np.uint8)[..., None], IDS[..., None].astype(np.float32)])
+@pytest.mark.parametrize(
+    "labels",
+    [IDS, IDS[..., None], IDS.astype(np.uint8)[..., None], IDS[..., None].astype(np.float32)],
+)
 def test_class_ids_with_and_without_a_last_axis(labels):
     metric = ConfusionMatrix(3)
     metric.update_state(labels, LOGITS)
@@ -259,16 +299,27 @@ def test_class_ids_with_and_without_a_last_axis(labels):
     assert float(make_loss()(labels, LOGITS)) == pytest.approx(float(make_loss()(IDS, LOGITS)))
 
 
-@pytest.mark.parametrize(("labels", "scores", "message"), [
-    (np.eye(3)[IDS], LOGITS, r"labels \(2, 8, 8, 3\) for predictions of \(2, 8, 8\) pixels: .* argmax"),
-    (np.eye(3, dtype=np.int32)[IDS], LOGITS, "argmax"),
-    (np.eye(3)[IDS], np.zeros((2, 8, 8, 4), np.float32), "."),
-    (IDS[:, ::2], LOGITS, "differ in height or width"),
-    (IDS[:, ::2, :, None], LOGITS, "differ in height or width"),
-    (IDS[0], LOGITS, "one class id per pixel"),
-    (np.eye(3)[IDS].argmax(-1), LOGITS[..., :1], "."),  # the scores of a sigmoid
-    (IDS, np.eye(8, dtype=np.float32)[IDS, :8], "."),  # of other classes: the metric alone knows how many
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        (
+            np.eye(3)[IDS],
+            LOGITS,
+            r"labels \(2, 8, 8, 3\) for predictions of \(2, 8, 8\) pixels: .* argmax",
+        ),
+        (np.eye(3, dtype=np.int32)[IDS], LOGITS, "argmax"),
+        (np.eye(3)[IDS], np.zeros((2, 8, 8, 4), np.float32), "."),
+        (IDS[:, ::2], LOGITS, "differ in height or width"),
+        (IDS[:, ::2, :, None], LOGITS, "differ in height or width"),
+        (IDS[0], LOGITS, "one class id per pixel"),
+        (np.eye(3)[IDS].argmax(-1), LOGITS[..., :1], "."),  # the scores of a sigmoid
+        (
+            IDS,
+            np.eye(8, dtype=np.float32)[IDS, :8],
+            ".",
+        ),  # of other classes: the metric alone knows how many
+    ],
+)
 def test_what_is_not_one_class_id_per_pixel_is_refused(labels, scores, message):
     metric = ConfusionMatrix(3)
     with pytest.raises(UserError, match=message):
@@ -297,7 +348,9 @@ def test_fit_takes_labels_with_a_last_axis(extra_axis, unknown_size):
         kinds = (tf.TensorSpec((None, None, None, 3)), tf.TensorSpec([None] * labels.ndim))
         data = tf.data.Dataset.from_generator(lambda: [(LOGITS, labels)], output_signature=kinds)
     history = model.fit(data, verbose=0).history
-    assert history["miou"] == [1.0] and history["loss"][0] == pytest.approx(float(make_loss()(IDS, LOGITS)))
+    assert history["miou"] == [1.0] and history["loss"][0] == pytest.approx(
+        float(make_loss()(IDS, LOGITS))
+    )
 
 
 def test_one_class_is_no_segmentation():

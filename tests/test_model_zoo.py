@@ -23,23 +23,35 @@ def test_every_model_stands_in_it_once():
 
 def test_the_tables_are_up_to_date():
     """All but what has to be counted: names, order, reported and measured values, links."""
-    assert model_zoo.replace_tables(PAGE, model_zoo.tables(COUNTS.__getitem__)) == PAGE, "run: python scripts/make_model_zoo.py"
+    assert model_zoo.replace_tables(PAGE, model_zoo.tables(COUNTS.__getitem__)) == PAGE, (
+        "run: python scripts/make_model_zoo.py"
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_counts_are_the_reference_s(name):
     """Those that tests/test_zoo.py finds in the models themselves."""
     parameters, auxiliary, _, multiply_adds, reported = TABLE[name]
-    assert ROWS[name][1:5] == (f"{parameters:,}", f"{auxiliary:,}", f"{multiply_adds:.3f}", f"{reported:.2f}")
+    assert ROWS[name][1:5] == (
+        f"{parameters:,}",
+        f"{auxiliary:,}",
+        f"{multiply_adds:.3f}",
+        f"{reported:.2f}",
+    )
 
 
 def test_a_measured_value_in_a_header_gets_into_the_table(tmp_path, monkeypatch):
     (tmp_path / "voc").mkdir()
     name = "fcn_mobilenetv2os8_voc"
     header = (ROOT / "configs" / "voc" / f"{name}.flags").read_text()
-    (tmp_path / "voc" / f"{name}.flags").write_text(header.replace("not measured here\n\n", "59.12 (one H100)\n\n"))
+    (tmp_path / "voc" / f"{name}.flags").write_text(
+        header.replace("not measured here\n\n", "59.12 (one H100)\n\n")
+    )
     monkeypatch.setitem(vars(model_zoo), "CONFIGS", tmp_path)
-    assert "| 59.89 | 59.12 | [voc](../configs/voc/fcn_mobilenetv2os8_voc.flags) |" in model_zoo.tables(COUNTS.__getitem__)
+    assert (
+        "| 59.89 | 59.12 | [voc](../configs/voc/fcn_mobilenetv2os8_voc.flags) |"
+        in model_zoo.tables(COUNTS.__getitem__)
+    )
 
 
 @pytest.mark.slow

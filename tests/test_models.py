@@ -17,8 +17,15 @@ from deeplab_keras.models.heads import HEADS
 from deeplab_keras.models.segmentor import build_segmentor, check_input_size, with_auxiliary_output
 from deeplab_keras.zoo import registry as zoo
 
-NARROW = ModelConfig(depth_multiplier=0.25, head_channels=8, decoder_filters=8, auxiliary_channels=8, low_level_channels=(8,),
-                     num_classes=5, dropout_rate=0.0)  # fmt: skip
+NARROW = ModelConfig(
+    depth_multiplier=0.25,
+    head_channels=8,
+    decoder_filters=8,
+    auxiliary_channels=8,
+    low_level_channels=(8,),
+    num_classes=5,
+    dropout_rate=0.0,
+)
 CHANNELS = {
     "mobilenet_v2": (16, 24, 32, 96, 320),
     "mobilenet_v3_large": (16, 24, 40, 112, 960),
@@ -67,25 +74,45 @@ def test_features_have_the_papers_channels(backbone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "output_stride", "size"), [(h, s, z) for (h, s), z in zip(
-        itertools.product(HEADS, OUTPUT_STRIDES), itertools.cycle([(65, 97), (64, 96), (70, 51), (33, 128)])
-    )]
-)  # fmt: skip
-def test_every_head_keeps_the_contract(head: str, output_stride: int, size: tuple[int, int]) -> None:
-    contract(NARROW.replace(head=head, output_stride=output_stride, auxiliary_head=head == "fcn"), size)
+    ("head", "output_stride", "size"),
+    [
+        (h, s, z)
+        for (h, s), z in zip(
+            itertools.product(HEADS, OUTPUT_STRIDES),
+            itertools.cycle([(65, 97), (64, 96), (70, 51), (33, 128)]),
+        )
+    ],
+)
+def test_every_head_keeps_the_contract(
+    head: str, output_stride: int, size: tuple[int, int]
+) -> None:
+    contract(
+        NARROW.replace(head=head, output_stride=output_stride, auxiliary_head=head == "fcn"), size
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "head", "output_stride"), list(itertools.product(BACKBONES, HEADS, OUTPUT_STRIDES)))
+@pytest.mark.parametrize(
+    ("backbone", "head", "output_stride"), list(itertools.product(BACKBONES, HEADS, OUTPUT_STRIDES))
+)
 def test_every_backbone_with_every_head(backbone: str, head: str, output_stride: int) -> None:
     conventions = CONVENTIONS["sssegmentation_v3" if "v3" in backbone else "sssegmentation_v2"]
     for size in ((65, 97), (64, 96)):
-        contract(NARROW.replace(backbone=backbone, head=head, output_stride=output_stride, **conventions), size)
+        contract(
+            NARROW.replace(
+                backbone=backbone, head=head, output_stride=output_stride, **conventions
+            ),
+            size,
+        )
 
 
-@pytest.mark.parametrize(("backbone", "channels"), [(name, 1 + 3 * (place % 2)) for place, name in enumerate(BACKBONES)])
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [(name, 1 + 3 * (place % 2)) for place, name in enumerate(BACKBONES)]
+)
 def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
-    config = NARROW.replace(backbone=backbone, input_channels=channels, normalization="unit_range", output_stride=32)
+    config = NARROW.replace(
+        backbone=backbone, input_channels=channels, normalization="unit_range", output_stride=32
+    )
     image = keras.Input((64, 65, channels))
     model = keras.Model(image, build_backbone(image, config)["c5"])
     x = noise(1, 64, 65, channels) / 255
@@ -97,7 +124,9 @@ def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
         assert np.abs(np.asarray(model(changed)) - plain).max() > 1e-4 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("name", ["deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc"])
+@pytest.mark.parametrize(
+    "name", ["deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc"]
+)
 def test_the_first_weights_are_pytorch_s(name: str) -> None:
     """Kernels and biases uniform in 1 / sqrt(fan-in), batch norms the identity (spec/sssegmentation.md, section 4.7)."""
     keras.utils.set_random_seed(0)
@@ -105,10 +134,19 @@ def test_the_first_weights_are_pytorch_s(name: str) -> None:
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             values = [float(np.ptp(weight)) + float(weight[0]) for weight in layer.weights]
-            assert values == [1, 0, 0, 1], layer.name  # gamma, beta, mean, variance, each the same in every channel
-        for weight in layer.weights if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)) else ():
+            assert values == [1, 0, 0, 1], (
+                layer.name
+            )  # gamma, beta, mean, variance, each the same in every channel
+        for weight in (
+            layer.weights
+            if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D))
+            else ()
+        ):
             shape = layer.kernel.shape
-            limit = np.prod(shape[:2] if isinstance(layer, keras.layers.DepthwiseConv2D) else shape[:3]) ** -0.5
+            limit = (
+                np.prod(shape[:2] if isinstance(layer, keras.layers.DepthwiseConv2D) else shape[:3])
+                ** -0.5
+            )
             values = keras.ops.convert_to_numpy(weight)
             assert np.abs(values).max() <= limit * (1 + 1e-6), weight.path
             if values.size > 500:
@@ -117,7 +155,9 @@ def test_the_first_weights_are_pytorch_s(name: str) -> None:
 
 
 def test_dropout_drops_whole_channels() -> None:
-    model = build_segmentor(zoo.get_config("fcn_mobilenetv2os8_voc").replace(head_channels=64, auxiliary_channels=64))
+    model = build_segmentor(
+        zoo.get_config("fcn_mobilenetv2os8_voc").replace(head_channels=64, auxiliary_channels=64)
+    )
     for name in ("logits_dropout", "auxiliary_logits_dropout"):
         layer = model.get_layer(name)
         assert layer.rate == 0.1
@@ -127,11 +167,15 @@ def test_dropout_drops_whole_channels() -> None:
 
 
 def test_stride_8_taken_every_second_pixel_is_stride_16() -> None:
-    # With the dilation after the de-strided block, and odd sizes, where every padding is symmetric, both compute the
-    # same sums (the "algorithme a trous"); squeeze-and-excite would average over other pixels.
+    # With the dilation after the de-strided block, and odd sizes, where every padding is symmetric,
+    # both compute the same sums (the "algorithme a trous"); squeeze-and-excite would average over
+    # other pixels.
     config = ModelConfig(depth_multiplier=0.35, dilation_placement="after", padding="same")
     image = keras.Input((129, 97, 3))
-    models = {s: keras.Model(image, build_backbone(image, config.replace(output_stride=s))["c5"]) for s in OUTPUT_STRIDES}
+    models = {
+        s: keras.Model(image, build_backbone(image, config.replace(output_stride=s))["c5"])
+        for s in OUTPUT_STRIDES
+    }
     for model in models.values():
         model.set_weights(models[32].get_weights())
     x = noise(1, 129, 97, 3) / 127.5 - 1
@@ -156,7 +200,9 @@ def test_uint8_images_are_taken_as_they_are() -> None:
     model = build_segmentor(NARROW.replace(head="fcn", output_stride=32))
     image = noise(1, 64, 64, 3).astype(np.uint8)
     np.testing.assert_allclose(
-        model.predict(image, verbose=0), model.predict(image.astype(np.float32), verbose=0), atol=1e-5
+        model.predict(image, verbose=0),
+        model.predict(image.astype(np.float32), verbose=0),
+        atol=1e-5,
     )
 
 
@@ -174,21 +220,32 @@ def test_mixed_precision_keeps_logits_in_float32() -> None:
 def test_an_input_below_the_pooling_window_names_the_smallest_size() -> None:
     config = ModelConfig(head="lraspp", low_level_channels=(), image_pooling_size=(49, 49))
     check_input_size(config, 385, 385)
-    with pytest.raises(UserError, match="384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63"):
+    with pytest.raises(
+        UserError,
+        match="384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63",
+    ):
         build_segmentor(config, (384, 500))
 
 
 @pytest.mark.parametrize("how", ["call", "predict", "Predictor"])
 def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> None:
-    config = NARROW.replace(head="lraspp", low_level_channels=(), image_pooling_size=(4, 5), output_stride=32)
+    config = NARROW.replace(
+        head="lraspp", low_level_channels=(), image_pooling_size=(4, 5), output_stride=32
+    )
     model = build_segmentor(config)
-    calls = {"call": model, "predict": model.predict, "Predictor": lambda image: Predictor(model)(image[0])}
+    calls = {
+        "call": model,
+        "predict": model.predict,
+        "Predictor": lambda image: Predictor(model)(image[0]),
+    }
     with pytest.raises(UserError) as error:
         calls[how](noise(1, 96, 160, 3))
     assert np.isfinite(calls[how](noise(1, 97, 129, 3))).all()
     assert re.fullmatch(
-        r"input size 96x160 is too small for --image_pooling_size=4,5 at --output_stride=32: the smallest is 97x129; "
-        r"give a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for global pooling",
+        r"input size 96x160 is too small for --image_pooling_size=4,5 at --output_stride=32: the "
+        r"smallest is 97x129; "
+        r"give a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for "
+        r"global pooling",
         str(error.value),
     )
 
@@ -213,7 +270,9 @@ def test_an_input_size_that_is_none_is_named(size: object) -> None:
 
 
 def test_a_name_is_no_config() -> None:
-    with pytest.raises(UserError, match=r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"):
+    with pytest.raises(
+        UserError, match=r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"
+    ):
         build_segmentor("fcn_mobilenetv2os8_voc")
 
 

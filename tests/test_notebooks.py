@@ -34,7 +34,12 @@ def test_cells_are_code_without_output(path):
 def test_notebook_runs(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code(path))], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "\n".join(code(path))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     print(done.stdout)

@@ -16,8 +16,13 @@ from deeplab_keras.config import TrainConfig, UserError
 from deeplab_keras.training import optimizers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SHAPES = {"stem_conv/kernel": (3, 3, 2, 4), "stem_bn/gamma": (4,), "block1_depthwise_conv/kernel": (3, 3, 4, 1),
-          "logits/kernel": (1, 1, 4, 3), "logits/bias": (3,)}
+SHAPES = {
+    "stem_conv/kernel": (3, 3, 2, 4),
+    "stem_bn/gamma": (4,),
+    "block1_depthwise_conv/kernel": (3, 3, 4, 1),
+    "logits/kernel": (1, 1, 4, 3),
+    "logits/bias": (3,),
+}
 STEPS = 6
 
 
@@ -30,10 +35,14 @@ class Variables:
         for path, shape in SHAPES.items():
             layer, name = path.split("/")
             with keras.name_scope(layer):
-                self.variables.append(keras.Variable(rng.normal(size=shape), dtype="float32", name=name))
+                self.variables.append(
+                    keras.Variable(rng.normal(size=shape), dtype="float32", name=name)
+                )
         assert [v.path for v in self.variables] == list(SHAPES)
         self.start = {v.path: v.numpy().astype(np.float64) for v in self.variables}
-        self.gradients = [{path: rng.normal(size=shape) for path, shape in SHAPES.items()} for _ in range(STEPS)]
+        self.gradients = [
+            {path: rng.normal(size=shape) for path, shape in SHAPES.items()} for _ in range(STEPS)
+        ]
 
     def step(self, optimizer, i) -> None:
         gradients = [keras.ops.convert_to_tensor(g, "float32") for g in self.gradients[i].values()]
@@ -70,7 +79,9 @@ def torch_sgd(momentum=0.9, decay=lambda path: 0.0, factor=lambda path: 1.0):
     return update
 
 
-def torch_adam(decay=lambda path: 0.0, factor=lambda path: 1.0, decoupled=False, betas=(0.9, 0.999), eps=1e-7):
+def torch_adam(
+    decay=lambda path: 0.0, factor=lambda path: 1.0, decoupled=False, betas=(0.9, 0.999), eps=1e-7
+):
     def update(path, weight, gradient, rate, state):
         rate = rate * factor(path)
         if decoupled:
@@ -93,7 +104,9 @@ def lion(decay=lambda path: 0.0, factor=lambda path: 1.0, betas=(0.9, 0.99)):
     def update(path, weight, gradient, rate, state):
         rate, m = rate * factor(path), state.get("m", 0.0)
         state["m"] = betas[1] * m + (1 - betas[1]) * gradient
-        return weight - rate * (np.sign(betas[0] * m + (1 - betas[0]) * gradient) + decay(path) * weight)
+        return weight - rate * (
+            np.sign(betas[0] * m + (1 - betas[0]) * gradient) + decay(path) * weight
+        )
 
     return update
 
@@ -116,7 +129,9 @@ def test_momentum_sgd_is_torch_sgd(momentum):
     variables = Variables()
     schedule = optimizers.make_schedule("poly", 0.5, STEPS, end=0.005)
     measured = variables.run(optimizers.MomentumSGD(schedule, momentum=momentum, weight_decay=0.1))
-    expected = simulate(variables, poly(0.5, 0.005, STEPS), torch_sgd(momentum, decay=lambda path: 0.1))
+    expected = simulate(
+        variables, poly(0.5, 0.005, STEPS), torch_sgd(momentum, decay=lambda path: 0.1)
+    )
     assert_weights(measured, expected)
     if momentum:
         other = Variables()
@@ -141,7 +156,12 @@ RULES = {"^stem_": 0.1, "bias$": 2.0, "^logits/": 10.0}
 
 
 def factor(path):
-    return {"stem_conv/kernel": 0.1, "stem_bn/gamma": 0.1, "logits/kernel": 10.0, "logits/bias": 20.0}.get(path, 1.0)
+    return {
+        "stem_conv/kernel": 0.1,
+        "stem_bn/gamma": 0.1,
+        "logits/kernel": 10.0,
+        "logits/bias": 20.0,
+    }.get(path, 1.0)
 
 
 def decay(path):
@@ -149,24 +169,33 @@ def decay(path):
     return 0.1 if path in ("stem_conv/kernel", "logits/kernel") else 0.0
 
 
-@pytest.mark.parametrize("kind, oracle", [
-    (optimizers.MomentumSGD, torch_sgd(0.9, decay, factor)),
-    (optimizers.Adam, torch_adam(decay, factor)),
-    (optimizers.AdamW, torch_adam(decay, factor, decoupled=True)),
-    (optimizers.Lion, lion(decay, factor)),
-])
+@pytest.mark.parametrize(
+    "kind, oracle",
+    [
+        (optimizers.MomentumSGD, torch_sgd(0.9, decay, factor)),
+        (optimizers.Adam, torch_adam(decay, factor)),
+        (optimizers.AdamW, torch_adam(decay, factor, decoupled=True)),
+        (optimizers.Lion, lion(decay, factor)),
+    ],
+)
 def test_rules_by_path(kind, oracle):
     variables = Variables()
     schedule = optimizers.make_schedule("poly", 0.01, STEPS)
-    optimizer = kind(schedule, weight_decay=0.1, learning_rate_multipliers=RULES,
-                     no_weight_decay=optimizers.NOT_CONV_KERNELS)
+    optimizer = kind(
+        schedule,
+        weight_decay=0.1,
+        learning_rate_multipliers=RULES,
+        no_weight_decay=optimizers.NOT_CONV_KERNELS,
+    )
     assert_weights(variables.run(optimizer), simulate(variables, poly(0.01, 0.0, STEPS), oracle))
 
 
 def test_exclude_from_weight_decay():
     variables = Variables()
     optimizer = optimizers.MomentumSGD(0.01, weight_decay=0.1)
-    optimizer.exclude_from_weight_decay(var_list=[variables.variables[0]], var_names=["bias", "gamma"])
+    optimizer.exclude_from_weight_decay(
+        var_list=[variables.variables[0]], var_names=["bias", "gamma"]
+    )
     kept = ("block1_depthwise_conv/kernel", "logits/kernel")
     oracle = torch_sgd(0.9, lambda path: 0.1 if path in kept else 0.0)
     assert_weights(variables.run(optimizer), simulate(variables, [0.01] * STEPS, oracle))
@@ -197,7 +226,9 @@ def test_moving_average_of_the_weights():
 @pytest.mark.parametrize("kind", optimizers.OPTIMIZERS.values())
 def test_config_and_state_rebuild_the_optimizer(kind):
     """Three steps, the state through `variables`, three more in a new optimizer made from the config: as six."""
-    options = dict(weight_decay=0.1, learning_rate_multipliers=RULES, no_weight_decay=["bias$"], use_ema=True)
+    options = dict(
+        weight_decay=0.1, learning_rate_multipliers=RULES, no_weight_decay=["bias$"], use_ema=True
+    )
     make = lambda: kind(optimizers.make_schedule("poly", 0.1, STEPS, warmup_steps=2), **options)  # noqa: E731
     expected = Variables().run(make())
     variables = Variables()
@@ -207,7 +238,9 @@ def test_config_and_state_rebuild_the_optimizer(kind):
     second = keras.optimizers.deserialize(config)
     second.build(variables.variables)
     names = [v.path.split("/", 1)[1] for v in first.variables]
-    assert names == [v.path.split("/", 1)[1] for v in second.variables] and len(set(names)) == len(names)
+    assert names == [v.path.split("/", 1)[1] for v in second.variables] and len(set(names)) == len(
+        names
+    )
     for old, new in zip(first.variables, second.variables, strict=True):
         new.assign(old)
     for i in range(3, STEPS):
@@ -220,13 +253,19 @@ def test_trains_under_fit():
     """Compiled, with a real model's paths; also what a saved .keras file brings back."""
     keras.utils.set_random_seed(0)
     x = keras.Input((4,))
-    model = keras.Model(x, keras.layers.Dense(1, name="logits")(keras.layers.Dense(8, "relu", name="stem_dense")(x)))
+    model = keras.Model(
+        x, keras.layers.Dense(1, name="logits")(keras.layers.Dense(8, "relu", name="stem_dense")(x))
+    )
     optimizer = optimizers.MomentumSGD(0.01, learning_rate_multipliers={optimizers.BACKBONE: 0.0})
     model.compile(optimizer, loss="mse", jit_compile=False)
     images = np.random.default_rng(0).normal(size=(32, 4))
     before = [v.numpy() for v in model.trainable_variables]
-    history = model.fit(images, images.sum(1, keepdims=True), epochs=8, batch_size=8, verbose=0).history["loss"]
-    changed = [bool((v.numpy() != b).any()) for v, b in zip(model.trainable_variables, before, strict=True)]
+    history = model.fit(
+        images, images.sum(1, keepdims=True), epochs=8, batch_size=8, verbose=0
+    ).history["loss"]
+    changed = [
+        bool((v.numpy() != b).any()) for v, b in zip(model.trainable_variables, before, strict=True)
+    ]
     assert history[-1] < 0.8 * history[0] and changed == [False, False, True, True]
 
 
@@ -257,13 +296,17 @@ def test_official_schedules(case):
     golden = json.loads((GOLDEN / "official_components_lr.json").read_text())[case]
     schedule = optimizers.make_schedule(base=0.007, total_steps=30000, **OFFICIAL[case])
     measured = rates(schedule, [int(step) for step in golden])
-    np.testing.assert_allclose(measured, list(golden.values()), rtol=2e-5, atol=1e-10 if case == "cosine" else 0)
+    np.testing.assert_allclose(
+        measured, list(golden.values()), rtol=2e-5, atol=1e-10 if case == "cosine" else 0
+    )
 
 
 def test_official_linear_slow_start():
     golden = json.loads((GOLDEN / "official_components_lr.json").read_text())["poly_slow100_linear"]
     schedule = optimizers.SlowStart(optimizers.make_schedule("poly", 0.007, 29900), 100, 1e-4)
-    np.testing.assert_allclose(rates(schedule, [int(step) for step in golden]), list(golden.values()), rtol=2e-5)
+    np.testing.assert_allclose(
+        rates(schedule, [int(step) for step in golden]), list(golden.values()), rtol=2e-5
+    )
 
 
 @pytest.mark.parametrize("policy", optimizers.POLICIES)
@@ -276,9 +319,18 @@ def test_schedules_against_their_formulas(policy):
         "constant": lambda i: base,
     }
     schedule = optimizers.make_schedule(
-        policy, base, total, end=end, power=0.7, warmup_steps=warmup, decay_factor=0.5, decay_every=15
+        policy,
+        base,
+        total,
+        end=end,
+        power=0.7,
+        warmup_steps=warmup,
+        decay_factor=0.5,
+        decay_every=15,
     )
-    expected = [base * i / warmup if i < warmup else formulas[policy](i - warmup) for i in range(total)]
+    expected = [
+        base * i / warmup if i < warmup else formulas[policy](i - warmup) for i in range(total)
+    ]
     assert rates(schedule, range(total)) == pytest.approx(expected, rel=1e-5)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
     assert rates(again, range(total)) == rates(schedule, range(total))
@@ -304,7 +356,11 @@ def test_official_gradient_multipliers(model, logits_only):
     last_layers = ("logits",) if logits_only else optimizers.OFFICIAL_LAST_LAYERS
     rules = optimizers.official_multipliers(last_layers, 10.0)
     # The golden table leaves out variables whose multiplier is 1.
-    names = {*expected, *(f"{scope}/weights" for scope in golden["reg"]), *golden["excluded_logits_only_False"]}
+    names = {
+        *expected,
+        *(f"{scope}/weights" for scope in golden["reg"]),
+        *golden["excluded_logits_only_False"],
+    }
     for name in names:
         assert optimizers.multiplier(name, rules) == expected.get(name, 1.0), name
         ours = name.replace("weights", "kernel").replace("biases", "bias").replace("BatchNorm/", "")
@@ -318,9 +374,16 @@ def test_optimizer_of_a_config():
     assert (default.momentum, default.weight_decay, default.no_weight_decay) == (0.9, 5e-4, ())
     assert rates(default._learning_rate, [0, 39659]) == pytest.approx([0.01, 1.0072e-4], rel=5e-6)
 
-    config = TrainConfig(optimizer="adamw", base_learning_rate=1e-3, learning_policy="cosine", end_learning_rate=0.0,
-                         warmup_steps=5, backbone_learning_rate_multiplier=0.1, weight_decay=0.05,
-                         weight_decay_on_all=False)
+    config = TrainConfig(
+        optimizer="adamw",
+        base_learning_rate=1e-3,
+        learning_policy="cosine",
+        end_learning_rate=0.0,
+        warmup_steps=5,
+        backbone_learning_rate_multiplier=0.1,
+        weight_decay=0.05,
+        weight_decay_on_all=False,
+    )
     optimizer = optimizers.make_optimizer(config, 100)
     assert isinstance(optimizer, optimizers.AdamW)
     assert rates(optimizer._learning_rate, [0, 5, 100]) == pytest.approx([0.0, 1e-3, 0.0])
@@ -331,29 +394,53 @@ def test_optimizer_of_a_config():
 
 
 def test_official_rates_of_a_config():
-    config = TrainConfig(optimizer="adam", bias_learning_rate_multiplier=2, last_layer_gradient_multiplier=10,
-                         learning_policy="step", learning_rate_decay_factor=0.5, learning_rate_decay_step=3,
-                         base_learning_rate=0.1, slow_start_step=2, slow_start_learning_rate=0.01, adam_epsilon=1e-3)
+    config = TrainConfig(
+        optimizer="adam",
+        bias_learning_rate_multiplier=2,
+        last_layer_gradient_multiplier=10,
+        learning_policy="step",
+        learning_rate_decay_factor=0.5,
+        learning_rate_decay_step=3,
+        base_learning_rate=0.1,
+        slow_start_step=2,
+        slow_start_learning_rate=0.01,
+        adam_epsilon=1e-3,
+    )
     optimizer = optimizers.make_optimizer(config, 10)
-    assert rates(optimizer._learning_rate, range(9)) == pytest.approx([0.01] * 2 + [0.1] * 3 + [0.05] * 3 + [0.025])
+    assert rates(optimizer._learning_rate, range(9)) == pytest.approx(
+        [0.01] * 2 + [0.1] * 3 + [0.05] * 3 + [0.025]
+    )
     assert optimizer.epsilon == 1e-3
     optimizer.build(Variables().variables)
     assert optimizer._multipliers == [1, 1, 1, 10, 20]
     constant = optimizers.make_optimizer(config.replace(adam_learning_rate=0.003), 10)
     assert rates(constant._learning_rate, (0, 1, 9)) == pytest.approx([0.003] * 3)
-    poly = TrainConfig(base_learning_rate=0.1, end_learning_rate=0.0, decay_steps=5, learning_power=1.0)
-    assert rates(optimizers.make_optimizer(poly, 10)._learning_rate, (0, 4, 5, 9)) == pytest.approx([0.1, 0.02, 0, 0])
+    poly = TrainConfig(
+        base_learning_rate=0.1, end_learning_rate=0.0, decay_steps=5, learning_power=1.0
+    )
+    assert rates(optimizers.make_optimizer(poly, 10)._learning_rate, (0, 4, 5, 9)) == pytest.approx(
+        [0.1, 0.02, 0, 0]
+    )
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(base_learning_rate=-1.0), "--base_learning_rate=-1.0: above 0"),
-    (dict(top_k_percent_pixels=25.0), "--top_k_percent_pixels=25.0: above 0 and at most 1"),
-    (dict(learning_rate_decay_step=0), "--learning_rate_decay_step=0: at least 1"),
-    (dict(warmup_steps=5, slow_start_step=5), "--slow_start_step=5: not together with --warmup_steps=5"),
-    (dict(adam_learning_rate=0.001), "--adam_learning_rate=0.001: for --optimizer=adam alone, not momentum"),
-    (dict(label_weights=(1.0, -1.0)), "--label_weights=.*0 or above"),
-    (dict(learning_policy="steps"), "did you mean 'step'"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(base_learning_rate=-1.0), "--base_learning_rate=-1.0: above 0"),
+        (dict(top_k_percent_pixels=25.0), "--top_k_percent_pixels=25.0: above 0 and at most 1"),
+        (dict(learning_rate_decay_step=0), "--learning_rate_decay_step=0: at least 1"),
+        (
+            dict(warmup_steps=5, slow_start_step=5),
+            "--slow_start_step=5: not together with --warmup_steps=5",
+        ),
+        (
+            dict(adam_learning_rate=0.001),
+            "--adam_learning_rate=0.001: for --optimizer=adam alone, not momentum",
+        ),
+        (dict(label_weights=(1.0, -1.0)), "--label_weights=.*0 or above"),
+        (dict(learning_policy="steps"), "did you mean 'step'"),
+    ],
+)
 def test_rates_that_no_run_could_use(options, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**options)

@@ -53,23 +53,34 @@ def strongest_channel(classes: int = 3) -> keras.Model:
     image = keras.Input((None, None, 3))
     conv = keras.layers.Conv2D(classes, 1)
     model = keras.Model(image, conv(image))
-    conv.set_weights([np.eye(3, classes)[None, None], np.where(np.arange(classes) < 3, 0.0, -999.0)])
+    conv.set_weights(
+        [np.eye(3, classes)[None, None], np.where(np.arange(classes) < 3, 0.0, -999.0)]
+    )
     return model
 
 
 def config(tmp_path: pathlib.Path, **values: object) -> PredictConfig:
-    return PredictConfig(**{"checkpoint_dir": "x", "input": "x", "output": str(tmp_path / "out")} | values)  # type: ignore[arg-type]
+    return PredictConfig(
+        **{"checkpoint_dir": "x", "input": "x", "output": str(tmp_path / "out")} | values
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def job(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., ImageJob]:
     """Predicts a folder with `strongest_channel`."""
 
-    def run(source: pathlib.Path, eval_config: EvalConfig = EvalConfig(), **values: object) -> ImageJob:
+    def run(
+        source: pathlib.Path, eval_config: EvalConfig = EvalConfig(), **values: object
+    ) -> ImageJob:
         settings = config(tmp_path, **values)
         found = find_inputs(str(source), settings.output)
         results = Results(settings, INFO, eval_config.palette)
-        done = ImageJob(Predictor(strongest_channel(), eval_config), results, settings, Progress(len(found), "t"))
+        done = ImageJob(
+            Predictor(strongest_channel(), eval_config),
+            results,
+            settings,
+            Progress(len(found), "t"),
+        )
         done.run(found)
         return done
 
@@ -84,28 +95,56 @@ def names(given: pathlib.Path | str, output: pathlib.Path | str = "") -> list[st
 
 
 def test_a_folder_is_searched_with_all_below_it(tmp_path):
-    for name in ("b.JPG", "a/c.png", "a/d/e.webp", ".hidden.png", ".trash/f.png", "out/g.png", "film.mp4", "notes.txt"):
+    for name in (
+        "b.JPG",
+        "a/c.png",
+        "a/d/e.webp",
+        ".hidden.png",
+        ".trash/f.png",
+        "out/g.png",
+        "film.mp4",
+        "notes.txt",
+    ):
         put(tmp_path / name, format="PNG")
     assert names(tmp_path, tmp_path / "out") == ["b", "film", "a/c", "a/d/e"]
-    assert [item.kind for item in find_inputs(str(tmp_path), tmp_path / "out")] == ["image", "video", "image", "image"]
+    assert [item.kind for item in find_inputs(str(tmp_path), tmp_path / "out")] == [
+        "image",
+        "video",
+        "image",
+        "image",
+    ]
     assert "out/g" in names(tmp_path)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
     photos = tmp_path / "photos"
-    for name in ("photos/a.png", "photos/real/r.png", "elsewhere/b.png", "elsewhere/deep/c.png", "other/d.png"):
+    for name in (
+        "photos/a.png",
+        "photos/real/r.png",
+        "elsewhere/b.png",
+        "elsewhere/deep/c.png",
+        "other/d.png",
+    ):
         put(tmp_path / name)
     for link, target in {
-        "photos/camera1": tmp_path / "elsewhere", "photos/z": tmp_path / "elsewhere", "photos/again": photos / "real",
-        "photos/up": tmp_path, "photos/self": photos, "photos/none": tmp_path / "none", "elsewhere/back": photos,
-        "elsewhere/deep/other": tmp_path / "other", "photos/.hidden": tmp_path / "other",
-    }.items():  # fmt: skip
+        "photos/camera1": tmp_path / "elsewhere",
+        "photos/z": tmp_path / "elsewhere",
+        "photos/again": photos / "real",
+        "photos/up": tmp_path,
+        "photos/self": photos,
+        "photos/none": tmp_path / "none",
+        "elsewhere/back": photos,
+        "elsewhere/deep/other": tmp_path / "other",
+        "photos/.hidden": tmp_path / "other",
+    }.items():
         (tmp_path / link).symlink_to(target, target_is_directory=True)
     expected = ["a", "camera1/b", "camera1/deep/c", "camera1/deep/other/d", "real/r"]
     assert names(photos) == expected
     (tmp_path / "linked").symlink_to(photos)
     assert names(tmp_path / "linked") == expected
-    assert names(photos, photos / "real") == [name for name in expected if name != "real/r"], "the results' folder"
+    assert names(photos, photos / "real") == [name for name in expected if name != "real/r"], (
+        "the results' folder"
+    )
 
 
 def test_a_pattern_gives_a_file_once_where_links_form_a_cycle(tmp_path):
@@ -127,7 +166,9 @@ def test_a_file_is_taken_whatever_its_name(tmp_path, monkeypatch):
     assert names(put(tmp_path / "a[1].png")) == ["a[1]"]
     assert names(put(tmp_path / "scan", format="PNG")) == ["scan"]
     monkeypatch.chdir(tmp_path)
-    assert names("camera") == ["camera"] and find_inputs("camera:2")[0] == Input("2", "camera_2", "camera")
+    assert names("camera") == ["camera"] and find_inputs("camera:2")[0] == Input(
+        "2", "camera_2", "camera"
+    )
 
 
 def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path):
@@ -156,7 +197,12 @@ def test_nothing_found(tmp_path, given, message):
 
 def test_every_output_of_an_image(job, tmp_path):
     image = np.asarray(Image.open(put(tmp_path / "in/sub/a.png", 7, 11)))
-    job(tmp_path / "in", outputs=("labels", "colour", "overlay", "probabilities"), legend=False, probability_type="float32")
+    job(
+        tmp_path / "in",
+        outputs=("labels", "colour", "overlay", "probabilities"),
+        legend=False,
+        probability_type="float32",
+    )
     out = tmp_path / "out/sub"
     labels = np.asarray(Image.open(out / "a_labels.png"))
     assert labels.dtype == np.uint8 and (labels == image.argmax(-1)).all()
@@ -168,7 +214,12 @@ def test_every_output_of_an_image(job, tmp_path):
     scores = np.exp(image.astype(np.float64) - image.max(-1, keepdims=True))
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, scores / scores.sum(-1, keepdims=True), atol=1e-6)
-    assert sorted(path.name for path in out.iterdir()) == ["a_colour.png", "a_labels.png", "a_overlay.png", "a_probabilities.npz"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a_colour.png",
+        "a_labels.png",
+        "a_overlay.png",
+        "a_probabilities.npz",
+    ]
 
 
 def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
@@ -176,15 +227,24 @@ def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
     image = np.asarray(Image.open(put(tmp_path / "a.png", 70, 90)))
     job(tmp_path / "a.png")
     whole = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out").iterdir()}
-    assert set(whole) == {"a_labels.png", "a_colour.png", "a_overlay.png"} and len(whole["a_overlay.png"]) > 70 + 8
+    assert (
+        set(whole) == {"a_labels.png", "a_colour.png", "a_overlay.png"}
+        and len(whole["a_overlay.png"]) > 70 + 8
+    )
     labels = image.argmax(-1)
     assert (whole["a_overlay.png"][:70, :90] == overlay(image, labels, INFO)).all()
     below = legend(INFO, [0, 1, 2], 90)
-    assert (whole["a_overlay.png"][78:] == below).all() and (whole["a_overlay.png"][70:78] == 255).all()
+    assert (whole["a_overlay.png"][78:] == below).all() and (
+        whole["a_overlay.png"][70:78] == 255
+    ).all()
     assert (whole["a_overlay.png"][:70, 90:] == 255).all(), "where a name is wider than the image"
     monkeypatch.setattr(results_module, "STRIP_ROWS", 9)
     rows, made = [], Results.picture
-    monkeypatch.setattr(Results, "picture", lambda self, kind, *given: rows.append(len(given[1])) or made(self, kind, *given))
+    monkeypatch.setattr(
+        Results,
+        "picture",
+        lambda self, kind, *given: rows.append(len(given[1])) or made(self, kind, *given),
+    )
     job(tmp_path / "a.png", overwrite=True)
     assert rows == 2 * [9, 9, 9, 9, 9, 9, 9, 7]
     for name, expected in whole.items():
@@ -225,19 +285,32 @@ def test_the_legend_keeps_to_the_palette(job, tmp_path, palette):
     tree, sky = class_colours(INFO, palette)[[1, 0]]
     assert (np.asarray(Image.open(tmp_path / "out/a_colour.png")) == tree).all()
     drawn = np.asarray(Image.open(tmp_path / "out/a_overlay.png"))
-    assert (drawn[:300, :400] == overlay(np.asarray(image), np.ones((300, 400), np.uint8), INFO, palette=palette)).all()
+    assert (
+        drawn[:300, :400]
+        == overlay(np.asarray(image), np.ones((300, 400), np.uint8), INFO, palette=palette)
+    ).all()
     assert (drawn[300:] == tree).all(-1).sum() > 50 and not (drawn[300:] == sky).all(-1).any()
 
 
 def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
     calls = []
     whole = Predictor.predict_batch
-    monkeypatch.setattr(Predictor, "predict_batch", lambda self, x: calls.append(x.shape[:3]) or whole(self, x))
+    monkeypatch.setattr(
+        Predictor, "predict_batch", lambda self, x: calls.append(x.shape[:3]) or whole(self, x)
+    )
     sizes = [(8, 12), (8, 12), (12, 8), (8, 12), (12, 8), (20, 30)]
     expected = {}
     for index, (height, width) in enumerate(sizes):
-        expected[f"{index}_labels.png"] = np.asarray(Image.open(put(tmp_path / f"in/{index}.png", height, width))).argmax(-1)
-    job(tmp_path / "in", EvalConfig(eval_batch_size=2), outputs=("labels",), tile_size=(16, 16), tile_overlap=2)
+        expected[f"{index}_labels.png"] = np.asarray(
+            Image.open(put(tmp_path / f"in/{index}.png", height, width))
+        ).argmax(-1)
+    job(
+        tmp_path / "in",
+        EvalConfig(eval_batch_size=2),
+        outputs=("labels",),
+        tile_size=(16, 16),
+        tile_overlap=2,
+    )
     assert sorted(calls) == sorted([(2, 8, 12), (1, 8, 12), (2, 12, 8), (2, 20, 20), (2, 20, 20)])
     for name, labels in expected.items():
         assert (np.asarray(Image.open(tmp_path / "out" / name)) == labels).all(), name
@@ -246,7 +319,10 @@ def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
     job(put(tmp_path / "big.png", 20, 30), outputs=("labels",))
     job(put(tmp_path / "big2.png", 20, 30), EvalConfig(eval_short_side=10), outputs=("labels",))
     assert calls == [(1, 20, 30)] * 2
-    assert (np.asarray(Image.open(tmp_path / "out/big_labels.png")) == open_image(tmp_path / "big.png").argmax(-1)).all()
+    assert (
+        np.asarray(Image.open(tmp_path / "out/big_labels.png"))
+        == open_image(tmp_path / "big.png").argmax(-1)
+    ).all()
 
 
 def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys):
@@ -254,9 +330,15 @@ def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(images_module, "HUGE", {"whole": 500, "slide": 700})
     put(tmp_path / "big.png", 20, 30)
     job(tmp_path / "big.png", outputs=("labels",))
-    told = f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see --tile_size\n"
+    told = (
+        f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see "
+        "--tile_size\n"
+    )
     assert capsys.readouterr().err.startswith(told)
-    for config, options in [(EvalConfig(inference="slide"), {}), (EvalConfig(), {"tile_size": (16, 16)})]:
+    for config, options in [
+        (EvalConfig(inference="slide"), {}),
+        (EvalConfig(), {"tile_size": (16, 16)}),
+    ]:
         job(tmp_path / "big.png", config, outputs=("labels",), overwrite=True, **options)
         assert "goes in tiles" not in capsys.readouterr().err
 
@@ -294,7 +376,9 @@ def test_earlier_results_are_not_replaced_without_a_word(tmp_path):
     for kind in ("labels", "colour", "overlay"):
         put(tmp_path / f"out/a_{kind}.png")
     put(tmp_path / "out/b_labels.png")
-    with pytest.raises(UserError, match=r"a_labels.png \(and 3 more\) is there already; --overwrite"):
+    with pytest.raises(
+        UserError, match=r"a_labels.png \(and 3 more\) is there already; --overwrite"
+    ):
         results.check([first, second])
     assert Results(config(tmp_path, overwrite=True), INFO).check([first, second]) == [first, second]
     assert Results(config(tmp_path, skip_existing=True), INFO).check([first, second]) == [second]
@@ -303,9 +387,14 @@ def test_earlier_results_are_not_replaced_without_a_word(tmp_path):
 def test_what_a_killed_call_had_begun_is_removed(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    left = [put(tmp_path / "out" / folder / f".a_labels.png.{HOST}.{killed.pid}.tmp", format="PNG") for folder in ("", "sub")]
+    left = [
+        put(tmp_path / "out" / folder / f".a_labels.png.{HOST}.{killed.pid}.tmp", format="PNG")
+        for folder in ("", "sub")
+    ]
     for values in ({}, {"skip_existing": True}):
-        Results(config(tmp_path, outputs=("labels",), **values), INFO).check([Input("sub/a.jpg", "sub/a")])
+        Results(config(tmp_path, outputs=("labels",), **values), INFO).check(
+            [Input("sub/a.jpg", "sub/a")]
+        )
         assert [path.exists() for path in left] == [True, False], "only beside results of this call"
         left[1].touch()
 
@@ -314,13 +403,17 @@ def test_an_input_is_never_replaced(tmp_path):
     put(tmp_path / "out/a.png")
     put(tmp_path / "out/a_labels.png")
     with pytest.raises(UserError, match="a_labels.png is an input and would be replaced"):
-        Results(config(tmp_path, overwrite=True), INFO).check(find_inputs(str(tmp_path / "out"), tmp_path / "out"))
+        Results(config(tmp_path, overwrite=True), INFO).check(
+            find_inputs(str(tmp_path / "out"), tmp_path / "out")
+        )
 
 
 # --- Submissions ---
 
 
-def submitted(tmp_path: pathlib.Path, kind: str, info: DatasetInfo, name: str, labels: np.ndarray) -> Image.Image:
+def submitted(
+    tmp_path: pathlib.Path, kind: str, info: DatasetInfo, name: str, labels: np.ndarray
+) -> Image.Image:
     results = Results(config(tmp_path, submission=kind), info)
     item = Input(f"{name}.png", name)
     results.write(item, np.zeros((*labels.shape, 3), np.uint8), labels, None)
@@ -331,12 +424,22 @@ def submitted(tmp_path: pathlib.Path, kind: str, info: DatasetInfo, name: str, l
 
 def test_cityscapes_gets_label_ids_under_names_that_its_server_knows(tmp_path):
     labels = np.arange(19, dtype=np.uint8).reshape(1, 19)
-    written = np.asarray(submitted(tmp_path, "cityscapes", CITYSCAPES, "berlin/berlin_000000_000019_leftImg8bit", labels))
-    assert written.tolist() == [[7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]]
+    written = np.asarray(
+        submitted(
+            tmp_path, "cityscapes", CITYSCAPES, "berlin/berlin_000000_000019_leftImg8bit", labels
+        )
+    )
+    assert written.tolist() == [
+        [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    ]
     assert [LABEL_MAP[label_id] for label_id in written[0]] == list(range(19))
-    assert (tmp_path / "out/berlin_000000_000019_pred_labelIds.png").is_file()  # CITY_SEQUENCE_FRAME*.png, and one alone
+    assert (
+        tmp_path / "out/berlin_000000_000019_pred_labelIds.png"
+    ).is_file()  # CITY_SEQUENCE_FRAME*.png, and one alone
     with pytest.raises(UserError, match="its name is not CITY_SEQUENCE_FRAME_leftImg8bit"):
-        Results(config(tmp_path, submission="cityscapes"), CITYSCAPES).files(Input("holiday.png", "holiday"))
+        Results(config(tmp_path, submission="cityscapes"), CITYSCAPES).files(
+            Input("holiday.png", "holiday")
+        )
 
 
 def test_voc_gets_palette_pictures_in_the_devkits_folder(tmp_path):
@@ -357,10 +460,17 @@ def test_ade20k_counts_from_one(tmp_path, info, first):
 
 @pytest.mark.parametrize(
     ("kind", "info"),
-    [("cityscapes", VOC2012), ("voc", CITYSCAPES), ("ade20k", VOC2012), ("ade20k", info_for_classes("n", ["a"] * 151))],
+    [
+        ("cityscapes", VOC2012),
+        ("voc", CITYSCAPES),
+        ("ade20k", VOC2012),
+        ("ade20k", info_for_classes("n", ["a"] * 151)),
+    ],
 )
 def test_submissions_of_other_classes_are_refused(tmp_path, kind, info):
-    with pytest.raises(UserError, match=rf"^--submission={kind}: the model has .* give a model that was trained on"):
+    with pytest.raises(
+        UserError, match=rf"^--submission={kind}: the model has .* give a model that was trained on"
+    ):
         Results(config(tmp_path, submission=kind), info)
 
 
@@ -373,12 +483,25 @@ def test_two_images_of_one_name_are_not_one_submission(tmp_path):
 def test_pictures_of_every_format_are_found_and_predicted(job, tmp_path):
     """Every suffix that a folder is searched for, as Pillow writes it or, where it does not, as another format's file."""
     known = Image.registered_extensions()
-    wanted = dict.fromkeys(IMAGES, "PNG") | {suffix: known[suffix] for suffix in IMAGES if known.get(suffix) in Image.SAVE}
+    wanted = dict.fromkeys(IMAGES, "PNG") | {
+        suffix: known[suffix] for suffix in IMAGES if known.get(suffix) in Image.SAVE
+    }
     if not features.check("avif"):
         del wanted[".avif"]
-    assert {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"} - set(
-        wanted.values()
-    ) <= {"AVIF"}
+    assert {
+        "AVIF",
+        "BMP",
+        "GIF",
+        "JPEG",
+        "JPEG2000",
+        "PCX",
+        "PPM",
+        "QOI",
+        "SGI",
+        "TGA",
+        "TIFF",
+        "WEBP",
+    } - set(wanted.values()) <= {"AVIF"}
     expected = {}
     for suffix, kind in wanted.items():
         path = tmp_path / "in" / f"of_{suffix[1:]}{suffix}"
@@ -389,7 +512,9 @@ def test_pictures_of_every_format_are_found_and_predicted(job, tmp_path):
     done = job(tmp_path / "in", outputs=("labels",))
     assert (done.done, done.failed) == (len(wanted), 0)
     for name, labels in expected.items():
-        assert (np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png")) == labels).all(), name
+        assert (np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png")) == labels).all(), (
+            name
+        )
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
@@ -420,16 +545,24 @@ def test_a_damaged_avif_file_costs_only_itself(job, tmp_path, capsys):
         except Exception as error:
             bad.add(path.name)
             kinds.add(type(error).__name__)
-    assert 20 < len(bad) < 120 and {"RuntimeError", "UnidentifiedImageError"} <= kinds, (len(bad), kinds)
+    assert 20 < len(bad) < 120 and {"RuntimeError", "UnidentifiedImageError"} <= kinds, (
+        len(bad),
+        kinds,
+    )
     put(source / "good_first.png", 12, 16)
     (source / "good_last.avif").write_bytes(whole)
 
     done = job(source, outputs=("labels",))
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert (done.done, done.failed, len(errors)) == (122, len(bad), len(bad))
-    assert {pathlib.Path(line.removeprefix("error: ").split(": ")[0]).name for line in errors} == bad
+    assert {
+        pathlib.Path(line.removeprefix("error: ").split(": ")[0]).name for line in errors
+    } == bad
     written = {path.name.removesuffix("_labels.png") for path in (tmp_path / "out").iterdir()}
-    assert written == {path.stem for path in source.iterdir() if path.name not in bad} and {"good_first", "good_last"} <= written
+    assert (
+        written == {path.stem for path in source.iterdir() if path.name not in bad}
+        and {"good_first", "good_last"} <= written
+    )
 
 
 TURNS = {  # EXIF orientation -> what makes the stored pixels upright
@@ -444,11 +577,19 @@ TURNS = {  # EXIF orientation -> what makes the stored pixels upright
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "PNG with the note behind its pixels", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "MPO", "PNG", "PNG with the note behind its pixels", "WEBP", "TIFF"]
+)
 def test_exif_turns_count_in_every_format(job, tmp_path, kind):
-    source, suffix = tmp_path / "in", {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "TIFF": "tif"}.get(kind, "png")
+    source, suffix = (
+        tmp_path / "in",
+        {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "TIFF": "tif"}.get(kind, "png"),
+    )
     source.mkdir()
-    flags = {"MPO": {"save_all": True, "append_images": [picture(12, 16)]}, "WEBP": {"lossless": True}}.get(kind, {})
+    flags = {
+        "MPO": {"save_all": True, "append_images": [picture(12, 16)]},
+        "WEBP": {"lossless": True},
+    }.get(kind, {})
     expected = {}
     for turn, upright in TURNS.items():
         exif, path = Image.Exif(), source / f"turn_{turn}.{suffix}"
@@ -461,7 +602,9 @@ def test_exif_turns_count_in_every_format(job, tmp_path, kind):
             path.write_bytes(data.replace(note, b"")[:-12] + note + data[-12:])
         with Image.open(path) as stored:
             assert stored.format == kind.split()[0]
-            pixels = np.asarray(stored if suffix == "jpg" else picture(12, 16))  # of the others Pillow may turn some itself
+            pixels = np.asarray(
+                stored if suffix == "jpg" else picture(12, 16)
+            )  # of the others Pillow may turn some itself
         expected[path.stem] = upright(pixels).argmax(-1)
     assert job(source, outputs=("labels",)).failed == 0
     for name, labels in expected.items():
@@ -494,42 +637,73 @@ def test_the_command_on_a_folder_of_everything(tiny_run, tmp_path):
 
     flags = (f"--checkpoint_dir={tiny_run}", f"--input={folder}", f"--output={out}")
     command = [sys.executable, str(ROOT / "scripts/predict.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 3 and all(any(name in line for line in errors) for name in ("broken.jpg", "empty.png", "text.png"))
+    assert len(errors) == 3 and all(
+        any(name in line for line in errors) for name in ("broken.jpg", "empty.png", "text.png")
+    )
     assert "Traceback" not in done.stderr and "images/s" in done.stderr
     assert done.stdout.splitlines()[-1] == f"written: 8 of 11 images to {out}; 3 failed"
-    sizes = {str(path.relative_to(out)): Image.open(path).size for path in out.rglob("*_labels.png")}
+    sizes = {
+        str(path.relative_to(out)): Image.open(path).size for path in out.rglob("*_labels.png")
+    }
     assert sizes == {
-        "a b_labels.png": (60, 40), "same.png_labels.png": (60, 40), "same.jpg_labels.png": (33, 47),
-        "print_labels.png": (60, 40), "deep_labels.png": (60, 40), "turned_labels.png": (40, 60),
-        "süd/clear_labels.png": (60, 40), "süd/few_labels.png": (60, 40),
-    }  # fmt: skip
+        "a b_labels.png": (60, 40),
+        "same.png_labels.png": (60, 40),
+        "same.jpg_labels.png": (33, 47),
+        "print_labels.png": (60, 40),
+        "deep_labels.png": (60, 40),
+        "turned_labels.png": (40, 60),
+        "süd/clear_labels.png": (60, 40),
+        "süd/few_labels.png": (60, 40),
+    }
     assert len([path for path in out.rglob("*") if path.is_file()]) == 3 * 8
     labels = np.asarray(Image.open(out / "a b_labels.png"))
     checkpoint = load_checkpoint(tiny_run)
     assert (labels == Predictor(checkpoint.model)(base)).all()
-    assert (np.asarray(Image.open(out / "a b_colour.png")) == colorize(labels, checkpoint.info)).all()
+    assert (
+        np.asarray(Image.open(out / "a b_colour.png")) == colorize(labels, checkpoint.info)
+    ).all()
 
 
 def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
     put(tmp_path / "in/a.png", 33, 40)
-    arguments = [f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/in", f"--output={tmp_path}/out", "--outputs=labels"]
+    arguments = [
+        f"--checkpoint_dir={tiny_run}",
+        f"--input={tmp_path}/in",
+        f"--output={tmp_path}/out",
+        "--outputs=labels",
+    ]
     assert script("predict.py")(*arguments) == 0
     put(tmp_path / "in/b.png", 33, 40)
     assert script("predict.py")(*arguments) == 1
     assert "a_labels.png is there already" in capsys.readouterr().err
     assert script("predict.py")(*arguments, "--skip_existing") == 0
     assert "written: 1 of 2 images" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_labels.png", "b_labels.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_labels.png",
+        "b_labels.png",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--outputs=labels,pictures"], "unknown --outputs 'pictures'; known: colour, labels, overlay, probabilities"),
-        (["--outputs=labels", "--submission=voc"], "--submission=voc: takes the place of --outputs"),
+        (
+            ["--outputs=labels,pictures"],
+            "unknown --outputs 'pictures'; known: colour, labels, overlay, probabilities",
+        ),
+        (
+            ["--outputs=labels", "--submission=voc"],
+            "--submission=voc: takes the place of --outputs",
+        ),
         (["--submission=coco"], "unknown --submission 'coco'; "),
         (["--palette=red"], "unknown --palette 'red'; known: colour_blind, dataset"),
         (["--tile_size=5"], "--tile_size=5: two numbers"),
@@ -551,7 +725,11 @@ def test_mistakes_get_one_line(tiny_run, tmp_path, capsys, arguments, message):
 def test_more_pixels_by_a_flag(tiny_run, tmp_path, capsys, recwarn):
     """Pillow's own limit is for the web; here a person names the file."""
     Image.new("RGB", (1100, 1000)).save(tmp_path / "large.png")
-    given = (f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/large.png", f"--output={tmp_path}/out")
+    given = (
+        f"--checkpoint_dir={tiny_run}",
+        f"--input={tmp_path}/large.png",
+        f"--output={tmp_path}/out",
+    )
     before = Image.MAX_IMAGE_PIXELS
     assert script("predict.py")(*given, "--max_megapixels=1") == 1
     assert "large.png: more than 1 megapixels; raise --max_megapixels" in capsys.readouterr().err
@@ -572,6 +750,8 @@ def test_a_picture_is_opened_upright_and_without_its_file(tmp_path):
 def test_predict_in_python(tiny_run, tmp_path):
     lines: list[str] = []
     put(tmp_path / "a.png", 40, 40)
-    settings = PredictConfig(checkpoint_dir=str(tiny_run), input=str(tmp_path / "a.png"), output=str(tmp_path / "out"))
+    settings = PredictConfig(
+        checkpoint_dir=str(tiny_run), input=str(tmp_path / "a.png"), output=str(tmp_path / "out")
+    )
     summary = prediction.predict(settings, log=lines.append)
     assert (summary.total, summary.failed, summary.skipped) == (1, 0, 0) and lines == [str(summary)]

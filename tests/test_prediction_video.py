@@ -17,19 +17,31 @@ from deeplab_keras.config import UserError
 from deeplab_keras.inference import Predictor
 from deeplab_keras.prediction import Input, Results, find_inputs
 from deeplab_keras.prediction import video as video_module
-from deeplab_keras.prediction.video import Frames, exact_rate, predict_video, read_camera, read_video
+from deeplab_keras.prediction.video import (
+    Frames,
+    exact_rate,
+    predict_video,
+    read_camera,
+    read_video,
+)
 from deeplab_keras.visualization import class_colours
 
 # --- Videos ---
 
 
 def film(
-    path: pathlib.Path, frames: int = 30, size: tuple[int, int] = (64, 48), rate: float = 12, **options: object
+    path: pathlib.Path,
+    frames: int = 30,
+    size: tuple[int, int] = (64, 48),
+    rate: float = 12,
+    **options: object,
 ) -> pathlib.Path:
     """A green field in which a red block moves to the right."""
     import imageio_ffmpeg
 
-    stream = imageio_ffmpeg.write_frames(str(path), size, fps=rate, quality=10, macro_block_size=1, **options)
+    stream = imageio_ffmpeg.write_frames(
+        str(path), size, fps=rate, quality=10, macro_block_size=1, **options
+    )
     stream.send(None)
     for index in range(frames):
         frame = np.full((size[1], size[0], 3), (20, 200, 40), np.uint8)
@@ -40,11 +52,18 @@ def film(
 
 
 def predicted(
-    source: str, tmp_path: pathlib.Path, *, max_frames: int = 0, palette: str = "dataset", **values: object
+    source: str,
+    tmp_path: pathlib.Path,
+    *,
+    max_frames: int = 0,
+    palette: str = "dataset",
+    **values: object,
 ) -> None:
     settings = config(tmp_path, **values)
     (item,) = find_inputs(source)
-    predict_video(Predictor(strongest_channel()), item, Results(settings, INFO, palette), max_frames)
+    predict_video(
+        Predictor(strongest_channel()), item, Results(settings, INFO, palette), max_frames
+    )
 
 
 def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:
@@ -68,7 +87,9 @@ def test_a_video_that_a_full_disk_cut_short_gets_no_name(tmp_path, monkeypatch, 
             pathlib.Path(path).write_bytes(whole[: int(left * len(whole))])
 
     monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_frames)
-    with pytest.raises(UserError, match="a_overlay.mp4: the video cannot be written; make room there"):
+    with pytest.raises(
+        UserError, match="a_overlay.mp4: the video cannot be written; make room there"
+    ):
         predicted(str(source), tmp_path)
     assert not list((tmp_path / "out").iterdir())
 
@@ -81,14 +102,26 @@ def test_a_video_in_a_video_out(tmp_path, capsys):
     labels = images.argmax(-1)
     for kind in ("colour", "overlay"):
         video, found = frames_of(tmp_path / f"out/a b_{kind}.mp4")
-        assert (video.size, video.rate, video.length) == ((64, 48), Fraction(30000, 1001), 30) and found.shape == images.shape
+        assert (video.size, video.rate, video.length) == (
+            (64, 48),
+            Fraction(30000, 1001),
+            30,
+        ) and found.shape == images.shape
         drawn = class_colours(INFO, "colour_blind")[labels].astype(int)
         expected = drawn if kind == "colour" else (drawn + images) // 2
         assert np.abs(found - expected).mean() < 8, "compression changes a little, not the classes"
     legend = np.asarray(Image.open(tmp_path / "out/a b_legend.png"))
     sky, tree, car = class_colours(INFO, "colour_blind")[:3]
-    assert (legend == sky).all(-1).any() and (legend == tree).all(-1).any() and not (legend == car).all(-1).any()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a b_colour.mp4", "a b_legend.png", "a b_overlay.mp4"]
+    assert (
+        (legend == sky).all(-1).any()
+        and (legend == tree).all(-1).any()
+        and not (legend == car).all(-1).any()
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a b_colour.mp4",
+        "a b_legend.png",
+        "a b_overlay.mp4",
+    ]
     assert "frames/s" in capsys.readouterr().err
 
 
@@ -106,7 +139,9 @@ def test_a_video_of_odd_size_keeps_it(tmp_path):
 def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
     content = film(tmp_path / "whole.mkv", codec="ffv1", pix_fmt_out="bgr0").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"cut.mkv: is cut off after \d+ of 30 frames; these were written"):
+    with pytest.raises(
+        UserError, match=r"cut.mkv: is cut off after \d+ of 30 frames; these were written"
+    ):
         predicted(str(tmp_path / "cut.mkv"), tmp_path)
     assert 5 < len(frames_of(tmp_path / "out/cut_overlay.mp4")[1]) < 25
 
@@ -115,7 +150,9 @@ def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no video", None])
 def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "a.mp4"
-    path.write_bytes(film(tmp_path / "whole.mp4").read_bytes()[:2000] if content is None else content)
+    path.write_bytes(
+        film(tmp_path / "whole.mp4").read_bytes()[:2000] if content is None else content
+    )
     with pytest.raises(UserError, match="a.mp4: cannot be read as a video") as error:
         predicted(str(path), tmp_path)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
@@ -142,7 +179,9 @@ def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     camera = Frames((48, 32), Fraction(10), 0, pictures())
-    monkeypatch.setattr(video_module, "read_camera", lambda number: camera if number == "1" else None)
+    monkeypatch.setattr(
+        video_module, "read_camera", lambda number: camera if number == "1" else None
+    )
     predicted("camera:1", tmp_path)
     video, frames = frames_of(tmp_path / "out/camera_1_overlay.mp4")
     assert video.rate == 10 and frames.shape == (5, 32, 48, 3)
@@ -176,19 +215,28 @@ class Capture:
 
 @pytest.mark.package("imageio_ffmpeg")
 @pytest.mark.parametrize(
-    "ending, options", [(KeyboardInterrupt, {}), (IndexError, {}), (None, {}), (RuntimeError, {"max_frames": 3})],
+    "ending, options",
+    [(KeyboardInterrupt, {}), (IndexError, {}), (None, {}), (RuntimeError, {"max_frames": 3})],
     ids=["Ctrl-C", "unplugged", "its end", "enough frames"],
-)  # fmt: skip
+)
 def test_a_camera_as_imageio_gives_it(tmp_path, monkeypatch, ending, options):
     capture, asked = Capture(ending), []
-    monkeypatch.setattr("imageio.v2.get_reader", lambda *given, **named: asked.append((given, named)) or capture)
+    monkeypatch.setattr(
+        "imageio.v2.get_reader", lambda *given, **named: asked.append((given, named)) or capture
+    )
     predicted("camera:2", tmp_path, **options)
     assert asked == [(("<video2>",), {"format": "FFMPEG"})]
     video, frames = frames_of(tmp_path / "out/camera_2_overlay.mp4")
-    assert video.size == (48, 32) and video.rate == Fraction(15000, 1001) and len(frames) == options.get("max_frames", 4)
+    assert (
+        video.size == (48, 32)
+        and video.rate == Fraction(15000, 1001)
+        and len(frames) == options.get("max_frames", 4)
+    )
     expected = seen_by_a_camera(len(frames))
     drawn = class_colours(INFO)[expected.argmax(-1)].astype(int)
-    assert np.abs(frames - (drawn + expected) // 2).mean() < 8, "compression changes a little, not the classes"
+    assert np.abs(frames - (drawn + expected) // 2).mean() < 8, (
+        "compression changes a little, not the classes"
+    )
     assert (tmp_path / "out/camera_2_legend.png").is_file() and capture.closed
 
 
@@ -209,7 +257,10 @@ def test_there_is_no_such_camera():
 def test_without_the_extra_a_video_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"^videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras\[video\]'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras\[video\]'$",
+    ):
         predicted(str(tmp_path / "a.mp4"), tmp_path)
     with pytest.raises(UserError, match="need imageio-ffmpeg"):
         read_camera("0")
@@ -221,7 +272,13 @@ def test_of_a_video_there_are_pictures_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rate", "fraction"), [(25, Fraction(25)), (23.98, Fraction(24000, 1001)), (12.5, Fraction(25, 2)), (0, Fraction(25))]
+    ("rate", "fraction"),
+    [
+        (25, Fraction(25)),
+        (23.98, Fraction(24000, 1001)),
+        (12.5, Fraction(25, 2)),
+        (0, Fraction(25)),
+    ],
 )
 def test_rates_are_exact(rate, fraction):
     assert exact_rate(rate) == fraction
@@ -236,11 +293,24 @@ def test_a_folder_of_images_and_videos_of_which_some_are_broken(tiny_run, tmp_pa
     whole = (tmp_path / "in/sub/c.mp4").read_bytes()
     (tmp_path / "in/sub/d.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in/e.avi").write_bytes(b"")
-    given = (f"--checkpoint_dir={tiny_run}", f"--input={tmp_path}/in", f"--output={tmp_path}/out", "--outputs=colour")
+    given = (
+        f"--checkpoint_dir={tiny_run}",
+        f"--input={tmp_path}/in",
+        f"--output={tmp_path}/out",
+        "--outputs=colour",
+    )
     assert script("predict.py")(*given) == 1
     said = capsys.readouterr()
     errors = [line for line in said.err.splitlines() if line.startswith("error")]
-    assert [line.split(": ")[1].rpartition("/")[2] for line in errors] == ["b.tif", "e.avi", "d.mp4"]
+    assert [line.split(": ")[1].rpartition("/")[2] for line in errors] == [
+        "b.tif",
+        "e.avi",
+        "d.mp4",
+    ]
     assert said.out.splitlines()[-1] == f"written: 2 of 5 files to {tmp_path}/out; 3 failed"
-    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(tmp_path / "out").as_posix()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert written == {"a_colour.png", "sub/c_colour.mp4", "sub/c_legend.png"}

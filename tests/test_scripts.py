@@ -23,7 +23,11 @@ from deeplab_keras.config import UserError
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, f"scripts/{name}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, f"scripts/{name}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -60,25 +64,81 @@ def test_the_examples_of_the_help_are_right(name):
     [
         ("train.py", ["--epochs=1"], "--train_logdir"),
         ("train.py", ["--train_logdir={tmp}/run"], "--training_number_of_steps or --epochs"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--dataset=pascal"], "unknown --dataset 'pascal'"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--model=fcn"], "unknown model 'fcn'"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--seed=-1"], "--seed=-1: 0 to 4294967295"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=-5,3"], "--train_crop_size=-5,3: two"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=99999,99999"], "fewer than 2^31 values"),
-        ("train.py", ["--train_logdir={tmp}/run", "--epochs=1", "--train_batch_size=99999999"], "fewer than 2^31 values"),
-        ("train.py", ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"], "{tmp}: no checkpoint"),
-        ("train.py", ["--num_classes=5"], "--num_classes: a training has as many classes as its dataset; leave it out"),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--dataset=pascal"],
+            "unknown --dataset 'pascal'",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--model=fcn"],
+            "unknown model 'fcn'",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--seed=-1"],
+            "--seed=-1: 0 to 4294967295",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=-5,3"],
+            "--train_crop_size=-5,3: two",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--train_crop_size=99999,99999"],
+            "fewer than 2^31 values",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/run", "--epochs=1", "--train_batch_size=99999999"],
+            "fewer than 2^31 values",
+        ),
+        (
+            "train.py",
+            ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"],
+            "{tmp}: no checkpoint",
+        ),
+        (
+            "train.py",
+            ["--num_classes=5"],
+            "--num_classes: a training has as many classes as its dataset; leave it out",
+        ),
         ("eval.py", [], "--checkpoint_dir is needed"),
-        ("eval.py", ["--checkpoint_dir=a", "--compare=a,b"], "--compare=a,b: takes the place of --checkpoint_dir"),
+        (
+            "eval.py",
+            ["--checkpoint_dir=a", "--compare=a,b"],
+            "--compare=a,b: takes the place of --checkpoint_dir",
+        ),
         ("eval.py", ["--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
-        ("eval.py", ["--checkpoint_dir=x", "--eval_scales=1e9"], "--eval_scales=1000000000.0: scales above 0, at most 16"),
+        (
+            "eval.py",
+            ["--checkpoint_dir=x", "--eval_scales=1e9"],
+            "--eval_scales=1000000000.0: scales above 0, at most 16",
+        ),
         ("vis.py", ["--checkpoint_dir={tmp}", "--vis_samples=-1"], "--vis_samples=-1: 0 or above"),
         ("predict.py", ["--checkpoint_dir=x", "--output=y"], "--input is needed"),
-        ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input={tmp}"], "--input={tmp}: no image or video there"),
-        ("predict.py", ["--checkpoint_dir=x", "--output=y", "--input=x", "--seed=3"], "no use for data flags"),
+        (
+            "predict.py",
+            ["--checkpoint_dir=x", "--output=y", "--input={tmp}"],
+            "--input={tmp}: no image or video there",
+        ),
+        (
+            "predict.py",
+            ["--checkpoint_dir=x", "--output=y", "--input=x", "--seed=3"],
+            "no use for data flags",
+        ),
         ("export_model.py", [], "--checkpoint_dir is needed"),
-        ("export_model.py", ["--checkpoint_dir=x", "--export_path=y", "--input_size=7"], "--input_size=7: two numbers"),
-        ("export_model.py", ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"], "did you mean 'tflite'"),
+        (
+            "export_model.py",
+            ["--checkpoint_dir=x", "--export_path=y", "--input_size=7"],
+            "--input_size=7: two numbers",
+        ),
+        (
+            "export_model.py",
+            ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"],
+            "did you mean 'tflite'",
+        ),
         ("list_models.py", ["--match=nothing"], "--match=nothing: no model's name contains this"),
     ],
 )
@@ -95,9 +155,13 @@ def test_mistakes_get_one_line(name, arguments, message, tmp_path, capsys):
 def test_an_exported_model_is_told_from_a_checkpoint(name, tmp_path, capsys):
     path = tmp_path / "model.tflite"
     path.touch()
-    more = ["--input_size=65,65", f"--export_path={tmp_path}/out"] if name == "export_model.py" else []
+    more = (
+        ["--input_size=65,65", f"--export_path={tmp_path}/out"] if name == "export_model.py" else []
+    )
     assert script(name)(f"--checkpoint_dir={path}", *more) == 1
-    message = "an exported model, which predict.py runs; give the checkpoint that it was made from here"
+    message = (
+        "an exported model, which predict.py runs; give the checkpoint that it was made from here"
+    )
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == f"error: {path}: {message}" and message not in said.out
     assert list(tmp_path.iterdir()) == [path]
@@ -119,20 +183,39 @@ def test_the_flags_of_a_run_are_kept_as_a_recipe(tiny_run, tiny_flags):
 
 
 def test_eval_writes_metrics(tiny_run, tmp_path, capsys):
-    assert script("eval.py")(f"--checkpoint_dir={tiny_run}", f"--eval_logdir={tmp_path}", "--eval_samples=3") == 0
+    assert (
+        script("eval.py")(
+            f"--checkpoint_dir={tiny_run}", f"--eval_logdir={tmp_path}", "--eval_samples=3"
+        )
+        == 0
+    )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["images"] == 3 and metrics["dataset"] == "synthetic" and metrics["split"] == "val"
-    assert {"miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou"} <= metrics.keys()
+    assert (
+        metrics["images"] == 3 and metrics["dataset"] == "synthetic" and metrics["split"] == "val"
+    )
+    assert {
+        "miou",
+        "pixel_accuracy",
+        "mean_accuracy",
+        "frequency_weighted_iou",
+        "per_class_iou",
+    } <= metrics.keys()
     matrix = np.array(metrics["confusion_matrix"])
     assert matrix.shape == (len(metrics["per_class_iou"]),) * 2 and matrix.sum() > 0
     assert str(tmp_path / "metrics.json") in capsys.readouterr().out
 
 
-def test_eval_looks_at_all_of_its_folders_before_it_evaluates(tiny_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("deeplab_keras.evaluation.evaluate", None)  # an evaluation would be a TypeError
+def test_eval_looks_at_all_of_its_folders_before_it_evaluates(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "deeplab_keras.evaluation.evaluate", None
+    )  # an evaluation would be a TypeError
     (tmp_path / "file").touch()
     assert script("eval.py")(f"--checkpoint_dir={tiny_run}", f"--eval_logdir={tmp_path}/file") == 1
-    assert re.fullmatch(r"error: --eval_logdir=.*/file: is a file; give a folder.*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: --eval_logdir=.*/file: is a file; give a folder.*\n", capsys.readouterr().err
+    )
     assert script("eval.py")(f"--compare={tiny_run},{tmp_path}/none") == 1
     assert re.fullmatch(r"error: .*/none: no such folder; .*\n", capsys.readouterr().err)
 
@@ -142,22 +225,39 @@ def test_compare_refuses_other_classes_before_it_evaluates(tiny_run, tmp_path, c
     other = shutil.copytree(tiny_run / "best", tmp_path / "other")
     about = json.loads((other / folder.DATASET).read_text())
     (other / folder.HASHES).unlink()
-    (other / folder.DATASET).write_text(json.dumps({**about, "class_names": ["a", "b"], "palette": about["palette"][:2]}))
+    (other / folder.DATASET).write_text(
+        json.dumps({**about, "class_names": ["a", "b"], "palette": about["palette"][:2]})
+    )
     assert script("eval.py")(f"--compare={tiny_run},{other}") == 1
-    assert re.fullmatch(r"error: .*/other: was trained on the 2 classes of .*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: .*/other: was trained on the 2 classes of .*\n", capsys.readouterr().err
+    )
 
 
 def test_vis_writes_pictures(tiny_run, tmp_path):
-    arguments = (f"--checkpoint_dir={tiny_run}", f"--vis_logdir={tmp_path}", "--eval_samples=4", "--vis_samples=2")
+    arguments = (
+        f"--checkpoint_dir={tiny_run}",
+        f"--vis_logdir={tmp_path}",
+        "--eval_samples=4",
+        "--vis_samples=2",
+    )
     assert script("vis.py")(*arguments, "--also_save_raw_predictions") == 0
     kinds = sorted(path.stem.rpartition("_")[2] for path in tmp_path.rglob("*.png"))
     assert kinds == sorted(["image", "labels", "overlay", "panel", "prediction"] * 2)
-    image, labels = (np.asarray(Image.open(next(tmp_path.rglob(f"*_{kind}.png")))) for kind in ("image", "labels"))
+    image, labels = (
+        np.asarray(Image.open(next(tmp_path.rglob(f"*_{kind}.png"))))
+        for kind in ("image", "labels")
+    )
     assert labels.ndim == 2 and labels.shape == image.shape[:2]
 
 
 def test_vis_without_the_photographs(tiny_run, tmp_path):
-    arguments = (f"--checkpoint_dir={tiny_run}", f"--vis_logdir={tmp_path}", "--eval_samples=4", "--vis_samples=1")
+    arguments = (
+        f"--checkpoint_dir={tiny_run}",
+        f"--vis_logdir={tmp_path}",
+        "--eval_samples=4",
+        "--vis_samples=1",
+    )
     assert script("vis.py")(*arguments, "--vis_photographs=false") == 0
     kinds = sorted(path.stem.rpartition("_")[2] for path in tmp_path.rglob("*.png"))
     assert kinds == ["panel", "prediction"]
@@ -194,7 +294,16 @@ def test_a_closed_stdout_is_no_error(monkeypatch):
 
 def test_a_reader_that_left_is_no_error():
     """Of `script | head` the reader is gone when the job's last lines are written."""
-    code = "from deeplab_keras import cli\ncli.run('doc', lambda command: [print('x' * 80) for _ in range(9999)] and None)"
-    command = f"{sys.executable} -c \"{code}\" | head -n 1"
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout == "x" * 80 + "\n" and "Traceback" not in done.stderr and "Exception" not in done.stderr
+    code = (
+        "from deeplab_keras import cli\ncli.run('doc', lambda command: [print('x' * 80) for _ "
+        "in range(9999)] and None)"
+    )
+    command = f'{sys.executable} -c "{code}" | head -n 1'
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert (
+        done.stdout == "x" * 80 + "\n"
+        and "Traceback" not in done.stderr
+        and "Exception" not in done.stderr
+    )

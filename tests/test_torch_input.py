@@ -18,7 +18,10 @@ pytestmark = pytest.mark.torch
 SIZES = [(375, 500), (500, 333), (120, 700), (512, 512), (200, 260)]
 PAD = (123.675, 116.28, 103.53)
 CONFIG = DataConfig(
-    train_crop_size=(512, 512), min_resize_value=512, max_resize_value=2048, preprocessing="sssegmentation"
+    train_crop_size=(512, 512),
+    min_resize_value=512,
+    max_resize_value=2048,
+    preprocessing="sssegmentation",
 )
 
 
@@ -38,7 +41,9 @@ def both(folder, draws_of, config: DataConfig, left_out: tuple[str, ...] = ()):
     """Ours and the reference's (image in 0..255, label) for draws of each position."""
     from sssegmentation_input import PIPELINE, make_dataset, numbers_of
 
-    reference = make_dataset(folder, 5, pipeline=[step for step in PIPELINE if step[0] not in left_out])
+    reference = make_dataset(
+        folder, 5, pipeline=[step for step in PIPELINE if step[0] not in left_out]
+    )
 
     def augmented(image, label, draws):
         return transforms.augment(image, label, draws, config, PAD, 255)
@@ -47,7 +52,10 @@ def both(folder, draws_of, config: DataConfig, left_out: tuple[str, ...] = ()):
     for position in range(40):
         index = position % len(SIZES)
         draws = draws_of(position)
-        image, label = (np.asarray(Image.open(folder / f"{kind}/train/{index}.png")) for kind in ("images", "labels"))
+        image, label = (
+            np.asarray(Image.open(folder / f"{kind}/train/{index}.png"))
+            for kind in ("images", "labels")
+        )
         found, found_label = augment(image, label, draws)
         with numbers_of(draws):
             expected = reference[index]
@@ -61,13 +69,19 @@ def test_labels_are_resized_as_opencv_does():
 
     rng = np.random.default_rng(0)
     resize = tf.function(
-        lambda label, size: resizing.resize_label(label, size, half_pixel=False), autograph=False, reduce_retracing=True
+        lambda label, size: resizing.resize_label(label, size, half_pixel=False),
+        autograph=False,
+        reduce_retracing=True,
     )
     exact = 0
     fixed = np.arange(375, dtype=np.int32)[:, None]
-    known = tf.function(lambda rows: resizing.resize_label(fixed, (rows, 1), half_pixel=False), autograph=False)
+    known = tf.function(
+        lambda rows: resizing.resize_label(fixed, (rows, 1), half_pixel=False), autograph=False
+    )
     expected = cv2.resize(fixed.astype(np.uint16), (1, 775), interpolation=cv2.INTER_NEAREST)
-    np.testing.assert_array_equal(known(tf.constant(775)), expected, "an image whose size the graph knows")
+    np.testing.assert_array_equal(
+        known(tf.constant(775)), expected, "an image whose size the graph knows"
+    )
     for _ in range(300):
         label = rng.integers(0, 256, rng.integers(1, 600, 2), dtype=np.uint8)
         size = rng.integers(1, 900, 2)
@@ -83,7 +97,9 @@ def test_geometry_is_the_references_to_the_pixel(folder):
     config = CONFIG.replace(photometric_distortion=False)
     distances = []
     draws = lambda position: transforms.draw(0, tf.constant(position))  # noqa: E731
-    for found, label, expected, expected_label in both(folder, draws, config, left_out=("PhotoMetricDistortion",)):
+    for found, label, expected, expected_label in both(
+        folder, draws, config, left_out=("PhotoMetricDistortion",)
+    ):
         np.testing.assert_array_equal(label, expected_label)
         distances.append(np.abs(found - expected))
         assert distances[-1].max() < 1.01
@@ -99,5 +115,8 @@ def test_colours_are_the_references_to_a_grey_level(folder):
         np.testing.assert_array_equal(label, expected_label)
         errors.append((found - expected)[::3, ::3])
     error = np.stack(errors)
-    print(f"mean {error.mean():.3f}, mean distance {np.abs(error).mean():.3f}, largest {np.abs(error).max():.1f} grey levels")
+    print(
+        f"mean {error.mean():.3f}, mean distance {np.abs(error).mean():.3f}, largest "
+        f"{np.abs(error).max():.1f} grey levels"
+    )
     assert abs(error.mean()) < 0.4 and np.abs(error).mean() < 0.6 and np.abs(error).max() < 12

@@ -52,7 +52,10 @@ def test_our_file_loads_strictly_in_the_reference_and_comes_back(name, tmp_path,
 
     keras.backend.clear_session()
     config = zoo.get_config(name)
-    model, classes = build_segmentor(config), info_for_classes("test", [str(i) for i in range(config.num_classes)])
+    model, classes = (
+        build_segmentor(config),
+        info_for_classes("test", [str(i) for i in range(config.num_classes)]),
+    )
     load_weights(model, drawn(name), sssegmentation.rules(config))
     save_checkpoint(tmp_path / "ours", model, config, classes)
     proof = write_sssegmentation(tmp_path / "ours", tmp_path / "theirs.pth", zoo.SSSEGMENTATION)
@@ -67,7 +70,9 @@ def test_our_file_loads_strictly_in_the_reference_and_comes_back(name, tmp_path,
     module.load_state_dict(state, strict=True)
     for height, width in sizes(name):
         pictures = images(height, width)
-        difference = np.abs(keras_logits(model, pictures) - reference.logits(module, pictures)).max()
+        difference = np.abs(
+            keras_logits(model, pictures) - reference.logits(module, pictures)
+        ).max()
         record_property(f"{height}x{width}", float(difference))
         print(f"{name} {height}x{width}: largest difference of the logits {difference:.1e}")
         assert difference < 2e-4
@@ -95,16 +100,23 @@ def fresh(name: str):
     return reference.build(name, zoo.get_config(name).num_classes)
 
 
-def batches_for(name: str, size: tuple[int, int] | None = None, count: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches_for(
+    name: str, size: tuple[int, int] | None = None, count: int = 2
+) -> list[tuple[np.ndarray, np.ndarray]]:
     height, width = size or sizes(name)[0]
     classes = zoo.get_config(name).num_classes
     return [
-        (images(height, width, seed=100 + step, count=count), labels(height, width, classes, seed=200 + step, count=count))
+        (
+            images(height, width, seed=100 + step, count=count),
+            labels(height, width, classes, seed=200 + step, count=count),
+        )
         for step in range(STEPS)
     ]
 
 
-def our_losses(name: str, start: pathlib.Path, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def our_losses(
+    name: str, start: pathlib.Path, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]
+) -> list[float]:
     """Each step's loss of a training with Keras from the weights of a .pth file."""
     keras.backend.clear_session()
     model, _ = convert("sssegmentation", str(start), zoo.get_config(name).replace(dropout_rate=0.0))
@@ -119,7 +131,9 @@ def our_losses(name: str, start: pathlib.Path, rate: float, batches: list[tuple[
     for pictures, truth in batches:
         trained.reset_metrics()
         truths = {head: truth for head in trained.output}
-        logs = trained.train_on_batch(pictures.astype(keras.config.floatx()), truths, return_dict=True)
+        logs = trained.train_on_batch(
+            pictures.astype(keras.config.floatx()), truths, return_dict=True
+        )
         losses.append(float(logs["loss"]))
     return losses
 
@@ -129,7 +143,11 @@ def largest(found: list[float], expected: list[float]) -> float:
 
 
 def compare_ten_steps(
-    name: str, start: pathlib.Path, precision: str, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]
+    name: str,
+    start: pathlib.Path,
+    precision: str,
+    rate: float,
+    batches: list[tuple[np.ndarray, np.ndarray]],
 ) -> float:
     """Largest relative difference of our losses and the reference's, both from the weights in `start`."""
     import torch
@@ -138,23 +156,36 @@ def compare_ten_steps(
     module.load_state_dict(torch.load(start, weights_only=True)["model"], strict=True)
     theirs = reference.Training(module, precision, rate).losses(batches)
     difference = largest(our_losses(name, start, rate, batches), theirs)
-    print(f"{name} {precision} rate {rate:g}: largest relative difference of {STEPS} losses {difference:.1e}")
+    print(
+        f"{name} {precision} rate {rate:g}: largest relative difference of {STEPS} losses "
+        f"{difference:.1e}"
+    )
     return difference
 
 
-@pytest.mark.parametrize("precision, rate, tolerance, name", [
-    *(("float32", 1e-2, 1e-3, name) for name in SYSTEMS if "mobilenetv3" in name),
-    *(("float64", 1e-4, 1e-6, name) for name in VOC[:4]),
-    *(("float32", 1e-2, 3e-2, name) for name in VOC[:4]),
-], indirect=["precision"])
+@pytest.mark.parametrize(
+    "precision, rate, tolerance, name",
+    [
+        *(("float32", 1e-2, 1e-3, name) for name in SYSTEMS if "mobilenetv3" in name),
+        *(("float64", 1e-4, 1e-6, name) for name in VOC[:4]),
+        *(("float32", 1e-2, 3e-2, name) for name in VOC[:4]),
+    ],
+    indirect=["precision"],
+)
 def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance, tmp_path):
     """From the reference's own initialisation, at the first rate of its schedule or at the last.
 
-    From there MobileNetV2 multiplies every rounding tenfold to a hundredfold a step (the next test; docs/results.md): at the
-    first rate nobody follows it for ten steps, in float32 not even the reference itself.
+    From there MobileNetV2 multiplies every rounding tenfold to a hundredfold a step (the next test;
+    docs/results.md): at the first rate nobody follows it for ten steps, in float32 not even the
+    reference itself.
     """
-    write_pth(tmp_path / "a.pth", {key: t.numpy() for key, t in fresh(name).state_dict().items() if t.ndim})
-    assert compare_ten_steps(name, tmp_path / "a.pth", precision, rate, batches_for(name)) < tolerance
+    write_pth(
+        tmp_path / "a.pth",
+        {key: t.numpy() for key, t in fresh(name).state_dict().items() if t.ndim},
+    )
+    assert (
+        compare_ten_steps(name, tmp_path / "a.pth", precision, rate, batches_for(name)) < tolerance
+    )
 
 
 @pytest.mark.shared
@@ -163,17 +194,24 @@ def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance
 def test_ten_training_steps_from_imagenet_weights_are_the_reference_s(name, precision, tmp_path):
     """At the schedule's first rate, with batches of four.
 
-    All but FCN have a branch that is pooled to a point, where batch norm sees as many values a channel as the batch has images:
-    it multiplies a rounding by the inverse of their spread. (With batches of two, up to 1.3e-3 came of it.)
+    All but FCN have a branch that is pooled to a point, where batch norm sees as many values a
+    channel as the batch has images: it multiplies a rounding by the inverse of their spread. (With
+    batches of two, up to 1.3e-3 came of it.)
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)  # the heads' first weights
     config = zoo.get_config(name)
     model = build_segmentor(config)
     load_imagenet(model, config, str(IMAGENET))
-    state = {key: tensor.astype(np.float32) for key, tensor in dump_weights(model, sssegmentation.rules(config)).items()}
+    state = {
+        key: tensor.astype(np.float32)
+        for key, tensor in dump_weights(model, sssegmentation.rules(config)).items()
+    }
     write_pth(tmp_path / "a.pth", state)
-    assert compare_ten_steps(name, tmp_path / "a.pth", precision, 1e-2, batches_for(name, (65, 97), 4)) < 1e-9
+    assert (
+        compare_ten_steps(name, tmp_path / "a.pth", precision, 1e-2, batches_for(name, (65, 97), 4))
+        < 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", VOC)
@@ -182,12 +220,16 @@ def test_how_closely_the_reference_follows_itself(name):
     import torch
 
     batches, threads = batches_for(name), torch.get_num_threads()
-    plain, noisy = (reference.Training(fresh(name), noise=noise).losses(batches) for noise in (0.0, 1e-8))
+    plain, noisy = (
+        reference.Training(fresh(name), noise=noise).losses(batches) for noise in (0.0, 1e-8)
+    )
     torch.set_num_threads(1)
     alone = reference.Training(fresh(name)).losses(batches)
     torch.set_num_threads(threads)
-    print(f"{name}: the reference's {STEPS} losses: with noise {largest(noisy, plain):.1e}, "
-          f"on one thread {largest(alone, plain):.1e}")
+    print(
+        f"{name}: the reference's {STEPS} losses: with noise {largest(noisy, plain):.1e}, "
+        f"on one thread {largest(alone, plain):.1e}"
+    )
     assert (largest(noisy, plain) > 1e-3) == (name in VOC[:4])
 
 
@@ -198,7 +240,9 @@ def test_the_golden_training_step_is_the_reference_s(name, precision):
     import torch
 
     values, module = golden(name), fresh(name)
-    module.load_state_dict({key: torch.from_numpy(array) for key, array in weights(values).items()}, strict=False)
+    module.load_state_dict(
+        {key: torch.from_numpy(array) for key, array in weights(values).items()}, strict=False
+    )
     training, (height, width) = reference.Training(module, precision), values.train_size
     losses = training.step(images(height, width, seed=11, count=2), labels(height, width))
     gradients, after = training.norms()
@@ -210,7 +254,11 @@ def test_the_golden_training_step_is_the_reference_s(name, precision):
     if precision == "float64":
         assert all(largest < 1e-7 for largest, _ in worst.values())
     else:
-        assert worst["losses"][0] < 1e-4 and worst["after_step_l2"][0] < 2e-3 and worst["gradient_l2"][1] < 0.01
+        assert (
+            worst["losses"][0] < 1e-4
+            and worst["after_step_l2"][0] < 2e-3
+            and worst["gradient_l2"][1] < 0.01
+        )
 
 
 def layouts(state: dict) -> dict[str, object]:
@@ -231,13 +279,24 @@ def test_released_files_of_every_layout_convert(tmp_path, capsys):
     state = module.state_dict()
     state.update({key: torch.from_numpy(array) for key, array in drawn(SMALL).items()})
     module.load_state_dict(state)
-    expected, convert_checkpoint = reference.logits(module, images(389, 453)), script("convert_checkpoint.py")
+    expected, convert_checkpoint = (
+        reference.logits(module, images(389, 453)),
+        script("convert_checkpoint.py"),
+    )
     for layout, content in layouts(state).items():
         torch.save(content, tmp_path / f"{layout}.pth")
-        arguments = (f"--model={SMALL}", f"--checkpoint={tmp_path}/{layout}.pth", f"--output={tmp_path}/{layout}")
+        arguments = (
+            f"--model={SMALL}",
+            f"--checkpoint={tmp_path}/{layout}.pth",
+            f"--output={tmp_path}/{layout}",
+        )
         assert convert_checkpoint("--source=sssegmentation", *arguments) == 0
         printed = capsys.readouterr().out
-        assert "decoder.1.weight" in printed and "-> logits/kernel" in printed and "231 tensors" in printed
+        assert (
+            "decoder.1.weight" in printed
+            and "-> logits/kernel" in printed
+            and "231 tensors" in printed
+        )
     for layout in layouts(state):
         loaded = load_checkpoint(tmp_path / layout)
         assert loaded.info.class_names[15] == "person" and loaded.config == zoo.get_config(SMALL)
@@ -245,15 +304,27 @@ def test_released_files_of_every_layout_convert(tmp_path, capsys):
 
     back = (f"--checkpoint_dir={tmp_path}/today", f"--output={tmp_path}/back.pth")
     assert convert_checkpoint("--to=sssegmentation", *back) == 0
-    module.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True)["model"], strict=True)
+    module.load_state_dict(
+        torch.load(tmp_path / "back.pth", weights_only=True)["model"], strict=True
+    )
     assert np.array_equal(reference.logits(module, images(389, 453)), expected)
 
 
 def test_fine_tuning_on_other_classes_says_what_starts_anew(tmp_path, capsys):
     write_pth(tmp_path / "a.pth", drawn("fcn_mobilenetv2os8_voc"))
-    arguments = ("--model=fcn_mobilenetv2os8_voc", f"--checkpoint={tmp_path}/a.pth", f"--output={tmp_path}/out")
-    assert script("convert_checkpoint.py")("--source=sssegmentation", "--num_classes=11", *arguments) == 0
-    assert "newly initialised, not from the file: logits, auxiliary_logits\n" in capsys.readouterr().out
+    arguments = (
+        "--model=fcn_mobilenetv2os8_voc",
+        f"--checkpoint={tmp_path}/a.pth",
+        f"--output={tmp_path}/out",
+    )
+    assert (
+        script("convert_checkpoint.py")("--source=sssegmentation", "--num_classes=11", *arguments)
+        == 0
+    )
+    assert (
+        "newly initialised, not from the file: logits, auxiliary_logits\n"
+        in capsys.readouterr().out
+    )
     assert load_checkpoint(tmp_path / "out").info.num_classes == 11
 
 
@@ -262,20 +333,32 @@ def test_an_imagenet_classifier_of_openmmlab_gives_the_backbone(name, tmp_path):
     import torch
 
     module, config = reference.build(name, 21), zoo.get_config(name)
-    state = {k: torch.from_numpy(t) for k, t in drawn(name).items() if k.startswith("backbone_net.")}
-    module.backbone_net.load_state_dict({k.removeprefix("backbone_net."): t for k, t in state.items()}, strict=False)
+    state = {
+        k: torch.from_numpy(t) for k, t in drawn(name).items() if k.startswith("backbone_net.")
+    }
+    module.backbone_net.load_state_dict(
+        {k.removeprefix("backbone_net."): t for k, t in state.items()}, strict=False
+    )
     file = {k.replace("backbone_net", "backbone"): t for k, t in state.items()}
     if config.backbone == "mobilenet_v2":
-        file |= {"backbone.conv2.conv.weight": torch.zeros(1280, 320, 1, 1), "backbone.conv2.bn.weight": torch.ones(1280)}
+        file |= {
+            "backbone.conv2.conv.weight": torch.zeros(1280, 320, 1, 1),
+            "backbone.conv2.bn.weight": torch.ones(1280),
+        }
     file["head.fc.weight"] = torch.zeros(1000, 1280)
     torch.save({"meta": {"epoch": 300}, "state_dict": file}, tmp_path / "imagenet.pth")
     model, proof = convert("sssegmentation", str(tmp_path / "imagenet.pth"), config)
     assert "logits" in proof.kept and "head.fc.weight" in proof.ignored
-    pictures, last = images(129, 193), "block17_project_bn" if config.backbone == "mobilenet_v2" else "last_act"
+    pictures, last = (
+        images(129, 193),
+        "block17_project_bn" if config.backbone == "mobilenet_v2" else "last_act",
+    )
     found = keras.Model(model.input, model.get_layer(last).output)(pictures.astype(np.float32))
     module.eval()
     with torch.no_grad():
-        expected = module.backbone_net(reference.prepare(pictures))[-1].numpy().transpose(0, 2, 3, 1)
+        expected = (
+            module.backbone_net(reference.prepare(pictures))[-1].numpy().transpose(0, 2, 3, 1)
+        )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
@@ -298,17 +381,26 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
     torch.save({"model": state}, tmp_path / "good.pth")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     content = {name: (tmp_path / f"{name}.pth").read_bytes() for name in ("good", "old")}
-    cases = {f"cut_{name}_{share}": ("truncated or damaged", data[: int(share * len(data))])
-             for name, data in content.items() for share in (0.99, 0.5, 0.001)}
+    cases = {
+        f"cut_{name}_{share}": ("truncated or damaged", data[: int(share * len(data))])
+        for name, data in content.items()
+        for share in (0.99, 0.5, 0.001)
+    }
     cases |= {
         "page": ("not a PyTorch checkpoint", b"<html>404</html>"),
         "noise": ("not a PyTorch checkpoint", np.random.default_rng(0).bytes(5000)),
         "empty": ("truncated or damaged", b""),
-        "pickle": ("a Python pickle that torch.save did not write", pickle.dumps({"model": Evil(tmp_path / "ran")})),
+        "pickle": (
+            "a Python pickle that torch.save did not write",
+            pickle.dumps({"model": Evil(tmp_path / "ran")}),
+        ),
     }
     for name, (_, data) in cases.items():
         (tmp_path / f"{name}.pth").write_bytes(data)
-    for name, thing in {"evil": {"model": state, "x": Evil(tmp_path / "ran")}, "module": torch.nn.Linear(2, 2)}.items():
+    for name, thing in {
+        "evil": {"model": state, "x": Evil(tmp_path / "ran")},
+        "module": torch.nn.Linear(2, 2),
+    }.items():
         torch.save(thing, tmp_path / f"{name}.pth")
         cases[name] = ("refused, because loading it would run code", b"")
     for name, thing in {"list": [1, 2], "config": {"epoch": 3}, "none": {"model": {}}}.items():
@@ -318,9 +410,13 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
         with pytest.raises(UserError, match=reason) as error:
             read_pth(tmp_path / f"{name}.pth")
         assert str(tmp_path / f"{name}.pth") in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "ran").exists() and not [warning for warning in recwarn if "pickle" in str(warning.message)]
+    assert not (tmp_path / "ran").exists() and not [
+        warning for warning in recwarn if "pickle" in str(warning.message)
+    ]
     for name in content:
-        assert np.array_equal(read_pth(tmp_path / f"{name}.pth")["a.weight"], np.arange(9000, dtype=np.float32))
+        assert np.array_equal(
+            read_pth(tmp_path / f"{name}.pth")["a.weight"], np.arange(9000, dtype=np.float32)
+        )
     with pytest.raises(UserError, match="a folder; give a PyTorch checkpoint"):
         read_pth(tmp_path)
     with pytest.raises(UserError, match="no such file; give a PyTorch checkpoint"):
@@ -330,7 +426,9 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
 def test_half_precision_and_a_place_that_cannot_be_written(tmp_path):
     import torch
 
-    torch.save({"module.a.weight": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "half.pth")
+    torch.save(
+        {"module.a.weight": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "half.pth"
+    )
     assert read_pth(tmp_path / "half.pth")["a.weight"].dtype == np.float32
     with pytest.raises(UserError, match="cannot be written"):
         write_pth(tmp_path / "half.pth" / "a.pth", {"a": np.zeros(3)})

@@ -32,11 +32,18 @@ def module(name: str):
     if name in WHOLE:
         built = reference.Segmentation(name)
     else:
-        built = reference.MobileNetV2() if name == "mobilenet_v2" else reference.MobileNetV3(name.split("_")[-1])
+        built = (
+            reference.MobileNetV2()
+            if name == "mobilenet_v2"
+            else reference.MobileNetV3(name.split("_")[-1])
+        )
     state = {}
     for key, tensor in built.state_dict().items():
         shape = list(tensor.shape)
-        scale, kind = (1.6 / max(np.prod(shape[1:]), 1)) ** 0.5 if len(shape) > 1 else 0.1, "conv_kernel"
+        scale, kind = (
+            (1.6 / max(np.prod(shape[1:]), 1)) ** 0.5 if len(shape) > 1 else 0.1,
+            "conv_kernel",
+        )
         if len(shape) == 1 and key.endswith(("weight", "running_var")):
             kind = "bn_gamma"
         state[key] = torch.from_numpy(draw(key, shape, kind, scale)) if shape else tensor
@@ -49,7 +56,9 @@ def prepared(pictures: np.ndarray):
     import torch
 
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy(((pictures / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32))
+    return torch.from_numpy(
+        ((pictures / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    )
 
 
 def nhwc(tensor) -> np.ndarray:
@@ -75,11 +84,18 @@ def test_whole_models(kind, size, tmp_path):
     loaded, pictures = load_checkpoint(tmp_path / "ours"), images(*size)
     assert loaded.info.class_names[15] == "person"
     scores, auxiliary = module(kind)(prepared(pictures))
-    layers = {"logits": nhwc(scores)} | ({} if auxiliary is None else {"auxiliary_logits": nhwc(auxiliary)})
-    view = keras.Model(loaded.model.input, {name: loaded.model.get_layer(name).output for name in layers})
+    layers = {"logits": nhwc(scores)} | (
+        {} if auxiliary is None else {"auxiliary_logits": nhwc(auxiliary)}
+    )
+    view = keras.Model(
+        loaded.model.input, {name: loaded.model.get_layer(name).output for name in layers}
+    )
     for name, found in view(pictures.astype(np.float32)).items():
         difference = np.abs(np.asarray(found) - layers[name]).max() / layers[name].std()
-        print(f"torchvision {kind} {name} {size}: largest difference {difference:.1e} of the standard deviation")
+        print(
+            f"torchvision {kind} {name} {size}: largest difference {difference:.1e} of the "
+            "standard deviation"
+        )
         assert found.shape == layers[name].shape and difference < 1e-4
 
 
@@ -89,13 +105,19 @@ def test_classifiers_give_the_backbone(name, tmp_path):
 
     torch.save(module(name).state_dict(), tmp_path / "tv.pth")
     epsilon = 1e-5 if name == "mobilenet_v2" else 1e-3
-    config = ModelConfig(backbone=name, head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=epsilon)
+    config = ModelConfig(
+        backbone=name, head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=epsilon
+    )
     model, proof = convert("torchvision", str(tmp_path / "tv.pth"), config)
     assert "logits" in proof.kept and any(key.startswith("classifier.") for key in proof.ignored)
     layers = module(name).features
-    last, depth = ("block17_project_bn", 18) if name == "mobilenet_v2" else ("last_act", len(layers))
+    last, depth = (
+        ("block17_project_bn", 18) if name == "mobilenet_v2" else ("last_act", len(layers))
+    )
     for size in ((129, 193), (128, 192)):
-        found = keras.Model(model.input, model.get_layer(last).output)(images(*size).astype(np.float32))
+        found = keras.Model(model.input, model.get_layer(last).output)(
+            images(*size).astype(np.float32)
+        )
         expected = nhwc(layers[:depth](prepared(images(*size))))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
@@ -109,10 +131,16 @@ def test_two_tensors_swapped_in_the_file_give_other_features(tmp_path):
     state[one], state[other] = state[other], state[one]
     torch.save(state, tmp_path / "tv.pth")
     config = ModelConfig(
-        backbone="mobilenet_v3_small", head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=1e-3
+        backbone="mobilenet_v3_small",
+        head="fcn",
+        head_channels=8,
+        output_stride=32,
+        backbone_bn_epsilon=1e-3,
     )
     model, _ = convert("torchvision", str(tmp_path / "tv.pth"), config)
-    found = keras.Model(model.input, model.get_layer("last_act").output)(images(129, 193).astype(np.float32))
+    found = keras.Model(model.input, model.get_layer("last_act").output)(
+        images(129, 193).astype(np.float32)
+    )
     expected = nhwc(module("mobilenet_v3_small").features(prepared(images(129, 193))))
     assert np.abs(found - expected).max() > 0.1 * np.std(expected)
 
@@ -122,5 +150,7 @@ def test_another_file_is_named(tmp_path):
 
     torch.save(module("lraspp").state_dict(), tmp_path / "tv.pth")
     config = Command(["convert_checkpoint.py", preset("deeplabv3")], ModelConfig).model_config()
-    with pytest.raises(UserError, match="it seems to be torchvision's lraspp_mobilenet_v3_large, 21 classes"):
+    with pytest.raises(
+        UserError, match="it seems to be torchvision's lraspp_mobilenet_v3_large, 21 classes"
+    ):
         convert("torchvision", str(tmp_path / "tv.pth"), config)

@@ -39,8 +39,17 @@ RUN = (
 
 
 def start(workdir: pathlib.Path, tiny_flags: list[str], *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "scripts/train.py", *tiny_flags, *RUN, f"--train_logdir={workdir}", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "scripts/train.py",
+        *tiny_flags,
+        *RUN,
+        f"--train_logdir={workdir}",
+        *flags,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(path: pathlib.Path, process: subprocess.Popen[str]) -> None:
@@ -71,7 +80,9 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     workdir = tmp_path / "run"
     process = start(workdir, tiny_flags)
-    wait_for(workdir / folder.STEPS / "step_00000004", process)  # the end of the second pass over 8 images
+    wait_for(
+        workdir / folder.STEPS / "step_00000004", process
+    )  # the end of the second pass over 8 images
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     again = start(workdir, tiny_flags)
@@ -80,12 +91,19 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert expected.keys() == found.keys()
     different = [name for name in expected if not np.array_equal(expected[name], found[name])]
     assert set(different) <= {"row/images_per_second"}, "the speed alone is the machine's"
-    rows = [[line.split(",")[0] for line in (d / "training.csv").read_text().splitlines()] for d in (undisturbed, workdir)]
+    rows = [
+        [line.split(",")[0] for line in (d / "training.csv").read_text().splitlines()]
+        for d in (undisturbed, workdir)
+    ]
     assert rows[0] == rows[1]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
-    process = start(tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=1000000")
+def test_sigterm_saves_and_the_same_command_goes_on(
+    tiny_flags: list[str], tmp_path: pathlib.Path
+) -> None:
+    process = start(
+        tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=1000000"
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("compiling"):
@@ -99,7 +117,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny_flags: list[str], tmp_p
 
 @pytest.mark.slow
 def test_control_c_says_what_is_saved(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
-    process = start(tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2")
+    process = start(
+        tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2"
+    )
     wait_for(tmp_path / folder.STEPS / "step_00000002", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
@@ -122,10 +142,18 @@ class Killer:
 
 @pytest.mark.slow
 def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
-    tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_flags: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A preempted machine has seconds: the step is saved before the evaluation, which may take minutes."""
-    flags = [*tiny_flags, "--summary_images=0", "--training_number_of_steps=4", f"--train_logdir={tmp_path}"]
+    flags = [
+        *tiny_flags,
+        "--summary_images=0",
+        "--training_number_of_steps=4",
+        f"--train_logdir={tmp_path}",
+    ]
     killer = Killer()
     with monkeypatch.context() as patch:
         patch.setattr("deeplab_keras.training.validation.evaluate", killer)
@@ -133,9 +161,14 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
     log = capsys.readouterr().err
     assert killer.calls == 1 and "stopped at step 2 of 4 by SIGTERM; it is saved" in log
     lines = log.splitlines()
-    for start in ("model: deeplab_v3_plus on mobilenet_v2", "data: synthetic, 8 images to train on (train), 4 to evaluate"):
+    for start in (
+        "model: deeplab_v3_plus on mobilenet_v2",
+        "data: synthetic, 8 images to train on (train), 4 to evaluate",
+    ):
         number = next(i for i, line in enumerate(lines) if line.startswith(start))
-        assert number < lines.index("compiling the training step; 4 steps to go"), "what run this is, before the wait"
+        assert number < lines.index("compiling the training step; 4 steps to go"), (
+            "what run this is, before the wait"
+        )
     assert f"run: {tmp_path}, a new one" in lines
     assert not (tmp_path / "training.csv").exists() and not (tmp_path / folder.BEST).exists()
     assert script("train.py")(*flags) == 0
@@ -145,10 +178,22 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
 
 
 def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
-    files = ("config.json", "flags.txt", "environment.json", "metrics.json", "training.csv", "report.html")
+    files = (
+        "config.json",
+        "flags.txt",
+        "environment.json",
+        "metrics.json",
+        "training.csv",
+        "report.html",
+    )
     for name in (*files, "tensorboard", "best"):
         assert (tiny_run / name).exists(), name
-    assert {path.name for path in (tiny_run / "best").iterdir()} >= {"config.json", "dataset.json", "weights.npz", "metrics.json"}
+    assert {path.name for path in (tiny_run / "best").iterdir()} >= {
+        "config.json",
+        "dataset.json",
+        "weights.npz",
+        "metrics.json",
+    }
     loaded = folder.load_checkpoint(tiny_run)
     assert loaded.path == tiny_run / "best"
     assert loaded.info.num_classes == loaded.config.num_classes == loaded.model.output_shape[-1]
@@ -166,17 +211,25 @@ def test_a_finished_run_is_not_trained_again(tiny_run: pathlib.Path, tiny_flags:
 def test_a_workdir_of_another_config_is_refused(
     tiny_run: pathlib.Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}", "--base_learning_rate=0.123") == 1
+    assert (
+        script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}", "--base_learning_rate=0.123")
+        == 1
+    )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "base_learning_rate=0.01, not 0.123" in error and str(tiny_run) in error
 
 
 def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(UserError, match="unknown loss"), Workdir(run, {"train": TrainConfig(epochs=1, loss="dicee")}):
+    with (
+        pytest.raises(UserError, match="unknown loss"),
+        Workdir(run, {"train": TrainConfig(epochs=1, loss="dicee")}),
+    ):
         raise UserError("unknown loss")
     assert not run.exists()
-    with Workdir(run, {"train": TrainConfig(epochs=1, loss="dice")}):  # killed, or stopped, before its first checkpoint
+    with Workdir(
+        run, {"train": TrainConfig(epochs=1, loss="dice")}
+    ):  # killed, or stopped, before its first checkpoint
         pass
     with Workdir(run, {"train": TrainConfig(epochs=2)}):
         (run / "best").mkdir()
@@ -187,8 +240,13 @@ def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> No
     assert (run / "config.json").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("weights.npz", "is a checkpoint"), ("note.txt", "not the settings of a train")])
-def test_a_folder_of_another_kind_is_no_workdir(name: str, message: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("weights.npz", "is a checkpoint"), ("note.txt", "not the settings of a train")],
+)
+def test_a_folder_of_another_kind_is_no_workdir(
+    name: str, message: str, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "config.json").write_text('{"head": "fcn"}')
     (tmp_path / name).write_text("x")
     with pytest.raises(UserError, match=message):
@@ -198,7 +256,10 @@ def test_a_folder_of_another_kind_is_no_workdir(name: str, message: str, tmp_pat
 
 def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     configs = {"train": TrainConfig(epochs=1)}
-    with Workdir(tmp_path, configs), pytest.raises(UserError, match=f"in use by a running training .process {os.getpid()}"):
+    with (
+        Workdir(tmp_path, configs),
+        pytest.raises(UserError, match=f"in use by a running training .process {os.getpid()}"),
+    ):
         Workdir(tmp_path, configs).__enter__()
     with Workdir(tmp_path, configs):
         pass  # free again
@@ -220,7 +281,9 @@ def test_a_lock_of_another_machine(
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(UserError, match="in use by a running training .process 7 on elsewhere since noon"):
+        with pytest.raises(
+            UserError, match="in use by a running training .process 7 on elsewhere since noon"
+        ):
             Workdir(tmp_path, {}).__enter__()
     finally:
         ended.set()
@@ -236,7 +299,11 @@ def test_a_lock_of_another_machine(
 def test_a_diverging_training_stops_with_step_rate_layer_and_images(
     tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--train_logdir={tmp_path}", "--base_learning_rate=1e38", "--training_number_of_steps=40"]
+    flags = [
+        f"--train_logdir={tmp_path}",
+        "--base_learning_rate=1e38",
+        "--training_number_of_steps=40",
+    ]
     flags += ["--eval_interval_epochs=100", "--learning_policy=constant"]
     assert script("train.py")(*tiny_flags, *flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -247,25 +314,37 @@ def test_a_diverging_training_stops_with_step_rate_layer_and_images(
     assert f"at step {report['step']} " in error and report["first_broken_layer"] in error
     layers = list(report["largest_output_of_each_layer"].items())
     number = [name for name, _ in layers].index(report["first_broken_layer"])
-    assert np.isfinite([value for _, value in layers[:number]]).all() and np.isnan(layers[number][1])
+    assert np.isfinite([value for _, value in layers[:number]]).all() and np.isnan(
+        layers[number][1]
+    )
     assert number < 20, "weights of 1e38 overflow within the first blocks"
     config = script("train.py").parse(*tiny_flags).config(DataConfig)
     source = open_dataset(config, "train")
     assert len(report["images"]) == 4 and set(report["images"]) <= set(source.names)
     with np.load(tmp_path / "diverged" / "batch.npz") as batch:
-        batches = pipeline.train_dataset(source, config, NORMALIZATIONS["imagenet"][0], start_step=report["step"] - 1)
+        batches = pipeline.train_dataset(
+            source, config, NORMALIZATIONS["imagenet"][0], start_step=report["step"] - 1
+        )
         images, labels = next(iter(batches))
-        assert np.array_equal(batch["images"], np.rint(images)) and np.array_equal(batch["labels"], labels)
+        assert np.array_equal(batch["images"], np.rint(images)) and np.array_equal(
+            batch["labels"], labels
+        )
 
 
 @pytest.mark.slow
 def test_an_exploding_loss_stops_the_training(
-    tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_flags: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("deeplab_keras.training.steps.EXPLODED", 0.1)
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match(r"error: the loss is \d\.\d+, 0.1 times the first step's at step 1 .* the largest output, ", error)
+    assert re.match(
+        r"error: the loss is \d\.\d+, 0.1 times the first step's at step 1 .* the largest output, ",
+        error,
+    )
     report = json.loads((tmp_path / "diverged" / "report.json").read_text())
     outputs = report["largest_output_of_each_layer"]
     assert outputs[report["layer_of_largest_output"]] == max(outputs.values())
@@ -273,20 +352,37 @@ def test_an_exploding_loss_stops_the_training(
 
 @pytest.mark.slow
 def test_a_frozen_backbone_stays_and_the_training_ends_early(
-    tiny_run: pathlib.Path, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: pathlib.Path,
+    tiny_flags: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """At a rate that changes no prediction the second evaluation is no better than the first."""
     flags = [
-        *tiny_flags, f"--train_logdir={tmp_path}", f"--tf_initial_checkpoint={tiny_run}", "--freeze_backbone",
-        "--optimizer=lion", "--base_learning_rate=1e-7", "--early_stopping=1", "--training_number_of_steps=8",
-        "--keep_checkpoints=1", "--save_interval_steps=1", "--summary_images=0", "--summary_histograms", "--profile_steps=2,3",
-    ]  # fmt: skip
+        *tiny_flags,
+        f"--train_logdir={tmp_path}",
+        f"--tf_initial_checkpoint={tiny_run}",
+        "--freeze_backbone",
+        "--optimizer=lion",
+        "--base_learning_rate=1e-7",
+        "--early_stopping=1",
+        "--training_number_of_steps=8",
+        "--keep_checkpoints=1",
+        "--save_interval_steps=1",
+        "--summary_images=0",
+        "--summary_histograms",
+        "--profile_steps=2,3",
+    ]
     assert script("train.py")(*flags) == 0
-    assert list(tmp_path.rglob("tensorboard/plugins/profile/*/*.xplane.pb")), "steps 2 and 3 are profiled"
+    assert list(tmp_path.rglob("tensorboard/plugins/profile/*/*.xplane.pb")), (
+        "steps 2 and 3 are profiled"
+    )
     (events,) = tmp_path.glob("tensorboard/events*")
     assert b"block2_expand_conv/kernel" in events.read_bytes(), "histograms of the weights"
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure") == 4 and "<h2>Training" in page, "a training that ended early has its page too"
+    assert page.count("<figure") == 4 and "<h2>Training" in page, (
+        "a training that ended early has its page too"
+    )
     assert "stopped early: the last evaluation was no better" in capsys.readouterr().err
     (last,) = folder.step_folders(tmp_path)
     assert last.name == "step_00000004"
@@ -301,29 +397,48 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--training_number_of_steps=3", "--epochs=2"], "either --training_number_of_steps or --epochs"),
+        (
+            ["--training_number_of_steps=3", "--epochs=2"],
+            "either --training_number_of_steps or --epochs",
+        ),
         (["--head=unicorn"], "unknown head (--head) 'unicorn'"),
         (["--train_logdir="], "--train_logdir is needed"),
         (["--base_learning_rate=0"], "--base_learning_rate=0.0: above 0"),
         (["--loss=crossentropy"], "did you mean 'cross_entropy'"),
         (["--image_pooling_size=9,9", "--head=lraspp"], "the smallest is 257x257"),
         (["--tf_initial_checkpoint=nowhere"], "nowhere: no such file"),
-        (["--loss=dice", "--top_k_percent_pixels=0.5"], "acts on cross_entropy, which --loss=dice has not"),
+        (
+            ["--loss=dice", "--top_k_percent_pixels=0.5"],
+            "acts on cross_entropy, which --loss=dice has not",
+        ),
         (["--label_weights=1,2"], "--label_weights: 2 numbers; synthetic has"),
         (["--train_logdir=/proc/nowhere"], "/proc/nowhere: cannot be used"),
         (["--train_logdir=setup.py"], "--train_logdir=setup.py: is a file; give a folder"),
-        (["--train_logdir=setup.py/run"], "--train_logdir=setup.py/run: cannot be used (Not a directory)"),
-        (["--gradient_accumulation_steps=3"], "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6"),
+        (
+            ["--train_logdir=setup.py/run"],
+            "--train_logdir=setup.py/run: cannot be used (Not a directory)",
+        ),
+        (
+            ["--gradient_accumulation_steps=3"],
+            "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6",
+        ),
         (["--freeze_backbone"], "--freeze_backbone=True: needs --tf_initial_checkpoint"),
         (["--keep_checkpoints=0"], "--keep_checkpoints=0: at least 1"),
         (["--profile_steps=5"], "--profile_steps=5: two numbers from 1 up, the second no smaller"),
         (["--profile_steps=5,4"], "--profile_steps=5,4: two numbers from 1 up"),
-        (["--strategy=multi_worker", "--jit_compile"], "--jit_compile: not with --strategy=multi_worker"),
+        (
+            ["--strategy=multi_worker", "--jit_compile"],
+            "--jit_compile: not with --strategy=multi_worker",
+        ),
         (["--strategy=multi_worker"], "--strategy=multi_worker: the variable TF_CONFIG is not set"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
-    flags: list[str], message: str, tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+    tiny_flags: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -333,15 +448,22 @@ def test_bad_input_is_told_in_one_line(
     assert not folder.step_folders(tmp_path / "run")
 
 
-def test_another_backend_is_refused(tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
+def test_another_backend_is_refused(
+    tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
-    assert "error: KERAS_BACKEND=jax: this training runs on TensorFlow; leave the variable out" in capsys.readouterr().err
+    assert (
+        "error: KERAS_BACKEND=jax: this training runs on TensorFlow; leave the variable out"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_head_leaves_no_folder(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
-    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", "--head=unicorn") == 1
+    assert (
+        script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", "--head=unicorn") == 1
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -363,7 +485,9 @@ def config() -> ModelConfig:
     return ModelConfig(head="fcn", auxiliary_head=True, num_classes=4, **narrow)
 
 
-def test_weights_go_round_through_a_folder(config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_weights_go_round_through_a_folder(
+    config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     info = folder.read_info(tiny_run / "best")
     model = build_segmentor(config)
     folder.save_checkpoint(tmp_path / "c", model, config, info)
@@ -374,24 +498,37 @@ def test_weights_go_round_through_a_folder(config: ModelConfig, tiny_run: pathli
     assert len(folder.named_weights(model)) == len(model.weights)
 
 
-def test_a_truncated_newest_checkpoint_is_passed_over(tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_truncated_newest_checkpoint_is_passed_over(
+    tiny_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     workdir = Workdir(tmp_path, {})
-    model, config, info = (getattr(folder.load_checkpoint(tiny_run), name) for name in ("model", "config", "info"))
+    model, config, info = (
+        getattr(folder.load_checkpoint(tiny_run), name) for name in ("model", "config", "info")
+    )
     for step in (1, 2, 3):
         state = {"step": np.int64(step), "best_miou": np.float64(0)}
-        workdir.save_step(step, model, config, info, weights=folder.named_weights(model), state=state)
-    assert [path.name for path in folder.step_folders(tmp_path)] == ["step_00000002", "step_00000003"]  # two are kept
+        workdir.save_step(
+            step, model, config, info, weights=folder.named_weights(model), state=state
+        )
+    assert [path.name for path in folder.step_folders(tmp_path)] == [
+        "step_00000002",
+        "step_00000003",
+    ]  # two are kept
     newest = tmp_path / folder.STEPS / "step_00000003" / folder.WEIGHTS
     newest.write_bytes(newest.read_bytes()[:-1000])
     found = workdir.newest()
     assert found is not None and found.state["step"] == 2
     older = tmp_path / folder.STEPS / "step_00000002" / folder.STATE
     older.write_bytes(older.read_bytes()[:100])
-    with pytest.raises(UserError, match="every one of its 2 checkpoints is damaged; .* to begin anew"):
+    with pytest.raises(
+        UserError, match="every one of its 2 checkpoints is damaged; .* to begin anew"
+    ):
         workdir.newest()
 
 
-def test_a_replacement_cut_short_leaves_the_old_checkpoint(tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_replacement_cut_short_leaves_the_old_checkpoint(
+    tiny_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     loaded = folder.load_checkpoint(tiny_run)
     best = folder.save_checkpoint(tmp_path / folder.BEST, loaded.model, loaded.config, loaded.info)
     best.rename(tmp_path / f".{folder.BEST}.old")  # as a kill between the two renames leaves it
@@ -409,26 +546,52 @@ def test_other_classes_start_with_fresh_classifiers_only(
     initialize(model, other, str(tmp_path / "c"))
     for name, value in folder.named_weights(model).items():
         is_classifier = name.split("/")[0] in ("logits", "auxiliary_logits")
-        assert np.array_equal(value, before[name] if is_classifier else folder.named_weights(source)[name]), name
+        assert np.array_equal(
+            value, before[name] if is_classifier else folder.named_weights(source)[name]
+        ), name
 
 
 @pytest.mark.parametrize(
     ("names", "flags", "warning"),
     [
-        (("road", "Car", "_sky_", "class 3"), {}, ""),  # differences of spelling; a class that nobody named
-        (("road", "sky", "car", "tree"), {}, "these classes in another order: class 1 is 'car' there and 'sky' here and 1 more"),
-        (("road", "bus", "sky", "tree"), {}, "other classes: class 1 is 'car' there and 'bus' here; its classifiers"),
-        (("road", "sky", "car", "tree"), {"last_layer": False, "logits_only": True}, ""),  # fresh as the flag says
+        (
+            ("road", "Car", "_sky_", "class 3"),
+            {},
+            "",
+        ),  # differences of spelling; a class that nobody named
+        (
+            ("road", "sky", "car", "tree"),
+            {},
+            "these classes in another order: class 1 is 'car' there and 'sky' here and 1 more",
+        ),
+        (
+            ("road", "bus", "sky", "tree"),
+            {},
+            "other classes: class 1 is 'car' there and 'bus' here; its classifiers",
+        ),
+        (
+            ("road", "sky", "car", "tree"),
+            {"last_layer": False, "logits_only": True},
+            "",
+        ),  # fresh as the flag says
     ],
 )
 def test_classifiers_of_other_names_or_another_order_start_fresh(
-    names: tuple[str, ...], flags: dict[str, bool], warning: str, config: ModelConfig, tmp_path: pathlib.Path,
+    names: tuple[str, ...],
+    flags: dict[str, bool],
+    warning: str,
+    config: ModelConfig,
+    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("absl.logging.warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(
+        "absl.logging.warning", lambda text, *values: warnings.append(text % values)
+    )
     source, model = build_segmentor(config), build_segmentor(config)
-    folder.save_checkpoint(tmp_path / "c", source, config, info_for_classes("street", ("road", "car", "sky", "tree")))
+    folder.save_checkpoint(
+        tmp_path / "c", source, config, info_for_classes("street", ("road", "car", "sky", "tree"))
+    )
     before, theirs = folder.named_weights(model), folder.named_weights(source)
     initialize(model, config, str(tmp_path / "c"), **flags, info=info_for_classes("mine", names))
     for name, value in folder.named_weights(model).items():
@@ -439,7 +602,10 @@ def test_classifiers_of_other_names_or_another_order_start_fresh(
 
 
 def test_a_training_knows_the_classes_of_its_start(
-    tiny_flags: list[str], tiny_run: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+    tiny_flags: list[str],
+    tiny_run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     start = tmp_path / "start"
     shutil.copytree(tiny_run / "best", start)
@@ -449,60 +615,96 @@ def test_a_training_knows_the_classes_of_its_start(
     (start / folder.DATASET).write_text(json.dumps({**info.to_dict(), "class_names": names}))
     flags = [*tiny_flags, "--summary_images=0", "--nohtml_report", f"--initial_checkpoint={start}"]
     assert script("train.py")(*flags, f"--train_logdir={tmp_path}/run") == 0
-    message = f"another order: class 1 is {names[1]!r} there and {names[2]!r} here and 1 more; its classifiers start fresh"
+    message = (
+        f"another order: class 1 is {names[1]!r} there and {names[2]!r} here and 1 more; "
+        "its classifiers start fresh"
+    )
     assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("name", "fits"), [("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"), ("", "--head=fcn with the other")]
+    ("name", "fits"),
+    [
+        ("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"),
+        ("", "--head=fcn with the other"),
+    ],
 )
 def test_a_whole_network_that_gives_its_backbone_only(
-    name: str, fits: str, config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path,
+    name: str,
+    fits: str,
+    config: ModelConfig,
+    tiny_run: pathlib.Path,
+    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Is told with the model that would take all of it; a backbone alone is nothing to warn of."""
     warnings: list[str] = []
-    monkeypatch.setattr("absl.logging.warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(
+        "absl.logging.warning", lambda text, *values: warnings.append(text % values)
+    )
     source = build_segmentor(config)
-    folder.save_checkpoint(tmp_path / "c", source, config.replace(name=name), folder.read_info(tiny_run / "best"))
+    folder.save_checkpoint(
+        tmp_path / "c", source, config.replace(name=name), folder.read_info(tiny_run / "best")
+    )
     initialize(build_segmentor(config), config, str(tmp_path / "c"))
     assert not warnings
     other = config.replace(head="psp")
     model = build_segmentor(other)
     initialize(model, other, str(tmp_path / "c"))
-    assert len(warnings) == 1 and "with the head fcn, of which psp can take the backbone only" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and "with the head fcn, of which psp can take the backbone only" in warnings[0]
+    )
     assert fits in warnings[0] and "\n" not in warnings[0]
     theirs = folder.named_weights(source)
     for weight, value in folder.named_weights(model).items():
-        assert not re.match("stem|block|last", weight) or np.array_equal(value, theirs[weight]), weight
+        assert not re.match("stem|block|last", weight) or np.array_equal(value, theirs[weight]), (
+            weight
+        )
 
 
 def test_a_checkpoint_of_another_width_is_refused(
     config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    folder.save_checkpoint(tmp_path / "c", build_segmentor(config), config, folder.read_info(tiny_run / "best"))
+    folder.save_checkpoint(
+        tmp_path / "c", build_segmentor(config), config, folder.read_info(tiny_run / "best")
+    )
     wider = config.replace(depth_multiplier=0.5)
     model = build_segmentor(wider)
     before = folder.named_weights(model)
     with pytest.raises(UserError, match="of another shape .*for"):
         initialize(model, wider, str(tmp_path / "c"))
-    assert all(np.array_equal(before[name], value) for name, value in folder.named_weights(model).items())
+    assert all(
+        np.array_equal(before[name], value) for name, value in folder.named_weights(model).items()
+    )
 
 
 @pytest.mark.parametrize("include_top", [False, True])
 def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pathlib.Path) -> None:
-    theirs = keras.applications.MobileNetV2((96, 128, 3), alpha=0.35, include_top=include_top, weights=None)
+    theirs = keras.applications.MobileNetV2(
+        (96, 128, 3), alpha=0.35, include_top=include_top, weights=None
+    )
     random = np.random.default_rng(3)
-    theirs.set_weights([random.uniform(0.2, 0.8, w.shape) - 0.45 * (w.ndim > 1) for w in theirs.get_weights()])
+    theirs.set_weights(
+        [random.uniform(0.2, 0.8, w.shape) - 0.45 * (w.ndim > 1) for w in theirs.get_weights()]
+    )
     theirs.save_weights(tmp_path / "imagenet.weights.h5")
     fitting = ModelConfig(
-        head="fcn", head_channels=8, depth_multiplier=0.35, output_stride=32, normalization="unit_range",
-        padding="same", backbone_bn_epsilon=1e-3, num_classes=3,
-    )  # fmt: skip
+        head="fcn",
+        head_channels=8,
+        depth_multiplier=0.35,
+        output_stride=32,
+        normalization="unit_range",
+        padding="same",
+        backbone_bn_epsilon=1e-3,
+        num_classes=3,
+    )
     ours = build_segmentor(fitting)
     initialize(ours, fitting, str(tmp_path / "imagenet.weights.h5"))
     image = np.random.default_rng(5).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
-    expected = keras.Model(theirs.input, theirs.get_layer("block_16_project_BN").output)(image / 127.5 - 1)
+    expected = keras.Model(theirs.input, theirs.get_layer("block_16_project_BN").output)(
+        image / 127.5 - 1
+    )
     found = keras.Model(ours.input, ours.get_layer("block17_project_bn").output)(image)
     assert np.std(expected) > 0
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.std(expected))
@@ -515,8 +717,12 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
     tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = folder.load_checkpoint(tiny_run).model
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match=f"--train_logdir={tmp_path}: 0 MiB are free, the checkpoints need"):
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
+    )
+    with pytest.raises(
+        UserError, match=f"--train_logdir={tmp_path}: 0 MiB are free, the checkpoints need"
+    ):
         Workdir(tmp_path, {}).check_space(model)
 
 
@@ -524,14 +730,18 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_nothing_half_written
     tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = folder.load_checkpoint(tiny_run)
-    path = folder.save_checkpoint(tmp_path / "best", loaded.model, loaded.config, loaded.info, metrics={"miou": 0.5})
+    path = folder.save_checkpoint(
+        tmp_path / "best", loaded.model, loaded.config, loaded.info, metrics={"miou": 0.5}
+    )
 
     def full(file: object, *arguments: object, **arrays: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(UserError, match="no space left on the device"):
-        folder.save_checkpoint(path, loaded.model, loaded.config, loaded.info, metrics={"miou": 0.9})
+        folder.save_checkpoint(
+            path, loaded.model, loaded.config, loaded.info, metrics={"miou": 0.9}
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert json.loads((path / folder.METRICS).read_text()) == {"miou": 0.5}
     assert folder.read_weights(path).keys() == folder.named_weights(loaded.model).keys()
@@ -549,10 +759,17 @@ def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*(("fcntl.flock", full) if file == ".lock" else ("pathlib.Path.write_text", full)))
-        with pytest.raises(UserError, match=r"^(--train_logdir=)?\S+: cannot be written( to)? \(No space left on device\); "):
+        patch.setattr(
+            *(("fcntl.flock", full) if file == ".lock" else ("pathlib.Path.write_text", full))
+        )
+        with pytest.raises(
+            UserError,
+            match=r"^(--train_logdir=)?\S+: cannot be written( to)? \(No space left on device\); ",
+        ):
             Workdir(tmp_path / "run", configs).__enter__()
-    assert (tmp_path / "run/config.json").read_text() == before and not list((tmp_path / "run").glob(".*.tmp"))
+    assert (tmp_path / "run/config.json").read_text() == before and not list(
+        (tmp_path / "run").glob(".*.tmp")
+    )
     with Workdir(tmp_path / "run", configs):
         pass
 

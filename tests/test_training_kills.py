@@ -26,7 +26,9 @@ FLAGS = (
 
 def start(workdir: pathlib.Path, flags: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "scripts/train.py", *flags, *FLAGS, f"--train_logdir={workdir}"]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def newest(workdir: pathlib.Path) -> str:
@@ -44,7 +46,9 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 def rows(workdir: pathlib.Path) -> list[dict[str, str]]:
     """training.csv without the speed, which is the machine's."""
     found = list(csv.DictReader((workdir / "training.csv").read_text().splitlines()))
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in found]
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"} for row in found
+    ]
 
 
 def damage(workdir: pathlib.Path, numbers: random.Random) -> str:
@@ -54,7 +58,9 @@ def damage(workdir: pathlib.Path, numbers: random.Random) -> str:
         return "none"
     path = numbers.choice(sorted(folders[-1].iterdir()))
     data = path.read_bytes()
-    kind = numbers.choice(("cut", "emptied", "deleted", "bit flipped", "bit flipped", "folder deleted"))
+    kind = numbers.choice(
+        ("cut", "emptied", "deleted", "bit flipped", "bit flipped", "folder deleted")
+    )
     if kind == "cut":
         path.write_bytes(data[: numbers.randrange(len(data))])
     elif kind == "emptied":
@@ -94,7 +100,9 @@ def test_killed_at_random_moments(tiny_flags, tmp_path):
     while kills < KILLS:
         workdir, ended = tmp_path / f"killed_{runs}", False
         while not ended:
-            ended, while_writing = live(workdir, tiny_flags, numbers.uniform(0, 0.8) if kills < KILLS else None)
+            ended, while_writing = live(
+                workdir, tiny_flags, numbers.uniform(0, 0.8) if kills < KILLS else None
+            )
             kills, torn = kills + (not ended), torn + while_writing
             if not ended:
                 damages[damage(workdir, numbers)] += 1
@@ -104,10 +112,17 @@ def test_killed_at_random_moments(tiny_flags, tmp_path):
         assert rows(workdir) == rows(tmp_path / "undisturbed")
         runs += 1
     done = ", ".join(f"{kind} {count}" for kind, count in sorted(damages.items()))
-    print(f"{kills} kills over {runs} runs, {torn} of them while a checkpoint was written; damage: {done}")
+    print(
+        f"{kills} kills over {runs} runs, {torn} of them while a checkpoint was written; damage: "
+        f"{done}"
+    )
     for path in folder.step_folders(workdir):  # and where nothing is intact, one line says so
         (path / folder.WEIGHTS).write_bytes(b"")
     process = start(workdir, tiny_flags)
     _, errors = process.communicate(timeout=1800)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert process.returncode == 1 and len(lines) == 1 and "every one of its 2 checkpoints is damaged" in lines[0]
+    assert (
+        process.returncode == 1
+        and len(lines) == 1
+        and "every one of its 2 checkpoints is damaged" in lines[0]
+    )

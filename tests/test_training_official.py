@@ -23,7 +23,8 @@ from deeplab_keras.training.optimizers import LAST_LAYERS
 OFFICIAL = [
     "--flagfile=configs/base/official.flags", "--dropout_rate=0", "--strategy=none", "--summary_images=0",
     "--eval_crop_size=64,64", "--save_interval_steps=1", "--head=deeplab_v3", "--train_samples=4", "--eval_samples=1",
-    "--add_image_level_feature=false",  # its batch norm sees one value an image: rounding would be blown up
+    # its batch norm sees one value an image: rounding would be blown up
+    "--add_image_level_feature=false",
 ]  # fmt: skip
 
 
@@ -50,12 +51,21 @@ def draw_weights(model: keras.Model) -> None:
             variable.assign(random.uniform(0.5, 1.5, shape))
         else:
             fan_in = np.prod(shape[:2]) if "depthwise" in name else np.prod(shape[:-1])
-            variable.assign(random.standard_normal(shape) * (np.sqrt(2 / fan_in) if kind == "kernel" else 0.1))
+            variable.assign(
+                random.standard_normal(shape) * (np.sqrt(2 / fan_in) if kind == "kernel" else 0.1)
+            )
 
 
-def train(flags: list[str], workdir: pathlib.Path, steps: int) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
+def train(
+    flags: list[str], workdir: pathlib.Path, steps: int
+) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
     """Weights after the last step, and the rows of training.csv."""
-    flags = [*flags, f"--training_number_of_steps={steps}", "--eval_interval_epochs=1", f"--train_logdir={workdir}"]
+    flags = [
+        *flags,
+        f"--training_number_of_steps={steps}",
+        "--eval_interval_epochs=1",
+        f"--train_logdir={workdir}",
+    ]
     assert script("train.py")(*flags) == 0
     rows = list(csv.DictReader((workdir / "training.csv").read_text().splitlines()))
     return folder.read_weights(folder.step_folders(workdir)[-1]), rows
@@ -65,15 +75,21 @@ def official_loss(labels, logits, weights, share):
     """utils/train_utils.py, as TF1 wrote it: weighted pixels, the hardest `share` of all, over those that cost something."""
     labels = tf.reshape(labels, [-1])
     one_hot = tf.one_hot(labels, logits.shape[-1])
-    pixel = tf.nn.softmax_cross_entropy_with_logits(one_hot, tf.reshape(logits, [-1, logits.shape[-1]]))
-    pixel *= tf.reduce_sum(one_hot * tf.constant(weights, tf.float32), -1) * tf.cast(labels != 255, tf.float32)
+    pixel = tf.nn.softmax_cross_entropy_with_logits(
+        one_hot, tf.reshape(logits, [-1, logits.shape[-1]])
+    )
+    pixel *= tf.reduce_sum(one_hot * tf.constant(weights, tf.float32), -1) * tf.cast(
+        labels != 255, tf.float32
+    )
     if share == 1:
         return tf.reduce_sum(pixel) / tf.reduce_sum(tf.cast(labels != 255, tf.float32))
     top, _ = tf.math.top_k(pixel, int(share * float(pixel.shape[0])), sorted=False)
     return tf.reduce_sum(top) / tf.reduce_sum(tf.cast(top != 0, tf.float32))
 
 
-def official_steps(path, flags, rates, *, weights, shares, last_layer=1, freeze=False, clip=np.inf) -> dict[str, np.ndarray]:
+def official_steps(
+    path, flags, rates, *, weights, shares, last_layer=1, freeze=False, clip=np.inf
+) -> dict[str, np.ndarray]:
     """Momentum 0.9 with the rate at use, L2 4e-5 on convolution kernels, biases twice as fast; clipped before that."""
     command = script("train.py").parse(*flags)
     data, training = command.config(DataConfig), command.config(TrainConfig)
@@ -82,14 +98,20 @@ def official_steps(path, flags, rates, *, weights, shares, last_layer=1, freeze=
     for layer in model.layers:
         if hasattr(layer, "freeze_statistics"):
             layer.freeze_statistics = freeze
-    batches = iter(pipeline.train_dataset(open_dataset(data, "train"), data, NORMALIZATIONS[config.normalization][0]))
+    batches = iter(
+        pipeline.train_dataset(
+            open_dataset(data, "train"), data, NORMALIZATIONS[config.normalization][0]
+        )
+    )
     velocity: dict[str, np.ndarray] = {}
     assert training.momentum == 0.9
     for rate, share in zip(rates, shares, strict=True):
         images, labels = next(batches)
         with tf.GradientTape() as tape:
             loss = official_loss(labels, model(images, training=True), weights, share)
-        gradients = [gradient.numpy() for gradient in tape.gradient(loss, model.trainable_variables)]
+        gradients = [
+            gradient.numpy() for gradient in tape.gradient(loss, model.trainable_variables)
+        ]
         norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
         assert clip == np.inf or norm > 1.5 * clip, "nothing would be clipped"
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
@@ -97,7 +119,9 @@ def official_steps(path, flags, rates, *, weights, shares, last_layer=1, freeze=
             gradient = gradient * min(1, clip / norm)
             if name.endswith("/kernel") and "depthwise" not in name:
                 gradient = gradient + 4e-5 * variable.numpy()
-            factor = (2 if name.endswith("bias") else 1) * (last_layer if name.startswith(("logits", "aspp", "image")) else 1)
+            factor = (2 if name.endswith("bias") else 1) * (
+                last_layer if name.startswith(("logits", "aspp", "image")) else 1
+            )
             velocity[name] = 0.9 * velocity.get(name, 0) + factor * gradient
             variable.assign(variable.numpy() - rate * velocity[name])
     return folder.named_weights(model)
@@ -108,7 +132,9 @@ def assert_same_moves(found, expected, start) -> None:
     moved = 0
     for name, value in expected.items():
         move = np.abs(value - start[name]).max()
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-3 * move + 2e-7 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(
+            found[name], value, rtol=0, atol=1e-3 * move + 2e-7 * np.abs(value).max(), err_msg=name
+        )
         moved += move > 0
     assert moved > 0.9 * len(expected)
 
@@ -120,15 +146,29 @@ def test_a_training_by_every_official_flag(start, tmp_path):
     classes = len(folder.read_info(path).class_names)
     weights = np.linspace(0.5, 2, classes).round(2).tolist()
     flags = [
-        *flags, "--learning_policy=step", "--learning_rate_decay_factor=0.5", "--learning_rate_decay_step=1",
-        "--base_learning_rate=2e-5", "--slow_start_step=1", "--slow_start_learning_rate=3e-6",
-        "--top_k_percent_pixels=0.25", "--hard_example_mining_step=2", "--last_layer_gradient_multiplier=10",
+        *flags,
+        "--learning_policy=step",
+        "--learning_rate_decay_factor=0.5",
+        "--learning_rate_decay_step=1",
+        "--base_learning_rate=2e-5",
+        "--slow_start_step=1",
+        "--slow_start_learning_rate=3e-6",
+        "--top_k_percent_pixels=0.25",
+        "--hard_example_mining_step=2",
+        "--last_layer_gradient_multiplier=10",
         f"--label_weights={','.join(map(str, weights))}",
-    ]  # fmt: skip
+    ]
     found, rows = train(flags, tmp_path / "run", 3)
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([3e-6, 2e-5, 1e-5], rel=1e-4)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(
+        [3e-6, 2e-5, 1e-5], rel=1e-4
+    )
     expected = official_steps(
-        path, flags, [3e-6, 2e-5, 1e-5], weights=weights, shares=[0.9999999, 0.625, 0.25], last_layer=10
+        path,
+        flags,
+        [3e-6, 2e-5, 1e-5],
+        weights=weights,
+        shares=[0.9999999, 0.625, 0.25],
+        last_layer=10,
     )
     assert_same_moves(found, expected, folder.read_weights(path))
 
@@ -146,7 +186,9 @@ def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
     found, rows = train(flags, tmp_path / "run", 2)
     rates = [1e-4, 1e-4 * 0.5**0.9]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates, rel=1e-4)
-    expected = official_steps(path, flags, rates, weights=[1] * classes, shares=[1, 1], freeze=True, clip=0.5)
+    expected = official_steps(
+        path, flags, rates, weights=[1] * classes, shares=[1, 1], freeze=True, clip=0.5
+    )
     before = folder.read_weights(path)
     statistics = [name for name in before if "/moving_" in name]
     assert statistics and all(np.array_equal(found[name], before[name]) for name in statistics)
@@ -163,7 +205,11 @@ def test_the_last_layers_are_all_of_the_head(head):
     narrow = dict(depth_multiplier=0.25, head_channels=8, auxiliary_channels=8)
     config = ModelConfig(head=head, auxiliary_head=True, num_classes=3, **narrow)
     model = build_segmentor(config)
-    named = {layer.name for layer in model.layers if layer.weights and any(part in layer.name for part in LAST_LAYERS)}
+    named = {
+        layer.name
+        for layer in model.layers
+        if layer.weights and any(part in layer.name for part in LAST_LAYERS)
+    }
     assert named == set(last_layers(model, logits_only=False))
     classifiers = {name.removeprefix("auxiliary_") for name in last_layers(model, logits_only=True)}
     assert classifiers <= {"logits", "logits_high", "logits_low"}
@@ -181,9 +227,13 @@ def test_the_last_layers_are_all_of_the_head(head):
 def test_which_layers_start_fresh(flags, fresh, batch_norm, start, tmp_path):
     """Of DeepLab without ASPP the classifiers are one for each rate."""
     config = ModelConfig(
-        head="deeplab_v3", depth_multiplier=0.25, head_channels=8, num_classes=3, atrous_rates=() if batch_norm else (1, 2),
+        head="deeplab_v3",
+        depth_multiplier=0.25,
+        head_channels=8,
+        num_classes=3,
+        atrous_rates=() if batch_norm else (1, 2),
         aspp_with_batch_norm=batch_norm,
-    )  # fmt: skip
+    )
     source, model = build_segmentor(config), build_segmentor(config)
     folder.save_checkpoint(tmp_path / "c", source, config, folder.read_info(start[0]))
     before, theirs = folder.named_weights(model), folder.named_weights(source)
@@ -196,8 +246,16 @@ def test_which_layers_start_fresh(flags, fresh, batch_norm, start, tmp_path):
 
 
 def test_other_classes_start_with_a_fresh_classifier_for_each_rate(start, tmp_path):
-    config = ModelConfig(head="deeplab_v3", depth_multiplier=0.25, num_classes=3, atrous_rates=(1, 2), aspp_with_batch_norm=False)
-    folder.save_checkpoint(tmp_path / "c", build_segmentor(config), config, folder.read_info(start[0]))
+    config = ModelConfig(
+        head="deeplab_v3",
+        depth_multiplier=0.25,
+        num_classes=3,
+        atrous_rates=(1, 2),
+        aspp_with_batch_norm=False,
+    )
+    folder.save_checkpoint(
+        tmp_path / "c", build_segmentor(config), config, folder.read_info(start[0])
+    )
     model = build_segmentor(config.replace(num_classes=5))
     initialize(model, config.replace(num_classes=5), str(tmp_path / "c"))
     assert model.get_layer("logits1").kernel.shape[-1] == 5

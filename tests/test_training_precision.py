@@ -21,10 +21,20 @@ LENGTH = (
 
 def losses(workdir: pathlib.Path, tiny_flags: list[str], precision: str) -> list[float]:
     """The mean loss before each evaluation of a training."""
-    command = [sys.executable, "scripts/train.py", *tiny_flags, *LENGTH, f"--precision={precision}", f"--train_logdir={workdir}"]
+    command = [
+        sys.executable,
+        "scripts/train.py",
+        *tiny_flags,
+        *LENGTH,
+        f"--precision={precision}",
+        f"--train_logdir={workdir}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [float(row["loss"]) for row in csv.DictReader((workdir / "training.csv").read_text().splitlines())]
+    return [
+        float(row["loss"])
+        for row in csv.DictReader((workdir / "training.csv").read_text().splitlines())
+    ]
 
 
 @pytest.mark.slow
@@ -33,7 +43,10 @@ def test_half_precision_learns_as_single_precision_does(tiny_flags, tmp_path):
     assert len(single) > 2 and single[-1] < single[0] - 0.1
     for precision in ("mixed_bfloat16", "mixed_float16"):
         half = losses(tmp_path / precision, tiny_flags, precision)
-        print(f"{precision}: largest relative difference of the loss {np.max(np.abs(np.divide(half, single) - 1)):.1e}")
+        print(
+            f"{precision}: largest relative difference of the loss "
+            f"{np.max(np.abs(np.divide(half, single) - 1)):.1e}"
+        )
         np.testing.assert_allclose(half, single, rtol=0.03)
         assert half != single, "it was not in half precision"
         last = folder.step_folders(tmp_path / precision)[-1]

@@ -14,9 +14,20 @@ import deeplab_keras as dk
 from deeplab_keras.training import train as trainer
 from deeplab_keras.training.process import settings_kept
 
-SIZES = {"train_crop_size": (64, 64), "synthetic_size": (64, 64), "train_samples": 4, "eval_samples": 2, "train_batch_size": 2}
+SIZES = {
+    "train_crop_size": (64, 64),
+    "synthetic_size": (64, 64),
+    "train_samples": 4,
+    "eval_samples": 2,
+    "train_batch_size": 2,
+}
 CONFIG = dk.ModelConfig(
-    depth_multiplier=0.25, output_stride=32, head_channels=8, atrous_rates=(), decoder_filters=8, low_level_channels=(8,)
+    depth_multiplier=0.25,
+    output_stride=32,
+    head_channels=8,
+    atrous_rates=(),
+    decoder_filters=8,
+    low_level_channels=(8,),
 )
 
 
@@ -29,12 +40,19 @@ def policy():
 
 @pytest.mark.parametrize(
     ("mine", "precision"),
-    [("float32", "mixed_bfloat16"), pytest.param("mixed_bfloat16", "float32", marks=pytest.mark.slow)],
+    [
+        ("float32", "mixed_bfloat16"),
+        pytest.param("mixed_bfloat16", "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_the_policy_is_the_callers(mine, precision, tmp_path):
     keras.config.set_dtype_policy(mine)
     training = dk.TrainConfig(
-        train_logdir=str(tmp_path), training_number_of_steps=1, summary_images=0, html_report=False, precision=precision
+        train_logdir=str(tmp_path),
+        training_number_of_steps=1,
+        summary_images=0,
+        html_report=False,
+        precision=precision,
     )
     dk.train(CONFIG, dk.DataConfig(dataset="synthetic", **SIZES), training)
     assert keras.config.dtype_policy().name == mine
@@ -49,7 +67,10 @@ def test_everything_is_put_back_by_a_training_that_raises(tmp_path, monkeypatch)
 
     def diverge(*arguments, **options):
         random.random(), np.random.random(), keras.random.normal(())
-        assert tf_config.is_op_determinism_enabled() and keras.config.dtype_policy().name == "mixed_bfloat16"
+        assert (
+            tf_config.is_op_determinism_enabled()
+            and keras.config.dtype_policy().name == "mixed_bfloat16"
+        )
         raise dk.UserError("diverged")
 
     monkeypatch.setattr(trainer, "_fit", diverge)
@@ -59,12 +80,17 @@ def test_everything_is_put_back_by_a_training_that_raises(tmp_path, monkeypatch)
     keras.utils.set_random_seed(7)
     draws()
     training = dk.TrainConfig(
-        train_logdir=str(tmp_path / "run"), training_number_of_steps=1, precision="mixed_bfloat16", deterministic=True
+        train_logdir=str(tmp_path / "run"),
+        training_number_of_steps=1,
+        precision="mixed_bfloat16",
+        deterministic=True,
     )
     with pytest.raises(dk.UserError, match="diverged"):
         dk.train(CONFIG, dk.DataConfig(dataset="synthetic", **SIZES), training)
     assert draws() == expected
-    assert keras.config.dtype_policy().name == "float32" and not tf_config.is_op_determinism_enabled()
+    assert (
+        keras.config.dtype_policy().name == "float32" and not tf_config.is_op_determinism_enabled()
+    )
     assert tf.compat.v1.get_seed(0)[0] == 7
 
 

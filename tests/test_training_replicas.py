@@ -10,9 +10,10 @@ import sys
 import pytest
 from contracts import ROOT
 
-# In double precision. In single precision the two differ by rounding alone, but a network of random weights blows that up
-# a hundredfold a step: a unit of a ReLU that falls on the other side of 0 changes the gradient by a finite amount.
-PROGRAM = '''
+# In double precision. In single precision the two differ by rounding alone, but a network of random
+# weights blows that up a hundredfold a step: a unit of a ReLU that falls on the other side of 0
+# changes the gradient by a finite amount.
+PROGRAM = """
 import json, tempfile
 import keras, numpy as np, tensorflow as tf
 
@@ -70,21 +71,36 @@ print("RESULT", json.dumps({
     "of weights": max(float(np.abs(arrays_1[n] - arrays_2[n]).max()) for n in names if "moving_" not in n),
     "of statistics": max(float(np.abs(arrays_1[n] - arrays_2[n]).max()) for n in names if "moving_" in n),
 }))
-'''
+"""
 
 
 @pytest.mark.slow
 def test_two_replicas_train_as_one():
     """Ten steps: losses, gradient norms, weights, averages, optimizer state and running statistics."""
-    environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1", PYTHONPATH=str(ROOT))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    environment = dict(
+        os.environ, TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1", PYTHONPATH=str(ROOT)
     )
-    results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    results = [
+        line.removeprefix("RESULT ")
+        for line in done.stdout.splitlines()
+        if line.startswith("RESULT ")
+    ]
     assert results, done.stderr[-3000:]
     result = json.loads(results[0])
     assert result["replicas"] == 2 and len(result["losses"]) == 10
-    assert any(2 * min(halves) < max(halves) for halves in result["valid"]), "the masks must be ragged"
-    assert len(set(result["losses"])) == 10 and max(result["norms"]) > 1, "it must learn, and be clipped"
+    assert any(2 * min(halves) < max(halves) for halves in result["valid"]), (
+        "the masks must be ragged"
+    )
+    assert len(set(result["losses"])) == 10 and max(result["norms"]) > 1, (
+        "it must learn, and be clipped"
+    )
     for what in ("of losses", "of weights", "of statistics"):
         assert result[what] < 1e-5, (what, result)

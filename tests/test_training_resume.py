@@ -22,7 +22,9 @@ from deeplab_keras.config import DataConfig, ModelConfig, UserError
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.models.segmentor import build_segmentor
 
-CONFIG = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3)
+CONFIG = ModelConfig(
+    head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3
+)
 QUIET = ("--summary_images=0", "--nohtml_report", "--strategy=none", "--deterministic")
 
 
@@ -41,8 +43,14 @@ def info():
 def run(model, info, tmp_path) -> pathlib.Path:
     """A workdir with the checkpoints of the steps 2 and 3, whose weights tell the step."""
     for step in (1, 2, 3):
-        weights = {name: np.full_like(value, step) for name, value in folder.named_weights(model).items()}
-        state = {"step": np.int64(step), "best_miou": np.float64(-1), "row/train_miou": np.float64("nan")}
+        weights = {
+            name: np.full_like(value, step) for name, value in folder.named_weights(model).items()
+        }
+        state = {
+            "step": np.int64(step),
+            "best_miou": np.float64(-1),
+            "row/train_miou": np.float64("nan"),
+        }
         Workdir(tmp_path, {}).save_step(step, model, CONFIG, info, weights=weights, state=state)
     return tmp_path
 
@@ -78,7 +86,9 @@ def replace(name: str, content: bytes) -> Callable[[pathlib.Path], None]:
 
 DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
     "weights gone": lambda path: (path / folder.WEIGHTS).unlink(),
-    "weights cut": lambda path: (path / folder.WEIGHTS).write_bytes((path / folder.WEIGHTS).read_bytes()[:-1000]) and None,
+    "weights cut": lambda path: (
+        (path / folder.WEIGHTS).write_bytes((path / folder.WEIGHTS).read_bytes()[:-1000]) and None
+    ),
     "weights empty": replace(folder.WEIGHTS, b""),
     "weights of another kind": array_alone,
     "weights with another shape": shorter_header,
@@ -101,13 +111,25 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_passed_over(damage, run, model, info, monkeypatch):
     warnings = []
-    monkeypatch.setattr(workdir.logging, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(
+        workdir.logging, "warning", lambda text, *values: warnings.append(text % values)
+    )
     newest, before = folder.step_folders(run)[::-1]
     DAMAGES[damage](newest)
     found = Workdir(run, {}).newest()
-    assert found is not None and found.path == before and found.state["step"] == 2 and found.info == info
+    assert (
+        found is not None
+        and found.path == before
+        and found.state["step"] == 2
+        and found.info == info
+    )
     assert all((value == 2).all() for value in found.weights.values())
-    assert len(warnings) == 1 and "\n" not in warnings[0] and str(newest) in warnings[0] and "passed over" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and "\n" not in warnings[0]
+        and str(newest) in warnings[0]
+        and "passed over" in warnings[0]
+    )
     DAMAGES[damage](before)
     with pytest.raises(UserError, match="every one of its 2 checkpoints is damaged"):
         Workdir(run, {}).newest()
@@ -118,7 +140,9 @@ def test_damaged_checkpoints_are_not_counted_among_those_that_are_kept(run, mode
     (run / folder.STEPS / "step_00000003").rename(run / folder.STEPS / "step_00000007")
     replace(folder.WEIGHTS, b"")(run / folder.STEPS / "step_00000007")
     state = {"step": np.int64(4), "best_miou": np.float64(-1)}
-    Workdir(run, {}).save_step(4, model, CONFIG, info, weights=folder.named_weights(model), state=state)
+    Workdir(run, {}).save_step(
+        4, model, CONFIG, info, weights=folder.named_weights(model), state=state
+    )
     assert [path.name for path in folder.step_folders(run)] == ["step_00000002", "step_00000004"]
 
 
@@ -129,30 +153,43 @@ def test_hashes_are_those_that_sha256sum_checks(run):
     newest = folder.step_folders(run)[-1]
     lines = dict(line.split()[::-1] for line in (newest / folder.HASHES).read_text().splitlines())
     names = ("config.json", "dataset.json", "weights.npz", "state.npz")
-    assert lines == {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in names}
+    assert lines == {
+        name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in names
+    }
     if shutil.which("sha256sum"):
-        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", folder.HASHES], cwd=newest, check=True)
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "--quiet", folder.HASHES], cwd=newest, check=True
+        )
 
 
 @pytest.mark.parametrize("at", [0.0, 0.01, 0.37, 0.99, 1.0])
 def test_no_flipped_bit_gets_into_a_model(at, run):
     newest = folder.step_folders(run)[-1]
     flip(newest / folder.WEIGHTS, at)
-    with pytest.raises(UserError, match=r"weights\.npz: damaged: its SHA-256 is not that of SHA256SUMS; delete this checkpoint"):
+    with pytest.raises(
+        UserError,
+        match=r"weights\.npz: damaged: its SHA-256 is not that of SHA256SUMS; delete this "
+        r"checkpoint",
+    ):
         folder.load_checkpoint(newest)
 
 
 def test_a_checkpoint_of_an_older_version_has_no_hashes(run):
     newest = folder.step_folders(run)[-1]
     (newest / folder.HASHES).unlink()
-    assert all((value == 3).all() for value in folder.named_weights(folder.load_checkpoint(newest).model).values())
+    assert all(
+        (value == 3).all()
+        for value in folder.named_weights(folder.load_checkpoint(newest).model).values()
+    )
 
 
 def test_a_config_that_its_owner_changed(run):
     """Is refused until the hashes are gone, as the line says."""
     newest = folder.step_folders(run)[-1]
     (newest / folder.CONFIG).write_text(CONFIG.replace(name="mine").to_json())
-    with pytest.raises(UserError, match=r"config\.json: damaged: .* or delete SHA256SUMS if you changed the file$"):
+    with pytest.raises(
+        UserError, match=r"config\.json: damaged: .* or delete SHA256SUMS if you changed the file$"
+    ):
         folder.load_checkpoint(newest)
     (newest / folder.HASHES).unlink()
     assert folder.load_checkpoint(newest).config.name == "mine"
@@ -163,16 +200,29 @@ def test_a_config_that_its_owner_changed(run):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.nan, "are NaN or infinite"), (np.inf, "are NaN or infinite"), (-np.inf, "NaN or infinite"), (-0.5, "negative variance")],
+    [
+        (np.nan, "are NaN or infinite"),
+        (np.inf, "are NaN or infinite"),
+        (-np.inf, "NaN or infinite"),
+        (-0.5, "negative variance"),
+    ],
 )
-def test_weights_that_no_network_has_are_neither_saved_nor_read(value, message, run, model, info, tmp_path):
+def test_weights_that_no_network_has_are_neither_saved_nor_read(
+    value, message, run, model, info, tmp_path
+):
     weights = folder.named_weights(model)
-    weights["stem_bn/moving_variance"] = np.append(weights["stem_bn/moving_variance"][1:], np.float32(value))
+    weights["stem_bn/moving_variance"] = np.append(
+        weights["stem_bn/moving_variance"][1:], np.float32(value)
+    )
     path = tmp_path / "new"
-    with pytest.raises(UserError, match=f"new: .*stem_bn/moving_variance.*{message}|{message}.*not saved"):
+    with pytest.raises(
+        UserError, match=f"new: .*stem_bn/moving_variance.*{message}|{message}.*not saved"
+    ):
         folder.save_checkpoint(path, model, CONFIG, info, weights=weights)
     assert not path.exists()
-    with pytest.raises(UserError, match="the training has diverged"):  # beside averages that are numbers still
+    with pytest.raises(
+        UserError, match="the training has diverged"
+    ):  # beside averages that are numbers still
         raw = {f"raw/{name}": array for name, array in weights.items()}
         folder.save_checkpoint(path, model, CONFIG, info, state={"step": np.int64(1), **raw})
     newest = folder.step_folders(run)[-1]
@@ -185,8 +235,18 @@ def test_weights_that_no_network_has_are_neither_saved_nor_read(value, message, 
 
 def test_weights_that_overflow_are_never_the_best(tiny_flags, tmp_path, capsys):
     """The loss of the last step is finite; what the step makes of the weights is not."""
-    flags = ["--training_number_of_steps=1", "--optimizer=momentum", "--base_learning_rate=3e38", "--weight_decay=100"]
-    assert script("train.py")(*tiny_flags, *QUIET, *flags, "--learning_policy=constant", f"--train_logdir={tmp_path}") == 1
+    flags = [
+        "--training_number_of_steps=1",
+        "--optimizer=momentum",
+        "--base_learning_rate=3e38",
+        "--weight_decay=100",
+    ]
+    assert (
+        script("train.py")(
+            *tiny_flags, *QUIET, *flags, "--learning_policy=constant", f"--train_logdir={tmp_path}"
+        )
+        == 1
+    )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "are NaN or infinite; such weights are not saved: the training has diverged" in error
     assert not folder.step_folders(tmp_path) and not (tmp_path / folder.BEST).exists()
@@ -198,13 +258,21 @@ def test_weights_that_overflow_are_never_the_best(tiny_flags, tmp_path, capsys):
 def rows(path: pathlib.Path) -> list[dict[str, str]]:
     """training.csv without the speed, which is the machine's."""
     found = list(csv.DictReader((path / "training.csv").read_text().splitlines()))
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in found]
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"} for row in found
+    ]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_flags, tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    flags = [*tiny_flags, *QUIET, "--training_number_of_steps=4", "--save_interval_steps=1", "--eval_interval_epochs=1.5"]
+    flags = [
+        *tiny_flags,
+        *QUIET,
+        "--training_number_of_steps=4",
+        "--save_interval_steps=1",
+        "--eval_interval_epochs=1.5",
+    ]
     flags += ["--keep_checkpoints=9", "--ema_momentum=0.9", "--head_bn_momentum=0.9997"]
     assert script("train.py")(*flags, f"--train_logdir={path}") == 0
     return path, flags
@@ -224,13 +292,22 @@ def test_training_csv_does_not_tell_where_the_run_was_killed(undisturbed, tmp_pa
     for read in (folder.read_weights, lambda p: folder.read_arrays(p / folder.STATE)):
         found, wanted = read(last), read(expected)
         assert found.keys() == wanted.keys()
-        assert not [n for n in wanted if not np.array_equal(found[n], wanted[n]) and n != "row/images_per_second"]
+        assert not [
+            n
+            for n in wanted
+            if not np.array_equal(found[n], wanted[n]) and n != "row/images_per_second"
+        ]
 
 
 def test_lines_of_training_csv_that_are_damaged_are_left_out(tmp_path):
     (tmp_path / "training.csv").write_bytes(b"step,loss\n1,0.5\n2,0.\xff\n\x00\x01\n3\n4,0.1\n")
     Workdir(tmp_path, {}).log_row({"step": 4, "loss": 0.25})
-    assert (tmp_path / "training.csv").read_text(errors="replace").splitlines() == ["step,loss", "1,0.5", "2,0.\ufffd", "4,0.25"]
+    assert (tmp_path / "training.csv").read_text(errors="replace").splitlines() == [
+        "step,loss",
+        "1,0.5",
+        "2,0.\ufffd",
+        "4,0.25",
+    ]
 
 
 def test_a_best_model_that_is_lost_is_replaced(undisturbed, tmp_path, capsys):
@@ -240,7 +317,10 @@ def test_a_best_model_that_is_lost_is_replaced(undisturbed, tmp_path, capsys):
     flip(run / folder.BEST / folder.WEIGHTS, 0.5)
     assert script("train.py")(*flags, f"--train_logdir={run}") == 0
     log = capsys.readouterr().err
-    assert f"{run / folder.BEST / folder.WEIGHTS}: damaged" in log and "the model of the next evaluation takes its place" in log
+    assert (
+        f"{run / folder.BEST / folder.WEIGHTS}: damaged" in log
+        and "the model of the next evaluation takes its place" in log
+    )
     assert folder.load_checkpoint(run).metrics["step"] == 4
 
 
@@ -251,14 +331,22 @@ def rename(path: pathlib.Path, change: Callable[[list[str]], list[str]]) -> None
     """Gives the classes that a checkpoint was trained on other names."""
     (path / folder.HASHES).unlink()
     found = json.loads((path / folder.DATASET).read_text())
-    (path / folder.DATASET).write_text(json.dumps({**found, "class_names": change(found["class_names"])}))
+    (path / folder.DATASET).write_text(
+        json.dumps({**found, "class_names": change(found["class_names"])})
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda names: [names[0], names[2], names[1], *names[3:]], "in another order: class 1 is 'grass' there and 'water' here"),
-        (lambda names: [*names[1:], names[0]], "in another order: class 0 is 'water' there and 'sand' here"),
+        (
+            lambda names: [names[0], names[2], names[1], *names[3:]],
+            "in another order: class 1 is 'grass' there and 'water' here",
+        ),
+        (
+            lambda names: [*names[1:], names[0]],
+            "in another order: class 0 is 'water' there and 'sand' here",
+        ),
     ],
 )
 def test_classes_in_another_order_are_refused(change, message, undisturbed, tmp_path, capsys):
@@ -269,7 +357,10 @@ def test_classes_in_another_order_are_refused(change, message, undisturbed, tmp_
     rename(newest, change)
     assert script("train.py")(*flags, f"--train_logdir={run}") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"error: {newest}: was trained on these classes {message}") and "classes.txt" in error
+    assert (
+        error.startswith(f"error: {newest}: was trained on these classes {message}")
+        and "classes.txt" in error
+    )
 
 
 def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
@@ -284,13 +375,25 @@ def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
         for index in range(2):
             mask = random.integers(0, 3, (8, 8), np.uint8).repeat(8, 0).repeat(8, 1)
             Image.fromarray(mask).save(data / "labels" / split / f"{index}.png")
-            Image.fromarray((mask[..., None] * 80).repeat(3, 2)).save(data / "images" / split / f"{index}.png")
-    flags = [*tiny_flags, *QUIET, "--dataset=folder", f"--dataset_dir={data}", f"--train_logdir={run}", "--train_batch_size=2"]
+            Image.fromarray((mask[..., None] * 80).repeat(3, 2)).save(
+                data / "images" / split / f"{index}.png"
+            )
+    flags = [
+        *tiny_flags,
+        *QUIET,
+        "--dataset=folder",
+        f"--dataset_dir={data}",
+        f"--train_logdir={run}",
+        "--train_batch_size=2",
+    ]
     (data / "classes.txt").write_text("ground\nred\nblue\n")
     assert script("train.py")(*flags) == 0
     shutil.rmtree(folder.step_folders(run)[-1])  # as if it had been stopped at step 1
     (data / "classes.txt").write_text("ground\nblue\nred\n")
     assert script("train.py")(*flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "was trained on these classes in another order: class 1 is 'red' there and 'blue' here; give classes.txt" in error
+    assert (
+        "was trained on these classes in another order: class 1 is 'red' there and 'blue' here; "
+        "give classes.txt" in error
+    )
     assert [folder.read_info(path).class_names[1] for path in folder.step_folders(run)] == ["red"]

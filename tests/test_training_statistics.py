@@ -11,7 +11,14 @@ import tensorflow as tf
 from contracts import script
 
 from deeplab_keras.checkpoints import folder
-from deeplab_keras.config import NORMALIZATIONS, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import (
+    NORMALIZATIONS,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+)
 from deeplab_keras.convert.initial import start_config
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
@@ -19,7 +26,9 @@ from deeplab_keras.models.layers import BatchNormalization, warm_up
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training import statistics, validation
 
-SMALL = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3)
+SMALL = ModelConfig(
+    head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3
+)
 
 
 def norms(model: keras.Model) -> list[BatchNormalization]:
@@ -66,18 +75,31 @@ def test_what_is_fresh():
     assert float(norms(model)[0].share(0.9997)) == pytest.approx(0.1)
 
 
-def batch_statistics(flags: list[str], weights: dict[str, np.ndarray], steps: int) -> list[dict[str, np.ndarray]]:
+def batch_statistics(
+    flags: list[str], weights: dict[str, np.ndarray], steps: int
+) -> list[dict[str, np.ndarray]]:
     """Each step's own statistics: what a network without memory keeps."""
     command = script("train.py").parse(*flags)
     data, config = command.config(DataConfig), command.model_config()
     source = open_dataset(data, "train")
-    config = config.replace(num_classes=source.info.num_classes, backbone_bn_momentum=0.0, head_bn_momentum=0.0, dropout_rate=0.0)
+    config = config.replace(
+        num_classes=source.info.num_classes,
+        backbone_bn_momentum=0.0,
+        head_bn_momentum=0.0,
+        dropout_rate=0.0,
+    )
     model, found = build_segmentor(config), []
     folder.assign_weights(model, weights, "the checkpoint")
     batches = pipeline.train_dataset(source, data, NORMALIZATIONS[config.normalization][0])
     for images, _ in batches.take(steps):
         model(images, training=True)
-        found.append({name: value for name, value in folder.named_weights(model).items() if "/moving_" in name})
+        found.append(
+            {
+                name: value
+                for name, value in folder.named_weights(model).items()
+                if "/moving_" in name
+            }
+        )
     return found
 
 
@@ -85,10 +107,17 @@ def test_a_training_warms_up_what_is_fresh_and_goes_on_with_it(tiny_flags, tiny_
     """The backbone comes from a checkpoint, the head is fresh, and the weights stand still, so that only batches matter."""
     momenta = ["--backbone_bn_momentum=0.997", "--head_bn_momentum=0.9997"]
     flags = [
-        *tiny_flags, *momenta, f"--tf_initial_checkpoint={tiny_run}", "--initialize_last_layer=false",
-        "--base_learning_rate=1e-30", "--end_learning_rate=0",
-        "--dropout_rate=0", "--summary_images=0", "--nohtml_report", "--training_number_of_steps=4",
-    ]  # fmt: skip
+        *tiny_flags,
+        *momenta,
+        f"--tf_initial_checkpoint={tiny_run}",
+        "--initialize_last_layer=false",
+        "--base_learning_rate=1e-30",
+        "--end_learning_rate=0",
+        "--dropout_rate=0",
+        "--summary_images=0",
+        "--nohtml_report",
+        "--training_number_of_steps=4",
+    ]
     run = tmp_path / "run"
     assert script("train.py")(*flags, f"--train_logdir={run}", "--strategy=none") == 0
     first, last = (run / folder.STEPS / f"step_{step:08d}" for step in (2, 4))
@@ -111,14 +140,22 @@ def test_a_training_warms_up_what_is_fresh_and_goes_on_with_it(tiny_flags, tiny_
 
 def test_a_checkpoint_gives_its_weights_and_not_its_momenta(tmp_path):
     path = tmp_path / "checkpoint"
-    config = SMALL.replace(backbone_bn_momentum=0.997, head_bn_momentum=0.9997, dropout_rate=0.2, align_corners=True)
+    config = SMALL.replace(
+        backbone_bn_momentum=0.997, head_bn_momentum=0.9997, dropout_rate=0.2, align_corners=True
+    )
     info = open_dataset(DataConfig(), "train").info
     folder.save_checkpoint(path, build_segmentor(config), config, info)
     assert start_config(str(path)) == config.replace(backbone_bn_momentum=0.9, head_bn_momentum=0.9)
     assert folder.load_checkpoint(path).config == config, "what is no training has them as they are"
-    asked = script("train.py").parse("--head_bn_momentum=0.99").model_config(start_config(str(path)))
+    asked = (
+        script("train.py").parse("--head_bn_momentum=0.99").model_config(start_config(str(path)))
+    )
     assert (asked.backbone_bn_momentum, asked.head_bn_momentum) == (0.9, 0.99)
-    named = script("train.py").parse("--model=deeplabv3_mnv2_pascal_trainval").model_config(start_config(str(path)))
+    named = (
+        script("train.py")
+        .parse("--model=deeplabv3_mnv2_pascal_trainval")
+        .model_config(start_config(str(path)))
+    )
     assert (named.backbone_bn_momentum, named.head_bn_momentum) == (0.997, 0.9997)
 
 
@@ -136,7 +173,9 @@ def test_a_momentum_too_long_for_the_training_is_told(momentum, steps, fresh, me
     model = build_segmentor(SMALL.replace(backbone_bn_momentum=momentum, head_bn_momentum=momentum))
     warnings = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics.logging, "warning", lambda text, *values: warnings.append(text % values))
+        patch.setattr(
+            statistics.logging, "warning", lambda text, *values: warnings.append(text % values)
+        )
         statistics.warn_of_lag(model, np.full(len(norms(model)), fresh), steps)
     assert len(warnings) == (message is not None)
     assert message is None or message.split(".*")[-1].strip() in warnings[0]
@@ -147,9 +186,15 @@ def test_frozen_statistics_that_are_fresh_are_told():
     for layer in norms(model):
         layer.freeze_statistics = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics.logging, "warning", lambda text, *values: warnings.append(text % values))
+        patch.setattr(
+            statistics.logging, "warning", lambda text, *values: warnings.append(text % values)
+        )
         statistics.warn_of_lag(model, np.eye(1, len(norms(model)), dtype=np.uint8)[0], 10**6)
-    assert len(warnings) == 1 and "1 batch norm layers start fresh and keep mean 0 and variance 1 (stem_bn, ...)" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and "1 batch norm layers start fresh and keep mean 0 and variance 1 (stem_bn, ...)"
+        in warnings[0]
+    )
 
 
 # --- Measuring ---
@@ -177,7 +222,9 @@ def test_measured_statistics_make_inference_compute_as_training_does(drawn):
     assert found.keys() == {name for name in drawn if "/moving_" in name}
     for layer in norms(model):
         count = len(batch) * layer.input.shape[1] * layer.input.shape[2]
-        found[f"{layer.name}/moving_variance"] = found[f"{layer.name}/moving_variance"] * (count - 1) / count
+        found[f"{layer.name}/moving_variance"] = (
+            found[f"{layer.name}/moving_variance"] * (count - 1) / count
+        )
     folder.assign_weights(model, {**drawn, **found}, "measured")
     after = model(batch, training=False).numpy()
     assert abs(before - expected).max() > 0.5 * expected.std()
@@ -200,29 +247,49 @@ def test_measured_statistics_are_the_mean_over_the_batches(drawn):
 
 
 def test_a_training_with_measured_statistics_saves_them_and_keeps_its_own(tiny_flags, tmp_path):
-    flags = [*tiny_flags, "--training_number_of_steps=2", "--summary_images=0", "--nohtml_report", "--strategy=none"]
-    assert script("train.py")(*flags, f"--train_logdir={tmp_path}", "--recalibrate_batch_norm=3", "--head_bn_momentum=0.99") == 0
+    flags = [
+        *tiny_flags,
+        "--training_number_of_steps=2",
+        "--summary_images=0",
+        "--nohtml_report",
+        "--strategy=none",
+    ]
+    assert (
+        script("train.py")(
+            *flags,
+            f"--train_logdir={tmp_path}",
+            "--recalibrate_batch_norm=3",
+            "--head_bn_momentum=0.99",
+        )
+        == 0
+    )
     last, best = folder.step_folders(tmp_path)[-1], tmp_path / folder.BEST
     raw, used = folder.read_weights(last), folder.read_weights(best)
     different = {name for name in raw if not np.array_equal(raw[name], used[name])}
     assert different == {name for name in raw if "/moving_" in name}
     command = script("train.py").parse(*flags)
     data, config = command.config(DataConfig), folder.read_config(best)
-    batches = pipeline.train_dataset(open_dataset(data, "train"), data, NORMALIZATIONS["imagenet"][0]).take(3)
+    batches = pipeline.train_dataset(
+        open_dataset(data, "train"), data, NORMALIZATIONS["imagenet"][0]
+    ).take(3)
     names = {name.split("/")[0] for name in different}
     for name, value in statistics.measure(config, raw, names, batches).items():
         np.testing.assert_allclose(used[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_nothing_is_measured_where_statistics_are_kept():
-    with pytest.raises(UserError, match="recalibrate_batch_norm=5: not with --nofine_tune_batch_norm"):
+    with pytest.raises(
+        UserError, match="recalibrate_batch_norm=5: not with --nofine_tune_batch_norm"
+    ):
         TrainConfig(recalibrate_batch_norm=5, fine_tune_batch_norm=False)
 
 
 # --- The diagnosis ---
 
 
-def diagnosis(monkeypatch, *, trained: float, now: float, anew: float, on_training: float, **training) -> tuple[str, int]:
+def diagnosis(
+    monkeypatch, *, trained: float, now: float, anew: float, on_training: float, **training
+) -> tuple[str, int]:
     """The line about such mIoUs, and the number of evaluations that it took."""
     calls = []
 
@@ -243,31 +310,54 @@ def diagnosis(monkeypatch, *, trained: float, now: float, anew: float, on_traini
 
     def evaluate(network, source, config, **options):
         calls.append(source)
-        return types.SimpleNamespace(miou=on_training if source == "train" * 9 else anew if run.measured else now)
+        return types.SimpleNamespace(
+            miou=on_training if source == "train" * 9 else anew if run.measured else now
+        )
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
     found = validation.Validation(
-        run, "val" * 9, EvalConfig(), TrainConfig(**training), "val", "train" * 9, lambda batches: {"x": batches}
-    )  # fmt: skip
+        run,
+        "val" * 9,
+        EvalConfig(),
+        TrainConfig(**training),
+        "val",
+        "train" * 9,
+        lambda batches: {"x": batches},
+    )
     text = found.diagnose(types.SimpleNamespace(miou=now))
-    assert "\n" not in text and (not text or not found.diagnose(types.SimpleNamespace(miou=now))), "once, until the end"
+    assert "\n" not in text and (not text or not found.diagnose(types.SimpleNamespace(miou=now))), (
+        "once, until the end"
+    )
     return text, len(calls)
 
 
 def test_a_gap_that_statistics_close(monkeypatch):
     text, evaluations = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.70, on_training=0.2)
-    assert text.startswith("validation mIoU is 0.2200 and training mIoU 0.7300 because the running statistics of batch norm lag")
-    assert "measured anew on 20 training batches they give 0.7000" in text and "--recalibrate_batch_norm=20" in text
+    assert text.startswith(
+        "validation mIoU is 0.2200 and training mIoU 0.7300 because the running statistics of "
+        "batch norm lag"
+    )
+    assert (
+        "measured anew on 20 training batches they give 0.7000" in text
+        and "--recalibrate_batch_norm=20" in text
+    )
     assert evaluations == 2
 
 
 def test_a_gap_that_statistics_leave(monkeypatch):
     text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.71)
-    assert "training images evaluated like validation images give 0.7100: the network knows these images better" in text
+    assert (
+        "training images evaluated like validation images give 0.7100: the network knows these "
+        "images better" in text
+    )
     text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.30)
     assert "0.3000: inference differs from training" in text and "statistics" not in text
-    text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.72, on_training=0.71, fine_tune_batch_norm=False)
-    assert "--recalibrate" not in text, "where the training itself has the running statistics they are not to blame"
+    text, _ = diagnosis(
+        monkeypatch, trained=0.73, now=0.22, anew=0.72, on_training=0.71, fine_tune_batch_norm=False
+    )
+    assert "--recalibrate" not in text, (
+        "where the training itself has the running statistics they are not to blame"
+    )
 
 
 @pytest.mark.parametrize(("trained", "now"), [(0.5, 0.41), (0.4, 0.6), (float("nan"), 0.1)])

@@ -38,7 +38,10 @@ def test_the_cluster_is_tensorflows(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config([1, 2], 1))
     cluster = Cluster.from_environment()
     assert cluster == Cluster(("127.0.0.1:1", "127.0.0.1:2"), 1) and not cluster.is_chief
-    with_chief = {"cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, "task": {"type": "worker", "index": 1}}
+    with_chief = {
+        "cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]},
+        "task": {"type": "worker", "index": 1},
+    }
     monkeypatch.setenv("TF_CONFIG", json.dumps(with_chief))
     assert Cluster.from_environment() == Cluster(("a:1", "b:2", "c:3"), 2)
     with_chief["task"] = {"type": "chief", "index": 0}
@@ -46,18 +49,39 @@ def test_the_cluster_is_tensorflows(monkeypatch):
     assert Cluster.from_environment().is_chief
 
 
-@pytest.mark.parametrize("text, told", [
-    ("", "the variable TF_CONFIG is not set; TF_CONFIG holds on every worker"),
-    ("{", "cannot be read"),
-    ("[]", "cannot be read"),
-    ('{"cluster": {"worker": ["a:1"]}}', "cannot be read"),
-    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}', "cannot be read"),
-    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "the cluster has no worker 1"),
-    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}', "the cluster has no worker -1"),
-    ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}', "knows workers, and a chief"),
-    ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "names the host 'a'; a host is written name:port"),
-    ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "names a host twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "the variable TF_CONFIG is not set; TF_CONFIG holds on every worker"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"cluster": {"worker": ["a:1"]}}', "cannot be read"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}',
+            "cannot be read",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "the cluster has no worker 1",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
+            "the cluster has no worker -1",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
+            "knows workers, and a chief",
+        ),
+        (
+            '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+            "names the host 'a'; a host is written name:port",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "names a host twice",
+        ),
+    ],
+)
 def test_a_tf_config_that_cannot_be(monkeypatch, text, told):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError) as error:
@@ -92,7 +116,9 @@ def test_workers_wait_for_each_other():
 def test_a_worker_with_other_flags():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
     told = meet(hosts, ["a", "b"], seconds=2)
-    assert f"worker 1 ({hosts[1]}) was started with other settings than this one, worker 0" in told[0]
+    assert (
+        f"worker 1 ({hosts[1]}) was started with other settings than this one, worker 0" in told[0]
+    )
     assert told[1], "nobody trains"
 
 
@@ -100,7 +126,9 @@ def test_a_worker_that_does_not_come():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = time.monotonic()
     told = meet(hosts, ["a"], seconds=1)
-    assert told[0].startswith(f"--strategy=multi_worker: no answer from {hosts[1]} within 1 seconds;")
+    assert told[0].startswith(
+        f"--strategy=multi_worker: no answer from {hosts[1]} within 1 seconds;"
+    )
     assert time.monotonic() - started < 10
 
 
@@ -112,12 +140,15 @@ def test_something_else_on_the_port():
     assert f"no answer from 127.0.0.1:{ports[1]}" in told[0]
     with socket.create_server(("", ports[0])):
         told = meet([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
-    assert told[0].startswith(f"port {ports[0]}, which TF_CONFIG gives this worker (127.0.0.1:{ports[0]}), cannot be used")
+    assert told[0].startswith(
+        f"port {ports[0]}, which TF_CONFIG gives this worker (127.0.0.1:{ports[0]}), cannot be used"
+    )
 
 
 # --- Whole trainings, in processes of their own ---
 
-# In double precision, as test_training_replicas.py says why; batches whose ignored pixels differ by worker.
+# In double precision, as test_training_replicas.py says why; batches whose ignored pixels differ by
+# worker.
 PROGRAM = """
 import json, sys
 import keras
@@ -145,16 +176,28 @@ print("RESULT", json.dumps({"losses": losses, "report": report is not None}))
 
 
 def start(settings: dict[str, object], config: str = "") -> subprocess.Popen[str]:
-    environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1", PYTHONPATH=str(ROOT), TF_CONFIG=config)
+    environment = dict(
+        os.environ,
+        TF_CPP_MIN_LOG_LEVEL="3",
+        CUDA_VISIBLE_DEVICES="-1",
+        PYTHONPATH=str(ROOT),
+        TF_CONFIG=config,
+    )
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(settings)], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, object]:
     out, err = process.communicate(timeout=600)
-    lines = [line.removeprefix("RESULT ") for line in out.splitlines() if line.startswith("RESULT ")]
+    lines = [
+        line.removeprefix("RESULT ") for line in out.splitlines() if line.startswith("RESULT ")
+    ]
     assert lines, err[-3000:]
     return json.loads(lines[0])
 
@@ -167,8 +210,20 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_two_workers_train_as_one(tmp_path):
     """Ten steps, the last two after a SIGTERM to the worker that keeps nothing, and the same command again."""
-    one = result(start({"train_logdir": str(tmp_path / "one"), "training_number_of_steps": 10, "strategy": "none"}))
-    settings = {"train_logdir": str(tmp_path / "two"), "training_number_of_steps": 10, "strategy": "multi_worker"}
+    one = result(
+        start(
+            {
+                "train_logdir": str(tmp_path / "one"),
+                "training_number_of_steps": 10,
+                "strategy": "none",
+            }
+        )
+    )
+    settings = {
+        "train_logdir": str(tmp_path / "two"),
+        "training_number_of_steps": 10,
+        "strategy": "multi_worker",
+    }
     ports = free_ports(2)
     pair = [start(settings, tf_config(ports, index)) for index in range(2)]
     while not folder.step_folders(tmp_path / "two") and pair[0].poll() is None:
@@ -177,11 +232,16 @@ def test_two_workers_train_as_one(tmp_path):
     first = [result(process) for process in pair]
     assert [bool(found["report"]) for found in first] == [False, False]
     done = len(first[0]["losses"])
-    assert 4 <= done < 10 and not first[1]["losses"], "stopped early, and the second worker shows nothing"
+    assert 4 <= done < 10 and not first[1]["losses"], (
+        "stopped early, and the second worker shows nothing"
+    )
     assert f"step_{done:08d}" in [path.name for path in folder.step_folders(tmp_path / "two")]
 
     ports = free_ports(2)
-    second = [result(process) for process in [start(settings, tf_config(ports, index)) for index in range(2)]]
+    second = [
+        result(process)
+        for process in [start(settings, tf_config(ports, index)) for index in range(2)]
+    ]
     assert [bool(found["report"]) for found in second] == [True, False]
     losses = first[0]["losses"] + second[0]["losses"]
     np.testing.assert_allclose(losses, one["losses"], rtol=0, atol=1e-5)
@@ -194,7 +254,11 @@ def test_two_workers_train_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed(tmp_path):
-    settings = {"train_logdir": str(tmp_path), "training_number_of_steps": 10**6, "save_interval_steps": 2}
+    settings = {
+        "train_logdir": str(tmp_path),
+        "training_number_of_steps": 10**6,
+        "save_interval_steps": 2,
+    }
     settings["strategy"] = "multi_worker"
     ports = free_ports(2)
     pair = [start(settings, tf_config(ports, index)) for index in range(2)]
@@ -204,7 +268,10 @@ def test_a_worker_that_is_killed(tmp_path):
     _, err = pair[0].communicate(timeout=300)
     assert pair[0].returncode != 0
     last = [line for line in err.splitlines() if "UserError" in line][-1]
-    assert "another worker has gone, after step" in last and "it goes on from the newest checkpoint" in last
+    assert (
+        "another worker has gone, after step" in last
+        and "it goes on from the newest checkpoint" in last
+    )
     assert all(np.isfinite(value).all() for value in arrays(tmp_path).values())
     saved = int(folder.step_folders(tmp_path)[-1].name.rpartition("_")[2])
     again = start({**settings, "strategy": "none"})

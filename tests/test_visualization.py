@@ -45,7 +45,9 @@ def share_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
     return float((picture == colour).all(-1).mean())
 
 
-def scene(height: int = 40, width: int = 60, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scene(
+    height: int = 40, width: int = 60, classes: int = 4
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image, a label with ignored pixels, and a prediction that is wrong in the upper left corner."""
     label = label_blocks(1, height, width, classes=classes, seed=1)[0].astype(np.uint8)
     prediction = np.where(label == 255, 0, label).astype(np.uint8)
@@ -61,7 +63,10 @@ def test_every_label_has_its_colour() -> None:
     labels = np.array([[0, 1, 2], [3, 255, 77]], np.uint8)
     picture = colorize(labels, INFO)
     assert picture.dtype == np.uint8
-    assert picture.tolist() == [[list(c) for c in PALETTE[:3]], [list(PALETTE[3]), [0, 0, 0], [0, 0, 0]]]
+    assert picture.tolist() == [
+        [list(c) for c in PALETTE[:3]],
+        [list(PALETTE[3]), [0, 0, 0], [0, 0, 0]],
+    ]
     assert (colorize(np.array([[-1, 300]], np.int32), INFO) == 0).all()
 
 
@@ -104,17 +109,23 @@ def test_colorblind_colours_stay_apart_for_every_eye(classes: int, apart: float)
         seen = np.array([oklab(np.asarray(eye) @ colour) for colour in linear])
         distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(len(seen))
         assert distance.min() > apart
-    assert np.min([oklab(colour)[0] for colour in linear[:classes]]) > 0.35  # none of them looks black
+    assert (
+        np.min([oklab(colour)[0] for colour in linear[:classes]]) > 0.35
+    )  # none of them looks black
 
 
 def test_camvids_own_colours_do_not_stay_apart() -> None:
     """The measure of the test above can fail: red and green of one lightness are one colour for some eyes."""
-    red, green = (np.asarray(COLOUR_BLINDNESS[1]) @ np.array(c) for c in ([0.3, 0.0, 0.0], [0.0, 0.13, 0.0]))
+    red, green = (
+        np.asarray(COLOUR_BLINDNESS[1]) @ np.array(c) for c in ([0.3, 0.0, 0.0], [0.0, 0.13, 0.0])
+    )
     assert np.linalg.norm(oklab(red) - oklab(green)) < 0.07
 
 
 def test_palette_by_name() -> None:
-    assert class_colours(INFO, "colour_blind")[:4].tolist() == [list(c) for c in colorblind_palette(4)]
+    assert class_colours(INFO, "colour_blind")[:4].tolist() == [
+        list(c) for c in colorblind_palette(4)
+    ]
     with pytest.raises(UserError, match="palette 'colourblind'; did you mean 'colour_blind'"):
         class_colours(INFO, "colourblind")
 
@@ -135,7 +146,9 @@ def test_error_map() -> None:
     assert wrong.any() and ((picture == WRONG).all(-1) == wrong).all()
     assert ((picture == 0).all(-1) == (label == 255)).all()
     right = picture[(label == prediction)]
-    assert (right[:, 0] == right[:, 1]).all() and right.std() > 5  # grey, and the image still to be seen
+    assert (
+        right[:, 0] == right[:, 1]
+    ).all() and right.std() > 5  # grey, and the image still to be seen
 
 
 # --- Legends, panels, grids ---
@@ -145,13 +158,17 @@ def test_legend_lists_what_is_there() -> None:
     picture = legend(INFO, present=[3, 1, 255, 3, 99], width=500)
     assert picture.shape[1] == 500 and picture.dtype == np.uint8
     assert [has_colour(picture, colour) for colour in PALETTE] == [False, True, False, True]
-    assert has_colour(picture, (0, 0, 0))  # the swatch of ignored pixels; the text is not quite black
+    assert has_colour(
+        picture, (0, 0, 0)
+    )  # the swatch of ignored pixels; the text is not quite black
     assert not has_colour(legend(INFO, present=[0], width=500), (0, 0, 0))
     assert all(has_colour(legend(INFO), colour) for colour in PALETTE)
 
 
 def test_letters_that_the_font_lacks_are_drawn_without_their_accents() -> None:
-    plain, accented = (legend(info_for_classes("x", [name, "b"])) for name in ("Universitat", "Universität"))
+    plain, accented = (
+        legend(info_for_classes("x", [name, "b"])) for name in ("Universitat", "Universität")
+    )
     assert np.array_equal(plain, accented)
 
 
@@ -166,20 +183,28 @@ def test_legend_wraps_and_widens() -> None:
 
 
 def test_names_are_shortened_for_people() -> None:
-    names = ("__background__", "traffic_light", "table, board", "a very long name that nobody can read at a glance")
+    names = (
+        "__background__",
+        "traffic_light",
+        "table, board",
+        "a very long name that nobody can read at a glance",
+    )
     plain = ("background", "traffic light", "table", "a very long name that n…")
     pictures = [legend(DatasetInfo("names", n, PALETTE), width=900) for n in (names, plain)]
     np.testing.assert_array_equal(*pictures)
 
 
 @pytest.mark.parametrize(
-    ("size", "factor"), [((160, 160), 3), ((360, 480), 1), ((40, 60), 7), ((640, 1280), LARGEST / 1280)]
+    ("size", "factor"),
+    [((160, 160), 3), ((360, 480), 1), ((40, 60), 7), ((640, 1280), LARGEST / 1280)],
 )
 def test_panel_with_a_label(size: tuple[int, int], factor: float) -> None:
     image, label, prediction = scene(*size)
     height, width = round(size[0] * factor), round(size[1] * factor)
     picture = panel(image, label, prediction, INFO, with_legend=False)
-    assert (picture[-1] == RIM).all(-1).sum() == 4 * (width + 2)  # around each, so that a white one ends somewhere
+    assert (picture[-1] == RIM).all(-1).sum() == 4 * (
+        width + 2
+    )  # around each, so that a white one ends somewhere
     picture = picture[:-1, 1:-1]
     caption, gap = picture.shape[0] - height, max(4, width // 50)
     assert SMALLEST <= max(height, width) <= LARGEST
@@ -226,7 +251,9 @@ def test_panels_legend_has_the_ends_of_the_confidence() -> None:
     without = panel(image, label, prediction, INFO)
     with_it = panel(image, label, prediction, INFO, confidence=np.full((400, 500), 0.5, np.float32))
     for end in confidence_map(np.array([0, 1])):
-        assert has_colour(with_it, tuple(end.tolist())) and not has_colour(without, tuple(end.tolist()))
+        assert has_colour(with_it, tuple(end.tolist())) and not has_colour(
+            without, tuple(end.tolist())
+        )
 
 
 def test_panel_without_the_photograph() -> None:
@@ -237,7 +264,9 @@ def test_panel_without_the_photograph() -> None:
     caption = picture.shape[0] - 400
     np.testing.assert_array_equal(picture[caption:, :500], colorize(label, INFO))
     blank = np.full_like(image, 128)
-    np.testing.assert_array_equal(picture[caption:, 1020:], error_map(blank, label, prediction, INFO))
+    np.testing.assert_array_equal(
+        picture[caption:, 1020:], error_map(blank, label, prediction, INFO)
+    )
 
 
 def test_panel_of_a_very_narrow_image_keeps_its_captions_apart() -> None:
@@ -256,7 +285,11 @@ def test_grid() -> None:
     a, b, c = (np.full((h, w, 3), v, np.uint8) for h, w, v in [(4, 6, 1), (5, 2, 2), (3, 3, 3)])
     column = grid([a, b, c], gap=2)
     assert column.shape == (4 + 5 + 3 + 4, 6, 3)
-    assert (column[:4] == 1).all() and (column[6:11, :2] == 2).all() and (column[6:11, 2:] == 255).all()
+    assert (
+        (column[:4] == 1).all()
+        and (column[6:11, :2] == 2).all()
+        and (column[6:11, 2:] == 255).all()
+    )
     two = grid([a, b, c], columns=2, gap=1)
     assert two.shape == (5 + 3 + 1, 6 + 2 + 1, 3)
     assert (two[:5, 7:] == 2).all() and (two[6:, :3] == 3).all()
@@ -268,9 +301,13 @@ def test_grid() -> None:
 
 
 def report(classes: int) -> Report:
-    matrix = np.random.default_rng(0).integers(0, 20, (classes, classes)) + 200 * np.eye(classes, dtype=int)
+    matrix = np.random.default_rng(0).integers(0, 20, (classes, classes)) + 200 * np.eye(
+        classes, dtype=int
+    )
     matrix[1] = 0
-    return Report.from_matrix(matrix, info_for_classes("d", [f"class {i}" for i in range(classes)]), 5, model="m")
+    return Report.from_matrix(
+        matrix, info_for_classes("d", [f"class {i}" for i in range(classes)]), 5, model="m"
+    )
 
 
 @pytest.mark.parametrize("classes", [3, 32])
@@ -278,7 +315,9 @@ def test_confusion_matrix_figure(classes: int) -> None:
     pytest.importorskip("matplotlib")
     picture = confusion_matrix_figure(report(classes))
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
-    rows, columns = np.nonzero(picture[..., 2].astype(int) - picture[..., 0] > 70)  # the blue of the diagonal
+    rows, columns = np.nonzero(
+        picture[..., 2].astype(int) - picture[..., 0] > 70
+    )  # the blue of the diagonal
     assert len(rows) > 20
     assert np.corrcoef(rows, columns)[0, 1] > 0.9  # from the upper left to the lower right
     assert has_colour(picture, (230, 230, 230))  # the class without a labelled pixel is grey
@@ -306,7 +345,9 @@ def test_save_png(tmp_path) -> None:
 def test_save_png_in_strips(tmp_path, rows: int, channels: tuple[int, ...]) -> None:
     array = noise(23, 31, *channels).astype(np.uint8)
     array[5:9] = 7  # flat areas and noise
-    save_png_strips(tmp_path / "new" / "a.png", (array[top : top + rows] for top in range(0, 23, rows)))
+    save_png_strips(
+        tmp_path / "new" / "a.png", (array[top : top + rows] for top in range(0, 23, rows))
+    )
     with Image.open(tmp_path / "new" / "a.png") as picture:
         assert picture.mode == ("RGB" if channels else "L")
         picture.verify()  # every checksum
@@ -329,7 +370,9 @@ def test_strips_that_fail_leave_nothing(tmp_path) -> None:
 def test_confidence_rises_from_dark_to_light() -> None:
     drawn = confidence_map(np.linspace(0, 1, 101)[None])[0].astype(int)
     assert drawn[0].tolist() == [0, 32, 77] and drawn[100].tolist() == [255, 234, 70]
-    assert (np.diff(drawn @ (0.2126, 0.7152, 0.0722)) > 0).all(), "lighter with every step, so that every eye sees the order"
+    assert (np.diff(drawn @ (0.2126, 0.7152, 0.0722)) > 0).all(), (
+        "lighter with every step, so that every eye sees the order"
+    )
 
 
 def test_a_panel_shows_the_confidence() -> None:

@@ -1,6 +1,7 @@
 """Every kind of picture beside a stored one that a person has looked at.
 
-After a change that is meant, `PYTHONPATH=. python tests/test_visualization_stored.py` stores them anew: look at them.
+After a change that is meant, `PYTHONPATH=. python tests/test_visualization_stored.py` stores them
+anew: look at them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from deeplab_keras.visualization import (
 )
 
 FOLDER = ROOT / "tests" / "golden" / "pictures"
-INFO = DatasetInfo("scene", ("background", "sky", "traffic_light", "car, auto", "tree"), pascal_palette(5))
+INFO = DatasetInfo(
+    "scene", ("background", "sky", "traffic_light", "car, auto", "tree"), pascal_palette(5)
+)
 HEIGHT, WIDTH = 48, 64
 KINDS = (
     "colour", "colour_blind", "overlay", "overlay_with_legend", "errors", "confidence", "legend", "panel", "panel_without_label",
@@ -47,14 +50,20 @@ def draw(kind: str) -> np.ndarray:
     image = np.stack([label * 40 % 200, 4 * rows, 3 * columns], -1).astype(np.uint8)
     confidence = np.clip(0.3 + columns / WIDTH, 0, 1)
     report = types.SimpleNamespace(
-        confusion_matrix=[[50, 2, 0], [8, 30, 2], [0, 0, 0]], per_class_iou=dict.fromkeys(("sky", "traffic_light", "car"), 0.5),
-        model="model", dataset="scene", split="val", miou=0.7,
-    )  # fmt: skip
+        confusion_matrix=[[50, 2, 0], [8, 30, 2], [0, 0, 0]],
+        per_class_iou=dict.fromkeys(("sky", "traffic_light", "car"), 0.5),
+        model="model",
+        dataset="scene",
+        split="val",
+        miou=0.7,
+    )
     pictures = {
         "colour": lambda: colorize(prediction, INFO),
         "colour_blind": lambda: colorize(prediction, INFO, "colour_blind"),
         "overlay": lambda: overlay(image, prediction, INFO),
-        "overlay_with_legend": lambda: grid([overlay(image, prediction, INFO), legend(INFO, classes_in(prediction), 160)]),
+        "overlay_with_legend": lambda: grid(
+            [overlay(image, prediction, INFO), legend(INFO, classes_in(prediction), 160)]
+        ),
         "errors": lambda: error_map(image, label, prediction, INFO),
         "confidence": lambda: confidence_map(confidence),
         "legend": lambda: legend(INFO, [0, 2, 3, 255], 300, palette="colour_blind"),
@@ -72,7 +81,13 @@ def test_a_picture_is_the_stored_one(kind: str) -> None:
     stored = np.asarray(Image.open(FOLDER / f"{kind}.png"))
     assert drawn.shape == stored.shape
     difference = np.abs(drawn.astype(int) - stored).max(-1)
-    text = kind in ("overlay_with_legend", "legend", "panel", "panel_without_label", "confusion_matrix")
+    text = kind in (
+        "overlay_with_legend",
+        "legend",
+        "panel",
+        "panel_without_label",
+        "confusion_matrix",
+    )
     assert (difference > 8).mean() <= (0.03 if text else 0)
 
 

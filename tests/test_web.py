@@ -26,10 +26,13 @@ from deeplab_keras.export.web import RUNTIME, build_page
 
 PAGE = ROOT / "demo" / "web"
 POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; "
     "worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
-IMPORTED = re.compile(r"""(?:^\s*(?:import|export)\b[^'"();]*|\bimport\s*\(\s*)["']([^'"]+)["']""", re.MULTILINE)
+IMPORTED = re.compile(
+    r"""(?:^\s*(?:import|export)\b[^'"();]*|\bimport\s*\(\s*)["']([^'"]+)["']""", re.MULTILINE
+)
 VOC = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
 
 
@@ -49,10 +52,15 @@ def modules(tmp_path) -> pathlib.Path:
     """A node_modules folder with files of the runtime's names."""
     for package, patterns in RUNTIME.items():
         for pattern in patterns:
-            path = tmp_path / "node_modules" / package.rpartition("@")[0] / pattern.replace("*", "js")
+            path = (
+                tmp_path / "node_modules" / package.rpartition("@")[0] / pattern.replace("*", "js")
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"// {path.name}")
-    core, wasm_utils = (tmp_path / "node_modules/@litertjs" / name / "dist/index.js" for name in ("core", "wasm-utils"))
+    core, wasm_utils = (
+        tmp_path / "node_modules/@litertjs" / name / "dist/index.js"
+        for name in ("core", "wasm-utils")
+    )
     core.write_text('const one = 1;\nimport { createWasmLib } from "@litertjs/wasm-utils";\n')
     wasm_utils.write_text("const name = '@litertjs/core';\nexport { createWasmLib };\n")
     return tmp_path / "node_modules"
@@ -64,7 +72,10 @@ def test_the_page_is_whole(model_file, modules, tmp_path):
     assert {path.name for path in PAGE.iterdir()} <= found
     worker = (folder / "offline.js").read_text()
     kept = json.loads(worker[worker.index('["./"') : worker.index("]", worker.index('["./"')) + 1])
-    assert set(kept) == {"./", *(name for name in found if "compat" not in name and name != "offline.js")}
+    assert set(kept) == {
+        "./",
+        *(name for name in found if "compat" not in name and name != "offline.js"),
+    }
     assert (folder / "model.tflite").read_bytes() == model_file.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -97,9 +108,17 @@ def forbidden(text: str) -> list[str]:
     page = Tags(text)
     found = [data for data in page.inline if data.strip()]
     for tag, attributes in page.tags:
-        found += [f"{tag} {name}" for name in attributes if name.startswith("on") or name == "style"]
-        addresses = [attributes.get(name) or "" for name in ("src", "href", "srcset", "action", "data")]
-        found += [f"{tag} {address}" for address in addresses if ":" in address or address.startswith("//")]
+        found += [
+            f"{tag} {name}" for name in attributes if name.startswith("on") or name == "style"
+        ]
+        addresses = [
+            attributes.get(name) or "" for name in ("src", "href", "srcset", "action", "data")
+        ]
+        found += [
+            f"{tag} {address}"
+            for address in addresses
+            if ":" in address or address.startswith("//")
+        ]
     return found
 
 
@@ -124,13 +143,26 @@ def test_the_page_has_a_policy_and_keeps_it(model_file, modules, tmp_path):
     folder = build_page(model_file, tmp_path / "page", PAGE, modules)
     text = (folder / "index.html").read_text()
     tags = Tags(text).tags
-    policies = [at for at, (_, attributes) in enumerate(tags) if attributes.get("http-equiv") == "Content-Security-Policy"]
+    policies = [
+        at
+        for at, (_, attributes) in enumerate(tags)
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert [tags[at][1]["content"] for at in policies] == [POLICY]
-    first = next(at for at, (tag, _) in enumerate(tags) if tag in ("link", "script", "style", "img"))
+    first = next(
+        at for at, (tag, _) in enumerate(tags) if tag in ("link", "script", "style", "img")
+    )
     assert policies[0] < first, "a policy holds for what comes after it"
     assert forbidden(text) == []
-    for kind in ("<script>a()</script>", "<script type=importmap>{}</script>", "<style>a{}</style>", "<p style='color: red'>",
-                 "<img src=a.png onerror=a()>", "<img src=data:,>", "<script src=//a.org/a.js></script>"):  # fmt: skip
+    for kind in (
+        "<script>a()</script>",
+        "<script type=importmap>{}</script>",
+        "<style>a{}</style>",
+        "<p style='color: red'>",
+        "<img src=a.png onerror=a()>",
+        "<img src=data:,>",
+        "<script src=//a.org/a.js></script>",
+    ):
         assert forbidden(text.replace("</body>", f"{kind}</body>")) != [], kind
 
 
@@ -144,7 +176,9 @@ def test_imports_are_paths_of_files_in_the_folder(model_file, modules, tmp_path)
     }
     check_imports(folder)
     kept = (folder / "litert/wasm-utils/index.js").read_text()
-    assert kept == "const name = '@litertjs/core';\nexport { createWasmLib };\n", "what is no import stays as it is"
+    assert kept == "const name = '@litertjs/core';\nexport { createWasmLib };\n", (
+        "what is no import stays as it is"
+    )
 
 
 def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
@@ -152,11 +186,22 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
         build_page(tmp_path / "none.tflite", tmp_path / "page", PAGE, modules)
     bare = tmp_path / "bare.tflite"
     bare.write_bytes(b"TFL3")
-    none = "damaged or not a .tflite file with its classes packed into it .*; give a .tflite file that export_model.py wrote"
+    none = (
+        "damaged or not a .tflite file with its classes packed into it .*; give a .tflite file "
+        "that export_model.py wrote"
+    )
     with pytest.raises(UserError, match=f"bare.tflite: {none}"):
         build_page(bare, tmp_path / "page", PAGE, modules)
-    for text in ("", "[]", "{}", '{"dataset": [], "model": {}}', '{"dataset": {"class_names": []}}', "{", "[" * 100_000,
-                 '{"dataset": {"class_names": []}, "model": {}, "outputs": 3}'):  # fmt: skip
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"dataset": [], "model": {}}',
+        '{"dataset": {"class_names": []}}',
+        "{",
+        "[" * 100_000,
+        '{"dataset": {"class_names": []}, "model": {}, "outputs": 3}',
+    ):
         with zipfile.ZipFile(bare, "w") as archive:
             archive.writestr("model.json", text)
         with pytest.raises(UserError, match=f"bare.tflite: {none}") as caught:
@@ -165,14 +210,23 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         build_page(tmp_path, tmp_path / "page", PAGE, modules)
     with zipfile.ZipFile(tmp_path / "scores.tflite", "w") as archive:
-        archive.writestr("model.json", json.dumps({"dataset": {"class_names": ["a"]}, "model": {}, "outputs": ["logits"]}))
-    with pytest.raises(UserError, match="scores.tflite: gives no labels, which the page shows; export it with --output=labels"):
+        archive.writestr(
+            "model.json",
+            json.dumps({"dataset": {"class_names": ["a"]}, "model": {}, "outputs": ["logits"]}),
+        )
+    with pytest.raises(
+        UserError,
+        match="scores.tflite: gives no labels, which the page shows; export it with "
+        "--output=labels",
+    ):
         build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
     with pytest.raises(UserError, match="is no page of this project"):
         build_page(model_file, modules, PAGE, modules, overwrite=True)
     with pytest.raises(UserError, match="no page here"):
         build_page(model_file, tmp_path / "page", tmp_path, modules)
-    with pytest.raises(UserError, match="not there; give a node_modules folder with @litertjs/core"):
+    with pytest.raises(
+        UserError, match="not there; give a node_modules folder with @litertjs/core"
+    ):
         build_page(model_file, tmp_path / "page", PAGE, tmp_path)
     monkeypatch.setenv("PATH", "")
     said: list[str] = []
@@ -180,7 +234,9 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="npm is not installed"):
         build_page(model_file, tmp_path / "page", PAGE)
     assert not (tmp_path / "page").exists()
-    assert said == ["fetching @litertjs/core@2.5.3 from the npm registry"], "a download takes its time"
+    assert said == ["fetching @litertjs/core@2.5.3 from the npm registry"], (
+        "a download takes its time"
+    )
 
 
 # --- In a browser ---
@@ -206,10 +262,16 @@ def page(tmp_path_factory) -> Iterator[tuple[pathlib.Path, str, queue.Queue]]:
     from deeplab_keras.export import export_model
 
     place = tmp_path_factory.mktemp("web")
-    assert script("convert_checkpoint.py")(
-        "--source=official_deeplab", "--model=deeplabv3_mnv2_dm05_pascal_trainaug", "--output_stride=8",
-        f"--output={place / 'checkpoint'}", f"--checkpoint={SHARED / 'weights/deeplabv3_mnv2_dm05_257/deeplabv3.tflite'}",
-    ) == 0  # fmt: skip
+    assert (
+        script("convert_checkpoint.py")(
+            "--source=official_deeplab",
+            "--model=deeplabv3_mnv2_dm05_pascal_trainaug",
+            "--output_stride=8",
+            f"--output={place / 'checkpoint'}",
+            f"--checkpoint={SHARED / 'weights/deeplabv3_mnv2_dm05_257/deeplabv3.tflite'}",
+        )
+        == 0
+    )
     export_model(place / "checkpoint", place / "export", formats=["tflite"], input_size=(257, 257))
     folder = build_page(place / "export/model.tflite", place / "page", PAGE)
     shutil.copy(ROOT / "tests/web_check.js", folder)
@@ -217,20 +279,32 @@ def page(tmp_path_factory) -> Iterator[tuple[pathlib.Path, str, queue.Queue]]:
     (folder / "web_check.html").write_text(text.replace('src="app.js"', 'src="web_check.js"'))
     posted: queue.Queue = queue.Queue()
     handler = type("Handler", (Server,), {"posted": posted})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}/", posted
     server.shutdown()
 
 
 def browse(url: str, *flags: str) -> subprocess.Popen[str]:
-    arguments = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *flags, url]
+    arguments = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        *flags,
+        url,
+    ]
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wrong(log: str) -> list[str]:
     """What the browser's console has of errors and of what the policy refused; the runtime writes its notes there too."""
-    pattern = re.compile(r"CONSOLE.*(Uncaught|Refused|Content Security Policy|Failed to (load|fetch))")
+    pattern = re.compile(
+        r"CONSOLE.*(Uncaught|Refused|Content Security Policy|Failed to (load|fetch))"
+    )
     return [line for line in log.splitlines() if pattern.search(line)]
 
 
@@ -249,7 +323,9 @@ def test_the_browser_s_labels_are_python_s(page, photo):
     folder, address, posted = page
     with Image.open(VOC / photo) as picture:
         image = np.asarray(picture.convert("RGB"))
-    Image.fromarray(image).save(folder / "photo.png")  # so that both sides see the same decoder's pixels
+    Image.fromarray(image).save(
+        folder / "photo.png"
+    )  # so that both sides see the same decoder's pixels
     browser = browse(address + "web_check.html")
     try:
         path, body = posted.get(timeout=120)
@@ -286,14 +362,19 @@ def test_the_browser_keeps_to_the_policy(page):
     folder, address, posted = page
     text = (folder / "index.html").read_text()
     (folder / "attack.js").write_text(
-        "fetch('own', {method: 'POST'}); try { new Function('') } catch { fetch('eval', {method: 'POST'}) }"
+        "fetch('own', {method: 'POST'}); try { new Function('') } catch { fetch('eval', {method: "
+        "'POST'}) }"
     )
     added = (
-        "<script>fetch('inline', {method: 'POST'})</script><img src=none.png onerror=\"fetch('handler', {method: 'POST'})\">"
-        "<p style='color: red'>a</p><img src='http://localhost:1/a.png'><script src=attack.js></script>"
+        "<script>fetch('inline', {method: 'POST'})</script><img src=none.png "
+        "onerror=\"fetch('handler', {method: 'POST'})\">"
+        "<p style='color: red'>a</p><img src='http://localhost:1/a.png'><script "
+        "src=attack.js></script>"
     )
     (folder / "attack.html").write_text(text.replace("</body>", f"{added}</body>"))
-    _, log = browse(f"{address}attack.html", "--virtual-time-budget=60000", "--dump-dom").communicate(timeout=180)
+    _, log = browse(
+        f"{address}attack.html", "--virtual-time-budget=60000", "--dump-dom"
+    ).communicate(timeout=180)
     refused = wrong(log)
     print("\n".join(refused))
     for directive in ("script-src", "style-src", "img-src"):

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 from contracts import ROOT
 
-# Imports in a process and in those that it starts, as where TensorFlow and what stands on it are not installed.
+# Imports in a process and in those that it starts, as where TensorFlow and what stands on it are
+# not installed.
 BLOCKED = """
 import sys
 
@@ -32,10 +33,20 @@ def run(tmp_path):
 
     def run(*arguments: str, status: int = 0, **variables: str) -> tuple[str, str]:
         environment = {
-            **os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{tmp_path}/path:{ROOT}", **variables,
-        }  # fmt: skip
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": f"{tmp_path}/path:{ROOT}",
+            **variables,
+        }
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
         )
         assert done.returncode == status, done.stderr
         return done.stdout, done.stderr
@@ -45,7 +56,9 @@ def run(tmp_path):
 
 def test_a_script_names_the_missing_package(run):
     _, error = run(f"{ROOT}/scripts/list_models.py", status=1, KERAS_BACKEND="tensorflow")
-    assert error.startswith("error: tensorflow is not installed, and Keras needs it here: pip install tensorflow; ")
+    assert error.startswith(
+        "error: tensorflow is not installed, and Keras needs it here: pip install tensorflow; "
+    )
     assert error.count("\n") == 1
 
 
@@ -53,11 +66,22 @@ def test_a_script_names_the_missing_package(run):
 def test_the_benchmark_of_a_training_step_needs_no_tensorflow(run):
     """The machine with a GPU that this is for has JAX and PyTorch."""
     out, _ = run(
-        f"{ROOT}/scripts/benchmark.py", "--what=train", "--head=lraspp", "--model_variant=mobilenet_v3_small", "--num_classes=5",
-        "--depth_multiplier=0.5", "--train_crop_size=64,64", "--train_batch_size=2", "--rounds=1", "--batches=1",
-    )  # fmt: skip
+        f"{ROOT}/scripts/benchmark.py",
+        "--what=train",
+        "--head=lraspp",
+        "--model_variant=mobilenet_v3_small",
+        "--num_classes=5",
+        "--depth_multiplier=0.5",
+        "--train_crop_size=64,64",
+        "--train_batch_size=2",
+        "--rounds=1",
+        "--batches=1",
+    )
     assert "noise of 5 classes, batches of 2 crops of 64x64, float32" in out
-    assert re.search(r"^jax, steps alone +[\d.]+ .* images/s, on CPU$", out, re.MULTILINE) and "waiting" not in out
+    assert (
+        re.search(r"^jax, steps alone +[\d.]+ .* images/s, on CPU$", out, re.MULTILINE)
+        and "waiting" not in out
+    )
 
 
 @pytest.mark.jax

@@ -13,7 +13,8 @@ from deeplab_keras.models.multiply_adds import count_multiply_adds, is_auxiliary
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo import registry as zoo
 
-# System -> parameters, of them in the auxiliary head, running statistics, GMACs at 512x512, reported mIoU.
+# System -> parameters, of them in the auxiliary head, running statistics, GMACs at 512x512,
+# reported mIoU.
 TABLE = {
     "fcn_mobilenetv2os8_voc": (6112554, 454165, 34624, 23.418, 59.89),
     "pspnet_mobilenetv2os8_voc": (13848874, 454165, 37696, 52.417, 68.40),
@@ -46,7 +47,10 @@ def test_parameters_and_multiply_adds_are_the_reference_s(name):
     model = build_segmentor(zoo.get_config(name), (512, 512))
     assert model.name == name
     assert size(model.trainable_weights) == parameters
-    assert size([v for layer in model.layers if is_auxiliary(layer) for v in layer.trainable_weights]) == auxiliary
+    assert (
+        size([v for layer in model.layers if is_auxiliary(layer) for v in layer.trainable_weights])
+        == auxiliary
+    )
     assert size(model.non_trainable_weights) == statistics
     assert round(count_multiply_adds(model) / 1e9, 3) == giga_multiply_adds
     keras.backend.clear_session()
@@ -54,7 +58,9 @@ def test_parameters_and_multiply_adds_are_the_reference_s(name):
 
 def test_the_eighteen_are_listed_with_what_their_authors_reported():
     assert [name for name in zoo.list_models() if name in TABLE] == list(TABLE)
-    assert {name: zoo.reported(name) for name in TABLE} == {name: row[-1] for name, row in TABLE.items()}
+    assert {name: zoo.reported(name) for name in TABLE} == {
+        name: row[-1] for name, row in TABLE.items()
+    }
     assert set(zoo.REPORTED_MIOU) <= set(zoo.list_models())
 
 
@@ -66,10 +72,14 @@ def test_a_config_names_itself_and_survives_json(name):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(UserError, match="'fcn_mobilenetv2os8_vic'; did you mean 'fcn_mobilenetv2os8_voc'"):
+    with pytest.raises(
+        UserError, match="'fcn_mobilenetv2os8_vic'; did you mean 'fcn_mobilenetv2os8_voc'"
+    ):
         zoo.get_config("fcn_mobilenetv2os8_vic")
 
 
 def test_multiply_adds_need_a_size():
     with pytest.raises(UserError, match="input_size"):
-        count_multiply_adds(build_segmentor(ModelConfig(head="fcn", head_channels=8, depth_multiplier=0.25)))
+        count_multiply_adds(
+            build_segmentor(ModelConfig(head="fcn", head_channels=8, depth_multiplier=0.25))
+        )

@@ -1,7 +1,8 @@
 """torchvision's MobileNets and two segmentation models, written out in PyTorch: there is no torchvision to install here.
 
-The structure, and so the names in the state_dict, follow torchvision 0.20's `models/mobilenetv2.py`, `mobilenetv3.py`,
-`segmentation/lraspp.py` and `segmentation/deeplabv3.py`; `PARAMETERS` are the counts that torchvision publishes.
+The structure, and so the names in the state_dict, follow torchvision 0.20's
+`models/mobilenetv2.py`, `mobilenetv3.py`, `segmentation/lraspp.py` and `segmentation/deeplabv3.py`;
+`PARAMETERS` are the counts that torchvision publishes.
 """
 
 from __future__ import annotations
@@ -29,11 +30,19 @@ def divisible(value: float) -> int:
 
 
 def conv_norm_act(
-    inputs: int, outputs: int, kernel: int, norm: Norm, act: type[nn.Module] | None, stride: int = 1, dilation: int = 1,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    norm: Norm,
+    act: type[nn.Module] | None,
+    stride: int = 1,
+    dilation: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
     padding = (kernel - 1) // 2 * dilation
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    conv = nn.Conv2d(
+        inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+    )
     return nn.Sequential(conv, norm(outputs), *([act()] if act else []))
 
 
@@ -56,12 +65,22 @@ class MobileNetV2(nn.Module):
         features: list[nn.Module] = [conv_norm_act(3, 32, 3, nn.BatchNorm2d, nn.ReLU6, stride=2)]
         inputs = 32
         for expansion, outputs, blocks, stride in (
-            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
         ):
             for block in range(blocks):
-                features.append(InvertedResidualV2(inputs, outputs, stride if block == 0 else 1, expansion))
+                features.append(
+                    InvertedResidualV2(inputs, outputs, stride if block == 0 else 1, expansion)
+                )
                 inputs = outputs
-        self.features = nn.Sequential(*features, conv_norm_act(320, 1280, 1, nn.BatchNorm2d, nn.ReLU6))
+        self.features = nn.Sequential(
+            *features, conv_norm_act(320, 1280, 1, nn.BatchNorm2d, nn.ReLU6)
+        )
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 1000))
 
 
@@ -77,16 +96,33 @@ class SqueezeExcitation(nn.Module):
 
 class InvertedResidualV3(nn.Module):
     def __init__(
-        self, inputs: int, kernel: int, expanded: int, outputs: int, se: bool, hard_swish: bool, stride: int, dilation: int
+        self,
+        inputs: int,
+        kernel: int,
+        expanded: int,
+        outputs: int,
+        se: bool,
+        hard_swish: bool,
+        stride: int,
+        dilation: int,
     ) -> None:
         super().__init__()
-        norm, act = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01), nn.Hardswish if hard_swish else nn.ReLU
-        self.residual, self.is_strided, self.out_channels = stride == 1 and inputs == outputs, stride > 1, outputs
+        norm, act = (
+            partial(nn.BatchNorm2d, eps=0.001, momentum=0.01),
+            nn.Hardswish if hard_swish else nn.ReLU,
+        )
+        self.residual, self.is_strided, self.out_channels = (
+            stride == 1 and inputs == outputs,
+            stride > 1,
+            outputs,
+        )
         layers: list[nn.Module] = []
         if expanded != inputs:
             layers.append(conv_norm_act(inputs, expanded, 1, norm, act))
         stride = 1 if dilation > 1 else stride
-        layers.append(conv_norm_act(expanded, expanded, kernel, norm, act, stride, dilation, groups=expanded))
+        layers.append(
+            conv_norm_act(expanded, expanded, kernel, norm, act, stride, dilation, groups=expanded)
+        )
         if se:
             layers.append(SqueezeExcitation(expanded, divisible(expanded // 4)))
         self.block = nn.Sequential(*layers, conv_norm_act(expanded, outputs, 1, norm, None))
@@ -117,10 +153,15 @@ class MobileNetV3(nn.Module):
     def __init__(self, arch: str, dilated: bool = False) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
-        blocks = [InvertedResidualV3(*row[:7], dilation=2 if dilated and row[7] else 1) for row in V3[arch]]
+        blocks = [
+            InvertedResidualV3(*row[:7], dilation=2 if dilated and row[7] else 1)
+            for row in V3[arch]
+        ]
         inputs = V3[arch][-1][3]
         stem = conv_norm_act(3, 16, 3, norm, nn.Hardswish, stride=2)
-        self.features = nn.Sequential(stem, *blocks, conv_norm_act(inputs, 6 * inputs, 1, norm, nn.Hardswish))
+        self.features = nn.Sequential(
+            stem, *blocks, conv_norm_act(inputs, 6 * inputs, 1, norm, nn.Hardswish)
+        )
         hidden = 1280 if arch == "large" else 1024
         self.classifier = nn.Sequential(
             nn.Linear(6 * inputs, hidden), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(hidden, 1000)
@@ -129,16 +170,25 @@ class MobileNetV3(nn.Module):
 
 class ASPPPooling(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(960, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU())
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(960, 256, 1, bias=False),
+            nn.BatchNorm2d(256),
+            nn.ReLU(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.interpolate(super().forward(x), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return functional.interpolate(
+            super().forward(x), size=x.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 class ASPP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        branches = [nn.Sequential(nn.Conv2d(960, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU())]
+        branches = [
+            nn.Sequential(nn.Conv2d(960, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU())
+        ]
         for rate in (12, 24, 36):
             conv = nn.Conv2d(960, 256, 3, padding=rate, dilation=rate, bias=False)
             branches.append(nn.Sequential(conv, nn.BatchNorm2d(256), nn.ReLU()))
@@ -154,9 +204,16 @@ class ASPP(nn.Module):
 class LRASPPHead(nn.Module):
     def __init__(self, low: int, high: int, classes: int) -> None:
         super().__init__()
-        self.cbr = nn.Sequential(nn.Conv2d(high, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU())
-        self.scale = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(high, 128, 1, bias=False), nn.Sigmoid())
-        self.low_classifier, self.high_classifier = nn.Conv2d(low, classes, 1), nn.Conv2d(128, classes, 1)
+        self.cbr = nn.Sequential(
+            nn.Conv2d(high, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()
+        )
+        self.scale = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(high, 128, 1, bias=False), nn.Sigmoid()
+        )
+        self.low_classifier, self.high_classifier = (
+            nn.Conv2d(low, classes, 1),
+            nn.Conv2d(128, classes, 1),
+        )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         x = self.cbr(high) * self.scale(high)
@@ -171,18 +228,26 @@ class Segmentation(nn.Module):
         super().__init__()
         features = MobileNetV3("large", dilated=True).features
         self.backbone = nn.ModuleDict({str(index): layer for index, layer in enumerate(features)})
-        strided = [index for index, layer in enumerate(features) if getattr(layer, "is_strided", False)]
+        strided = [
+            index for index, layer in enumerate(features) if getattr(layer, "is_strided", False)
+        ]
         self.low_index = [0, *strided, len(features) - 1][-4]
         low = features[self.low_index].out_channels
         if kind == "lraspp":
             self.classifier: nn.Module = LRASPPHead(low, 960, classes)
         else:
             self.classifier = nn.Sequential(
-                ASPP(), nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(),
+                ASPP(),
+                nn.Conv2d(256, 256, 3, padding=1, bias=False),
+                nn.BatchNorm2d(256),
+                nn.ReLU(),
                 nn.Conv2d(256, classes, 1),
             )
             self.aux_classifier = nn.Sequential(
-                nn.Conv2d(low, low // 4, 3, padding=1, bias=False), nn.BatchNorm2d(low // 4), nn.ReLU(), nn.Dropout(0.1),
+                nn.Conv2d(low, low // 4, 3, padding=1, bias=False),
+                nn.BatchNorm2d(low // 4),
+                nn.ReLU(),
+                nn.Dropout(0.1),
                 nn.Conv2d(low // 4, classes, 1),
             )
 

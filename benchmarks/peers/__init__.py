@@ -10,7 +10,9 @@ import numpy as np
 
 from deeplab_keras.config import UserError
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # else torch's threads spin, also while others have their turn
+WAITING = {
+    "OMP_WAIT_POLICY": "PASSIVE"
+}  # else torch's threads spin, also while others have their turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,4 +38,7 @@ def require(peer: str, packages: dict[str, str]) -> None:
     """Raises UserError where a package (import name -> name for pip) that a peer needs is not installed."""
     missing = [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--against={peer} needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}")
+        raise UserError(
+            f"--against={peer} needs {' and '.join(missing)}, not installed here: pip install "
+            f"{' '.join(missing)}"
+        )

@@ -25,6 +25,10 @@ def _onnxruntime(path: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _openvino(path: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     core = importlib.import_module("openvino").Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     compiled = core.compile_model(path, "CPU", settings)
     return lambda images: compiled({"image": images.astype(np.float32)})["labels"]

@@ -12,7 +12,13 @@ from deeplab_keras.config import UserError
 from deeplab_keras.models import layers
 
 SAME = {"Dropout", "SpatialDropout2D"}  # at inference nothing happens there
-MERGES = {"Add": "add", "Multiply": "multiply", "Concatenate": "concatenate", "Maximum": "maximum", "Average": "average"}
+MERGES = {
+    "Add": "add",
+    "Multiply": "multiply",
+    "Concatenate": "concatenate",
+    "Maximum": "maximum",
+    "Average": "average",
+}
 
 
 def describe(model: keras.Model) -> list[Step]:
@@ -47,13 +53,23 @@ def _step(layer: keras.layers.Layer, inputs: tuple[str, ...]) -> Step:
     if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
         return _convolution(layer, inputs)
     if isinstance(layer, keras.layers.BatchNormalization):
-        arrays = {name: getattr(layer, name) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+        arrays = {
+            name: getattr(layer, name)
+            for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        }
         weights = {name: np.asarray(value) for name, value in arrays.items()}
         return Step(layer.name, "batch_norm", inputs, {"epsilon": layer.epsilon}, weights)
     if isinstance(layer, layers.ResizeTo):
-        return Step(layer.name, "resize", inputs[:1], {"size": layer.output.shape[1:3], "align_corners": layer.align_corners})
+        return Step(
+            layer.name,
+            "resize",
+            inputs[:1],
+            {"size": layer.output.shape[1:3], "align_corners": layer.align_corners},
+        )
     if isinstance(layer, layers.WindowPooling):
-        return Step(layer.name, "window_pool", inputs, {"size": layer.pool_size, "strides": layer.strides})
+        return Step(
+            layer.name, "window_pool", inputs, {"size": layer.pool_size, "strides": layer.strides}
+        )
     if isinstance(layer, layers.Normalize):
         return Step(layer.name, "normalize", inputs, {"mean": layer.mean, "std": layer.std})
     if kind == "ReLU":
@@ -70,21 +86,36 @@ def _step(layer: keras.layers.Layer, inputs: tuple[str, ...]) -> Step:
         return Step(layer.name, MERGES[kind], inputs)
     if kind in SAME or kind == "KeepAuxiliary":
         return Step(layer.name, "same", inputs[:1])
-    raise UserError(f"--against=torch: the layer {layer.name} is a {kind}, which its re-creation of models does not know")
+    raise UserError(
+        f"--against=torch: the layer {layer.name} is a {kind}, which its re-creation of models "
+        "does not know"
+    )
 
 
 def _convolution(layer: Any, inputs: tuple[str, ...]) -> Step:
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     lengths, margins = layer.input.shape[1:3], []
-    for length, kernel, stride, dilation in zip(lengths, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True):
+    for length, kernel, stride, dilation in zip(
+        lengths, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+    ):
         reach = dilation * (kernel - 1)
-        total = max((-(-length // stride) - 1) * stride + reach + 1 - length, 0) if layer.padding == "same" else 0
+        total = (
+            max((-(-length // stride) - 1) * stride + reach + 1 - length, 0)
+            if layer.padding == "same"
+            else 0
+        )
         margins.append((total // 2, total - total // 2))
     kernel = np.asarray(layer.kernel)
-    # Theirs are [out, in, height, width]; ours [height, width, in, out], a depthwise one [height, width, channels, 1].
+    # Theirs are [out, in, height, width]; ours [height, width, in, out], a depthwise one [height,
+    # width, channels, 1].
     arrays = {"kernel": kernel.transpose(2, 3, 0, 1) if depthwise else kernel.transpose(3, 2, 0, 1)}
     if layer.use_bias:
         arrays["bias"] = np.asarray(layer.bias)
     groups = len(arrays["kernel"]) if depthwise else 1
-    settings = {"strides": layer.strides, "dilation": layer.dilation_rate, "margins": tuple(margins), "groups": groups}
+    settings = {
+        "strides": layer.strides,
+        "dilation": layer.dilation_rate,
+        "margins": tuple(margins),
+        "groups": groups,
+    }
     return Step(layer.name, "conv", inputs, settings, arrays)

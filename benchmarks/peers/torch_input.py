@@ -1,7 +1,7 @@
 """SSSegmentation's training input on OpenCV under PyTorch's DataLoader (spec/sssegmentation.md, section 7.1).
 
-Re-created to be timed without that package: the same OpenCV and NumPy calls in the same order, drawing from NumPy's global
-generator as it does. Images are BGR until the normalization.
+Re-created to be timed without that package: the same OpenCV and NumPy calls in the same order,
+drawing from NumPy's global generator as it does. Images are BGR until the normalization.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Pairs(torch.utils.data.Dataset):
     Args:
         images: paths.
         labels: paths of masks that are grey PNGs of ids.
-        label_map: id in the masks -> class, or -100 for pixels that do not count; ids that are left out stay.
+        label_map: id in the masks -> class, or -100 for pixels that do not count; ids that are left
+            out stay.
         config: crop, scales, and what is done.
         normalization: mean and standard deviation of RGB.
         stage: how many of STAGES are done.
@@ -66,22 +67,38 @@ class Pairs(torch.utils.data.Dataset):
 
 def scale(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
     """Random size; the aspect is kept."""
-    factor = np.random.random_sample() * (config.max_scale_factor - config.min_scale_factor) + config.min_scale_factor
+    factor = (
+        np.random.random_sample() * (config.max_scale_factor - config.min_scale_factor)
+        + config.min_scale_factor
+    )
     sides = image.shape[:2]
     ratio = int((config.min_resize_value or min(sides)) * factor) / min(sides)
     if config.max_resize_value:
         ratio = min(int(config.max_resize_value * factor) / max(sides), ratio)
     size = int(sides[1] * ratio + 0.5), int(sides[0] * ratio + 0.5)
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.resize(
+        label, size, interpolation=cv2.INTER_NEAREST
+    )
 
 
 def crop(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
     """The first of ten random crops with several classes, none with too large a share."""
-    height, width = (min(wanted, length) for wanted, length in zip(config.train_crop_size, label.shape, strict=True))
+    height, width = (
+        min(wanted, length)
+        for wanted, length in zip(config.train_crop_size, label.shape, strict=True)
+    )
     for _ in range(10):
-        cut_image, cut_label = image.copy(), label.copy()  # the reference copies all of both at every try
-        top, left = np.random.randint(0, label.shape[0] - height + 1), np.random.randint(0, label.shape[1] - width + 1)
-        cut_image, cut_label = (whole[top : top + height, left : left + width] for whole in (cut_image, cut_label))
+        cut_image, cut_label = (
+            image.copy(),
+            label.copy(),
+        )  # the reference copies all of both at every try
+        top, left = (
+            np.random.randint(0, label.shape[0] - height + 1),
+            np.random.randint(0, label.shape[1] - width + 1),
+        )
+        cut_image, cut_label = (
+            whole[top : top + height, left : left + width] for whole in (cut_image, cut_label)
+        )
         classes, counts = np.unique(cut_label, return_counts=True)
         counts = counts[classes != IGNORED]
         if len(counts) > 1 and counts.max() / counts.sum() < config.crop_max_category_share:
@@ -122,12 +139,20 @@ def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
     return image
 
 
-def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tensors of `size`; around the image 0, around the label -100."""
-    found = torch.from_numpy(image.transpose((2, 0, 1)).astype(np.float32)), torch.from_numpy(label.astype(np.float32))
+    found = (
+        torch.from_numpy(image.transpose((2, 0, 1)).astype(np.float32)),
+        torch.from_numpy(label.astype(np.float32)),
+    )
     top, left = ((wanted - length) // 2 for wanted, length in zip(size, label.shape, strict=True))
     margins = (left, size[1] - label.shape[1] - left, top, size[0] - label.shape[0] - top)
-    padded = [torch.nn.functional.pad(x, margins, value=value) for x, value in zip(found, (0.0, IGNORED), strict=True)]
+    padded = [
+        torch.nn.functional.pad(x, margins, value=value)
+        for x, value in zip(found, (0.0, IGNORED), strict=True)
+    ]
     return padded[0], padded[1]
 
 
@@ -147,10 +172,17 @@ class Contender:
 
     def _time(self, stage: int, batches: int, warm_up: int) -> tuple[float, float]:
         data = Pairs(**self.pairs, stage=stage)
-        images = (batches + warm_up + 2 * self.workers + 1) * self.batch_size  # so that no worker runs dry at the end
+        images = (
+            batches + warm_up + 2 * self.workers + 1
+        ) * self.batch_size  # so that no worker runs dry at the end
         order = torch.utils.data.RandomSampler(data, replacement=True, num_samples=images)
         loader = torch.utils.data.DataLoader(
-            data, self.batch_size, sampler=order, num_workers=self.workers, drop_last=True, worker_init_fn=_seed
+            data,
+            self.batch_size,
+            sampler=order,
+            num_workers=self.workers,
+            drop_last=True,
+            worker_init_fn=_seed,
         )
         stream = iter(loader)
         for _ in range(warm_up):

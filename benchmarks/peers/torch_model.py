@@ -40,14 +40,23 @@ class Convolution(torch.nn.Module):
 
     def __init__(self, step: Step) -> None:
         super().__init__()
-        kernel, settings = torch.from_numpy(np.ascontiguousarray(step.arrays["kernel"])), step.settings
+        kernel, settings = (
+            torch.from_numpy(np.ascontiguousarray(step.arrays["kernel"])),
+            step.settings,
+        )
         rows, columns = settings["margins"]
         even = rows[0] == rows[1] and columns[0] == columns[1]
         self.margins = None if even else (*columns, *rows)
         self.conv = torch.nn.Conv2d(
-            kernel.shape[1] * settings["groups"], kernel.shape[0], tuple(kernel.shape[2:]), tuple(settings["strides"]),
-            (rows[0], columns[0]) if even else 0, tuple(settings["dilation"]), settings["groups"], "bias" in step.arrays,
-        )  # fmt: skip
+            kernel.shape[1] * settings["groups"],
+            kernel.shape[0],
+            tuple(kernel.shape[2:]),
+            tuple(settings["strides"]),
+            (rows[0], columns[0]) if even else 0,
+            tuple(settings["dilation"]),
+            settings["groups"],
+            "bias" in step.arrays,
+        )
         self.conv.weight.data = kernel
         if "bias" in step.arrays:
             self.conv.bias.data = torch.from_numpy(step.arrays["bias"])
@@ -91,13 +100,17 @@ class Network(torch.nn.Module):
         last = self.steps[-1][0]
         for name, kind, inputs, settings in self.steps:
             if kind == "input":
-                values[name] = images.float().permute(0, 3, 1, 2)  # which is channels_last without a copy
+                values[name] = images.float().permute(
+                    0, 3, 1, 2
+                )  # which is channels_last without a copy
             elif name in self.parts:
                 values[name] = self.parts[name](values[inputs[0]])
             else:
                 given = [values[before] for before in inputs]
                 # At full size class scores are float32 in every precision, as ours are.
-                values[name] = OPERATIONS[kind](*([x.float() for x in given] if name == last else given), **settings)
+                values[name] = OPERATIONS[kind](
+                    *([x.float() for x in given] if name == last else given), **settings
+                )
         return values[last]
 
     def forward(self, images: Tensor) -> Tensor:

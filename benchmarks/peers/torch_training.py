@@ -21,19 +21,33 @@ class Contender:
     """Steps on one batch that lies on the device, the GPU if PyTorch sees one; channels_last; eager or compiled."""
 
     def __init__(
-        self, steps: Sequence[Step], shape: tuple[int, ...], classes: int, ignore_label: int, threads: int,
-        precision: str = "float32", compiled: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        steps: Sequence[Step],
+        shape: tuple[int, ...],
+        classes: int,
+        ignore_label: int,
+        threads: int,
+        precision: str = "float32",
+        compiled: bool = False,
+    ) -> None:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = True  # the best algorithm for these sizes, as XLA finds it by trying, too
+        torch.backends.cudnn.benchmark = (
+            True  # the best algorithm for these sizes, as XLA finds it by trying, too
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mixed, self.ignore_label = precision == "mixed_bfloat16", ignore_label
         random = np.random.default_rng(0)
-        self.network: Any = Network(steps).train().to(self.device, memory_format=torch.channels_last)
+        self.network: Any = (
+            Network(steps).train().to(self.device, memory_format=torch.channels_last)
+        )
         self.logits = torch.compile(self.network.logits) if compiled else self.network.logits
-        self.images = torch.from_numpy(random.uniform(0, 255, shape).astype(np.float32)).to(self.device)
+        self.images = torch.from_numpy(random.uniform(0, 255, shape).astype(np.float32)).to(
+            self.device
+        )
         self.labels = torch.from_numpy(random.integers(0, classes, shape[:3])).to(self.device)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4
+        )
         self._take(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
@@ -41,7 +55,11 @@ class Contender:
         if batches:
             return {"bare_speed": batches * len(self.images) / self._take(batches)}
         on_gpu = self.device.type == "cuda"
-        name, memory = (torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()) if on_gpu else ("CPU", 0)
+        name, memory = (
+            (torch.cuda.get_device_name(), torch.cuda.max_memory_allocated())
+            if on_gpu
+            else ("CPU", 0)
+        )
         return {"device": name, "device_bytes": memory, "peak_bytes": peak_memory()}
 
     def _take(self, count: int) -> float:
@@ -50,7 +68,9 @@ class Contender:
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 scores = self.logits(self.images)
-            loss = functional.cross_entropy(scores.float(), self.labels, ignore_index=self.ignore_label)
+            loss = functional.cross_entropy(
+                scores.float(), self.labels, ignore_index=self.ignore_label
+            )
             loss.backward()
             self.optimizer.step()
         if self.device.type == "cuda":
@@ -59,8 +79,13 @@ class Contender:
 
 
 def make(
-    steps: Sequence[Step], shape: tuple[int, ...], classes: int, ignore_label: int, threads: int, precision: str = "float32",
+    steps: Sequence[Step],
+    shape: tuple[int, ...],
+    classes: int,
+    ignore_label: int,
+    threads: int,
+    precision: str = "float32",
     compiled: bool = False,
-) -> Contender:  # fmt: skip
+) -> Contender:
     """The contender of `benchmarks.training`."""
     return Contender(steps, shape, classes, ignore_label, threads, precision, compiled)

@@ -2,7 +2,8 @@
 
     path = fetch("https://download.tensorflow.org/models/NAME.tar.gz", cache_folder() / "downloads")
 
-A download grows as FILE.part, with what the server said about it beside it, and is renamed when all of it is there.
+A download grows as FILE.part, with what the server said about it beside it, and is renamed when all
+of it is there.
 """
 
 from __future__ import annotations
@@ -51,10 +52,12 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
     Args:
         url: http or https.
         folder: where the file is, or will be, under its own name.
-        checksum: what it must have, as "sha256:..." or "sha384:..."; "": compared with what `record` wrote, if it did.
+        checksum: what it must have, as "sha256:..." or "sha384:..."; "": compared with what
+            `record` wrote, if it did.
 
     Raises:
-        UserError: it cannot be downloaded, with what to download by hand and where to put it; or another checksum.
+        UserError: it cannot be downloaded, with what to download by hand and where to put it; or
+            another checksum.
     """
     path = folder / url.rpartition("/")[2]
     try:
@@ -62,14 +65,29 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
         with _lock(path):
             if not path.exists():
                 part = _download(url, path)
-                _check(part, checksum, f"{url}: was changed on its way or is another file than expected; it is deleted again")
+                _check(
+                    part,
+                    checksum,
+                    f"{url}: was changed on its way or is another file than expected; it is "
+                    "deleted again",
+                )
                 part.replace(path)
                 _note_of(part).unlink(missing_ok=True)
             else:
-                _check(path, checksum or _recorded(path), f"{path}: damaged or changed; delete it for a new download")
+                _check(
+                    path,
+                    checksum or _recorded(path),
+                    f"{path}: damaged or changed; delete it for a new download",
+                )
     except OSError as error:
-        advice = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"give another in ${VARIABLE}"
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {advice}") from error
+        advice = (
+            "free some space there"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"give another in ${VARIABLE}"
+        )
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); {advice}"
+        ) from error
     return path
 
 
@@ -93,12 +111,16 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
         try:
             total = _receive(url, part)
             if total is not None and _size(part) < total:
-                raise ConnectionError(f"it broke off at {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB")
+                raise ConnectionError(
+                    f"it broke off at {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB"
+                )
             return part
         except TooLarge as error:
             part.unlink(missing_ok=True)
             _note_of(part).unlink(missing_ok=True)
-            raise UserError(f"{url}: {error}; no released model is that large, so check the address") from error
+            raise UserError(
+                f"{url}: {error}; no released model is that large, so check the address"
+            ) from error
         except NETWORK_ERRORS as error:
             reason = _reason(error)
         if _size(part) <= before or attempt == ATTEMPTS - 1:
@@ -106,7 +128,8 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
         time.sleep(PAUSE)
     kept = "; what is there is kept, and the same command goes on with it" if _size(part) else ""
     raise UserError(
-        f"{url}: cannot be downloaded ({reason}){kept}; or download it yourself, on another machine if need be, "
+        f"{url}: cannot be downloaded ({reason}){kept}; or download it yourself, on another "
+        "machine if need be, "
         f"and put it into {path.parent}"
     )
 
@@ -121,7 +144,9 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
     if note and start:  # if the file has changed since, the server sends all of it
         headers |= {"Range": f"bytes={start}-", "If-Range": note["validator"]}
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+        )
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
@@ -130,10 +155,14 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        validator = "" if validator.startswith("W/") else validator  # a weak one does not promise equal bytes
+        validator = (
+            "" if validator.startswith("W/") else validator
+        )  # a weak one does not promise equal bytes
         if resumed and not _continues(response, start, note, validator):
             if not start:
-                raise http.client.HTTPException("the server sends a part of the file that was not asked for")
+                raise http.client.HTTPException(
+                    "the server sends a part of the file that was not asked for"
+                )
             part.unlink()  # from the beginning, without a range
             return _receive(url, part)
         length = _content_length(response)
@@ -142,14 +171,18 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
         if total is not None and total > LARGEST:
             raise TooLarge(f"{total / 1e9:.1f} GB, more than {LARGEST / 1e9:.0f} GB")
         if not resumed:
-            _note_of(part).write_text(json.dumps({"url": url, "validator": validator, "total": total}))
+            _note_of(part).write_text(
+                json.dumps({"url": url, "validator": validator, "total": total})
+            )
         with part.open("r+b" if resumed else "wb") as file:
             file.seek(start)
             _copy(response, file, start, total, part.name.removesuffix(".part"))
     return total
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, name: str) -> None:
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, name: str
+) -> None:
     """Copies the body and shows how far it is, in MB."""
     bar, done = None, start
     if total:
@@ -169,13 +202,19 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, start: int, total:
             bar.update(min(bar.total * done // total, bar.total))
 
 
-def _continues(response: http.client.HTTPResponse, start: int, note: dict[str, Any] | None, validator: str) -> bool:
+def _continues(
+    response: http.client.HTTPResponse, start: int, note: dict[str, Any] | None, validator: str
+) -> bool:
     """Whether a partial answer is the rest of the file that was begun."""
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(
+        r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+    )
     if match is None or note is None or int(match[1]) != start:
         return False
     length, total = _content_length(response), note["total"]
-    whole = match[3] == "*" or (int(match[2]) + 1 == int(match[3]) and total in (None, int(match[3])))
+    whole = match[3] == "*" or (
+        int(match[2]) + 1 == int(match[3]) and total in (None, int(match[3]))
+    )
     fits = length is None or length == int(match[2]) + 1 - start
     return whole and fits and validator in ("", note["validator"])
 
@@ -214,7 +253,9 @@ def _reason(error: Exception) -> str:
         return f"the server says {error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
-        return str(reason) if "bytes per second" in str(reason) else f"no answer for {TIMEOUT} seconds"
+        return (
+            str(reason) if "bytes per second" in str(reason) else f"no answer for {TIMEOUT} seconds"
+        )
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 

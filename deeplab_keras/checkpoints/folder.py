@@ -5,13 +5,14 @@
     weights.npz     one array a variable, named `<layer>/<variable>`
     metrics.json    what it scored, if it was evaluated
     state.npz       optimizer and step, in training checkpoints only
-    SHA256SUMS      hashes of these files but metrics.json, as `sha256sum -c SHA256SUMS` checks them; checkpoints of older
-                    versions have none
+    SHA256SUMS      hashes of these files but metrics.json, as `sha256sum -c SHA256SUMS` checks
+                    them; checkpoints of older versions have none
 
-A workdir of the trainer holds such folders: `best`, and `checkpoints/step_00001234` for the last few. Every function
-here that takes a path to a checkpoint takes a workdir too.
+A workdir of the trainer holds such folders: `best`, and `checkpoints/step_00001234` for the last
+few. Every function here that takes a path to a checkpoint takes a workdir too.
 
-A folder is written under a temporary name and renamed when it is complete, so that no half-written one is ever found.
+A folder is written under a temporary name and renamed when it is complete, so that no half-written
+one is ever found.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models.segmentor import build_segmentor, check_names
 
-CONFIG, DATASET, WEIGHTS, METRICS, STATE = "config.json", "dataset.json", "weights.npz", "metrics.json", "state.npz"
+CONFIG, DATASET, WEIGHTS, METRICS, STATE = (
+    "config.json",
+    "dataset.json",
+    "weights.npz",
+    "metrics.json",
+    "state.npz",
+)
 HASHES = "SHA256SUMS"
 ANOTHER = "delete this checkpoint and use another"
 BEST, STEPS = "best", "checkpoints"
@@ -82,25 +89,31 @@ def save_checkpoint(
         config: its architecture.
         info: its classes.
         metrics: goes to metrics.json.
-        weights: saved instead of the model's own (averaged weights); names as `named_weights` gives them.
+        weights: saved instead of the model's own (averaged weights); names as `named_weights` gives
+            them.
         state: arrays needed to go on training.
 
     Raises:
-        UserError: weights or metrics that are no numbers, no space left, the folder cannot be written, or what stands there is no
-            checkpoint; what stood there before is left as it was.
+        UserError: weights or metrics that are no numbers, no space left, the folder cannot be
+            written, or what stands there is no checkpoint; what stood there before is left as it
+            was.
     """
     path = pathlib.Path(path)
     check_replaceable(path)
     weights = weights or named_weights(model)
     raw = {name: value for name, value in (state or {}).items() if name.startswith("raw/")}
     check_values(
-        {**weights, **raw}, path, "such weights are not saved: the training has diverged; give a lower --base_learning_rate, "
-        "--warmup_steps or --clip_gradient_norm, and a new --train_logdir"
-    )  # fmt: skip
+        {**weights, **raw},
+        path,
+        "such weights are not saved: the training has diverged; give a lower --base_learning_rate, "
+        "--warmup_steps or --clip_gradient_norm, and a new --train_logdir",
+    )
     try:
         scores = None if metrics is None else json.dumps(dict(metrics), indent=2, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"{path}: metrics that are NaN or infinite are not saved ({error}); leave them out") from error
+        raise UserError(
+            f"{path}: metrics that are NaN or infinite are not saved ({error}); leave them out"
+        ) from error
     with _new_folder(path) as folder:
         (folder / CONFIG).write_text(config.to_json())
         (folder / DATASET).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
@@ -110,7 +123,9 @@ def save_checkpoint(
             _save_arrays(folder / STATE, state)
         _save_arrays(folder / WEIGHTS, weights)
         written = [name for name in (CONFIG, DATASET, WEIGHTS, STATE) if (folder / name).exists()]
-        (folder / HASHES).write_text("".join(f"{_hash(folder / name)}  {name}\n" for name in written))
+        (folder / HASHES).write_text(
+            "".join(f"{_hash(folder / name)}  {name}\n" for name in written)
+        )
     return path
 
 
@@ -125,7 +140,9 @@ def check_replaceable(path: Path) -> None:
         there = {file.name for file in path.iterdir()}
         if WEIGHTS in there or there <= {CONFIG, DATASET, METRICS, STATE, HASHES}:
             return
-        raise UserError(f"{path}: holds other things than a checkpoint ({min(there)}); give a new folder")
+        raise UserError(
+            f"{path}: holds other things than a checkpoint ({min(there)}); give a new folder"
+        )
     if path.exists():
         raise UserError(f"{path}: is a file; give a new folder")
 
@@ -141,7 +158,8 @@ def load_checkpoint(
         batch_size: number of images that the model takes; None: any.
 
     Raises:
-        UserError: no checkpoint there, a file of it is missing or broken, or the weights do not fit its config.
+        UserError: no checkpoint there, a file of it is missing or broken, or the weights do not fit
+            its config.
     """
     folder = find_checkpoint(path)
     config, info = read_config(folder), read_info(folder)
@@ -149,7 +167,13 @@ def load_checkpoint(
         model = build_segmentor(config, input_size, batch_size=batch_size)
     assign_weights(model, read_weights(folder), source=str(folder))
     metrics = folder / METRICS
-    return LoadedCheckpoint(model, config, info, folder, _read_json(metrics, "a checkpoint's scores") if metrics.exists() else {})
+    return LoadedCheckpoint(
+        model,
+        config,
+        info,
+        folder,
+        _read_json(metrics, "a checkpoint's scores") if metrics.exists() else {},
+    )
 
 
 def find_checkpoint(path: Path) -> pathlib.Path:
@@ -160,10 +184,18 @@ def find_checkpoint(path: Path) -> pathlib.Path:
         if (folder / WEIGHTS).exists():
             return folder
     if not path.exists():
-        raise UserError(f"{path}: no such folder; give a checkpoint folder or the --train_logdir of a training")
+        raise UserError(
+            f"{path}: no such folder; give a checkpoint folder or the --train_logdir of a training"
+        )
     if path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").exists():
-        raise UserError(f"{path}: an exported model, which predict.py runs; give the checkpoint that it was made from here")
-    raise UserError(f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a --train_logdir")
+        raise UserError(
+            f"{path}: an exported model, which predict.py runs; give the checkpoint that it was "
+            "made from here"
+        )
+    raise UserError(
+        f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a "
+        "--train_logdir"
+    )
 
 
 def step_folders(workdir: Path) -> list[pathlib.Path]:
@@ -207,7 +239,10 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(f"{path}: no such file; the checkpoint is incomplete")
     check_hash(path)
-    with reading(path, "arrays of a checkpoint", ANOTHER), np.load(path, allow_pickle=False) as file:
+    with (
+        reading(path, "arrays of a checkpoint", ANOTHER),
+        np.load(path, allow_pickle=False) as file,
+    ):
         return {name: file[name] for name in file.files}
 
 
@@ -221,13 +256,17 @@ def check_hash(path: pathlib.Path) -> None:
     if not hashes.exists():  # of an older version
         return
     with reading(hashes, "the hashes of a checkpoint", ANOTHER):
-        expected = {name: digest for digest, name in (line.split() for line in hashes.read_text().splitlines())}
+        expected = {
+            name: digest
+            for digest, name in (line.split() for line in hashes.read_text().splitlines())
+        }
         found = _hash(path)
     if path.name not in expected:
         raise UserError(f"{hashes}: damaged (it has no line for {path.name}); {ANOTHER}")
     if found != expected[path.name]:
         raise UserError(
-            f"{path}: damaged: its SHA-256 is not that of {HASHES}; {ANOTHER}, or delete {HASHES} if you changed the file"
+            f"{path}: damaged: its SHA-256 is not that of {HASHES}; {ANOTHER}, or delete {HASHES} "
+            "if you changed the file"
         )
 
 
@@ -251,7 +290,10 @@ def model_variables(model: keras.Model) -> dict[str, keras.Variable]:
 
 def named_weights(model: keras.Model) -> dict[str, np.ndarray]:
     """The model's weights by name, as NumPy arrays."""
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in model_variables(model).items()}
+    return {
+        name: keras.ops.convert_to_numpy(variable)
+        for name, variable in model_variables(model).items()
+    }
 
 
 def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source: str) -> None:
@@ -261,7 +303,10 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
         UserError: weights are missing, left over or of another shape; nothing is assigned then.
     """
     variables = model_variables(model)
-    missing, extra = sorted(variables.keys() - weights.keys()), sorted(weights.keys() - variables.keys())
+    missing, extra = (
+        sorted(variables.keys() - weights.keys()),
+        sorted(weights.keys() - variables.keys()),
+    )
     shapes = [
         f"{name} {tuple(weights[name].shape)} for {tuple(variable.shape)}"
         for name, variable in variables.items()
@@ -269,11 +314,18 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
     ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("left over", extra),
+            ("of another shape", shapes),
+        )
         if names
     ]
     if problems:
-        raise UserError(f"{source}: the weights are of another architecture than {model.name}: {'; '.join(problems)}")
+        raise UserError(
+            f"{source}: the weights are of another architecture than {model.name}: "
+            f"{'; '.join(problems)}"
+        )
     for name, variable in variables.items():
         variable.assign(weights[name])
 
@@ -312,7 +364,9 @@ def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(
+            file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()}
+        )
         file.flush()
         os.fsync(file.fileno())
 
@@ -336,8 +390,12 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(_aside(path), ignore_errors=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise UserError(f"{path}: no space left on the device; free some and give the same command again") from error
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
+            raise UserError(
+                f"{path}: no space left on the device; free some and give the same command again"
+            ) from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); give another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

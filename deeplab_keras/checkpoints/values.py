@@ -14,12 +14,14 @@ from deeplab_keras.config import UserError
 VARIANCE = re.compile(r"(moving_variance|running_var)(:0)?$")
 
 
-def check_values(tensors: Mapping[str, np.ndarray], origin: str | os.PathLike[str], next_step: str) -> None:
+def check_values(
+    tensors: Mapping[str, np.ndarray], origin: str | os.PathLike[str], next_step: str
+) -> None:
     """Refuses weights that are not finite and variances below zero.
 
     Args:
-        tensors: arrays by name; a name that ends in `moving_variance` or `running_var` is a variance. Arrays that are
-            not floating point are skipped.
+        tensors: arrays by name; a name that ends in `moving_variance` or `running_var` is a
+            variance. Arrays that are not floating point are skipped.
         origin: the file or folder, named in the message.
         next_step: what the user can do about it.
 
@@ -32,6 +34,10 @@ def check_values(tensors: Mapping[str, np.ndarray], origin: str | os.PathLike[st
             continue
         bad = value.size - int(np.isfinite(value).sum())
         if bad:
-            raise UserError(f"{origin}: {bad} of {value.size} values of {name} are NaN or infinite; {next_step}")
+            raise UserError(
+                f"{origin}: {bad} of {value.size} values of {name} are NaN or infinite; {next_step}"
+            )
         if VARIANCE.search(name) and value.size and value.min() < 0:
-            raise UserError(f"{origin}: {name} has a negative variance ({value.min():.3g}); {next_step}")
+            raise UserError(
+                f"{origin}: {name} has a negative variance ({value.min():.3g}); {next_step}"
+            )

@@ -34,36 +34,59 @@ STARTS_WITH = ("config.json", "flags.txt", "environment.json")
 BEAT = 10.0  # seconds between two signs of life of a run
 PATIENCE = 30.0  # seconds without one after which a run on another machine counts as gone
 
-# What may differ when a run goes on: where and how fast it computes, what it shows, and how often it saves.
+# What may differ when a run goes on: where and how fast it computes, what it shows, and how often
+# it saves.
 MAY_CHANGE = {
-    "train.train_logdir", "train.strategy", "train.jit_compile", "train.summary_images", "train.save_interval_steps",
-    "train.keep_checkpoints", "train.early_stopping", "train.worker_timeout",
-    "train.summary_histograms", "train.profile_steps", "train.html_report", "train.recalibrate_batch_norm",
-    "data.dataset_dir", "data.cache", "data.skip_broken_files",
+    "train.train_logdir",
+    "train.strategy",
+    "train.jit_compile",
+    "train.summary_images",
+    "train.save_interval_steps",
+    "train.keep_checkpoints",
+    "train.early_stopping",
+    "train.worker_timeout",
+    "train.summary_histograms",
+    "train.profile_steps",
+    "train.html_report",
+    "train.recalibrate_batch_norm",
+    "data.dataset_dir",
+    "data.cache",
+    "data.skip_broken_files",
 }
 
 
 class Workdir:
     """Locks the folder while it is open, so that two runs never write to one.
 
-    On one machine the lock is the operating system's, and ends with the process, however that ends. Where machines share
-    the folder such locks may not be shared, so the lock file also says who holds it, and is touched every few seconds: a
-    run on another machine that no longer touches it is gone.
+    On one machine the lock is the operating system's, and ends with the process, however that ends.
+    Where machines share the folder such locks may not be shared, so the lock file also says who
+    holds it, and is touched every few seconds: a run on another machine that no longer touches it
+    is gone.
 
-    A start that fails before there is anything to go on from leaves nothing here, and stands in nobody's way.
+    A start that fails before there is anything to go on from leaves nothing here, and stands in
+    nobody's way.
 
     Args:
         path: the folder; made where there is none.
-        configs: "model", "data", "train", "eval" -> config; a run that stands there must have the same.
+        configs: "model", "data", "train", "eval" -> config; a run that stands there must have the
+            same.
         flags_text: the flags as typed, kept in flags.txt.
         keep: number of training checkpoints that are kept.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], configs: Mapping[str, Config], flags_text: str = "", *, keep: int = 2
+        self,
+        path: str | os.PathLike[str],
+        configs: Mapping[str, Config],
+        flags_text: str = "",
+        *,
+        keep: int = 2,
     ) -> None:
         if not str(path):
-            raise UserError("--train_logdir is needed: the folder for checkpoints and logs, as --train_logdir=runs/first")
+            raise UserError(
+                "--train_logdir is needed: the folder for checkpoints and logs, as "
+                "--train_logdir=runs/first"
+            )
         self.path = pathlib.Path(path)
         self.configs = configs
         self.flags_text = flags_text
@@ -73,12 +96,18 @@ class Workdir:
 
     def __enter__(self) -> Workdir:
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--train_logdir={self.path}: is a file; give a folder, which is made where there is none")
+            raise UserError(
+                f"--train_logdir={self.path}: is a file; give a folder, which is made where there "
+                "is none"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / LOCK).open("a+")
         except OSError as error:
-            raise UserError(f"--train_logdir={self.path}: cannot be used ({error.strerror}); give another folder") from error
+            raise UserError(
+                f"--train_logdir={self.path}: cannot be used ({error.strerror}); give another "
+                "folder"
+            ) from error
         try:
             self._take_lock(self._lock)
             self._compare()
@@ -86,7 +115,8 @@ class Workdir:
         except OSError as error:  # the lock's: a full disk names no file
             self.__exit__()
             raise UserError(
-                f"--train_logdir={self.path}: cannot be written to ({error.strerror}); make room there, or give another folder"
+                f"--train_logdir={self.path}: cannot be written to ({error.strerror}); make room "
+                "there, or give another folder"
             ) from error
         except BaseException:
             self.__exit__()
@@ -99,7 +129,9 @@ class Workdir:
         self._ended.set()
         if self._lock is not None:
             if self._owns:
-                with contextlib.suppress(OSError):  # of a disk that is full or has gone; the system frees the lock
+                with contextlib.suppress(
+                    OSError
+                ):  # of a disk that is full or has gone; the system frees the lock
                     self._lock.truncate(0)
             if exception and isinstance(exception[1], UserError) and not self._begun():
                 self._remove_start()
@@ -117,13 +149,18 @@ class Workdir:
             held = True
         owner, host = _owner(self.path / LOCK)
         if not held and owner and host != socket.gethostname():
-            logging.info("%s was used by %s; waiting to see whether it still runs", self.path, owner)
+            logging.info(
+                "%s was used by %s; waiting to see whether it still runs", self.path, owner
+            )
             held = _lives(self.path / LOCK)
             if not held:
-                logging.info("%s has given no sign of life for %g seconds: it is gone", owner, PATIENCE)
+                logging.info(
+                    "%s has given no sign of life for %g seconds: it is gone", owner, PATIENCE
+                )
         if held:
             raise UserError(
-                f"--train_logdir={self.path}: in use by a running training ({owner or 'unknown'}); wait until it ends, or give "
+                f"--train_logdir={self.path}: in use by a running training "
+                f"({owner or 'unknown'}); wait until it ends, or give "
                 "another folder"
             )
         lock.truncate(0)
@@ -136,11 +173,17 @@ class Workdir:
             try:
                 os.utime(self.path / LOCK)
             except OSError as error:
-                logging.warning("%s: %s; a run on another machine may take this one for gone", self.path / LOCK, error.strerror)
+                logging.warning(
+                    "%s: %s; a run on another machine may take this one for gone",
+                    self.path / LOCK,
+                    error.strerror,
+                )
 
     def _begun(self) -> bool:
         """Whether there is anything to go on from, or that took time to make."""
-        return bool(folder.step_folders(self.path)) or any((self.path / name).exists() for name in (folder.BEST, "training.csv"))
+        return bool(folder.step_folders(self.path)) or any(
+            (self.path / name).exists() for name in (folder.BEST, "training.csv")
+        )
 
     def _remove_start(self) -> None:
         with contextlib.suppress(OSError):
@@ -152,12 +195,16 @@ class Workdir:
         path = self.path / "config.json"
         if (self.path / folder.WEIGHTS).exists():
             raise UserError(
-                f"--train_logdir={self.path}: is a checkpoint, which a run would spoil; give another folder, and this one as "
+                f"--train_logdir={self.path}: is a checkpoint, which a run would spoil; give "
+                "another folder, and this one as "
                 "--initial_checkpoint to start from it"
             )
         if not path.exists():
             if folder.step_folders(self.path) or (self.path / folder.BEST).exists():
-                raise UserError(f"--train_logdir={self.path}: holds checkpoints but no config.json; give another folder")
+                raise UserError(
+                    f"--train_logdir={self.path}: holds checkpoints but no config.json; give "
+                    "another folder"
+                )
             return
         try:
             before = json.loads(path.read_text())
@@ -167,19 +214,26 @@ class Workdir:
             raise UserError(f"{path}: not the settings of a training; give another --train_logdir")
         if not self._begun():
             return
-        now = json.loads(json.dumps({name: config.to_dict() for name, config in self.configs.items()}))
+        now = json.loads(
+            json.dumps({name: config.to_dict() for name, config in self.configs.items()})
+        )
         for part, fields in now.items():
             for field, value in fields.items():
                 old = before.get(part, {}).get(field, value)
                 if old != value and f"{part}.{field}" not in MAY_CHANGE:
                     raise UserError(
-                        f"--train_logdir={self.path}: holds a run with {part} setting {field}={old}, not {value}; give another "
+                        f"--train_logdir={self.path}: holds a run with {part} setting "
+                        f"{field}={old}, not {value}; give another "
                         "folder for a new run, or the same flags to go on with that one"
                     )
 
     def _describe(self) -> None:
         configs = {name: config.to_dict() for name, config in self.configs.items()}
-        texts = (json.dumps(configs, indent=2) + "\n", self.flags_text, json.dumps(environment(), indent=2) + "\n")
+        texts = (
+            json.dumps(configs, indent=2) + "\n",
+            self.flags_text,
+            json.dumps(environment(), indent=2) + "\n",
+        )
         for name, text in zip(STARTS_WITH, texts, strict=True):
             write_text(self.path / name, text)
 
@@ -190,18 +244,26 @@ class Workdir:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(
-                f"--train_logdir={self.path}: {free >> 20} MiB are free, the checkpoints need {max(needed >> 20, 1)} MiB; "
+                f"--train_logdir={self.path}: {free >> 20} MiB are free, the checkpoints need "
+                f"{max(needed >> 20, 1)} MiB; "
                 "free some space or give a folder on another disk"
             )
 
     def save_step(
-        self, step: int, model: keras.Model, config: ModelConfig, info: DatasetInfo, *,
-        weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray],
+        self,
+        step: int,
+        model: keras.Model,
+        config: ModelConfig,
+        info: DatasetInfo,
+        *,
+        weights: Mapping[str, np.ndarray],
+        state: Mapping[str, np.ndarray],
     ) -> None:
         """Writes the training checkpoint of a step and deletes all but this one and the few before it."""
         path = self.path / folder.STEPS / f"step_{step:08d}"
         folder.save_checkpoint(path, model, config, info, weights=weights, state=state)
-        # Newer ones were damaged, or the run would have gone on from them; they must not count as those that are kept.
+        # Newer ones were damaged, or the run would have gone on from them; they must not count as
+        # those that are kept.
         there = folder.step_folders(self.path)
         present = there.index(path)
         for old in (*there[: max(present + 1 - self.keep, 0)], *there[present + 1 :]):
@@ -227,7 +289,8 @@ class Workdir:
                 logging.warning("%s; this checkpoint is passed over for the one before", error)
         if folders:
             raise UserError(
-                f"--train_logdir={self.path}: every one of its {len(folders)} checkpoints is damaged; give another folder, or "
+                f"--train_logdir={self.path}: every one of its {len(folders)} checkpoints is "
+                "damaged; give another folder, or "
                 f"delete {self.path / folder.STEPS} to begin anew"
             )
         return None
@@ -240,7 +303,9 @@ class Workdir:
         if len(kept) < len(before):
             logging.warning("%s: %d lines are damaged and left out", path, len(before) - len(kept))
         kept = [line for line in kept if (_step_of(line, len(row)) or 0) < row["step"]]
-        values = ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values())
+        values = ",".join(
+            f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()
+        )
         write_text(path, "\n".join([",".join(row), *kept, values]) + "\n")
 
 
@@ -267,7 +332,11 @@ def _read_training_checkpoint(path: pathlib.Path) -> TrainingCheckpoint:
     Raises:
         UserError: something of it is missing or damaged.
     """
-    weights, state, info = folder.read_weights(path), folder.read_arrays(path / folder.STATE), folder.read_info(path)
+    weights, state, info = (
+        folder.read_weights(path),
+        folder.read_arrays(path / folder.STATE),
+        folder.read_info(path),
+    )
     folder.read_config(path)
     missing = [name for name in ("step", "best_miou") if name not in state]
     if missing:

@@ -1,6 +1,7 @@
 """Command-line flags of the scripts, made from the dataclasses of config.
 
-Flags stop at the door: a script gets a `Command`, takes configs from it and calls the library with them.
+Flags stop at the door: a script gets a `Command`, takes configs from it and calls the library with
+them.
 
     @dataclasses.dataclass(frozen=True)
     class Options(Config):
@@ -14,9 +15,9 @@ Flags stop at the door: a script gets a `Command`, takes configs from it and cal
 
 as a module of `commands`, and three lines in scripts/ that run it.
 
-Every script accepts every flag of a recipe, so that one flagfile serves training, evaluation and export; a flag that a
-script has no use for is an error on its command line and ignored in a flagfile. Nothing here imports TensorFlow:
-`--help` and a mistyped flag answer at once.
+Every script accepts every flag of a recipe, so that one flagfile serves training, evaluation and
+export; a flag that a script has no use for is an error on its command line and ignored in a
+flagfile. Nothing here imports TensorFlow: `--help` and a mistyped flag answer at once.
 """
 
 from deeplab_keras.cli.command import RECIPE, Command

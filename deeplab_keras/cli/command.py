@@ -29,7 +29,8 @@ class Command:
         sections: the dataclasses whose flags the script uses.
 
     Raises:
-        UserError: an unknown flag, a value of the wrong kind, a flag that this script does not use, a missing flagfile.
+        UserError: an unknown flag, a value of the wrong kind, a flag that this script does not use,
+            a missing flagfile.
     """
 
     def __init__(self, argv: Sequence[str], *sections: type[Config]) -> None:
@@ -47,7 +48,9 @@ class Command:
 
     def given(self, section: type[Config]) -> dict[str, Any]:
         """Field name -> value of the flags that were given, on the command line or in a flagfile."""
-        flags = {field.name: self._values[flag_name(field)] for field in dataclasses.fields(section)}
+        flags = {
+            field.name: self._values[flag_name(field)] for field in dataclasses.fields(section)
+        }
         return {name: flag.value for name, flag in flags.items() if flag.present}
 
     def config(self, section: type[T], base: T | None = None) -> T:
@@ -67,7 +70,9 @@ class Command:
         """
         name = self.given(ModelConfig).get("name")
         if name:
-            from deeplab_keras.zoo import registry as zoo  # it builds on Keras, which takes seconds to import
+            from deeplab_keras.zoo import (
+                registry as zoo,
+            )  # it builds on Keras, which takes seconds to import
 
             base = zoo.get_config(name)
         return self.config(ModelConfig, base)
@@ -87,13 +92,21 @@ class Command:
 
     def _parse(self) -> None:
         try:
-            rest = [argument for part in _by_origin(self.argv[1:]) for argument in self._parse_part(*part)]
+            rest = [
+                argument
+                for part in _by_origin(self.argv[1:])
+                for argument in self._parse_part(*part)
+            ]
         except absl_flags.UnrecognizedFlagError as error:
             name = error.flagname.replace("-", "_")
-            close = [flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name]  # Python's name of it
+            close = [
+                flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name
+            ]  # Python's name of it
             close = close or difflib.get_close_matches(name, list(self._values), n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
-            raise UserError(f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all") from error
+            raise UserError(
+                f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all"
+            ) from error
         except absl_flags.IllegalFlagValueError as error:
             message = str(error).removeprefix("flag ")
             if "Non-boolean" in message:
@@ -107,7 +120,11 @@ class Command:
     def _spelled(self, argument: str) -> str:
         """`--no_check` as absl spells it, `--nocheck`."""
         name = argument.removeprefix("--no_")
-        return f"--no{name}" if name != argument and name in self._values and self._values[name].boolean else argument
+        return (
+            f"--no{name}"
+            if name != argument and name in self._values and self._values[name].boolean
+            else argument
+        )
 
     def _parse_part(self, origin: str, arguments: list[str]) -> list[str]:
         """Parses arguments that come from one place; returns those that are no flags."""
@@ -120,18 +137,26 @@ class Command:
         Raises:
             UserError: it was given.
         """
-        given = {argument.lstrip("-").partition("=")[0] for argument in self.argv[1:] if argument.startswith("-")}
+        given = {
+            argument.lstrip("-").partition("=")[0]
+            for argument in self.argv[1:]
+            if argument.startswith("-")
+        }
         if {name, f"no{name}"} & given:
             raise UserError(f"--{name}: {reason}; leave it out (in a flagfile it may stay)")
 
     def _refuse_unused(self, unused: Sequence[type[Config]]) -> None:
         for section in unused:
-            reason = f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
+            reason = (
+                f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
+            )
             for field in dataclasses.fields(section):
                 self.refuse(flag_name(field), reason)
 
 
-def _by_origin(arguments: Sequence[str], origin: str = "", within: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+def _by_origin(
+    arguments: Sequence[str], origin: str = "", within: tuple[str, ...] = ()
+) -> Iterator[tuple[str, list[str]]]:
     """The arguments in order, flagfiles read in their places, in pieces that come from one place each.
 
     Args:
@@ -157,7 +182,10 @@ def _by_origin(arguments: Sequence[str], origin: str = "", within: tuple[str, ..
         yield origin, part
         part, path = [], os.path.expanduser(path.strip())
         if path in within:
-            raise UserError(f"--flagfile={path}: reads itself by way of {within[-1]}; take one of the two lines out")
+            raise UserError(
+                f"--flagfile={path}: reads itself by way of {within[-1]}; take one of the two "
+                "lines out"
+            )
         yield from _by_origin(_flagfile_lines(path), path, (*within, path))
     yield origin, part
 
@@ -168,10 +196,13 @@ def _flagfile_lines(path: str) -> list[str]:
         lines = pathlib.Path(path).read_text().splitlines() if path else []
     except OSError as error:
         raise UserError(
-            f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, {os.getcwd()}"
+            f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, "
+            f"{os.getcwd()}"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--flagfile={path}: not a text file; a flagfile holds one --flag=value a line") from error
+        raise UserError(
+            f"--flagfile={path}: not a text file; a flagfile holds one --flag=value a line"
+        ) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith(("#", "//"))]
 
 

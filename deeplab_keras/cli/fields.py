@@ -12,7 +12,12 @@ from absl import flags as absl_flags
 
 from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 
-TITLES = {ModelConfig: "Model", DataConfig: "Data", TrainConfig: "Training", EvalConfig: "Inference and evaluation"}
+TITLES = {
+    ModelConfig: "Model",
+    DataConfig: "Data",
+    TrainConfig: "Training",
+    EvalConfig: "Inference and evaluation",
+}
 ALIASES = {"initial_checkpoint": "tf_initial_checkpoint", "vis_split": "eval_split"}
 HELP_WIDTH = 100
 HELP_COLUMN = 44
@@ -35,7 +40,10 @@ class Origin:
 
 
 def define(
-    values: absl_flags.FlagValues, section: type[Config], field: dataclasses.Field[Any], origin: Origin
+    values: absl_flags.FlagValues,
+    section: type[Config],
+    field: dataclasses.Field[Any],
+    origin: Origin,
 ) -> None:
     """Adds the flag of one field; `origin` is kept up to date by whoever parses."""
     kind, element = _kind(section, field)
@@ -47,18 +55,31 @@ def define(
         flag = _ListFlag(_Parser(kind, element), _Serializer(), name, default, help, origin)
         absl_flags.DEFINE_flag(flag, flag_values=values)
     else:
-        absl_flags.DEFINE(_Parser(kind, element), name, default, help, flag_values=values, serializer=_Serializer())
+        absl_flags.DEFINE(
+            _Parser(kind, element),
+            name,
+            default,
+            help,
+            flag_values=values,
+            serializer=_Serializer(),
+        )
 
 
 class _ListFlag(absl_flags.Flag):
     """A flag with several values: `--rates=6,12`, or `--rates=6 --rates=12` as the official scripts have it.
 
-    Single values that are repeated in one place, a flagfile or the command line, form the list. A list with commas, an
-    empty value and a value from another place replace what came before.
+    Single values that are repeated in one place, a flagfile or the command line, form the list. A
+    list with commas, an empty value and a value from another place replace what came before.
     """
 
     def __init__(
-        self, parser: _Parser, serializer: _Serializer, name: str, default: Any, help: str, origin: Origin
+        self,
+        parser: _Parser,
+        serializer: _Serializer,
+        name: str,
+        default: Any,
+        help: str,
+        origin: Origin,
     ) -> None:
         super().__init__(parser, serializer, name, default, help)
         self._origin = origin
@@ -67,10 +88,17 @@ class _ListFlag(absl_flags.Flag):
     def parse(self, argument: Any) -> None:
         """Takes one occurrence of the flag."""
         text, place = str(argument).strip(), self._origin.name
-        continues = self._before is not None and self._before[0] == place and self._before[1] and text and "," not in text
+        continues = (
+            self._before is not None
+            and self._before[0] == place
+            and self._before[1]
+            and text
+            and "," not in text
+        )
         if continues and self._before is not None and "," in self._before[1]:
             raise absl_flags.IllegalFlagValueError(
-                f"--{self.name}={self._before[1]} is followed by --{self.name}={text}: give one list with commas between its "
+                f"--{self.name}={self._before[1]} is followed by --{self.name}={text}: give one "
+                "list with commas between its "
                 f"values, or every value in a --{self.name} of its own"
             )
         found: Any = self.value if continues else ()
@@ -106,7 +134,11 @@ class _Parser(absl_flags.ArgumentParser):
             return argument
         if self._kind is not tuple:
             return self._one(argument)
-        return tuple(self._one(part.strip()) for part in argument.split(",")) if argument.strip() else ()
+        return (
+            tuple(self._one(part.strip()) for part in argument.split(","))
+            if argument.strip()
+            else ()
+        )
 
     def _one(self, text: str) -> Any:
         try:
@@ -131,7 +163,9 @@ class _Serializer(absl_flags.ArgumentSerializer[Any]):
 
 def help_text(doc: str, *sections: type[Config]) -> str:
     """The script's docstring and example, then its flags in sections, wrapped at HELP_WIDTH columns."""
-    rules = "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"
+    rules = (
+        "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"
+    )
     parts = [doc.strip(), f"{rules}\nSeveral values: --name=1,2, or --name=1 --name=2"]
     for section in sections:
         if dataclasses.fields(section):
@@ -142,7 +176,10 @@ def help_text(doc: str, *sections: type[Config]) -> str:
 
 
 def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
-    left = f"  --{'[no]' if _kind(section, field)[0] is bool else ''}{flag_name(field)}{_placeholder(section, field)}"
+    left = (
+        "  "
+        f"--{'[no]' if _kind(section, field)[0] is bool else ''}{flag_name(field)}{_placeholder(section, field)}"
+    )
     text = field.metadata["help"]
     aliases = [alias for alias, name in ALIASES.items() if name == flag_name(field)]
     if aliases:
@@ -152,10 +189,14 @@ def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
         text += f"; one of: {', '.join(filter(None, choices))}"
     if field.default not in (None, "", ()):
         default = field.default
-        shown = str(default).lower() if isinstance(default, bool) else _Serializer().serialize(default)
+        shown = (
+            str(default).lower() if isinstance(default, bool) else _Serializer().serialize(default)
+        )
         text += f" (default: {shown})"
     indent = " " * HELP_COLUMN
-    body = textwrap.wrap(text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    body = textwrap.wrap(
+        text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
     if len(left) < HELP_COLUMN - 1:
         body[0] = left.ljust(HELP_COLUMN) + body[0].lstrip()
         return "\n".join(body)
@@ -167,7 +208,9 @@ def _placeholder(section: type[Config], field: dataclasses.Field[Any]) -> str:
     if kind is bool:
         return ""
     if element is str:
-        is_path = any(word in flag_name(field) for word in ("dir", "path", "checkpoint", "input", "output"))
+        is_path = any(
+            word in flag_name(field) for word in ("dir", "path", "checkpoint", "input", "output")
+        )
         word = "PATH" if is_path and not field.metadata["choices"] else "NAME"
     else:
         word = "N" if element is int else "X"

@@ -19,7 +19,9 @@ from deeplab_keras.config import Config, UserError
 from deeplab_keras.io.progress import without_noise
 
 
-def run(doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]) -> typing.NoReturn:
+def run(
+    doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]
+) -> typing.NoReturn:
     """Runs a script and ends the process: status 0 when the job was done, 1 with one line on stderr when it was not.
 
     Args:
@@ -36,7 +38,12 @@ def run_command(name: str) -> typing.NoReturn:
     run(command.__doc__, command.main, *command.SECTIONS)
 
 
-def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]) -> int:
+def call(
+    argv: Sequence[str],
+    doc: str | None,
+    main: Callable[[Command], int | None],
+    *sections: type[Config],
+) -> int:
     """As `run`, for a given command line, and returns the exit status."""
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         try:
@@ -44,8 +51,13 @@ def call(argv: Sequence[str], doc: str | None, main: Callable[[Command], int | N
         except BrokenPipeError:  # `script --help | head`
             _leave_stdout()
         return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the CPU's instruction sets
-    out, err = (_Escaped(stream, kept) if stream else stream for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r")))
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "2"
+    )  # TensorFlow's notes on the CPU's instruction sets
+    out, err = (
+        _Escaped(stream, kept) if stream else stream
+        for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r"))
+    )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         return _call(argv, main, *sections)
 
@@ -60,7 +72,14 @@ class _Escaped:
 
     def __init__(self, stream: typing.TextIO, kept: str) -> None:
         self._stream = stream
-        codes = [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+        codes = [
+            *range(32),
+            *range(127, 160),
+            0x2028,
+            0x2029,
+            *range(0x202A, 0x202F),
+            *range(0x2066, 0x206A),
+        ]
         self._table = {code: ascii(chr(code))[1:-1] for code in codes if chr(code) not in kept}
 
     def write(self, text: str) -> int:
@@ -75,7 +94,9 @@ class _Escaped:
         return getattr(self._stream, name)
 
 
-def _call(argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]) -> int:
+def _call(
+    argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]
+) -> int:
     _show_log()
     try:
         command = Command(argv, *sections)
@@ -110,14 +131,20 @@ def _load_keras() -> None:
         if error.name not in BACKENDS:
             raise
         backend = os.environ.get("KERAS_BACKEND")
-        source = f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()}, or by default TensorFlow"
+        source = (
+            f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()}, or by default TensorFlow"
+        )
         raise UserError(
-            f"{error.name} is not installed, and Keras needs it here: pip install {error.name}; the backend is set by {source}"
+            f"{error.name} is not installed, and Keras needs it here: pip install {error.name}; "
+            f"the backend is set by {source}"
         ) from error
 
 
 def _keras_json() -> str:
-    return os.path.join(os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras"), "keras.json")
+    return os.path.join(
+        os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras"),
+        "keras.json",
+    )
 
 
 def require_tensorflow(command: Command) -> None:
@@ -136,7 +163,11 @@ def _show_log() -> None:
     """The library's log goes to stderr, a plain line each; of TensorFlow's, which has the same logger, only warnings do."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine())
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or "tensorflow" not in record.pathname.split(os.sep))
+    handler.addFilter(
+        lambda record: (
+            record.levelno >= logging.WARNING or "tensorflow" not in record.pathname.split(os.sep)
+        )
+    )
     logger = absl_logging.get_absl_logger()
     logger.handlers, logger.propagate = [handler], False
     absl_logging.set_verbosity(absl_logging.INFO)

@@ -1,7 +1,8 @@
 """What a run is made of: frozen dataclasses, validated when made, to and from JSON.
 
-Every field carries its help text; `cli/fields.py` turns the fields into command-line flags, so a flag, a JSON key and a
-Python keyword are one name. Fields that the official DeepLab scripts have keep their official names.
+Every field carries its help text; `cli/fields.py` turns the fields into command-line flags, so a
+flag, a JSON key and a Python keyword are one name. Fields that the official DeepLab scripts have
+keep their official names.
 """
 
 from deeplab_keras.config.base import Config, UserError, option, unknown_name

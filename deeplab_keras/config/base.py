@@ -26,9 +26,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
 
 
-def option(default: Any, help: str, *, flag: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+def option(
+    default: Any, help: str, *, flag: str | None = None, choices: tuple[str, ...] | None = None
+) -> Any:
     """A dataclass field with its help text, the allowed strings, and a flag name where it differs from the field's."""
-    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "choices": choices})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "flag": flag, "choices": choices}
+    )
 
 
 T = TypeVar("T", bound="Config")
@@ -56,7 +60,10 @@ def _typed(value: Any, kind: Any, flag: str) -> Any:
         value = os.fspath(value)
     fits = isinstance(value, numbers.Real) if kind is float else isinstance(value, kind)
     if not fits or isinstance(value, bool) != (kind is bool):
-        raise UserError(f"{flag}={value!r}: must be {_EXPECTED[kind]} ({kind.__name__}), not {type(value).__name__}")
+        raise UserError(
+            f"{flag}={value!r}: must be {_EXPECTED[kind]} ({kind.__name__}), not "
+            f"{type(value).__name__}"
+        )
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{flag}=nan: must be a number")
     return value
@@ -69,12 +76,18 @@ class Config:
     def __post_init__(self) -> None:
         types = self.types()
         for field in dataclasses.fields(self):
-            value = _typed(getattr(self, field.name), types[field.name], f"--{field.metadata['flag'] or field.name}")
+            value = _typed(
+                getattr(self, field.name),
+                types[field.name],
+                f"--{field.metadata['flag'] or field.name}",
+            )
             object.__setattr__(self, field.name, value)
             choices = field.metadata.get("choices")
             for one in value if isinstance(value, tuple) else (value,):
                 if choices and one is not None and one not in choices:
-                    raise unknown_name(f"--{field.metadata['flag'] or field.name}", str(one), filter(None, choices))
+                    raise unknown_name(
+                        f"--{field.metadata['flag'] or field.name}", str(one), filter(None, choices)
+                    )
         self.validate()
 
     def validate(self) -> None:
@@ -126,9 +139,13 @@ class Config:
 
     def _require(self, ok: bool, field: str, allowed: str) -> None:
         if not ok:
-            flag = next(f.metadata["flag"] or f.name for f in dataclasses.fields(self) if f.name == field)
+            flag = next(
+                f.metadata["flag"] or f.name for f in dataclasses.fields(self) if f.name == field
+            )
             value = getattr(self, field)
             if value in ("", ()) and allowed.startswith("is needed"):
                 raise UserError(f"--{flag} {allowed}")
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value  # as it is typed
+            shown = (
+                ",".join(map(str, value)) if isinstance(value, tuple) else value
+            )  # as it is typed
             raise UserError(f"--{flag}={shown}: {allowed}")

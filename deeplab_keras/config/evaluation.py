@@ -11,26 +11,58 @@ from deeplab_keras.config.base import Config, option
 class EvalConfig(Config):
     """How a trained model is measured and used."""
 
-    inference: str = option("whole", "whole: the image in one piece; slide: overlapping windows; official: padded to eval_crop_size as the official DeepLab does",
-                            choices=("whole", "slide", "official"))
-    eval_scales: tuple[float, ...] = option((1.0,), "scales of the image whose predictions are averaged")
+    inference: str = option(
+        "whole",
+        "whole: the image in one piece; slide: overlapping windows; official: padded to "
+        "eval_crop_size as the official DeepLab does",
+        choices=("whole", "slide", "official"),
+    )
+    eval_scales: tuple[float, ...] = option(
+        (1.0,), "scales of the image whose predictions are averaged"
+    )
     add_flipped_images: bool = option(False, "averages the mirrored image's prediction too")
-    eval_crop_size: tuple[int, ...] = option((512, 512), "window of --inference=slide, size of the padded image of --inference=official, as height,width")
-    eval_stride: tuple[int, ...] = option((), "step of the window, as height,width; empty: two thirds of it")
+    eval_crop_size: tuple[int, ...] = option(
+        (512, 512),
+        "window of --inference=slide, size of the padded image of --inference=official, as "
+        "height,width",
+    )
+    eval_stride: tuple[int, ...] = option(
+        (), "step of the window, as height,width; empty: two thirds of it"
+    )
     eval_batch_size: int = option(4, "images a step")
-    eval_short_side: int = option(0, "the image is resized to this short side before the network; 0: as it is")
+    eval_short_side: int = option(
+        0, "the image is resized to this short side before the network; 0: as it is"
+    )
     eval_long_side: int = option(0, "cap of the long side in that resize; 0: none")
-    eval_resize_factor: int = option(0, "with --inference=official, sides are rounded up to a multiple of this plus one after that resize; 0: no")
-    palette: str = option("dataset", "colours of the classes in pictures; colour_blind: colours that stay apart for every eye",
-                          choices=("dataset", "colour_blind"))
+    eval_resize_factor: int = option(
+        0,
+        "with --inference=official, sides are rounded up to a multiple of this plus one after "
+        "that resize; 0: no",
+    )
+    palette: str = option(
+        "dataset",
+        "colours of the classes in pictures; colour_blind: colours that stay apart for every eye",
+        choices=("dataset", "colour_blind"),
+    )
 
     def validate(self) -> None:
-        self._require(bool(self.eval_scales) and all(0 < s <= 16 for s in self.eval_scales), "eval_scales",
-                      "scales above 0, at most 16")
-        self._require(len(self.eval_crop_size) == 2 and all(v >= 1 for v in self.eval_crop_size), "eval_crop_size",
-                      "two numbers: height,width")
-        self._require(len(self.eval_stride) in (0, 2) and all(v >= 1 for v in self.eval_stride), "eval_stride",
-                      "two numbers of at least 1: height,width; or none")
+        self._require(
+            bool(self.eval_scales) and all(0 < s <= 16 for s in self.eval_scales),
+            "eval_scales",
+            "scales above 0, at most 16",
+        )
+        self._require(
+            len(self.eval_crop_size) == 2 and all(v >= 1 for v in self.eval_crop_size),
+            "eval_crop_size",
+            "two numbers: height,width",
+        )
+        self._require(
+            len(self.eval_stride) in (0, 2) and all(v >= 1 for v in self.eval_stride),
+            "eval_stride",
+            "two numbers of at least 1: height,width; or none",
+        )
         self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
-        self._require(self.eval_short_side >= 0 and self.eval_long_side >= 0, "eval_short_side", "0 or above")
+        self._require(
+            self.eval_short_side >= 0 and self.eval_long_side >= 0, "eval_short_side", "0 or above"
+        )
         self._require(self.eval_resize_factor >= 0, "eval_resize_factor", "0 or above")

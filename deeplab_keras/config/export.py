@@ -12,35 +12,54 @@ class ExportConfig(Config):
     """What to export, and how."""
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
-    export_path: str = option("", "folder for the files; for one format also the name of a .tflite or .onnx file")
+    export_path: str = option(
+        "", "folder for the files; for one format also the name of a .tflite or .onnx file"
+    )
     formats: tuple[str, ...] = option(
-        ("saved_model", "tflite"), "saved_model, tflite, tflite_float16, tflite_dynamic, tflite_int8, tflite_mixed, onnx"
+        ("saved_model", "tflite"),
+        "saved_model, tflite, tflite_float16, tflite_dynamic, tflite_int8, tflite_mixed, onnx",
     )
     input_size: tuple[int, ...] = option((), "height,width that TFLite and ONNX files take")
     output: str = option("labels", "what the files give", choices=("labels", "logits", "both"))
     label_type: str = option("int32", "type of the labels", choices=("int32", "uint8"))
     representative_dir: str = option(
-        "", "pictures from which tflite_int8 and tflite_mixed get their ranges; default: the training split"
+        "",
+        "pictures from which tflite_int8 and tflite_mixed get their ranges; default: the training "
+        "split",
     )
     mixed_agreement: float = option(
-        0.99, "tflite_mixed: layers stay in float until this share of the labels is the float32 file's"
+        0.99,
+        "tflite_mixed: layers stay in float until this share of the labels is the float32 file's",
     )
-    check_images: int = option(8, "images of the validation split on which each file is checked; 0: all")
+    check_images: int = option(
+        8, "images of the validation split on which each file is checked; 0: all"
+    )
     min_agreement: float | None = option(
-        None, "share of the pixels whose label must be Keras' own; default: 0.995, for 8-bit files 0"
+        None,
+        "share of the pixels whose label must be Keras' own; default: 0.995, for 8-bit files 0",
     )
-    max_miou_loss: float | None = option(None, "points of mIoU that a file may be below Keras; default: any")
+    max_miou_loss: float | None = option(
+        None, "points of mIoU that a file may be below Keras; default: any"
+    )
     half_pixel_resizes: bool = option(
-        False, "resizes with aligned corners, which some delegates do not take, get half-pixel centres; costs agreement"
+        False,
+        "resizes with aligned corners, which some delegates do not take, get half-pixel centres; "
+        "costs agreement",
     )
     keep_concatenations: bool = option(
-        False, "3x3 convolutions over concatenated branches (PSPNet, ASPP) stay whole: slower, but without BATCH_MATMUL, which NNAPI lacks"
+        False,
+        "3x3 convolutions over concatenated branches (PSPNet, ASPP) stay whole: slower, but "
+        "without BATCH_MATMUL, which NNAPI lacks",
     )
     overwrite: bool = option(False, "replaces files of an earlier export")
     threads: int = option(2, "threads of the runtimes in the check")
 
     def validate(self) -> None:
-        self._require(bool(self.checkpoint_dir), "checkpoint_dir", "is needed: the --train_logdir of a training")
+        self._require(
+            bool(self.checkpoint_dir),
+            "checkpoint_dir",
+            "is needed: the --train_logdir of a training",
+        )
         self._require(bool(self.export_path), "export_path", "is needed: a folder for the files")
         self._require(len(self.input_size) in (0, 2), "input_size", "two numbers: height,width")
         self._require(self.check_images >= 0, "check_images", "at least 1; 0: all")

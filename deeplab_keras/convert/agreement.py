@@ -55,7 +55,8 @@ class Agreement:
         labels: share of the pixels with the same label.
         logits: largest difference of a class score, relative to the largest score.
         runtime: what ran the source.
-        normalized: whether the file takes normalized images, so that the normalization is the config's word.
+        normalized: whether the file takes normalized images, so that the normalization is the
+            config's word.
     """
 
     size: tuple[int, int]
@@ -73,12 +74,16 @@ class Agreement:
     def __str__(self) -> str:
         height, width = self.size
         return (
-            f"{100 * self.labels:.4f} % of the labels are equal and the logits differ by at most {self.logits:.2g} of the "
-            f"largest one ({self.pictures} pictures of {height}x{width}, {self.runtime} against Keras)"
+            f"{100 * self.labels:.4f} % of the labels are equal and the logits differ by at most "
+            f"{self.logits:.2g} of the "
+            f"largest one ({self.pictures} pictures of {height}x{width}, {self.runtime} against "
+            "Keras)"
         )
 
 
-def compare(graph: Runnable, model: keras.Model, config: ModelConfig, size: tuple[int, int]) -> Agreement:
+def compare(
+    graph: Runnable, model: keras.Model, config: ModelConfig, size: tuple[int, int]
+) -> Agreement:
     """Runs both on the same pictures.
 
     Args:
@@ -88,7 +93,8 @@ def compare(graph: Runnable, model: keras.Model, config: ModelConfig, size: tupl
         size: (height, width) of the pictures; see `picture_size`.
 
     Raises:
-        UserError: the source cannot be run, or prepares its images in another way than the config says.
+        UserError: the source cannot be run, or prepares its images in another way than the config
+            says.
     """
     first = first_tensor(graph)
     equal = total = 0
@@ -99,14 +105,18 @@ def compare(graph: Runnable, model: keras.Model, config: ModelConfig, size: tupl
         ours = keras.ops.convert_to_numpy(model(picture[None].astype(np.float32), training=False))
         if theirs.shape[-1] != ours.shape[-1]:
             raise UserError(
-                f"{graph.path}: has scores for {theirs.shape[-1]} classes, the model for {ours.shape[-1]}; "
+                f"{graph.path}: has scores for {theirs.shape[-1]} classes, the model for "
+                f"{ours.shape[-1]}; "
                 f"give --num_classes={theirs.shape[-1]}"
             )
         if theirs.shape != ours.shape:
             theirs = keras.ops.convert_to_numpy(resize_bilinear(theirs, size, config.align_corners))
         difference = float(np.maximum(difference, np.abs(theirs - ours).max()))  # NaN stays NaN
         largest = float(np.maximum(largest, np.abs(theirs).max()))
-        equal, total = equal + int((theirs.argmax(-1) == ours.argmax(-1)).sum()), total + ours[..., 0].size
+        equal, total = (
+            equal + int((theirs.argmax(-1) == ours.argmax(-1)).sum()),
+            total + ours[..., 0].size,
+        )
     relative = difference / largest if largest else difference
     return Agreement(size, PICTURES, equal / total, relative, graph.runtime, first == graph.image)
 
@@ -117,10 +127,23 @@ def first_tensor(graph: Runnable) -> str:
     Raises:
         UserError: the graph has no such tensor, not one input, or no class scores.
     """
-    first = next((convolution.source for convolution in graph.network.convolutions if convolution.reads == {IMAGE}), "")
-    for what, found in {"one input": graph.image, "a first convolution": first, "class scores": graph.network.logits}.items():
+    first = next(
+        (
+            convolution.source
+            for convolution in graph.network.convolutions
+            if convolution.reads == {IMAGE}
+        ),
+        "",
+    )
+    for what, found in {
+        "one input": graph.image,
+        "a first convolution": first,
+        "class scores": graph.network.logits,
+    }.items():
         if not found:
-            raise UserError(f"{graph.path}: has not {what}, so that the conversion cannot be checked; {ADVICE}")
+            raise UserError(
+                f"{graph.path}: has not {what}, so that the conversion cannot be checked; {ADVICE}"
+            )
     return first
 
 
@@ -140,7 +163,10 @@ def picture_size(graph: Runnable, config: ModelConfig) -> tuple[int, int]:
         (value,) = graph.run([first], {graph.image: np.zeros(small, graph.dtype(graph.image))})
     if value.shape[1:3] != small[1:3]:  # it pads smaller images to one size
         return int(value.shape[1]), int(value.shape[2])
-    height, width = (max(SIZE, (window - 1) * config.output_stride + 1) for window in config.image_pooling_window or (1, 1))
+    height, width = (
+        max(SIZE, (window - 1) * config.output_stride + 1)
+        for window in config.image_pooling_window or (1, 1)
+    )
     return height, width
 
 
@@ -157,7 +183,9 @@ def pictures(size: tuple[int, int]) -> list[np.ndarray]:
         for octave in range(1, 8):
             coarse = random.standard_normal((2**octave, 2**octave, 3))
             rows, columns = (_enlarge(length, 2**octave) for length in size)
-            total += np.einsum("yi,ijc,xj->yxc", rows, coarse, columns, optimize=True) * (0.85**octave)
+            total += np.einsum("yi,ijc,xj->yxc", rows, coarse, columns, optimize=True) * (
+                0.85**octave
+            )
         total += 0.2 * index * random.standard_normal(total.shape)
         found.append(np.clip(127.5 + 70 * total, 0, 255).astype(np.uint8))
     return found
@@ -165,7 +193,9 @@ def pictures(size: tuple[int, int]) -> list[np.ndarray]:
 
 def _enlarge(length: int, source: int) -> np.ndarray:
     """`[length, source]` weights of a bilinear resize."""
-    return np.maximum(0, 1 - np.abs(np.linspace(0, source - 1, length)[:, None] - np.arange(source)))
+    return np.maximum(
+        0, 1 - np.abs(np.linspace(0, source - 1, length)[:, None] - np.arange(source))
+    )
 
 
 def normalize(picture: np.ndarray, normalization: str) -> np.ndarray:
@@ -180,16 +210,28 @@ def _run(graph: Runnable, picture: np.ndarray, first: str, config: ModelConfig) 
     if first == graph.image:
         (scores,) = graph.run([logits], {first: seen})
         return np.asarray(scores, np.float32)
-    scores, read = graph.run([logits, first], {graph.image: picture[None].astype(graph.dtype(graph.image))})
+    scores, read = graph.run(
+        [logits, first], {graph.image: picture[None].astype(graph.dtype(graph.image))}
+    )
     if read.shape != seen.shape:
         raise UserError(
-            f"{graph.path}: makes {'x'.join(map(str, read.shape[1:3]))} of a picture of {'x'.join(map(str, seen.shape[1:3]))} "
+            f"{graph.path}: makes {'x'.join(map(str, read.shape[1:3]))} of a picture of "
+            f"{'x'.join(map(str, seen.shape[1:3]))} "
             f"before its first convolution, which no model here does; {ADVICE}"
         )
     if not _close(read, seen):
-        fitting = next((name for name in NORMALIZATIONS if _close(read, normalize(picture, name))), "")
-        advice = f"give --normalization={fitting}" if fitting else f"no --normalization is like that; {ADVICE}"
-        raise UserError(f"{graph.path}: prepares its images otherwise than --normalization={config.normalization}; {advice}")
+        fitting = next(
+            (name for name in NORMALIZATIONS if _close(read, normalize(picture, name))), ""
+        )
+        advice = (
+            f"give --normalization={fitting}"
+            if fitting
+            else f"no --normalization is like that; {ADVICE}"
+        )
+        raise UserError(
+            f"{graph.path}: prepares its images otherwise than "
+            f"--normalization={config.normalization}; {advice}"
+        )
     return np.asarray(scores, np.float32)
 
 

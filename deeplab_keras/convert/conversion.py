@@ -13,13 +13,24 @@ from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
 from deeplab_keras.convert.pth import read_pth, write_pth
-from deeplab_keras.convert.transfer import Proof, dump_weights, fresh_classifiers, load_weights, prove
+from deeplab_keras.convert.transfer import (
+    Proof,
+    dump_weights,
+    fresh_classifiers,
+    load_weights,
+    prove,
+)
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.models.segmentor import build_segmentor
 
 # Fields of ModelConfig that matter in training alone, or differ between the datasets.
 FREE = {
-    "name", "num_classes", "dropout_rate", "dropout_placement", "initialization", "backbone_bn_momentum",
+    "name",
+    "num_classes",
+    "dropout_rate",
+    "dropout_placement",
+    "initialization",
+    "backbone_bn_momentum",
     "head_bn_momentum",
 }
 
@@ -33,17 +44,17 @@ def convert(
         source: where the weights are from, one of `SOURCES`.
         path: the file, or what else `source` reads.
         config: the architecture.
-        other_classes: where the file's number of classes is another than the config's, the classifier layers start
-            anew instead of ending the conversion.
-        check: a graph (.pb, .tflite) is run on a few pictures, and so is the model; they must agree. False takes the
-            weights by their names without comparing anything else.
+        other_classes: where the file's number of classes is another than the config's, the
+            classifier layers start anew instead of ending the conversion.
+        check: a graph (.pb, .tflite) is run on a few pictures, and so is the model; they must
+            agree. False takes the weights by their names without comparing anything else.
 
     Returns:
         The model, and the proof to be printed.
 
     Raises:
-        UserError: an unknown source, a file that cannot be read, weights that do not fit the config, or a graph that
-            computes something else.
+        UserError: an unknown source, a file that cannot be read, weights that do not fit the
+            config, or a graph that computes something else.
     """
     if source not in SOURCES:
         raise unknown_name("--source", source, SOURCES)
@@ -52,7 +63,11 @@ def convert(
 
 
 def load_pth(
-    model: keras.Model, config: ModelConfig, path: str, other_classes: bool = False, fresh: Collection[str] = ()
+    model: keras.Model,
+    config: ModelConfig,
+    path: str,
+    other_classes: bool = False,
+    fresh: Collection[str] = (),
 ) -> Proof:
     """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
 
@@ -79,16 +94,26 @@ def load_pth(
     return load_weights(model, tensors, rules, keep={*keep, *fresh}, origin=str(path))
 
 
-def _official(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+def _official(
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+) -> Proof:
     return official_deeplab.load(model, config, path, other_classes=other_classes, check=check)
 
 
-def _pth(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
+def _pth(
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+) -> Proof:
     return _with_note(load_pth(model, config, path, other_classes), config, "PyTorch checkpoint")
 
 
-def _keras_applications(model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool) -> Proof:
-    return _with_note(keras_applications.load_imagenet(model, config, path, flag="checkpoint"), config, "Keras weights file")
+def _keras_applications(
+    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+) -> Proof:
+    return _with_note(
+        keras_applications.load_imagenet(model, config, path, flag="checkpoint"),
+        config,
+        "Keras weights file",
+    )
 
 
 def _with_note(proof: Proof, config: ModelConfig, kind: str) -> Proof:
@@ -103,7 +128,9 @@ SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool, bool], Proof]]
 }
 
 
-def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: str = "") -> DatasetInfo:
+def dataset_info(
+    config: ModelConfig, class_names: Sequence[str] = (), source: str = ""
+) -> DatasetInfo:
     """The classes of a model: those given, or those of the dataset that its name or source tells, or numbers.
 
     Raises:
@@ -111,15 +138,27 @@ def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: s
     """
     if class_names:
         if len(class_names) != config.num_classes:
-            raise UserError(f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; give as many")
+            raise UserError(
+                f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; "
+                "give as many"
+            )
         return info_for_classes("converted", class_names)
-    from deeplab_keras.data.datasets import ade20k, cityscapes, voc2012  # their files are read by TensorFlow, the models are not
+    from deeplab_keras.data.datasets import (
+        ade20k,
+        cityscapes,
+        voc2012,
+    )  # their files are read by TensorFlow, the models are not
 
-    # Part of a model's name, or its source -> the dataset it was trained on, if the number of classes agrees.
+    # Part of a model's name, or its source -> the dataset it was trained on, if the number of
+    # classes agrees.
     datasets = (
-        ("voc", voc2012.VOC2012), ("pascal", voc2012.VOC2012), ("torchvision", voc2012.VOC2012), ("ade20k", ade20k.ADE20K),
-        ("ade20k", ade20k.ADE20K_151), ("cityscapes", cityscapes.CITYSCAPES),
-    )  # fmt: skip
+        ("voc", voc2012.VOC2012),
+        ("pascal", voc2012.VOC2012),
+        ("torchvision", voc2012.VOC2012),
+        ("ade20k", ade20k.ADE20K),
+        ("ade20k", ade20k.ADE20K_151),
+        ("cityscapes", cityscapes.CITYSCAPES),
+    )
     for part, info in datasets:
         if part in f"{config.name} {source}" and info.num_classes == config.num_classes:
             return info
@@ -130,7 +169,9 @@ def dataset_info(config: ModelConfig, class_names: Sequence[str] = (), source: s
 
 
 def write_sssegmentation(
-    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], systems: Mapping[str, ModelConfig]
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    systems: Mapping[str, ModelConfig],
 ) -> Proof:
     """Writes one of our checkpoints as a .pth that SSSegmentation's code loads strictly.
 
@@ -143,7 +184,8 @@ def write_sssegmentation(
         The proof: the file, read again, against the model.
 
     Raises:
-        UserError: the checkpoint cannot be read, SSSegmentation has no such network, or the file cannot be written.
+        UserError: the checkpoint cannot be read, SSSegmentation has no such network, or the file
+            cannot be written.
     """
     loaded = load_checkpoint(checkpoint)
     name = find_system(loaded.config, systems, str(checkpoint))
@@ -162,7 +204,8 @@ def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin:
     name = min(differences, key=lambda name: len(differences[name]))
     if differences[name]:
         raise UserError(
-            f"{origin}: SSSegmentation has no such network; its {name} differs in {', '.join(differences[name])}; "
+            f"{origin}: SSSegmentation has no such network; its {name} differs in "
+            f"{', '.join(differences[name])}; "
             "only weights of one of its systems can go back there"
         )
     return name
@@ -170,7 +213,8 @@ def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin:
 
 def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
     return [
-        f"--{field.metadata['flag'] or field.name}={getattr(system, field.name)} (not {getattr(config, field.name)})"
+        f"--{field.metadata['flag'] or field.name}={getattr(system, field.name)} (not "
+        f"{getattr(config, field.name)})"
         for field in dataclasses.fields(config)
         if field.name not in FREE and getattr(config, field.name) != getattr(system, field.name)
     ]

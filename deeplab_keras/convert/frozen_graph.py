@@ -29,8 +29,9 @@ KINDS = {
 SIZES = ("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp")
 # Operations whose first input is the data; the others are sizes and axes.
 FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "POOL", "ARGMAX")
-# What a graph may hold besides, because it is run: operations that compute tensors from tensors. Anything else may read or
-# write files, also where TensorFlow calls it stateless (ReadFile, ImmutableConst, a call of a function that writes).
+# What a graph may hold besides, because it is run: operations that compute tensors from tensors.
+# Anything else may read or write files, also where TensorFlow calls it stateless (ReadFile,
+# ImmutableConst, a call of a function that writes).
 PURE = frozenset(
     """
     Abs All Any ArgMin BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil Concat Const Dequantize Div DivNoNan Elu Equal
@@ -45,7 +46,9 @@ PURE = frozenset(
 
 def layer_name(names: Sequence[str]) -> str:
     """The layer to which the kernel or the operation of this name belongs."""
-    return re.sub(r"/(depthwise_)?weights(_\w+)?$|/(Conv2D|depthwise|separable_conv2d)(_\d+)?$", "", names[0])
+    return re.sub(
+        r"/(depthwise_)?weights(_\w+)?$|/(Conv2D|depthwise|separable_conv2d)(_\d+)?$", "", names[0]
+    )
 
 
 class FrozenGraph:
@@ -110,7 +113,10 @@ class FrozenGraph:
     def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The values of tensors for the given values of others."""
         fed = {_tensor(name): value for name, value in feed.items()}
-        return [np.asarray(value) for value in self._session.run([_tensor(name) for name in tensors], fed)]
+        return [
+            np.asarray(value)
+            for value in self._session.run([_tensor(name) for name in tensors], fed)
+        ]
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
         """A tensor's shape, as far as the graph says it."""
@@ -130,13 +136,17 @@ class FrozenGraph:
         for node in definition.node:
             if node.op not in PURE and node.op not in KINDS and node.op not in SIZES:
                 raise UserError(
-                    f"{self.path}: holds the operation {node.op} ({node.name}), which no network here needs; "
+                    f"{self.path}: holds the operation {node.op} ({node.name}), which no network "
+                    "here needs; "
                     "it is not run: freeze the graph of a float model"
                 )
 
     def _in_order(self) -> list[str]:
         """The nodes' names, each after those that it reads."""
-        missing = {name: {_node_name(i) for i in node.input} & self._nodes.keys() for name, node in self._nodes.items()}
+        missing = {
+            name: {_node_name(i) for i in node.input} & self._nodes.keys()
+            for name, node in self._nodes.items()
+        }
         readers: dict[str, list[str]] = {}
         for name, sources in missing.items():
             for source in sources:
@@ -151,7 +161,10 @@ class FrozenGraph:
                 if not missing[reader]:
                     heapq.heappush(ready, place[reader])
         if len(order) < len(self._nodes):
-            raise UserError(f"{self.path}: its nodes read each other in a cycle; freeze the graph of a float model")
+            raise UserError(
+                f"{self.path}: its nodes read each other in a cycle; freeze the graph of a float "
+                "model"
+            )
         return order
 
     def _find_constants(self) -> set[str]:
@@ -160,7 +173,11 @@ class FrozenGraph:
         for name in self._order:
             node = self._nodes[name]
             data = _data(node)
-            if node.op == "Const" or (data and KINDS.get(node.op) != "FAKE_QUANT" and all(_node_name(i) in found for i in data)):
+            if node.op == "Const" or (
+                data
+                and KINDS.get(node.op) != "FAKE_QUANT"
+                and all(_node_name(i) in found for i in data)
+            ):
                 found.add(name)
         return found
 
@@ -184,12 +201,17 @@ class FrozenGraph:
             attributes = {"epsilon": float(node.attr["epsilon"].f)}
             kind = "BATCH_NORM in training" if node.attr["is_training"].b else kind
         elif kind == "POOL":
-            attributes = {"window": tuple(node.attr["ksize"].list.i[1:3]), "stride": tuple(node.attr["strides"].list.i[1:3])}
+            attributes = {
+                "window": tuple(node.attr["ksize"].list.i[1:3]),
+                "stride": tuple(node.attr["strides"].list.i[1:3]),
+            }
             kind = "POOL" if node.attr["padding"].s == b"VALID" else "POOL with padding"
         elif kind == "MEAN" and over_the_map(self._parameter(inputs, 1)):
             kind, attributes = "POOL", {"window": None, "stride": (1, 1)}
         elif kind == "RESIZE":
-            attributes = {key: bool(node.attr[key].b) for key in ("align_corners", "half_pixel_centers")}
+            attributes = {
+                key: bool(node.attr[key].b) for key in ("align_corners", "half_pixel_centers")
+            }
         elif kind in ("SPACE_TO_BATCH", "BATCH_TO_SPACE"):
             block, pads = self._parameter(inputs, 1), self._parameter(inputs, 2)
             attributes = {"block": None if block is None else tuple(block.tolist()), "pads": pads}

@@ -7,10 +7,15 @@ from collections.abc import Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What it is -> beginnings of names that only it has; every one must be there. The first row that fits is taken.
+# What it is -> beginnings of names that only it has; every one must be there. The first row that
+# fits is taken.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "SSSegmentation's pspnet_mobilenetv2os8": ("backbone_net.conv1.conv", "ppm_net."),
-    "SSSegmentation's deeplabv3plus_mobilenetv2os8": ("backbone_net.conv1.conv", "aspp_net.", "shortcut."),
+    "SSSegmentation's deeplabv3plus_mobilenetv2os8": (
+        "backbone_net.conv1.conv",
+        "aspp_net.",
+        "shortcut.",
+    ),
     "SSSegmentation's deeplabv3_mobilenetv2os8": ("backbone_net.conv1.conv", "aspp_net."),
     "SSSegmentation's fcn_mobilenetv2os8": ("backbone_net.conv1.conv", "decoder.7."),
     "SSSegmentation's lrasppnet_mobilenetv3los8": ("backbone_net.layer16.conv", "branch_ups."),
@@ -19,8 +24,16 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "torchvision's lraspp_mobilenet_v3_large": ("backbone.0.0.", "classifier.cbr."),
     "torchvision's deeplabv3_mobilenet_v3_large": ("backbone.0.0.", "classifier.0.convs."),
     "torchvision's classifier mobilenet_v2": ("features.18.0.", "classifier.1."),
-    "torchvision's classifier mobilenet_v3_large": ("features.16.0.", "features.15.block.", "classifier.3."),
-    "torchvision's classifier mobilenet_v3_small": ("features.12.0.", "features.11.block.", "classifier.3."),
+    "torchvision's classifier mobilenet_v3_large": (
+        "features.16.0.",
+        "features.15.block.",
+        "classifier.3.",
+    ),
+    "torchvision's classifier mobilenet_v3_small": (
+        "features.12.0.",
+        "features.11.block.",
+        "classifier.3.",
+    ),
     "OpenMMLab's MobileNetV2 classifier": ("backbone.conv1.conv", "backbone.conv2.conv"),
     "OpenMMLab's MobileNetV3 classifier": ("backbone.layer0.conv", "backbone.layer1."),
     "an official DeepLab model on MobileNetV2": ("MobilenetV2/", "logits/semantic/"),
@@ -29,10 +42,18 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
 }
 # Names of classifiers' biases, whose length is the number of classes.
 CLASSIFIERS = (
-    "decoder.7.bias", "decoder.3.bias", "decoder.1.bias", "classifier.high_classifier.bias", "classifier.4.bias",
+    "decoder.7.bias",
+    "decoder.3.bias",
+    "decoder.1.bias",
+    "classifier.high_classifier.bias",
+    "classifier.4.bias",
     "logits/semantic/biases",
 )
-DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}  # SSSegmentation's, by their number of classes
+DATASETS = {
+    21: "voc",
+    150: "ade20k",
+    19: "cityscapes",
+}  # SSSegmentation's, by their number of classes
 
 
 def hints(shapes: Shapes, model: str) -> str:
@@ -40,14 +61,23 @@ def hints(shapes: Shapes, model: str) -> str:
     seems = identify(shapes)
     if not seems:
         return f"; it is unknown here, its tensors are called {', '.join(list(shapes)[:3])}, ..."
-    return "".join(f"; {hint}" for hint in (seems and f"it seems to be {seems}", advice(seems, model)) if hint)
+    return "".join(
+        f"; {hint}" for hint in (seems and f"it seems to be {seems}", advice(seems, model)) if hint
+    )
 
 
 def identify(shapes: Shapes) -> str:
     """What the file with these tensors seems to be, with its number of classes; "" if nobody knows."""
     for what, beginnings in SIGNATURES.items():
         if all(any(name.startswith(beginning) for name in shapes) for beginning in beginnings):
-            classes = next((shapes[name][0] for name in CLASSIFIERS if name in shapes and len(shapes[name]) == 1), None)
+            classes = next(
+                (
+                    shapes[name][0]
+                    for name in CLASSIFIERS
+                    if name in shapes and len(shapes[name]) == 1
+                ),
+                None,
+            )
             return what if classes is None else f"{what}, {classes} classes"
     return ""
 
@@ -61,7 +91,11 @@ def advice(seems: str, model: str) -> str:
         flags = f"--model={fitting}" + ("" if classes in DATASETS else f" --num_classes={classes}")
         if not model.startswith(name):
             return f"give {flags}"
-        return "" if fitting == model else f"give {flags}, or --num_classes as well to start the classifiers anew"
+        return (
+            ""
+            if fitting == model
+            else f"give {flags}, or --num_classes as well to start the classifiers anew"
+        )
     whole = re.match(r"torchvision's (\w+_mobilenet_v3_large)", seems)
     if whole:
         return f"give --flagfile=configs/base/torchvision_{whole[1]}.flags"

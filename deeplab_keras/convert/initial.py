@@ -45,19 +45,20 @@ def initialize(
 ) -> None:
     """Assigns the weights of `source` to `model`, and says which it left out.
 
-    From one of our checkpoints come the backbone and, where the head is the same, the head. Its classifier layers are
-    left out where the number of classes differs, or with a warning where their names or order do; an auxiliary head that
-    it lacks starts fresh.
+    From one of our checkpoints come the backbone and, where the head is the same, the head. Its
+    classifier layers are left out where the number of classes differs, or with a warning where
+    their names or order do; an auxiliary head that it lacks starts fresh.
 
     Args:
         model: the segmentor.
         config: its architecture.
-        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file of SSSegmentation,
-            OpenMMLab or torchvision, or what the official DeepLab starts from: a TF1 checkpoint or a release as
-            downloaded.
+        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file
+            of SSSegmentation, OpenMMLab or torchvision, or what the official DeepLab starts from: a
+            TF1 checkpoint or a release as downloaded.
         last_layer: False: the last layers start fresh in any case.
         logits_only: the last layers are the classifiers; False: the whole head.
-        info: the classes of the training; None: those of one of our checkpoints are taken to be the same.
+        info: the classes of the training; None: those of one of our checkpoints are taken to be the
+            same.
 
     Raises:
         UserError: no such source, or its weights do not fit.
@@ -66,7 +67,9 @@ def initialize(
     if is_official_file(source):
         logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, fresh))
     elif source.endswith(PTH):
-        logging.info("%s: %s", source, load_pth(model, config, source, other_classes=True, fresh=fresh))
+        logging.info(
+            "%s: %s", source, load_pth(model, config, source, other_classes=True, fresh=fresh)
+        )
     elif source == "imagenet" or not pathlib.Path(source).is_dir():
         logging.info("%s: %s", source, load_imagenet(model, config, source))
     else:
@@ -76,8 +79,8 @@ def initialize(
 def start_config(source: str) -> ModelConfig:
     """The architecture of a checkpoint that a training starts from, with this version's batch norm momenta.
 
-    The momenta fit the length of the training that the checkpoint comes from and say nothing about its weights: the
-    official 0.9997 takes ten thousand steps to forget.
+    The momenta fit the length of the training that the checkpoint comes from and say nothing about
+    its weights: the official 0.9997 takes ten thousand steps to forget.
 
     Args:
         source: a checkpoint folder or workdir.
@@ -86,34 +89,56 @@ def start_config(source: str) -> ModelConfig:
     theirs = read_config(folder)
     ours = theirs.replace(**{name: getattr(defaults, name) for name in MOMENTA})
     if ours != theirs:
-        changes = ", ".join(f"--{name}={getattr(ours, name):g} (its own: {getattr(theirs, name):g})" for name in MOMENTA)
-        logging.info("%s: its weights are taken, not the momenta of its training: %s", folder, changes)
+        changes = ", ".join(
+            f"--{name}={getattr(ours, name):g} (its own: {getattr(theirs, name):g})"
+            for name in MOMENTA
+        )
+        logging.info(
+            "%s: its weights are taken, not the momenta of its training: %s", folder, changes
+        )
     return ours
 
 
 def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:
     """Names of the layers with weights that are the classifiers, or all of the head."""
-    heads = [layer.name for layer in model.layers if layer.weights and not re.match(BACKBONE, layer.name)]
+    heads = [
+        layer.name for layer in model.layers if layer.weights and not re.match(BACKBONE, layer.name)
+    ]
     return tuple(name for name in heads if not logits_only or CLASSIFIERS.fullmatch(name))
 
 
 def _from_folder(
-    model: keras.Model, config: ModelConfig, source: str, fresh_layers: Collection[str], info: DatasetInfo | None
+    model: keras.Model,
+    config: ModelConfig,
+    source: str,
+    fresh_layers: Collection[str],
+    info: DatasetInfo | None,
 ) -> None:
     folder = find_checkpoint(source)
     theirs, weights, fresh = read_config(folder), read_weights(folder), named_weights(model)
     names = {*fresh, *weights}
     if theirs.head != config.head:
         left_out = {name for name in names if not re.match(BACKBONE, name)}
-        fits = f"--model={theirs.name}" if theirs.name else f"--head={theirs.head} with the other settings of {folder / CONFIG}"
+        fits = (
+            f"--model={theirs.name}"
+            if theirs.name
+            else f"--head={theirs.head} with the other settings of {folder / CONFIG}"
+        )
         logging.warning(
-            "%s is a whole network with the head %s, of which %s can take the backbone only: its head starts fresh; %s has the "
-            "checkpoint's head", folder, theirs.head, config.head, fits,
-        )  # fmt: skip
+            "%s is a whole network with the head %s, of which %s can take the backbone only: its "
+            "head starts fresh; %s has the "
+            "checkpoint's head",
+            folder,
+            theirs.head,
+            config.head,
+            fits,
+        )
     else:
         left_out = {name for name in names if name.split("/")[0] in fresh_layers}
         classifiers = {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
-        if not classifiers <= left_out and (theirs.num_classes != config.num_classes or _relabels(folder, info)):
+        if not classifiers <= left_out and (
+            theirs.num_classes != config.num_classes or _relabels(folder, info)
+        ):
             left_out |= classifiers
         if theirs.quantization_aware != config.quantization_aware:
             left_out |= names - without_ranges(dict.fromkeys(names)).keys()
@@ -122,10 +147,19 @@ def _from_folder(
     taken = {name: value for name, value in weights.items() if name not in left_out}
     taken |= {name: value for name, value in fresh.items() if name in left_out}
     assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")
-    started = without_ranges(dict.fromkeys(name for name in model_variables(model) if name in left_out))
+    started = without_ranges(
+        dict.fromkeys(name for name in model_variables(model) if name in left_out)
+    )
     layers = list(dict.fromkeys(name.split("/")[0] for name in started))
-    listed = ", ".join(layers[:LISTED]) + (f" and {len(layers) - LISTED} more" if len(layers) > LISTED else "")
-    logging.info("%d weights from %s%s", len(taken) - len(started), folder, f"; fresh layers: {listed}" if layers else "")
+    listed = ", ".join(layers[:LISTED]) + (
+        f" and {len(layers) - LISTED} more" if len(layers) > LISTED else ""
+    )
+    logging.info(
+        "%d weights from %s%s",
+        len(taken) - len(started),
+        folder,
+        f"; fresh layers: {listed}" if layers else "",
+    )
 
 
 def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
@@ -139,8 +173,16 @@ def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
     same = sorted(theirs.plain_names) == sorted(info.plain_names)
     more = f" and {len(other) - 1} more" if len(other) > 1 else ""
     logging.warning(
-        "%s was trained on %s: class %d is %r there and %r here%s; its classifiers start fresh; to take them, give the classes "
-        "the %s of %s", folder, "these classes in another order" if same else "other classes", other[0],
-        theirs.class_names[other[0]], info.class_names[other[0]], more, "order" if same else "names", folder / DATASET,
-    )  # fmt: skip
+        "%s was trained on %s: class %d is %r there and %r here%s; its classifiers start fresh; "
+        "to take them, give the classes "
+        "the %s of %s",
+        folder,
+        "these classes in another order" if same else "other classes",
+        other[0],
+        theirs.class_names[other[0]],
+        info.class_names[other[0]],
+        more,
+        "order" if same else "names",
+        folder / DATASET,
+    )
     return True

@@ -1,7 +1,8 @@
 """ImageNet weights of keras.applications' MobileNets into our backbones.
 
-They were trained on images in -1..1, with TensorFlow's padding and a batch norm epsilon of 0.001. A backbone of other
-conventions takes them, but starts less well: `configs/base/imagenet_keras.flags` holds the fitting ones.
+They were trained on images in -1..1, with TensorFlow's padding and a batch norm epsilon of 0.001. A
+backbone of other conventions takes them, but starts less well: `configs/base/imagenet_keras.flags`
+holds the fitting ones.
 """
 
 from __future__ import annotations
@@ -55,9 +56,16 @@ def rules(config: ModelConfig) -> Rules:
     """The table of a backbone; the first block there has no number, the second is number 1."""
     if config.backbone == "mobilenet_v2":
         ends, block, parts = {"Conv1": "stem_conv", "bn_Conv1": "stem_bn"}, "block", V2_PARTS
-        ignored = (r"(Conv_1|Conv_1_bn|predictions)/.*",)  # the 1280-channel layer and the classifier
+        ignored = (
+            r"(Conv_1|Conv_1_bn|predictions)/.*",
+        )  # the 1280-channel layer and the classifier
     else:
-        ends = {"conv": "stem_conv", "conv_bn": "stem_bn", "conv_1": "last_conv", "conv_1_bn": "last_bn"}
+        ends = {
+            "conv": "stem_conv",
+            "conv_bn": "stem_bn",
+            "conv_1": "last_conv",
+            "conv_1_bn": "last_bn",
+        }
         block, parts = "expanded_conv", V3_PARTS
         ignored = (r"(conv_2|logits)/.*",)
     layers = dict(ends)
@@ -67,23 +75,29 @@ def rules(config: ModelConfig) -> Rules:
     return Rules(layers, KERAS, ignored=ignored, covers=BACKBONE)
 
 
-def load_imagenet(model: keras.Model, config: ModelConfig, weights: str, flag: str = "tf_initial_checkpoint") -> Proof:
+def load_imagenet(
+    model: keras.Model, config: ModelConfig, weights: str, flag: str = "tf_initial_checkpoint"
+) -> Proof:
     """Fills the backbone of `model`, strictly.
 
     Args:
         model: a segmentor.
         config: its architecture.
-        weights: "imagenet", downloaded once by Keras into ~/.keras/models, or a file of that kind, with or without its
-            classifier.
+        weights: "imagenet", downloaded once by Keras into ~/.keras/models, or a file of that kind,
+            with or without its classifier.
         flag: what errors call the flag that gave them.
 
     Raises:
         UserError: no such weights for this backbone, no connection, or a file of another network.
     """
-    proof = load_weights(model, _read(config, weights, flag), rules(config), origin=f"--{flag}={weights}")
+    proof = load_weights(
+        model, _read(config, weights, flag), rules(config), origin=f"--{flag}={weights}"
+    )
     for field, value in FITTING.items():
         if getattr(config, field) != value:
-            logging.warning("%s was trained with %s=%s, not %s", weights, field, value, getattr(config, field))
+            logging.warning(
+                "%s was trained with %s=%s, not %s", weights, field, value, getattr(config, field)
+            )
     return proof
 
 
@@ -91,35 +105,48 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
     """Every weight of the classifier network `<layer>/<variable>` -> array."""
     if config.backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"--{flag}={weights}: there are ImageNet weights for {known}, not {config.backbone}")
+        raise UserError(
+            f"--{flag}={weights}: there are ImageNet weights for {known}, not {config.backbone}"
+        )
     if weights == "imagenet":
         network = _download(config, flag)
     elif pathlib.Path(weights).is_file():
         network = _open(config, weights, flag)
     else:
         raise UserError(
-            f"--{flag}={weights}: no such file or folder; give 'imagenet', a file of ImageNet weights, "
+            f"--{flag}={weights}: no such file or folder; give 'imagenet', a file of ImageNet "
+            "weights, "
             "a checkpoint or a --train_logdir"
         )
-    return {f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v) for layer in network.layers for v in layer.variables}
+    return {
+        f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
+        for layer in network.layers
+        for v in layer.variables
+    }
 
 
 def _download(config: ModelConfig, flag: str) -> keras.Model:
     widths = WIDTHS[config.backbone]
     if config.depth_multiplier not in widths:
         raise UserError(
-            f"--{flag}=imagenet: there are ImageNet weights of {config.backbone} for --depth_multiplier="
-            f"{', '.join(map(str, widths))}, not {config.depth_multiplier}; give one of these, or train from random weights "
+            f"--{flag}=imagenet: there are ImageNet weights of {config.backbone} for "
+            "--depth_multiplier="
+            f"{', '.join(map(str, widths))}, not {config.depth_multiplier}; give one of these, or "
+            "train from random weights "
             f"(leave --{flag} out)"
         )
     try:
         return ARCHITECTURES[config.backbone](
-            input_shape=(224, 224, 3), alpha=config.depth_multiplier, include_top=False, weights="imagenet"
+            input_shape=(224, 224, 3),
+            alpha=config.depth_multiplier,
+            include_top=False,
+            weights="imagenet",
         )
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(
-            f"--{flag}=imagenet: {str(error).splitlines()[0]}; download that file on a machine with a "
+            f"--{flag}=imagenet: {str(error).splitlines()[0]}; download that file on a machine "
+            "with a "
             f"connection and put it into {folder}, or give the file itself"
         ) from error
 
@@ -129,15 +156,22 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
         f"the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
         f"--depth_multiplier={config.depth_multiplier}"
     )
-    next_step = "give a file of these (.weights.h5), or the --model_variant and --depth_multiplier that it is of"
+    next_step = (
+        "give a file of these (.weights.h5), or the --model_variant and "
+        "--depth_multiplier that it is of"
+    )
     with reading(f"--{flag}={path}", what, next_step):
         _check_size(path)
     cause: UserError | None = None
     for include_top in (False, True):
-        network = ARCHITECTURES[config.backbone](alpha=config.depth_multiplier, include_top=include_top, weights=None)
+        network = ARCHITECTURES[config.backbone](
+            alpha=config.depth_multiplier, include_top=include_top, weights=None
+        )
         try:
             with reading(f"--{flag}={path}", what, next_step), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of each object that did not fit, before the error that there are some
+                warnings.simplefilter(
+                    "ignore"
+                )  # of each object that did not fit, before the error that there are some
                 network.load_weights(path)
             return network
         except UserError as error:
@@ -156,4 +190,7 @@ def _check_size(path: str) -> None:
     with h5py.File(path, "r") as file:
         file.visititems(add)
     if stated > 4 * stored + (64 << 20):
-        raise UserError(f"{path}: states {stated >> 20} MiB of weights in {stored >> 20} MiB; copy or download it again")
+        raise UserError(
+            f"{path}: states {stated >> 20} MiB of weights in {stored >> 20} MiB; copy or "
+            "download it again"
+        )

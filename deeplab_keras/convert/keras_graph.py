@@ -25,20 +25,32 @@ ACTIVATIONS: dict[Any, str] = {
 def read_model(model: keras.Model) -> Network:
     """The convolutions of a segmentor; their first name is the layer's."""
     constants: dict[str, Any] = {}
-    ops = [op for layer, inputs, output in _calls(model) for op in _ops(layer, inputs, output, constants)]
+    ops = [
+        op
+        for layer, inputs, output in _calls(model)
+        for op in _ops(layer, inputs, output, constants)
+    ]
 
     def constant(name: str) -> np.ndarray | None:
         return keras.ops.convert_to_numpy(constants[name]) if name in constants else None
 
-    return find_convolutions(Graph(ops, constant, _name(model.inputs[0]), (_name(model.outputs[0]),)))
+    return find_convolutions(
+        Graph(ops, constant, _name(model.inputs[0]), (_name(model.outputs[0]),))
+    )
 
 
 def _calls(model: keras.Model) -> Iterator[tuple[Any, list[str], str]]:
     """Every layer with the names of the tensors that it reads and makes, in the order in which they run."""
-    for nodes in (model._nodes_by_depth[depth] for depth in sorted(model._nodes_by_depth, reverse=True)):
+    for nodes in (
+        model._nodes_by_depth[depth] for depth in sorted(model._nodes_by_depth, reverse=True)
+    ):
         for node in nodes:
             if not node.is_input:
-                yield node.operation, [_name(tensor) for tensor in node.input_tensors], _name(node.output_tensors[0])
+                yield (
+                    node.operation,
+                    [_name(tensor) for tensor in node.input_tensors],
+                    _name(node.output_tensors[0]),
+                )
 
 
 def _name(tensor: Any) -> str:
@@ -53,16 +65,35 @@ def _ops(layer: Any, inputs: list[str], output: str, constants: dict[str, Any]) 
 
     names = (layer.name,)
     if isinstance(layer, ConcatConv2D):
-        resized = [f"{output} input {place}" if place in layer.resized else name for place, name in enumerate(inputs)]
+        resized = [
+            f"{output} input {place}" if place in layer.resized else name
+            for place, name in enumerate(inputs)
+        ]
         for name, new in zip(inputs, resized, strict=True):
             if new != name:
-                yield Op("RESIZE", (name,), new, names, {"align_corners": layer.align_corners, "half_pixel_centers": False})
+                yield Op(
+                    "RESIZE",
+                    (name,),
+                    new,
+                    names,
+                    {"align_corners": layer.align_corners, "half_pixel_centers": False},
+                )
         yield Op("CONCAT", tuple(resized), f"{output} input", names)
         inputs = [f"{output} input"]
     if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
         kind = "DEPTHWISE" if isinstance(layer, keras.layers.DepthwiseConv2D) else "CONV"
-        attributes = {"stride": layer.strides, "dilation": layer.dilation_rate, "padding": layer.padding}
-        yield Op(kind, (inputs[0], *own("kernel", *(("bias",) if layer.use_bias else ()))), output, names, attributes)
+        attributes = {
+            "stride": layer.strides,
+            "dilation": layer.dilation_rate,
+            "padding": layer.padding,
+        }
+        yield Op(
+            kind,
+            (inputs[0], *own("kernel", *(("bias",) if layer.use_bias else ()))),
+            output,
+            names,
+            attributes,
+        )
     elif isinstance(layer, keras.layers.BatchNormalization):
         vectors = own("gamma", "beta", "moving_mean", "moving_variance")
         yield Op("BATCH_NORM", (inputs[0], *vectors), output, names, {"epsilon": layer.epsilon})
@@ -71,11 +102,20 @@ def _ops(layer: Any, inputs: list[str], output: str, constants: dict[str, Any]) 
     elif isinstance(layer, keras.layers.Activation):
         yield Op(ACTIVATIONS.get(layer.activation, layer.name), (inputs[0],), output, names)
     elif isinstance(layer, ResizeTo):
-        attributes = {"align_corners": layer.align_corners, "half_pixel_centers": not layer.align_corners}
+        attributes = {
+            "align_corners": layer.align_corners,
+            "half_pixel_centers": not layer.align_corners,
+        }
         yield Op("RESIZE", (inputs[0],), output, names, attributes)
     elif isinstance(layer, keras.layers.GlobalAveragePooling2D):
         yield Op("POOL", (inputs[0],), output, names, {"window": None, "stride": (1, 1)})
     elif isinstance(layer, keras.layers.AveragePooling2D):
-        yield Op("POOL", (inputs[0],), output, names, {"window": layer.pool_size, "stride": layer.strides})
+        yield Op(
+            "POOL",
+            (inputs[0],),
+            output,
+            names,
+            {"window": layer.pool_size, "stride": layer.strides},
+        )
     else:
         yield Op(KINDS.get(type(layer), type(layer).__name__), tuple(inputs), output, names)

@@ -23,7 +23,14 @@ from deeplab_keras.convert.graphs import Convolution, Pool
 from deeplab_keras.convert.keras_graph import read_model
 from deeplab_keras.convert.official_files import Source, read_source, tensors_of, unfold
 from deeplab_keras.convert.structure import SAME_EPSILON, map_sizes, match, pooling
-from deeplab_keras.convert.transfer import CLASSIFIERS, TF1_SLIM, Proof, Rules, fresh_classifiers, load_weights
+from deeplab_keras.convert.transfer import (
+    CLASSIFIERS,
+    TF1_SLIM,
+    Proof,
+    Rules,
+    fresh_classifiers,
+    load_weights,
+)
 from deeplab_keras.models.blocks import make_divisible
 from deeplab_keras.models.segmentor import build_segmentor
 
@@ -53,7 +60,9 @@ def rules(config: ModelConfig) -> Rules:
     """What the official DeepLab calls the layers of `config`."""
     scope = SCOPES.get(config.backbone)
     if scope is None:
-        raise UserError(f"--model_variant={config.backbone}: the official DeepLab's are {', '.join(SCOPES)}")
+        raise UserError(
+            f"--model_variant={config.backbone}: the official DeepLab's are {', '.join(SCOPES)}"
+        )
     layers = _with_batch_norm({f"{scope}/Conv": "stem", f"{scope}/Conv_1": "last"})
     for block in range(1, BLOCKS + 1):
         source = f"{scope}/expanded_conv" + (f"_{block - 1}" if block > 1 else "")
@@ -74,7 +83,9 @@ def rules(config: ModelConfig) -> Rules:
     )
     layers |= _decoder(config)
     # A classifier of ImageNet, and the convolution before it that segmentation leaves out.
-    unused = rf"{scope}/(Logits|Conv_2)/.*" + (rf"|{scope}/Conv_1/.*" if config.backbone == "mobilenet_v2" else "")
+    unused = rf"{scope}/(Logits|Conv_2)/.*" + (
+        rf"|{scope}/Conv_1/.*" if config.backbone == "mobilenet_v2" else ""
+    )
     return Rules(layers, TF1_SLIM, ignored=(*BOOKKEEPING, unused))
 
 
@@ -87,7 +98,10 @@ def _decoder(config: ModelConfig) -> dict[str, str]:
     if config.head == "lraspp":
         return {"decoder/feature_projection0": "logits_low", "decoder/decoder_conv0": "logits_high"}
     several = not config.aspp_with_batch_norm and len(config.atrous_rates) > 1
-    layers = {"logits/semantic": "logits0" if several else "logits", "logits/semantic_{n}": "logits{n}"}
+    layers = {
+        "logits/semantic": "logits0" if several else "logits",
+        "logits/semantic_{n}": "logits{n}",
+    }
     for stage in range(len(config.low_level_features)):
         suffix, ours = (f"_{stage}", f"decoder{stage + 1}") if stage else ("", "decoder")
         rows = {f"decoder/feature_projection0{suffix}": f"{ours}_low_level"}
@@ -98,23 +112,33 @@ def _decoder(config: ModelConfig) -> dict[str, str]:
             elif not config.decoder_use_sum_merge and not config.decoder_use_separable_conv:
                 source = f"decoder/decoder_conv0{suffix}/decoder_conv0{suffix}_{index + 1}"
             rows[source] = f"{ours}_conv{index + 1}"
-            rows |= {f"{source}_{half}": f"{ours}_conv{index + 1}_{half}" for half in ("depthwise", "pointwise")}
+            rows |= {
+                f"{source}_{half}": f"{ours}_conv{index + 1}_{half}"
+                for half in ("depthwise", "pointwise")
+            }
         layers |= _with_batch_norm(rows)
     return layers
 
 
 def load(
-    model: keras.Model, config: ModelConfig, path: str, *, other_classes: bool = False, check: bool = True
+    model: keras.Model,
+    config: ModelConfig,
+    path: str,
+    *,
+    other_classes: bool = False,
+    check: bool = True,
 ) -> Proof:
     """Fills a model from an official file of any kind; see `read_source`.
 
-    A graph (.pb, .tflite) is compared with the model operation by operation, then both run on the same pictures.
+    A graph (.pb, .tflite) is compared with the model operation by operation, then both run on the
+    same pictures.
 
     Args:
         model: the segmentor of `config`.
         config: the architecture.
         path: the file.
-        other_classes: where the file's number of classes differs from the config's, the classifiers keep their own weights.
+        other_classes: where the file's number of classes differs from the config's, the classifiers
+            keep their own weights.
         check: False: a graph's weights are taken by their names, and nothing else is compared.
 
     Raises:
@@ -126,7 +150,10 @@ def load(
     if source.graph is not None and check:
         tensors, note = _proven_tensors(source, model, config, other_classes)
     elif not tensors:
-        raise UserError(f"{source.path}: {NAMELESS}; leave --no_check out, and they are found by what reads what")
+        raise UserError(
+            f"{source.path}: {NAMELESS}; leave --no_check out, and they are found by what reads "
+            "what"
+        )
     keep = fresh_classifiers(model, tensors, rules(config)) if other_classes else ()
     proof = load_official(model, config, tensors, origin=source.path, keep=keep)
     return dataclasses.replace(proof, notes=(note,))
@@ -136,9 +163,13 @@ def not_proven(config: ModelConfig, kind: str) -> str:
     """What a source that is not run leaves to the config."""
     sides = ",".join(map(str, config.image_pooling_window)) or "the whole map"
     return (
-        f"The {kind} was not run: only its weights are proven. Taken from the config: strides and dilations (output_stride="
-        f"{config.output_stride}, atrous_rates={','.join(map(str, config.atrous_rates)) or 'none'}), padding={config.padding}, "
-        f"image pooling over {sides}, batch norm epsilons {config.backbone_bn_epsilon:g} (backbone) and "
+        f"The {kind} was not run: only its weights are proven. Taken from the config: strides and "
+        "dilations (output_stride="
+        f"{config.output_stride}, "
+        f"atrous_rates={','.join(map(str, config.atrous_rates)) or 'none'}), "
+        f"padding={config.padding}, "
+        f"image pooling over {sides}, batch norm epsilons {config.backbone_bn_epsilon:g} "
+        "(backbone) and "
         f"{config.head_bn_epsilon:g} (head), activations, align_corners={config.align_corners}, "
         f"normalization={config.normalization}. Evaluate the model on labeled images."
     )
@@ -150,11 +181,16 @@ def _proven_tensors(
     """The tensors of a graph that computes what `config` describes, and what was proven about that."""
     graph, origin, network = source.graph, source.path, source.graph.network
     size = picture_size(graph, config)
-    classes = max((network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0), default=0)
+    classes = max(
+        (network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0),
+        default=0,
+    )
     if other_classes and classes != config.num_classes and classes > 1:
         config = config.replace(num_classes=classes)
         model = build_segmentor(config)
-    _check_variant(config, source.tensors, origin, classes_matter=True, stated=stated(graph, size, config))
+    _check_variant(
+        config, source.tensors, origin, classes_matter=True, stated=stated(graph, size, config)
+    )
     table = rules(config)
 
     def name_of(layer: str) -> str:
@@ -165,7 +201,8 @@ def _proven_tensors(
     if found.differences:
         shown = "; ".join(found.differences[:3])
         raise UserError(
-            f"{origin} computes something else than {model.name}: {shown}; give the flags of the model it was made from "
+            f"{origin} computes something else than {model.name}: {shown}; give the flags of the "
+            "model it was made from "
             "(--no_check takes the weights without this comparison)"
         )
     layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
@@ -174,24 +211,37 @@ def _proven_tensors(
     agreement = compare(graph, model, config, size)
     if not agreement.enough:
         raise UserError(
-            f"{origin}: the converted model computes something else: {agreement}; needed are {EQUAL_LABELS:.1%} and "
-            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (--no_check takes the weights all the same)"
+            f"{origin}: the converted model computes something else: {agreement}; needed are "
+            f"{EQUAL_LABELS:.1%} and "
+            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (--no_check "
+            "takes the weights all the same)"
         )
-    prepared = f" The file takes normalized images: normalization={config.normalization} is taken from the config."
-    return tensors, f"The {source.kind} and the model were run: {agreement}.{prepared if agreement.normalized else ''}"
+    prepared = (
+        f" The file takes normalized images: normalization={config.normalization} is taken "
+        "from the config."
+    )
+    return (
+        tensors,
+        f"The {source.kind} and the model were run: "
+        f"{agreement}.{prepared if agreement.normalized else ''}",
+    )
 
 
-def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()) -> Proof:
+def start_from(
+    model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()
+) -> Proof:
     """Fills a model that is to be trained: what `tf_initial_checkpoint` means to the official train.py, but strict.
 
-    The classifiers start fresh where the classes differ: of LR-ASPP the decoder's two alone, where the reference would
-    fail or drop the head (spec, T12). Of another head, and of an ImageNet classifier, the backbone is taken.
+    The classifiers start fresh where the classes differ: of LR-ASPP the decoder's two alone, where
+    the reference would fail or drop the head (spec, T12). Of another head, and of an ImageNet
+    classifier, the backbone is taken.
 
     Args:
         model: the segmentor.
         config: its architecture.
         path: see `read_source`.
-        fresh: layers that start fresh in any case; more than the classifiers: the backbone is taken.
+        fresh: layers that start fresh in any case; more than the classifiers: the backbone is
+            taken.
 
     Returns:
         The proof, which says what was left fresh.
@@ -201,21 +251,33 @@ def start_from(model: keras.Model, config: ModelConfig, path: str, fresh: Collec
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     if not source.tensors:
-        raise UserError(f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py) and start from the result")
+        raise UserError(
+            f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py) and start from "
+            "the result"
+        )
     found, tensors, keep = seems(source.tensors), source.tensors, set(fresh)
     classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
     other_head = found.get("head", config.head) != config.head
     if other_head:
-        flags = " ".join(f"--{flag}={found[flag]}" for flag in ("head", "aspp_convs_filters") if flag in found)
+        flags = " ".join(
+            f"--{flag}={found[flag]}" for flag in ("head", "aspp_convs_filters") if flag in found
+        )
         logging.warning(
-            "%s is a whole network with the head %s, of which %s can take the backbone only: its head starts fresh; %s, or a "
-            "--model of list_models.py with these, has the checkpoint's head", source.path, found["head"], config.head, flags,
-        )  # fmt: skip
+            "%s is a whole network with the head %s, of which %s can take the backbone only: its "
+            "head starts fresh; %s, or a "
+            "--model of list_models.py with these, has the checkpoint's head",
+            source.path,
+            found["head"],
+            config.head,
+            flags,
+        )
     if other_head or not keep <= classifiers:
         tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
     if found.get("num_classes", config.num_classes) != config.num_classes:
         keep |= classifiers
-    return load_official(model, config, tensors, origin=source.path, keep=keep, covers=WITHOUT_AUXILIARY)
+    return load_official(
+        model, config, tensors, origin=source.path, keep=keep, covers=WITHOUT_AUXILIARY
+    )
 
 
 def load_official(
@@ -241,7 +303,8 @@ def load_official(
         The proof, to be printed.
 
     Raises:
-        UserError: the weights are of another variant, with the flag that would fit, or do not fit otherwise.
+        UserError: the weights are of another variant, with the flag that would fit, or do not fit
+            otherwise.
     """
     _check_variant(config, tensors, origin, classes_matter=not keep)
     table = dataclasses.replace(rules(config), covers=covers)
@@ -252,18 +315,53 @@ def load_official(
 
 # === What a checkpoint seems to be ===
 
-# Backbone -> output channels of some of its layers at depth multiplier 1, enough to tell all of them apart.
+# Backbone -> output channels of some of its layers at depth multiplier 1, enough to tell all of
+# them apart.
 WIDTHS: dict[str, dict[str, int]] = {
-    "mobilenet_v2": {"Conv": 32, "expanded_conv": 16, "expanded_conv_1": 24, "expanded_conv_16": 320},
-    "mobilenet_v3_large_seg": {"Conv": 16, "expanded_conv_11": 112, "expanded_conv_14": 80, "Conv_1": 480},
-    "mobilenet_v3_large": {"Conv": 16, "expanded_conv_11": 112, "expanded_conv_14": 160, "Conv_1": 960},
-    "mobilenet_v3_small_seg": {"Conv": 16, "expanded_conv_3": 40, "expanded_conv_10": 48, "Conv_1": 288},
-    "mobilenet_v3_small": {"Conv": 16, "expanded_conv_3": 40, "expanded_conv_10": 96, "Conv_1": 576},
-    "mobilenet_edgetpu": {"Conv": 32, "expanded_conv_9": 96, "expanded_conv_21": 192, "Conv_1": 1280},
+    "mobilenet_v2": {
+        "Conv": 32,
+        "expanded_conv": 16,
+        "expanded_conv_1": 24,
+        "expanded_conv_16": 320,
+    },
+    "mobilenet_v3_large_seg": {
+        "Conv": 16,
+        "expanded_conv_11": 112,
+        "expanded_conv_14": 80,
+        "Conv_1": 480,
+    },
+    "mobilenet_v3_large": {
+        "Conv": 16,
+        "expanded_conv_11": 112,
+        "expanded_conv_14": 160,
+        "Conv_1": 960,
+    },
+    "mobilenet_v3_small_seg": {
+        "Conv": 16,
+        "expanded_conv_3": 40,
+        "expanded_conv_10": 48,
+        "Conv_1": 288,
+    },
+    "mobilenet_v3_small": {
+        "Conv": 16,
+        "expanded_conv_3": 40,
+        "expanded_conv_10": 96,
+        "Conv_1": 576,
+    },
+    "mobilenet_edgetpu": {
+        "Conv": 32,
+        "expanded_conv_9": 96,
+        "expanded_conv_21": 192,
+        "Conv_1": 1280,
+    },
 }
 LAST_BLOCK = {
-    "mobilenet_v2": 16, "mobilenet_v3_large_seg": 14, "mobilenet_v3_large": 14, "mobilenet_v3_small_seg": 10,
-    "mobilenet_v3_small": 10, "mobilenet_edgetpu": 21,
+    "mobilenet_v2": 16,
+    "mobilenet_v3_large_seg": 14,
+    "mobilenet_v3_large": 14,
+    "mobilenet_v3_small_seg": 10,
+    "mobilenet_v3_small": 10,
+    "mobilenet_edgetpu": 21,
 }
 MULTIPLIERS = (1.0, 0.5, 0.35, 0.75, 1.4, 1.3, 0.25)
 
@@ -282,7 +380,9 @@ def seems(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         flags["head"] = "lraspp" if "image_pooling/biases" in shapes else "deeplab_v3"
         if flags["head"] == "deeplab_v3" and "decoder/feature_projection0/weights" in shapes:
             flags["head"] = "deeplab_v3_plus"
-        branches = {int(n) for name in shapes for n in re.findall(r"^aspp([1-9]\d*)(?:_depthwise)?/", name)}
+        branches = {
+            int(n) for name in shapes for n in re.findall(r"^aspp([1-9]\d*)(?:_depthwise)?/", name)
+        }
         flags["atrous_rates"] = len(branches)
     return flags
 
@@ -290,15 +390,23 @@ def seems(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _seems_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     for variant, widths in WIDTHS.items():
         scope = SCOPES[variant]
-        numbers = [re.match(rf"{scope}/expanded_conv_(\d+)/project/weights$", name) for name in shapes]
+        numbers = [
+            re.match(rf"{scope}/expanded_conv_(\d+)/project/weights$", name) for name in shapes
+        ]
         if max((int(match[1]) for match in numbers if match), default=0) != LAST_BLOCK[variant]:
             continue
         found = [_out_channels(shapes, f"{scope}/{layer}") for layer in widths]
         for divisor in (1, 8) if variant == "mobilenet_v2" else (8,):
             for multiplier in MULTIPLIERS:
-                if found == [make_divisible(width * multiplier, divisor) for width in widths.values()]:
+                if found == [
+                    make_divisible(width * multiplier, divisor) for width in widths.values()
+                ]:
                     flags = {"model_variant": variant, "depth_multiplier": multiplier}
-                    return flags | ({"divisible_by": divisor} if variant == "mobilenet_v2" and multiplier != 1 else {})
+                    return flags | (
+                        {"divisible_by": divisor}
+                        if variant == "mobilenet_v2" and multiplier != 1
+                        else {}
+                    )
     return {}
 
 
@@ -338,14 +446,22 @@ def _check_variant(
         found.pop("atrous_rates", None)
     if stated and "atrous_rates" in stated:
         found.pop("atrous_rates", None)
-    wrong = {flag: (value, given[flag]) for flag, value in found.items() if value != given[flag]} | dict(stated or {})
+    wrong = {
+        flag: (value, given[flag]) for flag, value in found.items() if value != given[flag]
+    } | dict(stated or {})
     if not wrong:
         return
     rates = wrong.pop("atrous_rates", None) if not stated or "atrous_rates" not in stated else None
-    flags = [f"--{flag}={_typed(value)} (not {_typed(here) or 'empty'})" for flag, (value, here) in wrong.items()]
+    flags = [
+        f"--{flag}={_typed(value)} (not {_typed(here) or 'empty'})"
+        for flag, (value, here) in wrong.items()
+    ]
     if rates is not None:
         flags.append(f"--atrous_rates of {rates[0]} rates (not {rates[1]})")
-    raise UserError(f"{origin} seems made with {', '.join(flags)}; give these flags, or the --model that has them")
+    raise UserError(
+        f"{origin} seems made with {', '.join(flags)}; give these flags, or the --model that has "
+        "them"
+    )
 
 
 def _typed(value: Any) -> str:
@@ -358,35 +474,66 @@ def _typed(value: Any) -> str:
 def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """Flag -> (the graph's value, the config's), where they differ, as far as the official names tell."""
     network = graph.network
-    layers = {graph.layer_name(convolution.names): convolution for convolution in network.convolutions}
-    backbone = {name: convolution for name, convolution in layers.items() if name.startswith("Mobilenet")}
+    layers = {
+        graph.layer_name(convolution.names): convolution for convolution in network.convolutions
+    }
+    backbone = {
+        name: convolution for name, convolution in layers.items() if name.startswith("Mobilenet")
+    }
     rows: dict[str, tuple[Any, Any]] = {}
     if backbone:
         strides = math.prod(convolution.stride[0] for convolution in backbone.values())
-        rows["output_stride"] = (strides if strides in OUTPUT_STRIDES else config.output_stride, config.output_stride)
-    branches = {name: c for name, c in layers.items() if re.fullmatch(r"aspp[1-9]\d*(_depthwise)?", name)}
-    several = branches or {name: c for name, c in layers.items() if name.startswith("logits/") and "aspp0" not in layers}
+        rows["output_stride"] = (
+            strides if strides in OUTPUT_STRIDES else config.output_stride,
+            config.output_stride,
+        )
+    branches = {
+        name: c for name, c in layers.items() if re.fullmatch(r"aspp[1-9]\d*(_depthwise)?", name)
+    }
+    several = branches or {
+        name: c
+        for name, c in layers.items()
+        if name.startswith("logits/") and "aspp0" not in layers
+    }
     rates = tuple(several[name].dilation[0] for name in sorted(several, key=_number))
     if branches or any(rate > 1 for rate in rates):
         rows["atrous_rates"] = (rates, config.atrous_rates)
         rows["aspp_with_batch_norm"] = ("aspp0" in layers, config.aspp_with_batch_norm)
     if branches:
-        rows["aspp_with_separable_conv"] = (any("depthwise" in name for name in branches), config.aspp_with_separable_conv)
+        rows["aspp_with_separable_conv"] = (
+            any("depthwise" in name for name in branches),
+            config.aspp_with_separable_conv,
+        )
     for flag, part, here in (
         ("backbone_bn_epsilon", backbone, config.backbone_bn_epsilon),
-        ("head_bn_epsilon", {name: c for name, c in layers.items() if name not in backbone}, config.head_bn_epsilon),
+        (
+            "head_bn_epsilon",
+            {name: c for name, c in layers.items() if name not in backbone},
+            config.head_bn_epsilon,
+        ),
     ):
-        epsilons = {convolution.epsilon for convolution in part.values() if convolution.epsilon is not None}
+        epsilons = {
+            convolution.epsilon for convolution in part.values() if convolution.epsilon is not None
+        }
         if len(epsilons) == 1 and abs(next(iter(epsilons)) - here) > SAME_EPSILON:
             rows[flag] = (round(float(next(iter(epsilons))), 9), here)
     if "aspp0" in layers:
         bounded = layers["aspp0"].activation == "RELU6"
         rows["use_bounded_activation"] = (bounded, config.use_bounded_activation)
     if "aspp0" in layers and config.head != "lraspp":
-        rows["add_image_level_feature"] = ("image_pooling" in layers, config.add_image_level_feature)
-        rows["aspp_projection_kernel"] = (int("concat_projection" in layers), config.aspp_projection_kernel)
+        rows["add_image_level_feature"] = (
+            "image_pooling" in layers,
+            config.add_image_level_feature,
+        )
+        rows["aspp_projection_kernel"] = (
+            int("concat_projection" in layers),
+            config.aspp_projection_kernel,
+        )
     if config.head == "lraspp" and "image_pooling" in layers:
-        rows["image_pooling_gate"] = (layers["image_pooling"].activation.lower(), config.image_pooling_gate)
+        rows["image_pooling_gate"] = (
+            layers["image_pooling"].activation.lower(),
+            config.image_pooling_gate,
+        )
     aligned = {aligned for aligned, _ in network.resizes}
     if len(aligned) == 1:
         rows["align_corners"] = (aligned.pop(), config.align_corners)
@@ -396,12 +543,18 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
 
 
 def _stated_pooling(
-    layer: Convolution, maps: Mapping[int, tuple[int, int]], rows: Mapping[str, tuple[Any, Any]], config: ModelConfig
+    layer: Convolution,
+    maps: Mapping[int, tuple[int, int]],
+    rows: Mapping[str, tuple[Any, Any]],
+    config: ModelConfig,
 ) -> dict[str, tuple[Any, Any]]:
     features = maps.get(min(layer.reads))
     theirs = pooling(layer.pool, features)
     stride = rows["output_stride"][0] if "output_stride" in rows else config.output_stride
-    window = tuple(-(-length // stride) for length in config.image_pooling_crop_size) or config.image_pooling_size
+    window = (
+        tuple(-(-length // stride) for length in config.image_pooling_crop_size)
+        or config.image_pooling_size
+    )
     ours = pooling(Pool(window or None, config.image_pooling_stride or (1, 1)), features)  # type: ignore[arg-type]
     if theirs is None or theirs == ours:
         return {}
@@ -409,7 +562,9 @@ def _stated_pooling(
         flag = "image_pooling_crop_size" if config.image_pooling_crop_size else "image_pooling_size"
         return {flag: ((), getattr(config, flag))}
     crop = tuple((length - 1) * stride + 1 for length in theirs.window)
-    pairs: dict[str, tuple[Any, Any]] = {"image_pooling_stride": (theirs.stride, config.image_pooling_stride)}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "image_pooling_stride": (theirs.stride, config.image_pooling_stride)
+    }
     if window != theirs.window:
         pairs["image_pooling_crop_size"] = (crop, config.image_pooling_crop_size)
     return pairs

@@ -1,14 +1,15 @@
 """Reads the files that official DeepLab weights come in, as tensors under their TF1 names and in TF1's axes.
 
     TF1 checkpoint       a prefix, one of its files, or the folder
-    release archive      the .tar.gz as downloaded; nothing of it is unpacked but the weights, into a temporary folder
-    frozen graph (.pb)   convolutions with their batch norm, folded or not
+    release archive      the .tar.gz as downloaded; nothing of it is unpacked but the weights, into
+    a temporary folder frozen graph (.pb)   convolutions with their batch norm, folded or not
     .tflite, float       convolutions with their folded batch norm
 
-A folded batch norm becomes one that does the same: mean 0, variance 1 - epsilon, gamma the folded factor (or 1) and
-beta the folded offset.
+A folded batch norm becomes one that does the same: mean 0, variance 1 - epsilon, gamma the folded
+factor (or 1) and beta the folded offset.
 
-TensorFlow is imported where a file is read, so that models are built and loaded on other backends without it.
+TensorFlow is imported where a file is read, so that models are built and loaded on other backends
+without it.
 """
 
 from __future__ import annotations
@@ -39,11 +40,15 @@ AGAIN = "download or copy it again"
 COMPLETE = "a checkpoint is the .index file and every .data file beside it"
 # Beginning of a file -> what it is, and the flag for it.
 OTHER_KINDS = {
-    b"\x89HDF": "an HDF5 file of Keras; give --source=keras_applications if it holds ImageNet weights",
-    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give --source=sssegmentation or --source=torchvision",
+    b"\x89HDF": "an HDF5 file of Keras; give --source=keras_applications if it holds ImageNet "
+    "weights",
+    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give --source=sssegmentation or "
+    "--source=torchvision",
     b"\x1f\x8b": "a gzip file; an archive's name ends in .tar.gz, give it such a name",
-    b"\xff\xd8\xff": "a JPEG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite file",
-    b"\x89PNG": "a PNG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite file",
+    b"\xff\xd8\xff": "a JPEG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a "
+    ".tflite file",
+    b"\x89PNG": "a PNG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite "
+    "file",
 }
 MEMBER = re.compile(r"(^|/)(checkpoint|[^/]+\.(index|pb|tflite)|[^/]+\.data-\d{5}-of-\d{5})$")
 
@@ -67,7 +72,9 @@ class Source:
     graph: Any = None
 
 
-def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5) -> Source:
+def read_source(
+    path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5
+) -> Source:
     """The tensors of an official file, whatever its kind.
 
     Args:
@@ -76,15 +83,17 @@ def read_source(path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilo
         head_epsilon: the head's.
 
     Raises:
-        UserError: nothing there, a file of it is missing, truncated or damaged, an archive that would write elsewhere,
-            quantised weights.
+        UserError: nothing there, a file of it is missing, truncated or damaged, an archive that
+            would write elsewhere, quantised weights.
     """
     path = pathlib.Path(path)
     if path.name.endswith(ARCHIVES):
         with tempfile.TemporaryDirectory() as folder:
             _unpack(path, pathlib.Path(folder))
             found = read_source(folder, epsilon, head_epsilon)
-            return dataclasses.replace(found, path=f"{path} ({os.path.relpath(found.path, folder)})")
+            return dataclasses.replace(
+                found, path=f"{path} ({os.path.relpath(found.path, folder)})"
+            )
     if path.is_dir():
         path = _find(path)
     if path.suffix in (".pb", ".tflite"):
@@ -129,7 +138,9 @@ def tensors_of(layers: Mapping[str, Convolution]) -> Tensors:
     """The weights of convolutions under TF1 names; see `unfold`."""
     tensors = {}
     for layer, convolution in layers.items():
-        tensors[f"{layer}/{'depthwise_weights' if convolution.depthwise else 'weights'}"] = convolution.kernel.astype(np.float32)
+        tensors[f"{layer}/{'depthwise_weights' if convolution.depthwise else 'weights'}"] = (
+            convolution.kernel.astype(np.float32)
+        )
         tensors |= {f"{layer}/{name}": vector for name, vector in convolution.vectors.items()}
     return tensors
 
@@ -144,7 +155,8 @@ def _read_checkpoint(prefix: str) -> Tensors:
         _check_shards(prefix)
     elif not os.path.isfile(prefix):
         raise UserError(
-            f"{prefix}: no such checkpoint ({prefix}.index is missing); give the prefix (.../model.ckpt-30000), its "
+            f"{prefix}: no such checkpoint ({prefix}.index is missing); give the prefix "
+            "(.../model.ckpt-30000), its "
             "folder, a release's .tar.gz, a .pb or a .tflite file"
         )
     other = _other_kind(prefix)
@@ -153,10 +165,15 @@ def _read_checkpoint(prefix: str) -> Tensors:
     with reading(prefix, "a TF1 checkpoint"):
         reader = tf.train.load_checkpoint(prefix)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        stated = sum(math.prod(shape) * max(1, types[name].size or 1) for name, shape in shapes.items())
+        stated = sum(
+            math.prod(shape) * max(1, types[name].size or 1) for name, shape in shapes.items()
+        )
         stored = sum(os.path.getsize(file) for file in glob.glob(f"{glob.escape(prefix)}*"))
         if stated > stored:
-            raise UserError(f"{prefix}: its index states {stated} bytes of tensors, its files have {stored}; {COMPLETE}")
+            raise UserError(
+                f"{prefix}: its index states {stated} bytes of tensors, its files have {stored}; "
+                f"{COMPLETE}"
+            )
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(shapes)}
 
 
@@ -166,14 +183,22 @@ def _other_kind(path: str) -> str:
         return ""
     with open(path, "rb") as file:
         start = file.read(8)
-    return next((advice for beginning, advice in OTHER_KINDS.items() if start.startswith(beginning)), "")
+    return next(
+        (advice for beginning, advice in OTHER_KINDS.items() if start.startswith(beginning)), ""
+    )
 
 
 def _check_shards(prefix: str) -> None:
     folder, name = os.path.split(prefix)
-    shards = [SHARD.search(entry) for entry in os.listdir(folder or ".") if entry.startswith(f"{name}.data-")]
+    shards = [
+        SHARD.search(entry)
+        for entry in os.listdir(folder or ".")
+        if entry.startswith(f"{name}.data-")
+    ]
     total = next((int(match[2]) for match in shards if match), 1)
-    missing = [i for i in range(total) if not os.path.exists(f"{prefix}.data-{i:05d}-of-{total:05d}")]
+    missing = [
+        i for i in range(total) if not os.path.exists(f"{prefix}.data-{i:05d}-of-{total:05d}")
+    ]
     if missing:
         raise UserError(f"{prefix}.data-{missing[0]:05d}-of-{total:05d}: missing; {COMPLETE}")
 
@@ -183,7 +208,11 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
     import tensorflow as tf
 
     for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
-        with reading(place / "checkpoint", "a list of checkpoints", "delete it, or give a checkpoint's prefix"):
+        with reading(
+            place / "checkpoint",
+            "a list of checkpoints",
+            "delete it, or give a checkpoint's prefix",
+        ):
             state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
         if state:
             return pathlib.Path(state)
@@ -215,7 +244,10 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
             members.append(member)
             unpacked += max(member.size, 0)
             if unpacked > limit:
-                raise UserError(f"{path}: unpacks to more than {limit >> 20} MiB, which no release does; download it again")
+                raise UserError(
+                    f"{path}: unpacks to more than {limit >> 20} MiB, which no release does; "
+                    "download it again"
+                )
         wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
         archive.extractall(folder, wanted, filter="data")
     if not wanted:
@@ -224,8 +256,14 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
 
 def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:
     for name in (member.name, member.linkname if member.issym() or member.islnk() else ""):
-        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
-            raise UserError(f"{path}: would write outside of its folder ({name}); this is no official release")
+        if (
+            name.startswith(("/", "\\"))
+            or ".." in re.split(r"[/\\]", name)
+            or re.match(r"[A-Za-z]:", name)
+        ):
+            raise UserError(
+                f"{path}: would write outside of its folder ({name}); this is no official release"
+            )
 
 
 # === Folded batch norms ===
@@ -234,7 +272,8 @@ def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:
 def unfold(tensors: Tensors, epsilon: float, head_epsilon: float) -> tuple[Tensors, bool]:
     """Batch norms in place of the vectors `<layer>/scale` and `<layer>/offset` that the readers found at convolutions.
 
-    Layers that never have a batch norm (classifiers, squeeze-and-excite, a gate) get `biases` instead.
+    Layers that never have a batch norm (classifiers, squeeze-and-excite, a gate) get `biases`
+    instead.
     """
     result, folded = {}, False
     for layer, name, value in _split(tensors):
@@ -270,4 +309,8 @@ def _without_batch_norm(layer: str, tensors: Tensors) -> bool:
         return True
     # LR-ASPP: no classifier of its own, and no batch norm at the gate and in the decoder.
     is_lraspp = not any(name.startswith("logits/") for name in tensors)
-    return is_lraspp and layer in ("image_pooling", "decoder/feature_projection0", "decoder/decoder_conv0")
+    return is_lraspp and layer in (
+        "image_pooling",
+        "decoder/feature_projection0",
+        "decoder/decoder_conv0",
+    )

@@ -1,6 +1,7 @@
 """SSSegmentation's names of our layers, for its five heads on MobileNetV2 and V3; OpenMMLab's of the same backbones.
 
-The tables' order is that of the reference's own state_dict (spec/sssegmentation.md, sections 2 to 4).
+The tables' order is that of the reference's own state_dict (spec/sssegmentation.md, sections 2 to
+4).
 """
 
 from __future__ import annotations
@@ -44,16 +45,23 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
         return _mobilenet_v2(prefix)
     if config.backbone in LAST_LAYER:
         return _mobilenet_v3(prefix, LAST_LAYER[config.backbone])
-    raise UserError(f"--model_variant={config.backbone}: SSSegmentation has mobilenet_v2, {', '.join(LAST_LAYER)}")
+    raise UserError(
+        f"--model_variant={config.backbone}: SSSegmentation has mobilenet_v2, "
+        f"{', '.join(LAST_LAYER)}"
+    )
 
 
 def _mobilenet_v2(prefix: str) -> dict[str, str]:
-    places = [(stage, block) for stage, row in enumerate(STAGES, start=1) for block in range(row[2])]
+    places = [
+        (stage, block) for stage, row in enumerate(STAGES, start=1) for block in range(row[2])
+    ]
     layers = _conv_and_bn(f"{prefix}.conv1", "stem")
     for index, (stage, block) in enumerate(places, start=1):
         parts = ("depthwise", "project") if stage == 1 else ("expand", "depthwise", "project")
         for place, part in enumerate(parts):
-            layers |= _conv_and_bn(f"{prefix}.layer{stage}.{block}.conv.{place}", f"block{index}_{part}")
+            layers |= _conv_and_bn(
+                f"{prefix}.layer{stage}.{block}.conv.{place}", f"block{index}_{part}"
+            )
     return layers
 
 
@@ -88,7 +96,11 @@ def _separable(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _fcn(config: ModelConfig) -> dict[str, str]:
-    return {**_sequential("decoder", "fcn1"), **_sequential("decoder", "fcn2", first=3), "decoder.7": "logits"}
+    return {
+        **_sequential("decoder", "fcn1"),
+        **_sequential("decoder", "fcn2", first=3),
+        "decoder.7": "logits",
+    }
 
 
 def _psp(config: ModelConfig) -> dict[str, str]:
@@ -124,7 +136,8 @@ def _deeplab_v3_plus(config: ModelConfig) -> dict[str, str]:
 
 def _lraspp(config: ModelConfig) -> dict[str, str]:
     return {
-        "branch_convs.conv0": "branch1",  # theirs count from the finest features, ours from the coarsest
+        # theirs count from the finest features, ours from the coarsest
+        "branch_convs.conv0": "branch1",
         "branch_convs.conv1": "branch0",
         **_sequential("branch_ups.conv0", "branch1_merge"),
         **_sequential("branch_ups.conv1", "branch0_merge"),
@@ -142,4 +155,7 @@ HEADS = {
     "deeplab_v3_plus": _deeplab_v3_plus,
     "lraspp": _lraspp,
 }
-AUXILIARY = {**_sequential("auxiliary_decoder", "auxiliary"), "auxiliary_decoder.4": "auxiliary_logits"}
+AUXILIARY = {
+    **_sequential("auxiliary_decoder", "auxiliary"),
+    "auxiliary_decoder.4": "auxiliary_logits",
+}

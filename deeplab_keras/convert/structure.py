@@ -24,7 +24,11 @@ class Match:
 
 
 def match(
-    source: Network, model: Network, size: tuple[int, int] | None, *, expected: Callable[[str], str],
+    source: Network,
+    model: Network,
+    size: tuple[int, int] | None,
+    *,
+    expected: Callable[[str], str],
     named: Callable[[Sequence[str]], str],
 ) -> Match:
     """Finds our layers in a foreign graph.
@@ -33,7 +37,8 @@ def match(
         source: the foreign graph.
         model: our graph, whose convolutions' first names are layer names.
         size: (height, width) of the image, if the foreign graph is for one size.
-        expected: the foreign name of one of our layers, which decides where the structure leaves a choice.
+        expected: the foreign name of one of our layers, which decides where the structure leaves a
+            choice.
         named: the foreign name in the names of a convolution.
     """
     maps = map_sizes(source, size)
@@ -46,27 +51,42 @@ def match(
         layer = ours.names[0].partition("/")[0]
         reads = frozenset(places.get(read, OUTSIDE) for read in ours.reads)
         kind = (ours.depthwise, reads)
-        fitting = [p for p in left if (source.convolutions[p].depthwise, source.convolutions[p].reads) == kind]
+        fitting = [
+            p
+            for p in left
+            if (source.convolutions[p].depthwise, source.convolutions[p].reads) == kind
+        ]
         if not fitting:
             differences.append(f"{layer}: no convolution of the file reads the same layers")
             break
-        found = {p: _differences(source.convolutions[p], ours, maps.get(min(source.convolutions[p].reads))) for p in fitting}
+        found = {
+            p: _differences(
+                source.convolutions[p], ours, maps.get(min(source.convolutions[p].reads))
+            )
+            for p in fitting
+        }
         name = expected(layer)
-        best = min(fitting, key=lambda p: (_cost(found[p]), named(source.convolutions[p].names) != name, p))
+        best = min(
+            fitting, key=lambda p: (_cost(found[p]), named(source.convolutions[p].names) != name, p)
+        )
         places[place] = best
         left.remove(best)
         layers[layer] = source.convolutions[best]
         differences += [f"{layer}: {difference}" for difference in found[best].values()]
     else:
         if left:
-            differences.append(f"{len(left)} more convolutions ({source.convolutions[min(left)].names[0]})")
+            differences.append(
+                f"{len(left)} more convolutions ({source.convolutions[min(left)].names[0]})"
+            )
         reads = frozenset(places[read] for read in model.reads)
         if source.reads != reads or source.through != model.through:
             through = ", ".join(source.through) or "nothing"
             differences.append(f"after the last convolutions it computes {through}")
     if source.resizes and model.resizes and not source.resizes & model.resizes:
         aligned = any(aligned for aligned, _ in source.resizes)
-        differences.append(f"its bilinear resizes {'align' if aligned else 'do not align'} the corners")
+        differences.append(
+            f"its bilinear resizes {'align' if aligned else 'do not align'} the corners"
+        )
     return Match(layers, tuple(differences))
 
 
@@ -103,30 +123,52 @@ def pooling(pool: Pool | None, features: tuple[int, int] | None) -> Pool | None:
     return Pool(None, (1, 1)) if covers else pool
 
 
-def _differences(theirs: Convolution, ours: Convolution, features: tuple[int, int] | None) -> dict[str, str]:
+def _differences(
+    theirs: Convolution, ours: Convolution, features: tuple[int, int] | None
+) -> dict[str, str]:
     """Kind of difference -> phrase."""
     found = {}
     if theirs.kernel.shape != ours.kernel.shape:
-        found["kernel"] = f"kernel {_by(theirs.kernel.shape)} in the file, {_by(ours.kernel.shape)} by the config"
+        found["kernel"] = (
+            f"kernel {_by(theirs.kernel.shape)} in the file, {_by(ours.kernel.shape)} by the config"
+        )
     pools = [pooling(pool, features) for pool in (theirs.pool, ours.pool)]
     if pools[0] != pools[1]:
         found["pool"] = f"{_pool(pools[0])} before it in the file, {_pool(pools[1])} by the config"
-    if [kind for kind in theirs.through if kind != "POOL"] != [kind for kind in ours.through if kind != "POOL"]:
-        found["through"] = f"it reads through {_list(theirs.through)} in the file, {_list(ours.through)} by the config"
+    if [kind for kind in theirs.through if kind != "POOL"] != [
+        kind for kind in ours.through if kind != "POOL"
+    ]:
+        found["through"] = (
+            f"it reads through {_list(theirs.through)} in the file, {_list(ours.through)} by the "
+            "config"
+        )
     rows: list[tuple[str, object, object]] = [("stride", theirs.stride, ours.stride)]
     if max(*theirs.kernel.shape[:2], *ours.kernel.shape[:2]) > 1:
-        rows += [("dilation", theirs.dilation, ours.dilation), ("padding", theirs.padding, ours.padding)]
+        rows += [
+            ("dilation", theirs.dilation, ours.dilation),
+            ("padding", theirs.padding, ours.padding),
+        ]
     rows += [("activation", theirs.activation or "none", ours.activation or "none")]
     for kind, found_there, here in rows:
         if found_there != here:
             found[kind] = f"{kind} {_show(found_there)} in the file, {_show(here)} by the config"
-    if theirs.epsilon is not None and ours.epsilon is not None and abs(theirs.epsilon - ours.epsilon) > SAME_EPSILON:
-        found["epsilon"] = f"batch norm epsilon {theirs.epsilon:g} in the file, {ours.epsilon:g} by the config"
+    if (
+        theirs.epsilon is not None
+        and ours.epsilon is not None
+        and abs(theirs.epsilon - ours.epsilon) > SAME_EPSILON
+    ):
+        found["epsilon"] = (
+            f"batch norm epsilon {theirs.epsilon:g} in the file, {ours.epsilon:g} by the config"
+        )
     return found
 
 
 def _cost(differences: Mapping[str, str]) -> tuple[bool, bool, int]:
-    return "pool" in differences or "through" in differences, "kernel" in differences, len(differences)
+    return (
+        "pool" in differences or "through" in differences,
+        "kernel" in differences,
+        len(differences),
+    )
 
 
 def _show(value: object) -> str:

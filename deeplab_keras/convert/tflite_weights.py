@@ -33,8 +33,14 @@ KINDS = {
     "BATCH_TO_SPACE_ND": "BATCH_TO_SPACE", "SOFTMAX": "SOFTMAX", "ARG_MAX": "ARGMAX", "FAKE_QUANT": "FAKE_QUANT",
 }  # fmt: skip
 FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "ARGMAX")
-OPERATORS = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-ACTIVATIONS = {value: name for name, value in vars(schema.ActivationFunctionType).items() if not name.startswith("_")}
+OPERATORS = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
+}
+ACTIVATIONS = {
+    value: name
+    for name, value in vars(schema.ActivationFunctionType).items()
+    if not name.startswith("_")
+}
 TYPES = {
     schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16, schema.TensorType.INT32: np.int32,
     schema.TensorType.UINT8: np.uint8, schema.TensorType.INT8: np.int8, schema.TensorType.INT64: np.int64,
@@ -142,7 +148,9 @@ class TFLiteGraph:
             warnings.simplefilter("ignore")  # tf.lite moves to ai-edge-litert
             resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             content = bytes(builder.Output())
-            interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver, num_threads=2)
+            interpreter = Interpreter(
+                model_content=content, experimental_op_resolver_type=resolver, num_threads=2
+            )
             interpreter.allocate_tensors()
         return interpreter
 
@@ -160,7 +168,9 @@ class TFLiteGraph:
         if data is None or len(data) == 0 or tensor.type not in TYPES:
             return None
         shape = () if tensor.shape is None else tuple(tensor.shape)
-        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), TYPES[tensor.type]).reshape(shape)
+        return np.frombuffer(np.asarray(data, np.uint8).tobytes(), TYPES[tensor.type]).reshape(
+            shape
+        )
 
     def _name(self, index: int) -> str:
         return (self._subgraph.tensors[index].name or b"").decode(errors="replace")
@@ -171,28 +181,39 @@ class TFLiteGraph:
         indices = [int(index) for index in operator.inputs if index >= 0]
         output = int(operator.outputs[0])
         attributes: dict[str, Any] = {}
-        activation = ACTIVATIONS.get(getattr(options, "fusedActivationFunction", 0), "unknown activation")
+        activation = ACTIVATIONS.get(
+            getattr(options, "fusedActivationFunction", 0), "unknown activation"
+        )
         if activation != "NONE":
             attributes["activation"] = activation
         if kind in ("CONV", "DEPTHWISE"):
             attributes |= {
-                "stride": (options.strideH, options.strideW), "dilation": (options.dilationHFactor, options.dilationWFactor),
+                "stride": (options.strideH, options.strideW),
+                "dilation": (options.dilationHFactor, options.dilationWFactor),
                 "padding": "valid" if options.padding == VALID else "same",
-            }  # fmt: skip
+            }
         elif kind == "POOL":
-            attributes |= {"window": (options.filterHeight, options.filterWidth), "stride": (options.strideH, options.strideW)}
+            attributes |= {
+                "window": (options.filterHeight, options.filterWidth),
+                "stride": (options.strideH, options.strideW),
+            }
             kind = "POOL" if options.padding == VALID else "POOL with padding"
         elif kind == "MEAN" and over_the_map(self._buffer(indices[1])):
             kind, attributes = "POOL", {"window": None, "stride": (1, 1)}
         elif kind == "RESIZE":
-            attributes |= {"align_corners": bool(options.alignCorners), "half_pixel_centers": bool(options.halfPixelCenters)}
+            attributes |= {
+                "align_corners": bool(options.alignCorners),
+                "half_pixel_centers": bool(options.halfPixelCenters),
+            }
         elif kind in ("SPACE_TO_BATCH", "BATCH_TO_SPACE"):
             block, pads = self._buffer(indices[1]), self._buffer(indices[2])
             attributes |= {"block": None if block is None else tuple(block.tolist()), "pads": pads}
         elif own == "DEQUANTIZE" and self.constant(str(output)) is not None:
             kind = "IDENTITY"
         names = tuple(self._name(index) for index in (*map(self._source, indices[1:]), output))
-        inputs = [str(index) for index in (indices[:1] if kind.split()[0] in FIRST_ONLY else indices)]
+        inputs = [
+            str(index) for index in (indices[:1] if kind.split()[0] in FIRST_ONLY else indices)
+        ]
         if kind in ("CONV", "DEPTHWISE"):
             inputs[1] += "/kernel"
         return Op(kind, tuple(inputs), str(output), names, attributes)
@@ -204,20 +225,31 @@ class TFLiteGraph:
             if self._kind(operator) not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
                 continue
             indices = [self._source(int(index)) for index in operator.inputs[1:] if index >= 0]
-            layer = layer_name(tuple(self._name(index) for index in (*indices, int(operator.outputs[0]))))
+            layer = layer_name(
+                tuple(self._name(index) for index in (*indices, int(operator.outputs[0])))
+            )
             tensors = [self._subgraph.tensors[index] for index in indices]
             for tensor, name in zip(tensors, ("weights", "biases"), strict=False):
                 shapes[f"{layer}/{name}"] = tuple(tensor.shape)
                 if tensor.type not in (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16):
-                    example = example or f"{tensor.name.decode(errors='replace')} is {np.dtype(TYPES.get(tensor.type, np.void))}"
+                    example = (
+                        example
+                        or f"{tensor.name.decode(errors='replace')} is "
+                        f"{np.dtype(TYPES.get(tensor.type, np.void))}"
+                    )
         if example:
             seems = identify(shapes)
             of = f"of {seems}, " if seems else ""
             raise UserError(
-                f"{self.path}: a quantized file {of}whose float weights are lost ({example}); give the release's archive or "
+                f"{self.path}: a quantized file {of}whose float weights are lost ({example}); "
+                "give the release's archive or "
                 "its checkpoint as --checkpoint, which hold them in float"
             )
 
     def _source(self, index: int) -> int:
         producer = self._producers.get(index)
-        return int(producer.inputs[0]) if producer is not None and self._kind(producer) == "DEQUANTIZE" else index
+        return (
+            int(producer.inputs[0])
+            if producer is not None and self._kind(producer) == "DEQUANTIZE"
+            else index
+        )

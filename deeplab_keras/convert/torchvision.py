@@ -1,7 +1,7 @@
 """torchvision's names of our layers: its MobileNet classifiers as backbones, and its two segmentation models whole.
 
-    classifiers     mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
-    whole models    lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large
+classifiers     mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+whole models    lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def rules(config: ModelConfig) -> Rules:
 
 def imagenet_rules(config: ModelConfig) -> Rules:
     """The table of an ImageNet classifier, of which the backbone is taken."""
-    unused = r"classifier\..*" + (rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else "")
-    return Rules(backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), covers=BACKBONE)
+    unused = r"classifier\..*" + (
+        rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else ""
+    )
+    return Rules(
+        backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), covers=BACKBONE
+    )
 
 
 def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
@@ -42,7 +46,9 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
         return _mobilenet_v2(prefix)
     if config.backbone in V3_ROWS:
         return _mobilenet_v3(prefix, V3_ROWS[config.backbone])
-    raise UserError(f"--model_variant={config.backbone}: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}")
+    raise UserError(
+        f"--model_variant={config.backbone}: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}"
+    )
 
 
 def _conv_and_bn(theirs: str, ours: str) -> dict[str, str]:
@@ -56,8 +62,12 @@ def _mobilenet_v2(prefix: str) -> dict[str, str]:
         parts = ("depthwise",) if block == 1 else ("expand", "depthwise")
         for place, part in enumerate(parts):
             layers |= _conv_and_bn(f"{theirs}.{place}", f"{ours}_{part}")
-        # The projection is no block of its own there: its convolution and batch norm are counted on.
-        layers |= {f"{theirs}.{len(parts)}": f"{ours}_project_conv", f"{theirs}.{len(parts) + 1}": f"{ours}_project_bn"}
+        # The projection is no block of its own there: its convolution and batch norm are counted
+        # on.
+        layers |= {
+            f"{theirs}.{len(parts)}": f"{ours}_project_conv",
+            f"{theirs}.{len(parts) + 1}": f"{ours}_project_bn",
+        }
     return layers
 
 

@@ -1,13 +1,14 @@
 r"""The engine of all converters: foreign weights into our model and back, by a table of layer names, with a proof.
 
-A converter is a table that a person can read, source layer -> our layer, and the dialect of its framework:
+A converter is a table that a person can read, source layer -> our layer, and the dialect of its
+framework:
 
     RULES = Rules(
         {
             "backbone.conv1.conv": "stem_conv",
             "backbone.conv1.bn": "stem_bn",
-            "backbone.layer{n}.expand_conv.conv": "block{n}_expand_conv",  # {n}: a number, the same on both sides
-            ...
+            "backbone.layer{n}.expand_conv.conv": "block{n}_expand_conv",  # {n}: a number, the same
+            on both sides ...
         },
         TORCH,
         ignored=(r".*\.num_batches_tracked",),
@@ -16,8 +17,9 @@ A converter is a table that a person can read, source layer -> our layer, and th
     print(proof)
     tensors_by_name = dump_weights(model, RULES)  # the way back
 
-The dialect says what a convolution's or a batch norm's tensors are called and how their axes lie; which tensors there
-are, and of what shape, comes from the model. So one table serves every width, output stride and number of classes.
+The dialect says what a convolution's or a batch norm's tensors are called and how their axes lie;
+which tensors there are, and of what shape, comes from the model. So one table serves every width,
+output stride and number of classes.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class Dialect:
         """Our variable -> (their tensor, their axes) for a layer of the model."""
         if isinstance(layer, keras.layers.BatchNormalization):
             return self.batch_norm
-        return self.depthwise if isinstance(layer, keras.layers.DepthwiseConv2D) else self.convolution
+        return (
+            self.depthwise if isinstance(layer, keras.layers.DepthwiseConv2D) else self.convolution
+        )
 
 
 _BATCH_NORM = {name: (name, ()) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
@@ -99,13 +103,13 @@ class Rules:
     """What a source calls our layers.
 
     Attributes:
-        layers: source layer -> our layer. `{n}` stands for a number, the same on both sides. A rule whose layer the
-            model does not have is not used.
+        layers: source layer -> our layer. `{n}` stands for a number, the same on both sides. A rule
+            whose layer the model does not have is not used.
         dialect: names and axes of the tensors.
-        ignored: regular expressions of whole source names that have no counterpart here (counters, optimizer slots,
-            an ImageNet classifier).
-        covers: regular expression of our layers' names that the source must fill, every one of them; the others keep
-            their weights. `stem_.*|block.*` for the files of a backbone.
+        ignored: regular expressions of whole source names that have no counterpart here (counters,
+            optimizer slots, an ImageNet classifier).
+        covers: regular expression of our layers' names that the source must fill, every one of
+            them; the others keep their weights. `stem_.*|block.*` for the files of a backbone.
     """
 
     layers: Mapping[str, str]
@@ -168,7 +172,8 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
     """Every variable that the rules cover, in the table's order, with its source name.
 
     Raises:
-        UserError: the source has no such layer, so that this architecture cannot come from there or go there.
+        UserError: the source has no such layer, so that this architecture cannot come from there or
+            go there.
     """
     layers, result = {layer.name: layer for layer in model.layers}, []
     for target, variable in model_variables(model).items():
@@ -177,11 +182,18 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
             continue
         found = rules.find(layer)
         if found is None:
-            raise UserError(f"layer {layer} of {model.name} has no counterpart there; give a --model that has one")
+            raise UserError(
+                f"layer {layer} of {model.name} has no counterpart there; give a --model that has "
+                "one"
+            )
         row, source = found
         name, axes = rules.dialect.tensors(layers[layer])[tensor]
-        result.append((row, Slot(f"{source}{rules.dialect.separator}{name}", target, axes, variable)))
-    repeated = [name for name, count in Counter(slot.source for _, slot in result).items() if count > 1]
+        result.append(
+            (row, Slot(f"{source}{rules.dialect.separator}{name}", target, axes, variable))
+        )
+    repeated = [
+        name for name, count in Counter(slot.source for _, slot in result).items() if count > 1
+    ]
     if repeated:
         raise ValueError(f"the rules send one source tensor to several variables: {repeated}")
     return [slot for _, slot in sorted(result, key=operator.itemgetter(0))]
@@ -201,23 +213,30 @@ def load_weights(
         model: a segmentor, or a part of one.
         source: the foreign tensors by name.
         rules: what they are called.
-        keep: layers of ours that keep their own weights (classifiers for other classes); their source tensors must be
-            there, of whatever size.
+        keep: layers of ours that keep their own weights (classifiers for other classes); their
+            source tensors must be there, of whatever size.
         origin: what errors call the source.
 
     Returns:
         The proof, to be printed.
 
     Raises:
-        UserError: tensors are missing, left over, of another shape or not finite; nothing is assigned then.
+        UserError: tensors are missing, left over, of another shape or not finite; nothing is
+            assigned then.
     """
     wanted = slots(model, rules)
     problems = mismatches(wanted, source, rules, keep)
     if problems:
-        seems = hints({name: tuple(np.shape(tensor)) for name, tensor in source.items()}, model.name)
+        seems = hints(
+            {name: tuple(np.shape(tensor)) for name, tensor in source.items()}, model.name
+        )
         raise UserError(f"{origin} does not fit {model.name}{seems} ({problems})")
     taken = [slot for slot in wanted if slot.layer not in keep]
-    check_values({slot.source: source[slot.source] for slot in taken}, origin, "give a file with intact weights")
+    check_values(
+        {slot.source: source[slot.source] for slot in taken},
+        origin,
+        "give a file with intact weights",
+    )
     for slot in taken:
         slot.write(source[slot.source])
     return prove(model, source, rules, keep=keep)
@@ -229,7 +248,10 @@ def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
 
 
 def mismatches(
-    wanted: Sequence[Slot], source: Mapping[str, np.ndarray], rules: Rules, keep: Collection[str] = ()
+    wanted: Sequence[Slot],
+    source: Mapping[str, np.ndarray],
+    rules: Rules,
+    keep: Collection[str] = (),
 ) -> str:
     """What of the source is missing, left over or of another shape, in one line; "" if all of it fits exactly."""
     shapes = {slot.source: slot.source_shape for slot in wanted}
@@ -239,19 +261,29 @@ def mismatches(
         "missing": [name for name in shapes if name not in found],
         "left over": [name for name in found if name not in shapes and not _ignored(name, rules)],
         "of another shape": [
-            f"{name} {_by(found[name])} instead of {_by(shapes[name])}" for name in fixed if found[name] != shapes[name]
+            f"{name} {_by(found[name])} instead of {_by(shapes[name])}"
+            for name in fixed
+            if found[name] != shapes[name]
         ],
     }
-    return "; ".join(f"{len(names)} {what}: {_some(names, LISTED)}" for what, names in lists.items() if names)
+    return "; ".join(
+        f"{len(names)} {what}: {_some(names, LISTED)}" for what, names in lists.items() if names
+    )
 
 
-def fresh_classifiers(model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules) -> tuple[str, ...]:
+def fresh_classifiers(
+    model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules
+) -> tuple[str, ...]:
     """Classifier layers whose tensors in the file differ from ours in the number of classes and in nothing else."""
     names: dict[str, bool] = {}
     for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
         ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
         classes = slot.axes.index(len(ours) - 1) if slot.axes else len(ours) - 1
-        same_but_classes = len(ours) == len(theirs) and ours == (*theirs[:classes], ours[classes], *theirs[classes + 1 :])
+        same_but_classes = len(ours) == len(theirs) and ours == (
+            *theirs[:classes],
+            ours[classes],
+            *theirs[classes + 1 :],
+        )
         names[slot.layer] = names.get(slot.layer, True) and same_but_classes and ours != theirs
     return tuple(name for name, fresh in names.items() if fresh)
 
@@ -277,7 +309,8 @@ class Proof:
         rows: one a tensor.
         ignored: source tensors that have no counterpart here.
         kept: layers that no tensor filled and that kept their own weights.
-        alike: tensors that equal another one of the same shape; had those been swapped, nothing would differ.
+        alike: tensors that equal another one of the same shape; had those been swapped, nothing
+            would differ.
         notes: what else is proven, and what is not.
     """
 
@@ -296,31 +329,46 @@ class Proof:
         """A line a tensor: source name, shape, our name, difference."""
         width = max((len(row.source) for row in self.rows), default=0)
         return "\n".join(
-            f"{row.source:{width}}  {_by(row.shape):>13} -> {row.target}  |difference| {row.difference:g}"
+            f"{row.source:{width}}  {_by(row.shape):>13} -> {row.target}  |difference| "
+            f"{row.difference:g}"
             for row in self.rows
         )
 
     def __str__(self) -> str:
         values = sum(math.prod(row.shape) for row in self.rows)
         lines = [
-            f"{len(self.rows)} tensors with {values} values: each went to one variable, each variable was filled once,",
-            f"each was read back by its source name, bit for bit the same (max |difference| {self.max_difference:g}).",
+            f"{len(self.rows)} tensors with {values} values: each went to one variable, each "
+            "variable was filled once,",
+            "each was read back by its source name, bit for bit the same (max |difference| "
+            f"{self.max_difference:g}).",
         ]
         if self.alike:
-            lines.append(f"{len(self.alike)} of them equal another one of their shape: a swap of those would not show.")
+            lines.append(
+                f"{len(self.alike)} of them equal another one of their shape: a swap of those "
+                "would not show."
+            )
         if self.kept:
             lines.append(f"newly initialised, not from the file: {_some(self.kept, LISTED)}")
         if self.ignored:
-            lines.append(f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}")
+            lines.append(
+                f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}"
+            )
         lines += self.notes
         return "\n".join(lines)
 
 
-def prove(model: keras.Model, source: Mapping[str, np.ndarray], rules: Rules, *, keep: Collection[str] = ()) -> Proof:
+def prove(
+    model: keras.Model,
+    source: Mapping[str, np.ndarray],
+    rules: Rules,
+    *,
+    keep: Collection[str] = (),
+) -> Proof:
     """Reads every weight back from the model under its source name and compares it with the source, bit for bit.
 
     Raises:
-        RuntimeError: a tensor is not where it belongs, which is a mistake in the converter and not in the file.
+        RuntimeError: a tensor is not where it belongs, which is a mistake in the converter and not
+            in the file.
     """
     covered = slots(model, rules)
     transferred = [slot for slot in covered if slot.layer not in keep]
@@ -330,20 +378,28 @@ def prove(model: keras.Model, source: Mapping[str, np.ndarray], rules: Rules, *,
         expected, values = slot.rounded(source[slot.source]), found[slot.source]
         if expected.shape != values.shape or expected.tobytes() != values.tobytes():
             wrong.append(slot.source)
-        difference = np.max(np.abs(expected - values), initial=0.0) if expected.shape == values.shape else np.inf
+        difference = (
+            np.max(np.abs(expected - values), initial=0.0)
+            if expected.shape == values.shape
+            else np.inf
+        )
         rows.append(Row(slot.source, slot.target, slot.source_shape, float(difference)))
     # Keras' own list of the weights, not ours, so that one which our names miss is seen.
     times = Counter(id(slot.variable) for slot in covered)
     in_reach = [v for v in model.weights if re.fullmatch(rules.covers, _layer(v))]
     wrong += [v.path for v in in_reach if times[id(v)] != 1]
     if wrong:
-        raise RuntimeError(f"the transfer is wrong: {_some(wrong)} do not hold what the source says")
+        raise RuntimeError(
+            f"the transfer is wrong: {_some(wrong)} do not hold what the source says"
+        )
     digests = {name: (values.shape, values.tobytes()) for name, values in found.items()}
     counts, filled = Counter(digests.values()), {slot.layer for slot in transferred}
     return Proof(
         rows=tuple(rows),
         ignored=tuple(name for name in source if _ignored(name, rules)),
-        kept=tuple(dict.fromkeys(layer for layer in map(_layer, model.weights) if layer not in filled)),
+        kept=tuple(
+            dict.fromkeys(layer for layer in map(_layer, model.weights) if layer not in filled)
+        ),
         alike=tuple(name for name, digest in digests.items() if counts[digest] > 1),
     )
 

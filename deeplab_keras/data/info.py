@@ -35,24 +35,38 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         names, colors = self.class_names, self.palette
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"dataset {self.name!r}: class_names must be a list of text. Received: {str(names)[:80]}")
+            raise UserError(
+                f"dataset {self.name!r}: class_names must be a list of text. Received: "
+                f"{str(names)[:80]}"
+            )
         if not isinstance(colors, list | tuple) or not all(_is_color(color) for color in colors):
-            raise UserError(f"dataset {self.name!r}: palette must be a list of [red, green, blue]. Received: {str(colors)[:80]}")
+            raise UserError(
+                f"dataset {self.name!r}: palette must be a list of [red, green, blue]. Received: "
+                f"{str(colors)[:80]}"
+            )
         ignored = self.ignore_label
         if not isinstance(ignored, numbers.Integral) or isinstance(ignored, bool):
-            raise UserError(f"dataset {self.name!r}: ignore_label must be a whole number. Received: {str(ignored)[:80]!r}")
+            raise UserError(
+                f"dataset {self.name!r}: ignore_label must be a whole number. Received: "
+                f"{str(ignored)[:80]!r}"
+            )
         object.__setattr__(self, "class_names", tuple(names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in colors))
         if len(self.class_names) < 2:
             raise UserError(
-                f"dataset {self.name!r} has {self.num_classes} class{'es' * (not self.class_names)}; at least 2 are needed: "
+                f"dataset {self.name!r} has {self.num_classes} "
+                f"class{'es' * (not self.class_names)}; at least 2 are needed: "
                 "name the background as a class of its own"
             )
         if len(self.class_names) > MAX_CLASSES:
-            raise UserError(f"dataset {self.name!r} has {self.num_classes} classes; allowed are 2 to {MAX_CLASSES}")
+            raise UserError(
+                f"dataset {self.name!r} has {self.num_classes} classes; allowed are 2 to "
+                f"{MAX_CLASSES}"
+            )
         if len(self.palette) != len(self.class_names):
             raise UserError(
-                f"dataset {self.name!r} has {self.num_classes} classes but {len(self.palette)} colours; give one each"
+                f"dataset {self.name!r} has {self.num_classes} classes but {len(self.palette)} "
+                "colours; give one each"
             )
         if not all(0 <= value <= 255 for colour in self.palette for value in colour):
             raise UserError(f"dataset {self.name!r} has a colour outside 0..255 in its palette")
@@ -73,7 +87,11 @@ class DatasetInfo:
             other: as many classes.
         """
         pairs = enumerate(zip(self.plain_names, other.plain_names, strict=True))
-        return [i for i, (a, b) in pairs if a != b and not NO_NAME.fullmatch(a) and not NO_NAME.fullmatch(b)]
+        return [
+            i
+            for i, (a, b) in pairs
+            if a != b and not NO_NAME.fullmatch(a) and not NO_NAME.fullmatch(b)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -96,13 +114,18 @@ class DatasetInfo:
 
 
 def _is_color(color: Any) -> bool:
-    return hasattr(color, "__len__") and len(color) == 3 and all(isinstance(value, numbers.Integral) for value in color)
+    return (
+        hasattr(color, "__len__")
+        and len(color) == 3
+        and all(isinstance(value, numbers.Integral) for value in color)
+    )
 
 
 def pascal_palette(n: int) -> tuple[Colour, ...]:
     """The first `n` colours of PASCAL VOC's colour map.
 
-    The bits of the id, three at a time, become the bits of red, green and blue from the highest downwards.
+    The bits of the id, three at a time, become the bits of red, green and blue from the highest
+    downwards.
     """
     colours = []
     for label in range(n):
@@ -116,10 +139,15 @@ def pascal_palette(n: int) -> tuple[Colour, ...]:
 
 
 def info_for_classes(
-    name: str, class_names: Sequence[str], palette: Sequence[Colour] | None = None, ignore_label: int = 255
+    name: str,
+    class_names: Sequence[str],
+    palette: Sequence[Colour] | None = None,
+    ignore_label: int = 255,
 ) -> DatasetInfo:
     """A DatasetInfo from class names alone; PASCAL VOC's colours where none are given."""
-    return DatasetInfo(name, tuple(class_names), tuple(palette or pascal_palette(len(class_names))), ignore_label)
+    return DatasetInfo(
+        name, tuple(class_names), tuple(palette or pascal_palette(len(class_names))), ignore_label
+    )
 
 
 def require_ignored_apart(where: object, class_names: Sequence[str], ignore_label: int) -> None:
@@ -130,6 +158,8 @@ def require_ignored_apart(where: object, class_names: Sequence[str], ignore_labe
     """
     if len(class_names) == MAX_CLASSES and ignore_label == MAX_CLASSES - 1:
         raise UserError(
-            f"{where}: the last of {MAX_CLASSES} classes, {class_names[-1]!r}, would have the id {ignore_label}, which is the "
-            f"ignore label, so its pixels would be ignored; give at most {MAX_CLASSES - 1} classes, or another --ignore_label"
+            f"{where}: the last of {MAX_CLASSES} classes, {class_names[-1]!r}, would have the id "
+            f"{ignore_label}, which is the "
+            f"ignore label, so its pixels would be ignored; give at most {MAX_CLASSES - 1} "
+            "classes, or another --ignore_label"
         )

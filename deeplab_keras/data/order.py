@@ -1,8 +1,8 @@
 """Which image stands at a position of the endless training stream: another permutation of all images in each pass.
 
-A permutation is never written down: a small block cipher (a Feistel network) maps place to image, so that any position of
-any pass is found by itself, at once, for ten images or ten millions, and by several machines that do not speak
-to each other.
+A permutation is never written down: a small block cipher (a Feistel network) maps place to image,
+so that any position of any pass is found by itself, at once, for ten images or ten millions, and by
+several machines that do not speak to each other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def shuffled(positions: tf.Tensor, count: int, seed: int) -> tf.Tensor:
         int64 `[n]` in 0..count-1; over the positions of a pass each number once.
     """
     positions = tf.cast(positions, tf.int64)
-    # Two halves of so many bits are the smallest block that holds every image, and no smaller than 16.
+    # Two halves of so many bits are the smallest block that holds every image, and no smaller than
+    # 16.
     bits = max(((count - 1).bit_length() + 1) // 2, 2)
     passes, places = tf.cast(positions // count, tf.uint64), tf.cast(positions % count, tf.uint64)
     keys = _mix(_mix(tf.cast(tf.constant(seed, tf.int64), tf.uint64)[None]) + passes)
@@ -50,6 +51,10 @@ def shuffled(positions: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 def _mix(number: tf.Tensor) -> tf.Tensor:
     """Every bit of the result depends on every bit of the number (the last part of SplitMix64)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        number = tf.bitwise.bitwise_xor(number, tf.bitwise.right_shift(number, tf.constant(shift, tf.uint64)))
+        number = tf.bitwise.bitwise_xor(
+            number, tf.bitwise.right_shift(number, tf.constant(shift, tf.uint64))
+        )
         number *= tf.constant(factor, tf.uint64)
-    return tf.bitwise.bitwise_xor(number, tf.bitwise.right_shift(number, tf.constant(31, tf.uint64)))
+    return tf.bitwise.bitwise_xor(
+        number, tf.bitwise.right_shift(number, tf.constant(31, tf.uint64))
+    )

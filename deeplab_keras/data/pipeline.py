@@ -1,8 +1,8 @@
 """From a source to batches: order, augmentation, batching, prefetching, and naming the file when something breaks.
 
-The training stream is endless and numbered. Which image stands at a position follows from the seed and the pass over
-the data, how it is augmented from the seed and the position; so a stream that starts at step n gives exactly the
-batches that an undisturbed one gives from step n on.
+The training stream is endless and numbered. Which image stands at a position follows from the seed
+and the pass over the data, how it is augmented from the seed and the position; so a stream that
+starts at step n gives exactly the batches that an undisturbed one gives from step n on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from deeplab_keras.data.order import shuffled
 from deeplab_keras.data.source import Source
 
 FOREVER = tf.int64.max
-# All conditions and loops here are written as tf.cond and tf.while_loop, so that AutoGraph's seconds can be saved.
+# All conditions and loops here are written as tf.cond and tf.while_loop, so that AutoGraph's
+# seconds can be saved.
 plain_graph = tf.autograph.experimental.do_not_convert
 FILE_ERRORS = (
     tf.errors.InvalidArgumentError,
@@ -71,17 +72,20 @@ def train_dataset(
     Args:
         source: where images come from.
         config: augmentation, crop, batch size and seed.
-        pad_value: colour around images smaller than the crop: the mean of the model's normalization.
+        pad_value: colour around images smaller than the crop: the mean of the model's
+            normalization.
         batch_size: in place of the config's; over all workers together.
         start_step: the number of batches that were already trained on.
-        part: (i, n): the i-th of n equal parts of every batch, for a worker that loads only what it trains on. The
-            parts laid together are the batch that one worker would have.
+        part: (i, n): the i-th of n equal parts of every batch, for a worker that loads only what it
+            trains on. The parts laid together are the batch that one worker would have.
 
     Returns:
-        Batches (image float32 `[batch, height, width, 3]` in 0..255, label int32 `[batch, height, width]`).
+        Batches (image float32 `[batch, height, width, 3]` in 0..255, label int32 `[batch, height,
+        width]`).
 
     Raises:
-        UserError: the batch cannot be divided so, or the --data_service does not answer or cannot read the source.
+        UserError: the batch cannot be divided so, or the --data_service does not answer or cannot
+            read the source.
     """
     batch_size = batch_size or config.train_batch_size
     mixing = strong_transforms.uses_mixing(config)
@@ -94,14 +98,20 @@ def train_dataset(
         return (*sample, position) if mixing else sample
 
     @plain_graph
-    def mix(images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def mix(
+        images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         return strong_transforms.augment_group(images, labels, positions[0] // MIXED, config)
 
     dataset = sample_stream(len(source), config.seed, batch_size, start_step, part)
-    dataset = dataset.map(make_sample, num_parallel_calls=_parallel_calls(config), deterministic=True)
+    dataset = dataset.map(
+        make_sample, num_parallel_calls=_parallel_calls(config), deterministic=True
+    )
     if mixing:
         dataset = dataset.batch(MIXED, drop_remainder=True)
-        dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+        dataset = dataset.map(
+            mix, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        ).unbatch()
     dataset = dataset.batch(size, drop_remainder=True)
     if config.data_service:
         service.require_portable(source.tf_load, f"--dataset={config.dataset}")
@@ -116,7 +126,8 @@ def train_dataset(
 def _parallel_calls(config: DataConfig) -> int:
     """Samples that are made at a time: two a core, so that one can wait for the disk.
 
-    TensorFlow's own choice left a fifth of two cores idle. It remains where other machines make the batches.
+    TensorFlow's own choice left a fifth of two cores idle. It remains where other machines make the
+    batches.
     """
     return tf.data.AUTOTUNE if config.data_service else 2 * _cores()
 
@@ -141,18 +152,28 @@ def _part_size(batch_size: int, parts: int, multiple: int) -> int:
         among = f" among {parts} workers" * (parts > 1)
         groups = f" in groups of {multiple}, which --cut_mix and --mosaic mix" * (multiple > 1)
         fitting = max(batch_size // (parts * multiple), 1) * parts * multiple
-        raise UserError(f"--train_batch_size={batch_size}: cannot be divided{among}{groups}; give {fitting}")
+        raise UserError(
+            f"--train_batch_size={batch_size}: cannot be divided{among}{groups}; give {fitting}"
+        )
     return batch_size // parts
 
 
 def _augment(
-    image: tf.Tensor, label: tf.Tensor, position: tf.Tensor, config: DataConfig, pad_value: tuple[float, float, float],
+    image: tf.Tensor,
+    label: tf.Tensor,
+    position: tf.Tensor,
+    config: DataConfig,
+    pad_value: tuple[float, float, float],
     ignore_label: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    augment = official_transforms.augment if config.preprocessing == "official" else transforms.augment
+    augment = (
+        official_transforms.augment if config.preprocessing == "official" else transforms.augment
+    )
 
     def more(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return strong_transforms.augment_single(image, label, position, config, pad_value, ignore_label)
+        return strong_transforms.augment_single(
+            image, label, position, config, pad_value, ignore_label
+        )
 
     draws = transforms.draw(config.seed, position)
     wanted = more if strong_transforms.uses_single(config) else None
@@ -172,7 +193,9 @@ def eval_dataset(source: Source) -> tf.data.Dataset:
         image, label = source.tf_load(index)
         return image, tf.cast(label, tf.int32), names[index]
 
-    dataset = tf.data.Dataset.range(len(source)).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = tf.data.Dataset.range(len(source)).map(
+        load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
     return _sharded_by_data(dataset.prefetch(tf.data.AUTOTUNE))
 
 
@@ -195,7 +218,14 @@ def user_error(error: Exception, source: Source) -> UserError | None:
     if match := re.search(r"(?:UserError|BrokenFileError): (.+)", error.message):
         return UserError(match[1])
     if isinstance(error, FILE_ERRORS):
-        return next((found for _, found in in_threads(lambda index: _try(source, index), range(len(source))) if found), None)
+        return next(
+            (
+                found
+                for _, found in in_threads(lambda index: _try(source, index), range(len(source)))
+                if found
+            ),
+            None,
+        )
     return None
 
 
@@ -203,7 +233,8 @@ def _try(source: Source, index: int) -> None:
     """Loads a pair in both ways.
 
     Raises:
-        UserError: a file is broken for one of them. TensorFlow refuses some damaged JPEG files that Pillow reads.
+        UserError: a file is broken for one of them. TensorFlow refuses some damaged JPEG files that
+            Pillow reads.
     """
     source.load(index)
     try:
@@ -211,4 +242,7 @@ def _try(source: Source, index: int) -> None:
     except tf.errors.OpError as error:
         name = source.images[index] if isinstance(source, FileSource) else source.names[index]
         reason = next(iter(error.message.splitlines()), "").rpartition("}} ")[2][:120]
-        raise UserError(f"{name}: TensorFlow cannot decode it ({reason}); save the image again, or remove the pair") from error
+        raise UserError(
+            f"{name}: TensorFlow cannot decode it ({reason}); save the image again, or remove the "
+            "pair"
+        ) from error

@@ -23,14 +23,17 @@ def open_dataset(config: DataConfig, split: str) -> Source:
     """A split of the dataset that the config names, checked, and cached if the config says so.
 
     Raises:
-        UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that says which.
+        UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that
+            says which.
     """
     if config.dataset.startswith(PREFIX):
         source: Source = open_tfds(config, split)
     elif config.dataset not in DATASETS:
         raise unknown_name("--dataset", config.dataset, DATASETS)
     else:
-        source = (open_records if has_records(config, split) else DATASETS[config.dataset])(config, split)
+        source = (open_records if has_records(config, split) else DATASETS[config.dataset])(
+            config, split
+        )
     if config.cache_dir:
         source = cache_on_disk(source, config.cache_dir, f"{config.dataset}/{split}")
     return CachedSource(source) if config.cache else source

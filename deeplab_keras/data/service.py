@@ -1,7 +1,7 @@
 """Batches made on other machines: TensorFlow's tf.data service, for input that one trainer's host cannot keep up with.
 
-A dispatcher deals out the steps, workers make their batches, the trainer takes what comes. Each batch is the one that
-the numbered stream has at its step; only their order is the workers'.
+A dispatcher deals out the steps, workers make their batches, the trainer takes what comes. Each
+batch is the one that the numbered stream has at its step; only their order is the workers'.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
     """
     require_answer(address, "--data_service")
     mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
-    return dataset.apply(tf.data.experimental.service.distribute(processing_mode=mode, service=address))
+    return dataset.apply(
+        tf.data.experimental.service.distribute(processing_mode=mode, service=address)
+    )
 
 
 def require_answer(address: str, flag: str) -> None:
     """Raises UserError for what is no address, grpc://HOST:PORT, and where nobody listens."""
     host, _, port = address.removeprefix(SCHEME).rpartition(":")
     if not address.startswith(SCHEME) or not host or not port.isdecimal():
-        raise UserError(f"{flag}={address}: grpc://HOST:PORT, the dispatcher's address, as it printed it")
+        raise UserError(
+            f"{flag}={address}: grpc://HOST:PORT, the dispatcher's address, as it printed it"
+        )
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
     except (OSError, ValueError) as error:
@@ -47,11 +51,18 @@ def require_answer(address: str, flag: str) -> None:
 
 def require_portable(load: Callable[[tf.Tensor], Any], dataset: str) -> None:
     """Raises UserError where loading calls Python, which is not to be had on the service's workers."""
-    graph = tf.function(load, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64)).graph.as_graph_def()
-    operations = {node.op for node in graph.node} | {node.op for body in graph.library.function for node in body.node_def}
+    graph = (
+        tf.function(load, autograph=False)
+        .get_concrete_function(tf.TensorSpec([], tf.int64))
+        .graph.as_graph_def()
+    )
+    operations = {node.op for node in graph.node} | {
+        node.op for body in graph.library.function for node in body.node_def
+    }
     if operations & {"PyFunc", "PyFuncStateless", "EagerPyFunc"}:
         raise UserError(
-            f"--data_service: {dataset} is read by Python (drawn scenes, archives, palette masks, --cache), which the "
+            f"--data_service: {dataset} is read by Python (drawn scenes, archives, palette masks, "
+            "--cache), which the "
             "service's workers cannot run; make records of it: python scripts/build_tfrecords.py"
         )
 
@@ -63,7 +74,9 @@ def start_dispatcher(port: int) -> Any:
         UserError: it cannot listen there.
     """
     _require_free(port)
-    return tf.data.experimental.service.DispatchServer(tf.data.experimental.service.DispatcherConfig(port=port))
+    return tf.data.experimental.service.DispatchServer(
+        tf.data.experimental.service.DispatcherConfig(port=port)
+    )
 
 
 def start_worker(dispatcher: str, port: int, host: str) -> Any:
@@ -80,7 +93,9 @@ def start_worker(dispatcher: str, port: int, host: str) -> Any:
     require_answer(dispatcher, "--dispatcher")
     _require_free(port)
     config = tf.data.experimental.service.WorkerConfig(
-        dispatcher_address=dispatcher.removeprefix(SCHEME), worker_address=f"{host}:%port%", port=port
+        dispatcher_address=dispatcher.removeprefix(SCHEME),
+        worker_address=f"{host}:%port%",
+        port=port,
     )
     return tf.data.experimental.service.WorkerServer(config)
 
@@ -91,7 +106,9 @@ def _require_free(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(f"--port={port}: cannot listen there ({error.strerror}); give another one") from error
+            raise UserError(
+                f"--port={port}: cannot listen there ({error.strerror}); give another one"
+            ) from error
 
 
 def serve(server: Any) -> None:

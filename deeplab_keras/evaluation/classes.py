@@ -21,13 +21,17 @@ def check_classes(path: str, trained: DatasetInfo, dataset: DatasetInfo) -> None
     """
     if trained.num_classes != dataset.num_classes:
         raise UserError(
-            f"{path}: was trained on the {trained.num_classes} classes of {trained.name!r}, and the dataset {dataset.name!r} has "
+            f"{path}: was trained on the {trained.num_classes} classes of {trained.name!r}, and "
+            f"the dataset {dataset.name!r} has "
             f"{dataset.num_classes}; give the dataset that it was trained on"
         )
     other = trained.renamed(dataset)
     if not other:
         return
-    first = f"class {other[0]} is {trained.class_names[other[0]]!r} there and {dataset.class_names[other[0]]!r} here"
+    first = (
+        f"class {other[0]} is {trained.class_names[other[0]]!r} there and "
+        f"{dataset.class_names[other[0]]!r} here"
+    )
     if sorted(trained.plain_names) == sorted(dataset.plain_names):
         hint = "give classes.txt the order of the training"
         raise UserError(f"{path}: was trained on these classes in another order: {first}; {hint}")

@@ -20,7 +20,8 @@ class Comparison:
     Attributes:
         miou: mIoU of the two.
         per_class_iou: class IoUs of the two, None for a class in neither labels nor predictions.
-        low: lower end of the interval that holds 95 % of the resampled differences of mIoU (the second less the first).
+        low: lower end of the interval that holds 95 % of the resampled differences of mIoU (the
+            second less the first).
         high: its upper end.
         images: number of images.
     """
@@ -36,7 +37,9 @@ class Comparison:
         """What the interval says, in words."""
         if self.low > 0:
             return "the second is better"
-        return "the first is better" if self.high < 0 else "these images do not tell which is better"
+        return (
+            "the first is better" if self.high < 0 else "these images do not tell which is better"
+        )
 
     def table(self, first: str, second: str, class_names: Sequence[str]) -> str:
         """Both side by side as text, in per cent.
@@ -47,24 +50,34 @@ class Comparison:
             class_names: a name for each of `per_class_iou`.
         """
         width = max(len("pixel classes"), *(len(name) for name in class_names))
-        lines = [f"A: {first}", f"B: {second}", f"{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>6}"]
+        lines = [
+            f"A: {first}",
+            f"B: {second}",
+            f"{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>6}",
+        ]
         for name, ious in zip(class_names, self.per_class_iou, strict=True):
             cells = ["-" if iou is None else f"{100 * iou:.2f}" for iou in ious]
             before, after = ious
-            cells.append("-" if before is None or after is None else f"{100 * (after - before):+.2f}")
+            cells.append(
+                "-" if before is None or after is None else f"{100 * (after - before):+.2f}"
+            )
             lines.append(f"{name:<{width}} " + " ".join(f"{cell:>6}" for cell in cells))
         a, b = self.miou
         lines.append(f"{'mIoU':<{width}} {100 * a:6.2f} {100 * b:6.2f} {100 * (b - a):+6.2f}")
         interval = f"{100 * self.low:+.2f} to {100 * self.high:+.2f}"
-        lines.append(f"95 % interval of the difference over {self.images} images: {interval}; {self.verdict}")
+        lines.append(
+            f"95 % interval of the difference over {self.images} images: {interval}; {self.verdict}"
+        )
         return "\n".join(lines) + "\n"
 
 
-def compare(first: Sequence[ImageScore], second: Sequence[ImageScore], samples: int = SAMPLES, seed: int = 0) -> Comparison:
+def compare(
+    first: Sequence[ImageScore], second: Sequence[ImageScore], samples: int = SAMPLES, seed: int = 0
+) -> Comparison:
     """Compares two models' scores on the same images.
 
-    The interval is the paired bootstrap's: the images are drawn again, with replacement, and both models scored on the
-    same draw.
+    The interval is the paired bootstrap's: the images are drawn again, with replacement, and both
+    models scored on the same draw.
 
     Raises:
         UserError: the two were not scored on the same images.
@@ -72,13 +85,25 @@ def compare(first: Sequence[ImageScore], second: Sequence[ImageScore], samples: 
     names = [sorted(score.name for score in scores) for scores in (first, second)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
-        raise UserError(f"the two were not evaluated on the same images ({', '.join(odd[:3])}): give both the same split")
-    counts = np.stack([
-        [(score.hits, score.labelled, score.predicted) for score in sorted(scores, key=lambda score: score.name)]
-        for scores in (first, second)
-    ]).astype(np.float64)  # [2, images, 3, classes]  # fmt: skip
+        raise UserError(
+            f"the two were not evaluated on the same images ({', '.join(odd[:3])}): give both the "
+            "same split"
+        )
+    counts = np.stack(
+        [
+            [
+                (score.hits, score.labelled, score.predicted)
+                for score in sorted(scores, key=lambda score: score.name)
+            ]
+            for scores in (first, second)
+        ]
+    ).astype(np.float64)  # [2, images, 3, classes]
     images = counts.shape[1]
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples).astype(np.float64)
+    draws = (
+        np.random.default_rng(seed)
+        .multinomial(images, np.full(images, 1 / images), samples)
+        .astype(np.float64)
+    )
     resampled = [_miou(np.tensordot(draws, model, 1)) for model in counts]
     low, high = np.percentile(resampled[1] - resampled[0], (2.5, 97.5))
     totals = counts.sum(1)
@@ -86,7 +111,8 @@ def compare(first: Sequence[ImageScore], second: Sequence[ImageScore], samples: 
     return Comparison(
         miou=(float(_miou(totals[0])), float(_miou(totals[1]))),
         per_class_iou=tuple(
-            (None if np.isnan(a) else float(a), None if np.isnan(b) else float(b)) for a, b in zip(*ious, strict=True)
+            (None if np.isnan(a) else float(a), None if np.isnan(b) else float(b))
+            for a, b in zip(*ious, strict=True)
         ),
         low=float(low),
         high=float(high),

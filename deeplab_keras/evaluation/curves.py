@@ -31,7 +31,10 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
             return math.nan
 
     with open(path, newline="", encoding="utf-8") as file:
-        return [{key: number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+        return [
+            {key: number(value) for key, value in row.items() if key}
+            for row in csv.DictReader(file)
+        ]
 
 
 def charts(rows: Sequence[dict[str, float]]) -> str:
@@ -61,23 +64,36 @@ def _chart(title: str, series: dict[str, Points]) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - min(xs)) / ((max(xs) - min(xs)) or 1)
         up = (y - low) / ((high - low) or 1)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
+            HEIGHT - TOP - BOTTOM
+        )
 
     parts = [f"<text x='{LEFT}' y='16' class='title'>{html.escape(title)}</text>"]
     for y in y_ticks:
         level = place(xs[0], y)[1]
-        parts.append(f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{level:.1f}' y2='{level:.1f}' class='grid'/>")
+        parts.append(
+            f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{level:.1f}' y2='{level:.1f}' "
+            "class='grid'/>"
+        )
         parts.append(f"<text x='{LEFT - 6}' y='{level + 4:.1f}' text-anchor='end'>{y:.3g}</text>")
     for x in x_ticks:
-        parts.append(f"<text x='{place(x, low)[0]:.1f}' y='{HEIGHT - 8}' text-anchor='middle'>{x:.0f}</text>")
+        parts.append(
+            f"<text x='{place(x, low)[0]:.1f}' y='{HEIGHT - 8}' text-anchor='middle'>{x:.0f}</text>"
+        )
     for i, (name, points) in enumerate(series.items()):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         colour = COLOURS[i % len(COLOURS)]
         parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
         if len(series) > 1:
             where = WIDTH - RIGHT - 110 * (len(series) - 1 - i)
-            parts.append(f"<text x='{where}' y='16' text-anchor='end' style='fill:{colour}'>{html.escape(name)}</text>")
-    return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{html.escape(title)}'>{''.join(parts)}</svg>"
+            parts.append(
+                f"<text x='{where}' y='16' text-anchor='end' "
+                f"style='fill:{colour}'>{html.escape(name)}</text>"
+            )
+    return (
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' "
+        f"aria-label='{html.escape(title)}'>{''.join(parts)}</svg>"
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -1,9 +1,12 @@
 """What an evaluation can measure beside the confusion matrix: each image's scores, boundaries, calibration.
 
-Boundary IoU is Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation" (2021), on semantic
-labels: of each class only the pixels count that lie within d of another class or of the image's edge, d being 2 % of
-the image's diagonal. Ignored pixels are ignored in both maps, so that their outlines count for neither side.
-Calibration error is Guo et al., "On Calibration of Modern Neural Networks" (2017), of every pixel's top probability.
+Boundary IoU is Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation"
+(2021), on semantic
+labels: of each class only the pixels count that lie within d of another class or of the image's
+    edge, d being 2 % of
+the image's diagonal. Ignored pixels are ignored in both maps, so that their outlines count for
+neither side. Calibration error is Guo et al., "On Calibration of Modern Neural Networks" (2017), of
+every pixel's top probability.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class ImageScore:
     def miou(self) -> float:
         """mIoU of this image alone, over the classes in its label or its prediction; NaN where nothing is labelled."""
         union = self.labelled + self.predicted - self.hits
-        return float((self.hits / np.maximum(union, 1))[union > 0].mean()) if union.any() else math.nan
+        return (
+            float((self.hits / np.maximum(union, 1))[union > 0].mean()) if union.any() else math.nan
+        )
 
     @property
     def pixel_accuracy(self) -> float:
@@ -57,10 +62,18 @@ class Details:
     def __init__(self, info: DatasetInfo, boundaries: bool = True) -> None:
         self.info, self.boundaries = info, boundaries
         self.images: list[ImageScore] = []
-        self.boundary_counts = np.zeros((3, info.num_classes), np.int64)  # both, label's, prediction's
+        self.boundary_counts = np.zeros(
+            (3, info.num_classes), np.int64
+        )  # both, label's, prediction's
         self.bins = np.zeros((3, CONFIDENCE_BINS))  # pixels, sum of confidence, hits
 
-    def add(self, names: Sequence[str], labels: np.ndarray, predictions: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    def add(
+        self,
+        names: Sequence[str],
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        confidence: np.ndarray,
+    ) -> np.ndarray:
         """Counts a batch.
 
         Args:
@@ -75,7 +88,9 @@ class Details:
         total = np.zeros((self.info.num_classes,) * 2, np.int64)
         for name, label, prediction in zip(names, labels, predictions, strict=True):
             matrix = count_pixels(label, prediction, self.info.num_classes, self.info.ignore_label)
-            self.images.append(ImageScore(name, np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0)))
+            self.images.append(
+                ImageScore(name, np.diagonal(matrix).copy(), matrix.sum(1), matrix.sum(0))
+            )
             total += matrix
             if self.boundaries:
                 self.boundary_counts += count_boundaries(label, prediction, self.info)
@@ -95,7 +110,9 @@ class Details:
         return dataclasses.replace(
             report,
             expected_calibration_error=error,
-            boundary_iou=float(np.mean([iou for iou in ious if iou is not None])) if union.any() else 0.0,
+            boundary_iou=float(np.mean([iou for iou in ious if iou is not None]))
+            if union.any()
+            else 0.0,
             per_class_boundary_iou=dict(zip(report.per_class_iou, ious, strict=True)),
         )
 
@@ -104,7 +121,9 @@ def count_confidence(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pixels, sum of their confidence and number of right ones in equal bins of the confidence: float64 `[3, bins]`."""
     index = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
     weights = (None, confidence, right)
-    return np.stack([np.bincount(index, weights=weight, minlength=CONFIDENCE_BINS) for weight in weights])
+    return np.stack(
+        [np.bincount(index, weights=weight, minlength=CONFIDENCE_BINS) for weight in weights]
+    )
 
 
 def count_boundaries(label: np.ndarray, prediction: np.ndarray, info: DatasetInfo) -> np.ndarray:
@@ -112,10 +131,17 @@ def count_boundaries(label: np.ndarray, prediction: np.ndarray, info: DatasetInf
     ignored = label == info.ignore_label
     prediction = np.where(ignored, label, prediction)
     distance = max(1, round(BOUNDARY_SHARE * math.hypot(*label.shape)))
-    at_label, at_prediction = (near_boundary(labels, distance) & ~ignored for labels in (label, prediction))
+    at_label, at_prediction = (
+        near_boundary(labels, distance) & ~ignored for labels in (label, prediction)
+    )
     both = at_label & at_prediction & (label == prediction)
     parts = (label[both], label[at_label], prediction[at_prediction])
-    return np.stack([np.bincount(part.ravel(), minlength=info.num_classes)[: info.num_classes] for part in parts])
+    return np.stack(
+        [
+            np.bincount(part.ravel(), minlength=info.num_classes)[: info.num_classes]
+            for part in parts
+        ]
+    )
 
 
 def near_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
@@ -134,7 +160,8 @@ def near_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
 def _any_within(mask: np.ndarray, distance: int, axis: int, pairs: bool) -> np.ndarray:
     """Whether any pixel of a mask within `distance` along an axis is true.
 
-    With `pairs` an entry stands between two pixels, itself and the next, and the answer has one entry more.
+    With `pairs` an entry stands between two pixels, itself and the next, and the answer has one
+    entry more.
     """
     before, after = [(0, 0), (0, 0)], [(0, 0), (0, 0)]
     before[axis], after[axis] = (distance + 1, 0), (0, distance)

@@ -17,7 +17,8 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
 
     Args:
         labels: class ids of `shape`, or with one more axis of length 1.
-        shape: the shape of the predictions without the axis of the classes; None: a length that is not known.
+        shape: the shape of the predictions without the axis of the classes; None: a length that is
+            not known.
 
     Returns:
         The labels, of `shape`.
@@ -26,11 +27,19 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
         UserError: one-hot labels, or labels of another shape.
     """
     given, wanted = tuple(labels.shape), tuple(shape)
-    squeezed = len(given) == len(wanted) + 1 and given[-1] in (1, None)  # None: one-hot labels fail when the step runs
+    squeezed = len(given) == len(wanted) + 1 and given[-1] in (
+        1,
+        None,
+    )  # None: one-hot labels fail when the step runs
     found = given[:-1] if squeezed else given
     shapes = f"labels {given} for predictions of {wanted} pixels"
     if len(found) != len(wanted):
-        raise UserError(f"{shapes}: allowed is one class id per pixel; one-hot labels become class ids by argmax(axis=-1)")
+        raise UserError(
+            f"{shapes}: allowed is one class id per pixel; one-hot labels become class ids by "
+            "argmax(axis=-1)"
+        )
     if any(a != b for a, b in zip(found, wanted, strict=True) if a is not None and b is not None):
-        raise UserError(f"{shapes} differ in height or width; resize the predictions to the labels first")
+        raise UserError(
+            f"{shapes} differ in height or width; resize the predictions to the labels first"
+        )
     return ops.reshape(labels, ops.shape(labels)[:-1]) if squeezed else labels

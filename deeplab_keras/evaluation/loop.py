@@ -49,11 +49,12 @@ def evaluate(
         progress: shows a progress line with the mIoU so far.
         limit: evaluates only so many images, the first ones.
         details: gets every image's counts, and those of boundaries and confidence; costs time.
-        devices: names of the devices that share the batches, see `find_devices`; none: the one that TensorFlow takes.
+        devices: names of the devices that share the batches, see `find_devices`; none: the one that
+            TensorFlow takes.
 
     Raises:
-        UserError: no image, no labelled pixel, another number of classes than the model's, a label outside the classes,
-            or what the source raises for a broken file.
+        UserError: no image, no labelled pixel, another number of classes than the model's, a label
+            outside the classes, or what the source raises for a broken file.
     """
     network = Network.of(model)
     info = info or source.info
@@ -66,7 +67,10 @@ def evaluate(
             f"{where} has {info.num_classes} classes and the model {network.num_classes}; "
             "give the dataset that the model was trained on"
         )
-    predictor, loaded = Predictor(network, config), batches(source, count, config.eval_batch_size, info, len(devices) or 1)
+    predictor, loaded = (
+        Predictor(network, config),
+        batches(source, count, config.eval_batch_size, info, len(devices) or 1),
+    )
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     bar, done = Progress(count, "evaluation") if progress else None, 0
     for images, found in _counted(predictor, loaded, source, info, details, devices or [None]):
@@ -76,7 +80,8 @@ def evaluate(
             bar.update(done, **({"mIoU": Scores.from_matrix(matrix).miou} if matrix.any() else {}))
     if not matrix.any():
         raise UserError(
-            f"{where}: every pixel of the {count} images has the ignore label {info.ignore_label}; check the labels"
+            f"{where}: every pixel of the {count} images has the ignore label "
+            f"{info.ignore_label}; check the labels"
         )
     report = Report.from_matrix(matrix, info, count, model=model_name or network.name, split=split)
     return details.complete(report) if details else report
@@ -91,10 +96,16 @@ def find_devices(count: int = 0) -> tuple[str, ...]:
     Raises:
         UserError: there are not so many.
     """
-    found = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    found = [
+        device.name
+        for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    ]
     if count > len(found):
         kind = found[0].split(":")[-2]
-        raise UserError(f"--eval_devices={count}: TensorFlow sees {len(found)} {kind} here; give at most that, or 0 for all")
+        raise UserError(
+            f"--eval_devices={count}: TensorFlow sees {len(found)} {kind} here; give at most "
+            "that, or 0 for all"
+        )
     return tuple(found[:count] if count else found)
 
 
@@ -102,13 +113,19 @@ Prediction = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def _counted(
-    predictor: Predictor, loaded: Iterator[Batch], source: Source, info: DatasetInfo, details: Details | None,
+    predictor: Predictor,
+    loaded: Iterator[Batch],
+    source: Source,
+    info: DatasetInfo,
+    details: Details | None,
     devices: Sequence[str | None],
-) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+) -> Iterator[tuple[int, np.ndarray]]:
     """The number of images and the confusion matrix of each batch: a thread a device predicts, another one counts."""
 
     def predict(device: str | None, images: np.ndarray, labels: np.ndarray) -> Prediction:
-        with tf.device(device):  # the weights stay where they are, and are copied for each batch: they are small
+        with tf.device(
+            device
+        ):  # the weights stay where they are, and are copied for each batch: they are small
             if details is None:
                 predictions, labels = predictor.compare(images, labels)
                 return labels, predictions, None
@@ -138,11 +155,14 @@ def _counted(
             pool.shutdown(cancel_futures=True)
 
 
-def batches(source: Source, count: int, batch_size: int, info: DatasetInfo, devices: int = 1) -> Iterator[Batch]:
+def batches(
+    source: Source, count: int, batch_size: int, info: DatasetInfo, devices: int = 1
+) -> Iterator[Batch]:
     """The first `count` pairs, those of equal size together; every pair once, in no particular order; for so many devices.
 
     Yields:
-        Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height, width]`.
+        Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height,
+        width]`.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = {}
     ahead = _loaded_ahead(source, count, 2 * batch_size * devices, info, LOADER_THREADS * devices)
@@ -151,7 +171,9 @@ def batches(source: Source, count: int, batch_size: int, info: DatasetInfo, devi
         group.append((index, image, label))
         if len(group) == batch_size:
             yield _stacked(waiting.pop(image.shape))
-        elif sum(map(len, waiting.values())) > 4 * batch_size:  # so that many sizes do not fill the memory
+        elif (
+            sum(map(len, waiting.values())) > 4 * batch_size
+        ):  # so that many sizes do not fill the memory
             yield _stacked(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
     yield from map(_stacked, waiting.values())
 
@@ -188,11 +210,14 @@ def _check_pair(name: str, image: np.ndarray, label: np.ndarray, info: DatasetIn
     """Raises UserError for a label of another size than its image or with ids that are no class."""
     if image.shape[:2] != label.shape:
         sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape[:2])]
-        raise UserError(f"{name}: the label is {sizes[0]} and the image {sizes[1]}; both must have one size")
+        raise UserError(
+            f"{name}: the label is {sizes[0]} and the image {sizes[1]}; both must have one size"
+        )
     present = np.flatnonzero(np.bincount(label.ravel()))
     strange = [int(i) for i in present if i >= info.num_classes and i != info.ignore_label]
     if strange:
         raise UserError(
-            f"{name}: the label holds {', '.join(map(str, strange[:8]))}; allowed are 0 to {info.num_classes - 1} and "
+            f"{name}: the label holds {', '.join(map(str, strange[:8]))}; allowed are 0 to "
+            f"{info.num_classes - 1} and "
             f"the ignore label {info.ignore_label}; check the label files or --ignore_label"
         )

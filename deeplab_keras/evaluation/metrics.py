@@ -23,12 +23,14 @@ COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else 
 class ConfusionMatrix(keras.metrics.Metric):
     """Streaming confusion matrix whose result is the mean intersection over union.
 
-    The counts are int64 (a float32 counter stands still at 2**24 pixels, a few Cityscapes images); on JAX uint32, which holds
-    4.29 billion pixels of a pair of classes between two resets. A class that is in
-    neither the labels nor the predictions is left out of the mean; with no counted pixel at all the result is 0.
+    The counts are int64 (a float32 counter stands still at 2**24 pixels, a few Cityscapes images);
+    on JAX uint32, which holds 4.29 billion pixels of a pair of classes between two resets. A class
+    that is in neither the labels nor the predictions is left out of the mean; with no counted pixel
+    at all the result is 0.
 
-    A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class, is counted in
-    `out_of_range` and nowhere else: where that is not 0, the labels are not what the class list says.
+    A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class,
+    is counted in `out_of_range` and nowhere else: where that is not 0, the labels are not what the
+    class list says.
 
     Args:
         num_classes: number of classes C.
@@ -39,42 +41,60 @@ class ConfusionMatrix(keras.metrics.Metric):
         UserError: fewer than two classes.
     """
 
-    def __init__(self, num_classes: int, ignore_label: int = 255, name: str = "miou", dtype: Any = None) -> None:
+    def __init__(
+        self, num_classes: int, ignore_label: int = 255, name: str = "miou", dtype: Any = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         if num_classes < 2:
-            raise UserError(f"ConfusionMatrix: num_classes={num_classes}; at least 2, the background counted if it is one")
+            raise UserError(
+                f"ConfusionMatrix: num_classes={num_classes}; at least 2, the background counted "
+                "if it is one"
+            )
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        self.matrix = self.add_variable((num_classes, num_classes), "zeros", dtype=COUNTS, name="matrix")
+        self.matrix = self.add_variable(
+            (num_classes, num_classes), "zeros", dtype=COUNTS, name="matrix"
+        )
         self.out_of_range = self.add_variable((), "zeros", dtype=COUNTS, name="out_of_range")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts a batch.
 
         Args:
-            y_true: class ids `[batch, height, width]` or `[batch, height, width, 1]`, as `SegmentationLoss` takes them.
+            y_true: class ids `[batch, height, width]` or `[batch, height, width, 1]`, as
+                `SegmentationLoss` takes them.
             y_pred: logits, float `[batch, height, width, num_classes]`, or predicted labels, int
                 `[batch, height, width]`.
             sample_weight: not used; a pixel counts or, by the ignore label, does not.
 
         Raises:
-            UserError: one-hot labels, shapes that do not fit each other, or scores of another number of classes.
+            UserError: one-hot labels, shapes that do not fit each other, or scores of another
+                number of classes.
         """
         predictions = ops.convert_to_tensor(y_pred)
-        are_scores = keras.backend.is_float_dtype(keras.backend.standardize_dtype(predictions.dtype))
-        labels = class_ids(ops.convert_to_tensor(y_true), predictions.shape[:-1] if are_scores else predictions.shape)
+        are_scores = keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(predictions.dtype)
+        )
+        labels = class_ids(
+            ops.convert_to_tensor(y_true),
+            predictions.shape[:-1] if are_scores else predictions.shape,
+        )
         if are_scores:
             if predictions.shape[-1] not in (None, self.num_classes):
                 raise UserError(
-                    f"ConfusionMatrix of {self.num_classes} classes: scores of shape {tuple(predictions.shape)}; their last axis "
+                    f"ConfusionMatrix of {self.num_classes} classes: scores of shape "
+                    f"{tuple(predictions.shape)}; their last axis "
                     "has one score per class, and predicted labels are integers"
                 )
             predictions = ops.argmax(predictions, axis=-1)
         labels = ops.cast(labels, "int32")
-        labels, predictions = ops.reshape(labels, [-1]), ops.reshape(ops.cast(predictions, "int32"), [-1])
+        labels, predictions = (
+            ops.reshape(labels, [-1]),
+            ops.reshape(ops.cast(predictions, "int32"), [-1]),
+        )
 
-        # Two cells behind the matrix take what is not counted there, so that one pass over the pixels does it all.
-        # A segment sum, because XLA cannot compile a bincount.
+        # Two cells behind the matrix take what is not counted there, so that one pass over the
+        # pixels does it all. A segment sum, because XLA cannot compile a bincount.
         size = self.num_classes
         known = (labels >= 0) & (labels < size) & (predictions >= 0) & (predictions < size)
         cells = ops.where(known, labels * size + predictions, size * size)
@@ -99,7 +119,11 @@ class ConfusionMatrix(keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "num_classes": self.num_classes, "ignore_label": self.ignore_label}
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "ignore_label": self.ignore_label,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +156,18 @@ class Scores:
         iou = intersection / np.maximum(union, 1)
         return cls(
             miou=float(iou[union > 0].mean()),
-            per_class_iou=tuple(float(value) if area > 0 else None for value, area in zip(iou, union, strict=True)),
+            per_class_iou=tuple(
+                float(value) if area > 0 else None for value, area in zip(iou, union, strict=True)
+            ),
             pixel_accuracy=float(intersection.sum() / total),
             mean_accuracy=float((intersection / np.maximum(labelled, 1))[labelled > 0].mean()),
             frequency_weighted_iou=float((labelled * iou).sum() / total),
         )
 
 
-def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = 255) -> np.ndarray:
+def count_pixels(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = 255
+) -> np.ndarray:
     """Confusion matrix of label maps on the host.
 
     Args:
@@ -151,7 +179,8 @@ def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int, 
     Returns:
         int64 `[C, C]`, rows: label, columns: prediction.
     """
-    # The ignore label has a row of its own, then dropped: three times faster than picking the counted pixels.
+    # The ignore label has a row of its own, then dropped: three times faster than picking the
+    # counted pixels.
     rows = max(num_classes, ignore_label + 1)
     cells = labels.astype(np.int64) * num_classes + predictions
     counts = np.bincount(cells.ravel(), minlength=rows * num_classes).reshape(rows, num_classes)

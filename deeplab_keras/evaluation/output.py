@@ -18,7 +18,9 @@ from deeplab_keras.io.writing import write_text
 from deeplab_keras.visualization import panel
 
 
-def draw_panel(predictor: Predictor, image: np.ndarray, label: np.ndarray | None, info: DatasetInfo) -> np.ndarray:
+def draw_panel(
+    predictor: Predictor, image: np.ndarray, label: np.ndarray | None, info: DatasetInfo
+) -> np.ndarray:
     """Image, label, prediction, errors and confidence with the legend, in the colours that the predictor's config names.
 
     Args:
@@ -30,13 +32,22 @@ def draw_panel(predictor: Predictor, image: np.ndarray, label: np.ndarray | None
     Returns:
         uint8 `[height, width, 3]`.
     """
-    (prediction,), (confidence,) = predictor.labels_and_confidence(as_image(image, predictor.network.channels)[None])
-    return panel(image, label, prediction, info, confidence=confidence, palette=predictor.config.palette)
+    (prediction,), (confidence,) = predictor.labels_and_confidence(
+        as_image(image, predictor.network.channels)[None]
+    )
+    return panel(
+        image, label, prediction, info, confidence=confidence, palette=predictor.config.palette
+    )
 
 
 def write_report(
-    folder: pathlib.Path, report: Report, details: Details | None, predictor: Predictor, source: Source,
-    pictures: int = 4, training_csv: pathlib.Path | None = None,
+    folder: pathlib.Path,
+    report: Report,
+    details: Details | None,
+    predictor: Predictor,
+    source: Source,
+    pictures: int = 4,
+    training_csv: pathlib.Path | None = None,
 ) -> None:
     """Writes metrics.json, metrics.csv and metrics.md and, where there are details, report.html.
 
@@ -62,7 +73,9 @@ def write_report(
     def draw(scores: Sequence[ImageScore]) -> list[Picture]:
         drawn = []
         for score in scores:
-            drawn.append((score, draw_panel(predictor, *source.load(index[score.name]), source.info)))
+            drawn.append(
+                (score, draw_panel(predictor, *source.load(index[score.name]), source.info))
+            )
         return drawn
 
     worst, best = extremes(details.images, pictures)

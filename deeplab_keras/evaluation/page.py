@@ -41,12 +41,16 @@ Picture = tuple[ImageScore, np.ndarray]
 
 def extremes(images: Sequence[ImageScore], count: int) -> tuple[list[ImageScore], list[ImageScore]]:
     """The images with the lowest and the highest mIoU, the extreme one first, none of them in both lists."""
-    ranked = sorted((image for image in images if not math.isnan(image.miou)), key=lambda image: image.miou)
+    ranked = sorted(
+        (image for image in images if not math.isnan(image.miou)), key=lambda image: image.miou
+    )
     count = min(count, len(ranked) // 2) or min(1, len(ranked))
     return ranked[:count], ranked[: count - 1 : -1][:count]
 
 
-def html_page(report: Report, worst: Sequence[Picture] = (), best: Sequence[Picture] = (), course: str = "") -> str:
+def html_page(
+    report: Report, worst: Sequence[Picture] = (), best: Sequence[Picture] = (), course: str = ""
+) -> str:
     """The page's text.
 
     Args:
@@ -56,19 +60,30 @@ def html_page(report: Report, worst: Sequence[Picture] = (), best: Sequence[Pict
         course: the training's charts, see `curves`.
     """
     title = f"Evaluation of {report.model or 'a model'}"
-    totals = "".join(f"<div>{html.escape(name)}<b>{_percent(value)}</b></div>" for name, value in report.totals().items())
+    totals = "".join(
+        f"<div>{html.escape(name)}<b>{_percent(value)}</b></div>"
+        for name, value in report.totals().items()
+    )
     parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>",
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p class='about'>{html.escape(report.about())}</p>",
+        "<!doctype html><html lang='en'><head><meta "
+        f"charset='utf-8'><title>{html.escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p "
+        f"class='about'>{html.escape(report.about())}</p>",
         f"<div class='totals'>{totals}</div>",
         f"<h2>Training</h2>{course}" if course else "",
-        "<h2>Classes</h2>", _classes(report),
-        "<h2>Largest confusions</h2>", _confusions(report),
-        "<h2>Confusion matrix</h2>", _matrix(report),
-    ]  # fmt: skip
+        "<h2>Classes</h2>",
+        _classes(report),
+        "<h2>Largest confusions</h2>",
+        _confusions(report),
+        "<h2>Confusion matrix</h2>",
+        _matrix(report),
+    ]
     for heading, pictures in (("Worst images", worst), ("Best images", best)):
         if pictures:
-            parts += [f"<h2>{heading}</h2>", *(_figure(score, picture) for score, picture in pictures)]
+            parts += [
+                f"<h2>{heading}</h2>",
+                *(_figure(score, picture) for score, picture in pictures),
+            ]
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
@@ -83,10 +98,16 @@ def _classes(report: Report) -> str:
     head = "".join(f"<th>{names.get(key, key)}</th>" for key in keys)
     body = ""
     for row in rows:
-        bar = f"<td style='text-align:left'><span class='bar' style='width:{8 * (row['iou'] or 0):.2f}rem'></span></td>"
+        bar = (
+            "<td style='text-align:left'><span class='bar' "
+            f"style='width:{8 * (row['iou'] or 0):.2f}rem'></span></td>"
+        )
         cells = "".join(f"<td>{_percent(row[key])}</td>" for key in keys)
         body += f"<tr><td>{html.escape(row['class'])}</td>{cells}{bar}</tr>\n"
-    return f"<table><thead><tr><th>class, in %</th>{head}<th></th></tr></thead><tbody>{body}</tbody></table>"
+    return (
+        "<table><thead><tr><th>class, in "
+        f"%</th>{head}<th></th></tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _confusions(report: Report) -> str:
@@ -94,14 +115,18 @@ def _confusions(report: Report) -> str:
         f"<tr><td>{html.escape(label)}</td><td>{html.escape(prediction)}</td><td>{_percent(share)}</td><td>{_percent(all_)}</td></tr>\n"
         for label, prediction, share, all_ in report.confusions()
     )
-    head = "<th>label</th><th>taken for</th><th>% of the label's pixels</th><th>% of all pixels</th>"
+    head = (
+        "<th>label</th><th>taken for</th><th>% of the label's pixels</th><th>% of all pixels</th>"
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _matrix(report: Report) -> str:
     names = [html.escape(name) for name in report.per_class_iou]
     if len(names) > LARGEST_MATRIX:
-        return f"<p>{len(names)} classes are too many for a table; metrics.json holds the counts.</p>"
+        return (
+            f"<p>{len(names)} classes are too many for a table; metrics.json holds the counts.</p>"
+        )
     counts = np.array(report.confusion_matrix, np.float64)
     labelled = counts.sum(1, keepdims=True)
     share = np.where(labelled > 0, 100 * counts / np.maximum(labelled, 1), np.nan)
@@ -110,7 +135,8 @@ def _matrix(report: Report) -> str:
         body += f"<tr><th>{name}</th>{''.join(map(_cell, row))}</tr>\n"
     head = "".join(f"<th>{name}</th>" for name in names)
     return (
-        "<p class='about'>Rows: label; columns: prediction; % of the label's pixels.</p><div class='matrix'><table>"
+        "<p class='about'>Rows: label; columns: prediction; % of the label's pixels.</p><div "
+        "class='matrix'><table>"
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -119,11 +145,17 @@ def _cell(share: float) -> str:
     if math.isnan(share):
         return "<td style='background:#eee'></td>"
     ink = "#fff" if share > 55 else "#1c2733"
-    return f"<td style='background:rgba(47,125,140,{share / 100:.3f});color:{ink}'>{f'{share:.0f}' if share >= 0.5 else ''}</td>"
+    return (
+        "<td "
+        f"style='background:rgba(47,125,140,{share / 100:.3f});color:{ink}'>{f'{share:.0f}' if share >= 0.5 else ''}</td>"
+    )
 
 
 def _figure(score: ImageScore, picture: np.ndarray) -> str:
-    caption = f"{score.name}: mIoU {_percent(score.miou)}, pixel accuracy {_percent(score.pixel_accuracy)}"
+    caption = (
+        f"{score.name}: mIoU {_percent(score.miou)}, pixel accuracy "
+        f"{_percent(score.pixel_accuracy)}"
+    )
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG", optimize=True)
     source = base64.b64encode(data.getvalue()).decode()

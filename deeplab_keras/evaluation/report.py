@@ -28,13 +28,15 @@ class Report:
         pixel_accuracy: share of the pixels with the right class.
         mean_accuracy: mean recall over the classes in the labels.
         frequency_weighted_iou: mean IoU weighted by the classes' shares of the labelled pixels.
-        per_class_iou: class name -> IoU; None for a class that is in neither the labels nor the predictions.
+        per_class_iou: class name -> IoU; None for a class that is in neither the labels nor the
+            predictions.
         confusion_matrix: pixel counts, rows: label, columns: prediction.
         images: number of images.
         model: name of the model.
         dataset: name of the dataset.
         split: name of the split.
-        boundary_iou: mean IoU of the classes' outlines, see `detail`; None where it was not measured, as below.
+        boundary_iou: mean IoU of the classes' outlines, see `detail`; None where it was not
+            measured, as below.
         per_class_boundary_iou: class name -> IoU of its outlines; None for a class without.
         expected_calibration_error: mean distance between confidence and accuracy, 0..1.
     """
@@ -74,14 +76,20 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what was not measured is left out."""
-        values = {**dataclasses.asdict(self), "confusion_matrix": [list(row) for row in self.confusion_matrix]}
+        values = {
+            **dataclasses.asdict(self),
+            "confusion_matrix": [list(row) for row in self.confusion_matrix],
+        }
         return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> str:
         """JSON text with one line a row of the confusion matrix."""
         rows = ",\n    ".join(json.dumps(row) for row in self.confusion_matrix)
         text = json.dumps({**self.to_dict(), "confusion_matrix": None}, indent=2)
-        return text.replace('"confusion_matrix": null', f'"confusion_matrix": [\n    {rows}\n  ]') + "\n"
+        return (
+            text.replace('"confusion_matrix": null', f'"confusion_matrix": [\n    {rows}\n  ]')
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -105,9 +113,12 @@ class Report:
         rows = []
         for i, (name, iou) in enumerate(self.per_class_iou.items()):
             row = {
-                "class": name, "iou": iou, "precision": _share(hits[i], predicted[i]),
-                "recall": _share(hits[i], labelled[i]), "pixels": _share(labelled[i], matrix.sum()),
-            }  # fmt: skip
+                "class": name,
+                "iou": iou,
+                "precision": _share(hits[i], predicted[i]),
+                "recall": _share(hits[i], labelled[i]),
+                "pixels": _share(labelled[i], matrix.sum()),
+            }
             if self.per_class_boundary_iou is not None:
                 row["boundary_iou"] = self.per_class_boundary_iou[name]
             rows.append(row)
@@ -127,7 +138,17 @@ class Report:
 
     def about(self) -> str:
         """What was measured on what, in a line."""
-        return ", ".join(filter(None, [f"{self.images} image{'s' * (self.images != 1)}", self.dataset, self.split, self.model]))
+        return ", ".join(
+            filter(
+                None,
+                [
+                    f"{self.images} image{'s' * (self.images != 1)}",
+                    self.dataset,
+                    self.split,
+                    self.model,
+                ],
+            )
+        )
 
     def confusions(self, count: int = 10) -> list[tuple[str, str, float, float]]:
         """The largest confusions: label, prediction, their share of the label's pixels and of all pixels."""
@@ -139,17 +160,32 @@ class Report:
         for cell in np.argsort(-matrix, axis=None)[:count]:
             row, column = divmod(int(cell), len(matrix))
             if matrix[row, column]:
-                found.append((names[row], names[column], matrix[row, column] / labelled[row], matrix[row, column] / total))
+                found.append(
+                    (
+                        names[row],
+                        names[column],
+                        matrix[row, column] / labelled[row],
+                        matrix[row, column] / total,
+                    )
+                )
         return found
 
     def table(self) -> str:
         """All scores in per cent as text, one class a line."""
         width = max(len("class"), *(min(len(name), 32) for name in self.per_class_iou))
-        lines = [f"{'class':<{width}} {'IoU':>6} {'precision':>9} {'recall':>6} {'pixels':>6}   all in per cent"]
+        lines = [
+            f"{'class':<{width}} {'IoU':>6} {'precision':>9} {'recall':>6} {'pixels':>6}   all in "
+            "per cent"
+        ]
         for row in self.classes():
             values = [row[key] for key in ("iou", "precision", "recall", "pixels")]
-            cells = " ".join(_percent(value, size) for value, size in zip(values, (6, 9, 6, 6), strict=True))
-            lines.append(f"{row['class'][:32]:<{width}} {cells}   {'#' * round(BAR_WIDTH * (row['iou'] or 0))}".rstrip())
+            cells = " ".join(
+                _percent(value, size) for value, size in zip(values, (6, 9, 6, 6), strict=True)
+            )
+            lines.append(
+                f"{row['class'][:32]:<{width}} {cells}   "
+                f"{'#' * round(BAR_WIDTH * (row['iou'] or 0))}".rstrip()
+            )
         summary = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.totals().items())
         return "\n".join([self.about(), *lines, summary]) + "\n"
 
@@ -164,10 +200,21 @@ class Report:
     def to_markdown(self) -> str:
         """The table for a page of documentation, in per cent."""
         rows = self.classes()
-        names = {"class": "class", "iou": "IoU", "pixels": "share of pixels", "boundary_iou": "boundary IoU"}
-        lines = ["| " + " | ".join(names.get(key, key) for key in rows[0]) + " |", "|---" + "|--:" * (len(rows[0]) - 1) + "|"]
+        names = {
+            "class": "class",
+            "iou": "IoU",
+            "pixels": "share of pixels",
+            "boundary_iou": "boundary IoU",
+        }
+        lines = [
+            "| " + " | ".join(names.get(key, key) for key in rows[0]) + " |",
+            "|---" + "|--:" * (len(rows[0]) - 1) + "|",
+        ]
         for row in rows:
-            cells = [row["class"].replace("|", "\\|"), *(_percent(value, 0) for key, value in row.items() if key != "class")]
+            cells = [
+                row["class"].replace("|", "\\|"),
+                *(_percent(value, 0) for key, value in row.items() if key != "class"),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         totals = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.totals().items())
         return "\n".join([f"{self.about()}: {totals}", "", *lines]) + "\n"

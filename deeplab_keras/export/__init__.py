@@ -79,9 +79,12 @@ class _Job:
         """What goes into every export beside the network: its class names, a line each, and where it came from."""
         info, config = self.exported.info, self.exported.config
         about = {
-            "made_by": f"deeplab_keras {__version__}", "dataset": info.to_dict(), "model": config.to_dict(),
-            "input_size": self.size, "outputs": list(self.outputs),
-        }  # fmt: skip
+            "made_by": f"deeplab_keras {__version__}",
+            "dataset": info.to_dict(),
+            "model": config.to_dict(),
+            "input_size": self.size,
+            "outputs": list(self.outputs),
+        }
         names = "".join(f"{name}\n" for name in info.class_names)
         return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}
 
@@ -95,15 +98,22 @@ class _Job:
             path.write_bytes(onnx.convert(self.frozen, self.outputs, self.files))
             return ()
         if kind == "tflite_mixed":
-            model, float_layers = mixed(self.calibrated, self.representative, self.mixed_agreement, self.threads)
+            model, float_layers = mixed(
+                self.calibrated, self.representative, self.mixed_agreement, self.threads
+            )
         elif kind == "tflite_int8":
             model = tflite.quantize(self.calibrated)
         else:
             frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
             model = tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind])
         info, config = self.exported.info, self.exported.config
-        text = f"Semantic segmentation: the class of each pixel out of {config.num_classes} of {info.name}"
-        described = metadata.describe(model, f"{config.head} on {config.backbone}", text, __version__)
+        text = (
+            f"Semantic segmentation: the class of each pixel out of {config.num_classes} of "
+            f"{info.name}"
+        )
+        described = metadata.describe(
+            model, f"{config.head} on {config.backbone}", text, __version__
+        )
         path.write_bytes(tflite.pack(described, self.files))
         return float_layers
 
@@ -136,36 +146,43 @@ def export_model(
 
     Args:
         checkpoint: a checkpoint folder or workdir, or a loaded checkpoint.
-        export_path: the folder for the files, named as in FORMATS; for one format also a file, `*.tflite` or `*.onnx`.
+        export_path: the folder for the files, named as in FORMATS; for one format also a file,
+            `*.tflite` or `*.onnx`.
         formats: out of FORMATS.
-        input_size: (height, width) of the one image that TFLite and ONNX files take. A SavedModel takes any number of
-            images of any size.
-        output: "labels", of label_type `[batch, height, width]`; "logits", float32 `[batch, height, width, num_classes]`;
-            or "both".
+        input_size: (height, width) of the one image that TFLite and ONNX files take. A SavedModel
+            takes any number of images of any size.
+        output: "labels", of label_type `[batch, height, width]`; "logits", float32 `[batch, height,
+            width, num_classes]`; or "both".
         label_type: "int32", or "uint8", a quarter of it.
-        representative_images: for tflite_int8 and tflite_mixed, at least 16 images such as the model will see: a split of
-            a dataset, a folder of pictures, or uint8 arrays `[height, width, channels]`.
-        check_images: images for the check, likewise. Default: made pictures. A split of a dataset has labels: then mIoU
-            is measured too.
+        representative_images: for tflite_int8 and tflite_mixed, at least 16 images such as the
+            model will see: a split of a dataset, a folder of pictures, or uint8 arrays `[height,
+            width, channels]`.
+        check_images: images for the check, likewise. Default: made pictures. A split of a dataset
+            has labels: then mIoU is measured too.
         checked: how many of them, evenly spread; 0: all.
-        min_agreement: share of the pixels on which the labels must be Keras' own. Default: 0.995; for 8-bit kinds 0.
+        min_agreement: share of the pixels on which the labels must be Keras' own. Default: 0.995;
+            for 8-bit kinds 0.
         max_miou_loss: points of mIoU that a file may be below Keras. Default: any.
-        mixed_agreement: of tflite_mixed: share of the pixels of representative images on which the labels are those of
-            the float32 file; layers stay in float until it is reached.
-        half_pixel_resizes: resizes with aligned corners, which some delegates do not take, are made with half-pixel
-            centres; the agreement tells what it costs, and has no minimum by default.
-        keep_concatenations: PSPNet's and ASPP's 3x3 convolutions over concatenated branches stay one convolution each: slower,
-            but without BATCH_MATMUL, which some delegates do not take. In 8-bit files they always do.
+        mixed_agreement: of tflite_mixed: share of the pixels of representative images on which the
+            labels are those of the float32 file; layers stay in float until it is reached.
+        half_pixel_resizes: resizes with aligned corners, which some delegates do not take, are made
+            with half-pixel centres; the agreement tells what it costs, and has no minimum by
+            default.
+        keep_concatenations: PSPNet's and ASPP's 3x3 convolutions over concatenated branches stay
+            one convolution each: slower, but without BATCH_MATMUL, which some delegates do not
+            take. In 8-bit files they always do.
         overwrite: files that stand there are replaced.
         threads: of the runtimes in the check.
-        log: gets a line for each file, and of a TFLite file its operators and what delegates make of them.
+        log: gets a line for each file, and of a TFLite file its operators and what delegates make
+            of them.
 
     Returns:
         One entry a format, in their order.
 
     Raises:
-        UserError: an unknown format, a path that exists, an input size that the model cannot take, too few
-            representative images, a runtime that is not installed, or a file that agrees less or loses more than is
+        UserError: an unknown format, a path that exists, an input size that the model cannot take,
+            too few representative images, a runtime that is not installed, or a file that agrees
+            less or loses more than is
             allowed: that file is kept, with `.failed` at the end of its name.
     """
     require_tensorflow("the export")
@@ -179,27 +196,48 @@ def export_model(
         onnx.require_packages()
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and input_size is None:
-        raise UserError(f"--formats={needs_size[0]} needs --input_size=HEIGHT,WIDTH, the one size that the file takes")
+        raise UserError(
+            f"--formats={needs_size[0]} needs --input_size=HEIGHT,WIDTH, the one size that the "
+            "file takes"
+        )
     if not isinstance(checkpoint, LoadedCheckpoint):
         checkpoint = load_checkpoint(checkpoint)
     request.check_classes(checkpoint)
     if input_size is not None:
         request.check_size(checkpoint, input_size)
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
-    representative = request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
+    representative = (
+        request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
+    )
     if checkpoint.config.quantization_aware:  # the files have an arithmetic of their own
         checkpoint = rebuilt(checkpoint, quantization_aware=False)
     changes = {"align_corners": False} if half_pixel_resizes else {}
     changes |= {"branchwise": False} if keep_concatenations else {}
     exported_network = rebuilt(checkpoint, **changes) if changes else checkpoint
-    job = _Job(checkpoint, exported_network, OUTPUTS[output], label_type, input_size, representative, mixed_agreement, threads)
+    job = _Job(
+        checkpoint,
+        exported_network,
+        OUTPUTS[output],
+        label_type,
+        input_size,
+        representative,
+        mixed_agreement,
+        threads,
+    )
     images, labels = request.check_images(check_images, checked, checkpoint, input_size)
     if max_miou_loss is not None and not labels:
-        raise UserError(f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset and --dataset_dir")
+        raise UserError(
+            f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset "
+            "and --dataset_dir"
+        )
     exported = []
     for kind, target in targets.items():
         approximate = kind in request.APPROXIMATE or half_pixel_resizes
-        limit = (0.0 if approximate else request.MIN_AGREEMENT) if min_agreement is None else min_agreement
+        limit = (
+            (0.0 if approximate else request.MIN_AGREEMENT)
+            if min_agreement is None
+            else min_agreement
+        )
         logging.info("%s: being made and checked", target)
         exported.append(_export_one(job, kind, target, images, labels, limit, max_miou_loss))
         log(f"{exported[-1]}{exported[-1].report()}")
@@ -210,18 +248,28 @@ def export_model(
 
 
 def _export_one(
-    job: _Job, kind: str, target: pathlib.Path, images: list[np.ndarray], labels: list[np.ndarray], limit: float,
+    job: _Job,
+    kind: str,
+    target: pathlib.Path,
+    images: list[np.ndarray],
+    labels: list[np.ndarray],
+    limit: float,
     max_miou_loss: float | None,
 ) -> ExportedFile:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, failed = target.with_name(f".{target.name}.tmp"), target.with_name(f"{target.name}.failed")
+    temporary, failed = (
+        target.with_name(f".{target.name}.tmp"),
+        target.with_name(f"{target.name}.failed"),
+    )
     _remove(temporary)
     try:
         try:
             float_layers = job.write(kind, temporary)
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"{target}: cannot be written ({reason}); make room, or give another --export_path") from error
+            raise UserError(
+                f"{target}: cannot be written ({reason}); make room, or give another --export_path"
+            ) from error
         size = None if kind == "saved_model" else job.size
         run = job.runner(kind, temporary)
         compared = compare(run, job.network, images, size, labels, job.checkpoint.info.ignore_label)
@@ -235,9 +283,16 @@ def _export_one(
         _remove(temporary)
     in_tflite = kind.startswith("tflite")
     exported = ExportedFile(
-        path, kind, _size(path), compared, took, tflite.operators(path) if in_tflite else {}, float_layers or (),
-        tuple(verdicts(path, job.threads)) if in_tflite else (), size,
-    )  # fmt: skip
+        path,
+        kind,
+        _size(path),
+        compared,
+        took,
+        tflite.operators(path) if in_tflite else {},
+        float_layers or (),
+        tuple(verdicts(path, job.threads)) if in_tflite else (),
+        size,
+    )
     if broken:
         raise UserError(f"{exported}; {broken}: do not use this file")
     return exported
@@ -247,7 +302,11 @@ def _broken_limit(compared: Comparison, min_agreement: float, max_miou_loss: flo
     """The limit that a file breaks, or nothing."""
     if not compared.label_agreement >= min_agreement:
         return f"the least allowed is --min_agreement={min_agreement:g}"
-    if max_miou_loss is not None and compared.miou_loss is not None and not compared.miou_loss <= max_miou_loss:
+    if (
+        max_miou_loss is not None
+        and compared.miou_loss is not None
+        and not compared.miou_loss <= max_miou_loss
+    ):
         return f"the most allowed is --max_miou_loss={max_miou_loss:g}"
     return ""
 

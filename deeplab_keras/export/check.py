@@ -17,10 +17,12 @@ from deeplab_keras.export.images import resize, resize_labels
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_runtime
 
-# An exported file: from a uint8 image `[height, width, channels]` to labels `[height, width]` and logits.
+# An exported file: from a uint8 image `[height, width, channels]` to labels `[height, width]` and
+# logits.
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 TIMED = 5  # calls
-LARGEST = 12_500_000  # pixels of an image that Keras predicts in one piece for the comparison at its own size
+# pixels of an image that Keras predicts in one piece for the comparison at its own size
+LARGEST = 12_500_000
 STRETCHED = 1.02  # change of the aspect ratio that is more than the rounding of a side
 
 
@@ -70,7 +72,11 @@ class Comparison:
     @property
     def miou_loss(self) -> float | None:
         """Points of mIoU that the file is below Keras."""
-        return None if self.miou is None or self.keras_miou is None else 100 * (self.keras_miou - self.miou)
+        return (
+            None
+            if self.miou is None or self.keras_miou is None
+            else 100 * (self.keras_miou - self.miou)
+        )
 
 
 def runner(kind: str, path: pathlib.Path, threads: int) -> Runner:
@@ -97,8 +103,12 @@ def milliseconds(kind: str, path: pathlib.Path, threads: int, image: np.ndarray)
 
 
 def compare(
-    run: Runner, network: Network, images: Sequence[np.ndarray], size: tuple[int, int] | None = None,
-    labels: Sequence[np.ndarray] = (), ignore_label: int = 255,
+    run: Runner,
+    network: Network,
+    images: Sequence[np.ndarray],
+    size: tuple[int, int] | None = None,
+    labels: Sequence[np.ndarray] = (),
+    ignore_label: int = 255,
 ) -> Comparison:
     """An exported file beside Keras.
 
@@ -111,28 +121,44 @@ def compare(
         ignore_label: of pixels that do not count.
     """
     difference, classes = 0.0, set()
-    same, own = _Counts(network.num_classes, ignore_label), _Counts(network.num_classes, ignore_label)
+    same, own = (
+        _Counts(network.num_classes, ignore_label),
+        _Counts(network.num_classes, ignore_label),
+    )
     shapes = []
     for index, picture in enumerate(images):
         image = resize(picture, size) if size else picture
         expected = network(tf.constant(image[None], tf.float32))[0].numpy()
         found, logits = run(image)
-        difference = float(np.maximum(difference, np.abs(logits - expected).max()))  # unlike max(), it keeps a NaN
+        difference = float(
+            np.maximum(difference, np.abs(logits - expected).max())
+        )  # unlike max(), it keeps a NaN
         of_keras = expected.argmax(-1)
         classes.update(np.unique(of_keras).tolist())
         truth = labels[index] if labels else None
-        same.add(found, of_keras, resize_labels(truth, size) if size and truth is not None else truth)
+        same.add(
+            found, of_keras, resize_labels(truth, size) if size and truth is not None else truth
+        )
         height, width = picture.shape[:2]
-        if size and (height, width) != tuple(size) and not network.input_size and height * width <= LARGEST:
+        if (
+            size
+            and (height, width) != tuple(size)
+            and not network.input_size
+            and height * width <= LARGEST
+        ):
             shapes.append((height, width))
-            enlarged = tf.image.resize(logits, (height, width)).numpy().argmax(-1)  # as `Predictor` answers with such a file
+            enlarged = (
+                tf.image.resize(logits, (height, width)).numpy().argmax(-1)
+            )  # as `Predictor` answers with such a file
             own.add(enlarged, Predictor(network)(picture), truth)
     at_own_size = None
     if shapes and size:
         stretched = [shape for shape in shapes if stretch(shape, size) > STRETCHED]
         ((usual, _),) = Counter(stretched or shapes).most_common(1)
         at_own_size = OwnSize(own.agreement, len(shapes), len(stretched), usual, *own.mious)
-    return Comparison(difference, same.agreement, len(classes), len(images), *same.mious, at_own_size)
+    return Comparison(
+        difference, same.agreement, len(classes), len(images), *same.mious, at_own_size
+    )
 
 
 class _Counts:

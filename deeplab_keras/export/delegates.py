@@ -1,7 +1,7 @@
 """Which delegates take a TFLite file as a whole, and which of its operators stop the others.
 
-XNNPACK is asked: the file is opened with it. The others are not on this machine; what they take is read from their
-sources and manuals, cited beside each rule and in docs/export.md.
+XNNPACK is asked: the file is opened with it. The others are not on this machine; what they take is
+read from their sources and manuals, cited beside each rule and in docs/export.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Verdict:
 
     Attributes:
         delegate: its name.
-        stopped_by: the operators that it leaves to the CPU, by the reason; none: it takes the whole graph.
+        stopped_by: the operators that it leaves to the CPU, by the reason; none: it takes the whole
+            graph.
         pieces: into how many parts its share falls, where that is known.
     """
 
@@ -51,7 +52,9 @@ class Verdict:
     pieces: int | None = None
 
     def __str__(self) -> str:
-        parts = f" in {self.pieces} piece{'s' * (self.pieces != 1)}" if self.pieces is not None else ""
+        parts = (
+            f" in {self.pieces} piece{'s' * (self.pieces != 1)}" if self.pieces is not None else ""
+        )
         if not self.stopped_by:
             return f"{self.delegate}: takes the whole graph{parts}"
         reasons = []
@@ -70,7 +73,8 @@ ARITHMETIC = {
 }  # fmt: skip
 # tensorflow/lite/tools/versioning/gpu_compatibility.cc, CheckGpuDelegateCompatibility
 GPU = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV"}
-# LiteRT's ML Drift, the switch over builtin_code of its IR model builder; WebGPU in @litertjs/core runs on it
+# LiteRT's ML Drift, the switch over builtin_code of its IR model builder; WebGPU in @litertjs/core
+# runs on it
 ML_DRIFT = GPU | {"ARG_MAX", "CAST"}
 # tensorflow/lite/delegates/nnapi/nnapi_delegate.cc, Validate, for Android 11 and later
 NNAPI = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "ARG_MAX", "CAST", "SUM", "DIV"}
@@ -103,7 +107,10 @@ def _edge_tpu(operator: Operator) -> str:
 
 def _old_nnapi(operator: Operator) -> str:
     if operator.aligned or operator.half_pixel:
-        return f"RESIZE_BILINEAR with {'aligned corners' if operator.aligned else 'half-pixel centres'}"
+        return (
+            "RESIZE_BILINEAR with "
+            f"{'aligned corners' if operator.aligned else 'half-pixel centres'}"
+        )
     return _nnapi(operator)
 
 
@@ -120,7 +127,10 @@ RULES: dict[str, Callable[[Operator], str]] = {
 def verdicts(path: pathlib.Path, threads: int = 1) -> list[Verdict]:
     """What each delegate makes of a TFLite file."""
     found = read_operators(path)
-    return [_xnnpack(path, found, threads), *(_by_rule(name, rule, found) for name, rule in RULES.items())]
+    return [
+        _xnnpack(path, found, threads),
+        *(_by_rule(name, rule, found) for name, rule in RULES.items()),
+    ]
 
 
 def read_operators(path: pathlib.Path) -> list[Operator]:
@@ -128,23 +138,36 @@ def read_operators(path: pathlib.Path) -> list[Operator]:
     from tensorflow.lite.python import schema_py_generated as schema  # takes TensorFlow's import
 
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    operators = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+    operators = {
+        value: name
+        for name, value in vars(schema.BuiltinOperator).items()
+        if isinstance(value, int)
+    }
+    types = {
+        value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)
+    }
     graph, buffers = model.subgraphs[0], model.buffers
-    outputs = {int(one.tensorIndex): one.name.decode() for signature in model.signatureDefs or () for one in signature.outputs}
+    outputs = {
+        int(one.tensorIndex): one.name.decode()
+        for signature in model.signatureDefs or ()
+        for one in signature.outputs
+    }
     found = []
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex]
         options = operator.builtinOptions
-        computed = [i for i in operator.inputs if i >= 0 and buffers[graph.tensors[i].buffer].data is None]
+        computed = [
+            i for i in operator.inputs if i >= 0 and buffers[graph.tensors[i].buffer].data is None
+        ]
         tensors = [graph.tensors[index] for index in (*computed, operator.outputs[0])]
         found.append(
             Operator(
                 operators[max(code.builtinCode, code.deprecatedBuiltinCode)],
                 outputs.get(int(operator.outputs[0]), tensors[-1].name.decode()),
                 tuple(types[tensor.type] for tensor in tensors),
-                bool(getattr(options, "alignCorners", False)), bool(getattr(options, "halfPixelCenters", False)),
-            )  # fmt: skip
+                bool(getattr(options, "alignCorners", False)),
+                bool(getattr(options, "halfPixelCenters", False)),
+            )
         )
     return found
 
@@ -160,7 +183,8 @@ def _by_rule(name: str, rule: Callable[[Operator], str], operators: Sequence[Ope
 def _xnnpack(path: pathlib.Path, operators: Sequence[Operator], threads: int) -> Verdict:
     """What XNNPACK has left over of a file that is opened with it, as interpreters do by themselves.
 
-    The interpreter does not say so, but tells which tensors go into the delegate's pieces and which come out of them.
+    The interpreter does not say so, but tells which tensors go into the delegate's pieces and which
+    come out of them.
     """
     interpreter = open_interpreter(path, threads)
     details = interpreter._get_ops_details()

@@ -1,7 +1,7 @@
 """The network as a TensorFlow graph whose weights are constants: what every exported file is made from.
 
-With constants for weights TensorFlow folds batch norm into the convolutions, and a conversion to TFLite takes a tenth
-of the time that it takes from a Keras model, with the same operators.
+With constants for weights TensorFlow folds batch norm into the convolutions, and a conversion to
+TFLite takes a tenth of the time that it takes from a Keras model, with the same operators.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ from deeplab_keras.models.segmentor import build_segmentor
 Shape = tuple[int | None, int | None, int | None, int]
 Function = Any  # tf.types.experimental.ConcreteFunction
 
-# Name of an output -> how it comes from the logits `[batch, height, width, num_classes]` and the dtype of labels.
+# Name of an output -> how it comes from the logits `[batch, height, width, num_classes]` and the
+# dtype of labels.
 OUTPUTS: dict[str, Callable[[tf.Tensor, str], tf.Tensor]] = {
-    "labels": lambda logits, label_type: tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32), label_type),
+    "labels": lambda logits, label_type: tf.cast(
+        tf.argmax(logits, axis=-1, output_type=tf.int32), label_type
+    ),
     "logits": lambda logits, _: tf.identity(logits),
     "probabilities": lambda logits, _: tf.nn.softmax(logits),
 }
 
 
-def freeze(model: keras.Model, shape: Shape, dtype: tf.DType, outputs: Sequence[str], label_type: str = "int32") -> Function:
+def freeze(
+    model: keras.Model,
+    shape: Shape,
+    dtype: tf.DType,
+    outputs: Sequence[str],
+    label_type: str = "int32",
+) -> Function:
     """The model as a graph of constants, for images of one shape and dtype.
 
-    A shape without None is what converters for devices want: only then do they see through the dilated convolutions,
-    which TensorFlow spells SpaceToBatch, convolution, BatchToSpace.
+    A shape without None is what converters for devices want: only then do they see through the
+    dilated convolutions, which TensorFlow spells SpaceToBatch, convolution, BatchToSpace.
 
     Args:
         model: a segmentor for any size, or for this one.
@@ -59,15 +68,18 @@ def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
     """The checkpoint's network with some fields of its config changed that leave its weights as they are.
 
     Raises:
-        UserError: the network is not the one that its config describes, so that a new one would not be the same.
+        UserError: the network is not the one that its config describes, so that a new one would not
+            be the same.
     """
     model, config = checkpoint.model, checkpoint.config.replace(**changes)
     height, width = model.input_shape[1:3]
     size = (height, width) if height and width else None
     if _layers(model) != _layers(build_segmentor(checkpoint.config, size)):
         raise UserError(
-            f"the layers of {model.name!r} are not those that its config describes, and this export builds the network anew "
-            f"with {', '.join(f'{name}={value}' for name, value in changes.items())}; export the unmodified network, or "
+            f"the layers of {model.name!r} are not those that its config describes, and this "
+            "export builds the network anew "
+            f"with {', '.join(f'{name}={value}' for name, value in changes.items())}; export the "
+            "unmodified network, or "
             "leave the format or flag out"
         )
     changed = build_segmentor(config, size)
@@ -76,7 +88,11 @@ def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
 
 
 def _layers(model: keras.Model) -> list[tuple[str, str]]:
-    return [(type(layer).__name__, layer.name) for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    return [
+        (type(layer).__name__, layer.name)
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+    ]
 
 
 def named(frozen: Function, outputs: Sequence[str]) -> Function:
@@ -84,8 +100,13 @@ def named(frozen: Function, outputs: Sequence[str]) -> Function:
     shapes = [output.shape for output in frozen.outputs]
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = [tf.ensure_shape(value, shape) for value, shape in zip(frozen(image), shapes, strict=True)]
+        values = [
+            tf.ensure_shape(value, shape)
+            for value, shape in zip(frozen(image), shapes, strict=True)
+        ]
         return dict(zip(outputs, values, strict=True))
 
     (image,) = frozen.inputs
-    return tf.function(serve).get_concrete_function(tf.TensorSpec(image.shape, image.dtype, name="image"))
+    return tf.function(serve).get_concrete_function(
+        tf.TensorSpec(image.shape, image.dtype, name="image")
+    )

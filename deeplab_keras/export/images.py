@@ -21,7 +21,8 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
     """At most `limit` uint8 images `[height, width, channels]`, evenly spread over those that there are.
 
     Args:
-        images: a split of a dataset, a folder of pictures, with folders in it, or the images themselves.
+        images: a split of a dataset, a folder of pictures, with folders in it, or the images
+            themselves.
         limit: how many are wanted.
 
     Raises:
@@ -30,7 +31,9 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
     if isinstance(images, str | os.PathLike):
         folder = pathlib.Path(images).expanduser()
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})")
+            raise UserError(
+                f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})"
+            )
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
     if isinstance(images, Sequence):
@@ -65,11 +68,12 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:
     """Pictures for want of real ones: flat and textured rectangles on a ramp, under noise. The same at every call.
 
-    They have edges, large areas and texture, so that a network that knows something answers with several classes.
+    They have edges, large areas and texture, so that a network that knows something answers with
+    several classes.
     """
     random = np.random.default_rng(0)
     height, width = size
-    rows, columns = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     pictures = []
     for _ in range(count):
         slope = random.uniform(-200, 200, (2, channels))
@@ -77,6 +81,10 @@ def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np
         for _ in range(8):
             top, left = random.integers(0, (height, width))
             area = picture[top : top + height // 2, left : left + width // 3]
-            area[:] = random.uniform(0, 255, channels) + random.normal(0, random.choice((0, 40)), area.shape)
-        pictures.append(np.clip(picture + random.normal(0, 8, picture.shape), 0, 255).astype(np.uint8))
+            area[:] = random.uniform(0, 255, channels) + random.normal(
+                0, random.choice((0, 40)), area.shape
+            )
+        pictures.append(
+            np.clip(picture + random.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+        )
     return pictures

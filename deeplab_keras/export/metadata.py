@@ -1,7 +1,7 @@
 """TFLite metadata: what a file says of its input and its outputs to Android's and MediaPipe's tools.
 
-Tables are written as `{number of a field: value}`, with the numbers of `metadata_schema.fbs` 1.5.0 (tensorflow/tflite-support)
-and of MediaPipe's `image_segmenter_metadata_schema.fbs`.
+Tables are written as `{number of a field: value}`, with the numbers of `metadata_schema.fbs` 1.5.0
+(tensorflow/tflite-support) and of MediaPipe's `image_segmenter_metadata_schema.fbs`.
 """
 
 from __future__ import annotations
@@ -39,26 +39,41 @@ class _Scalar:
 def describe(model: bytes, name: str, description: str, version: str) -> bytes:
     """A TFLite file with the entry that tools look for; its operators, tensors and buffers stay byte for byte.
 
-    It says that the input is an RGB image in 0..255 that needs no normalisation, and which file names the classes: those that are
-    the values of "labels", and those that are the last axis of "logits". Equal arguments give equal bytes. A licence is not
+    It says that the input is an RGB image in 0..255 that needs no normalisation, and which file
+    names the classes: those that are the values of "labels", and those that are the last axis of
+    "logits". Equal arguments give equal bytes. A licence is not
     named: it is the owner's of the weights to give.
 
     Args:
-        model: a file with the input "image" and outputs out of "labels" and "logits", without such an entry.
+        model: a file with the input "image" and outputs out of "labels" and "logits", without such
+            an entry.
         name: of the network.
         description: a sentence for people.
         version: of what made it.
     """
     outputs = _output_names(model)
-    graph: dict[int, Any] = {2: [_image()], 3: [_labels() if output == "labels" else _logits() for output in outputs]}
+    graph: dict[int, Any] = {
+        2: [_image()],
+        3: [_labels() if output == "labels" else _logits() for output in outputs],
+    }
     if "logits" in outputs:
-        activation = _finished({0: _Scalar(Int8Flags, SOFTMAX)}, b"V001")  # by which MediaPipe makes confidences of them
+        activation = _finished(
+            {0: _Scalar(Int8Flags, SOFTMAX)}, b"V001"
+        )  # by which MediaPipe makes confidences of them
         graph[9] = [{0: "SEGMENTER_METADATA", 1: activation}]
     about = {
-        0: name, 1: description, 2: version, 3: [graph], 4: "deeplab_keras",
-        6: [_file(ABOUT, "Classes with their colours, architecture and input size", DESCRIPTION_FILE)],
+        0: name,
+        1: description,
+        2: version,
+        3: [graph],
+        4: "deeplab_keras",
+        6: [
+            _file(
+                ABOUT, "Classes with their colours, architecture and input size", DESCRIPTION_FILE
+            )
+        ],
         7: "1.5.0" if 9 in graph else "1.0.0",  # the schema's version that the fields need
-    }  # fmt: skip
+    }
     return _with_entry(model, _finished(about, IDENTIFIER))
 
 
@@ -67,25 +82,32 @@ def describe(model: bytes, name: str, description: str, version: str) -> bytes:
 
 def _image() -> Table:
     return {
-        0: "image", 1: "RGB image, values 0 to 255; normalisation is inside the model",
+        0: "image",
+        1: "RGB image, values 0 to 255; normalisation is inside the model",
         3: {0: _Scalar(Uint8Flags, IMAGE_CONTENT), 1: {0: _Scalar(Int8Flags, RGB)}},
-        4: [{0: _Scalar(Uint8Flags, NORMALIZATION), 1: {0: (0.0,), 1: (1.0,)}}],  # mean, standard deviation
+        4: [
+            {0: _Scalar(Uint8Flags, NORMALIZATION), 1: {0: (0.0,), 1: (1.0,)}}
+        ],  # mean, standard deviation
         5: {0: (255.0,), 1: (0.0,)},  # largest, least
-    }  # fmt: skip
+    }
 
 
 def _labels() -> Table:
     return {
-        0: "labels", 1: "Class of each pixel, an index into the lines of labels.txt", 3: _map_content(),
+        0: "labels",
+        1: "Class of each pixel, an index into the lines of labels.txt",
+        3: _map_content(),
         6: [_file(LABELS, "Names of the classes", VALUE_LABELS)],
-    }  # fmt: skip
+    }
 
 
 def _logits() -> Table:
     return {
-        0: "logits", 1: "Scores of the classes for each pixel, before softmax", 3: _map_content(),
+        0: "logits",
+        1: "Scores of the classes for each pixel, before softmax",
+        3: _map_content(),
         6: [_file(LABELS, "Names of the classes", AXIS_LABELS)],
-    }  # fmt: skip
+    }
 
 
 def _map_content() -> Table:
@@ -123,7 +145,11 @@ def _put(builder: flatbuffers.Builder, value: Any) -> int:
     if isinstance(value, str):
         return builder.CreateString(value)
     if isinstance(value, Mapping):
-        offsets = {number: _put(builder, part) for number, part in value.items() if not isinstance(part, _Scalar)}
+        offsets = {
+            number: _put(builder, part)
+            for number, part in value.items()
+            if not isinstance(part, _Scalar)
+        }
         builder.StartObject(max(value) + 1)
         for number, part in value.items():
             if isinstance(part, _Scalar):
@@ -156,9 +182,14 @@ class _AlignedBuffer(schema.BufferT):
 def _with_entry(model: bytes, metadata: bytes) -> bytes:
     """The file with one more buffer, and one more entry of metadata that names it."""
     tables = schema.ModelT.InitFromPackedBuf(model, 0)
-    tables.metadata = [*(tables.metadata or []), schema.MetadataT(name=ENTRY, buffer=len(tables.buffers))]
+    tables.metadata = [
+        *(tables.metadata or []),
+        schema.MetadataT(name=ENTRY, buffer=len(tables.buffers)),
+    ]
     tables.buffers = [*tables.buffers, schema.BufferT(data=np.frombuffer(metadata, np.uint8))]
-    tables.buffers = [_AlignedBuffer(buffer.data, buffer.offset, buffer.size) for buffer in tables.buffers]
+    tables.buffers = [
+        _AlignedBuffer(buffer.data, buffer.offset, buffer.size) for buffer in tables.buffers
+    ]
     builder = flatbuffers.Builder(len(model))
     builder.Finish(tables.Pack(builder), b"TFL3")
     return bytes(builder.Output())

@@ -33,19 +33,24 @@ def mixed(
 ) -> tuple[bytes, tuple[str, ...]]:
     """An int8 file in which as few layers as will do stay in float32.
 
-    The layers are ordered by what each of them changes when it alone is in 8 bits. Then the number of those that stay in
-    float is doubled until the labels agree with the float32 file's, and the smallest such number is searched for.
+    The layers are ordered by what each of them changes when it alone is in 8 bits. Then the number
+    of those that stay in float is doubled until the labels agree with the float32 file's, and the
+    smallest such number is searched for.
 
     Args:
         calibrated: a float32 file with ranges, see `tflite.calibrate`.
-        images: uint8 `[height, width, channels]` of the file's size; IMAGES of them, evenly spread, are used.
+        images: uint8 `[height, width, channels]` of the file's size; IMAGES of them, evenly spread,
+            are used.
         agreement: share of the pixels, 0..1, whose labels must be the float32 file's.
         threads: of the runtime.
 
     Returns:
         The file, and the names of the layers in float, the most sensitive first.
     """
-    images = [images[index] for index in np.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().astype(int)]
+    images = [
+        images[index]
+        for index in np.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().astype(int)
+    ]
     expected = _labels(calibrated, images, threads)
 
     def agrees(model: bytes) -> float:
@@ -64,7 +69,9 @@ def mixed(
             high = middle
         else:
             low = middle
-    return tflite.quantize(calibrated, order[:high]), tuple(layer_name(tensor) for tensor in order[:high])
+    return tflite.quantize(calibrated, order[:high]), tuple(
+        layer_name(tensor) for tensor in order[:high]
+    )
 
 
 def sensitivities(calibrated: bytes, agrees: Callable[[bytes], float]) -> list[Sensitivity]:
@@ -89,8 +96,14 @@ def layer_name(tensor: str) -> str:
 
     `model/block1_act_1/Relu6;model/block1_conv_1/convolution` -> `block1_conv`.
     """
-    layers = [re.sub(r"_\d+$", "", part.split("/")[1]) for part in tensor.split(";") if part.count("/") > 1]
-    return next((layer for layer in layers if layer.endswith("_conv")), layers[0] if layers else tensor)
+    layers = [
+        re.sub(r"_\d+$", "", part.split("/")[1])
+        for part in tensor.split(";")
+        if part.count("/") > 1
+    ]
+    return next(
+        (layer for layer in layers if layer.endswith("_conv")), layers[0] if layers else tensor
+    )
 
 
 def _labels(model: bytes, images: Sequence[np.ndarray], threads: int) -> np.ndarray:
@@ -98,4 +111,6 @@ def _labels(model: bytes, images: Sequence[np.ndarray], threads: int) -> np.ndar
     run = open_interpreter(model, threads).get_signature_runner()
     (details,) = run.get_input_details().values()
     answers = [run(image=image[None].astype(details["dtype"])) for image in images]
-    return np.concatenate([a["labels"] if "labels" in a else a["logits"].argmax(-1) for a in answers])
+    return np.concatenate(
+        [a["labels"] if "labels" in a else a["logits"].argmax(-1) for a in answers]
+    )

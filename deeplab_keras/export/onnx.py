@@ -39,7 +39,9 @@ def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) 
     import tf2onnx
 
     (image,) = frozen.inputs
-    names = {image.name: "image"} | {tensor.name: name for tensor, name in zip(frozen.outputs, outputs, strict=True)}
+    names = {image.name: "image"} | {
+        tensor.name: name for tensor, name in zip(frozen.outputs, outputs, strict=True)
+    }
     with _without_warnings():
         model, _ = tf2onnx.convert.from_graph_def(
             frozen.graph.as_graph_def(),
@@ -68,8 +70,10 @@ def _without_warnings() -> Iterator[None]:
 def _round_resizes_up(model: object) -> None:
     """Makes the factors of all resizes a hair larger.
 
-    tf2onnx writes 97 / 13 as the factor of a resize from 13 to 97, and ONNX Runtime takes the floor of 13 times its
-    float32: 96. Two units in the last place more, and the floor is right for every size below two million.
+    tf2onnx writes 97 / 13 as the factor of a resize from 13 to 97, and ONNX Runtime takes the floor
+    of 13 times its
+    float32: 96. Two units in the last place more, and the floor is right for every size below two
+        million.
     """
     from onnx import numpy_helper
 

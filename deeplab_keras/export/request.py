@@ -28,7 +28,8 @@ FORMATS = {
 FLOAT_KINDS = {"tflite": "float32", "tflite_float16": "float16", "tflite_dynamic": "dynamic"}
 INT8_KINDS = ("tflite_int8", "tflite_mixed")
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
-# What agreement with Keras is asked for by default. Weights or arithmetic in 8 bits change labels by their nature.
+# What agreement with Keras is asked for by default. Weights or arithmetic in 8 bits change labels
+# by their nature.
 MIN_AGREEMENT = 0.995
 APPROXIMATE = ("tflite_dynamic", *INT8_KINDS)
 MIXED_AGREEMENT = 0.99
@@ -49,21 +50,29 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
         raise UserError(f"--formats is empty; give one or more of {', '.join(FORMATS)}")
     if "saved_model" in formats and PATTERN.intersection(str(path.expanduser().absolute())):
         raise UserError(
-            f"--export_path={path}: TensorFlow takes [ ] * ? in a path for a pattern and cannot read a SavedModel there; "
+            f"--export_path={path}: TensorFlow takes [ ] * ? in a path for a pattern and cannot "
+            "read a SavedModel there; "
             "give a path without them, or leave saved_model out of --formats"
         )
     exists = f"--export_path={path}: exists"
     if path.suffix in (".tflite", ".onnx"):
         if len(formats) > 1 or pathlib.Path(FORMATS[formats[0]]).suffix != path.suffix:
             asked = ",".join(formats)
-            raise UserError(f"--export_path={path}: no file for --formats={asked}; give a folder for several formats")
+            raise UserError(
+                f"--export_path={path}: no file for --formats={asked}; give a folder for several "
+                "formats"
+            )
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{exists}; give another path, or --overwrite to replace the file")
         return {formats[0]: path}
     if path.exists() and not path.is_dir():
-        raise UserError(f"{exists} and is a file; give a folder, or a name that ends in .tflite or .onnx")
+        raise UserError(
+            f"{exists} and is a file; give a folder, or a name that ends in .tflite or .onnx"
+        )
     if path.exists() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{exists}; give another folder, or --overwrite to replace the exported files in it")
+        raise UserError(
+            f"{exists}; give another folder, or --overwrite to replace the exported files in it"
+        )
     return {name: path / FORMATS[name] for name in formats}
 
 
@@ -72,7 +81,8 @@ def check_classes(checkpoint: LoadedCheckpoint) -> None:
     classes = Network(checkpoint.model).num_classes
     if not classes == checkpoint.config.num_classes == checkpoint.info.num_classes:
         raise UserError(
-            f"the model gives {classes} classes, its config has {checkpoint.config.num_classes} and its class list "
+            f"the model gives {classes} classes, its config has {checkpoint.config.num_classes} "
+            "and its class list "
             f"{checkpoint.info.num_classes}; give a LoadedCheckpoint in which all three agree"
         )
 
@@ -80,27 +90,36 @@ def check_classes(checkpoint: LoadedCheckpoint) -> None:
 def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
     """Raises UserError for an input size that the model or the runtimes cannot take."""
     if len(size) != 2 or min(size) < 1:
-        raise UserError(f"--input_size={','.join(map(str, size))}: two numbers of at least 1, HEIGHT,WIDTH")
+        raise UserError(
+            f"--input_size={','.join(map(str, size))}: two numbers of at least 1, HEIGHT,WIDTH"
+        )
     built = checkpoint.model.input_shape[1:3]
     if None not in built and tuple(size) != tuple(built):
-        raise UserError(f"--input_size={size[0]},{size[1]}: the model was built for {built[0]},{built[1]} alone")
+        raise UserError(
+            f"--input_size={size[0]},{size[1]}: the model was built for {built[0]},{built[1]} alone"
+        )
     check_input_size(checkpoint.config, *size)
     largest = size[0] * size[1] * checkpoint.config.num_classes * 4
     if largest >= MAX_TENSOR:
         raise UserError(
-            f"--input_size={size[0]},{size[1]}: too large: the class scores alone would take {largest / 2**30:.3g} GiB, and the "
+            f"--input_size={size[0]},{size[1]}: too large: the class scores alone would take "
+            f"{largest / 2**30:.3g} GiB, and the "
             f"runtimes take less than {MAX_TENSOR >> 30} GiB a tensor; give a smaller size"
         )
 
 
-def representative(images: Images | None, size: tuple[int, int] | None, kind: str) -> list[np.ndarray]:
+def representative(
+    images: Images | None, size: tuple[int, int] | None, kind: str
+) -> list[np.ndarray]:
     """The images from which an int8 file takes its ranges, of its size."""
     found = [] if images is None else read_images(images, MAX_REPRESENTATIVE)
     if len(found) < MIN_REPRESENTATIVE:
         place = f" in {os.fspath(images)}" if isinstance(images, str | os.PathLike) else ""
         raise UserError(
-            f"--formats={kind} takes its ranges from at least {MIN_REPRESENTATIVE} representative images, and got "
-            f"{len(found)}{place}; give --representative_dir=FOLDER of pictures, or the dataset by --dataset and --dataset_dir"
+            f"--formats={kind} takes its ranges from at least {MIN_REPRESENTATIVE} representative "
+            "images, and got "
+            f"{len(found)}{place}; give --representative_dir=FOLDER of pictures, or the dataset "
+            "by --dataset and --dataset_dir"
         )
     assert size
     return [resize(image, size) for image in found]
@@ -123,11 +142,15 @@ def check_images(
         if images.info.class_names != checkpoint.info.class_names:
             labels = []  # of other classes
     if not found:
-        raise UserError("no images for the check of the export; give some, or leave them out for made pictures")
+        raise UserError(
+            "no images for the check of the export; give some, or leave them out for made pictures"
+        )
     return found, labels
 
 
-def check_limits(min_agreement: float | None, mixed_agreement: float, max_miou_loss: float | None) -> None:
+def check_limits(
+    min_agreement: float | None, mixed_agreement: float, max_miou_loss: float | None
+) -> None:
     """Raises UserError for a limit that no file could keep or break."""
     for flag, value in (("min_agreement", min_agreement), ("mixed_agreement", mixed_agreement)):
         if value is not None and not 0 <= value <= 1:

@@ -9,7 +9,8 @@ from deeplab_keras.export import tflite
 from deeplab_keras.export.check import Comparison, percent
 from deeplab_keras.export.delegates import Verdict
 
-# Where an 8-bit file is said to lose accuracy: points of mIoU, or without labels the share of pixels with Keras' label.
+# Where an 8-bit file is said to lose accuracy: points of mIoU, or without labels the share of
+# pixels with Keras' label.
 NOTABLE_MIOU_LOSS, NOTABLE_AGREEMENT = 1.0, 0.98
 MANY = 12  # names of layers that a line can hold
 
@@ -18,7 +19,10 @@ def fitting_size(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
     """About as many pixels as `size` at the aspect ratio of `shape`, sides a multiple of 8 plus what they are in `size`."""
     area, (height, width) = size[0] * size[1], shape
     ideal = ((area * height / width) ** 0.5, (area * width / height) ** 0.5)
-    rows, columns = (max(8, 8 * round((side - given % 8) / 8)) + given % 8 for side, given in zip(ideal, size, strict=True))
+    rows, columns = (
+        max(8, 8 * round((side - given % 8) / 8)) + given % 8
+        for side, given in zip(ideal, size, strict=True)
+    )
     return rows, columns
 
 
@@ -67,30 +71,44 @@ class ExportedFile:
     def loses_accuracy(self) -> bool:
         """Whether more is lost than rounding at the borders of things explains."""
         lost = self.compared.miou_loss
-        return self.label_agreement < NOTABLE_AGREEMENT if lost is None else lost > NOTABLE_MIOU_LOSS
+        return (
+            self.label_agreement < NOTABLE_AGREEMENT if lost is None else lost > NOTABLE_MIOU_LOSS
+        )
 
     def __str__(self) -> str:
         text = (
             f"{self.path}: {self.bytes / 1e6:.2f} MB, {self.milliseconds:.3g} ms an image, "
             f"{percent(self.label_agreement)} of labels as Keras gives them "
-            f"({self.classes} classes seen), largest logit difference {self.max_logit_difference:.2g}"
+            f"({self.classes} classes seen), largest logit difference "
+            f"{self.max_logit_difference:.2g}"
         )
         if self.compared.miou is not None and self.compared.keras_miou is not None:
             text += (
-                f", mIoU {100 * self.compared.miou:.2f} where Keras has {100 * self.compared.keras_miou:.2f} "
+                f", mIoU {100 * self.compared.miou:.2f} where Keras has "
+                f"{100 * self.compared.keras_miou:.2f} "
                 f"({self.compared.images} images)"
             )
         text += self._at_own_size()
         if self.float_layers:
             more = ", ..." if len(self.float_layers) > MANY else ""
-            text += f"; {len(self.float_layers)} layers in float: {', '.join(self.float_layers[:MANY])}{more}"
+            text += (
+                f"; {len(self.float_layers)} layers in float: "
+                f"{', '.join(self.float_layers[:MANY])}{more}"
+            )
         if self.kind == "tflite_int8" and self.loses_accuracy:
             text += (
-                "; 8 bits lose accuracy here: --formats=tflite_mixed keeps the most sensitive layers in float, and "
+                "; 8 bits lose accuracy here: --formats=tflite_mixed keeps the most sensitive "
+                "layers in float, and "
                 "train.py --quantization_aware trains the network for them"
             )
-        unwanted = {name: count for name, count in self.operators.items() if name.startswith(tflite.UNWANTED)}
-        return text + "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
+        unwanted = {
+            name: count
+            for name, count in self.operators.items()
+            if name.startswith(tflite.UNWANTED)
+        }
+        return text + "".join(
+            f"; slow operator: {count} x {name}" for name, count in unwanted.items()
+        )
 
     def _at_own_size(self) -> str:
         """What the file loses against Keras at the images' own sizes, and a warning where they are stretched."""
@@ -98,17 +116,28 @@ class ExportedFile:
         if own is None:
             return ""
         if own.miou is not None and own.keras_miou is not None:
-            text = f"; at the images' own size mIoU {100 * own.miou:.2f} where Keras has {100 * own.keras_miou:.2f}"
+            text = (
+                f"; at the images' own size mIoU {100 * own.miou:.2f} where Keras has "
+                f"{100 * own.keras_miou:.2f}"
+            )
             both = f"mIoU {100 * own.miou:.2f} instead of {100 * own.keras_miou:.2f}"
         else:
-            text = f"; at the images' own size {percent(own.label_agreement)} of labels as Keras gives them"
-            both = f"{percent(own.label_agreement)} of labels as Keras gives them instead of {percent(compared.label_agreement)}"
+            text = (
+                f"; at the images' own size {percent(own.label_agreement)} of labels as Keras "
+                "gives them"
+            )
+            both = (
+                f"{percent(own.label_agreement)} of labels as Keras gives them instead of "
+                f"{percent(compared.label_agreement)}"
+            )
         if not own.stretched or self.input_size is None:
             return text
         (height, width), (rows, columns) = own.example, fitting_size(own.example, self.input_size)
         return (
-            f"{text}; warning: --input_size={self.input_size[0]},{self.input_size[1]} changes the aspect ratio of "
-            f"{own.stretched} of {own.images} images (most are {height}x{width}), which gives {both}; "
+            f"{text}; warning: --input_size={self.input_size[0]},{self.input_size[1]} changes the "
+            "aspect ratio of "
+            f"{own.stretched} of {own.images} images (most are {height}x{width}), which gives "
+            f"{both}; "
             f"--input_size={rows},{columns} keeps it"
         )
 

@@ -14,12 +14,17 @@ from deeplab_keras.inference.exported import EXTRAS
 
 
 def save(
-    model: keras.Model, path: pathlib.Path, outputs: Sequence[str], files: Mapping[str, str], label_type: str = "int32"
+    model: keras.Model,
+    path: pathlib.Path,
+    outputs: Sequence[str],
+    files: Mapping[str, str],
+    label_type: str = "int32",
 ) -> None:
     """Writes a SavedModel for uint8 images of any number and size.
 
-    The signature "serving_default" gives `outputs`; "labels", "logits" and "probabilities" give each its one. All share
-    one graph: input "image" `[batch, height, width, channels]` uint8 in 0..255, outputs at the images' size.
+    The signature "serving_default" gives `outputs`; "labels", "logits" and "probabilities" give
+    each its one. All share one graph: input "image" `[batch, height, width, channels]` uint8 in
+    0..255, outputs at the images' size.
 
     Args:
         model: a segmentor; one that was built for a size gives a SavedModel for that size.
@@ -37,7 +42,9 @@ def save(
     try:
         tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
     except tf.errors.OpError as error:
-        raise UserError(f"{path.parent}: cannot be written ({error.message}); give another --export_path") from error
+        raise UserError(
+            f"{path.parent}: cannot be written ({error.message}); give another --export_path"
+        ) from error
     (path / EXTRAS).mkdir()
     for name, text in files.items():
         (path / EXTRAS / name).write_text(text, encoding="utf-8")

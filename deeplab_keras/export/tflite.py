@@ -19,14 +19,21 @@ from deeplab_keras.io.progress import without_noise
 
 # Operators that make a file slow or unusable on a device, by the start of their names.
 UNWANTED = ("Flex", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "VAR_HANDLE")
-MADE_AT = (1980, 1, 1, 0, 0, 0)  # time stamp of the files packed into a model, so that equal models are equal files
+MADE_AT = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # time stamp of the files packed into a model, so that equal models are equal files
 
 
 def convert(frozen: Function, outputs: Sequence[str], kind: str) -> bytes:
     """A TFLite file for one image of one size that computes in float32.
 
-    Input "image": float32 `[1, height, width, channels]` in 0..255. Outputs: "labels", int32 `[1, height, width]`;
-    "logits", float32 `[1, height, width, num_classes]`.
+    Input "image": float32 `[1, height, width, channels]` in 0..255. Outputs: "labels", int32 `[1,
+    height, width]`; "logits", float32 `[1, height, width, num_classes]`.
 
     Args:
         frozen: the graph of a segmentor for a batch of 1 and one size, float32.
@@ -52,9 +59,13 @@ def calibrate(frozen: Function, outputs: Sequence[str], images: Sequence[np.ndar
     """
     converter = _converter(frozen, outputs)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in _full_range(images))
+    converter.representative_dataset = lambda: (
+        [image[None].astype(np.float32)] for image in _full_range(images)
+    )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter._experimental_calibrate_only = True  # the ranges take nearly all of the time: many files from one pass
+    converter._experimental_calibrate_only = (
+        True  # the ranges take nearly all of the time: many files from one pass
+    )
     with without_noise():
         return converter.convert()
 
@@ -69,8 +80,12 @@ def quantize(calibrated: bytes, float_tensors: Sequence[str] = ()) -> bytes:
         float_tensors: names of tensors whose operators stay in float32.
     """
     with warnings.catch_warnings(), without_noise():
-        warnings.filterwarnings("ignore", message="Statistics for quantized inputs")  # they come from the images
-        return mlir_quantize(calibrated, input_data_type=tf.uint8, denylisted_nodes=list(float_tensors))
+        warnings.filterwarnings(
+            "ignore", message="Statistics for quantized inputs"
+        )  # they come from the images
+        return mlir_quantize(
+            calibrated, input_data_type=tf.uint8, denylisted_nodes=list(float_tensors)
+        )
 
 
 def _converter(frozen: Function, outputs: Sequence[str]) -> Any:
@@ -81,7 +96,8 @@ def _converter(frozen: Function, outputs: Sequence[str]) -> Any:
 def _full_range(images: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
     """The images, the first with one pixel black and one white.
 
-    The input then has the range 0..255 and so the scale 1: an int8 file takes a picture's bytes as they are.
+    The input then has the range 0..255 and so the scale 1: an int8 file takes a picture's bytes as
+    they are.
     """
     for index, image in enumerate(images):
         if index == 0:
@@ -113,6 +129,10 @@ def named_operators(model: pathlib.Path | bytes) -> list[tuple[str, str]]:
     source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = Interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, **source)
+        plain = Interpreter(
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, **source
+        )
     tensors = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
-    return [(op["op_name"], tensors.get(int(op["outputs"][0]), "")) for op in plain._get_ops_details()]
+    return [
+        (op["op_name"], tensors.get(int(op["outputs"][0]), "")) for op in plain._get_ops_details()
+    ]

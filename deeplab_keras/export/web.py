@@ -20,11 +20,17 @@ from deeplab_keras.io.foreign import reading
 
 # Package of the npm registry -> what of it the page needs. npm checks what it downloads.
 RUNTIME = {
-    "@litertjs/core@2.5.3": ("dist/index.js", "wasm/litert_wasm_internal.*", "wasm/litert_wasm_compat_internal.*"),
+    "@litertjs/core@2.5.3": (
+        "dist/index.js",
+        "wasm/litert_wasm_internal.*",
+        "wasm/litert_wasm_compat_internal.*",
+    ),
     "@litertjs/wasm-utils@2.5.3": ("dist/index.js",),
 }
 ON_DEMAND = "compat"  # kept for later use only by browsers that load it
-BARE_IMPORT = re.compile(r"""^((?:import|export)\b[^'"]*["'])@litertjs/([\w-]+)(?=["'])""", re.MULTILINE)
+BARE_IMPORT = re.compile(
+    r"""^((?:import|export)\b[^'"]*["'])@litertjs/([\w-]+)(?=["'])""", re.MULTILINE
+)
 
 
 def build_page(
@@ -37,7 +43,8 @@ def build_page(
     """Puts a page together: its own files, the model, its classes, and LiteRT.js.
 
     Args:
-        model: a .tflite file with labels among its outputs, as `export_model` wrote it: its classes are packed into it.
+        model: a .tflite file with labels among its outputs, as `export_model` wrote it: its classes
+            are packed into it.
         output: the folder to be written; complete or not at all.
         page: the folder of the page's own files.
         runtime: a node_modules folder that has LiteRT.js; None: it is had by `npm pack`.
@@ -47,15 +54,23 @@ def build_page(
         `output`.
 
     Raises:
-        UserError: the model or the page is not there or is none, the folder exists, npm is missing or fails.
+        UserError: the model or the page is not there or is none, the folder exists, npm is missing
+            or fails.
     """
     model, output, page = pathlib.Path(model), pathlib.Path(output), pathlib.Path(page)
     if output.exists() and not overwrite:
-        raise UserError(f"--output={output}: exists; give another folder, or --overwrite to replace the page in it")
+        raise UserError(
+            f"--output={output}: exists; give another folder, or --overwrite to replace the page "
+            "in it"
+        )
     if output.exists() and any(output.iterdir()) and not (output / "offline.js").is_file():
-        raise UserError(f"--output={output}: exists and is no page of this project; give another folder")
+        raise UserError(
+            f"--output={output}: exists and is no page of this project; give another folder"
+        )
     if not (page / "index.html").is_file():
-        raise UserError(f"--page={page}: no page here (index.html is missing); it is demo/web of the repository")
+        raise UserError(
+            f"--page={page}: no page here (index.html is missing); it is demo/web of the repository"
+        )
     about = _about(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -74,14 +89,25 @@ def build_page(
 
 def _about(model: pathlib.Path) -> str:
     if not model.exists():
-        raise UserError(f"--model_file={model}: no such file; export one by export_model.py --formats=tflite")
-    with reading(model, "a .tflite file with its classes packed into it", "give a .tflite file that export_model.py wrote"):
+        raise UserError(
+            f"--model_file={model}: no such file; export one by export_model.py --formats=tflite"
+        )
+    with reading(
+        model,
+        "a .tflite file with its classes packed into it",
+        "give a .tflite file that export_model.py wrote",
+    ):
         text = packed_files(model)["model.json"]
         about = json.loads(text)
         about["dataset"]["class_names"], about["model"]  # the page shows them
-        gives_labels = "labels" in about.get("outputs", ["labels"])  # files of earlier versions do not say
+        gives_labels = "labels" in about.get(
+            "outputs", ["labels"]
+        )  # files of earlier versions do not say
     if not gives_labels:
-        raise UserError(f"--model_file={model}: gives no labels, which the page shows; export it with --output=labels or both")
+        raise UserError(
+            f"--model_file={model}: gives no labels, which the page shows; export it with "
+            "--output=labels or both"
+        )
     return text
 
 
@@ -94,9 +120,15 @@ def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
             for pattern in patterns:
                 found = sorted(home.glob(pattern))
                 if not found:
-                    raise UserError(f"{home / pattern}: not there; give a node_modules folder with {package}")
+                    raise UserError(
+                        f"{home / pattern}: not there; give a node_modules folder with {package}"
+                    )
                 for file in found:
-                    copy = target / short / file.relative_to(home / "dist" if "dist" in pattern else home)
+                    copy = (
+                        target
+                        / short
+                        / file.relative_to(home / "dist" if "dist" in pattern else home)
+                    )
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, copy)
 
@@ -108,19 +140,30 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     place.mkdir()
     try:
         done = subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=place, capture_output=True, text=True, timeout=300, check=False
+            ["npm", "pack", package, "--silent"],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
     except FileNotFoundError:
         raise UserError(
-            f"npm is not installed, and {package} is had by it; install Node.js, or give --runtime=node_modules "
+            f"npm is not installed, and {package} is had by it; install Node.js, or give "
+            "--runtime=node_modules "
             "from a machine that has it"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"npm pack {package}: no answer in five minutes; check the connection, or give --runtime") from None
+        raise UserError(
+            f"npm pack {package}: no answer in five minutes; check the connection, or give "
+            "--runtime"
+        ) from None
     archives = list(place.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"npm pack {package}: {reason}; check the connection, or give --runtime=node_modules")
+        raise UserError(
+            f"npm pack {package}: {reason}; check the connection, or give --runtime=node_modules"
+        )
     with tarfile.open(archives[0]) as archive:
         archive.extractall(place, filter="data")
     return place / "package"
@@ -138,7 +181,9 @@ def _relative_imports(folder: pathlib.Path) -> None:
 
 def _list_files(folder: pathlib.Path) -> None:
     """Tells the service worker which files there are, and a checksum of them, so that a changed page is loaded anew."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "offline.js")
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != "offline.js"
+    )
     checksum = hashlib.sha256()
     for path in files:
         checksum.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

@@ -1,7 +1,13 @@
 """From an image of any size to the label map of its size: whole, by sliding window, by tiles, at several scales."""
 
 from deeplab_keras.inference.exported import ExportedNetwork, is_exported, open_exported
-from deeplab_keras.inference.images import allow_pixels, as_batch, as_image, open_image, open_picture
+from deeplab_keras.inference.images import (
+    allow_pixels,
+    as_batch,
+    as_image,
+    open_image,
+    open_picture,
+)
 from deeplab_keras.inference.logits import predict_logits, resized_size
 from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.predictor import Predictor

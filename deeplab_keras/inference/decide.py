@@ -1,8 +1,8 @@
 """From class scores to the most probable class of each pixel, and its probability.
 
-TensorFlow's argmax goes through the classes one by one. Compiled by XLA it takes from a tenth to a half of that time for up
-to some forty classes, but is compiled for one number of pixels: the first few sizes of image get programs of their own, all
-others go in blocks.
+TensorFlow's argmax goes through the classes one by one. Compiled by XLA it takes from a tenth to a
+half of that time for up to some forty classes, but is compiled for one number of pixels: the first
+few sizes of image get programs of their own, all others go in blocks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def decide(logits: Any, with_confidence: bool = False) -> Decision:
     classes = logits.shape[-1]
     if not HAS_XLA or classes > MOST_CLASSES or "GPU" in logits.device:
         return (_confident if with_confidence else _labels)(logits)
-    pixels, program = tf.reshape(logits, (-1, classes)), _CONFIDENT_BLOCK if with_confidence else _LABELS_BLOCK
+    pixels, program = (
+        tf.reshape(logits, (-1, classes)),
+        _CONFIDENT_BLOCK if with_confidence else _LABELS_BLOCK,
+    )
     count, found = int(pixels.shape[0]), []
     if len(_sizes) < MOST_SIZES:
         _sizes.add((count, classes))
@@ -42,8 +45,15 @@ def decide(logits: Any, with_confidence: bool = False) -> Decision:
         return tuple(tf.reshape(part, logits.shape[:-1]) for part in program(pixels))
     for start in range(0, count, BLOCK):
         block = pixels[start : start + BLOCK]
-        found.append(program(tf.pad(block, ((0, BLOCK - len(block)), (0, 0))) if len(block) < BLOCK else block))
-    return tuple(tf.reshape(tf.concat(blocks, 0)[:count], logits.shape[:-1]) for blocks in zip(*found, strict=True))
+        found.append(
+            program(
+                tf.pad(block, ((0, BLOCK - len(block)), (0, 0))) if len(block) < BLOCK else block
+            )
+        )
+    return tuple(
+        tf.reshape(tf.concat(blocks, 0)[:count], logits.shape[:-1])
+        for blocks in zip(*found, strict=True)
+    )
 
 
 def _decide_labels(scores: tf.Tensor) -> Decision:
@@ -60,4 +70,6 @@ ANY, ANY_PIXELS = [tf.TensorSpec([None] * 4, tf.float32)], [tf.TensorSpec([None]
 _labels = tf.function(_decide_labels, ANY, autograph=False)
 _confident = tf.function(_decide_with_confidence, ANY, autograph=False)
 _LABELS_BLOCK = tf.function(_decide_labels, ANY_PIXELS, jit_compile=True, autograph=False)
-_CONFIDENT_BLOCK = tf.function(_decide_with_confidence, ANY_PIXELS, jit_compile=True, autograph=False)
+_CONFIDENT_BLOCK = tf.function(
+    _decide_with_confidence, ANY_PIXELS, jit_compile=True, autograph=False
+)

@@ -26,7 +26,11 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
 
 AGAIN = "export it again"
-EXTRAS, ABOUT, LABELS = "assets.extra", "model.json", "labels.txt"  # where exports say what they are
+EXTRAS, ABOUT, LABELS = (
+    "assets.extra",
+    "model.json",
+    "labels.txt",
+)  # where exports say what they are
 Path = str | os.PathLike[str]
 
 
@@ -38,7 +42,8 @@ class Runtime:
         dtype: of the images.
         size: (height, width) of the images; None: any.
         files: what lies in the file beside the network, by name.
-        logits: images `[batch, height, width, channels]` -> float32 `[batch, height, width, num_classes]`.
+        logits: images `[batch, height, width, channels]` -> float32 `[batch, height, width,
+            num_classes]`.
         labels: images -> int32 or uint8 `[batch, height, width]`, where the file gives them itself.
     """
 
@@ -61,22 +66,34 @@ class ExportedNetwork(Network):
         path: the file or folder.
 
     Raises:
-        UserError: it does not say what it is, or its label file, which people replace, is of another length.
+        UserError: it does not say what it is, or its label file, which people replace, is of
+            another length.
     """
 
     def __init__(self, path: Path, runtime: Runtime) -> None:
         if ABOUT not in runtime.files:
-            raise UserError(f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py made")
+            raise UserError(
+                f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py "
+                "made"
+            )
         with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py made"):
             about = json.loads(runtime.files[ABOUT])
-            config, self.info = ModelConfig.from_dict(about["model"]), DatasetInfo.from_dict(about["dataset"])
+            config, self.info = (
+                ModelConfig.from_dict(about["model"]),
+                DatasetInfo.from_dict(about["dataset"]),
+            )
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
         if len(names) != len(self.info.class_names):
             raise UserError(
-                f"{os.fspath(path)}: {LABELS} in it names {len(names)} classes, and the network gives "
+                f"{os.fspath(path)}: {LABELS} in it names {len(names)} classes, and the network "
+                "gives "
                 f"{len(self.info.class_names)}; put one name a line into it, in the classes' order"
             )
-        self.path, self.name, self.input_size = pathlib.Path(path), pathlib.Path(path).name, runtime.size
+        self.path, self.name, self.input_size = (
+            pathlib.Path(path),
+            pathlib.Path(path).name,
+            runtime.size,
+        )
         self.channels, self.num_classes = config.input_channels, config.num_classes
         self.runtime, self._windows = runtime, []
         self._mean = NORMALIZATIONS[config.normalization][0]
@@ -84,7 +101,10 @@ class ExportedNetwork(Network):
         def logits(images: tf.Tensor) -> tf.Tensor:
             scores = runtime.logits(self._prepared(images))
             if not np.isfinite(np.sum(scores)):  # argmax gives NaN a label too
-                raise UserError(f"{self.path}: its class scores are NaN or infinite; the file may be damaged: export it again")
+                raise UserError(
+                    f"{self.path}: its class scores are NaN or infinite; the file may be damaged: "
+                    "export it again"
+                )
             return tf.convert_to_tensor(scores, tf.float32)
 
         self._compiled = logits
@@ -128,13 +148,20 @@ def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
         threads: on which TFLite and ONNX files run; 0: all processors.
 
     Raises:
-        UserError: there is none, it is broken, it was made by something else, or its runtime is not installed.
+        UserError: there is none, it is broken, it was made by something else, or its runtime is not
+            installed.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"{path}: there is no such file; give a .tflite or .onnx file, or the folder of a SavedModel")
+        raise UserError(
+            f"{path}: there is no such file; give a .tflite or .onnx file, or the folder of a "
+            "SavedModel"
+        )
     if not is_exported(path):
-        raise UserError(f"{path}: no exported model; give a .tflite or .onnx file or a SavedModel; load_model opens checkpoints")
+        raise UserError(
+            f"{path}: no exported model; give a .tflite or .onnx file or a SavedModel; load_model "
+            "opens checkpoints"
+        )
     kind = "saved_model" if path.is_dir() else path.suffix[1:]
     return ExportedNetwork(path, open_runtime(kind, path, threads))
 
@@ -161,13 +188,18 @@ def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray
 
 def _open_saved_model(path: pathlib.Path) -> Runtime:
     if set("[]*?").intersection(str(path.absolute())):
-        raise UserError(f"{path}: TensorFlow takes [ ] * ? in a path for a pattern; move the SavedModel to a path without them")
+        raise UserError(
+            f"{path}: TensorFlow takes [ ] * ? in a path for a pattern; move the SavedModel to a "
+            "path without them"
+        )
     with reading(path, "a SavedModel", AGAIN):
         signatures = tf.saved_model.load(str(path)).signatures
         if not {"serving_default", "logits"} <= set(signatures):
             raise UserError(
-                f"{path}: not made by export_model.py but, for example, by Keras' model.export; it has the signatures "
-                f"{', '.join(sorted(signatures)) or 'none'}, and no {ABOUT}; give an export or a checkpoint"
+                f"{path}: not made by export_model.py but, for example, by Keras' model.export; "
+                "it has the signatures "
+                f"{', '.join(sorted(signatures)) or 'none'}, and no {ABOUT}; give an export or a "
+                "checkpoint"
             )
         default, logits = signatures["serving_default"], signatures["logits"]
         spec = default.structured_input_signature[1]["image"]
@@ -178,10 +210,12 @@ def _open_saved_model(path: pathlib.Path) -> Runtime:
         return signatures["labels"](image=tf.constant(images))["labels"].numpy()
 
     return Runtime(
-        np.uint8, (height, width) if height and width else None, files,
+        np.uint8,
+        (height, width) if height and width else None,
+        files,
         lambda images: logits(image=tf.constant(images))["logits"].numpy(),
         labels if "labels" in default.structured_outputs else None,
-    )  # fmt: skip
+    )
 
 
 # --- TFLite ---
@@ -199,9 +233,16 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with without_noise(), warnings.catch_warnings():  # in this order: the former lets only one thread in
-        warnings.simplefilter("ignore")  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
-        options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+    with (
+        without_noise(),
+        warnings.catch_warnings(),
+    ):  # in this order: the former lets only one thread in
+        warnings.simplefilter(
+            "ignore"
+        )  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
+        options |= (
+            {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+        )
         interpreter = Interpreter(num_threads=threads, **options)
         interpreter.allocate_tensors()
     return interpreter
@@ -216,8 +257,9 @@ def packed_files(path: pathlib.Path) -> dict[str, str]:
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for.
 
-    An interpreter computes in one set of tensors, so calls from several threads run one after the other. An interpreter for
-    each thread would need that memory again for each, and gain little: one call already uses all processors.
+    An interpreter computes in one set of tensors, so calls from several threads run one after the
+    other. An interpreter for each thread would need that memory again for each, and gain little:
+    one call already uses all processors.
     """
     check_tflite(path)
     with reading(path, "an exported TFLite file", "export it again"):
@@ -250,7 +292,9 @@ def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], n
     interpreter = open_interpreter(path, threads, experimental_preserve_all_tensors=True)
     argmax = next(op for op in interpreter._get_ops_details() if op["op_name"] == "ARG_MAX")
     index = int(argmax["inputs"][0])
-    details = next(tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index)
+    details = next(
+        tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index
+    )
     scale, zero = details["quantization"]
     run = interpreter.get_signature_runner()
 
@@ -271,7 +315,9 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"{path}: needs the package {error.name}; pip install 'deeplab-keras[onnx]'") from error
+        raise UserError(
+            f"{path}: needs the package {error.name}; pip install 'deeplab-keras[onnx]'"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with reading(path, "an ONNX file", AGAIN):
@@ -280,14 +326,23 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
         scores, axis = "logits", -1
         if scores not in names:
             argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
-            scores, axis = argmax.input[0], next(value.i for value in argmax.attribute if value.name == "axis")
+            scores, axis = (
+                argmax.input[0],
+                next(value.i for value in argmax.attribute if value.name == "axis"),
+            )
             model.graph.output.append(onnx.ValueInfoProto(name=scores))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     def logits(batch: np.ndarray) -> np.ndarray:
         return np.moveaxis(session.run([scores], {"image": batch})[0], axis, -1)
 
     files = {entry.key: entry.value for entry in model.metadata_props}
     _, height, width, _ = session.get_inputs()[0].shape
-    labels = _one_by_one(lambda batch: session.run(["labels"], {"image": batch})[0]) if "labels" in names else None
+    labels = (
+        _one_by_one(lambda batch: session.run(["labels"], {"image": batch})[0])
+        if "labels" in names
+        else None
+    )
     return Runtime(np.float32, (int(height), int(width)), files, _one_by_one(logits), labels)

@@ -12,7 +12,13 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.files.reading import DECODE_ERRORS, check_png, has_colors_of_16_bits, require_brightness, upper_bits
+from deeplab_keras.data.files.reading import (
+    DECODE_ERRORS,
+    check_png,
+    has_colors_of_16_bits,
+    require_brightness,
+    upper_bits,
+)
 from deeplab_keras.io.foreign import reading
 
 
@@ -31,7 +37,8 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     Alpha is left out. Of 16 bits the high byte counts. Of several frames the first one is taken.
 
     Raises:
-        UserError: the file cannot be read as an image, or has twice `PIL.Image.MAX_IMAGE_PIXELS` or more; see `allow_pixels`.
+        UserError: the file cannot be read as an image, or has twice `PIL.Image.MAX_IMAGE_PIXELS` or
+            more; see `allow_pixels`.
     """
     with reading(path, "an image", "replace it"):
         return _decoded(path)
@@ -51,7 +58,11 @@ def _decoded(path: str | os.PathLike[str]) -> Image.Image:
             ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
     except UnidentifiedImageError:
-        reason = "empty" if os.path.getsize(path) == 0 else "not an image, or of a kind that Pillow does not read"
+        reason = (
+            "empty"
+            if os.path.getsize(path) == 0
+            else "not an image, or of a kind that Pillow does not read"
+        )
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         hint = "raise --max_megapixels, or cut it into several files"
@@ -69,7 +80,9 @@ def allow_pixels(megapixels: float) -> Iterator[None]:
         megapixels: the largest size; a small file may hold an image that fills the memory.
     """
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = round(megapixels * 1e6 / 2)  # Pillow warns above it and refuses more than twice of it
+    Image.MAX_IMAGE_PIXELS = round(
+        megapixels * 1e6 / 2
+    )  # Pillow warns above it and refuses more than twice of it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -79,7 +92,9 @@ def allow_pixels(megapixels: float) -> Iterator[None]:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB":  # without the copy that a conversion makes: of a huge image it would be felt
+    if (
+        picture.mode == "RGB"
+    ):  # without the copy that a conversion makes: of a huge image it would be felt
         return picture
     if picture.mode.startswith("I"):
         return Image.fromarray(upper_bits(np.asarray(picture))).convert("RGB")
@@ -98,20 +113,25 @@ def as_image(image: Any, channels: int = 3) -> np.ndarray:
     Grey becomes RGB, an alpha channel is dropped, a PIL image of 8 bits in any mode becomes RGB.
 
     Args:
-        image: an array `[height, width]` or `[height, width, 1, 3 or 4]` of whole numbers or floats in 0..255, or a PIL
-            image.
+        image: an array `[height, width]` or `[height, width, 1, 3 or 4]` of whole numbers or floats
+            in 0..255, or a PIL image.
         channels: what the network wants.
 
     Raises:
         UserError: another shape, or values outside of 0..255, or floats in 0..1.
     """
-    if isinstance(image, Image.Image) and not image.mode.startswith(("I", "F")):  # their values may go beyond 255
+    if isinstance(image, Image.Image) and not image.mode.startswith(
+        ("I", "F")
+    ):  # their values may go beyond 255
         image = image.convert("L" if channels == 1 else "RGB")
     array = _as_array(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.size == 0:
-        raise UserError(f"image of shape {np.shape(image)}; allowed are [height, width] and [height, width, channels]")
+        raise UserError(
+            f"image of shape {np.shape(image)}; allowed are [height, width] and [height, width, "
+            "channels]"
+        )
     return _fitting(array, channels)
 
 
@@ -126,12 +146,20 @@ def as_batch(images: Any, channels: int = 3) -> np.ndarray:
         uint8 or float32 `[batch, height, width, channels]`.
 
     Raises:
-        UserError: another shape, another type, or values outside of 0..255, NaN among them, or floats in 0..1.
+        UserError: another shape, another type, or values outside of 0..255, NaN among them, or
+            floats in 0..1.
     """
     array = _as_array(images)
     if array.ndim != 4 or array.size == 0:
-        hint = "; for one image call predictor(image), or give image[None]" if array.ndim in (2, 3) else ""
-        raise UserError(f"batch of images of shape {array.shape}; allowed is [batch, height, width, channels]{hint}")
+        hint = (
+            "; for one image call predictor(image), or give image[None]"
+            if array.ndim in (2, 3)
+            else ""
+        )
+        raise UserError(
+            f"batch of images of shape {array.shape}; allowed is [batch, height, width, "
+            f"channels]{hint}"
+        )
     return _fitting(array, channels)
 
 
@@ -139,7 +167,9 @@ def _as_array(value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:  # images of several sizes, objects
-        raise UserError(f"cannot be made an array ({str(error)[:80]}); give images of one size as one array") from error
+        raise UserError(
+            f"cannot be made an array ({str(error)[:80]}); give images of one size as one array"
+        ) from error
 
 
 def _fitting(array: np.ndarray, channels: int) -> np.ndarray:
@@ -158,7 +188,10 @@ def _checked_values(array: np.ndarray) -> np.ndarray:
     """Whole numbers as uint8, floats as float32; refuses what is not in 0..255."""
     whole = np.issubdtype(array.dtype, np.integer)
     if not whole and not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"image of dtype {array.dtype}; allowed are uint8, and whole numbers or floats in 0..255")
+        raise UserError(
+            f"image of dtype {array.dtype}; allowed are uint8, and whole numbers or floats in "
+            "0..255"
+        )
     low, high = array.min(), array.max()
     values = f"image of dtype {array.dtype} with values {low:g} to {high:g}"
     if not (low >= 0 and high <= 255):

@@ -26,8 +26,9 @@ def predict_logits(
 ) -> tf.Tensor:
     """Class scores of a batch of images at the images' own size.
 
-    Over several scales or the mirrored image, the mean is that of the probabilities, and its logarithm is returned, so
-    that in every case the softmax of the result is the probabilities and its argmax the labels.
+    Over several scales or the mirrored image, the mean is that of the probabilities, and its
+    logarithm is returned, so that in every case the softmax of the result is the probabilities and
+    its argmax the labels.
 
     Args:
         model: a model, or a Network for repeated calls: it is compiled only once.
@@ -38,8 +39,8 @@ def predict_logits(
         float32 `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: the images have another shape or type, or values outside of 0..255; `config` does not fit the model, or the
-            model cannot take the images' size.
+        UserError: the images have another shape or type, or values outside of 0..255; `config` does
+            not fit the model, or the model cannot take the images' size.
     """
     network = Network.of(model)
     return mean_logits(network, as_batch(images, network.channels), config)
@@ -56,8 +57,8 @@ def predict_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The most probable class of each pixel at the images' own size, and its probability if that is wanted.
 
-    Of large images, or many classes, the scores are enlarged and windows are added up strip by strip, so that they never lie
-    in memory as a whole: beyond `STRIP_BYTES` of scores.
+    Of large images, or many classes, the scores are enlarged and windows are added up strip by
+    strip, so that they never lie in memory as a whole: beyond `STRIP_BYTES` of scores.
 
     Args:
         network: a model.
@@ -71,31 +72,54 @@ def predict_labels(
     Raises:
         UserError: see `predict_logits`.
     """
-    if isinstance(network, ExportedNetwork) and not with_confidence and _is_plain(config, tuple(images.shape[1:3])):
+    if (
+        isinstance(network, ExportedNetwork)
+        and not with_confidence
+        and _is_plain(config, tuple(images.shape[1:3]))
+    ):
         own = network.own_labels(images)
         if own is not None:
             return own, None
     needed = _bytes_of_logits(len(images), images.shape[1:3], network)
-    if config.inference == "slide" and len(images) > 1 and needed > STRIP_BYTES:  # windows are added up at the image's size
-        single = [predict_labels(network, image[None], config, with_confidence=with_confidence) for image in images]
+    if (
+        config.inference == "slide" and len(images) > 1 and needed > STRIP_BYTES
+    ):  # windows are added up at the image's size
+        single = [
+            predict_labels(network, image[None], config, with_confidence=with_confidence)
+            for image in images
+        ]
         every_label, every_confidence = zip(*single, strict=True)
-        return np.concatenate(every_label), np.concatenate(every_confidence) if with_confidence else None
+        return np.concatenate(every_label), np.concatenate(
+            every_confidence
+        ) if with_confidence else None
     parts = _passes(network, images, config, in_strips=True)
     (batch, height, width), found = images.shape[:3], []
     row = _bytes_of_logits(batch, (1, width), network)
-    rows = min([STRIP_BYTES // row, *(_rows_of_windows(part, height) for part in parts if isinstance(part, WindowRows))])
+    rows = min(
+        [
+            STRIP_BYTES // row,
+            *(_rows_of_windows(part, height) for part in parts if isinstance(part, WindowRows)),
+        ]
+    )
     rows = max(1, rows)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         scores = _mean([resize_rows(part, (height, width), top, bottom) for part in parts])
         found.append(decide(scores, with_confidence))
-    labels, *confidence = (np.concatenate([strip.numpy() for strip in strips], axis=1) for strips in zip(*found, strict=True))
+    labels, *confidence = (
+        np.concatenate([strip.numpy() for strip in strips], axis=1)
+        for strips in zip(*found, strict=True)
+    )
     return labels, confidence[0] if confidence else None
 
 
 def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
     """Whether an image goes through the network once, as it is."""
-    once = config.inference == "whole" and config.eval_scales == (1.0,) and not config.add_flipped_images
+    once = (
+        config.inference == "whole"
+        and config.eval_scales == (1.0,)
+        and not config.add_flipped_images
+    )
     return once and resized_size(size, config) == size
 
 
@@ -113,17 +137,24 @@ Scores: TypeAlias = tf.Tensor | np.ndarray | WindowRows
 def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) -> list[Scores]:
     """Logits of every scale, mirrored and not, each at its own size; large ones of windows come by rows where `in_strips`."""
     flips = (False, True) if config.add_flipped_images else (False,)
-    return [_one_pass(network, images, scale, flip, config, in_strips) for scale in config.eval_scales for flip in flips]
+    return [
+        _one_pass(network, images, scale, flip, config, in_strips)
+        for scale in config.eval_scales
+        for flip in flips
+    ]
 
 
-def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: EvalConfig, in_strips: bool) -> Scores:
+def _one_pass(
+    network: Network, images: Any, scale: float, flip: bool, config: EvalConfig, in_strips: bool
+) -> Scores:
     """Logits from one run of the network, at one scale, mirrored or not, at the size in which they come."""
     size = tuple(images.shape[1:3])
     run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
     if config.inference == "whole" and network.input_size:
         if config.eval_scales != (1.0,):
             raise UserError(
-                f"--eval_scales={','.join(map(str, config.eval_scales))}: the model was built for the input size "
+                f"--eval_scales={','.join(map(str, config.eval_scales))}: the model was built for "
+                "the input size "
                 f"{network.input_size[0]}x{network.input_size[1]} and would see every scale at it; "
                 "give --eval_scales=1.0 or --inference=slide, or build the model for any size"
             )
@@ -131,9 +162,13 @@ def _one_pass(network: Network, images: Any, scale: float, flip: bool, config: E
     x = resize(images, run_size)
     if flip:
         x = tf.reverse(x, axis=[2])
-    if config.inference == "whole":  # resized once, from the head's own size, as SSSegmentation does it
+    if (
+        config.inference == "whole"
+    ):  # resized once, from the head's own size, as SSSegmentation does it
         x = tf.cast(x, tf.float32)
-        other_size = run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
+        other_size = (
+            run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
+        )
         logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
         return tf.reverse(logits, axis=[2]) if flip else logits
     if in_strips and _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES:

@@ -30,7 +30,8 @@ class Network:
     Several threads may call one `Network` at the same time.
 
     Args:
-        model: from `[batch, height, width, channels]` in 0..255 to logits `[batch, height, width, num_classes]`.
+        model: from `[batch, height, width, channels]` in 0..255 to logits `[batch, height, width,
+            num_classes]`.
 
     Attributes:
         name: the model's name.
@@ -46,11 +47,15 @@ class Network:
         require_tensorflow("inference")
         outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
         if len(outputs) != 1:
-            raise UserError(f"model {model.name!r} has {len(outputs)} outputs; allowed is a functional model with one: logits")
+            raise UserError(
+                f"model {model.name!r} has {len(outputs)} outputs; allowed is a functional model "
+                "with one: logits"
+            )
         shape = tuple(outputs[0].shape)
         if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
             raise UserError(
-                f"model {model.name!r} has an output of shape {shape}; allowed are logits [batch, height, width, classes] of at "
+                f"model {model.name!r} has an output of shape {shape}; allowed are logits [batch, "
+                "height, width, classes] of at "
                 "least 2 classes: for one class against the rest, give it and the background"
             )
         self.name = model.name
@@ -71,7 +76,9 @@ class Network:
     @property
     def pad_value(self) -> tuple[float, ...]:
         """The colour that is 0 to the network: the mean of its normalization."""
-        normalize = next((layer for layer in self.model.layers if isinstance(layer, Normalize)), None)
+        normalize = next(
+            (layer for layer in self.model.layers if isinstance(layer, Normalize)), None
+        )
         return normalize.mean if normalize else (0.0,) * self.channels
 
     @property
@@ -88,7 +95,8 @@ class Network:
     def _head(self) -> Any:
         """The output of the layer "logits", if nothing but a segmentor's own merges and resizes lies behind it.
 
-        Users build models on top of ours, in which a layer of that name is not what leads to the output.
+        Users build models on top of ours, in which a layer of that name is not what leads to the
+        output.
         """
         waiting, head = [self.model.outputs[0]], None
         while waiting:
@@ -97,7 +105,9 @@ class Network:
             if operation.name == "logits":
                 head = tensor
             elif isinstance(operation, KeepAuxiliary):  # it returns its first input
-                waiting += inputs[:1] + [other for other in inputs[1:] if _made_by(other)[0].name == "logits"]
+                waiting += inputs[:1] + [
+                    other for other in inputs[1:] if _made_by(other)[0].name == "logits"
+                ]
             elif isinstance(operation, MERGES) or operation.name == "single_scale":
                 waiting += inputs
             elif tensor is not self.model.inputs[0]:
@@ -110,8 +120,15 @@ class Network:
         operation, inputs = _made_by(self.model.outputs[0])
         if isinstance(operation, KeepAuxiliary):
             operation, inputs = _made_by(inputs[0])
-        half_pixel = isinstance(operation, ResizeTo) and not operation.align_corners and operation.scale == 1
-        return half_pixel and self._head is not None and inputs[0] is self._head and inputs[1] is self.model.inputs[0]
+        half_pixel = (
+            isinstance(operation, ResizeTo) and not operation.align_corners and operation.scale == 1
+        )
+        return (
+            half_pixel
+            and self._head is not None
+            and inputs[0] is self._head
+            and inputs[1] is self.model.inputs[0]
+        )
 
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
@@ -122,9 +139,11 @@ class Network:
         """Logits of images that have the model's input size, float32.
 
         Raises:
-            UserError: the images have another shape, are too small for the model, or too large for the memory.
+            UserError: the images have another shape, are too small for the model, or too large for
+                the memory.
         """
-        # Before tf.function sees it: one that refuses its input keeps its lock, and every other thread waits for ever.
+        # Before tf.function sees it: one that refuses its input keeps its lock, and every other
+        # thread waits for ever.
         images = tf.cast(images, tf.float32)
         height, width = self.input_size or (None, None)
         if not images.shape.is_compatible_with([None, height, width, self.channels]):
@@ -143,5 +162,6 @@ class Network:
         except tf.errors.InvalidArgumentError as error:
             reason = error.message.splitlines()[0].split("}} ")[-1].strip()
             raise UserError(
-                f"the model cannot take an input of {size} ({reason}); give a larger image, or --eval_short_side"
+                f"the model cannot take an input of {size} ({reason}); give a larger image, or "
+                "--eval_short_side"
             ) from None

@@ -1,8 +1,9 @@
 """Inference as the official vis.py, eval.py and export_model.py do it, for `--inference=official`.
 
-The image is resized into a range, padded to the crop size at the right and below with the mean pixel, and predicted in
-one piece, at one or several scales; labels go back to the image's size by nearest neighbour, probabilities bilinear,
-everything with aligned corners (spec/official-deeplab.md, section 4.5, T21 to T24). Our own inference is `inference/`.
+The image is resized into a range, padded to the crop size at the right and below with the mean
+pixel, and predicted in one piece, at one or several scales; labels go back to the image's size by
+nearest neighbour, probabilities bilinear, everything with aligned corners
+(spec/official-deeplab.md, section 4.5, T21 to T24). Our own inference is `inference/`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         labels: int64 `[batch, height, width]`.
-        probabilities: float32 `[batch, height, width, num_classes]`; over several scales the softmax of the mean
-            probabilities, as the reference returns it.
+        probabilities: float32 `[batch, height, width, num_classes]`; over several scales the
+            softmax of the mean probabilities, as the reference returns it.
         size: height and width within that hold the image.
     """
 
@@ -65,19 +66,25 @@ def predict(network: Network, images: Any, config: EvalConfig) -> Prediction:
     return Prediction(tf.argmax(mean, -1), tf.nn.softmax(mean), size)
 
 
-def prepare(images: Any, config: EvalConfig, pad_value: tuple[float, ...]) -> tuple[tf.Tensor, tuple[int, int]]:
+def prepare(
+    images: Any, config: EvalConfig, pad_value: tuple[float, ...]
+) -> tuple[tf.Tensor, tuple[int, int]]:
     """Images resized into the range and padded to the crop size, and the size they have within."""
     size = tuple(images.shape[1:3])
     limits = (config.eval_short_side, config.eval_long_side, config.eval_resize_factor)
     height, width = (int(length) for length in size_in_range(size, *limits))
     if config.eval_short_side:
         images = resize_images(images, (height, width))
-    missing = [crop - length for crop, length in zip(config.eval_crop_size, (height, width), strict=True)]
+    missing = [
+        crop - length for crop, length in zip(config.eval_crop_size, (height, width), strict=True)
+    ]
     if min(missing) < 0:
         crop = ",".join(map(str, config.eval_crop_size))
         raise UserError(
-            f"an image of {height}x{width} does not fit into --eval_crop_size={crop}; give a multiple of the output "
-            f"stride plus one that is at least {height},{width}, or cap the size with --eval_short_side and --eval_long_side"
+            f"an image of {height}x{width} does not fit into --eval_crop_size={crop}; give a "
+            "multiple of the output "
+            f"stride plus one that is at least {height},{width}, or cap the size with "
+            "--eval_short_side and --eval_long_side"
         )
     colour = tf.constant(pad_value, tf.float32)
     margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
@@ -88,7 +95,8 @@ def _mean_probabilities(network: Network, x: tf.Tensor, config: EvalConfig) -> t
     height, width = x.shape[1:3]
     if network.input_size:
         raise UserError(
-            f"--inference=official at several scales: the model was built for {network.input_size[0]}x"
+            "--inference=official at several scales: the model was built for "
+            f"{network.input_size[0]}x"
             f"{network.input_size[1]}; build it for any size"
         )
     scores_of = network.before_resize

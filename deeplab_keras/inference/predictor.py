@@ -22,18 +22,23 @@ class Predictor:
 
     A model that was built for one size gets the image resized to it, any other the image as it is.
 
-    Thread safety: one `Predictor` may be called from several threads at the same time, whatever it was made from. Calls of a
-    `.tflite` file run one after the other, since its interpreter computes in one set of tensors; each of them already uses
-    all processors. A call with images that are refused does not affect the calls of other threads.
+    Thread safety: one `Predictor` may be called from several threads at the same time, whatever it
+    was made from. Calls of a `.tflite` file run one after the other, since its interpreter computes
+    in one set of tensors; each of them already uses all processors. A call with images that are
+    refused does not affect the calls of other threads.
 
     Args:
-        model: a segmentation model, a Network, or the path of an exported model: a .tflite or .onnx file, or the folder of
-            a SavedModel.
+        model: a segmentation model, a Network, or the path of an exported model: a .tflite or .onnx
+            file, or the folder of a SavedModel.
         config: whole image or sliding window, scales, flip, and a resize before the network.
     """
 
-    def __init__(self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()) -> None:
-        self.network = open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
+    def __init__(
+        self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()
+    ) -> None:
+        self.network = (
+            open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
+        )
         self.config = config
 
     def __call__(self, image: Any) -> np.ndarray:
@@ -65,7 +70,9 @@ class Predictor:
             labels = self._typed(official_inference.restore_labels(prediction, size))
             return labels.numpy(), official_inference.restore_probabilities(prediction, size)
         logits = mean_logits(self.network, images, self.config)
-        return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(logits).numpy()
+        return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(
+            logits
+        ).numpy()
 
     def labels_and_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label maps as `predict_batch` gives them, and the probability of each label: float32 `[batch, height, width]`."""
@@ -81,20 +88,24 @@ class Predictor:
         """Label maps of images of one size.
 
         Args:
-            images: `[batch, height, width, channels]` in 0..255, with the types and channels that a single image may have.
+            images: `[batch, height, width, channels]` in 0..255, with the types and channels that a
+                single image may have.
 
         Returns:
             `[batch, height, width]`, uint8, or int32 for more than 256 classes.
 
         Raises:
-            UserError: another shape or type, values outside of 0..255, or the model cannot take the images.
+            UserError: another shape or type, values outside of 0..255, or the model cannot take the
+                images.
         """
         return self._labels(as_batch(images, self.network.channels))
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
         if self.config.inference == "official":
             prediction = official_inference.predict(self.network, images, self.config)
-            return self._typed(official_inference.restore_labels(prediction, images.shape[1:3])).numpy()
+            return self._typed(
+                official_inference.restore_labels(prediction, images.shape[1:3])
+            ).numpy()
         return self._typed(predict_labels(self.network, images, self.config)[0]).numpy()
 
     def compare(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,16 +121,25 @@ class Predictor:
             return found, official_inference.prepare_labels(labels, prediction.size)
         return self._labels(images), labels
 
-    def compare_with_confidence(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def compare_with_confidence(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `compare`, and the probability of each predicted label: float32 `[batch, height, width]`."""
         images = as_batch(images, self.network.channels)
         if self.config.inference == "official":
-            prediction, size = official_inference.predict(self.network, images, self.config), labels.shape[1:3]
+            prediction, size = (
+                official_inference.predict(self.network, images, self.config),
+                labels.shape[1:3],
+            )
             if self.config.eval_short_side:
                 size = prediction.size
                 labels = official_inference.prepare_labels(labels, size)
             found = self._typed(official_inference.restore_labels(prediction, size))
-            return found.numpy(), labels, official_inference.restore_probabilities(prediction, size).max(-1)
+            return (
+                found.numpy(),
+                labels,
+                official_inference.restore_probabilities(prediction, size).max(-1),
+            )
         predicted, confidence = self.labels_and_confidence(images)
         return predicted, labels, confidence
 

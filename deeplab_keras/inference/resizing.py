@@ -20,8 +20,12 @@ def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
         return resize(_rows(x, 0, height), size)
     if height == full_height:
         return resize(_rows(x, top, bottom), (bottom - top, width))
-    scale = np.float32(height) / np.float32(full_height)  # all in float32, as TensorFlow's own kernel does it
-    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    scale = np.float32(height) / np.float32(
+        full_height
+    )  # all in float32, as TensorFlow's own kernel does it
+    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(
+        0.5
+    )
     low = np.floor(position).clip(0, height - 1).astype(np.int32)
     high = np.minimum(low + 1, height - 1)
     share = np.clip(position - low, 0, 1)[:, None, None]

@@ -24,12 +24,18 @@ POSITIVE = {
     "CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
     "DEPTHWISE_CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
     "TRANSPOSE_CONV": ("strideH", "strideW"),
-    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), ("strideH", "strideW", "filterHeight", "filterWidth")),
+    **dict.fromkeys(
+        ("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"),
+        ("strideH", "strideW", "filterHeight", "filterWidth"),
+    ),
 }
 # Operator -> the beginning of its options' name, where that is not its own name.
 OPTIONS = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), "Pool2D"),
-    **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"), "Reducer"),
+    **dict.fromkeys(
+        ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"),
+        "Reducer",
+    ),
 }
 
 
@@ -52,7 +58,9 @@ def check_tflite(path: str | os.PathLike[str]) -> None:
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{path}: truncated, damaged or not a {what} ({reason}); {NEXT_STEP}") from error
+            raise UserError(
+                f"{path}: truncated, damaged or not a {what} ({reason}); {NEXT_STEP}"
+            ) from error
 
 
 def _require(holds: bool, what: str) -> None:
@@ -61,10 +69,18 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _check(model: Any, size: int, schema: Any) -> None:
-    types = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-    _require(model.version == 3 and bool(model.subgraphs) and bool(model.buffers), "no graph of version 3")
+    types = {
+        value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")
+    }
+    _require(
+        model.version == 3 and bool(model.subgraphs) and bool(model.buffers),
+        "no graph of version 3",
+    )
     for buffer in model.buffers:
-        _require(buffer.offset in (0, 1) or 0 < buffer.offset <= buffer.offset + buffer.size <= size, "a buffer beyond the end")
+        _require(
+            buffer.offset in (0, 1) or 0 < buffer.offset <= buffer.offset + buffer.size <= size,
+            "a buffer beyond the end",
+        )
     for graph in model.subgraphs:
         _require(bool(graph.tensors), "a graph without tensors")
         for index, tensor in enumerate(graph.tensors):
@@ -79,9 +95,14 @@ def _check(model: Any, size: int, schema: Any) -> None:
 
 def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) -> None:
     name = f"tensor {index}"
-    _require(tensor.type in types and tensor.buffer < len(buffers), f"{name} has no known type or no buffer")
+    _require(
+        tensor.type in types and tensor.buffer < len(buffers),
+        f"{name} has no known type or no buffer",
+    )
     shape = [int(length) for length in (() if tensor.shape is None else tensor.shape)]
-    _require(len(shape) <= 8 and all(length >= 0 for length in shape), f"{name} has the shape {shape}")
+    _require(
+        len(shape) <= 8 and all(length >= 0 for length in shape), f"{name} has the shape {shape}"
+    )
     bits = BITS.get(types[tensor.type])
     if bits is None:
         return
@@ -96,18 +117,39 @@ def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) 
     scaling = tensor.quantization
     if scaling is not None and scaling.scale is not None and len(scaling.scale):
         scales = len(scaling.scale)
-        fits = scales == 1 or (0 <= scaling.quantizedDimension < len(shape) and scales == shape[scaling.quantizedDimension])
+        fits = scales == 1 or (
+            0 <= scaling.quantizedDimension < len(shape)
+            and scales == shape[scaling.quantizedDimension]
+        )
         zeros = 0 if scaling.zeroPoint is None else len(scaling.zeroPoint)
-        _require(fits and zeros in (0, 1, scales), f"{name} has {scales} scales and {zeros} zero points for the shape {shape}")
+        _require(
+            fits and zeros in (0, 1, scales),
+            f"{name} has {scales} scales and {zeros} zero points for the shape {shape}",
+        )
 
 
 def _check_order(model: Any, graph: Any, schema: Any) -> None:
     """Operators read what is there when they run, and have the options of their kind."""
-    operators = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    options = {value: name for name, value in vars(schema.BuiltinOptions).items() if not name.startswith("_")}
+    operators = {
+        value: name
+        for name, value in vars(schema.BuiltinOperator).items()
+        if not name.startswith("_")
+    }
+    options = {
+        value: name
+        for name, value in vars(schema.BuiltinOptions).items()
+        if not name.startswith("_")
+    }
     count = len(graph.tensors)
-    ready = {index for index, tensor in enumerate(graph.tensors) if tensor.isVariable or _has_data(tensor, model.buffers)}
-    _require(all(0 <= index < count for index in (*graph.inputs, *graph.outputs)), "an input or output that is no tensor")
+    ready = {
+        index
+        for index, tensor in enumerate(graph.tensors)
+        if tensor.isVariable or _has_data(tensor, model.buffers)
+    }
+    _require(
+        all(0 <= index < count for index in (*graph.inputs, *graph.outputs)),
+        "an input or output that is no tensor",
+    )
     ready.update(map(int, graph.inputs))
     made = set(ready)
     for place, operator in enumerate(graph.operators or ()):
@@ -117,7 +159,10 @@ def _check_order(model: Any, graph: Any, schema: Any) -> None:
         inputs = [int(index) for index in (() if operator.inputs is None else operator.inputs)]
         outputs = [int(index) for index in (() if operator.outputs is None else operator.outputs)]
         _require(bool(kind) and bool(outputs), f"operator {place} is of no kind or makes nothing")
-        _require(all(index == -1 or index in ready for index in inputs), f"operator {place} ({kind}) reads a tensor too early")
+        _require(
+            all(index == -1 or index in ready for index in inputs),
+            f"operator {place} ({kind}) reads a tensor too early",
+        )
         new = all(0 <= index < count and index not in made for index in outputs)
         _require(new, f"operator {place} ({kind}) makes no new tensor")
         ready.update(outputs)
@@ -125,7 +170,10 @@ def _check_order(model: Any, graph: Any, schema: Any) -> None:
         own = options.get(operator.builtinOptionsType, "")
         expected = f"{OPTIONS.get(kind, kind.replace('_', ''))}Options".lower()
         known = expected in {name.lower() for name in options.values()}
-        _require(own == "NONE" or not known or own.lower() == expected, f"operator {place} ({kind}) has {own}")
+        _require(
+            own == "NONE" or not known or own.lower() == expected,
+            f"operator {place} ({kind}) has {own}",
+        )
         for field in POSITIVE.get(kind, ()):
             value = getattr(operator.builtinOptions, field, 0)
             _require(0 < value < 1 << 16, f"operator {place} ({kind}) has {field}={value}")
@@ -135,5 +183,9 @@ def _check_order(model: Any, graph: Any, schema: Any) -> None:
 def _has_data(tensor: Any, buffers: Any) -> bool:
     buffer = buffers[tensor.buffer]
     # An empty constant (no values) has no data either.
-    empty = tensor.shape is not None and len(tensor.shape) > 0 and math.prod(map(int, tensor.shape)) == 0
+    empty = (
+        tensor.shape is not None
+        and len(tensor.shape) > 0
+        and math.prod(map(int, tensor.shape)) == 0
+    )
     return (buffer.data is not None and len(buffer.data) > 0) or buffer.offset > 1 or empty

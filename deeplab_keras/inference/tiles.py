@@ -12,7 +12,9 @@ from deeplab_keras.config import UserError
 from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.predictor import Predictor
 
-TOGETHER = 2_000_000  # pixels of the tiles that go through the network at a time, unless one has more
+TOGETHER = (
+    2_000_000  # pixels of the tiles that go through the network at a time, unless one has more
+)
 
 
 class Span(NamedTuple):
@@ -34,13 +36,15 @@ def predict_tiles(
 ) -> np.ndarray:
     """The label map of an image of any size in little more memory than image and labels take.
 
-    A pixel has the label that the whole image would give it where what the network sees of its surroundings is at most
-    `overlap` wide; a network that looks at all of the image (image pooling) decides by the tile instead.
+    A pixel has the label that the whole image would give it where what the network sees of its
+    surroundings is at most `overlap` wide; a network that looks at all of the image (image pooling)
+    decides by the tile instead.
 
     Args:
-        predictor: runs on one tile after the other, of small ones `eval_batch_size` at a time. A model of a fixed size gets
-            tiles that have this size together with their overlap.
-        image: an array as `as_image` takes it, or a PIL image, of which only a tile at a time becomes an array.
+        predictor: runs on one tile after the other, of small ones `eval_batch_size` at a time. A
+            model of a fixed size gets tiles that have this size together with their overlap.
+        image: an array as `as_image` takes it, or a PIL image, of which only a tile at a time
+            becomes an array.
         tile_size: height and width of the part that is kept.
         overlap: pixels that a tile sees to all sides beyond it.
         on_tile: gets the number of tiles that are done and that of all.
@@ -52,21 +56,34 @@ def predict_tiles(
         UserError: the tile is not larger than nothing, or what the predictor raises.
     """
     if predictor.network.input_size:
-        tile_size = (predictor.network.input_size[0] - 2 * overlap, predictor.network.input_size[1] - 2 * overlap)
+        tile_size = (
+            predictor.network.input_size[0] - 2 * overlap,
+            predictor.network.input_size[1] - 2 * overlap,
+        )
     if min(tile_size) < 1 or overlap < 0:
         raise UserError(
-            f"tiles of {tile_size[0]}x{tile_size[1]} with --tile_overlap={overlap}: nothing of a tile would be left; "
+            f"tiles of {tile_size[0]}x{tile_size[1]} with --tile_overlap={overlap}: nothing of a "
+            "tile would be left; "
             "give a larger --tile_size or a smaller --tile_overlap"
         )
     width, height = image.size if isinstance(image, Image.Image) else np.shape(image)[1::-1]
-    boxes = [(y, x) for y in spans(height, tile_size[0], overlap) for x in spans(width, tile_size[1], overlap)]
-    labels = np.zeros((height, width), np.uint8 if predictor.network.num_classes <= 256 else np.int32)
+    boxes = [
+        (y, x)
+        for y in spans(height, tile_size[0], overlap)
+        for x in spans(width, tile_size[1], overlap)
+    ]
+    labels = np.zeros(
+        (height, width), np.uint8 if predictor.network.num_classes <= 256 else np.int32
+    )
     done = 0
     together = max(1, TOGETHER // ((tile_size[0] + 2 * overlap) * (tile_size[1] + 2 * overlap)))
     for group in _groups(boxes, min(predictor.config.eval_batch_size, together)):
         pieces = np.stack([_crop(image, y, x, predictor.network.channels) for y, x in group])
         for (y, x), found in zip(group, predictor.predict_batch(pieces), strict=True):
-            kept = found[y.kept_start - y.start : y.kept_end - y.start, x.kept_start - x.start : x.kept_end - x.start]
+            kept = found[
+                y.kept_start - y.start : y.kept_end - y.start,
+                x.kept_start - x.start : x.kept_end - x.start,
+            ]
             labels[y.kept_start : y.kept_end, x.kept_start : x.kept_end] = kept
         done += len(group)
         on_tile(done, len(boxes))

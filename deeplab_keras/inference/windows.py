@@ -35,12 +35,15 @@ class Windows:
         self.stride = config.eval_stride or tuple(max(1, length * 2 // 3) for length in window)
         if self.stride[0] > window[0] or self.stride[1] > window[1]:
             raise UserError(
-                f"--eval_stride={self.stride[0]},{self.stride[1]} leaves gaps between windows of {window[0]}x{window[1]}; "
+                f"--eval_stride={self.stride[0]},{self.stride[1]} leaves gaps between windows of "
+                f"{window[0]}x{window[1]}; "
                 "give at most their size"
             )
         self.size = (min(window[0], size[0]), min(window[1], size[1]))
         columns = window_starts(size[1], self.size[1], self.stride[1])
-        self.corners = [(y, x) for y in window_starts(size[0], self.size[0], self.stride[0]) for x in columns]
+        self.corners = [
+            (y, x) for y in window_starts(size[0], self.size[0], self.stride[0]) for x in columns
+        ]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -60,7 +63,9 @@ class Seen:
 
     def __init__(self, y: int, x: int, logits: np.ndarray) -> None:
         self.y, self.x, self.shape = y, x, logits.shape
-        self._rows: list[np.ndarray | None] = [logits[:, row].copy() for row in range(logits.shape[1])]  # freed one by one
+        self._rows: list[np.ndarray | None] = [
+            logits[:, row].copy() for row in range(logits.shape[1])
+        ]  # freed one by one
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
         """The rows from `top` to `bottom`; none above `top` may be asked for later."""
@@ -69,13 +74,20 @@ class Seen:
 
 
 def _run(
-    windows: Windows, images: tf.Tensor, input_size: tuple[int, int], together: int, scores: Callable[[tf.Tensor], tf.Tensor]
+    windows: Windows,
+    images: tf.Tensor,
+    input_size: tuple[int, int],
+    together: int,
+    scores: Callable[[tf.Tensor], tf.Tensor],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """First row, first column and logits of the windows in order; so many go through the network at a time."""
     rows, columns = windows.size
     for first in range(0, len(windows.corners), together):
         group = windows.corners[first : first + together]
-        pieces = tf.cast(tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0), tf.float32)
+        pieces = tf.cast(
+            tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0),
+            tf.float32,
+        )
         logits = scores(resize(pieces, input_size)).numpy()
         for (y, x), part in zip(group, np.split(logits, len(group)), strict=True):
             yield y, x, part
@@ -94,8 +106,13 @@ def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray
     rows, columns = windows.size
     total = np.zeros((batch, height, width, network.num_classes), np.float32)
     count = np.zeros((height, width, 1), np.float32)
-    input_size, together = network.input_size or windows.size, max(1, config.eval_batch_size // batch)
-    for y, x, part in _run(windows, images, input_size, together, lambda pieces: resize(network(pieces), windows.size)):
+    input_size, together = (
+        network.input_size or windows.size,
+        max(1, config.eval_batch_size // batch),
+    )
+    for y, x, part in _run(
+        windows, images, input_size, together, lambda pieces: resize(network(pieces), windows.size)
+    ):
         total[:, y : y + rows, x : x + columns] += part
         count[y : y + rows, x : x + columns] += 1
     total /= count
@@ -105,9 +122,12 @@ def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray
 class WindowRows:
     """What `slide` gives, some rows at a time from the top down, so that it never lies in memory as a whole.
 
-    Kept is of each window what later rows can ask for, and of a network that ends with a resize the logits as they are before
-    it: for a window of 512 rows a band of the image that is about 700 rows high, at a quarter of the width and height.
-    Sums are those of `slide` in the same order; the resize of some rows alone rounds otherwise in the last digits.
+    Kept is of each window what later rows can ask for, and of a network that ends with a resize the
+    logits as they are before
+    it: for a window of 512 rows a band of the image that is about 700 rows high, at a quarter of
+        the width and height.
+    Sums are those of `slide` in the same order; the resize of some rows alone rounds otherwise in
+    the last digits.
 
     Args:
         network: a model.
@@ -123,18 +143,28 @@ class WindowRows:
         UserError: the stride is larger than the window.
     """
 
-    def __init__(self, network: Network, images: tf.Tensor, config: EvalConfig, mirrored: bool = False) -> None:
+    def __init__(
+        self, network: Network, images: tf.Tensor, config: EvalConfig, mirrored: bool = False
+    ) -> None:
         batch, height, width = images.shape[:3]
         self.shape, self.mirrored = (batch, height, width, network.num_classes), mirrored
         self._windows = windows = Windows(network, (height, width), config)
-        input_size = network.input_size or windows.size  # one of fixed size gets what is lower or narrower resized to it
+        input_size = (
+            network.input_size or windows.size
+        )  # one of fixed size gets what is lower or narrower resized to it
         before_resize = network.ends_with_resize and input_size == windows.size
-        rows, columns = (length / step for length, step in zip(windows.size, windows.stride, strict=True))  # of windows a pixel
+        rows, columns = (
+            length / step for length, step in zip(windows.size, windows.stride, strict=True)
+        )  # of windows a pixel
         self.smaller = before_resize or windows.size[0] * (rows + 1) / 2 * columns < height
         together = max(1, config.eval_batch_size // batch)
 
         def scores(pieces: tf.Tensor) -> tf.Tensor:
-            return network.before_resize(pieces) if before_resize else resize(network(pieces), windows.size)
+            return (
+                network.before_resize(pieces)
+                if before_resize
+                else resize(network(pieces), windows.size)
+            )
 
         self._coming = _run(windows, images, input_size, together, scores)
         self._count = 0  # of those that came

@@ -15,8 +15,9 @@ NEXT_STEP = "copy or download it again"
 def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP) -> Iterator[None]:
     """Turns any exception of a parser into one `UserError` line, with the cause chained.
 
-    A damaged file can raise anything, `RecursionError` and `MemoryError` included, so a list of exceptions for each
-    parser is never complete. `UserError`s of the body pass unchanged; so do `KeyboardInterrupt` and `SystemExit`.
+    A damaged file can raise anything, `RecursionError` and `MemoryError` included, so a list of
+    exceptions for each parser is never complete. `UserError`s of the body pass unchanged; so do
+    `KeyboardInterrupt` and `SystemExit`.
 
     Args:
         path: the file that is read, named in the message.
@@ -30,7 +31,8 @@ def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP)
         >>> with reading("model.pb", "a frozen graph"):
         ...     raise KeyError("node")
         Traceback (most recent call last):
-        deeplab_keras.config.base.UserError: model.pb: damaged or not a frozen graph (KeyError: 'node'); copy or download it again
+        deeplab_keras.config.base.UserError: model.pb: damaged or not a frozen graph (KeyError:
+            'node'); copy or download it again
     """
     try:
         yield
@@ -39,9 +41,13 @@ def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP)
     except OSError as error:
         if error.strerror is None:  # raised by a decoder, not by the operating system
             raise UserError(_damaged(path, what, error, next_step)) from error
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     except MemoryError as error:
-        raise UserError(f"{path}: reading it needs more memory than there is; it may be damaged; {next_step}") from error
+        raise UserError(
+            f"{path}: reading it needs more memory than there is; it may be damaged; {next_step}"
+        ) from error
     except Exception as error:
         raise UserError(_damaged(path, what, error, next_step)) from error
 

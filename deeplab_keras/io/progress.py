@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from typing import TextIO
 
 BAR_WIDTH = 24
-# What TensorFlow's libraries write to stderr whatever the log level: when they are loaded, converting, interpreting.
+# What TensorFlow's libraries write to stderr whatever the log level: when they are loaded,
+# converting, interpreting.
 NOISE = re.compile(
-    "All log messages before absl|oneDNN custom operations|optimized to use available CPU|To enable the following|"
+    "All log messages before absl|oneDNN custom operations|optimized to use available CPU|To "
+    "enable the following|"
     "^fully_quantize: |^INFO: Created TensorFlow Lite"
 )
 
@@ -34,10 +36,22 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, title: str, *, start: int = 0, images_per_step: int = 1, interval: float = 10.0,
-        stream: TextIO | None = None, unit: str = "images",
+        self,
+        total: int,
+        title: str,
+        *,
+        start: int = 0,
+        images_per_step: int = 1,
+        interval: float = 10.0,
+        stream: TextIO | None = None,
+        unit: str = "images",
     ) -> None:
-        self.total, self.title, self.start, self.images_per_step = total, title, start, images_per_step
+        self.total, self.title, self.start, self.images_per_step = (
+            total,
+            title,
+            start,
+            images_per_step,
+        )
         self.stream, self.unit = stream or sys.stderr, unit
         self.on_terminal = self.stream.isatty()
         self.interval = 0.1 if self.on_terminal else interval
@@ -94,7 +108,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_redirecting = threading.RLock()  # stderr belongs to the whole process: a second redirection would outlive the first
+_redirecting = (
+    threading.RLock()
+)  # stderr belongs to the whole process: a second redirection would outlive the first
 
 
 @contextlib.contextmanager

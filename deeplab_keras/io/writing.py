@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 
 from deeplab_keras.config import UserError
 
-# Machines and containers that share a folder may have the same process numbers; names of files may not be long.
+# Machines and containers that share a folder may have the same process numbers; names of files may
+# not be long.
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 ASIDE = re.compile(rf"\.(?P<name>.+)\.{HOST}\.(?P<process>\d{{1,9}})\.tmp", re.DOTALL)
 
@@ -36,7 +37,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         aside.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); give another path or make room") from error
+        raise UserError(
+            f"{path}: cannot be written ({reason}); give another path or make room"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -73,13 +76,17 @@ def check_folder(path: str | os.PathLike[str], flag: str) -> None:
     there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not there.is_dir():
         which = "" if there == path else f"{there} "
-        raise UserError(f"--{flag}={path}: {which}is a file; give a folder, which is made if need be")
+        raise UserError(
+            f"--{flag}={path}: {which}is a file; give a folder, which is made if need be"
+        )
     try:  # permissions say too little: nobody makes a folder in /proc
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
             pass
     except OSError as error:
         why = f"nothing may be written to {there} ({error.strerror})"
-        raise UserError(f"--{flag}={path}: {why}; give another folder, or change its permissions") from error
+        raise UserError(
+            f"--{flag}={path}: {why}; give another folder, or change its permissions"
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

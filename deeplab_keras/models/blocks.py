@@ -1,7 +1,7 @@
 """Functional blocks that backbones and heads are made of.
 
-Every block takes the name under which its weights are saved: `<name>_conv/kernel`, `<name>_bn/gamma` and so on. These
-names are the weight file's ABI.
+Every block takes the name under which its weights are saved: `<name>_conv/kernel`,
+`<name>_bn/gamma` and so on. These names are the weight file's ABI.
 """
 
 from __future__ import annotations
@@ -89,26 +89,45 @@ def conv(
         dilation_rate=dilation,
         use_bias=use_bias,
         kernel_initializer=_initializer(style, fan_in, stddev),
-        bias_initializer=_initializer(style, fan_in, None) if style.initialization == "pytorch" else "zeros",
+        bias_initializer=_initializer(style, fan_in, None)
+        if style.initialization == "pytorch"
+        else "zeros",
         dtype=dtype,
         name=name,
     )(x)
 
 
 def concat_conv(
-    maps: Sequence[Tensor], filters: int, kernel_size: int, *, name: str, style: BlockStyle, resized: tuple[int, ...] = (),
+    maps: Sequence[Tensor],
+    filters: int,
+    kernel_size: int,
+    *,
+    name: str,
+    style: BlockStyle,
+    resized: tuple[int, ...] = (),
     align_corners: bool = False,
 ) -> Tensor:
     """The convolution over concatenated maps, no bias, with the family's initial weights; see ConcatConv2D."""
     fan_in = sum(int(x.shape[-1]) for x in maps) * kernel_size**2
     return ConcatConv2D(
-        filters, kernel_size, resized=resized, align_corners=align_corners, use_bias=False,
-        kernel_initializer=_initializer(style, fan_in, None), name=name,
-    )(list(maps))  # fmt: skip
+        filters,
+        kernel_size,
+        resized=resized,
+        align_corners=align_corners,
+        use_bias=False,
+        kernel_initializer=_initializer(style, fan_in, None),
+        name=name,
+    )(list(maps))
 
 
 def depthwise_conv(
-    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, stride: int = 1, dilation: int = 1,
+    x: Tensor,
+    kernel_size: int,
+    *,
+    name: str,
+    style: BlockStyle,
+    stride: int = 1,
+    dilation: int = 1,
     stddev: float | None = None,
 ) -> Tensor:
     """A depthwise convolution with the family's padding and initial weights, no bias."""
@@ -125,14 +144,21 @@ def depthwise_conv(
     )(x)
 
 
-def _pad(x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle) -> tuple[Tensor, str]:
-    # Without a stride, "same" is symmetric; with one, PyTorch pads both sides and TensorFlow the end first.
+def _pad(
+    x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle
+) -> tuple[Tensor, str]:
+    # Without a stride, "same" is symmetric; with one, PyTorch pads both sides and TensorFlow the
+    # end first.
     if stride == 1 or style.padding == "same" or kernel_size == 1:
         return x, "same"
-    return keras.layers.ZeroPadding2D(kernel_size // 2, data_format=DATA_FORMAT, name=f"{name}_pad")(x), "valid"
+    return keras.layers.ZeroPadding2D(
+        kernel_size // 2, data_format=DATA_FORMAT, name=f"{name}_pad"
+    )(x), "valid"
 
 
-def _initializer(style: BlockStyle, fan_in: int, stddev: float | None) -> keras.initializers.Initializer:
+def _initializer(
+    style: BlockStyle, fan_in: int, stddev: float | None
+) -> keras.initializers.Initializer:
     """PyTorch's, or the official DeepLab's (its spec, sections 3.1 and 4.1), which gives some layers a `stddev`."""
     if style.initialization == "pytorch":
         limit = fan_in**-0.5
@@ -144,35 +170,80 @@ def _initializer(style: BlockStyle, fan_in: int, stddev: float | None) -> keras.
 
 def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
     """The family's batch norm, synchronised over replicas."""
-    return BatchNormalization(momentum=style.bn_momentum, epsilon=style.bn_epsilon, synchronized=True, name=name)(x)
+    return BatchNormalization(
+        momentum=style.bn_momentum, epsilon=style.bn_epsilon, synchronized=True, name=name
+    )(x)
 
 
 def conv_bn_act(
-    x: Tensor, filters: int, kernel_size: int = 1, *, name: str, style: BlockStyle, act: str | None = "relu",
-    stride: int = 1, dilation: int = 1, stddev: float | None = None,
+    x: Tensor,
+    filters: int,
+    kernel_size: int = 1,
+    *,
+    name: str,
+    style: BlockStyle,
+    act: str | None = "relu",
+    stride: int = 1,
+    dilation: int = 1,
+    stddev: float | None = None,
 ) -> Tensor:
     """Convolution without bias, batch norm, activation."""
-    x = conv(x, filters, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev)
+    x = conv(
+        x,
+        filters,
+        kernel_size,
+        name=f"{name}_conv",
+        style=style,
+        stride=stride,
+        dilation=dilation,
+        stddev=stddev,
+    )
     return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
 
 
 def depthwise_bn_act(
-    x: Tensor, kernel_size: int, *, name: str, style: BlockStyle, act: str | None = "relu", stride: int = 1,
-    dilation: int = 1, stddev: float | None = None,
+    x: Tensor,
+    kernel_size: int,
+    *,
+    name: str,
+    style: BlockStyle,
+    act: str | None = "relu",
+    stride: int = 1,
+    dilation: int = 1,
+    stddev: float | None = None,
 ) -> Tensor:
     """Depthwise convolution, batch norm, activation."""
     x = depthwise_conv(
-        x, kernel_size, name=f"{name}_conv", style=style, stride=stride, dilation=dilation, stddev=stddev
+        x,
+        kernel_size,
+        name=f"{name}_conv",
+        style=style,
+        stride=stride,
+        dilation=dilation,
+        stddev=stddev,
     )
     return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
 
 
 def separable_conv_bn_act(
-    x: Tensor, filters: int, kernel_size: int = 3, *, name: str, style: BlockStyle, act: str = "relu", dilation: int = 1
+    x: Tensor,
+    filters: int,
+    kernel_size: int = 3,
+    *,
+    name: str,
+    style: BlockStyle,
+    act: str = "relu",
+    dilation: int = 1,
 ) -> Tensor:
     """Depthwise-separable convolution with batch norm and activation after both halves."""
     x = depthwise_bn_act(
-        x, kernel_size, name=f"{name}_depthwise", style=style, act=act, dilation=dilation, stddev=0.33
+        x,
+        kernel_size,
+        name=f"{name}_depthwise",
+        style=style,
+        act=act,
+        dilation=dilation,
+        stddev=0.33,
     )
     return conv_bn_act(x, filters, name=f"{name}_pointwise", style=style, act=act, stddev=0.06)
 
@@ -183,24 +254,42 @@ def squeeze_excite(x: Tensor, channels: int, *, name: str, style: BlockStyle) ->
     gate = conv(gate, channels, name=f"{name}_reduce", style=style, use_bias=True)
     gate = activation(gate, "relu", f"{name}_reduce_act")
     gate = conv(gate, int(x.shape[-1]), name=f"{name}_expand", style=style, use_bias=True)
-    return keras.layers.Multiply(name=f"{name}_multiply")([x, activation(gate, style.gate, f"{name}_expand_act")])
+    return keras.layers.Multiply(name=f"{name}_multiply")(
+        [x, activation(gate, style.gate, f"{name}_expand_act")]
+    )
 
 
 def inverted_residual(
-    x: Tensor, filters: int, *, name: str, style: BlockStyle, expanded: int, kernel_size: int = 3, stride: int = 1,
-    dilation: int = 1, se_channels: int = 0, act: str = "relu6", residual: bool = False,
+    x: Tensor,
+    filters: int,
+    *,
+    name: str,
+    style: BlockStyle,
+    expanded: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    se_channels: int = 0,
+    act: str = "relu6",
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """MobileNetV2's and V3's block: expand, depthwise, squeeze-and-excite, project, add.
 
     Returns:
-        The block's output, and the tap that the official decoder reads: after the depthwise activation, before
-        squeeze-and-excite.
+        The block's output, and the tap that the official decoder reads: after the depthwise
+        activation, before squeeze-and-excite.
     """
     y = x
     if expanded != x.shape[-1]:
         y = conv_bn_act(y, expanded, name=f"{name}_expand", style=style, act=act)
     y = tap = depthwise_bn_act(
-        y, kernel_size, name=f"{name}_depthwise", style=style, act=act, stride=stride, dilation=dilation
+        y,
+        kernel_size,
+        name=f"{name}_depthwise",
+        style=style,
+        act=act,
+        stride=stride,
+        dilation=dilation,
     )
     if se_channels:
         y = squeeze_excite(y, se_channels, name=f"{name}_se", style=style)
@@ -211,8 +300,17 @@ def inverted_residual(
 
 
 def fused_inverted_residual(
-    x: Tensor, filters: int, *, name: str, style: BlockStyle, expanded: int, kernel_size: int = 3, stride: int = 1,
-    dilation: int = 1, act: str = "relu", residual: bool = False,
+    x: Tensor,
+    filters: int,
+    *,
+    name: str,
+    style: BlockStyle,
+    expanded: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    act: str = "relu",
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """MobileNet EdgeTPU's early block: one full convolution in place of expand and depthwise; project, add.
 
@@ -222,7 +320,14 @@ def fused_inverted_residual(
     y = x
     if expanded != x.shape[-1]:
         y = conv_bn_act(
-            y, expanded, kernel_size, name=f"{name}_expand", style=style, act=act, stride=stride, dilation=dilation
+            y,
+            expanded,
+            kernel_size,
+            name=f"{name}_expand",
+            style=style,
+            act=act,
+            stride=stride,
+            dilation=dilation,
         )
     tap = y
     y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)

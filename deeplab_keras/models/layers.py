@@ -42,33 +42,45 @@ class Normalize(keras.layers.Layer):
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch norm whose running variance is updated with the unbiased batch variance, as in PyTorch and TF1.
 
-    Keras takes the biased one (STACK: 1.05 for 1.20 on eight values). `freeze_statistics` is the official DeepLab's
-    `fine_tune_batch_norm=False`: running statistics are used and kept in training, gamma and beta still learn. With
-    `synchronized`, the statistics are those of the global batch, as they always are on JAX, whose arrays are global. On one
-    TensorFlow device the fused kernel does the work (a training step of MobileNetV2 on the CPU: 0.7 of the time).
+    Keras takes the biased one (STACK: 1.05 for 1.20 on eight values). `freeze_statistics` is the
+    official DeepLab's `fine_tune_batch_norm=False`: running statistics are used and kept in
+    training, gamma and beta still learn. With `synchronized`, the statistics are those of the
+    global batch, as they always are on JAX, whose arrays are global. On one TensorFlow device the
+    fused kernel does the work (a training step of MobileNetV2 on the CPU: 0.7 of the time).
 
     Attributes:
-        share: returns the share of the old statistics that an update keeps, in place of the momentum, which it is called
-            with; None: the momentum. A trainer sets it, see `warm_up`; a layer by itself follows the references.
+        share: returns the share of the old statistics that an update keeps, in place of the
+            momentum, which it is called with; None: the momentum. A trainer sets it, see `warm_up`;
+            a layer by itself follows the references.
     """
 
     share: Callable[[float], Tensor] | None = None
 
-    def __init__(self, *, freeze_statistics: bool = False, synchronized: bool = False, **kwargs: Any) -> None:
-        super().__init__(synchronized=synchronized and keras.backend.backend() == "tensorflow", **kwargs)
+    def __init__(
+        self, *, freeze_statistics: bool = False, synchronized: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            synchronized=synchronized and keras.backend.backend() == "tensorflow", **kwargs
+        )
         self.synchronized, self.freeze_statistics = synchronized, freeze_statistics
 
-    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         if not training or self.freeze_statistics or not self.trainable:
             return super().call(inputs, training=False)
         if self._can_fuse():
             outputs, mean, unbiased = self._fused(inputs)
         else:
             outputs, mean, unbiased = self._composed(inputs)
-        share = self.momentum if self.share is None else ops.cast(self.share(self.momentum), mean.dtype)
+        share = (
+            self.momentum if self.share is None else ops.cast(self.share(self.momentum), mean.dtype)
+        )
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             new = ops.cast(moving, batch.dtype) * share + batch * (1 - share)
-            moving.assign(ops.cast(new, moving.dtype))  # under the policy "float16" the variables are rounded to it
+            moving.assign(
+                ops.cast(new, moving.dtype)
+            )  # under the policy "float16" the variables are rounded to it
         return outputs
 
     def _can_fuse(self) -> bool:
@@ -78,7 +90,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _fused(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs, mean, unbiased, *_ = tf.compat.v1.nn.fused_batch_norm(
-            inputs, ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32"), epsilon=self.epsilon, is_training=True
+            inputs,
+            ops.cast(self.gamma, "float32"),
+            ops.cast(self.beta, "float32"),
+            epsilon=self.epsilon,
+            is_training=True,
         )
         return outputs, mean, unbiased
 
@@ -86,10 +102,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         x = inputs if self.compute_dtype == "float64" else ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
         count = _over_replicas(ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype), self.synchronized)
-        # In two passes: the mean of the squares less the square of the mean, as Keras has it, loses most digits where
-        # the mean is large.
+        # In two passes: the mean of the squares less the square of the mean, as Keras has it, loses
+        # most digits where the mean is large.
         mean = _over_replicas(ops.sum(x, axis=axes), self.synchronized) / count
-        variance = _over_replicas(ops.sum(ops.square(x - mean), axis=axes), self.synchronized) / count
+        variance = (
+            _over_replicas(ops.sum(ops.square(x - mean), axis=axes), self.synchronized) / count
+        )
         unbiased = variance * count / ops.maximum(count - 1, 1)
         outputs = ops.batch_normalization(
             x, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
@@ -111,7 +129,8 @@ def require_tensorflow(what: str) -> None:
         return
     source = "KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else "keras.json"
     raise UserError(
-        f"{what} runs on Keras' TensorFlow backend; the backend here is {backend}, set by {source}: set KERAS_BACKEND=tensorflow"
+        f"{what} runs on Keras' TensorFlow backend; the backend here is {backend}, set by "
+        f"{source}: set KERAS_BACKEND=tensorflow"
     )
 
 
@@ -136,8 +155,9 @@ def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
 def _native_dilation() -> bool:
     """Whether TensorFlow computes a dilated convolution, and its gradient, without cutting the image into phases.
 
-    On a CPU only oneDNN does (seven times faster forward at dilation 36); without it the gradient raises. TensorFlow
-    decides by the processor's features and by TF_ENABLE_ONEDNN_OPTS, and has no public way to ask.
+    On a CPU only oneDNN does (seven times faster forward at dilation 36); without it the gradient
+    raises. TensorFlow decides by the processor's features and by TF_ENABLE_ONEDNN_OPTS, and has no
+    public way to ask.
     """
     if keras.backend.backend() != "tensorflow":
         return False
@@ -158,17 +178,24 @@ class Conv2D(keras.layers.Conv2D):
         super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        if max(self.dilation_rate) == 1 or self.compute_dtype == "float64" or not _native_dilation():
+        if (
+            max(self.dilation_rate) == 1
+            or self.compute_dtype == "float64"
+            or not _native_dilation()
+        ):
             return super().convolution_op(inputs, kernel)
-        return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
+        return tf.nn.conv2d(
+            inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate
+        )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ResizeTo(keras.layers.Layer):
     """Bilinear resize of the first input to the height and width of the second, whatever they are at run time.
 
-    `align_corners=False` is PyTorch's and Keras' half-pixel form, `True` the official DeepLab's (its spec, T1). With a
-    `scale`, the size is the second's by the official DeepLab's `scale_dimension`.
+    `align_corners=False` is PyTorch's and Keras' half-pixel form, `True` the official DeepLab's
+    (its spec, T1). With a `scale`, the size is the second's by the official DeepLab's
+    `scale_dimension`.
     """
 
     def __init__(self, align_corners: bool = False, scale: float = 1.0, **kwargs: Any) -> None:
@@ -177,12 +204,18 @@ class ResizeTo(keras.layers.Layer):
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         x, reference = inputs
-        height, width = (scale_dimension(length, self.scale) for length in ops.shape(reference)[1:3])
+        height, width = (
+            scale_dimension(length, self.scale) for length in ops.shape(reference)[1:3]
+        )
         return resize_bilinear(x, (height, width), self.align_corners)
 
-    def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
+    def compute_output_shape(
+        self, input_shape: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...]:
         x, reference = input_shape
-        height, width = (length and scale_dimension(length, self.scale) for length in reference[1:3])
+        height, width = (
+            length and scale_dimension(length, self.scale) for length in reference[1:3]
+        )
         return (x[0], height, width, x[-1])
 
     def get_config(self) -> dict[str, Any]:
@@ -193,24 +226,36 @@ def scale_dimension(length: Any, scale: float) -> Any:
     """Length of a side after scaling, the corner pixels kept: `int((length - 1) * scale + 1)` (official DeepLab)."""
     if isinstance(length, int):
         return int((length - 1) * scale + 1)
-    return length if scale == 1 else ops.cast(ops.floor(ops.cast(length - 1, "float32") * scale + 1), "int32")
+    return (
+        length
+        if scale == 1
+        else ops.cast(ops.floor(ops.cast(length - 1, "float32") * scale + 1), "int32")
+    )
 
 
 def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = False) -> Tensor:
     """`[batch, h, w, channels]` resized to `[batch, *size, channels]`, bilinear, in the dtype of `x`."""
-    known = all(isinstance(length, int) for length in size)  # else only at run time, in a model for any size
+    known = all(
+        isinstance(length, int) for length in size
+    )  # else only at run time, in a model for any size
     if known and tuple(x.shape[1:3]) == tuple(size):
         return x
-    double = keras.backend.standardize_dtype(x.dtype) == "float64"  # TensorFlow's own would round it to float32
+    double = (
+        keras.backend.standardize_dtype(x.dtype) == "float64"
+    )  # TensorFlow's own would round it to float32
     if keras.backend.backend() == "tensorflow" and not double:
         if align_corners:
             size = tf.stack(list(size))
-            y = tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True, half_pixel_centers=False)
+            y = tf.raw_ops.ResizeBilinear(
+                images=x, size=size, align_corners=True, half_pixel_centers=False
+            )
         else:  # keras.ops' resize refuses a size that is not known yet
             y = tf.image.resize(x, tf.stack(list(size)), "bilinear")
         return tf.cast(y, x.dtype)
     if not align_corners and not double:
-        return ops.cast(ops.image.resize(x, size, interpolation="bilinear", data_format=DATA_FORMAT), x.dtype)
+        return ops.cast(
+            ops.image.resize(x, size, interpolation="bilinear", data_format=DATA_FORMAT), x.dtype
+        )
     dtype = "float64" if double else "float32"
     rows = interpolation(ops.shape(x)[1], size[0], align_corners, dtype)
     columns = interpolation(ops.shape(x)[2], size[1], align_corners, dtype)
@@ -223,7 +268,11 @@ def interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> 
     if align_corners:
         positions = positions * ((source_length - 1) / ops.cast(ops.maximum(target - 1, 1), dtype))
     else:
-        positions = ops.clip((positions + 0.5) * (source_length / ops.cast(target, dtype)) - 0.5, 0, source_length - 1)
+        positions = ops.clip(
+            (positions + 0.5) * (source_length / ops.cast(target, dtype)) - 0.5,
+            0,
+            source_length - 1,
+        )
     distance = ops.abs(positions[:, None] - ops.arange(source, dtype=dtype)[None])
     return ops.maximum(1 - distance, 0)
 
@@ -240,7 +289,9 @@ class AdaptiveAveragePooling(keras.layers.Layer):
         if self.bins == 1:
             return ops.mean(inputs, axis=(1, 2), keepdims=True)
         _, height, width, _ = ops.shape(inputs)
-        rows, columns = (ops.cast(self._weights(length), inputs.dtype) for length in (height, width))
+        rows, columns = (
+            ops.cast(self._weights(length), inputs.dtype) for length in (height, width)
+        )
         return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, inputs))
 
     def _weights(self, length: Any) -> Tensor:
@@ -271,14 +322,21 @@ class WindowPooling(keras.layers.AveragePooling2D):
     """
 
     def __init__(
-        self, pool_size: tuple[int, ...], *, output_stride: int, crop_size: tuple[int, ...] = (), **kwargs: Any
+        self,
+        pool_size: tuple[int, ...],
+        *,
+        output_stride: int,
+        crop_size: tuple[int, ...] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(pool_size, **{"data_format": DATA_FORMAT, **kwargs})
         self.output_stride, self.crop_size = output_stride, tuple(crop_size)
 
     def call(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[1:3]
-        if height is not None and width is not None:  # a model for any size may know it only at run time
+        if (
+            height is not None and width is not None
+        ):  # a model for any size may know it only at run time
             self.check_size(height * self.output_stride, width * self.output_stride)
         return super().call(inputs)
 
@@ -287,11 +345,19 @@ class WindowPooling(keras.layers.AveragePooling2D):
         check_window(height, width, tuple(self.pool_size), self.output_stride, self.crop_size)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "output_stride": self.output_stride, "crop_size": self.crop_size}
+        return {
+            **super().get_config(),
+            "output_stride": self.output_stride,
+            "crop_size": self.crop_size,
+        }
 
 
 def check_window(
-    height: int, width: int, window: tuple[int, ...], output_stride: int, crop_size: tuple[int, ...] = ()
+    height: int,
+    width: int,
+    window: tuple[int, ...],
+    output_stride: int,
+    crop_size: tuple[int, ...] = (),
 ) -> None:
     """Raises UserError for an image whose features are smaller than the window of image pooling."""
     smallest = [(length - 1) * output_stride + 1 for length in window]
@@ -299,9 +365,13 @@ def check_window(
         return
     flag, fitting = "image_pooling_crop_size", f"{height},{width}"
     if not crop_size:
-        flag, fitting = "image_pooling_size", f"{-(-height // output_stride)},{-(-width // output_stride)}"
+        flag, fitting = (
+            "image_pooling_size",
+            f"{-(-height // output_stride)},{-(-width // output_stride)}",
+        )
     error = UserError(
-        f"input size {height}x{width} is too small for --{flag}={','.join(map(str, crop_size or window))} at "
+        f"input size {height}x{width} is too small for "
+        f"--{flag}={','.join(map(str, crop_size or window))} at "
         f"--output_stride={output_stride}: the smallest is {smallest[0]}x{smallest[1]}; "
         f"give a larger size, --{flag}={fitting}, or --{flag}= (empty) for global pooling"
     )

@@ -22,10 +22,14 @@ def count_multiply_adds(model: keras.Model, auxiliary: bool = False) -> int:
         UserError: the model takes images of any size.
     """
     if None in model.input_shape[1:3]:
-        raise UserError(f"{model.name} takes any image size; build it with an input_size to count multiply-adds")
+        raise UserError(
+            f"{model.name} takes any image size; build it with an input_size to count multiply-adds"
+        )
     total = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) and (auxiliary or not is_auxiliary(layer)):
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) and (
+            auxiliary or not is_auxiliary(layer)
+        ):
             height, width = layer.output.shape[1:3]
             total += height * width * math.prod(layer.kernel.shape)
     return total

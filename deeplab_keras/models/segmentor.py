@@ -29,16 +29,23 @@ def build_segmentor(
     Returns:
         A functional model from images `[batch, height, width, channels]`, RGB in 0..255, to logits
         `[batch, height, width, num_classes]`, float32. Layers "logits" and, with an auxiliary head,
-        "auxiliary_logits" give the class scores before the resize. The auxiliary head is part of the model (its
-        weights, summary and parameter count), but nothing of it is computed at inference.
+        "auxiliary_logits" give the class scores before the resize. The auxiliary head is part of
+        the model (its weights, summary and parameter count), but nothing of it is computed at
+        inference.
 
     Raises:
         UserError: no config, an unknown backbone or head, or a size that the network cannot take.
     """
     if not isinstance(config, ModelConfig):
-        raise UserError(f"build_segmentor: {config!r} is no ModelConfig; give get_config(NAME), list_models() names them")
+        raise UserError(
+            f"build_segmentor: {config!r} is no ModelConfig; give get_config(NAME), list_models() "
+            "names them"
+        )
     if input_size is not None and not _is_size(input_size):
-        raise UserError(f"build_segmentor: input_size={input_size!r} is not (height, width) of at least 1; None takes any size")
+        raise UserError(
+            f"build_segmentor: input_size={input_size!r} is not (height, width) of at least 1; "
+            "None takes any size"
+        )
     height, width = input_size or (None, None)
     if input_size is not None:
         check_input_size(config, *input_size)
@@ -51,22 +58,29 @@ def build_segmentor(
     logits = build_head(features, config)
     if config.image_pyramid:
         logits = _merge_pyramid(image, logits, config)
-    output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")([logits, image])
+    output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")(
+        [logits, image]
+    )
     if config.auxiliary_head:
-        output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")([output, auxiliary(features, config)])
+        output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")(
+            [output, auxiliary(features, config)]
+        )
     model = keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
     return quantized(model) if config.quantization_aware else model
 
 
 def _is_size(size: object) -> bool:
     sides = size if isinstance(size, tuple | list) else ()
-    return len(sides) == 2 and all(isinstance(side, numbers.Integral) and int(side) >= 1 for side in sides)
+    return len(sides) == 2 and all(
+        isinstance(side, numbers.Integral) and int(side) >= 1 for side in sides
+    )
 
 
 def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:
     """Class scores of the image at every scale of `image_pyramid`, resized to those of the largest and merged.
 
-    spec/official-deeplab.md, section 4.5. The scores of each scale are layers named "logits_0.50" and so on.
+    spec/official-deeplab.md, section 4.5. The scores of each scale are layers named "logits_0.50"
+    and so on.
     """
     network = keras.Model(image, logits, name="single_scale")
     network.input_spec = None  # it takes every scale's size, also where `image` has a fixed one
@@ -76,13 +90,19 @@ def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor
         scores[scale] = logits if scale == 1 else network(scaled)
     largest = max(scores)
     reference = scores[largest] if largest >= 1 else logits
-    names = {scale: f"logits_{scale:.2f}" if len(scores) > 1 else "merged_logits" for scale in scores}
+    names = {
+        scale: f"logits_{scale:.2f}" if len(scores) > 1 else "merged_logits" for scale in scores
+    }
     resized = [
-        ResizeTo(config.align_corners, dtype=keras.config.floatx(), name=names[scale])([values, reference])
+        ResizeTo(config.align_corners, dtype=keras.config.floatx(), name=names[scale])(
+            [values, reference]
+        )
         for scale, values in scores.items()
     ]
     if 1.0 not in scores:  # keeps the network's layers, which bear the weights' names, in the model
-        resized[0] = KeepAuxiliary(dtype=keras.config.floatx(), name="pyramid")([resized[0], logits])
+        resized[0] = KeepAuxiliary(dtype=keras.config.floatx(), name="pyramid")(
+            [resized[0], logits]
+        )
     if len(resized) == 1:
         return resized[0]
     merge = keras.layers.Maximum if config.merge_method == "max" else keras.layers.Average
@@ -93,20 +113,23 @@ def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> ke
     """A view of a segmentor for training: the same layers and weights, with every head an output at the input's size.
 
     Returns:
-        A model whose outputs are a dict: "logits" and, where there is an auxiliary head, "auxiliary_logits", and
-        "logits_0.50" and so on for the scales of an image pyramid, each `[batch, height, width, num_classes]`.
+        A model whose outputs are a dict: "logits" and, where there is an auxiliary head,
+        "auxiliary_logits", and "logits_0.50" and so on for the scales of an image pyramid, each
+        `[batch, height, width, num_classes]`.
     """
     outputs = {"logits": model.get_layer("resized_logits").output}
     for layer in model.layers:
-        if re.fullmatch(r"logits_\d+\.\d+", layer.name):  # each scale of an image pyramid has its own loss
-            outputs[layer.name] = ResizeTo(align_corners, dtype=keras.config.floatx(), name=f"resized_{layer.name}")(
-                [layer.output, model.input]
-            )
+        if re.fullmatch(
+            r"logits_\d+\.\d+", layer.name
+        ):  # each scale of an image pyramid has its own loss
+            outputs[layer.name] = ResizeTo(
+                align_corners, dtype=keras.config.floatx(), name=f"resized_{layer.name}"
+            )([layer.output, model.input])
     if "auxiliary_logits" in [layer.name for layer in model.layers]:
         scores = model.get_layer("auxiliary_logits").output
-        outputs["auxiliary_logits"] = ResizeTo(align_corners, dtype=keras.config.floatx(), name="resized_auxiliary_logits")(
-            [scores, model.input]
-        )
+        outputs["auxiliary_logits"] = ResizeTo(
+            align_corners, dtype=keras.config.floatx(), name="resized_auxiliary_logits"
+        )([scores, model.input])
     return keras.Model(model.input, outputs, name=model.name)
 
 
@@ -131,6 +154,16 @@ def check_names(config: ModelConfig) -> None:
 
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:
     """Raises UserError for an input that is too small for the image-pooling window."""
-    if not config.image_pooling_window or config.head not in ("lraspp", "deeplab_v3", "deeplab_v3_plus"):
+    if not config.image_pooling_window or config.head not in (
+        "lraspp",
+        "deeplab_v3",
+        "deeplab_v3_plus",
+    ):
         return
-    check_window(height, width, config.image_pooling_window, config.output_stride, config.image_pooling_crop_size)
+    check_window(
+        height,
+        width,
+        config.image_pooling_window,
+        config.output_stride,
+        config.image_pooling_crop_size,
+    )

@@ -40,11 +40,18 @@ class Summary:
     def __str__(self) -> str:
         done = self.total - self.skipped - self.failed
         parts = [f"written: {done} of {self.total} {self.what} to {self.folder}"]
-        parts += [f"{self.skipped} were there already"] * bool(self.skipped) + [f"{self.failed} failed"] * bool(self.failed)
+        parts += [f"{self.skipped} were there already"] * bool(self.skipped) + [
+            f"{self.failed} failed"
+        ] * bool(self.failed)
         return "; ".join(parts)
 
 
-def predict(config: PredictConfig, eval_config: EvalConfig = EvalConfig(), *, log: Callable[[str], None] = print) -> Summary:
+def predict(
+    config: PredictConfig,
+    eval_config: EvalConfig = EvalConfig(),
+    *,
+    log: Callable[[str], None] = print,
+) -> Summary:
     """Predicts files, and writes what is asked for; a file that cannot be read is named, and the others go on.
 
     Args:
@@ -53,7 +60,8 @@ def predict(config: PredictConfig, eval_config: EvalConfig = EvalConfig(), *, lo
         log: gets the summary.
 
     Raises:
-        UserError: nothing to predict, no model, a result that would replace a file, or one that cannot be written.
+        UserError: nothing to predict, no model, a result that would replace a file, or one that
+            cannot be written.
     """
     found = find_inputs(config.input, config.output)
     check_folder(config.output, "output")
@@ -61,7 +69,9 @@ def predict(config: PredictConfig, eval_config: EvalConfig = EvalConfig(), *, lo
     predictor, results = Predictor(network, eval_config), Results(config, info, eval_config.palette)
     inputs = results.check(found)
     with allow_pixels(config.max_megapixels):
-        failed = _images(predictor, results, config, [item for item in inputs if item.kind == "image"])
+        failed = _images(
+            predictor, results, config, [item for item in inputs if item.kind == "image"]
+        )
     failed += _videos(predictor, results, config, [item for item in inputs if item.kind != "image"])
     kinds = {item.kind for item in found}
     what = "images" if kinds == {"image"} else "files" if "image" in kinds else "videos"
@@ -81,24 +91,33 @@ def open_network(path: str) -> tuple[Network, DatasetInfo]:
         return network, network.info
     exports = [file for file in sorted(pathlib.Path(path).glob("*")) if is_exported(file)]
     if exports and not any(pathlib.Path(path).rglob("weights.npz")):
-        raise UserError(f"{path}: holds exported models; give one of them: --checkpoint_dir={exports[0]}")
+        raise UserError(
+            f"{path}: holds exported models; give one of them: --checkpoint_dir={exports[0]}"
+        )
     checkpoint = load_checkpoint(path)
     return Network(checkpoint.model), checkpoint.info
 
 
-def _images(predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]) -> int:
+def _images(
+    predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]
+) -> int:
     job = ImageJob(predictor, results, config, Progress(len(inputs), "predicting"))
     job.run(inputs)
     return job.failed
 
 
-def _videos(predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]) -> int:
+def _videos(
+    predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]
+) -> int:
     failed = 0
     for item in inputs:
         try:
             predict_video(predictor, item, results, config.max_frames)
         except UserError as error:
             text = str(error)
-            print(f"error: {text if text.startswith((item.path, '--')) else f'{item.path}: {text}'}", file=sys.stderr)
+            print(
+                f"error: {text if text.startswith((item.path, '--')) else f'{item.path}: {text}'}",
+                file=sys.stderr,
+            )
             failed += 1
     return failed

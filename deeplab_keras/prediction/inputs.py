@@ -38,8 +38,9 @@ class Input:
 def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
     """The images and videos that a path, a pattern or the word "camera" names, in the order of their paths.
 
-    Folders are searched with all below them, links to folders included, but for hidden files and for `output` where it lies
-    within. A name is the file's without its suffix, or with it where two differ in the suffix alone.
+    Folders are searched with all below them, links to folders included, but for hidden files and
+    for `output` where it lies within. A name is the file's without its suffix, or with it where two
+    differ in the suffix alone.
 
     Args:
         given: as the flag has it.
@@ -56,14 +57,22 @@ def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
     if path.is_dir():
         root, files = path, _walk(path, pathlib.Path(output).resolve() if output else None)
     elif glob.has_magic(given):
-        root = pathlib.Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+        root = pathlib.Path(
+            *path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))]
+        )
         files = _matching(str(path))
     else:
-        raise UserError(f"--input={given}: there is no such file or folder; check the path, or give camera for the camera")
+        raise UserError(
+            f"--input={given}: there is no such file or folder; check the path, or give camera "
+            "for the camera"
+        )
     found = [file for file in files if _kind(file)]
     if not found:
         other = f", among {len(files)} other files" if files else ""
-        raise UserError(f"--input={given}: no image or video there{other}; known are {' '.join(IMAGES + VIDEOS)}")
+        raise UserError(
+            f"--input={given}: no image or video there{other}; known are "
+            f"{' '.join(IMAGES + VIDEOS)}"
+        )
     stems = Counter(file.with_suffix("") for file in found)
     inputs = []
     for file in found:
@@ -81,11 +90,14 @@ def _kind(path: pathlib.Path) -> str:
 def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Path]:
     """The files of a folder and of those below it, those of a folder before its subfolders'.
 
-    Links to folders are followed, but each folder is searched once, under its own path where it has one below `folder`, and a
-    link to a folder around it is not followed.
+    Links to folders are followed, but each folder is searched once, under its own path where it has
+    one below `folder`, and a link to a folder around it is not followed.
     """
     found: list[pathlib.Path] = []
-    waiting, seen = collections.deque([folder]), {output} - {folder.resolve()}  # results may go into the folder itself
+    waiting, seen = (
+        collections.deque([folder]),
+        {output} - {folder.resolve()},
+    )  # results may go into the folder itself
     while waiting:
         for where, folders, files in os.walk(waiting.popleft()):
             here, real = pathlib.Path(where), pathlib.Path(where).resolve()
@@ -107,7 +119,10 @@ def _files_first(path: pathlib.Path) -> list[tuple[bool, str]]:
 def _matching(pattern: str) -> list[pathlib.Path]:
     """The files that fit a pattern, each once: `**` follows links to folders, round and round where they form a cycle."""
     found: dict[tuple[str, str], pathlib.Path] = {}
-    for path in sorted(map(pathlib.Path, glob.glob(pattern, recursive=True)), key=lambda path: (len(path.parts), path)):
+    for path in sorted(
+        map(pathlib.Path, glob.glob(pattern, recursive=True)),
+        key=lambda path: (len(path.parts), path),
+    ):
         if path.is_file():
             found.setdefault((os.path.realpath(path.parent), path.name), path)
     return sorted(found.values())

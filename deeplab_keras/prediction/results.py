@@ -64,20 +64,32 @@ class Results:
         """Output -> the file that it gets.
 
         Raises:
-            UserError: a submission's name cannot be made of the input's, or a video has no such output.
+            UserError: a submission's name cannot be made of the input's, or a video has no such
+                output.
         """
         if self.config.submission:
             if item.kind != "image":
-                raise UserError(f"--submission={self.config.submission}: takes images; give --outputs for a video")
+                raise UserError(
+                    f"--submission={self.config.submission}: takes images; give --outputs for a "
+                    "video"
+                )
             return {"submission": self.folder / SUBMISSIONS[self.config.submission].file(item)}
         if item.kind == "image":
             suffix = {"probabilities": "npz"}
-            return {kind: self.folder / f"{item.name}_{kind}.{suffix.get(kind, 'png')}" for kind in self.outputs}
+            return {
+                kind: self.folder / f"{item.name}_{kind}.{suffix.get(kind, 'png')}"
+                for kind in self.outputs
+            }
         for kind in self.video_outputs:
             if kind not in ("colour", "overlay"):
-                raise UserError(f"--outputs={kind}: there is none of a video, {item.path}; give colour, overlay or both")
+                raise UserError(
+                    f"--outputs={kind}: there is none of a video, {item.path}; give colour, "
+                    "overlay or both"
+                )
         files = {kind: self.folder / f"{item.name}_{kind}.mp4" for kind in self.video_outputs}
-        return files | ({"legend": self.folder / f"{item.name}_legend.png"} if self.config.legend else {})
+        return files | (
+            {"legend": self.folder / f"{item.name}_legend.png"} if self.config.legend else {}
+        )
 
     def check(self, inputs: Sequence[Input]) -> list[Input]:
         """The inputs that are to be predicted, after a look at what stands where their results will go.
@@ -95,10 +107,15 @@ class Results:
             files = [path.resolve() for path in self._files_or_none(item)]
             if taken := sources.intersection(files):
                 place = f"--output={self.config.output}"
-                raise UserError(f"{place}: {taken.pop()} is an input and would be replaced; give another folder")
+                raise UserError(
+                    f"{place}: {taken.pop()} is an input and would be replaced; give another folder"
+                )
             for path in files:
                 if path in targets:
-                    raise UserError(f"{targets[path]} and {item.path} would both get {path.name}; give them in two calls")
+                    raise UserError(
+                        f"{targets[path]} and {item.path} would both get {path.name}; give them "
+                        "in two calls"
+                    )
                 targets[path] = item.path
             existing = [path for path in files if path.exists()]
             there += existing
@@ -110,7 +127,8 @@ class Results:
         if there and not self.config.overwrite:
             more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
             raise UserError(
-                f"--output={self.config.output}: {there[0].name}{more} is there already; --overwrite replaces results, "
+                f"--output={self.config.output}: {there[0].name}{more} is there already; "
+                "--overwrite replaces results, "
                 "--skip_existing leaves out what has them, or give another folder"
             )
         return list(inputs)
@@ -122,7 +140,13 @@ class Results:
         except UserError:
             return []
 
-    def write(self, item: Input, image: Image.Image | None, labels: np.ndarray, probabilities: np.ndarray | None) -> None:
+    def write(
+        self,
+        item: Input,
+        image: Image.Image | None,
+        labels: np.ndarray,
+        probabilities: np.ndarray | None,
+    ) -> None:
         """Writes all outputs of an image, each complete or not at all.
 
         Args:
@@ -141,9 +165,15 @@ class Results:
                     picture.save(aside, format="PNG")
             elif kind == "probabilities":
                 assert probabilities is not None
-                names = np.array(self.info.class_names)  # fixed-width text: nothing in the file is a pickle
+                names = np.array(
+                    self.info.class_names
+                )  # fixed-width text: nothing in the file is a pickle
                 with replacing(path) as aside, open(aside, "wb") as file:
-                    np.savez_compressed(file, probabilities=probabilities.astype(self.config.probability_type), class_names=names)
+                    np.savez_compressed(
+                        file,
+                        probabilities=probabilities.astype(self.config.probability_type),
+                        class_names=names,
+                    )
             else:
                 save_png_strips(path, self._strips(kind, image, labels))
 
@@ -154,13 +184,17 @@ class Results:
         assert image is not None
         return overlay(image, labels, self.info, palette=self.palette)
 
-    def _strips(self, kind: str, image: Image.Image | None, labels: np.ndarray) -> Iterator[np.ndarray]:
+    def _strips(
+        self, kind: str, image: Image.Image | None, labels: np.ndarray
+    ) -> Iterator[np.ndarray]:
         """The rows of the "labels", the "colour" or the "overlay" picture, the latter with its legend below if that is wanted."""
         height, width = labels.shape
         below = None
         if kind == "overlay" and self.config.legend:
             below = legend(self.info, classes_in(labels).tolist(), width, palette=self.palette)
-        full_width = width if below is None else below.shape[1]  # a long name is wider than a small image
+        full_width = (
+            width if below is None else below.shape[1]
+        )  # a long name is wider than a small image
         for top in range(0, height, STRIP_ROWS):
             part = labels[top : top + STRIP_ROWS]
             if kind == "labels":
@@ -198,9 +232,12 @@ class Submission:
 
 def _check_count(name: str) -> Callable[[DatasetInfo], None]:
     def check(info: DatasetInfo) -> None:
-        if info.num_classes != CLASS_COUNTS[name] and not (name == "ade20k" and info.class_names == ADE20K_151.class_names):
+        if info.num_classes != CLASS_COUNTS[name] and not (
+            name == "ade20k" and info.class_names == ADE20K_151.class_names
+        ):
             raise UserError(
-                f"--submission={name}: the model has the {info.num_classes} classes of {info.name!r}, and the benchmark "
+                f"--submission={name}: the model has the {info.num_classes} classes of "
+                f"{info.name!r}, and the benchmark "
                 f"{CLASS_COUNTS[name]}; give a model that was trained on it"
             )
 
@@ -210,8 +247,10 @@ def _check_count(name: str) -> Callable[[DatasetInfo], None]:
 def _check_cityscapes(info: DatasetInfo) -> None:
     if info.class_names != CITYSCAPES.class_names:
         raise UserError(
-            f"--submission=cityscapes: the model has the classes of {info.name!r}: {', '.join(info.class_names[:3])}, ..., and "
-            f"the server wants {', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that was trained on Cityscapes"
+            f"--submission=cityscapes: the model has the classes of {info.name!r}: "
+            f"{', '.join(info.class_names[:3])}, ..., and "
+            f"the server wants {', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that "
+            "was trained on Cityscapes"
         )
 
 
@@ -220,7 +259,10 @@ def _cityscapes_file(item: Input) -> str:
     name = item.name.rpartition("/")[2]
     match = CITYSCAPES_NAME.fullmatch(name)
     if not match:
-        raise UserError("--submission=cityscapes: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which the server knows it")
+        raise UserError(
+            "--submission=cityscapes: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which "
+            "the server knows it"
+        )
     return f"{match[1]}_pred_labelIds.png"
 
 
@@ -236,19 +278,26 @@ def _with_palette(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
 
 
 def _from_one(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
-    other = info.num_classes - CLASS_COUNTS["ade20k"]  # the official DeepLab's 151 classes begin with "something else"
+    other = (
+        info.num_classes - CLASS_COUNTS["ade20k"]
+    )  # the official DeepLab's 151 classes begin with "something else"
     return Image.fromarray(labels + np.uint8(1 - other))
 
 
 SUBMISSIONS = {
     # Ids of cityscapesScripts' labels.py, not the 19 that networks are trained on.
     "cityscapes": Submission(_check_cityscapes, _cityscapes_file, _label_ids),
-    # The folder that the devkit names, from which the server's archive is made: tar czf results.tgz results.
+    # The folder that the devkit names, from which the server's archive is made: tar czf results.tgz
+    # results.
     "voc": Submission(
         _check_count("voc"),
-        lambda item: f"results/VOC2012/Segmentation/comp6_test_cls/{item.name.rpartition('/')[2]}.png",
+        lambda item: (
+            f"results/VOC2012/Segmentation/comp6_test_cls/{item.name.rpartition('/')[2]}.png"
+        ),
         _with_palette,
     ),
     # Classes from 1 on; 0 is "something else".
-    "ade20k": Submission(_check_count("ade20k"), lambda item: f"{item.name.rpartition('/')[2]}.png", _from_one),
+    "ade20k": Submission(
+        _check_count("ade20k"), lambda item: f"{item.name.rpartition('/')[2]}.png", _from_one
+    ),
 }

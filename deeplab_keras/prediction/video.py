@@ -53,15 +53,24 @@ def predict_video(predictor: Predictor, item: Input, results: Results, max_frame
         max_frames: it ends after so many; 0: at its end.
 
     Raises:
-        UserError: the extra `video` is not installed, the file cannot be read or ends too early, or a video cannot be written.
+        UserError: the extra `video` is not installed, the file cannot be read or ends too early, or
+            a video cannot be written.
     """
     files = results.files(item)
     source = read_camera(item.path) if item.kind == "camera" else read_video(item.path)
-    expected = min(source.length, max_frames) if source.length and max_frames else source.length or max_frames
+    expected = (
+        min(source.length, max_frames)
+        if source.length and max_frames
+        else source.length or max_frames
+    )
     bar, seen = Progress(expected, item.name, unit="frames"), set[int]()
     frames = itertools.islice(source.frames, max_frames) if max_frames else source.frames
     with contextlib.ExitStack() as stack:
-        sinks = {kind: stack.enter_context(_written(path, source)) for kind, path in files.items() if kind != "legend"}
+        sinks = {
+            kind: stack.enter_context(_written(path, source))
+            for kind, path in files.items()
+            if kind != "legend"
+        }
 
         def write(images: np.ndarray, labels: np.ndarray) -> None:
             seen.update(np.unique(labels).tolist())
@@ -71,22 +80,34 @@ def predict_video(predictor: Predictor, item: Input, results: Results, max_frame
 
         done = _stream(predictor, frames, _batch_size(predictor, source, item), write, bar, item)
     if "legend" in files:
-        save_png(files["legend"], legend(results.info, seen, source.size[0], palette=results.palette))
+        save_png(
+            files["legend"], legend(results.info, seen, source.size[0], palette=results.palette)
+        )
     bar.total = done
     bar.update(done)
     if item.kind == "video" and expected - done > max(2, MISSING * expected):
-        raise UserError(f"{item.path}: is cut off after {done} of {expected} frames; these were written")
+        raise UserError(
+            f"{item.path}: is cut off after {done} of {expected} frames; these were written"
+        )
 
 
 def _batch_size(predictor: Predictor, source: Frames, item: Input) -> int:
     pixels = source.size[0] * source.size[1]
-    return 1 if item.kind == "camera" else min(predictor.config.eval_batch_size, max(1, TOGETHER // pixels))
+    return (
+        1
+        if item.kind == "camera"
+        else min(predictor.config.eval_batch_size, max(1, TOGETHER // pixels))
+    )
 
 
 def _stream(
-    predictor: Predictor, frames: Iterator[np.ndarray], batch_size: int, write: Callable[[np.ndarray, np.ndarray], None],
-    bar: Progress, item: Input,
-) -> int:  # fmt: skip
+    predictor: Predictor,
+    frames: Iterator[np.ndarray],
+    batch_size: int,
+    write: Callable[[np.ndarray, np.ndarray], None],
+    bar: Progress,
+    item: Input,
+) -> int:
     """Reads, predicts and writes at the same time; returns the number of frames."""
     done = 0
 
@@ -100,7 +121,9 @@ def _stream(
             while batch := coming.result():
                 coming = reader.submit(read)
                 images = np.stack(batch)
-                labels = predictor.predict_batch(np.stack([as_image(image, predictor.network.channels) for image in images]))
+                labels = predictor.predict_batch(
+                    np.stack([as_image(image, predictor.network.channels) for image in images])
+                )
                 if writing:
                     writing.result()
                 writing = writer.submit(write, images, labels)
@@ -122,7 +145,9 @@ def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise UserError("videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras[video]'") from error
+        raise UserError(
+            "videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras[video]'"
+        ) from error
     return imageio_ffmpeg
 
 
@@ -140,7 +165,9 @@ def read_video(path: str) -> Frames:
         reason = lines[-1].rpartition(": ")[2] if lines else "no video, or cut off"
         raise UserError(f"{path}: cannot be read as a video ({reason}); replace it") from error
     (width, height), rate = about["size"], exact_rate(about["fps"])
-    return Frames((width, height), rate, round(about["duration"] * rate), _decoded(stream, (height, width, 3)))
+    return Frames(
+        (width, height), rate, round(about["duration"] * rate), _decoded(stream, (height, width, 3))
+    )
 
 
 def _decoded(stream: Iterator[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -178,7 +205,10 @@ def read_camera(number: str) -> Frames:
     except ImportError as error:
         raise UserError("the camera needs imageio: pip install 'deeplab-keras[video]'") from error
     except (OSError, RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"--input=camera:{number}: there is no such camera, or it is in use; give another number") from error
+        raise UserError(
+            f"--input=camera:{number}: there is no such camera, or it is in use; give another "
+            "number"
+        ) from error
     width, height = about["size"]
     return Frames((width, height), exact_rate(about["fps"]), 0, _captured(reader))
 
@@ -201,10 +231,17 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
             nonlocal sink
             if sink is None:
                 sink = _ffmpeg().write_frames(
-                    str(aside), source.size, fps=source.rate, macro_block_size=1, quality=7, ffmpeg_log_level="fatal",
-                    pix_fmt_out="yuv420p" if even else "yuv444p",  # players want colours at half the size; an odd one has none
+                    str(aside),
+                    source.size,
+                    fps=source.rate,
+                    macro_block_size=1,
+                    quality=7,
+                    ffmpeg_log_level="fatal",
+                    pix_fmt_out="yuv420p"
+                    if even
+                    else "yuv444p",  # players want colours at half the size; an odd one has none
                     output_params=["-f", "mp4", "-movflags", "+faststart"],
-                )  # fmt: skip
+                )
                 opened.callback(sink.close)
                 sink.send(None)
             sink.send(np.ascontiguousarray(frame))
@@ -213,11 +250,15 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
             yield put
             opened.close()
         except OSError as error:
-            raise UserError(f"{path}: the video cannot be written; make room there, or give another --output") from error
+            raise UserError(
+                f"{path}: the video cannot be written; make room there, or give another --output"
+            ) from error
         if sink is None:
             raise UserError("no frame of it can be read; replace it")
         if not _is_whole(aside):  # ffmpeg, at the end, says nothing of a full disk
-            raise UserError(f"{path}: the video cannot be written; make room there, or give another --output")
+            raise UserError(
+                f"{path}: the video cannot be written; make room there, or give another --output"
+            )
 
 
 def _is_whole(path: pathlib.Path) -> bool:

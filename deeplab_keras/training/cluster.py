@@ -15,7 +15,10 @@ from absl import logging
 
 from deeplab_keras.config import UserError
 
-EXAMPLE = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
+EXAMPLE = (
+    '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", '
+    '"index": 0}}'
+)
 REPLY = b"deeplab_keras\n"
 PATIENCE = 2.0  # seconds for one greeting
 PAUSE = 0.3  # seconds between two rounds of greetings
@@ -26,7 +29,8 @@ class Cluster:
     """All workers, and which of them this process is.
 
     Attributes:
-        hosts: 'host:port' of every worker; the first one is the chief, which keeps the run's folder.
+        hosts: 'host:port' of every worker; the first one is the chief, which keeps the run's
+            folder.
         index: this worker's place among them.
     """
 
@@ -54,13 +58,22 @@ class Cluster:
         hosts = tuple(map(str, chiefs + workers))
         place = index + (len(chiefs) if kind == "worker" else 0)
         if kind not in ("chief", "worker") or set(jobs) - {"chief", "worker"}:
-            raise UserError(f"TF_CONFIG={text}: knows workers, and a chief if one is wanted, nothing else; {wanted}")
+            raise UserError(
+                f"TF_CONFIG={text}: knows workers, and a chief if one is wanted, nothing else; "
+                f"{wanted}"
+            )
         if len(chiefs) > 1 or index < 0 or index >= len(jobs.get(kind, [])):
             raise UserError(f"TF_CONFIG={text}: the cluster has no {kind} {index}; {wanted}")
-        if bad := [host for host in hosts if not host.rpartition(":")[0] or not host.rpartition(":")[2].isdigit()]:
+        if bad := [
+            host
+            for host in hosts
+            if not host.rpartition(":")[0] or not host.rpartition(":")[2].isdigit()
+        ]:
             raise UserError(f"TF_CONFIG names the host {bad[0]!r}; a host is written name:port")
         if len(set(hosts)) < len(hosts):
-            raise UserError(f"TF_CONFIG={text}: names a host twice; every worker has a port of its own")
+            raise UserError(
+                f"TF_CONFIG={text}: names a host twice; every worker has a port of its own"
+            )
         return cls(hosts, place)
 
     @property
@@ -71,7 +84,8 @@ class Cluster:
     def wait_for_all(self, seconds: float, run: str) -> None:
         """Returns when all workers have heard from each other.
 
-        TensorFlow's own rendezvous waits without an end and without a word. This one goes before it, on the same ports.
+        TensorFlow's own rendezvous waits without an end and without a word. This one goes before
+        it, on the same ports.
 
         Args:
             seconds: how long.
@@ -93,19 +107,31 @@ class Cluster:
                 other = next((index for index, name in known.items() if name != run), None)
                 if other is not None:
                     raise UserError(
-                        f"worker {other} ({others[other]}) was started with other settings than this one, worker {self.index}: "
+                        f"worker {other} ({others[other]}) was started with other settings than "
+                        f"this one, worker {self.index}: "
                         "give all workers the same flags"
                     )
-                missing = [host for index, host in others.items() if index not in greeted or index not in known]
+                missing = [
+                    host
+                    for index, host in others.items()
+                    if index not in greeted or index not in known
+                ]
                 if not missing:
                     return
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"--strategy=multi_worker: no answer from {', '.join(missing)} within {seconds:g} seconds; start the "
-                        "same command there, look whether its port can be reached from here, or give a longer --worker_timeout"
+                        f"--strategy=multi_worker: no answer from {', '.join(missing)} within "
+                        f"{seconds:g} seconds; start the "
+                        "same command there, look whether its port can be reached from here, or "
+                        "give a longer --worker_timeout"
                     )
                 if not said:
-                    logging.info("worker %d of %d: waiting for %s", self.index, len(self.hosts), ", ".join(missing))
+                    logging.info(
+                        "worker %d of %d: waiting for %s",
+                        self.index,
+                        len(self.hosts),
+                        ", ".join(missing),
+                    )
                     said = True
                 time.sleep(PAUSE)
 
@@ -117,7 +143,8 @@ class Cluster:
             server = socket.create_server(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port}, which TF_CONFIG gives this worker ({self.hosts[self.index]}), cannot be used "
+                f"port {port}, which TF_CONFIG gives this worker ({self.hosts[self.index]}), "
+                "cannot be used "
                 f"({error.strerror}): end what uses it, or choose another port on every worker"
             ) from None
         ends = threading.Event()
@@ -147,7 +174,9 @@ def _greet(host: str, index: int, run: str) -> bool:
     """Tells a worker that this one is there; whether it answered."""
     name, _, port = host.rpartition(":")
     try:
-        with socket.create_connection((name.strip("[]"), int(port)), timeout=PATIENCE) as connection:
+        with socket.create_connection(
+            (name.strip("[]"), int(port)), timeout=PATIENCE
+        ) as connection:
             connection.sendall(json.dumps({"worker": index, "run": run}).encode() + b"\n")
             return connection.makefile("rb").readline(100) == REPLY
     except OSError:

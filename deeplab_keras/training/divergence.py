@@ -37,20 +37,27 @@ class Batch:
 def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
     """Writes `diverged/report.json` and `diverged/batch.npz` into the workdir, and returns what they say in one line.
 
-    The training step changes no weight by what is no number, so the weights are those it was computed with, but for the
-    momentum.
+    The training step changes no weight by what is no number, so the weights are those it was
+    computed with, but for the momentum.
     """
     outputs = largest_outputs(run, batch.images)
     broken = next((name for name, value in outputs.items() if not math.isfinite(value)), None)
     largest = max(outputs, key=lambda name: outputs[name], default=None) if broken is None else None
     where = run.workdir.path / FOLDER
     report = {
-        "step": run.step, "learning_rate": run.learning_rate(), **values, "first_broken_layer": broken,
-        "layer_of_largest_output": largest, "images": batch.names, "largest_output_of_each_layer": outputs,
-    }  # fmt: skip
+        "step": run.step,
+        "learning_rate": run.learning_rate(),
+        **values,
+        "first_broken_layer": broken,
+        "layer_of_largest_output": largest,
+        "images": batch.names,
+        "largest_output_of_each_layer": outputs,
+    }
     write_text(where / "report.json", json.dumps(report, indent=2) + "\n")
     with replacing(where / "batch.npz") as aside, aside.open("wb") as file:
-        np.savez_compressed(file, images=np.rint(batch.images).astype(np.uint8), labels=batch.labels)
+        np.savez_compressed(
+            file, images=np.rint(batch.images).astype(np.uint8), labels=batch.labels
+        )
     layer = "no layer could be looked into"
     if broken:
         layer = f"the first layer whose output is no number is {broken}"

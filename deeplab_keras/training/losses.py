@@ -1,8 +1,9 @@
 """Losses on logits and index masks with ignored pixels: cross-entropy, focal, Dice, Lovász-softmax and sums of them.
 
-Everything here is `keras.ops`, so it runs on every Keras backend. Labels are compared with the logits as they are: both
-have one size. A label outside the classes that is not the ignore label costs nothing and still counts as a pixel
-(spec/official-deeplab.md, T16): a compiled step cannot raise, and the data checks find such labels before training.
+Everything here is `keras.ops`, so it runs on every Keras backend. Labels are compared with the
+logits as they are: both have one size. A label outside the classes that is not the ignore label
+costs nothing and still counts as a pixel (spec/official-deeplab.md, T16): a compiled step cannot
+raise, and the data checks find such labels before training.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.evaluation.labels import class_ids
 
 IGNORE_LABEL = 255
-DICE_SMOOTHING = 1.0  # pixels added to both sides of the Dice ratio, so that a class of few pixels has no jump
+DICE_SMOOTHING = (
+    1.0  # pixels added to both sides of the Dice ratio, so that a class of few pixels has no jump
+)
 
 
-def label_masks(labels: Any, num_classes: int, ignore_label: int = IGNORE_LABEL) -> tuple[Any, Any, Any]:
+def label_masks(
+    labels: Any, num_classes: int, ignore_label: int = IGNORE_LABEL
+) -> tuple[Any, Any, Any]:
     """Splits labels into what can be looked up and what counts.
 
     Args:
@@ -29,8 +34,9 @@ def label_masks(labels: Any, num_classes: int, ignore_label: int = IGNORE_LABEL)
         ignore_label: label of pixels that count nowhere.
 
     Returns:
-        int32 labels inside the classes (anything else replaced by the nearest class), a bool mask of the pixels that
-        count, and a bool mask of those of them whose label is one of the classes; all `[batch, height, width]`.
+        int32 labels inside the classes (anything else replaced by the nearest class), a bool mask
+        of the pixels that count, and a bool mask of those of them whose label is one of the
+        classes; all `[batch, height, width]`.
     """
     labels = ops.cast(labels, "int32")
     valid = ops.not_equal(labels, ignore_label)
@@ -50,8 +56,8 @@ def pixel_cross_entropy(
         label_smoothing: share of the target probability that goes evenly to all classes.
 
     Returns:
-        The loss, `[batch, height, width]`, 0 where the pixel is ignored or its label is none of the classes, and a bool
-        mask of the same shape of the pixels that count.
+        The loss, `[batch, height, width]`, 0 where the pixel is ignored or its label is none of the
+        classes, and a bool mask of the same shape of the pixels that count.
     """
     index, valid, known = label_masks(labels, logits.shape[-1], ignore_label)
     loss = ops.sparse_categorical_crossentropy(index, logits, from_logits=True)
@@ -64,14 +70,16 @@ def pixel_cross_entropy(
 def hardest_pixels(pixel_loss: Any, fraction: Any) -> tuple[Any, Any]:
     """Weights that keep the hardest fraction of all pixels (spec/official-deeplab.md, T17).
 
-    The fraction is of all pixels, ignored ones included; pixels that tie for the last place share what is left.
+    The fraction is of all pixels, ignored ones included; pixels that tie for the last place share
+    what is left.
 
     Args:
         pixel_loss: loss of every pixel, any shape, at least 0.
         fraction: share of the pixels that is kept, above 0 and at most 1; may be a tensor.
 
     Returns:
-        Weights of the shape of `pixel_loss`, and how many of the kept pixels have a loss above 0 (int32).
+        Weights of the shape of `pixel_loss`, and how many of the kept pixels have a loss above 0
+        (int32).
     """
     pixel_loss = ops.stop_gradient(pixel_loss)
     ordered = ops.sort(ops.reshape(pixel_loss, (-1,)))
@@ -80,17 +88,23 @@ def hardest_pixels(pixel_loss: Any, fraction: Any) -> tuple[Any, Any]:
     threshold = ops.take(ordered, count - kept)
     above, tied = pixel_loss > threshold, ops.equal(pixel_loss, threshold)
     num_above, num_tied = (ops.sum(ops.cast(mask, "int32")) for mask in (above, tied))
-    share = ops.cast(kept - num_above, pixel_loss.dtype) / ops.cast(ops.maximum(num_tied, 1), pixel_loss.dtype)
+    share = ops.cast(kept - num_above, pixel_loss.dtype) / ops.cast(
+        ops.maximum(num_tied, 1), pixel_loss.dtype
+    )
     weights = ops.where(above, 1.0, ops.where(tied, share, 0.0))
     return weights, ops.where(threshold > 0, kept, num_above)
 
 
 def dice(
-    labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL, sum_over_replicas: Callable[[Any], Any] = lambda x: x
+    labels: Any,
+    logits: Any,
+    ignore_label: int = IGNORE_LABEL,
+    sum_over_replicas: Callable[[Any], Any] = lambda x: x,
 ) -> Any:
     """1 - the soft Dice score of the batch, averaged over the classes that its labels hold; 0 when they hold none.
 
-    Dice of a class is (2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over the valid pixels, with the softmax probabilities p.
+    Dice of a class is (2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over the valid pixels, with the
+    softmax probabilities p.
 
     Args:
         labels: `[batch, height, width]` class indices.
@@ -101,12 +115,17 @@ def dice(
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
     flat_index, hits = ops.reshape(index, (-1,)), ops.cast(known, logits.dtype)
-    # exp(-cross-entropy) is the probability of the labelled class: one fused operation instead of a gather.
+    # exp(-cross-entropy) is the probability of the labelled class: one fused operation instead of a
+    # gather.
     right = hits * ops.exp(-ops.sparse_categorical_crossentropy(index, logits, from_logits=True))
     overlap = ops.segment_sum(ops.reshape(right, (-1,)), flat_index, num_segments=num_classes)
     labelled = ops.segment_sum(ops.reshape(hits, (-1,)), flat_index, num_segments=num_classes)
-    predicted = ops.einsum("bhw,bhwc->c", ops.cast(valid, logits.dtype), ops.softmax(logits, axis=-1))
-    overlap, labelled, predicted = ops.unstack(sum_over_replicas(ops.stack([overlap, labelled, predicted])), 3)
+    predicted = ops.einsum(
+        "bhw,bhwc->c", ops.cast(valid, logits.dtype), ops.softmax(logits, axis=-1)
+    )
+    overlap, labelled, predicted = ops.unstack(
+        sum_over_replicas(ops.stack([overlap, labelled, predicted])), 3
+    )
     scores = (2.0 * overlap + DICE_SMOOTHING) / (predicted + labelled + DICE_SMOOTHING)
     return _mean_over_present(1.0 - scores, labelled > 0)
 
@@ -124,14 +143,20 @@ def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
     index = ops.reshape(ops.where(known, index, -1), (1, -1))
-    foreground = ops.cast(ops.equal(index, ops.reshape(ops.arange(num_classes, dtype="int32"), (-1, 1))), logits.dtype)
+    foreground = ops.cast(
+        ops.equal(index, ops.reshape(ops.arange(num_classes, dtype="int32"), (-1, 1))), logits.dtype
+    )
     probabilities = ops.transpose(ops.reshape(ops.softmax(logits, axis=-1), (-1, num_classes)))
     # Ignored pixels get the error 0, which sorts them last, where they weigh nothing.
-    errors = ops.abs(foreground - probabilities) * ops.cast(ops.reshape(valid, (1, -1)), logits.dtype)
+    errors = ops.abs(foreground - probabilities) * ops.cast(
+        ops.reshape(valid, (1, -1)), logits.dtype
+    )
     order = ops.argsort(ops.stop_gradient(-errors), axis=1)
     hits = ops.take_along_axis(foreground, order, axis=1)
     labelled = ops.sum(foreground, axis=1, keepdims=True)
-    jaccard = 1.0 - (labelled - ops.cumsum(hits, axis=1)) / (labelled + ops.cumsum(1.0 - hits, axis=1))
+    jaccard = 1.0 - (labelled - ops.cumsum(hits, axis=1)) / (
+        labelled + ops.cumsum(1.0 - hits, axis=1)
+    )
     slope = ops.concatenate([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], axis=1)
     losses = ops.sum(ops.take_along_axis(errors, order, axis=1) * slope, axis=1)
     return _mean_over_present(losses, labelled[:, 0] > 0)
@@ -148,23 +173,28 @@ class SegmentationLoss(keras.losses.Loss):
 
     The pixel terms are means over the valid pixels of the batch, 0 where there is none.
 
-    Several replicas (tf.distribute): Keras adds the replicas' gradients up. With `sum_over_replicas` every mean is over
-    the global batch, so that two replicas compute what one would; only hard pixels and the Lovász term's ranking are
-    still those of each replica. Without it the loss is the mean of the replicas' own means, as under PyTorch's DDP.
+    Several replicas (tf.distribute): Keras adds the replicas' gradients up. With
+    `sum_over_replicas` every mean is over the global batch, so that two replicas compute what one
+    would; only hard pixels and the Lovász term's ranking are still those of each replica. Without
+    it the loss is the mean of the replicas' own means, as under PyTorch's DDP.
 
     Args:
         terms: name of a term -> its weight; the names are those of `TERMS`.
         ignore_label: label of pixels that count nowhere.
-        class_weights: one factor a class on cross-entropy and focal loss. They scale the sum over the pixels, not the
-            number of pixels by which it is divided (spec/official-deeplab.md, T15).
-        label_smoothing: share of the target probability that goes evenly to all classes; cross-entropy only.
-        hard_example_fraction: cross-entropy of this share of the pixels only, the hardest ones; 1: of all.
+        class_weights: one factor a class on cross-entropy and focal loss. They scale the sum over
+            the pixels, not the number of pixels by which it is divided (spec/official-deeplab.md,
+            T15).
+        label_smoothing: share of the target probability that goes evenly to all classes;
+            cross-entropy only.
+        hard_example_fraction: cross-entropy of this share of the pixels only, the hardest ones; 1:
+            of all.
         hard_example_mining_step: steps in which that share goes from 1 to `hard_example_fraction`.
-        step: the 0-based training step for that, as a variable or a callable, such as `lambda: optimizer.iterations`.
-            Under JAX only a callable that returns the traced step works: `fit` there would freeze a variable's value.
+        step: the 0-based training step for that, as a variable or a callable, such as `lambda:
+            optimizer.iterations`. Under JAX only a callable that returns the traced step works:
+            `fit` there would freeze a variable's value.
         focal_gamma: focal loss is (1 - p)^gamma times the cross-entropy.
-        sum_over_replicas: takes a float32 tensor and returns its sum over all replicas, with a gradient; the identity
-            outside a distributed step. The trainer has it.
+        sum_over_replicas: takes a float32 tensor and returns its sum over all replicas, with a
+            gradient; the identity outside a distributed step. The trainer has it.
         name: name of the loss.
 
     Raises:
@@ -188,7 +218,9 @@ class SegmentationLoss(keras.losses.Loss):
         super().__init__(name=name, dtype=keras.config.floatx())
         self.terms = dict(terms) if terms else {"cross_entropy": 1.0}
         self.ignore_label = ignore_label
-        self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
+        self.class_weights = (
+            None if class_weights is None else tuple(float(weight) for weight in class_weights)
+        )
         self.label_smoothing = label_smoothing
         self.hard_example_fraction = hard_example_fraction
         self.hard_example_mining_step = hard_example_mining_step
@@ -206,16 +238,25 @@ class SegmentationLoss(keras.losses.Loss):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing={self.label_smoothing}: at least 0 and below 1")
         if not 0 < self.hard_example_fraction <= 1:
-            raise UserError(f"hard_example_fraction={self.hard_example_fraction}: above 0 and at most 1")
+            raise UserError(
+                f"hard_example_fraction={self.hard_example_fraction}: above 0 and at most 1"
+            )
         if self.hard_example_mining_step and self.step is None:
-            raise UserError("hard_example_mining_step needs the training step: give step=lambda: optimizer.iterations")
+            raise UserError(
+                "hard_example_mining_step needs the training step: give step=lambda: "
+                "optimizer.iterations"
+            )
         if self.focal_gamma < 1:
-            raise UserError(f"focal_gamma={self.focal_gamma}: at least 1 (below, gradients can be infinite)")
+            raise UserError(
+                f"focal_gamma={self.focal_gamma}: at least 1 (below, gradients can be infinite)"
+            )
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The loss; sample weights have no meaning for some of the terms and are refused."""
         if sample_weight is not None:
-            raise UserError("sample_weight is not supported; use class_weights, or the ignore label for pixels")
+            raise UserError(
+                "sample_weight is not supported; use class_weights, or the ignore label for pixels"
+            )
         return super().__call__(y_true, y_pred)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -225,12 +266,21 @@ class SegmentationLoss(keras.losses.Loss):
         """
         _check_scores(y_pred, self.class_weights)
         labels = class_ids(y_true, y_pred.shape[:-1])
-        loss = sum(weight * TERMS[term](self, labels, y_pred) for term, weight in self.terms.items())
+        loss = sum(
+            weight * TERMS[term](self, labels, y_pred) for term, weight in self.terms.items()
+        )
         return ops.reshape(loss, (1,)) if self.sum_over_replicas is None else loss
 
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the loss; `step` and `sum_over_replicas` belong to a run and are left out."""
-        names = ("name", "terms", "ignore_label", "class_weights", "label_smoothing", "hard_example_fraction")
+        names = (
+            "name",
+            "terms",
+            "ignore_label",
+            "class_weights",
+            "label_smoothing",
+            "hard_example_fraction",
+        )
         return {name: getattr(self, name) for name in (*names, "focal_gamma")}
 
     def _sum_over_replicas(self, value: Any) -> Any:
@@ -242,14 +292,18 @@ class SegmentationLoss(keras.losses.Loss):
 
     def _mean(self, pixel_loss: Any, count: Any) -> Any:
         """The sum of this replica's pixels over the number of all replicas' pixels; 0 when that is 0."""
-        count = ops.cast(self._sum_over_replicas(ops.stop_gradient(ops.cast(count, "float32"))), pixel_loss.dtype)
+        count = ops.cast(
+            self._sum_over_replicas(ops.stop_gradient(ops.cast(count, "float32"))), pixel_loss.dtype
+        )
         return ops.sum(pixel_loss) / ops.maximum(count, 1.0)
 
     def _weighted(self, pixel_loss: Any, labels: Any) -> Any:
         if self.class_weights is None:
             return pixel_loss
         index = ops.clip(ops.cast(labels, "int32"), 0, len(self.class_weights) - 1)
-        return pixel_loss * ops.take(ops.convert_to_tensor(self.class_weights, pixel_loss.dtype), index)
+        return pixel_loss * ops.take(
+            ops.convert_to_tensor(self.class_weights, pixel_loss.dtype), index
+        )
 
     def _fraction(self) -> Any:
         if not self.hard_example_mining_step:
@@ -259,7 +313,9 @@ class SegmentationLoss(keras.losses.Loss):
         return ramp * self.hard_example_fraction + (1.0 - ramp)
 
     def _cross_entropy(self, labels: Any, logits: Any) -> Any:
-        pixel_loss, valid = pixel_cross_entropy(labels, logits, self.ignore_label, self.label_smoothing)
+        pixel_loss, valid = pixel_cross_entropy(
+            labels, logits, self.ignore_label, self.label_smoothing
+        )
         pixel_loss = self._weighted(pixel_loss, labels)
         if self.hard_example_fraction == 1:
             return self._mean(pixel_loss, ops.sum(ops.cast(valid, "int32")))
@@ -290,9 +346,14 @@ TERMS: dict[str, Callable[[SegmentationLoss, Any, Any], Any]] = {
 def _check_scores(logits: Any, class_weights: tuple[float, ...] | None) -> None:
     shape = tuple(logits.shape)
     if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
-        raise UserError(f"logits of shape {shape}; allowed is [batch, height, width, classes] with at least 2 classes")
+        raise UserError(
+            f"logits of shape {shape}; allowed is [batch, height, width, classes] with at least 2 "
+            "classes"
+        )
     if class_weights is not None and len(class_weights) != shape[-1]:
-        raise UserError(f"class_weights has {len(class_weights)} numbers; the model has {shape[-1]} classes")
+        raise UserError(
+            f"class_weights has {len(class_weights)} numbers; the model has {shape[-1]} classes"
+        )
 
 
 def parse_terms(spec: str) -> dict[str, float]:
@@ -312,7 +373,10 @@ def parse_terms(spec: str) -> dict[str, float]:
         except ValueError:
             weight = 0.0
         if not 0 < weight < float("inf") or name in terms:
-            raise UserError(f"loss {spec!r}: name each term once, with a factor above 0: 'cross_entropy+0.5*dice'")
+            raise UserError(
+                f"loss {spec!r}: name each term once, with a factor above 0: "
+                "'cross_entropy+0.5*dice'"
+            )
         terms[name] = weight
     return terms
 

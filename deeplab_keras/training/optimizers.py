@@ -1,7 +1,8 @@
 """Optimizers in the form of the references, with rules by variable path, and learning-rate schedules.
 
-Everything here is Keras alone, so it runs on every Keras backend. A variable's path is `<layer>/<variable>`, such as
-`block3_depthwise_conv/kernel`; the backbone's layers are `stem_*`, `block<i>_*` and `last_*`, all others are the head.
+Everything here is Keras alone, so it runs on every Keras backend. A variable's path is
+`<layer>/<variable>`, such as `block3_depthwise_conv/kernel`; the backbone's layers are `stem_*`,
+`block<i>_*` and `last_*`, all others are the head.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from keras.optimizers.schedules import LearningRateSchedule
 from deeplab_keras.config import TrainConfig, UserError, unknown_name
 
 BACKBONE = r"(^|/)(stem|block\d+|last)_"
-# Decay on convolution kernels only, depthwise ones left out (spec/official-deeplab.md, T13): these patterns have none.
+# Decay on convolution kernels only, depthwise ones left out (spec/official-deeplab.md, T13): these
+# patterns have none.
 NOT_CONV_KERNELS = (r"(?<!kernel)$", r"depthwise")
-# Parts of the layers' names of every head: the last layers, which can get a larger rate or start fresh. The first row
-# is the official DeepLab's.
+# Parts of the layers' names of every head: the last layers, which can get a larger rate or start
+# fresh. The first row is the official DeepLab's.
 CLASSIFIERS = ("logits",)
-OFFICIAL_LAST_LAYERS = ("logits", "image_pooling", "aspp", "concat_projection", "decoder", "meta_architecture")
+OFFICIAL_LAST_LAYERS = (
+    "logits",
+    "image_pooling",
+    "aspp",
+    "concat_projection",
+    "decoder",
+    "meta_architecture",
+)
 LAST_LAYERS = (*OFFICIAL_LAST_LAYERS, "auxiliary", "fcn", "psp", "bottleneck", "branch")
 
 
@@ -40,22 +49,28 @@ def official_multipliers(
 ) -> dict[str, float]:
     """The rule of official DeepLab (T18): biases learn twice as fast, last layers by their multiplier, both multiply.
 
-    It holds for the official variable names (`logits/semantic/biases`) and for ours (`logits/bias`).
+    It holds for the official variable names (`logits/semantic/biases`) and for ours
+    (`logits/bias`).
 
     Args:
-        last_layers: names, or parts of names, of layers: `CLASSIFIERS`, or `LAST_LAYERS` for all of the head.
+        last_layers: names, or parts of names, of layers: `CLASSIFIERS`, or `LAST_LAYERS` for all of
+            the head.
         last_layer_multiplier: their factor.
         bias_multiplier: the biases' factor.
     """
-    rules = {r"bias(es)?$": bias_multiplier, "|".join(map(re.escape, last_layers)): last_layer_multiplier}
+    rules = {
+        r"bias(es)?$": bias_multiplier,
+        "|".join(map(re.escape, last_layers)): last_layer_multiplier,
+    }
     return {pattern: factor for pattern, factor in rules.items() if pattern and factor != 1}
 
 
 class _Rules(keras.optimizers.Optimizer):
     """Mixed into a Keras optimizer: learning-rate factors and weight decay by variable path.
 
-    The L2 form of weight decay (`coupled`) is added to the gradient, as torch and TF1 do it; the other one takes
-    rate * decay * weight off the weight, with the variable's own rate. Keras itself has only the second.
+    The L2 form of weight decay (`coupled`) is added to the gradient, as torch and TF1 do it; the
+    other one takes rate * decay * weight off the weight, with the variable's own rate. Keras itself
+    has only the second.
     """
 
     coupled = True
@@ -77,11 +92,15 @@ class _Rules(keras.optimizers.Optimizer):
             return
         super().build(variables)
         # By index: under tf.distribute the update sees raw variables, which have no path.
-        self._multipliers = [multiplier(variable.path, self.learning_rate_multipliers) for variable in variables]
+        self._multipliers = [
+            multiplier(variable.path, self.learning_rate_multipliers) for variable in variables
+        ]
         self._decays = [self._decay(variable) for variable in variables]
 
     def _decay(self, variable: Any) -> float:
-        if not self.weight_decay or any(re.search(pattern, variable.path) for pattern in self.no_weight_decay):
+        if not self.weight_decay or any(
+            re.search(pattern, variable.path) for pattern in self.no_weight_decay
+        ):
             return 0.0
         return self.weight_decay if self._use_weight_decay(variable) else 0.0
 
@@ -104,7 +123,11 @@ class _Rules(keras.optimizers.Optimizer):
         """Arguments that rebuild the optimizer."""
         config = super().get_config()
         multipliers = dict(self.learning_rate_multipliers)
-        return {**config, "learning_rate_multipliers": multipliers, "no_weight_decay": list(self.no_weight_decay)}
+        return {
+            **config,
+            "learning_rate_multipliers": multipliers,
+            "no_weight_decay": list(self.no_weight_decay),
+        }
 
 
 class _Momentum(keras.optimizers.Optimizer):
@@ -118,7 +141,9 @@ class _Momentum(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        self._velocities = self.add_optimizer_variables(variables, "momentum") if self.momentum else []
+        self._velocities = (
+            self.add_optimizer_variables(variables, "momentum") if self.momentum else []
+        )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         if self.momentum:
@@ -135,17 +160,19 @@ class _Momentum(keras.optimizers.Optimizer):
 class MomentumSGD(_Rules, _Momentum):
     """SGD with momentum as torch.optim.SGD and TF1's MomentumOptimizer have it, and coupled weight decay.
 
-    g <- g + weight_decay w;  v <- momentum v + g (v is g at the first step);  w <- w - rate multiplier v.
+    g <- g + weight_decay w;  v <- momentum v + g (v is g at the first step);  w <- w - rate
+    multiplier v.
 
     Args:
         learning_rate: a float or a schedule.
         momentum: share of the velocity that is kept; 0: no velocity.
         weight_decay: L2 factor.
-        learning_rate_multipliers: pattern -> factor on the rate of variables in whose path it is found (`re.search`);
-            several that match multiply.
-        no_weight_decay: patterns of paths that are not decayed; `exclude_from_weight_decay` works too.
-        **kwargs: clipnorm, global_clipnorm, clipvalue (before the decay is added), use_ema, ema_momentum and the other
-            arguments of every Keras optimizer.
+        learning_rate_multipliers: pattern -> factor on the rate of variables in whose path it is
+            found (`re.search`); several that match multiply.
+        no_weight_decay: patterns of paths that are not decayed; `exclude_from_weight_decay` works
+            too.
+        **kwargs: clipnorm, global_clipnorm, clipvalue (before the decay is added), use_ema,
+            ema_momentum and the other arguments of every Keras optimizer.
     """
 
 
@@ -183,7 +210,11 @@ class SlowStart(LearningRateSchedule):
     """
 
     def __init__(
-        self, schedule: LearningRateSchedule, steps: int, start_rate: float = 0.0, linear: bool = True
+        self,
+        schedule: LearningRateSchedule,
+        steps: int,
+        start_rate: float = 0.0,
+        linear: bool = True,
     ) -> None:
         self.schedule = schedule
         self.steps = steps
@@ -196,17 +227,26 @@ class SlowStart(LearningRateSchedule):
         before = ops.convert_to_tensor(self.start_rate, "float32")
         if self.linear:
             before = before + (self.schedule(0) - before) * (step / self.steps)
-        return ops.where(step < self.steps, before, self.schedule(ops.maximum(step - self.steps, 0.0)))
+        return ops.where(
+            step < self.steps, before, self.schedule(ops.maximum(step - self.steps, 0.0))
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments that rebuild the schedule."""
         schedule = keras.saving.serialize_keras_object(self.schedule)
-        return {"schedule": schedule, "steps": self.steps, "start_rate": self.start_rate, "linear": self.linear}
+        return {
+            "schedule": schedule,
+            "steps": self.steps,
+            "start_rate": self.start_rate,
+            "linear": self.linear,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SlowStart:
         """The schedule of `get_config`'s arguments."""
-        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+        return cls(
+            **{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])}
+        )
 
 
 POLICIES = ("poly", "cosine", "step", "constant")
@@ -242,7 +282,8 @@ def make_schedule(
         end: rate at the end of poly and cosine.
         power: exponent of poly.
         warmup_steps: steps in which the rate climbs linearly from 0 to base.
-        slow_start_steps: steps at the constant `slow_start_rate` (official DeepLab); in place of a warm-up.
+        slow_start_steps: steps at the constant `slow_start_rate` (official DeepLab); in place of a
+            warm-up.
         slow_start_rate: rate of these steps.
         decay_steps: length of the decay; None: all steps that are left after the start.
         decay_factor: factor of step.
@@ -252,12 +293,16 @@ def make_schedule(
         UserError: an unknown policy, or numbers that contradict each other.
     """
     if warmup_steps and slow_start_steps:
-        raise UserError(f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps}: give one of them")
+        raise UserError(
+            f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps}: give one of them"
+        )
     start = warmup_steps or slow_start_steps
     decay_steps = decay_steps or total_steps - start
     if decay_steps < 1:
         name = "warmup_steps" if warmup_steps else "slow_start_step"
-        raise UserError(f"--{name}={start} leaves none of the training's {total_steps} steps: make it shorter")
+        raise UserError(
+            f"--{name}={start} leaves none of the training's {total_steps} steps: make it shorter"
+        )
     schedules = keras.optimizers.schedules
     if policy == "poly":
         schedule = schedules.PolynomialDecay(base, decay_steps, end, power)
@@ -271,7 +316,11 @@ def make_schedule(
         raise unknown_name("--learning_policy", policy, POLICIES)
     if warmup_steps:
         return SlowStart(schedule, warmup_steps)
-    return SlowStart(schedule, slow_start_steps, slow_start_rate, linear=False) if slow_start_steps else schedule
+    return (
+        SlowStart(schedule, slow_start_steps, slow_start_rate, linear=False)
+        if slow_start_steps
+        else schedule
+    )
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
@@ -285,7 +334,9 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Op
         UserError: see `make_schedule`.
     """
     last_layers = CLASSIFIERS if config.last_layers_contain_logits_only else LAST_LAYERS
-    rules = official_multipliers(last_layers, config.last_layer_gradient_multiplier, config.bias_learning_rate_multiplier)
+    rules = official_multipliers(
+        last_layers, config.last_layer_gradient_multiplier, config.bias_learning_rate_multiplier
+    )
     if config.backbone_learning_rate_multiplier != 1:
         rules[BACKBONE] = config.backbone_learning_rate_multiplier
     options: dict[str, Any] = {

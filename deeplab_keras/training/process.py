@@ -1,7 +1,8 @@
 """What a training changes in the process that calls it, and puts back.
 
-A training sets the dtype policy, the seeds of Python, NumPy, Keras and TensorFlow, and with `deterministic` TensorFlow's
-determinism; for its time it also handles SIGTERM (`run.stop_on_sigterm`). Nothing else of the process is changed.
+A training sets the dtype policy, the seeds of Python, NumPy, Keras and TensorFlow, and with
+`deterministic` TensorFlow's determinism; for its time it also handles SIGTERM
+(`run.stop_on_sigterm`). Nothing else of the process is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from tensorflow.python.framework import config as tf_config  # nothing public tells or ends the determinism
+from tensorflow.python.framework import (
+    config as tf_config,
+)  # nothing public tells or ends the determinism
 
 KERAS_SEEDS = ("global_random_seed", "global_seed_generator")
 UNSEEDED = 87654321  # what TensorFlow's get_seed has for the global seed where none was set
@@ -24,7 +27,8 @@ UNSEEDED = 87654321  # what TensorFlow's get_seed has for the global seed where 
 def settings_kept() -> Iterator[None]:
     """Restores the process' settings when the block ends, also by an exception.
 
-    Generators of Python, NumPy and Keras continue where they were. TensorFlow does not tell how far its global generator
+    Generators of Python, NumPy and Keras continue where they were. TensorFlow does not tell how far
+    its global generator
     is: it starts again from the seed that it had.
     """
     policy, python, numpy = keras.config.dtype_policy(), random.getstate(), np.random.get_state()

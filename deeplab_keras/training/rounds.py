@@ -27,24 +27,42 @@ class Rounds(keras.callbacks.Callback):
         steps: its step counter and progress line.
         round_steps: steps between two evaluations.
         save_steps: steps between two training checkpoints; 0: at the evaluations only.
-        patience: evaluations in a row without a better mIoU after which the training ends; 0: it goes on.
+        patience: evaluations in a row without a better mIoU after which the training ends; 0: it
+            goes on.
         histograms: shows TensorBoard the weights' distributions.
         evaluate: evaluates the model.
         pictures: draws validation panels, uint8 `[height, width, 3]`, all of one size or not.
         conclude: is given the last evaluation's report when the training is over.
-        measure: measures batch norm's statistics for the weights that are evaluated; empty: the running ones are used.
-        diagnose: is given a report, and says in a line why validation is far below training; "": it is not.
+        measure: measures batch norm's statistics for the weights that are evaluated; empty: the
+            running ones are used.
+        diagnose: is given a report, and says in a line why validation is far below training; "": it
+            is not.
     """
 
     def __init__(
-        self, run: Run, steps: Steps, *, round_steps: int, save_steps: int, patience: int, histograms: bool,
-        evaluate: Callable[[], Report], pictures: Callable[[], list[np.ndarray]], conclude: Callable[[Report], None],
-        measure: Callable[[], dict[str, np.ndarray]], diagnose: Callable[[Report], str],
+        self,
+        run: Run,
+        steps: Steps,
+        *,
+        round_steps: int,
+        save_steps: int,
+        patience: int,
+        histograms: bool,
+        evaluate: Callable[[], Report],
+        pictures: Callable[[], list[np.ndarray]],
+        conclude: Callable[[Report], None],
+        measure: Callable[[], dict[str, np.ndarray]],
+        diagnose: Callable[[Report], str],
     ) -> None:
         super().__init__()
         self.run, self.steps = run, steps
         self.round_steps, self.save_steps, self.patience = round_steps, save_steps, patience
-        self.evaluate, self.pictures, self.conclude, self.histograms = evaluate, pictures, conclude, histograms
+        self.evaluate, self.pictures, self.conclude, self.histograms = (
+            evaluate,
+            pictures,
+            conclude,
+            histograms,
+        )
         self.measure, self.diagnose = measure, diagnose
         self.writer = tf.summary.create_file_writer(str(run.workdir.path / "tensorboard"))
         self.round_start = (run.step, time.monotonic())
@@ -62,7 +80,11 @@ class Rounds(keras.callbacks.Callback):
         if ends:
             seconds = max(time.monotonic() - self.round_start[1], 1e-9)
             speed = (run.step - self.round_start[0]) * run.batch_size / seconds
-            run.row = {"loss": run.loss, "train_miou": self.steps.train_miou, "images_per_second": speed}
+            run.row = {
+                "loss": run.loss,
+                "train_miou": self.steps.train_miou,
+                "images_per_second": speed,
+            }
         if ends or run.stop_requested or (self.save_steps and run.step % self.save_steps == 0):
             run.save()
         if ends:
@@ -97,23 +119,36 @@ class Rounds(keras.callbacks.Callback):
             metrics = {**report.to_dict(), "step": run.step}
             best = run.workdir.path / folder.BEST
             weights = {**run.weights(), **statistics}
-            folder.save_checkpoint(best, run.model, run.config, run.info, metrics=metrics, weights=weights)
+            folder.save_checkpoint(
+                best, run.model, run.config, run.info, metrics=metrics, weights=weights
+            )
         nothing = float("nan")
         row = {
-            "step": run.step, "loss": run.row.get("loss", nothing), "train_miou": run.row.get("train_miou", nothing),
-            "learning_rate": run.learning_rate(), "val_miou": report.miou, "val_pixel_accuracy": report.pixel_accuracy,
+            "step": run.step,
+            "loss": run.row.get("loss", nothing),
+            "train_miou": run.row.get("train_miou", nothing),
+            "learning_rate": run.learning_rate(),
+            "val_miou": report.miou,
+            "val_pixel_accuracy": report.pixel_accuracy,
             "images_per_second": run.row.get("images_per_second", nothing),
-        }  # fmt: skip
+        }
         run.workdir.log_row(row)
         self._summarise(row, report, panels)
-        text = f"step {run.step}: validation mIoU {report.miou:.4f}, pixel accuracy {report.pixel_accuracy:.4f}"
+        text = (
+            f"step {run.step}: validation mIoU {report.miou:.4f}, pixel accuracy "
+            f"{report.pixel_accuracy:.4f}"
+        )
         self._say(text + (", the best so far" if is_best else f" (best {run.best_miou:.4f})"))
         if diagnosis:
             self._say(f"warning: {diagnosis}")
         self.finished = run.step >= run.total_steps
         if self.patience and run.stale_rounds >= self.patience and not self.finished:
             self.finished = True
-            stale = "the last evaluation was" if run.stale_rounds == 1 else f"{run.stale_rounds} evaluations in a row were"
+            stale = (
+                "the last evaluation was"
+                if run.stale_rounds == 1
+                else f"{run.stale_rounds} evaluations in a row were"
+            )
             self._say(f"stopped early: {stale} no better than the best")
         if self.finished:
             with contextlib.suppress(Stopped), run.averaged(statistics), run.may_be_left():
@@ -133,7 +168,9 @@ class Rounds(keras.callbacks.Callback):
             for index, panel in enumerate(panels):
                 tf.summary.image(f"validation/{index}", panel[None])
             if panels and importlib.util.find_spec("matplotlib"):
-                tf.summary.image("validation/confusion_matrix", confusion_matrix_figure(report)[None])
+                tf.summary.image(
+                    "validation/confusion_matrix", confusion_matrix_figure(report)[None]
+                )
             for name, weight in self.run.weights().items() if self.histograms else ():
                 tf.summary.histogram(name, weight)
         self.writer.flush()

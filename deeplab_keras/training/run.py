@@ -50,7 +50,8 @@ class Run:
         last_report: the last evaluation.
         stop_requested: SIGTERM came.
         averages: averaged weights by name.
-        fresh_statistics: for each batch norm 1 where its running statistics started fresh; None: not known yet.
+        fresh_statistics: for each batch norm 1 where its running statistics started fresh; None:
+            not known yet.
     """
 
     model: keras.Model
@@ -87,13 +88,17 @@ class Run:
     def restore_counts(self) -> None:
         """Once after a restart, gives the metric the counts that the checkpoint holds."""
         if self._restored_counts is not None:
-            for part, counts in zip(_replicas(self.metric.matrix), self._restored_counts, strict=False):
+            for part, counts in zip(
+                _replicas(self.metric.matrix), self._restored_counts, strict=False
+            ):
                 part.assign(counts)
             self._restored_counts = None
 
     def learning_rate(self) -> float:
         """The rate that the last step used."""
-        rate = getattr(self.optimizer, "inner_optimizer", self.optimizer)._learning_rate  # inner: under loss scaling
+        rate = getattr(
+            self.optimizer, "inner_optimizer", self.optimizer
+        )._learning_rate  # inner: under loss scaling
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             return float(rate(max(self.step - 1, 0)))
         return float(rate)
@@ -103,22 +108,30 @@ class Run:
     def start_averages(self) -> None:
         """From now on, with --ema_momentum, keeps a running average of all weights, the statistics of batch norm included.
 
-        Keras' own averages leave these out, so that they are evaluated with the statistics of other weights
-        (measured on CamVid after 10 passes: mIoU 0.10 where the weights themselves have 0.61). Averaged statistics are
-        those of the averaged weights as long as the weights move little within the average's window;
-        --recalibrate_batch_norm measures them instead (docs/results.md compares the two).
+        Keras' own averages leave these out, so that they are evaluated with the statistics of other
+        weights (measured on CamVid after 10 passes: mIoU 0.10 where the weights themselves have
+        0.61). Averaged statistics are those of the averaged weights as long as the weights move
+        little within the average's window; --recalibrate_batch_norm measures them instead
+        (docs/results.md compares the two).
         """
         if not self.average_momentum:
             return
         variables = folder.model_variables(self.model)
-        self.averages = {name: tf.Variable(v.value, trainable=False, name="average") for name, v in variables.items()}
+        self.averages = {
+            name: tf.Variable(v.value, trainable=False, name="average")
+            for name, v in variables.items()
+        }
 
     def update_averages(self) -> None:
         """Takes the present weights into the averages; the first steps' count less for long than momentum would have it."""
         if self.averages:
             momentum = min(self.average_momentum, (1 + self.step) / (10 + self.step))
             variables = folder.model_variables(self.model)
-            _average([variables[name].value for name in self.averages], list(self.averages.values()), tf.constant(momentum))
+            _average(
+                [variables[name].value for name in self.averages],
+                list(self.averages.values()),
+                tf.constant(momentum),
+            )
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights to evaluate and to use: averaged ones where there are some."""
@@ -126,7 +139,9 @@ class Run:
         return {**folder.named_weights(self.model), **averages}
 
     @contextlib.contextmanager
-    def averaged(self, statistics: Mapping[str, np.ndarray] = MappingProxyType({})) -> Iterator[None]:
+    def averaged(
+        self, statistics: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> Iterator[None]:
         """Within the block the model has its averaged weights and, where they are given, these statistics of batch norm."""
         variables, raw = folder.model_variables(self.model), {}
         for name, value in {**self.averages, **statistics}.items():
@@ -149,29 +164,41 @@ class Run:
         state = {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         state |= {f"random/{i}": v.numpy() for i, v in enumerate(self.random_states())}
         if self.averages:
-            state |= {f"raw/{name}": value for name, value in folder.named_weights(self.model).items()}
+            state |= {
+                f"raw/{name}": value for name, value in folder.named_weights(self.model).items()
+            }
         state |= {"step": np.int64(self.step), "stale_rounds": np.int64(self.stale_rounds)}
         state |= {"best_miou": np.float64(self.best_miou)}
         counts = np.stack([part.numpy() for part in _replicas(self.metric.matrix)])
-        state |= {"round/loss_sum": np.float64(self.loss_sum), "round/steps": np.int64(self.steps_in_round)}
+        state |= {
+            "round/loss_sum": np.float64(self.loss_sum),
+            "round/steps": np.int64(self.steps_in_round),
+        }
         state |= {"round/counts": counts}
         if self.fresh_statistics is not None:
             state["fresh_statistics"] = self.fresh_statistics
         state |= {f"row/{name}": np.float64(value) for name, value in self.row.items()}
-        self.workdir.save_step(self.step, self.model, self.config, self.info, weights=self.weights(), state=state)
+        self.workdir.save_step(
+            self.step, self.model, self.config, self.info, weights=self.weights(), state=state
+        )
 
     def restore(self) -> bool:
         """Resumes from the newest training checkpoint that is intact; False where there is none at all.
 
         Raises:
-            UserError: all of them are damaged, or the run has its classes in another order or another architecture.
+            UserError: all of them are damaged, or the run has its classes in another order or
+                another architecture.
         """
         newest = self.workdir.newest()
         if newest is None:
             return False
         check_classes(str(newest.path), newest.info, self.info)
         weights, state = newest.weights, newest.state
-        raw = {name.removeprefix("raw/"): value for name, value in state.items() if name.startswith("raw/")}
+        raw = {
+            name.removeprefix("raw/"): value
+            for name, value in state.items()
+            if name.startswith("raw/")
+        }
         folder.assign_weights(self.model, raw or weights, source=str(newest.path))
         self.start_averages()
         for name, average in self.averages.items():
@@ -183,8 +210,15 @@ class Run:
         norms = [layer for layer in self.model.layers if isinstance(layer, BatchNormalization)]
         self.fresh_statistics = state.get("fresh_statistics", np.zeros(len(norms), np.uint8))
         self.stale_rounds = int(state.get("stale_rounds", 0))
-        self.row = {name.removeprefix("row/"): float(value) for name, value in state.items() if name.startswith("row/")}
-        self.loss_sum, self.steps_in_round = float(state.get("round/loss_sum", 0.0)), int(state.get("round/steps", 0))
+        self.row = {
+            name.removeprefix("row/"): float(value)
+            for name, value in state.items()
+            if name.startswith("row/")
+        }
+        self.loss_sum, self.steps_in_round = (
+            float(state.get("round/loss_sum", 0.0)),
+            int(state.get("round/steps", 0)),
+        )
         self._restored_counts = state.get("round/counts")
         self._check_best()
         return True
@@ -199,13 +233,17 @@ class Run:
             logging.warning("%s; the model of the next evaluation takes its place", error)
             self.best_miou = -1.0
 
-    def _assign(self, kind: str, variables: list[keras.Variable], state: dict[str, np.ndarray]) -> None:
+    def _assign(
+        self, kind: str, variables: list[keras.Variable], state: dict[str, np.ndarray]
+    ) -> None:
         for index, variable in enumerate(variables):
             value = state.get(f"{kind}/{index}")
             if value is None or tuple(value.shape) != tuple(variable.shape):
                 raise UserError(
-                    f"--train_logdir={self.workdir.path}: its checkpoints have another {kind} state than this version of the "
-                    f"program (number {index}); give another folder, and this one as --initial_checkpoint"
+                    f"--train_logdir={self.workdir.path}: its checkpoints have another {kind} "
+                    "state than this version of the "
+                    f"program (number {index}); give another folder, and this one as "
+                    "--initial_checkpoint"
                 )
             variable.assign(value)
 

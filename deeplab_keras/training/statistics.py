@@ -1,7 +1,8 @@
 """The running statistics of batch norm in a training: where they start, whether they keep up, and measuring them anew.
 
-Only the layers' running means and variances are touched here. The weights of a training do not depend on them, so a run
-takes the same steps as the reference implementations whatever happens in this module.
+Only the layers' running means and variances are touched here. The weights of a training do not
+depend on them, so a run takes the same steps as the reference implementations whatever happens in
+this module.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def updated_layers(model: keras.Model) -> list[BatchNormalization]:
 
 def find_fresh(model: keras.Model) -> np.ndarray:
     """For each batch norm of the model, 1 where its statistics are those of a new layer (mean 0, variance 1), else 0."""
-    return np.array([_is_fresh(layer) for layer in model.layers if isinstance(layer, BatchNormalization)], np.uint8)
+    return np.array(
+        [_is_fresh(layer) for layer in model.layers if isinstance(layer, BatchNormalization)],
+        np.uint8,
+    )
 
 
 def _is_fresh(layer: BatchNormalization) -> bool:
@@ -58,37 +62,57 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
     """Warns of statistics that will not follow the weights within a training of so many steps."""
     layers = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
     updated = {layer.name for layer in updated_layers(model)}
-    frozen = [layer.name for layer, new in zip(layers, fresh, strict=True) if new and layer.name not in updated]
+    frozen = [
+        layer.name
+        for layer, new in zip(layers, fresh, strict=True)
+        if new and layer.name not in updated
+    ]
     if frozen:
         logging.warning(
-            "%d batch norm layers start fresh and keep mean 0 and variance 1 (%s, ...): --nofine_tune_batch_norm and "
-            "--freeze_backbone fit layers whose statistics come from the initial checkpoint", len(frozen), frozen[0],
-        )  # fmt: skip
+            "%d batch norm layers start fresh and keep mean 0 and variance 1 (%s, ...): "
+            "--nofine_tune_batch_norm and "
+            "--freeze_backbone fit layers whose statistics come from the initial checkpoint",
+            len(frozen),
+            frozen[0],
+        )
     kept = {
         layer.momentum: layer.momentum**steps
         for layer, new in zip(layers, fresh, strict=True)
-        if layer.name in updated and not new and layer.momentum >= LONG_MOMENTUM and layer.momentum**steps > LEFT_OVER
+        if layer.name in updated
+        and not new
+        and layer.momentum >= LONG_MOMENTUM
+        and layer.momentum**steps > LEFT_OVER
     }
     if kept:
-        shares = " and ".join(f"{share:.0%} at momentum {momentum:g}" for momentum, share in kept.items())
+        shares = " and ".join(
+            f"{share:.0%} at momentum {momentum:g}" for momentum, share in kept.items()
+        )
         logging.warning(
-            "after %d steps batch norm still has a share of the initial checkpoint's statistics (%s), so validation will fall "
-            "behind training: give --backbone_bn_momentum=0.9 --head_bn_momentum=0.9, or --recalibrate_batch_norm=20",
-            steps, shares,
-        )  # fmt: skip
+            "after %d steps batch norm still has a share of the initial checkpoint's statistics "
+            "(%s), so validation will fall "
+            "behind training: give --backbone_bn_momentum=0.9 --head_bn_momentum=0.9, or "
+            "--recalibrate_batch_norm=20",
+            steps,
+            shares,
+        )
 
 
 def measure(
-    config: ModelConfig, weights: Mapping[str, np.ndarray], layers: Iterable[str], batches: Iterable[Any]
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    layers: Iterable[str],
+    batches: Iterable[Any],
 ) -> dict[str, np.ndarray]:
     """The statistics that these weights have on some batches: the mean over the batches, each counting the same.
 
-    Dropout is left out, as in inference. The running model, its statistics and its random state stay as they are.
+    Dropout is left out, as in inference. The running model, its statistics and its random state
+    stay as they are.
 
     Args:
         config: the architecture.
         weights: all weights by name.
-        layers: names of the batch norm layers to measure; the others keep their statistics, in use too.
+        layers: names of the batch norm layers to measure; the others keep their statistics, in use
+            too.
         batches: of images `[batch, height, width, channels]`, or of pairs of images and labels.
 
     Returns:
@@ -110,4 +134,6 @@ def measure(
     for batch in batches:
         look(batch[0] if isinstance(batch, tuple) else batch)
     found = folder.named_weights(model)
-    return {name: found[name] for name in found if name.split("/")[0] in layers and "/moving_" in name}
+    return {
+        name: found[name] for name in found if name.split("/")[0] in layers and "/moving_" in name
+    }

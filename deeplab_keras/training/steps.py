@@ -26,7 +26,9 @@ class Steps(keras.callbacks.Callback):
         profile: first and last step that TensorBoard's profiler records; empty: none.
     """
 
-    def __init__(self, run: Run, batch_of: Callable[[int], Batch], profile: Sequence[int] = ()) -> None:
+    def __init__(
+        self, run: Run, batch_of: Callable[[int], Batch], profile: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.run, self.batch_of, self.profile = run, batch_of, tuple(profile)
         self.profiling = False
@@ -36,7 +38,9 @@ class Steps(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Says what the wait is for."""
         self.progress = self._progress()
-        self.progress.write(f"compiling the training step; {self.run.total_steps - self.run.step} steps to go")
+        self.progress.write(
+            f"compiling the training step; {self.run.total_steps - self.run.step} steps to go"
+        )
 
     def _progress(self) -> Progress:
         run = self.run
@@ -54,15 +58,22 @@ class Steps(keras.callbacks.Callback):
         run, logs = self.run, dict(logs or {})
         run.step += 1
         loss = float(logs["loss"])
-        if self.first_loss is None:  # that step held the compilation, which says nothing about the speed
+        if (
+            self.first_loss is None
+        ):  # that step held the compilation, which says nothing about the speed
             self.progress, self.first_loss = self._progress(), loss
         self._check(loss, float(logs["gradient_norm"]))
         run.loss_sum, run.steps_in_round = run.loss_sum + loss, run.steps_in_round + 1
-        self.train_miou = next((float(value) for name, value in logs.items() if name.endswith("miou")), float("nan"))
+        self.train_miou = next(
+            (float(value) for name, value in logs.items() if name.endswith("miou")), float("nan")
+        )
         run.update_averages()
         if self.profiling and run.step >= min(self.profile[1], run.total_steps):
             self.stop_profiler()
-            self.progress.write(f"steps {self.profile[0]} to {run.step} are profiled: tensorboard --logdir={run.workdir.path}")
+            self.progress.write(
+                f"steps {self.profile[0]} to {run.step} are profiled: tensorboard "
+                f"--logdir={run.workdir.path}"
+            )
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
     def stop_profiler(self) -> None:
@@ -83,8 +94,12 @@ class Steps(keras.callbacks.Callback):
         elif math.isfinite(loss):
             what = f"the gradient's norm is {gradient_norm:.4g}"
         run = self.run
-        found = describe(run, self.batch_of(run.step), {"loss": loss, "gradient_norm": gradient_norm})
+        found = describe(
+            run, self.batch_of(run.step), {"loss": loss, "gradient_norm": gradient_norm}
+        )
         raise UserError(
-            f"{what} at step {run.step} (learning rate {run.learning_rate():.3g}): the training has diverged; {found}; "
-            "give a lower --base_learning_rate, --warmup_steps or --clip_gradient_norm, and a new --train_logdir"
+            f"{what} at step {run.step} (learning rate {run.learning_rate():.3g}): the training "
+            f"has diverged; {found}; "
+            "give a lower --base_learning_rate, --warmup_steps or --clip_gradient_norm, and a new "
+            "--train_logdir"
         )

@@ -15,7 +15,15 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.workdir import Workdir
-from deeplab_keras.config import NORMALIZATIONS, Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import (
+    NORMALIZATIONS,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+)
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.files.pairs import require_labelled
@@ -25,7 +33,12 @@ from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.metrics import ConfusionMatrix
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
-from deeplab_keras.models.segmentor import build_segmentor, check_input_size, check_names, with_auxiliary_output
+from deeplab_keras.models.segmentor import (
+    build_segmentor,
+    check_input_size,
+    check_names,
+    with_auxiliary_output,
+)
 from deeplab_keras.training import statistics, workers
 from deeplab_keras.training.cluster import Cluster
 from deeplab_keras.training.divergence import Batch
@@ -66,32 +79,45 @@ def train(
         flags_text: the command's flags, kept in the workdir.
 
     Returns:
-        The report of the last evaluation on `data.eval_split`; None where SIGTERM ended the training before: what was
-        done is saved, and the same call goes on from there. Of several workers the chief alone gets the report.
+        The report of the last evaluation on `data.eval_split`; None where SIGTERM ended the
+        training before: what was done is saved, and the same call goes on from there. Of several
+        workers the chief alone gets the report.
 
     Raises:
-        UserError: anything that a user can mend, before the first step wherever it can be known by then.
+        UserError: anything that a user can mend, before the first step wherever it can be known by
+            then.
     """
     with settings_kept():
         return _train(model, data, training, evaluation, flags_text)
 
 
 def _train(
-    model: ModelConfig, data: DataConfig, training: TrainConfig, evaluation: EvalConfig, flags_text: str
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+    evaluation: EvalConfig,
+    flags_text: str,
 ) -> Report | None:
     _check(training)
-    cluster = _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
-    strategy = make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
+    cluster = (
+        _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
+    )
+    strategy = (
+        make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
+    )
     _check_batch(data, training, strategy.num_replicas_in_sync)
     seed_everything(data.seed, training.deterministic)
-    train_source, eval_source = (open_dataset(data, split) for split in (data.train_split, data.eval_split))
+    train_source, eval_source = (
+        open_dataset(data, split) for split in (data.train_split, data.eval_split)
+    )
     for source, split in ((train_source, data.train_split), (eval_source, data.eval_split)):
         require_labelled(source, data, split)
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
     if training.label_weights and len(training.label_weights) != info.num_classes:
         raise UserError(
-            f"--label_weights: {len(training.label_weights)} numbers; {info.name} has {info.num_classes} classes: give as many"
+            f"--label_weights: {len(training.label_weights)} numbers; {info.name} has "
+            f"{info.num_classes} classes: give as many"
         )
     check_names(model)
     check_input_size(model, *_pair(data.train_crop_size))
@@ -100,19 +126,32 @@ def _train(
     with _workdir(training, configs, flags_text, cluster) as workdir:
         run, trained = _build(model, data, training, info, workdir, total_steps, strategy)
         if cluster is None or cluster.is_chief:
-            _announce(model, data, training, info, (len(train_source), len(eval_source)), total_steps, workdir)
+            _announce(
+                model,
+                data,
+                training,
+                info,
+                (len(train_source), len(eval_source)),
+                total_steps,
+                workdir,
+            )
             workdir.check_space(run.model)
             _start(run, training)
         if cluster is not None:
             workers.share_start(strategy, run)
         assert run.fresh_statistics is not None
-        statistics.warm_up_fresh(run.model, run.fresh_statistics, lambda: trained.optimizer.iterations)
+        statistics.warm_up_fresh(
+            run.model, run.fresh_statistics, lambda: trained.optimizer.iterations
+        )
         _fit(run, trained, data, training, evaluation, train_source, eval_source, strategy, cluster)
         if cluster is not None and not cluster.is_chief:
             return None
         if run.last_report is None or run.stop_requested:
             logging.info(
-                "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on from there", run.step, total_steps
+                "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on "
+                "from there",
+                run.step,
+                total_steps,
             )
             return None
         return run.last_report
@@ -122,11 +161,20 @@ def _meet(*configs: Config) -> Cluster:
     """This process' place among the workers, all of which are there."""
     cluster = Cluster.from_environment()
     common = [
-        {name: value for name, value in config.to_dict().items() if name not in DIFFER_BY_WORKER} for config in configs
+        {name: value for name, value in config.to_dict().items() if name not in DIFFER_BY_WORKER}
+        for config in configs
     ]
     training = next(config for config in configs if isinstance(config, TrainConfig))
-    cluster.wait_for_all(training.worker_timeout, hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest())
-    logging.info("worker %d of %d%s", cluster.index, len(cluster.hosts), " keeps the run" if cluster.is_chief else "")
+    cluster.wait_for_all(
+        training.worker_timeout,
+        hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest(),
+    )
+    logging.info(
+        "worker %d of %d%s",
+        cluster.index,
+        len(cluster.hosts),
+        " keeps the run" if cluster.is_chief else "",
+    )
     return cluster
 
 
@@ -139,12 +187,18 @@ def _workdir(
         path = training.train_logdir
         if cluster is not None and not cluster.is_chief:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        workdir = stack.enter_context(Workdir(path, configs, flags_text, keep=training.keep_checkpoints))
+        workdir = stack.enter_context(
+            Workdir(path, configs, flags_text, keep=training.keep_checkpoints)
+        )
         try:
             yield workdir
         except KeyboardInterrupt:
             step = workdir.newest_step()
-            saved = "nothing was saved yet" if step is None else f"saved is step {step}; the same command goes on from there"
+            saved = (
+                "nothing was saved yet"
+                if step is None
+                else f"saved is step {step}; the same command goes on from there"
+            )
             logging.info("%s: %s", workdir.path, saved)
             raise
 
@@ -155,9 +209,13 @@ def _start(run: Run, training: TrainConfig) -> None:
         return
     if training.tf_initial_checkpoint:
         initialize(
-            run.model, run.config, training.tf_initial_checkpoint, training.initialize_last_layer,
-            logits_only=training.last_layers_contain_logits_only, info=run.info,
-        )  # fmt: skip
+            run.model,
+            run.config,
+            training.tf_initial_checkpoint,
+            training.initialize_last_layer,
+            logits_only=training.last_layers_contain_logits_only,
+            info=run.info,
+        )
     run.fresh_statistics = statistics.find_fresh(run.model)
     if training.tf_initial_checkpoint and not training.recalibrate_batch_norm:
         statistics.warn_of_lag(run.model, run.fresh_statistics, run.total_steps)
@@ -165,22 +223,46 @@ def _start(run: Run, training: TrainConfig) -> None:
 
 
 def _announce(
-    model: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, images: tuple[int, int],
-    total_steps: int, workdir: Workdir,
+    model: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+    info: DatasetInfo,
+    images: tuple[int, int],
+    total_steps: int,
+    workdir: Workdir,
 ) -> None:
     """Says what run this is, before the minutes that it takes."""
-    start = f"from {training.tf_initial_checkpoint}" if training.tf_initial_checkpoint else "from random weights"
+    start = (
+        f"from {training.tf_initial_checkpoint}"
+        if training.tf_initial_checkpoint
+        else "from random weights"
+    )
     logging.info(
         "model: %s%s on %s, output stride %d, %d classes, %s",
-        f"{model.name}: " if model.name else "", model.head, model.backbone, model.output_stride, info.num_classes, start,
-    )  # fmt: skip
+        f"{model.name}: " if model.name else "",
+        model.head,
+        model.backbone,
+        model.output_stride,
+        info.num_classes,
+        start,
+    )
     passes = total_steps * data.train_batch_size / images[0]
     logging.info(
-        "data: %s, %d images to train on (%s), %d to evaluate on (%s); %d steps of %d images: %.3g passes",
-        info.name, images[0], data.train_split, images[1], data.eval_split, total_steps, data.train_batch_size, passes,
-    )  # fmt: skip
+        "data: %s, %d images to train on (%s), %d to evaluate on (%s); %d steps of %d images: "
+        "%.3g passes",
+        info.name,
+        images[0],
+        data.train_split,
+        images[1],
+        data.eval_split,
+        total_steps,
+        data.train_batch_size,
+        passes,
+    )
     step = workdir.newest_step()
-    logging.info("run: %s, %s", workdir.path, "a new one" if step is None else f"goes on from step {step}")
+    logging.info(
+        "run: %s, %s", workdir.path, "a new one" if step is None else f"goes on from step {step}"
+    )
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
@@ -209,20 +291,25 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def _check(training: TrainConfig) -> None:
     if keras.backend.backend() != "tensorflow":
         raise UserError(
-            f"KERAS_BACKEND={keras.backend.backend()}: this training runs on TensorFlow; leave the variable out, or train by "
+            f"KERAS_BACKEND={keras.backend.backend()}: this training runs on TensorFlow; leave "
+            "the variable out, or train by "
             "Keras' own fit as docs/python.md shows"
         )
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
-            f"--training_number_of_steps={steps} and --epochs={epochs} are both given, perhaps one in the flagfile: give either "
+            f"--training_number_of_steps={steps} and --epochs={epochs} are both given, perhaps "
+            "one in the flagfile: give either "
             "--training_number_of_steps or --epochs, and the other as 0"
         )
     if not steps and not epochs:
-        raise UserError("give the length of the training: either --training_number_of_steps or --epochs")
+        raise UserError(
+            "give the length of the training: either --training_number_of_steps or --epochs"
+        )
     if training.top_k_percent_pixels < 1 and "cross_entropy" not in parse_terms(training.loss):
         raise UserError(
-            f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, which --loss={training.loss} has "
+            f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, "
+            f"which --loss={training.loss} has "
             "not; give 1, or another --loss"
         )
     if training.strategy == MULTI_WORKER and training.jit_compile:
@@ -246,7 +333,12 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _build(
-    config: ModelConfig, data: DataConfig, training: TrainConfig, info: DatasetInfo, workdir: Workdir, total_steps: int,
+    config: ModelConfig,
+    data: DataConfig,
+    training: TrainConfig,
+    info: DatasetInfo,
+    workdir: Workdir,
+    total_steps: int,
     strategy: tf.distribute.Strategy,
 ) -> tuple[Run, TrainedModel]:
     keras.config.set_dtype_policy(training.precision)
@@ -259,7 +351,9 @@ def _build(
         view = with_auxiliary_output(model, config.align_corners)
         trained = TrainedModel(view.input, view.output, name=view.name)
         trained.set_step(
-            parts=training.gradient_accumulation_steps, clip_norm=training.clip_gradient_norm, ignore_label=info.ignore_label
+            parts=training.gradient_accumulation_steps,
+            clip_norm=training.clip_gradient_norm,
+            ignore_label=info.ignore_label,
         )
         optimizer = make_optimizer(training, total_steps)
         metric = ConfusionMatrix(info.num_classes, info.ignore_label)
@@ -273,13 +367,22 @@ def _build(
         )
         trained.optimizer.build(trained.trainable_variables)
     run = Run(
-        model, config, info, trained.optimizer, workdir, total_steps, data.train_batch_size, metric,
+        model,
+        config,
+        info,
+        trained.optimizer,
+        workdir,
+        total_steps,
+        data.train_batch_size,
+        metric,
         average_momentum=training.ema_momentum,
-    )  # fmt: skip
+    )
     return run, trained
 
 
-def _loss(training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.Optimizer) -> SegmentationLoss:
+def _loss(
+    training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.Optimizer
+) -> SegmentationLoss:
     return make_loss(
         training.loss,
         ignore_label=info.ignore_label,
@@ -293,32 +396,59 @@ def _loss(training: TrainConfig, info: DatasetInfo, optimizer: keras.optimizers.
 
 
 def _fit(
-    run: Run, trained: TrainedModel, data: DataConfig, training: TrainConfig, evaluation: EvalConfig,
-    train_source: Source, eval_source: Source, strategy: tf.distribute.Strategy, cluster: Cluster | None,
+    run: Run,
+    trained: TrainedModel,
+    data: DataConfig,
+    training: TrainConfig,
+    evaluation: EvalConfig,
+    train_source: Source,
+    eval_source: Source,
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster | None,
 ) -> None:
     pad_value = NORMALIZATIONS[run.config.normalization][0]
 
     def measure(batches: int) -> dict[str, np.ndarray]:
-        stream = pipeline.train_dataset(train_source, data, pad_value, start_step=max(run.step - batches, 0))
+        stream = pipeline.train_dataset(
+            train_source, data, pad_value, start_step=max(run.step - batches, 0)
+        )
         layers = [layer.name for layer in statistics.updated_layers(run.model)]
         return statistics.measure(run.config, run.weights(), layers, stream.take(batches))
 
-    validation = Validation(run, eval_source, evaluation, training, data.eval_split, train_source, measure)
+    validation = Validation(
+        run, eval_source, evaluation, training, data.eval_split, train_source, measure
+    )
 
     def batch_of(step: int) -> Batch:
-        stream = pipeline.sample_stream(len(train_source), data.seed, data.train_batch_size, step - 1)
-        names = tuple(train_source.names[int(index)] for _, index in stream.take(data.train_batch_size))
-        images, labels = next(iter(pipeline.train_dataset(train_source, data, pad_value, start_step=step - 1)))
+        stream = pipeline.sample_stream(
+            len(train_source), data.seed, data.train_batch_size, step - 1
+        )
+        names = tuple(
+            train_source.names[int(index)] for _, index in stream.take(data.train_batch_size)
+        )
+        images, labels = next(
+            iter(pipeline.train_dataset(train_source, data, pad_value, start_step=step - 1))
+        )
         return Batch(names, np.asarray(images), np.asarray(labels))
 
     steps = Steps(run, batch_of, training.profile_steps)
     rounds = Rounds(
-        run, steps, save_steps=training.save_interval_steps, patience=training.early_stopping,
-        round_steps=max(round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1),
-        histograms=training.summary_histograms, evaluate=validation.evaluate, pictures=validation.pictures,
-        conclude=validation.conclude, diagnose=validation.diagnose,
-        measure=lambda: measure(training.recalibrate_batch_norm) if training.recalibrate_batch_norm else {},
-    )  # fmt: skip
+        run,
+        steps,
+        save_steps=training.save_interval_steps,
+        patience=training.early_stopping,
+        round_steps=max(
+            round(training.eval_interval_epochs * len(train_source) / data.train_batch_size), 1
+        ),
+        histograms=training.summary_histograms,
+        evaluate=validation.evaluate,
+        pictures=validation.pictures,
+        conclude=validation.conclude,
+        diagnose=validation.diagnose,
+        measure=lambda: (
+            measure(training.recalibrate_batch_norm) if training.recalibrate_batch_norm else {}
+        ),
+    )
     chief = cluster is None or cluster.is_chief
     part = (0, 1) if cluster is None else (cluster.index, len(cluster.hosts))
     try:
@@ -330,13 +460,21 @@ def _fit(
                 finished = bool(workers.chiefs_values(strategy, [np.array([finished])])[0])
             if finished:
                 return
-            batches = pipeline.train_dataset(train_source, data, pad_value, start_step=run.step, part=part)
-            batches = batches.map(lambda images, labels: (images, {name: labels for name in trained.output}))
+            batches = pipeline.train_dataset(
+                train_source, data, pad_value, start_step=run.step, part=part
+            )
+            batches = batches.map(
+                lambda images, labels: (images, {name: labels for name in trained.output})
+            )
             if cluster is not None:
                 workers.fit(strategy, trained, batches, run, [steps, rounds] if chief else [])
                 return
             trained.fit(
-                batches, steps_per_epoch=run.total_steps - run.step, shuffle=False, verbose=0, callbacks=[steps, rounds]
+                batches,
+                steps_per_epoch=run.total_steps - run.step,
+                shuffle=False,
+                verbose=0,
+                callbacks=[steps, rounds],
             )
     except tf.errors.OpError as error:
         mistake = pipeline.user_error(error, train_source)

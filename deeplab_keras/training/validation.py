@@ -34,10 +34,22 @@ class Validation:
     """
 
     def __init__(
-        self, run: Run, source: Source, config: EvalConfig, training: TrainConfig, split: str, train_source: Source,
+        self,
+        run: Run,
+        source: Source,
+        config: EvalConfig,
+        training: TrainConfig,
+        split: str,
+        train_source: Source,
         measure: Callable[[int], dict[str, np.ndarray]],
     ) -> None:
-        self.run, self.source, self.config, self.training, self.split = run, source, config, training, split
+        self.run, self.source, self.config, self.training, self.split = (
+            run,
+            source,
+            config,
+            training,
+            split,
+        )
         self.train_source, self.measure, self.diagnosed = train_source, measure, False
         self.network = Network(run.model)
         self.predictor = Predictor(self.network, config)
@@ -56,46 +68,76 @@ class Validation:
     def diagnose(self, report: Report) -> str:
         """Why validation is far below training, in one line; "" where it is not, or was said before.
 
-        The running statistics of batch norm are the usual reason in a short training: the steps themselves use those of
-        the batch. So they are measured anew; where that does not help, training images are inferred as validation images are.
+        The running statistics of batch norm are the usual reason in a short training: the steps
+        themselves use those of the batch. So they are measured anew; where that does not help,
+        training images are inferred as validation images are.
 
         Args:
             report: the evaluation that a diagnosis is wanted of.
         """
         trained = self.run.row.get("train_miou", math.nan)
-        if not trained - report.miou > GAP or (self.diagnosed and self.run.step < self.run.total_steps):
+        if not trained - report.miou > GAP or (
+            self.diagnosed and self.run.step < self.run.total_steps
+        ):
             return ""
         self.diagnosed = True
         gap = f"validation mIoU is {report.miou:.4f} and training mIoU {trained:.4f}"
         try:
-            now, anew = (self._some(self.source, statistics) for statistics in ({}, self.measure(BATCHES)))
+            now, anew = (
+                self._some(self.source, statistics) for statistics in ({}, self.measure(BATCHES))
+            )
             if self.training.fine_tune_batch_norm and anew - now > (trained - report.miou) / 2:
                 return (
-                    f"{gap} because the running statistics of batch norm lag behind the weights: measured anew on {BATCHES} "
-                    f"training batches they give {anew:.4f}; the same command with --recalibrate_batch_norm={BATCHES} evaluates "
-                    "and saves such statistics; a new run can have lower --backbone_bn_momentum and --head_bn_momentum"
+                    f"{gap} because the running statistics of batch norm lag behind the weights: "
+                    f"measured anew on {BATCHES} "
+                    f"training batches they give {anew:.4f}; the same command with "
+                    f"--recalibrate_batch_norm={BATCHES} evaluates "
+                    "and saves such statistics; a new run can have lower --backbone_bn_momentum "
+                    "and --head_bn_momentum"
                 )
             known = self._some(self.train_source, {})
         except UserError:  # of a dataset that can be trained on and not be evaluated
             return ""
-        cause = "the network knows these images better than others: more images, more augmentation or fewer steps help"
+        cause = (
+            "the network knows these images better than others: more images, more "
+            "augmentation or fewer steps help"
+        )
         if trained - known > GAP:
-            cause = "inference differs from training: compare the size of the images with --train_crop_size, and --inference"
+            cause = (
+                "inference differs from training: compare the size of the images with "
+                "--train_crop_size, and --inference"
+            )
         return f"{gap}; training images evaluated like validation images give {known:.4f}: {cause}"
 
     def _some(self, source: Source, statistics: dict[str, np.ndarray]) -> float:
         """The mIoU of the first images with the run's weights and, where they are given, these statistics of batch norm."""
         with self.run.averaged(statistics):
-            return evaluate(self.network, source, self.config, progress=False, limit=min(IMAGES, len(source))).miou
+            return evaluate(
+                self.network, source, self.config, progress=False, limit=min(IMAGES, len(source))
+            ).miou
 
     def conclude(self, report: Report) -> None:
         """Writes the last evaluation's metrics and report.html into the run's folder."""
         if self.training.html_report and self.details is None:  # the training has stopped early
             report = self._evaluate(detailed=True)
         folder = self.run.workdir.path
-        write_report(folder, report, self.details, self.predictor, self.source, training_csv=folder / "training.csv")
+        write_report(
+            folder,
+            report,
+            self.details,
+            self.predictor,
+            self.source,
+            training_csv=folder / "training.csv",
+        )
 
     def _evaluate(self, detailed: bool) -> Report:
         self.details = Details(self.run.info, boundaries=False) if detailed else None
         name = self.run.config.name
-        return evaluate(self.network, self.source, self.config, model_name=name, split=self.split, details=self.details)
+        return evaluate(
+            self.network,
+            self.source,
+            self.config,
+            model_name=name,
+            split=self.split,
+            details=self.details,
+        )

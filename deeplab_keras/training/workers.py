@@ -1,7 +1,7 @@
 """Training on several machines: the same step as `fit` takes, in a loop of our own, which Keras' fit does not offer there.
 
-Every worker loads its own part of each batch. Only the chief has the run's folder: it evaluates, saves and is resumed;
-when a training starts or goes on, the others get everything from it.
+Every worker loads its own part of each batch. Only the chief has the run's folder: it evaluates,
+saves and is resumed; when a training starts or goes on, the others get everything from it.
 """
 
 from __future__ import annotations
@@ -37,18 +37,23 @@ def make_strategy(cluster: Cluster) -> tf.distribute.Strategy:
         if "program startup" not in str(error):
             raise
         raise UserError(
-            "--strategy=multi_worker: TensorFlow has computed something before; start the training first thing in a new process"
+            "--strategy=multi_worker: TensorFlow has computed something before; start the "
+            "training first thing in a new process"
         ) from error
 
 
-def chiefs_values(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def chiefs_values(
+    strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     """The chief's values of arrays that have equal shapes on all workers; waits for all of them."""
     # Double precision holds all that there is exactly: float32, step numbers, 32-bit random states.
     flat = np.concatenate([np.ravel(array).astype(np.float64) for array in arrays])
 
     def on_replica(vector: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
-        return sum_over_replicas(tf.where(context.replica_id_in_sync_group == 0, vector, tf.zeros_like(vector)))
+        return sum_over_replicas(
+            tf.where(context.replica_id_in_sync_group == 0, vector, tf.zeros_like(vector))
+        )
 
     @tf.function
     def everywhere(vector: tf.Tensor) -> Any:
@@ -56,7 +61,10 @@ def chiefs_values(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]
 
     found = strategy.experimental_local_results(everywhere(tf.constant(flat)))[0].numpy()
     parts = np.split(found, np.cumsum([array.size for array in arrays])[:-1])
-    return [part.reshape(array.shape).astype(array.dtype) for part, array in zip(parts, arrays, strict=True)]
+    return [
+        part.reshape(array.shape).astype(array.dtype)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
 
 
 def share_start(strategy: tf.distribute.Strategy, run: Run) -> None:
@@ -65,14 +73,19 @@ def share_start(strategy: tf.distribute.Strategy, run: Run) -> None:
     variables = list({id(variable): variable for variable in state}.values())
     fresh = find_fresh(run.model) if run.fresh_statistics is None else run.fresh_statistics
     arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    *values, step, run.fresh_statistics = chiefs_values(strategy, [*arrays, np.array([run.step]), fresh])
+    *values, step, run.fresh_statistics = chiefs_values(
+        strategy, [*arrays, np.array([run.step]), fresh]
+    )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     run.step = int(step[0])
 
 
 def fit(
-    strategy: tf.distribute.Strategy, trained: TrainedModel, batches: tf.data.Dataset, run: Run,
+    strategy: tf.distribute.Strategy,
+    trained: TrainedModel,
+    batches: tf.data.Dataset,
+    run: Run,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     """Takes the steps that are left, in step with the other workers.
@@ -127,6 +140,7 @@ def fit(
         chiefs_values(strategy, [np.zeros(1)])  # nobody leaves before the chief has saved
     except LOST as error:
         raise UserError(
-            f"another worker has gone, after step {run.step} (its own output says why); end this training on all workers and "
+            f"another worker has gone, after step {run.step} (its own output says why); end this "
+            "training on all workers and "
             "give the same command again on each: it goes on from the newest checkpoint"
         ) from error

@@ -1,6 +1,7 @@
 """Pictures of label maps: colours, overlays, panels with captions and legend, the confusion matrix.
 
-Every picture is a uint8 array `[height, width, 3]`; text is drawn at its final size, so that it stays crisp.
+Every picture is a uint8 array `[height, width, 3]`; text is drawn at its final size, so that it
+stays crisp.
 """
 
 from deeplab_keras.visualization.colours import (

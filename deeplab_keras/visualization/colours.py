@@ -26,7 +26,8 @@ def class_colours(info: DatasetInfo, palette: str = "dataset") -> Array:
 
     Args:
         info: the classes.
-        palette: "dataset" for its own colours, "colour_blind" for colours that stay apart under colour blindness.
+        palette: "dataset" for its own colours, "colour_blind" for colours that stay apart under
+            colour blindness.
     """
     if palette not in PALETTES:
         raise unknown_name("palette", palette, PALETTES)
@@ -36,13 +37,34 @@ def class_colours(info: DatasetInfo, palette: str = "dataset") -> Array:
 
 
 # Okabe and Ito's eight, without black.
-OKABE_ITO = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
+OKABE_ITO = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+)
 DARKEST = 0.38  # OKLab lightness, black 0 and white 1
-# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB: protanopia, deuteranopia, tritanopia.
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB: protanopia, deuteranopia,
+# tritanopia.
 COLOUR_BLINDNESS = (
-    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+    (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
 )
 
 
@@ -50,9 +72,10 @@ COLOUR_BLINDNESS = (
 def colorblind_palette(num_classes: int) -> tuple[Colour, ...]:
     """Colours that differ for every eye: Okabe and Ito's seven, then each the one farthest from all before it.
 
-    Far is the distance in OKLab for the eye that sees it smallest: with full colour vision or one of the three kinds of
-    colour blindness. They keep away from black and white too, the ignored pixels and the page. Very dark colours are
-    left out, because in small areas all of them look black.
+    Far is the distance in OKLab for the eye that sees it smallest: with full colour vision or one
+    of the three kinds of colour blindness. They keep away from black and white too, the ignored
+    pixels and the page. Very dark colours are left out, because in small areas all of them look
+    black.
     """
     levels = np.arange(0, 256, 15)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
@@ -69,7 +92,10 @@ def colorblind_palette(num_classes: int) -> tuple[Colour, ...]:
 def _perceived_distance(a: Array, b: Array) -> Array:
     """`[len(a), len(b)]` OKLab distances of RGB colours, each for the kind of vision that sees it smallest."""
     eyes = [np.eye(3), *map(np.array, COLOUR_BLINDNESS)]
-    return np.min([np.linalg.norm(_oklab(a, eye)[:, None] - _oklab(b, eye)[None], axis=-1) for eye in eyes], axis=0)
+    return np.min(
+        [np.linalg.norm(_oklab(a, eye)[:, None] - _oklab(b, eye)[None], axis=-1) for eye in eyes],
+        axis=0,
+    )
 
 
 def _oklab(colours: Array, eye: Array) -> Array:
@@ -77,10 +103,16 @@ def _oklab(colours: Array, eye: Array) -> Array:
     encoded = np.asarray(colours) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     linear = np.clip(linear @ np.asarray(eye).T, 0, 1)
-    lms = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-           [0.0883024619, 0.2817188376, 0.6299787005]]  # fmt: skip
-    lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-           [0.0259040371, 0.7827717662, -0.8086757660]]  # fmt: skip
+    lms = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
     return np.cbrt(linear @ np.array(lms).T) @ np.array(lab).T
 
 
@@ -112,7 +144,9 @@ def classes_in(labels: Array) -> Array:
     return np.unique(np.concatenate([np.unique(labels[strip]) for strip in _strips(len(labels))]))
 
 
-def overlay(image: Array, labels: Array, info: DatasetInfo, alpha: float = 0.5, palette: str = "dataset") -> Array:
+def overlay(
+    image: Array, labels: Array, info: DatasetInfo, alpha: float = 0.5, palette: str = "dataset"
+) -> Array:
     """The image with the classes' colours over it; ignored pixels show the image alone.
 
     Args:

@@ -31,7 +31,9 @@ def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
     path = pathlib.Path(folder)
     if (sheet := contact_sheet(check.splits[0], check.info)) is not None:
         save_png(path / "contact_sheet.png", sheet)
-    write_text(path / "report.json", json.dumps(check.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_text(
+        path / "report.json", json.dumps(check.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    )
     write_text(path / "report.html", page(check, with_sheet=sheet is not None))
     return path / "report.html"
 
@@ -41,7 +43,12 @@ def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
 
 def choose_samples(split: SplitCheck, count: int) -> list[int]:
     """Places of pairs in `split.scans` that together show as many classes as they can, filled up evenly."""
-    classes = np.array([np.bincount(split.class_of_id[scan.ids > 0].clip(0), minlength=256) > 0 for scan in split.scans])
+    classes = np.array(
+        [
+            np.bincount(split.class_of_id[scan.ids > 0].clip(0), minlength=256) > 0
+            for scan in split.scans
+        ]
+    )
     chosen: list[int] = []
     seen = np.zeros(256, bool)
     while len(chosen) < min(count, len(split.scans)):
@@ -51,7 +58,11 @@ def choose_samples(split: SplitCheck, count: int) -> list[int]:
             break
         chosen.append(best)
         seen |= classes[best]
-    rest = [int(i) for i in np.linspace(0, len(split.scans) - 1, count) if int(i) not in chosen] if split.scans else []
+    rest = (
+        [int(i) for i in np.linspace(0, len(split.scans) - 1, count) if int(i) not in chosen]
+        if split.scans
+        else []
+    )
     return sorted([*chosen, *dict.fromkeys(rest)][:count])
 
 
@@ -73,7 +84,11 @@ def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) ->
         coloured[(labels < 0) & _stripes(*labels.shape)] = STRANGE
         share = (labels == info.ignore_label).mean()
         name = scan.name if len(scan.name) <= 40 else f"…{scan.name[-39:]}"
-        cells.append(captioned({name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(coloured, False)}))
+        cells.append(
+            captioned(
+                {name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(coloured, False)}
+            )
+        )
     if not cells:
         return None
     sheet = grid(cells, columns=2, gap=SIDE // 10)
@@ -102,7 +117,10 @@ def summary(check: DatasetCheck) -> str:
     lines = list(_table(check))
     lines += [f"note: {note}" for note in check.notes]
     for kind, problems in check.kinds().items():
-        lines += [f"wrong: {kind}: {len(problems)}", *(f"  {problem.message}" for problem in problems[:3])]
+        lines += [
+            f"wrong: {kind}: {len(problems)}",
+            *(f"  {problem.message}" for problem in problems[:3]),
+        ]
         if len(problems) > 3:
             lines.append(f"  ... and {len(problems) - 3} more")
     if check.looks_like:
@@ -121,11 +139,16 @@ def _table(check: DatasetCheck) -> Iterator[str]:
     for split in check.splits:
         (width, height), count = (split.sizes() or [((0, 0), 0)])[0]
         sizes = len(split.sizes())
-        spread = f"all {width}x{height}" if sizes == 1 else f"{sizes} sizes, mostly {width}x{height} ({count})"
+        spread = (
+            f"all {width}x{height}"
+            if sizes == 1
+            else f"{sizes} sizes, mostly {width}x{height} ({count})"
+        )
         total = max(split.total, 1)
         yield (
             f"{split.name}: {len(split.scans)} of {split.pairs} pairs read, {spread}; "
-            f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} outside the classes"
+            f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} "
+            "outside the classes"
         )
     names = [split.name for split in check.splits]
     longest = min(max(12, *(len(name) for name in check.info.class_names)), 32)
@@ -134,7 +157,10 @@ def _table(check: DatasetCheck) -> Iterator[str]:
     for label, name in enumerate(check.info.class_names):
         if len(present) > ROWS and not present[label]:
             continue
-        cells = [f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}" for split in check.splits]
+        cells = [
+            f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}"
+            for split in check.splits
+        ]
         yield " ".join([name[:longest].ljust(longest), *cells])
 
 
@@ -157,21 +183,32 @@ def page(check: DatasetCheck, with_sheet: bool = True) -> str:
     where = html.escape(f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}")
     parts = [f"<h1>{where}</h1>", *_verdict(check)]
     if check.notes:
-        parts += ["<h2>Worth knowing</h2><ul>", *(f"<li>{html.escape(note)}</li>" for note in check.notes), "</ul>"]
+        parts += [
+            "<h2>Worth knowing</h2><ul>",
+            *(f"<li>{html.escape(note)}</li>" for note in check.notes),
+            "</ul>",
+        ]
     parts += [_classes_table(check), _sizes_table(check)]
     if with_sheet:
         parts.append(
-            f"<h2>Samples of {html.escape(check.splits[0].name)}</h2><p>Images, and their labels over them; what is no class is "
+            f"<h2>Samples of {html.escape(check.splits[0].name)}</h2><p>Images, and their labels "
+            "over them; what is no class is "
             'striped in magenta.</p><img src="contact_sheet.png" alt="samples with their labels">'
         )
     weights_by_name = check.label_weights()
     if weights_by_name:
         first = html.escape(check.splits[0].name)
-        parts.append(f"<h2>Weights of the classes</h2><p>For the loss, if rare classes shall count more; made from {first}.</p>")
+        parts.append(
+            "<h2>Weights of the classes</h2><p>For the loss, if rare classes shall count more; "
+            f"made from {first}.</p>"
+        )
     for name, weights in weights_by_name.items():
         parts.append(f"<p>{name.replace('_', ' ')}:<br><code>{flag_of(weights)}</code></p>")
     body = "\n".join(parts)
-    return f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{where}</title><style>{STYLE}</style>\n{body}\n</html>\n"
+    return (
+        "<!doctype html>\n<html lang=en><meta "
+        f"charset=utf-8><title>{where}</title><style>{STYLE}</style>\n{body}\n</html>\n"
+    )
 
 
 def _verdict(check: DatasetCheck) -> Iterator[str]:
@@ -191,38 +228,59 @@ def _verdict(check: DatasetCheck) -> Iterator[str]:
 
 
 def _classes_table(check: DatasetCheck) -> str:
-    head = "".join(f'<th class="n">{html.escape(split.name)}</th><th></th><th class="n">images</th>' for split in check.splits)
+    head = "".join(
+        f'<th class="n">{html.escape(split.name)}</th><th></th><th class="n">images</th>'
+        for split in check.splits
+    )
     rows = [f"<h2>Classes</h2><table><tr><th>id</th><th></th><th>class</th>{head}</tr>"]
     shares = [split.pixels / max(split.total, 1) for split in check.splits]
     widest = max((float(share.max()) for share in shares), default=0) or 1
     for label, name in enumerate(check.info.class_names):
         colour = "#" + bytes(check.info.palette[label]).hex()
         cells = "".join(
-            f'<td class="n">{share[label]:.2%}</td><td>{_bar(12 * share[label] / widest, colour)}</td>'
+            "<td "
+            f'class="n">{share[label]:.2%}</td><td>{_bar(12 * share[label] / widest, colour)}</td>'
             f'<td class="n">{split.images[label]}</td>'
             for split, share in zip(check.splits, shares, strict=True)
         )
         swatch = f'<span class="swatch" style="background:{colour}"></span>'
-        rows.append(f'<tr><td class="n">{label}</td><td>{swatch}</td><td>{html.escape(name)}</td>{cells}</tr>')
+        rows.append(
+            "<tr><td "
+            f'class="n">{label}</td><td>{swatch}</td><td>{html.escape(name)}</td>{cells}</tr>'
+        )
     ignored = "#" + bytes(class_colours(check.info)[-1].tolist()).hex()
     for text, colour, counts in (
-        (f"ignored (id {check.info.ignore_label})", ignored, [split.ignored for split in check.splits]),
+        (
+            f"ignored (id {check.info.ignore_label})",
+            ignored,
+            [split.ignored for split in check.splits],
+        ),
         ("outside the classes", "#ff00ff", [split.strange for split in check.splits]),
     ):
         cells = "".join(
             f'<td class="n">{count / max(split.total, 1):.2%}</td><td></td><td></td>'
             for count, split in zip(counts, check.splits, strict=True)
         )
-        rows.append(f'<tr><td></td><td><span class="swatch" style="background:{colour}"></span></td><td>{text}</td>{cells}</tr>')
+        rows.append(
+            '<tr><td></td><td><span class="swatch" '
+            f'style="background:{colour}"></span></td><td>{text}</td>{cells}</tr>'
+        )
     return "\n".join([*rows, "</table>"])
 
 
 def _bar(width: float, colour: str) -> str:
-    return f'<span class="bar" style="width:{width:.2f}em;background:{colour}"></span>' if width else ""
+    return (
+        f'<span class="bar" style="width:{width:.2f}em;background:{colour}"></span>'
+        if width
+        else ""
+    )
 
 
 def _sizes_table(check: DatasetCheck) -> str:
-    rows = ["<h2>Sizes</h2><table><tr><th>split</th><th class=n>pairs</th><th class=n>read</th><th>images of each size</th></tr>"]
+    rows = [
+        "<h2>Sizes</h2><table><tr><th>split</th><th class=n>pairs</th><th "
+        "class=n>read</th><th>images of each size</th></tr>"
+    ]
     for split in check.splits:
         sizes = split.sizes()
         listed = ", ".join(f"{width}x{height}: {count}" for (width, height), count in sizes[:SHOWN])

@@ -33,7 +33,9 @@ def confusion_matrix_figure(report: Any) -> Array:
         from matplotlib.figure import Figure
     except ImportError as error:
         hint = "pip install 'deeplab-keras[viz]'"
-        raise UserError(f"the confusion-matrix figure needs matplotlib, which is not installed; {hint}") from error
+        raise UserError(
+            f"the confusion-matrix figure needs matplotlib, which is not installed; {hint}"
+        ) from error
     matrix = np.array(report.confusion_matrix, np.float64)
     count, labelled = len(matrix), matrix.sum(1, keepdims=True)
     share = np.where(labelled > 0, 100 * matrix / np.maximum(labelled, 1), np.nan)
@@ -51,12 +53,17 @@ def confusion_matrix_figure(report: Any) -> Array:
     axes.set_ylabel("label")
     axes.tick_params(length=0)
     about = ", ".join(filter(None, (report.model, report.dataset, report.split)))
-    axes.set_title(f"{about}\nmIoU {100 * report.miou:.1f} %, cells in % of the label's pixels".strip(), fontsize=11)
+    axes.set_title(
+        f"{about}\nmIoU {100 * report.miou:.1f} %, cells in % of the label's pixels".strip(),
+        fontsize=11,
+    )
     if numbers:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.5:
                 ink = "white" if value > 55 else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink
+                )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -84,7 +91,9 @@ def save_png_strips(path: str | os.PathLike[str], strips: Iterable[Array]) -> No
     """
 
     def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     packer = zlib.compressobj(3)  # twice as fast as 6, and the file is a tenth larger
     height, shape, above = 0, (0,), np.zeros(0, np.uint8)
@@ -92,7 +101,9 @@ def save_png_strips(path: str | os.PathLike[str], strips: Iterable[Array]) -> No
         file.seek(PNG_HEAD)
         for strip in strips:
             rows, shape = np.ascontiguousarray(strip).reshape(len(strip), -1), strip.shape[1:]
-            filtered = np.full((len(rows), rows.shape[1] + 1), 2, np.uint8)  # PNG's filter 2: a row less the one above it
+            filtered = np.full(
+                (len(rows), rows.shape[1] + 1), 2, np.uint8
+            )  # PNG's filter 2: a row less the one above it
             filtered[0, 1:] = rows[0] - above if height else rows[0]
             filtered[1:, 1:] = rows[1:] - rows[:-1]
             height, above = height + len(rows), rows[-1].copy()

@@ -11,11 +11,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.visualization.colours import WHITE, Array, class_colours, colorize, confidence_map, error_map, overlay, rows_of
+from deeplab_keras.visualization.colours import (
+    WHITE,
+    Array,
+    class_colours,
+    colorize,
+    confidence_map,
+    error_map,
+    overlay,
+    rows_of,
+)
 
 INK, RIM = (32, 33, 36), (160, 160, 160)
 
-# A panel shows an image with its long side in this range: small ones are enlarged by a whole factor, large ones shrunk.
+# A panel shows an image with its long side in this range: small ones are enlarged by a whole
+# factor, large ones shrunk.
 SMALLEST, LARGEST = 400, 640
 NAME_LENGTH = 24
 
@@ -27,7 +37,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _without_accents(text: str) -> str:
     """The text in letters that the font has."""
-    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(
+        letter
+        for letter in unicodedata.normalize("NFKD", text)
+        if not unicodedata.combining(letter)
+    )
 
 
 def short_name(name: str) -> str:
@@ -49,7 +63,8 @@ def legend(
 
     Args:
         info: the classes.
-        present: ids to list, in any order; the ignore label is listed as "not labelled". Default: all classes.
+        present: ids to list, in any order; the ignore label is listed as "not labelled". Default:
+            all classes.
         width: width of the picture; more, if the longest name needs it.
         text_size: height of the text in pixels; default by the width.
         palette: as for `class_colours`.
@@ -65,7 +80,11 @@ def legend(
         entries += zip(("0 % sure", "100 % sure"), confidence_map(np.array([0, 1])), strict=True)
     size = text_size or _text_size(width)
     line, swatch, gap = round(1.7 * size), round(1.1 * size), round(0.5 * size)
-    column = max((round(_font(size).getlength(name)) for name, _ in entries), default=0) + swatch + 4 * gap
+    column = (
+        max((round(_font(size).getlength(name)) for name, _ in entries), default=0)
+        + swatch
+        + 4 * gap
+    )
     columns = max(1, min(width // column, len(entries)))
     width = max(width, column)
     picture = Image.new("RGB", (width, line * max(1, -(-len(entries) // columns))), WHITE)
@@ -108,11 +127,13 @@ def panel(
     """Image, label, prediction and errors side by side; without a label image, prediction and overlay.
 
     Args:
-        image: uint8 `[height, width, 3]`; None leaves it out, for photographs that may not be passed on.
+        image: uint8 `[height, width, 3]`; None leaves it out, for photographs that may not be
+            passed on.
         label: `[height, width]`, or None.
         prediction: `[height, width]`.
         info: the classes.
-        confidence: probability of the predicted class, `[height, width]` in 0..1: adds the map of it.
+        confidence: probability of the predicted class, `[height, width]` in 0..1: adds the map of
+            it.
         palette: as for `class_colours`.
         with_legend: adds the classes that are there below.
     """
@@ -131,14 +152,20 @@ def panel(
         tiles |= {
             "label": _tile(colorize(label, info, palette), smooth=False),
             "prediction": coloured,
-            f"errors: {100 * wrong:.1f} %": _tile(error_map(image, label, prediction, info), smooth=False),
+            f"errors: {100 * wrong:.1f} %": _tile(
+                error_map(image, label, prediction, info), smooth=False
+            ),
         }
     if confidence is not None:
-        tiles[f"confidence: {100 * np.mean(confidence):.1f} %"] = _tile(confidence_map(confidence), smooth=False)
+        tiles[f"confidence: {100 * np.mean(confidence):.1f} %"] = _tile(
+            confidence_map(confidence), smooth=False
+        )
     row = captioned(tiles)
     if not with_legend:
         return row
-    below = legend(info, present, row.shape[1], palette=palette, with_confidence=confidence is not None)
+    below = legend(
+        info, present, row.shape[1], palette=palette, with_confidence=confidence is not None
+    )
     return grid([row, below], gap=_text_size(row.shape[1]) // 3)
 
 
@@ -148,7 +175,9 @@ def captioned(tiles: dict[str, Array]) -> Array:
     height, width = next(iter(tiles.values())).shape[:2]
     gap = max(4, width // 50)
     size = _text_size(len(tiles) * (width + gap) - gap)
-    cell = max(width, *(round(_font(size).getlength(caption)) for caption in tiles))  # wider than a very narrow image
+    cell = max(
+        width, *(round(_font(size).getlength(caption)) for caption in tiles)
+    )  # wider than a very narrow image
     total = len(tiles) * (cell + gap) - gap + 2
     bar = round(1.8 * size)
     picture = Image.new("RGB", (total, bar + height + 1), WHITE)
@@ -169,7 +198,11 @@ def grid(panels: Sequence[Array], columns: int = 1, gap: int = 16) -> Array:
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(len(rows[0]))]
     heights = [max(picture.shape[0] for picture in row) for row in rows]
-    canvas = np.full((sum(heights) + gap * (len(rows) - 1), sum(widths) + gap * (len(widths) - 1), 3), 255, np.uint8)
+    canvas = np.full(
+        (sum(heights) + gap * (len(rows) - 1), sum(widths) + gap * (len(widths) - 1), 3),
+        255,
+        np.uint8,
+    )
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             top, left = sum(heights[:r]) + gap * r, sum(widths[:c]) + gap * c

@@ -1,6 +1,7 @@
 """The official DeepLab's MobileNet models: the meaning of its flags, and its released models by name.
 
-spec/official-deeplab.md, sections 2.1, 4 and 8. `registry` lists the models beside SSSegmentation's systems.
+spec/official-deeplab.md, sections 2.1, 4 and 8. `registry` lists the models beside SSSegmentation's
+systems.
 """
 
 from __future__ import annotations
@@ -10,11 +11,20 @@ from typing import Any
 
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
 
-# Backbone -> stride -> features that the decoder reads there (networks_to_feature_maps of core/feature_extractor.py).
+# Backbone -> stride -> features that the decoder reads there (networks_to_feature_maps of
+# core/feature_extractor.py).
 DECODER_TAPS: dict[str, dict[int, str]] = {
     "mobilenet_v2": {4: "block3_depthwise", 8: "block6_depthwise", 16: "block13_depthwise"},
-    "mobilenet_v3_large_seg": {4: "block3_depthwise", 8: "block6_depthwise", 16: "block12_depthwise"},
-    "mobilenet_v3_small_seg": {4: "block1_depthwise", 8: "block3_depthwise", 16: "block8_depthwise"},
+    "mobilenet_v3_large_seg": {
+        4: "block3_depthwise",
+        8: "block6_depthwise",
+        16: "block12_depthwise",
+    },
+    "mobilenet_v3_small_seg": {
+        4: "block1_depthwise",
+        8: "block3_depthwise",
+        16: "block8_depthwise",
+    },
     "mobilenet_edgetpu": {},
 }
 
@@ -47,8 +57,8 @@ def official_config(
     """The network that the official scripts build for these flags; every name and default is theirs.
 
     Raises:
-        UserError: a backbone or decoder stride that the official code has no MobileNet for, or a combination of flags
-            that it does not use.
+        UserError: a backbone or decoder stride that the official code has no MobileNet for, or a
+            combination of flags that it does not use.
     """
     if model_variant not in DECODER_TAPS:
         raise unknown_name("official MobileNet (--model_variant)", model_variant, DECODER_TAPS)
@@ -68,18 +78,28 @@ def official_config(
     )
     if aspp_with_squeeze_and_excitation and add_image_level_feature:
         _require_lraspp(
-            atrous_rates=not atrous_rates, aspp_with_concat_projection=not aspp_with_concat_projection,
-            aspp_with_batch_norm=aspp_with_batch_norm, decoder_output_stride=len(decoder_output_stride or ()) == 1,
-            decoder_use_sum_merge=decoder_use_sum_merge, decoder_output_is_logits=decoder_output_is_logits,
+            atrous_rates=not atrous_rates,
+            aspp_with_concat_projection=not aspp_with_concat_projection,
+            aspp_with_batch_norm=aspp_with_batch_norm,
+            decoder_output_stride=len(decoder_output_stride or ()) == 1,
+            decoder_use_sum_merge=decoder_use_sum_merge,
+            decoder_output_is_logits=decoder_output_is_logits,
             decoder_filters=decoder_filters == num_classes,
         )
         gate = "q_sigmoid" if image_se_uses_qsigmoid else "sigmoid"
         return ModelConfig(
-            **shared, head="lraspp", low_level_channels=(), image_pooling_gate=gate, image_pooling_batch_norm=False,
+            **shared,
+            head="lraspp",
+            low_level_channels=(),
+            image_pooling_gate=gate,
+            image_pooling_batch_norm=False,
             image_pooling_bias=True,
         )
     if decoder_output_is_logits:
-        raise UserError("--decoder_output_is_logits=true: only with --aspp_with_squeeze_and_excitation=true (LR-ASPP)")
+        raise UserError(
+            "--decoder_output_is_logits=true: only with --aspp_with_squeeze_and_excitation=true "
+            "(LR-ASPP)"
+        )
     return ModelConfig(
         **shared,
         head="deeplab_v3_plus" if decoder_output_stride else "deeplab_v3",
@@ -109,9 +129,12 @@ def _require_lraspp(**holds: bool) -> None:
     wrong = [f"--{flag}" for flag, ok in holds.items() if not ok]
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}: with --aspp_with_squeeze_and_excitation=true the network is LR-ASPP, which needs no "
-            "--atrous_rates, --aspp_with_concat_projection=false, --decoder_use_sum_merge=true, one "
-            "--decoder_output_stride, --decoder_output_is_logits=true and --decoder_filters equal to the classes"
+            f"{', '.join(wrong)}: with --aspp_with_squeeze_and_excitation=true the network is "
+            "LR-ASPP, which needs no "
+            "--atrous_rates, --aspp_with_concat_projection=false, --decoder_use_sum_merge=true, "
+            "one "
+            "--decoder_output_stride, --decoder_output_is_logits=true and --decoder_filters equal "
+            "to the classes"
         )
 
 
@@ -154,68 +177,127 @@ class Release:
 
 
 _LRASPP: dict[str, Any] = dict(
-    num_classes=19, output_stride=32, image_pooling_crop_size=(769, 769), image_pooling_stride=(4, 5),
-    aspp_convs_filters=128, aspp_with_concat_projection=False, aspp_with_squeeze_and_excitation=True,
-    decoder_use_sum_merge=True, decoder_filters=19, decoder_output_is_logits=True, image_se_uses_qsigmoid=True,
+    num_classes=19,
+    output_stride=32,
+    image_pooling_crop_size=(769, 769),
+    image_pooling_stride=(4, 5),
+    aspp_convs_filters=128,
+    aspp_with_concat_projection=False,
+    aspp_with_squeeze_and_excitation=True,
+    decoder_use_sum_merge=True,
+    decoder_filters=19,
+    decoder_output_is_logits=True,
+    image_se_uses_qsigmoid=True,
     decoder_output_stride=(8,),
 )
-_QUANTISED = "trained with simulated 8-bit quantisation, which the float network here does not simulate"
-_UNSEEN = "no weights of this backbone were at hand: layers and names are the source code's, held by counts only"
+_QUANTISED = (
+    "trained with simulated 8-bit quantisation, which the float network here does not simulate"
+)
+_UNSEEN = (
+    "no weights of this backbone were at hand: layers and names are the source code's, held "
+    "by counts only"
+)
 
 RELEASES: dict[str, Release] = {
     "deeplabv3_mnv2_dm05_pascal_trainaug": Release(
-        official_config(depth_multiplier=0.5), "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01.tar.gz",
-        "mobilenetv2_dm05_coco_voc_trainaug", "VOC val", 70.19,
+        official_config(depth_multiplier=0.5),
+        "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01.tar.gz",
+        "mobilenetv2_dm05_coco_voc_trainaug",
+        "VOC val",
+        70.19,
     ),
     "deeplabv3_mnv2_dm05_pascal_trainval": Release(
-        official_config(depth_multiplier=0.5, output_stride=8), "deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01.tar.gz",
-        "mobilenetv2_dm05_coco_voc_trainval", "VOC test", 71.83,
+        official_config(depth_multiplier=0.5, output_stride=8),
+        "deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01.tar.gz",
+        "mobilenetv2_dm05_coco_voc_trainval",
+        "VOC test",
+        71.83,
     ),
     "deeplabv3_mnv2_pascal_train_aug": Release(
-        official_config(), "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
-        "mobilenetv2_coco_voc_trainaug", "VOC val", 75.32, 77.33, "0.5:0.25:1.75",
-        # Published with the mirror of this archive in Open Model Zoo (models/public/deeplabv3/model.yml).
+        official_config(),
+        "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz",
+        "mobilenetv2_coco_voc_trainaug",
+        "VOC val",
+        75.32,
+        77.33,
+        "0.5:0.25:1.75",
+        # Published with the mirror of this archive in Open Model Zoo
+        # (models/public/deeplabv3/model.yml).
         checksum="sha384:d3f2b27bb00c485ca45d68731f7198a23926cb865dd010fc444bcad9158e3341"
         "3cd60da2588a9be3ff1e8c9b4557362b",
     ),
     "deeplabv3_mnv2_pascal_trainval": Release(
-        official_config(output_stride=8), "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz",
-        "mobilenetv2_coco_voc_trainval", "VOC test", None, 80.25, "0.5:0.25:1.75",
+        official_config(output_stride=8),
+        "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz",
+        "mobilenetv2_coco_voc_trainval",
+        "VOC test",
+        None,
+        80.25,
+        "0.5:0.25:1.75",
     ),
     "deeplabv3_mnv2_dm05_pascal_train_aug_8bit": Release(
-        official_config(depth_multiplier=0.5), "deeplabv3_mnv2_dm05_pascal_train_aug_8bit_2019_04_26.tar.gz",
-        "mobilenetv2_dm05_coco_voc_trainaug_8bit", "VOC val", 69.65, note=_QUANTISED,
+        official_config(depth_multiplier=0.5),
+        "deeplabv3_mnv2_dm05_pascal_train_aug_8bit_2019_04_26.tar.gz",
+        "mobilenetv2_dm05_coco_voc_trainaug_8bit",
+        "VOC val",
+        69.65,
+        note=_QUANTISED,
     ),
     "deeplabv3_mnv2_pascal_train_aug_8bit": Release(
-        official_config(), "deeplabv3_mnv2_pascal_train_aug_8bit_2019_04_26.tar.gz",
-        "mobilenetv2_coco_voc_trainaug_8bit", "VOC val", 74.26, note=_QUANTISED,
+        official_config(),
+        "deeplabv3_mnv2_pascal_train_aug_8bit_2019_04_26.tar.gz",
+        "mobilenetv2_coco_voc_trainaug_8bit",
+        "VOC val",
+        74.26,
+        note=_QUANTISED,
     ),
     "deeplabv3_mnv2_cityscapes_train": Release(
-        official_config(num_classes=19), "deeplabv3_mnv2_cityscapes_train_2018_02_05.tar.gz",
-        "mobilenetv2_coco_cityscapes_trainfine", "Cityscapes val", 70.71, 73.57, "0.75:0.25:1.25",
+        official_config(num_classes=19),
+        "deeplabv3_mnv2_cityscapes_train_2018_02_05.tar.gz",
+        "mobilenetv2_coco_cityscapes_trainfine",
+        "Cityscapes val",
+        70.71,
+        73.57,
+        "0.75:0.25:1.25",
     ),
     "deeplab_mnv3_large_cityscapes_trainfine": Release(
         official_config("mobilenet_v3_large_seg", **_LRASPP),
         "deeplab_mnv3_large_cityscapes_trainfine_2019_11_15.tar.gz",
-        "mobilenetv3_large_cityscapes_trainfine", "Cityscapes val", 72.41,
+        "mobilenetv3_large_cityscapes_trainfine",
+        "Cityscapes val",
+        72.41,
     ),
     "deeplab_mnv3_small_cityscapes_trainfine": Release(
         official_config("mobilenet_v3_small_seg", **_LRASPP),
         "deeplab_mnv3_small_cityscapes_trainfine_2019_11_15.tar.gz",
-        "mobilenetv3_small_cityscapes_trainfine", "Cityscapes val", 68.99,
+        "mobilenetv3_small_cityscapes_trainfine",
+        "Cityscapes val",
+        68.99,
     ),
     "edgetpu-deeplab": Release(
-        official_config("mobilenet_edgetpu", num_classes=19), "edgetpu-deeplab_2020_03_09.tar.gz",
-        "EdgeTPU-DeepLab", "Cityscapes val", 74.1, note=f"70.6 at output stride 32; {_UNSEEN}",
+        official_config("mobilenet_edgetpu", num_classes=19),
+        "edgetpu-deeplab_2020_03_09.tar.gz",
+        "EdgeTPU-DeepLab",
+        "Cityscapes val",
+        74.1,
+        note=f"70.6 at output stride 32; {_UNSEEN}",
     ),
     "edgetpu-deeplab-slim": Release(
-        official_config("mobilenet_edgetpu", num_classes=19, depth_multiplier=0.75, aspp_convs_filters=128),
+        official_config(
+            "mobilenet_edgetpu", num_classes=19, depth_multiplier=0.75, aspp_convs_filters=128
+        ),
         "edgetpu-deeplab-slim_2020_03_09.tar.gz",
-        "EdgeTPU-DeepLab-slim", "Cityscapes val", 73.2, note=f"70.0 at output stride 32; {_UNSEEN}",
+        "EdgeTPU-DeepLab-slim",
+        "Cityscapes val",
+        73.2,
+        note=f"70.0 at output stride 32; {_UNSEEN}",
     ),
     "deeplabv3_mnv2_ade20k_train": Release(
-        official_config(num_classes=151, decoder_output_stride=(4,)), "deeplabv3_mnv2_ade20k_train_2018_12_03.tar.gz",
-        "mobilenetv2_ade20k_train", "ADE20K val", 32.04,
+        official_config(num_classes=151, decoder_output_stride=(4,)),
+        "deeplabv3_mnv2_ade20k_train_2018_12_03.tar.gz",
+        "mobilenetv2_ade20k_train",
+        "ADE20K val",
+        32.04,
         note="images with a longest side of 257; class 0 is what no class covers, ignored",
     ),
 }
@@ -223,5 +305,7 @@ RELEASES: dict[str, Release] = {
 OFFICIAL: dict[str, ModelConfig] = {name: release.config for name, release in RELEASES.items()}
 # What `list_models` shows: the single-scale value where there is one.
 OFFICIAL_MIOU: dict[str, float] = {
-    name: miou for name, release in RELEASES.items() if (miou := release.miou or release.miou_multi_scale)
+    name: miou
+    for name, release in RELEASES.items()
+    if (miou := release.miou or release.miou_multi_scale)
 }

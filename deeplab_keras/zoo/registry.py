@@ -40,7 +40,8 @@ SSSEGMENTATION: dict[str, ModelConfig] = {
 # Within an architecture, the datasets differ in the number of classes alone.
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19}
 
-# mIoU in percent on the validation set, one scale, no flip (SSSegmentation's docs/modelzoo/mobilenet/README.md).
+# mIoU in percent on the validation set, one scale, no flip (SSSegmentation's
+# docs/modelzoo/mobilenet/README.md).
 SSSEGMENTATION_MIOU: dict[str, tuple[float, float, float]] = {
     "fcn_mobilenetv2os8": (59.89, 30.85, 70.77),
     "pspnet_mobilenetv2os8": (68.40, 35.09, 73.64),
@@ -90,10 +91,14 @@ def reported(name: str) -> float | None:
 # === Weights ===
 
 # Of SSSegmentation's docs/modelzoo/mobilenet/README.md; behind it the model's name and .pth.
-SSSEGMENTATION_ADDRESS = "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
+SSSEGMENTATION_ADDRESS = (
+    "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
+)
 
 
-def load_model(source: str | os.PathLike[str], input_size: tuple[int, int] | None = None) -> keras.Model:
+def load_model(
+    source: str | os.PathLike[str], input_size: tuple[int, int] | None = None
+) -> keras.Model:
     """A model with trained weights.
 
     Args:
@@ -109,15 +114,16 @@ def load_model(source: str | os.PathLike[str], input_size: tuple[int, int] | Non
 def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
     """The folder that holds a checkpoint: the one that was given, or that of a model of the zoo.
 
-    The weights of the zoo are their authors': downloaded from their address and converted at the first call, and kept
-    in the cache folder (`checkpoints.download`).
+    The weights of the zoo are their authors': downloaded from their address and converted at the
+    first call, and kept in the cache folder (`checkpoints.download`).
 
     Args:
-        source: a checkpoint folder or a workdir, or a name out of `list_models()` where no such folder is.
+        source: a checkpoint folder or a workdir, or a name out of `list_models()` where no such
+            folder is.
 
     Raises:
-        UserError: the weights cannot be downloaded, with what to put where instead; they are damaged, or not those of
-            the model; or a name that nobody knows.
+        UserError: the weights cannot be downloaded, with what to put where instead; they are
+            damaged, or not those of the model; or a name that nobody knows.
     """
     path, name = pathlib.Path(source), os.fspath(source)
     if path.exists():
@@ -126,7 +132,10 @@ def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
         if path.name == name and difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
             raise unknown_name("folder or model", name, MODELS)
         if path.name == name and (alike := [model for model in MODELS if name.lower() in model]):
-            raise UserError(f"{name}: no such folder; models of the zoo that have this in their names: {', '.join(alike)}")
+            raise UserError(
+                f"{name}: no such folder; models of the zoo that have this in their names: "
+                f"{', '.join(alike)}"
+            )
         return path
     folder = download.cache_folder() / "models" / name
     if not _is_current(folder, name):

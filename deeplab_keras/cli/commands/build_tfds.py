@@ -19,7 +19,10 @@ from deeplab_keras.config import Config, DataConfig, option
 class Options(Config):
     """Where to."""
 
-    data_dir: str = option("", "folder in which tensorflow-datasets keeps its datasets; by default ~/tensorflow_datasets")
+    data_dir: str = option(
+        "",
+        "folder in which tensorflow-datasets keeps its datasets; by default ~/tensorflow_datasets",
+    )
 
 
 def main(command: Command) -> None:
@@ -29,7 +32,9 @@ def main(command: Command) -> None:
     from deeplab_keras.data.tfds.builders import build_tfds
 
     name, folder, splits = build_tfds(config, options.data_dir)
-    print(f"{folder}: {name} with {', '.join(f'{split} {count}' for split, count in splits.items())}")
+    print(
+        f"{folder}: {name} with {', '.join(f'{split} {count}' for split, count in splits.items())}"
+    )
 
 
 SECTIONS = (Options, DataConfig)

@@ -26,10 +26,14 @@ class Options(Config):
 
     output_dir: str = option("", "folder of the records; made if it is not there")
     splits: tuple[str, ...] = option(("train", "val"), "splits to build")
-    num_shards: int = option(0, "files a split; 0: as many as are about 128 MB each, but four at least")
+    num_shards: int = option(
+        0, "files a split; 0: as many as are about 128 MB each, but four at least"
+    )
     threads: int = option(0, "files written at once; 0: one a core")
     overwrite: bool = option(False, "replaces records that were built of other files")
-    verify: bool = option(False, "builds nothing, but reads the records and compares them with their manifest")
+    verify: bool = option(
+        False, "builds nothing, but reads the records and compares them with their manifest"
+    )
 
     def validate(self) -> None:
         self._require(self.num_shards >= 0 and self.num_shards < 100000, "num_shards", "0 to 99999")
@@ -51,14 +55,28 @@ def main(command: Command) -> None:
         if options.verify:
             name, files = find_records(folder, split)
             if not files:
-                raise UserError(f"--output_dir={options.output_dir}: there are no records of the split {split!r}")
-            print(f"{folder}/{name}: {verify_records(folder, name, files)} pairs in {len(files)} files, as the manifest says")
+                raise UserError(
+                    f"--output_dir={options.output_dir}: there are no records of the split "
+                    f"{split!r}"
+                )
+            print(
+                f"{folder}/{name}: {verify_records(folder, name, files)} pairs in {len(files)} "
+                "files, as the manifest says"
+            )
             continue
         source = open_dataset(config.replace(cache=False), split)
         built = build_records(
-            source, split, folder, num_shards=options.num_shards, threads=options.threads, overwrite=options.overwrite
+            source,
+            split,
+            folder,
+            num_shards=options.num_shards,
+            threads=options.threads,
+            overwrite=options.overwrite,
         )
-        print(f"{folder}/{split}: {built.pairs} pairs in {built.shards} files, {built.size / 2**20:.1f} MB")
+        print(
+            f"{folder}/{split}: {built.pairs} pairs in {built.shards} files, "
+            f"{built.size / 2**20:.1f} MB"
+        )
 
 
 SECTIONS = (Options, DataConfig)

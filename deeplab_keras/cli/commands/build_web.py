@@ -23,7 +23,9 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent / "demo" / "web"
 class Options(Config):
     """What goes into the page, and where to."""
 
-    model_file: str = option("", "a .tflite file that export_model.py wrote, with labels among its outputs")
+    model_file: str = option(
+        "", "a .tflite file that export_model.py wrote, with labels among its outputs"
+    )
     output: str = option("", "folder for the page")
     page: str = option(str(PAGE), "folder of the page's own files")
     runtime: str = option("", "a node_modules folder with @litertjs/core; default: npm fetches it")
@@ -41,7 +43,9 @@ def main(command: Command) -> None:
 
     from deeplab_keras.export.web import build_page
 
-    folder = build_page(options.model_file, options.output, options.page, options.runtime or None, options.overwrite)
+    folder = build_page(
+        options.model_file, options.output, options.page, options.runtime or None, options.overwrite
+    )
     print(f"written: {folder}; look at it by: python -m http.server --directory {folder} 8000")
 
 

@@ -22,7 +22,9 @@ from deeplab_keras.config import Config, DataConfig, UserError, option
 class Options(Config):
     """What to read, and where the report goes."""
 
-    splits: tuple[str, ...] = option((), "splits to read, the one to train on first; default: --train_split and --eval_split")
+    splits: tuple[str, ...] = option(
+        (), "splits to read, the one to train on first; default: --train_split and --eval_split"
+    )
     output: str = option("", "folder for the report; default: runs/check_NAME")
 
 
@@ -40,7 +42,9 @@ def main(command: Command) -> None:
     print(f"written: {page}")
     if check.wrong:
         count = max(len(check.problems), 1)
-        problems = f"{count} problems; {page} shows them" if count > 1 else f"1 problem; {page} shows it"
+        problems = (
+            f"{count} problems; {page} shows them" if count > 1 else f"1 problem; {page} shows it"
+        )
         raise UserError(f"--dataset_dir={config.dataset_dir}: {problems}")
 
 

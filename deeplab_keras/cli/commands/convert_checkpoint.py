@@ -33,21 +33,31 @@ class Options(Config):
     """What to convert, from where and to where."""
 
     source: str = option(
-        "", "whose weights: sssegmentation (.pth, also OpenMMLab's ImageNet files), official_deeplab (TF1 checkpoint, "
+        "",
+        "whose weights: sssegmentation (.pth, also OpenMMLab's ImageNet files), official_deeplab "
+        "(TF1 checkpoint, "
         "release archive, frozen graph, .tflite), torchvision (.pth) or keras_applications (.h5)",
-    )  # fmt: skip
+    )
     to: str = option("", "the way back: sssegmentation", choices=("", "sssegmentation"))
     checkpoint: str = option("", "the foreign file")
     checkpoint_dir: str = option("", "with --to: our checkpoint folder or workdir")
     check: bool = option(
-        True, "runs a frozen graph or .tflite and the new model on the same pictures, and refuses a conversion that differs"
+        True,
+        "runs a frozen graph or .tflite and the new model on the same pictures, and refuses a "
+        "conversion that differs",
     )
     output: str = option("", "the new checkpoint folder; with --to: the new .pth file")
-    class_names: tuple[str, ...] = option((), "names of the classes; default: those that the model's dataset has")
+    class_names: tuple[str, ...] = option(
+        (), "names of the classes; default: those that the model's dataset has"
+    )
 
     def validate(self) -> None:
         """One direction, with its two ends."""
-        self._require(bool(self.source) != bool(self.to), "source", "give --source (to here) or --to (to there)")
+        self._require(
+            bool(self.source) != bool(self.to),
+            "source",
+            "give --source (to here) or --to (to there)",
+        )
         needed = "checkpoint_dir" if self.to else "checkpoint"
         self._require(bool(getattr(self, needed)), needed, "is needed: what to convert")
         self._require(bool(self.output), "output", "is needed: where the result goes")
@@ -67,11 +77,19 @@ def main(command: Command) -> None:
         return
     given = command.given(ModelConfig)
     if not given:
-        raise UserError("--model is needed: a name from scripts/list_models.py, or the model flags themselves")
+        raise UserError(
+            "--model is needed: a name from scripts/list_models.py, or the model flags themselves"
+        )
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)
     check_replaceable(options.output)
-    model, proof = convert(options.source, options.checkpoint, config, other_classes="num_classes" in given, check=options.check)
+    model, proof = convert(
+        options.source,
+        options.checkpoint,
+        config,
+        other_classes="num_classes" in given,
+        check=options.check,
+    )
     print(f"{proof.table()}\n{proof}")
     print(f"written: {save_checkpoint(options.output, model, config, info)}")
 

@@ -19,7 +19,8 @@ from deeplab_keras.cli import Command
 from deeplab_keras.config import Config, UserError, option
 
 FORMS = (
-    "palette: palette PNGs as PASCAL VOC's; rgb: a colour a class; grey: a grey level a class; binary: black and white; "
+    "palette: palette PNGs as PASCAL VOC's; rgb: a colour a class; grey: a grey level a class; "
+    "binary: black and white; "
     "cityscapes: labelIds to train ids; labelme: JSON files; index: ids, moved by --id_offset"
 )
 
@@ -34,14 +35,22 @@ class Options(Config):
     input: str = option("", "folder of masks, with folders in it")
     output: str = option("", "folder for the index masks")
     classes: str = option(
-        "", "file of classes, a line 'name #rrggbb' each; or a dataset's: voc2012, cityscapes, camvid, ade20k_151"
+        "",
+        "file of classes, a line 'name #rrggbb' each; or a dataset's: voc2012, cityscapes, "
+        "camvid, ade20k_151",
     )
-    id_offset: int = option(0, "with --from=index, is added to each id; what falls below 0 becomes 255, ignored")
+    id_offset: int = option(
+        0, "with --from=index, is added to each id; what falls below 0 becomes 255, ignored"
+    )
     overwrite: bool = option(False, "makes the masks anew that are there already")
 
     def validate(self) -> None:
         """Kind, input and output are needed."""
-        self._require(bool(self.kind), "kind", "is needed: palette, rgb, grey, binary, cityscapes, labelme or index")
+        self._require(
+            bool(self.kind),
+            "kind",
+            "is needed: palette, rgb, grey, binary, cityscapes, labelme or index",
+        )
         self._require(bool(self.input), "input", "is needed: a folder of masks")
         self._require(bool(self.output), "output", "is needed: a folder for the index masks")
 
@@ -53,9 +62,13 @@ def main(command: Command) -> None:
     from deeplab_keras.data.annotations.masks import convert_masks
 
     result = convert_masks(
-        options.kind, options.input, options.output, classes=options.classes, id_offset=options.id_offset,
+        options.kind,
+        options.input,
+        options.output,
+        classes=options.classes,
+        id_offset=options.id_offset,
         overwrite=options.overwrite,
-    )  # fmt: skip
+    )
     kept = f", {result.kept} were there already" if result.kept else ""
     print(f"written: {result.converted} masks to {options.output}{kept}")
     if result.classes_file and (result.converted or result.kept):
@@ -63,7 +76,10 @@ def main(command: Command) -> None:
     if result.failed:
         for line in result.failed[1:SHOWN]:
             print(f"not converted: {line}", file=sys.stderr)
-        raise UserError(f"{len(result.failed)} of the files in {options.input} are not converted: {result.failed[0]}")
+        raise UserError(
+            f"{len(result.failed)} of the files in {options.input} are not converted: "
+            f"{result.failed[0]}"
+        )
 
 
 SECTIONS = (Options,)

@@ -34,7 +34,9 @@ def main(command: Command) -> None:
     if not options.role:
         raise UserError("give --role=dispatcher or --role=worker")
     if options.role == "worker" and not options.dispatcher:
-        raise UserError("--role=worker needs --dispatcher=grpc://HOST:PORT, which the dispatcher printed")
+        raise UserError(
+            "--role=worker needs --dispatcher=grpc://HOST:PORT, which the dispatcher printed"
+        )
 
     from deeplab_keras.data import service
 

@@ -26,15 +26,29 @@ class Options(Config):
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
-    details: bool = option(True, "boundary IoU, calibration error and report.html too; false takes less time")
-    compare: tuple[str, ...] = option((), "two checkpoints, side by side with the interval of their difference")
+    details: bool = option(
+        True, "boundary IoU, calibration error and report.html too; false takes less time"
+    )
+    compare: tuple[str, ...] = option(
+        (), "two checkpoints, side by side with the interval of their difference"
+    )
     eval_devices: int = option(0, "GPUs that share the images; 0: all")
 
     def validate(self) -> None:
         """One checkpoint or two, and devices."""
-        self._require(len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them")
-        self._require(any((self.checkpoint_dir, *self.compare)), "checkpoint_dir", "is needed: a workdir; or --compare=A,B")
-        self._require(not (self.checkpoint_dir and self.compare), "compare", "takes the place of --checkpoint_dir")
+        self._require(
+            len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them"
+        )
+        self._require(
+            any((self.checkpoint_dir, *self.compare)),
+            "checkpoint_dir",
+            "is needed: a workdir; or --compare=A,B",
+        )
+        self._require(
+            not (self.checkpoint_dir and self.compare),
+            "compare",
+            "takes the place of --checkpoint_dir",
+        )
         self._require(self.eval_devices >= 0, "eval_devices", "0 or above")
 
 
@@ -58,29 +72,43 @@ def main(command: Command) -> None:
     from deeplab_keras.io.writing import check_folder
 
     devices = find_devices(options.eval_devices)
-    trained = {path: read_info(find_checkpoint(path)) for path in options.compare or [options.checkpoint_dir]}
+    trained = {
+        path: read_info(find_checkpoint(path))
+        for path in options.compare or [options.checkpoint_dir]
+    }
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = open_dataset(data_config, split)
     for path, info in trained.items():  # of the second one before the first one's minutes
         check_classes(path, info, source.info)
-    evaluate_model = functools.partial(evaluate, source=source, config=eval_config, split=split, devices=devices)
+    evaluate_model = functools.partial(
+        evaluate, source=source, config=eval_config, split=split, devices=devices
+    )
 
     def measure(path: str, details: Details | None) -> tuple[Report, Predictor]:
         checkpoint = load_checkpoint(path)
-        predictor, name = Predictor(checkpoint.model, eval_config), checkpoint.config.name or checkpoint.model.name
+        predictor, name = (
+            Predictor(checkpoint.model, eval_config),
+            checkpoint.config.name or checkpoint.model.name,
+        )
         return evaluate_model(predictor.network, model_name=name, details=details), predictor
 
     if options.compare:
         found = [Details(source.info, boundaries=False) for _ in options.compare]
-        reports = [measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)]
+        reports = [
+            measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)
+        ]
         (first, second), result = options.compare, compare(found[0].images, found[1].images)
         print(result.table(first, second, list(reports[0].per_class_iou)))
         return
     details = Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)
     write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
-    print(report.table(), f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details, sep="\n")
+    print(
+        report.table(),
+        f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details,
+        sep="\n",
+    )
 
 
 SECTIONS = (Options, EvalConfig, DataConfig)

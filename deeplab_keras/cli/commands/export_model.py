@@ -23,15 +23,20 @@ def main(command: Command) -> None:
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.data.source import Source
 
-    export.request.targets(pathlib.Path(options.export_path), list(options.formats), options.overwrite)
-    checkpoint = find_checkpoint(options.checkpoint_dir)  # a mistake there says nothing of the pictures
+    export.request.targets(
+        pathlib.Path(options.export_path), list(options.formats), options.overwrite
+    )
+    checkpoint = find_checkpoint(
+        options.checkpoint_dir
+    )  # a mistake there says nothing of the pictures
 
     def pictures(split: str) -> Source:
         source = open_dataset(data_config, split)
         classes = read_info(checkpoint).class_names
         if "dataset" not in command.given(DataConfig) and source.info.class_names != classes:
             raise UserError(
-                "the checkpoint does not say where its pictures are; give --dataset and --dataset_dir, "
+                "the checkpoint does not say where its pictures are; give --dataset and "
+                "--dataset_dir, "
                 "and for tflite_int8 those or --representative_dir"
             )
         return source
@@ -46,13 +51,23 @@ def main(command: Command) -> None:
         print(f"the check is made on artificial pictures, because: {error}")
     size = (options.input_size[0], options.input_size[1]) if options.input_size else None
     export.export_model(
-        options.checkpoint_dir, options.export_path, formats=options.formats, input_size=size, output=options.output,
+        options.checkpoint_dir,
+        options.export_path,
+        formats=options.formats,
+        input_size=size,
+        output=options.output,
         label_type=options.label_type,
-        representative_images=representative, check_images=check, checked=options.check_images,
-        min_agreement=options.min_agreement, max_miou_loss=options.max_miou_loss, mixed_agreement=options.mixed_agreement,
-        half_pixel_resizes=options.half_pixel_resizes, keep_concatenations=options.keep_concatenations,
-        overwrite=options.overwrite, threads=options.threads,
-    )  # fmt: skip
+        representative_images=representative,
+        check_images=check,
+        checked=options.check_images,
+        min_agreement=options.min_agreement,
+        max_miou_loss=options.max_miou_loss,
+        mixed_agreement=options.mixed_agreement,
+        half_pixel_resizes=options.half_pixel_resizes,
+        keep_concatenations=options.keep_concatenations,
+        overwrite=options.overwrite,
+        threads=options.threads,
+    )
 
 
 SECTIONS = (ExportConfig, DataConfig)

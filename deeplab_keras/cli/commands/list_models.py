@@ -1,6 +1,6 @@
 """Lists the models that --model and load_model know, with the mIoU that their authors reported.
 
-    python scripts/list_models.py --match=lraspp
+python scripts/list_models.py --match=lraspp
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def main(command: Command) -> None:
 
     names = [name for name in zoo.list_models() if match in name]
     if not names:
-        raise UserError(f"--match={match}: no model's name contains this; without the flag all are listed")
+        raise UserError(
+            f"--match={match}: no model's name contains this; without the flag all are listed"
+        )
     width = max(map(len, names))
     print(f"{'model':{width}}  {'head':15}  {'backbone':22}  stride  classes  reported mIoU")
     for name in names:

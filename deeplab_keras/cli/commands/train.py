@@ -30,10 +30,16 @@ def main(command: Command) -> None:
     start = train_config.tf_initial_checkpoint
     base = start_config(start) if start and os.path.isdir(start) else None
     model_config = command.model_config(base)
-    report = trainer.train(model_config, data_config, train_config, eval_config, flags_text=command.text())
+    report = trainer.train(
+        model_config, data_config, train_config, eval_config, flags_text=command.text()
+    )
     if report is not None:  # else SIGTERM ended it early, which is no failure
         print(report.table())
-        page = f"; open {os.path.join(train_config.train_logdir, 'report.html')}" if train_config.html_report else ""
+        page = (
+            f"; open {os.path.join(train_config.train_logdir, 'report.html')}"
+            if train_config.html_report
+            else ""
+        )
         print(f"written: {train_config.train_logdir}{page}")
 
 

@@ -22,12 +22,18 @@ class Options(Config):
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
     vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
-    vis_photographs: bool = option(True, "shows the photographs; false: for pictures of data that may not be passed on")
+    vis_photographs: bool = option(
+        True, "shows the photographs; false: for pictures of data that may not be passed on"
+    )
     also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
 
     def validate(self) -> None:
         """A checkpoint is needed."""
-        self._require(bool(self.checkpoint_dir), "checkpoint_dir", "is needed: the --train_logdir of a training")
+        self._require(
+            bool(self.checkpoint_dir),
+            "checkpoint_dir",
+            "is needed: the --train_logdir of a training",
+        )
         self._require(self.vis_samples >= 0, "vis_samples", "0 or above")
 
 
@@ -63,7 +69,10 @@ def main(command: Command) -> None:
         drawn = panel(shown, label, prediction, info, confidence=confidence, palette=colours)
         pictures = {"prediction": colorize(prediction, info, colours), "panel": drawn}
         if shown is not None:
-            pictures |= {"image": shown, "overlay": overlay(shown, prediction, info, palette=colours)}
+            pictures |= {
+                "image": shown,
+                "overlay": overlay(shown, prediction, info, palette=colours),
+            }
         if options.also_save_raw_predictions:
             pictures["labels"] = prediction
         for kind, picture in pictures.items():

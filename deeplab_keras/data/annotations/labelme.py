@@ -1,6 +1,7 @@
 """labelme's JSON files of polygons as maps of class ids.
 
-Shapes are drawn as labelme draws them, each over those before it. `_background_` is class 0, `__ignore__` counts nowhere.
+Shapes are drawn as labelme draws them, each over those before it. `_background_` is class 0,
+`__ignore__` counts nowhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ BACKGROUND, IGNORE = "_background_", "__ignore__"
 IGNORE_LABEL = DatasetInfo.ignore_label
 AREAS = ("polygon", "rectangle", "circle", "mask")
 LARGEST = 1 << 27  # pixels; more would take more than 256 MiB to draw
-FAR = 1e6  # pixels from the corner; further out Pillow's integers run over, and what it draws is wrong
+# pixels from the corner; further out Pillow's integers run over, and what it draws is wrong
+FAR = 1e6
 LINES = ("line", "linestrip", "point", "points")  # have no area
 
 
@@ -40,7 +42,11 @@ def read_labelme(path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise BrokenFileError(f"{path}: this is no file of labelme, which has a list 'shapes'")
     for shape in content["shapes"]:
-        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not isinstance(shape.get("points"), list):
+        if (
+            not isinstance(shape, dict)
+            or not isinstance(shape.get("label"), str)
+            or not isinstance(shape.get("points"), list)
+        ):
             raise BrokenFileError(f"{path}: a shape has no label or no points")
     return content
 
@@ -71,7 +77,9 @@ def draw_labelme(path: str, ids: Mapping[str, int]) -> np.ndarray:
         elif label in ids or label == BACKGROUND:
             value = ids.get(label, 0)
         else:
-            raise NoMaskUserError(f"{path}: the label {label!r} is no class; known: {', '.join(ids)}")
+            raise NoMaskUserError(
+                f"{path}: the label {label!r} is no class; known: {', '.join(ids)}"
+            )
         _draw(path, canvas, shape, value)
     return np.asarray(canvas)
 
@@ -81,13 +89,17 @@ def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
     width, height = content.get("imageWidth"), content.get("imageHeight")
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         if width * height > LARGEST:  # Pillow would take memory for it until there is none
-            raise BrokenFileError(f"{path}: its image is said to be {width}x{height}, as no image is; save it anew")
+            raise BrokenFileError(
+                f"{path}: its image is said to be {width}x{height}, as no image is; save it anew"
+            )
         return width, height
     try:
         with Image.open(io.BytesIO(base64.b64decode(content.get("imageData") or ""))) as picture:
             return picture.size
     except Exception as error:
-        raise BrokenFileError(f"{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew") from error
+        raise BrokenFileError(
+            f"{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew"
+        ) from error
 
 
 def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> None:
@@ -106,8 +118,13 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
             (left, right), (top, bottom) = (sorted(values) for values in zip(*points, strict=True))
             draw.rectangle((left, top, right, bottom), outline=value, fill=value)
         elif kind == "circle" and len(points) == 2:
-            (x, y), radius = points[0], float(np.hypot(points[1][0] - points[0][0], points[1][1] - points[0][1]))
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=value, fill=value)
+            (x, y), radius = (
+                points[0],
+                float(np.hypot(points[1][0] - points[0][0], points[1][1] - points[0][1])),
+            )
+            draw.ellipse(
+                (x - radius, y - radius, x + radius, y + radius), outline=value, fill=value
+            )
         elif kind == "mask":
             with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
                 if picture.width * picture.height > LARGEST // 8:
@@ -119,7 +136,9 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
         else:
             raise ValueError(f"unknown shape_type, known: {', '.join(AREAS)}")
     except Exception as error:
-        raise NoMaskUserError(f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); mend it in labelme") from error
+        raise NoMaskUserError(
+            f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); mend it in labelme"
+        ) from error
 
 
 def lines_in(path: str) -> int:

@@ -1,9 +1,9 @@
 """What happens to an image and its label before the network sees them in training.
 
-Every transform is a pure function of the image, the label and numbers drawn elsewhere (`draw`), and works eagerly and
-inside tf.data. The order and the numbers are SSSegmentation's (spec/sssegmentation.md, section 7.1): scale, crop, flip,
-photometric distortion, padding. Images are RGB `[height, width, 3]` in 0..255, labels `[height, width]` of class ids
-and the ignore label.
+Every transform is a pure function of the image, the label and numbers drawn elsewhere (`draw`), and
+works eagerly and inside tf.data. The order and the numbers are SSSegmentation's
+(spec/sssegmentation.md, section 7.1): scale, crop, flip, photometric distortion, padding. Images
+are RGB `[height, width, 3]` in 0..255, labels `[height, width]` of class ids and the ignore label.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ def draw(seed: int, position: tf.Tensor) -> Draws:
     """The random numbers of the sample at `position` of the training stream; nothing else decides them."""
     key = tf.stack([tf.cast(seed, tf.int64), tf.cast(position, tf.int64)])
     numbers = tf.random.stateless_uniform([2 + 9 + 2 * CROP_TRIES], key)
-    return Draws(scale=numbers[0], flip=numbers[1], photometric=numbers[2:11], crop=tf.reshape(numbers[11:], (-1, 2)))
+    return Draws(
+        scale=numbers[0],
+        flip=numbers[1],
+        photometric=numbers[2:11],
+        crop=tf.reshape(numbers[11:], (-1, 2)),
+    )
 
 
 def scale_factor(number: tf.Tensor, minimum: float, maximum: float, step: float) -> tf.Tensor:
@@ -64,8 +69,9 @@ def choose_crop(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
 
-    Pixels with the ignore label do not count; if no draw will do, the last one is taken, or the image's middle where the
-    last one shows ignored pixels only (the reference then leaves the image uncropped, and its padding cuts the middle out).
+    Pixels with the ignore label do not count; if no draw will do, the last one is taken, or the
+    image's middle where the last one shows ignored pixels only (the reference then leaves the image
+    uncropped, and its padding cuts the middle out).
 
     Args:
         label: the label map before scaling.
@@ -79,10 +85,16 @@ def choose_crop(
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.
     """
-    label, corners = tf.convert_to_tensor(label), tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32)
+    label, corners = (
+        tf.convert_to_tensor(label),
+        tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32),
+    )
     corner = corners[0]
-    # The pixel that each row and column of the whole scaled map shows, of which every try takes a part.
-    rows, columns = (nearest(tf.shape(label)[axis], size[axis], 0, None, half_pixel) for axis in (0, 1))
+    # The pixel that each row and column of the whole scaled map shows, of which every try takes a
+    # part.
+    rows, columns = (
+        nearest(tf.shape(label)[axis], size[axis], 0, None, half_pixel) for axis in (0, 1)
+    )
 
     def part(corner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         end = corner + crop
@@ -94,14 +106,19 @@ def choose_crop(
         def look(attempt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             counts = _count_labels(ids, *part(corners[attempt]))
             counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
-            largest, total = tf.cast(tf.reduce_max(counts), tf.float64), tf.cast(tf.reduce_sum(counts), tf.float64)
+            largest, total = (
+                tf.cast(tf.reduce_max(counts), tf.float64),
+                tf.cast(tf.reduce_sum(counts), tf.float64),
+            )
             varied = (tf.math.count_nonzero(counts) > 1) & (largest < max_share * total)
             return attempt, varied, total == 0
 
         def again(attempt: tf.Tensor, varied: tf.Tensor, empty: tf.Tensor) -> tf.Tensor:
             return ~varied & (attempt < numbers.shape[0] - 1)
 
-        attempt, _, empty = tf.while_loop(again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0)))
+        attempt, _, empty = tf.while_loop(
+            again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0))
+        )
         corner = tf.where(empty, (size - crop + 1) // 2, corners[attempt])
     return corner, taken(label, *part(corner))
 
@@ -116,14 +133,20 @@ def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Ten
         begins.append(sources[0])
         ends.append(sources[-1] + 1)
         shown = tf.cast(sources - sources[0], tf.int32)
-        times.append(tf.raw_ops.Bincount(arr=shown, size=shown[-1] + 1, weights=tf.constant([], tf.int32)))
+        times.append(
+            tf.raw_ops.Bincount(arr=shown, size=shown[-1] + 1, weights=tf.constant([], tf.int32))
+        )
     window = ids[begins[0] : ends[0], begins[1] : ends[1]]
     return tf.raw_ops.Bincount(arr=window, size=256, weights=times[0][:, None] * times[1])
 
 
 def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mirrors left and right if `number` is below 1/2."""
-    return tf.cond(number < 0.5, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
+    return tf.cond(
+        number < 0.5,
+        lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])),
+        lambda: (image, label),
+    )
 
 
 def pad(
@@ -186,12 +209,16 @@ def augment(
         float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.
     """
     crop_height, crop_width = config.train_crop_size
-    factor = scale_factor(draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size)
+    factor = scale_factor(
+        draws.scale, config.min_scale_factor, config.max_scale_factor, config.scale_factor_step_size
+    )
     size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
     crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
     whole = config.preprocessing == "sssegmentation"
     share = config.crop_max_category_share
-    corner, label = choose_crop(label, size, crop, draws.crop, share, ignore_label, half_pixel=not whole)
+    corner, label = choose_crop(
+        label, size, crop, draws.crop, share, ignore_label, half_pixel=not whole
+    )
     image = resize_image(image, size, tf.unstack(corner), crop)
     if whole:
         image = tf.round(image)
@@ -201,5 +228,7 @@ def augment(
         image = distort_photometric(image, draws.photometric, whole, (crop_height, crop_width))
     if more is not None:
         image, label = more(image, label)
-    image, label = pad(image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position)
+    image, label = pad(
+        image, label, (crop_height, crop_width), pad_value, ignore_label, config.padding_position
+    )
     return image, tf.cast(label, tf.int32)

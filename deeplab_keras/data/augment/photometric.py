@@ -1,8 +1,9 @@
 """Random brightness, contrast, saturation and hue (spec/sssegmentation.md, section 7.1): half of the input's arithmetic.
 
-As separate operations each writes the whole image to memory, and TensorFlow's own for saturation and hue take 6 ms each
-for 512x512 pixels on one core. Compiled by XLA into a pass or two all of it takes 2 ms. That wants a shape that is known,
-which training crops have once they lie on a canvas of the crop's size.
+As separate operations each writes the whole image to memory, and TensorFlow's own for saturation
+and hue take 6 ms each for 512x512 pixels on one core. Compiled by XLA into a pass or two all of it
+takes 2 ms. That wants a shape that is known, which training crops have once they lie on a canvas of
+the crop's size.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ def distort_photometric(
 
     Args:
         image: float32 `[height, width, 3]` RGB in 0..255.
-        numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast, then contrast,
-            saturation and hue like brightness.
-        whole: the image and every step of it end in whole grey levels, as the reference's do on its 8-bit images: truncated
-            after brightness and contrast, rounded else (saturation's and hue's own 8-bit steps in between are not taken over).
-        canvas: height and width that the image does not exceed; with them it is computed by a compiled program.
+        numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast,
+            then contrast, saturation and hue like brightness.
+        whole: the image and every step of it end in whole grey levels, as the reference's do on its
+            8-bit images: truncated after brightness and contrast, rounded else (saturation's and
+            hue's own 8-bit steps in between are not taken over).
+        canvas: height and width that the image does not exceed; with them it is computed by a
+            compiled program.
 
     Returns:
         float32 of the same shape, in 0..255.
@@ -40,9 +43,13 @@ def distort_photometric(
     size = tf.shape(image)
     missing = tf.stack([*canvas, 3]) - size
     placed = tf.cond(
-        tf.reduce_any(missing > 0), lambda: tf.pad(image, tf.stack([tf.zeros_like(missing), missing], axis=1)), lambda: image
+        tf.reduce_any(missing > 0),
+        lambda: tf.pad(image, tf.stack([tf.zeros_like(missing), missing], axis=1)),
+        lambda: image,
     )
-    distorted = _compiled(canvas, whole)(tf.ensure_shape(placed, (*canvas, 3)), tf.cast(numbers, tf.float32))
+    distorted = _compiled(canvas, whole)(
+        tf.ensure_shape(placed, (*canvas, 3)), tf.cast(numbers, tf.float32)
+    )
     return tf.ensure_shape(distorted[: size[0], : size[1]], image.shape)
 
 
@@ -50,7 +57,9 @@ def distort_photometric(
 def _compiled(canvas: tuple[int, int], whole: bool) -> Any:
     """The program for images of one size, compiled once in a process."""
     shapes = [tf.TensorSpec((*canvas, 3), tf.float32), tf.TensorSpec([9], tf.float32)]
-    return tf.function(functools.partial(_distort, whole=whole), shapes, jit_compile=True, autograph=False)
+    return tf.function(
+        functools.partial(_distort, whole=whole), shapes, jit_compile=True, autograph=False
+    )
 
 
 def _distort(image: tf.Tensor, numbers: tf.Tensor, whole: bool) -> tf.Tensor:
@@ -65,13 +74,16 @@ def _distort(image: tf.Tensor, numbers: tf.Tensor, whole: bool) -> tf.Tensor:
     def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
         return tf.where(contrast & now, truncate(tf.minimum(image * factor, 255.0)), image)
 
-    shift = truncate(between(numbers[1], (-BRIGHTNESS, BRIGHTNESS)))  # as good as truncating every pixel, all of which are whole
+    shift = truncate(
+        between(numbers[1], (-BRIGHTNESS, BRIGHTNESS))
+    )  # as good as truncating every pixel, all of which are whole
     image = rounded(image)
     image = tf.where(brightness, tf.clip_by_value(image + shift, 0.0, 255.0), image)
     image = contrasted(image, contrast_first)
     depth = between(numbers[6], SATURATION)
     image = tf.cond(saturation, lambda: rounded(adjust_saturation(image, depth)), lambda: image)
-    # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the other way round.
+    # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the
+    # other way round.
     turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
     image = tf.cond(hue, lambda: rounded(adjust_hue(image, turn)), lambda: image)
     return contrasted(image, ~contrast_first)
@@ -89,7 +101,9 @@ def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     channels, value, chroma = _channels(image)
     factor = tf.minimum(factor, tf.math.divide_no_nan(value, chroma))
     # Not below 0, as a rounding would bring a colour that becomes pure.
-    return tf.stack([tf.maximum(value - (value - channel) * factor, 0.0) for channel in channels], axis=-1)
+    return tf.stack(
+        [tf.maximum(value - (value - channel) * factor, 0.0) for channel in channels], axis=-1
+    )
 
 
 def adjust_hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
@@ -101,12 +115,16 @@ def adjust_hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """
     (red, green, blue), value, chroma = _channels(image)
     scale = tf.math.divide_no_nan(tf.ones_like(chroma), chroma)
-    from_green = tf.where(tf.equal(value, green), 2 + (blue - red) * scale, 4 + (red - green) * scale)
+    from_green = tf.where(
+        tf.equal(value, green), 2 + (blue - red) * scale, 4 + (red - green) * scale
+    )
     sixths = tf.where(tf.equal(value, red), (green - blue) * scale, from_green) + 6 * turn
 
     def channel(place: float) -> tf.Tensor:
         distance = sixths + place  # from where the channel begins to fall
-        distance -= 6 * tf.floor(distance / 6)  # floormod, whose own operation XLA does not vectorise
+        distance -= 6 * tf.floor(
+            distance / 6
+        )  # floormod, whose own operation XLA does not vectorise
         return value - chroma * tf.clip_by_value(tf.minimum(distance, 4 - distance), 0.0, 1.0)
 
     return tf.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

@@ -1,7 +1,8 @@
 """Resizing of images and label maps in training, whole or only what a crop shows.
 
-Bilinear with half-pixel centres for images; nearest neighbour for labels, at the pixels' centres or by OpenCV's rule
-(spec/sssegmentation.md, section 7.1). Images are `[height, width, 3]` in 0..255, labels `[height, width]` of class ids.
+Bilinear with half-pixel centres for images; nearest neighbour for labels, at the pixels' centres or
+by OpenCV's rule (spec/sssegmentation.md, section 7.1). Images are `[height, width, 3]` in 0..255,
+labels `[height, width]` of class ids.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
-WHOLE_AREA = 4  # an image of up to so many times the area of its crop is resized as a whole, which is faster
+WHOLE_AREA = (
+    4  # an image of up to so many times the area of its crop is resized as a whole, which is faster
+)
 
 
-def scaled_size(size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None) -> tf.Tensor:
+def scaled_size(
+    size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None
+) -> tf.Tensor:
     """The size an image is resized to, its aspect kept.
 
     Args:
@@ -45,13 +50,20 @@ def resize_label(
 ) -> tf.Tensor:
     """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
 
-    The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like `resize_image`; without
-    `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel of either map beside the image, and with
-    OpenCV's arithmetic: where that is a whole number, it may come out one less.
+    The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like
+    `resize_image`; without `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel
+    of either map beside the image, and with OpenCV's arithmetic: where that is a whole number, it
+    may come out one less.
     """
     label = tf.convert_to_tensor(label)
     rows, columns = (
-        nearest(tf.shape(label)[axis], size[axis], start[axis], None if count is None else count[axis], half_pixel)
+        nearest(
+            tf.shape(label)[axis],
+            size[axis],
+            start[axis],
+            None if count is None else count[axis],
+            half_pixel,
+        )
         for axis in (0, 1)
     )
     return taken(label, rows, columns)
@@ -67,27 +79,36 @@ def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         needed = label[rows[0] : rows[-1] + 1]
         return tf.gather(tf.gather(needed, columns, axis=1), rows - rows[0])
 
-    # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can be.
+    # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can
+    # be.
     fewer = rows[-1] - rows[0] + 1 < tf.size(rows, out_type=rows.dtype)
     return tf.cond(fewer, columns_first, rows_first)
 
 
-def nearest(length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool) -> tf.Tensor:
+def nearest(
+    length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool
+) -> tf.Tensor:
     """The pixel of a side of `length` that each of `count` pixels from `start` on of the side resized to `new` shows."""
     length, new = tf.cast(length, tf.int64), tf.cast(new, tf.int64)
     wanted = new if count is None else tf.cast(count, tf.int64)
     positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start, tf.int64)
     if half_pixel:
         return (2 * positions + 1) * length // (2 * new)
-    # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and rounds otherwise.
+    # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and
+    # rounds otherwise.
     step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
-    return tf.minimum(tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1)
+    return tf.minimum(
+        tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1
+    )
 
 
-def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None) -> tf.Tensor:
+def resize_image(
+    image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
+) -> tf.Tensor:
     """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
 
-    The same as resizing all and cropping then; of much larger images only what the crop needs is read and computed.
+    The same as resizing all and cropping then; of much larger images only what the crop needs is
+    read and computed.
 
     Returns:
         float32 `[count[0], count[1], 3]`.
@@ -100,11 +121,15 @@ def resize_image(image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0
         resized = tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)[0]
         return resized[start[0] : start[0] + count[0], start[1] : start[1] + count[1]]
 
-    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= WHOLE_AREA * tf.reduce_prod(tf.cast(count, tf.int64))
+    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= WHOLE_AREA * tf.reduce_prod(
+        tf.cast(count, tf.int64)
+    )
     return tf.cond(few, whole, lambda: _resize_part(image, size, start, count))
 
 
-def _resize_part(image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+def _resize_part(
+    image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor
+) -> tf.Tensor:
     """`resize_image` of what is needed for the crop alone, at five times the time for each of its pixels."""
     begins, ends, scales, shifts = [], [], [], []
     for axis in (0, 1):

@@ -1,10 +1,11 @@
 """Augmentation beyond the references', each by a flag and off by default: rotation, blur, cutout, RandAugment, CutMix, Mosaic.
 
-As in `transforms.py` every function is pure: random numbers come in as an argument, drawn from the seed and the position in the
-stream, and nothing else decides. keras-cv serves for RandAugment's colour operations, through the part of its layers
-that takes the numbers. Its layers as wholes draw their own from a state, which no run could repeat; its geometric
-ones fill masks with class 0 instead of the ignore label; its Equalization cannot stand in a branch of a tf.data graph.
-So these, CutMix and Mosaic are written here.
+As in `transforms.py` every function is pure: random numbers come in as an argument, drawn from the
+seed and the position in the stream, and nothing else decides. keras-cv serves for RandAugment's
+colour operations, through the part of its layers that takes the numbers. Its layers as wholes draw
+their own from a state, which no run could repeat; its geometric ones fill masks with class 0
+instead of the ignore label; its Equalization cannot stand in a branch of a tf.data graph. So these,
+CutMix and Mosaic are written here.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ def _draw(seed: int, position: tf.Tensor, place: int, count: int) -> tf.Tensor:
 # === One sample ===
 
 
-def rotate(image: tf.Tensor, label: tf.Tensor, degrees: tf.Tensor, value: tuple[float, ...], ignore_label: int) -> Pair:
+def rotate(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    degrees: tf.Tensor,
+    value: tuple[float, ...],
+    ignore_label: int,
+) -> Pair:
     """Turns image (bilinear) and label (nearest) about their middle, counterclockwise.
 
     Args:
@@ -55,19 +62,27 @@ def rotate(image: tf.Tensor, label: tf.Tensor, degrees: tf.Tensor, value: tuple[
     """
     angle = degrees * (3.141592653589793 / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
-    y, x = (tf.unstack(tf.cast(tf.shape(label), tf.float32)))
+    y, x = tf.unstack(tf.cast(tf.shape(label), tf.float32))
     x, y = (x - 1) / 2, (y - 1) / 2
     # From a place in the result to its source: (x, y) -> (a x + b y + c, d x + e y + f).
-    transform = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0])[None]
+    transform = tf.stack(
+        [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0]
+    )[None]
 
     def turned(pixels: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
         return tf.raw_ops.ImageProjectiveTransformV3(
-            images=pixels[None], transforms=transform, output_shape=tf.shape(label), fill_value=fill,
-            interpolation=interpolation, fill_mode="CONSTANT",
-        )[0]  # fmt: skip
+            images=pixels[None],
+            transforms=transform,
+            output_shape=tf.shape(label),
+            fill_value=fill,
+            interpolation=interpolation,
+            fill_mode="CONSTANT",
+        )[0]
 
     colour = tf.constant(value, tf.float32)
-    return turned(image - colour, "BILINEAR", 0.0) + colour, turned(label[..., None], "NEAREST", float(ignore_label))[..., 0]
+    return turned(image - colour, "BILINEAR", 0.0) + colour, turned(
+        label[..., None], "NEAREST", float(ignore_label)
+    )[..., 0]
 
 
 def blur(image: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
@@ -88,26 +103,36 @@ def blur(image: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
         around = tf.clip_by_value(tf.range(-radius, length + radius), 0, length - 1)
         shape = [-1, 1, 1, 1] if axis == 1 else [1, -1, 1, 1]
         kernel = tf.tile(tf.reshape(weights, shape), [1, 1, 3, 1])
-        pixels = tf.nn.depthwise_conv2d(tf.gather(pixels, around, axis=axis), kernel, [1, 1, 1, 1], "VALID")
+        pixels = tf.nn.depthwise_conv2d(
+            tf.gather(pixels, around, axis=axis), kernel, [1, 1, 1, 1], "VALID"
+        )
     return pixels[0]
 
 
 def cut_out(
-    image: tf.Tensor, label: tf.Tensor, numbers: tf.Tensor, largest: float, value: tuple[float, ...], ignore_label: int
+    image: tf.Tensor,
+    label: tf.Tensor,
+    numbers: tf.Tensor,
+    largest: float,
+    value: tuple[float, ...],
+    ignore_label: int,
 ) -> Pair:
     """A hole of one colour in the image, with the ignore label in it.
 
     Args:
         image: float32 `[height, width, 3]`.
         label: uint8 `[height, width]`.
-        numbers: `[4]` uniform in [0, 1): the hole's height, width, and the place of its middle, down and across.
+        numbers: `[4]` uniform in [0, 1): the hole's height, width, and the place of its middle,
+            down and across.
         largest: largest side as a share of the image's.
         value: colour of the hole.
         ignore_label: label of the hole.
     """
     hole = _rectangle(tf.shape(label), numbers[:2] * largest, numbers[2:])
     fill = tf.cast(ignore_label, label.dtype)
-    return tf.where(hole[..., None], tf.constant(value, tf.float32), image), tf.where(hole, fill, label)
+    return tf.where(hole[..., None], tf.constant(value, tf.float32), image), tf.where(
+        hole, fill, label
+    )
 
 
 def _rectangle(size: tf.Tensor, sides: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
@@ -116,15 +141,18 @@ def _rectangle(size: tf.Tensor, sides: tf.Tensor, middle: tf.Tensor) -> tf.Tenso
     starts = tf.cast(tf.round(extent * (middle - sides / 2)), tf.int32)
     lengths = tf.cast(tf.round(extent * sides), tf.int32)
     rows, columns = (tf.range(size[axis]) for axis in (0, 1))
-    inside = [(r >= starts[axis]) & (r < starts[axis] + lengths[axis]) for axis, r in ((0, rows), (1, columns))]
+    inside = [
+        (r >= starts[axis]) & (r < starts[axis] + lengths[axis])
+        for axis, r in ((0, rows), (1, columns))
+    ]
     return inside[0][:, None] & inside[1]
 
 
 def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float) -> tf.Tensor:
     """RandAugment's colour operations one after another: each one of six drawn by chance, or none.
 
-    Automatic contrast, equalised histogram, solarising, paler colours, contrast and brightness, by keras-cv, with the
-    magnitudes that it has.
+    Automatic contrast, equalised histogram, solarising, paler colours, contrast and brightness, by
+    keras-cv, with the magnitudes that it has.
 
     Args:
         image: float32 `[height, width, 3]` in 0..255.
@@ -136,13 +164,18 @@ def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float) -> tf.T
     def about(mean: float, number: tf.Tensor, largest: float = 1.0) -> tf.Tensor:
         return tf.clip_by_value((mean + DEVIATION * tf.math.ndtri(number)) * largest, 0.0, largest)
 
-    def operate(layer: Any, image: tf.Tensor, transformations: Any = None) -> Callable[[], tf.Tensor]:
+    def operate(
+        layer: Any, image: tf.Tensor, transformations: Any = None
+    ) -> Callable[[], tf.Tensor]:
         return lambda: layer.augment_images(image[None], transformations=transformations)[0]
 
     for first, second, third in (tf.unstack(row) for row in tf.unstack(numbers)):
         kept = tf.maximum(second, 1e-6)  # the normal distribution has no value at 0
         other = tf.maximum(third, 1e-6)
-        solarize = {"additions": about(magnitude, kept, SOLARIZE_ADDITION), "thresholds": about(1 - magnitude, other, 255.0)}
+        solarize = {
+            "additions": about(magnitude, kept, SOLARIZE_ADDITION),
+            "thresholds": about(1 - magnitude, other, 255.0),
+        }
         between = (2 * second - 1) * magnitude
         branches = [
             operate(auto_contrast, image),
@@ -165,10 +198,15 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
         counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
         last = tf.gather(counts, tf.reduce_max(channel))
         step = (tf.reduce_sum(counts) - last) // 255
-        table = tf.clip_by_value((tf.cumsum(counts, exclusive=True) + step // 2) // tf.maximum(step, 1), 0, 255)
+        table = tf.clip_by_value(
+            (tf.cumsum(counts, exclusive=True) + step // 2) // tf.maximum(step, 1), 0, 255
+        )
         return tf.where(step == 0, channel, tf.gather(table, channel))
 
-    return tf.cast(tf.stack([spread(channel) for channel in tf.unstack(levels, 3, axis=-1)], axis=-1), tf.float32)
+    return tf.cast(
+        tf.stack([spread(channel) for channel in tf.unstack(levels, 3, axis=-1)], axis=-1),
+        tf.float32,
+    )
 
 
 @functools.cache
@@ -186,16 +224,29 @@ def _colour_layers() -> tuple[Any, ...]:
 
 
 def augment_single(
-    image: tf.Tensor, label: tf.Tensor, position: tf.Tensor, config: DataConfig, value: tuple[float, ...], ignore_label: int
+    image: tf.Tensor,
+    label: tf.Tensor,
+    position: tf.Tensor,
+    config: DataConfig,
+    value: tuple[float, ...],
+    ignore_label: int,
 ) -> Pair:
     """Rotation, RandAugment, blur and cutout, as far as the config asks for them, of the sample at `position`."""
     numbers = _draw(config.seed, position, SINGLE, 8 + 3 * config.rand_augment)
     if config.rotation:
-        image, label = rotate(image, label, (2 * numbers[0] - 1) * config.rotation, value, ignore_label)
+        image, label = rotate(
+            image, label, (2 * numbers[0] - 1) * config.rotation, value, ignore_label
+        )
     if config.rand_augment:
-        image = rand_augment(image, tf.reshape(numbers[8:], (config.rand_augment, 3)), config.rand_augment_magnitude)
+        image = rand_augment(
+            image, tf.reshape(numbers[8:], (config.rand_augment, 3)), config.rand_augment_magnitude
+        )
     if config.blur:
-        image = tf.cond(numbers[1] < 0.5, lambda: blur(image, numbers[2] * config.blur, config.blur), lambda: image)
+        image = tf.cond(
+            numbers[1] < 0.5,
+            lambda: blur(image, numbers[2] * config.blur, config.blur),
+            lambda: image,
+        )
     if config.cutout:
         image, label = tf.cond(
             numbers[3] < 0.5,
@@ -214,7 +265,8 @@ def cut_mix(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probabilit
     Args:
         images: float32 `[4, height, width, 3]`.
         labels: int32 `[4, height, width]`.
-        numbers: `[4, 4]` uniform in [0, 1): whether at all, the share, the rectangle's middle down and across.
+        numbers: `[4, 4]` uniform in [0, 1): whether at all, the share, the rectangle's middle down
+            and across.
         probability: of an image to get one.
     """
     size = tf.shape(labels)[1:]
@@ -234,7 +286,8 @@ def mosaic(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probability
     Args:
         images: float32 `[4, height, width, 3]`.
         labels: int32 `[4, height, width]`.
-        numbers: `[4, 3]` uniform in [0, 1): whether at all, and where the four meet, down and across.
+        numbers: `[4, 3]` uniform in [0, 1): whether at all, and where the four meet, down and
+            across.
         probability: of an image to become one.
     """
     height, width = tf.shape(labels)[1], tf.shape(labels)[2]
@@ -242,17 +295,29 @@ def mosaic(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probability
     def window(batch: tf.Tensor, first: int, row: tf.Tensor) -> tf.Tensor:
         a, b, c, d = (batch[(first + other) % MIXED] for other in range(MIXED))
         meeting = 0.25 + 0.5 * row[1:]
-        down, across = (tf.cast(meeting[i] * tf.cast(n, tf.float32), tf.int32) for i, n in enumerate((height, width)))
-        upper = tf.concat([a[height - down :, width - across :], b[height - down :, : width - across]], axis=1)
-        lower = tf.concat([c[: height - down, width - across :], d[: height - down, : width - across]], axis=1)
+        down, across = (
+            tf.cast(meeting[i] * tf.cast(n, tf.float32), tf.int32)
+            for i, n in enumerate((height, width))
+        )
+        upper = tf.concat(
+            [a[height - down :, width - across :], b[height - down :, : width - across]], axis=1
+        )
+        lower = tf.concat(
+            [c[: height - down, width - across :], d[: height - down, : width - across]], axis=1
+        )
         return tf.cond(row[0] < probability, lambda: tf.concat([upper, lower], axis=0), lambda: a)
 
     rows = tf.unstack(numbers, MIXED)
-    mixed = [tf.stack([window(batch, first, row) for first, row in enumerate(rows)]) for batch in (images, labels)]
+    mixed = [
+        tf.stack([window(batch, first, row) for first, row in enumerate(rows)])
+        for batch in (images, labels)
+    ]
     return tf.ensure_shape(mixed[0], images.shape), tf.ensure_shape(mixed[1], labels.shape)
 
 
-def augment_group(images: tf.Tensor, labels: tf.Tensor, group: tf.Tensor, config: DataConfig) -> Pair:
+def augment_group(
+    images: tf.Tensor, labels: tf.Tensor, group: tf.Tensor, config: DataConfig
+) -> Pair:
     """Mosaic and CutMix, as far as the config asks for them, of the four samples at the positions from 4 * `group` on."""
     numbers = tf.reshape(_draw(config.seed, group, GROUP, 7 * MIXED), (MIXED, 7))
     if config.mosaic:

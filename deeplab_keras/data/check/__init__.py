@@ -76,17 +76,35 @@ class _Split:
 
 def _open(config: DataConfig, split: str) -> _Split:
     if config.dataset in FILES:
-        pairs = FILES[config.dataset](config.replace(skip_broken_files=True), split)  # what is broken is found by the scan
+        pairs = FILES[config.dataset](
+            config.replace(skip_broken_files=True), split
+        )  # what is broken is found by the scan
         scan_pair, colours = functools.partial(scan_files, pairs), pairs.colours is not None
-        return _Split(pairs.info, len(pairs), scan_pair, pairs.load_ids, pairs.class_of_id(), pairs.label_map, colours)
+        return _Split(
+            pairs.info,
+            len(pairs),
+            scan_pair,
+            pairs.load_ids,
+            pairs.class_of_id(),
+            pairs.label_map,
+            colours,
+        )
     source = open_dataset(config.replace(cache=False), split)
 
     def scan(index: int) -> tuple[Scan, MaskValues]:
         image, label = source.load(index)
         values = MaskValues.of(label)
-        return Scan(index, source.names[index], (image.shape[1], image.shape[0]), values.pixels, _digest(image)), values
+        return Scan(
+            index,
+            source.names[index],
+            (image.shape[1], image.shape[0]),
+            values.pixels,
+            _digest(image),
+        ), values
 
-    return _Split(source.info, len(source), scan, source.load, Pairs(source.info, (), (), ()).class_of_id())
+    return _Split(
+        source.info, len(source), scan, source.load, Pairs(source.info, (), (), ()).class_of_id()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +130,9 @@ def _read(split: str, opened: _Split) -> _Found:
             if isinstance(error, IdsUserError):
                 found.wrong.add(values)
         if error:
-            found.problems.append(Problem(split, getattr(error, "kind", FileUserError.kind), str(error)))
+            found.problems.append(
+                Problem(split, getattr(error, "kind", FileUserError.kind), str(error))
+            )
         progress.update(done)
     return found
 
@@ -134,7 +154,9 @@ def _count(name: str, opened: _Split, scans: Sequence[Scan]) -> SplitCheck:
         counted=((own > 0) * labelled[:, None]).sum(0),
         ignored=sum(int(scan.ids[is_ignored].sum()) for scan in scans),
         strange=sum(int(scan.ids[class_of_id < 0].sum()) for scan in scans),
-        unlabelled=tuple(scan.name for scan, count in zip(scans, labelled, strict=True) if not count),
+        unlabelled=tuple(
+            scan.name for scan, count in zip(scans, labelled, strict=True) if not count
+        ),
         class_of_id=class_of_id,
         load=opened.load,
     )
@@ -162,11 +184,20 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
         wrong.add(found.wrong)
         checked.append(_count(split, opened, found.scans))
         if found.scans and not checked[-1].pixels.any():
-            problems.append(Problem(split, NOTHING_LABELLED, nothing_labelled(config, split, opened.info)))
+            problems.append(
+                Problem(split, NOTHING_LABELLED, nothing_labelled(config, split, opened.info))
+            )
     if opened is None:
         raise UserError(problems[0].message if problems else "--splits: name at least one split")
     problems += in_two_splits(checked)
     # The likely mistake of the masks with ids outside the classes; where there are none, of all.
     guessed = wrong if wrong.present else values
     looks_like = "" if opened.in_colours else likely_mistake(guessed, opened.info, opened.label_map)
-    return DatasetCheck(config, opened.info, tuple(checked), tuple(problems), looks_like, tuple(notes(checked, opened.info)))
+    return DatasetCheck(
+        config,
+        opened.info,
+        tuple(checked),
+        tuple(problems),
+        looks_like,
+        tuple(notes(checked, opened.info)),
+    )

@@ -60,7 +60,8 @@ class SplitCheck:
         ignored: pixels that count nowhere.
         strange: pixels with ids outside the classes.
         unlabelled: names of the pairs without a labelled pixel.
-        class_of_id: for each value in the masks its class id or the ignore label, or -1, int32 `[256]`.
+        class_of_id: for each value in the masks its class id or the ignore label, or -1, int32
+            `[256]`.
         load: image and what stands in the mask's file, by the pair's index.
     """
 
@@ -98,16 +99,24 @@ class SplitCheck:
             "outside_share": self.strange / total,
             "classes": {
                 name: {"pixels": int(pixels), "share": float(pixels / total), "images": int(images)}
-                for name, pixels, images in zip(info.class_names, self.pixels, self.images, strict=True)
+                for name, pixels, images in zip(
+                    info.class_names, self.pixels, self.images, strict=True
+                )
             },
             "width": _spread(sides[:, 0]),
             "height": _spread(sides[:, 1]),
-            "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in self.sizes()[:20]],
+            "sizes": [
+                {"width": w, "height": h, "images": count} for (w, h), count in self.sizes()[:20]
+            ],
         }
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    return {"smallest": int(values.min()), "median": float(np.median(values)), "largest": int(values.max())}
+    return {
+        "smallest": int(values.min()),
+        "median": float(np.median(values)),
+        "largest": int(values.max()),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +175,18 @@ class DatasetCheck:
             "notes": list(self.notes),
             "info": self.info.to_dict(),
             "splits": [split.to_dict(self.info) for split in self.splits],
-            "label_weights": {name: [round(w, 4) for w in weights] for name, weights in self.label_weights().items()},
+            "label_weights": {
+                name: [round(w, 4) for w in weights]
+                for name, weights in self.label_weights().items()
+            },
         }
 
 
 def median_frequency(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ...]:
     """Median frequency balancing (Eigen and Fergus 2015): the median of the classes' frequencies, divided by each.
 
-    A class's frequency is its share of the labelled pixels of the images that hold it. A class without pixels gets 1.
+    A class's frequency is its share of the labelled pixels of the images that hold it. A class
+    without pixels gets 1.
 
     Args:
         pixels: of each class, `[num_classes]`.

@@ -18,7 +18,10 @@ def in_two_splits(checked: Sequence[SplitCheck]) -> list[Problem]:
         for scan in split.scans:
             other, name = first.setdefault(scan.digest, (split.name, scan.name))
             if other != split.name:
-                message = f"{split.name}/{scan.name}: the same image as {other}/{name}; what is measured on it means nothing"
+                message = (
+                    f"{split.name}/{scan.name}: the same image as {other}/{name}; what is "
+                    "measured on it means nothing"
+                )
                 problems.append(Problem(split.name, IN_TWO_SPLITS, message))
     return problems
 
@@ -26,13 +29,25 @@ def in_two_splits(checked: Sequence[SplitCheck]) -> list[Problem]:
 def notes(checked: Sequence[SplitCheck], info: DatasetInfo) -> Iterator[str]:
     """What is worth knowing about the splits, the first of which is trained on: a line each."""
     first, *others = checked
-    absent = [name for name, pixels in zip(info.class_names, first.pixels, strict=True) if not pixels]
+    absent = [
+        name for name, pixels in zip(info.class_names, first.pixels, strict=True) if not pixels
+    ]
     if absent and first.pixels.any():
-        yield f"{first.name}: {_listed(absent, 'class')} without a pixel, of which nothing can be learnt"
+        yield (
+            f"{first.name}: {_listed(absent, 'class')} without a pixel, of which nothing can be "
+            "learnt"
+        )
     if first.pixels.any() and not first.pixels[0] and info.ignore_label != 0 and not first.strange:
-        yield f"{first.name}: id 0, {info.class_names[0]!r}, never occurs; are the ids counted from 1?"
+        yield (
+            f"{first.name}: id 0, {info.class_names[0]!r}, never occurs; are the ids counted "
+            "from 1?"
+        )
     for split in others:
-        new = [n for n, here, there in zip(info.class_names, split.pixels, first.pixels, strict=True) if here and not there]
+        new = [
+            n
+            for n, here, there in zip(info.class_names, split.pixels, first.pixels, strict=True)
+            if here and not there
+        ]
         if new:
             yield f"{split.name}: {_listed(new, 'class')} that {first.name} does not have"
     for split in checked:
@@ -42,9 +57,15 @@ def notes(checked: Sequence[SplitCheck], info: DatasetInfo) -> Iterator[str]:
 def _notes_of(split: SplitCheck, info: DatasetInfo) -> Iterator[str]:
     total = max(split.total, 1)
     if split.ignored > total / 2:
-        yield f"{split.name}: {split.ignored / total:.0%} of the pixels count nowhere (id {info.ignore_label})"
+        yield (
+            f"{split.name}: {split.ignored / total:.0%} of the pixels count nowhere (id "
+            f"{info.ignore_label})"
+        )
     if split.pixels.max(initial=0) > 0.95 * total:
-        yield f"{split.name}: {split.pixels.max() / total:.1%} of the pixels are {info.class_names[int(split.pixels.argmax())]!r}"
+        yield (
+            f"{split.name}: {split.pixels.max() / total:.1%} of the pixels are "
+            f"{info.class_names[int(split.pixels.argmax())]!r}"
+        )
     if split.unlabelled:
         yield f"{split.name}: {_listed(split.unlabelled, 'mask')} without a labelled pixel"
     twice = [name for names in _alike(split.scans) for name in names[1:]]
@@ -52,7 +73,10 @@ def _notes_of(split: SplitCheck, info: DatasetInfo) -> Iterator[str]:
         yield f"{split.name}: {_listed(twice, 'image')} that another one of the split equals"
     turned = [scan.name for scan in split.scans if scan.turn > 1]
     if turned:
-        yield f"{split.name}: {_listed(turned, 'image')} with an EXIF turn, which counts only where the mask's size fits it"
+        yield (
+            f"{split.name}: {_listed(turned, 'image')} with an EXIF turn, which counts only "
+            "where the mask's size fits it"
+        )
 
 
 def _alike(scans: Sequence[Scan]) -> list[list[str]]:

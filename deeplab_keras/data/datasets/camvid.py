@@ -1,7 +1,8 @@
 """CamVid: 367 training and 101 validation frames of a drive through Cambridge, 480x360, 11 classes.
 
-The files lie as in the SegNet tutorial, where it is had: `{train,val,test}/ID.png`, `{train,val,test}annot/ID.png`; or as
-those of a folder of one's own (folder.py): `images/{train,val}/ID.jpg`, `labels/{train,val}/ID.png`.
+The files lie as in the SegNet tutorial, where it is had: `{train,val,test}/ID.png`,
+`{train,val,test}annot/ID.png`; or as those of a folder of one's own (folder.py):
+`images/{train,val}/ID.jpg`, `labels/{train,val}/ID.png`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,32 @@ from deeplab_keras.data.info import DatasetInfo
 CAMVID = DatasetInfo(
     name="camvid",
     class_names=(
-        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
     ),
     palette=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
     ),
-)  # fmt: skip
+)
 # In the SegNet tutorial's masks 11 is unlabelled.
 SEGNET_MAP = {label: label for label in range(11)} | {11: CAMVID.ignore_label}
 SEGNET_TREE = "{0}/ID.png, {0}annot/ID.png"
@@ -43,8 +63,8 @@ def find_camvid(config: DataConfig, split: str) -> Pairs:
     if not homes:
         if not root.is_dir("images") and not root.is_dir(f"{split}/images"):
             raise UserError(
-                f"--dataset_dir={config.dataset_dir}: there is no folder {split}annot of CamVid in it, nor images/{split}; "
-                + expected(SEGNET_TREE.format(split))
+                f"--dataset_dir={config.dataset_dir}: there is no folder {split}annot of CamVid "
+                f"in it, nor images/{split}; " + expected(SEGNET_TREE.format(split))
             )
         found = find_parallel(root, split)
         return Pairs(CAMVID, *found[:3], expected=found.expected)

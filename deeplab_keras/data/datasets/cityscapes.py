@@ -1,7 +1,8 @@
 """Cityscapes: 19 classes of street scenes at 2048x1024; 2975 training and 500 validation images with fine masks.
 
-The masks are the *_labelIds.png of the download, of whose 34 ids 19 become classes and the others are ignored; or,
-where there are none of these, *_labelTrainIds.png, which hold the classes' own ids.
+The masks are the *_labelIds.png of the download, of whose 34 ids 19 become classes and the others
+are ignored; or, where there are none of these, *_labelTrainIds.png, which hold the classes' own
+ids.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ CLASSES = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
-CITYSCAPES = DatasetInfo("cityscapes", tuple(name for name, _, _ in CLASSES), tuple(colour for _, _, colour in CLASSES))
+CITYSCAPES = DatasetInfo(
+    "cityscapes", tuple(name for name, _, _ in CLASSES), tuple(colour for _, _, colour in CLASSES)
+)
 # Ids 0 to 33; 255 stands for the licence plate's -1 where a tool wrote it.
 LABEL_MAP = dict.fromkeys([*range(34), 255], CITYSCAPES.ignore_label) | {
     label: train_id for train_id, (_, label, _) in enumerate(CLASSES)
@@ -49,29 +52,48 @@ SPLITS = {
     "train_coarse": (("gtCoarse", "train"), ("gtCoarse", "train_extra")),
     "trainval_coarse": (("gtCoarse", "train"), ("gtCoarse", "val"), ("gtCoarse", "train_extra")),
 }
-SPLIT_ALIASES = {"train_fine": "train", "val_fine": "val", "trainval_fine": "trainval"}  # the official DeepLab's names
+SPLIT_ALIASES = {
+    "train_fine": "train",
+    "val_fine": "val",
+    "trainval_fine": "trainval",
+}  # the official DeepLab's names
 IMAGES = "leftImg8bit"
-TREE = "leftImg8bit/{1}/CITY/ID_leftImg8bit.png, {0}/{1}/CITY/ID_{0}_labelIds.png (or _labelTrainIds.png)"
+TREE = (
+    "leftImg8bit/{1}/CITY/ID_leftImg8bit.png, {0}/{1}/CITY/ID_{0}_labelIds.png (or "
+    "_labelTrainIds.png)"
+)
 ARCHIVES = ("leftImg8bit*.zip", "gtFine*.zip", "gtCoarse*.zip")
 
 
 def find_cityscapes(config: DataConfig, split: str) -> Pairs:
     """The images of a split, city by city; see SPLITS.
 
-    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits), as folders or as the .zips.
+    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits), as folders or
+    as the .zips.
 
     Raises:
         UserError: something is missing; names the file or the flag.
     """
     split = SPLIT_ALIASES.get(split, split)
     check_split(split, tuple(SPLITS), config.dataset)
-    found: list[tuple[Tree, str, str, str]] = []  # tree, image, path of the mask without its kind, name
+    found: list[
+        tuple[Tree, str, str, str]
+    ] = []  # tree, image, path of the mask without its kind, name
     for annotation, folder in SPLITS[split]:
         tree = TREE.format(annotation, folder)
-        home = find_home(config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"), ARCHIVES)
+        home = find_home(
+            config, (".",), tree, (f"{IMAGES}/{folder}", f"{annotation}/{folder}"), ARCHIVES
+        )
         for image in find_images(home, f"{IMAGES}/{folder}", f"_{IMAGES}.png", tree, deep=True):
             name = image[: -len(f"_{IMAGES}.png")]
-            found.append((home, f"{IMAGES}/{folder}/{image}", f"{annotation}/{folder}/{name}_{annotation}_", name))
+            found.append(
+                (
+                    home,
+                    f"{IMAGES}/{folder}/{image}",
+                    f"{annotation}/{folder}/{name}_{annotation}_",
+                    name,
+                )
+            )
     kind = _kind_of_masks(found)
     return Pairs(
         CITYSCAPES,

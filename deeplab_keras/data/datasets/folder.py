@@ -1,8 +1,9 @@
 """A dataset of one's own: image and mask files in parallel folders, or named by lists.
 
-The images are `images/<split>/**/NAME.jpg` (.jpeg, .png), the masks `labels/<split>/**/NAME.png` (or masks/,
-annotations/); or both in `<split>/`; or a list `<split>.csv`, `<split>_images.txt` with `<split>_labels.txt`, or
-`<split>.txt` names them. A mask holds one class id a pixel, or the colours that `classes.txt` gives.
+The images are `images/<split>/**/NAME.jpg` (.jpeg, .png), the masks `labels/<split>/**/NAME.png`
+(or masks/, annotations/); or both in `<split>/`; or a list `<split>.csv`, `<split>_images.txt` with
+`<split>_labels.txt`, or `<split>.txt` names them. A mask holds one class id a pixel, or the colours
+that `classes.txt` gives.
 """
 
 from __future__ import annotations
@@ -31,9 +32,22 @@ from deeplab_keras.data.files.lists import (
 from deeplab_keras.data.files.mask_values import MaskValues
 from deeplab_keras.data.files.mistakes import blended, likely_mistake, two_classes
 from deeplab_keras.data.files.pairs import Pairs, in_threads
-from deeplab_keras.data.files.reading import BrokenFileError, colour_codes, opaque_colours, open_picture, read_label
+from deeplab_keras.data.files.reading import (
+    BrokenFileError,
+    colour_codes,
+    opaque_colours,
+    open_picture,
+    read_label,
+)
 from deeplab_keras.data.files.tree import Tree, dataset_tree
-from deeplab_keras.data.info import MAX_CLASSES, Colour, DatasetInfo, info_for_classes, pascal_palette, require_ignored_apart
+from deeplab_keras.data.info import (
+    MAX_CLASSES,
+    Colour,
+    DatasetInfo,
+    info_for_classes,
+    pascal_palette,
+    require_ignored_apart,
+)
 
 T = TypeVar("T")
 
@@ -48,7 +62,9 @@ def find_folder(config: DataConfig, split: str) -> Pairs:
         UserError: something is missing or wrong; names the file or the flag.
     """
     root = dataset_tree(config)
-    if root.archives and not root.files() and len(root.folders()) == 1:  # an archive mostly holds one folder
+    if (
+        root.archives and not root.files() and len(root.folders()) == 1
+    ):  # an archive mostly holds one folder
         root = root.at(root.folders()[0])
     found = find_split(root, split)
     name = root.on_disk().resolve().name
@@ -72,8 +88,12 @@ def find_split(root: Tree, split: str) -> Found:
         UserError: a list or a folder is missing or empty.
     """
     if is_list(split):
-        return find_listed(root, [path.strip() for path in split.split(",")], lambda name: _by_name(root, name))
-    if not (split and (root.is_dir(f"images/{split}") or root.is_dir(f"{split}/images"))) and (lists := lists_of(root, split)):
+        return find_listed(
+            root, [path.strip() for path in split.split(",")], lambda name: _by_name(root, name)
+        )
+    if not (split and (root.is_dir(f"images/{split}") or root.is_dir(f"{split}/images"))) and (
+        lists := lists_of(root, split)
+    ):
         return find_listed(root, lists, lambda name: _by_name(root, name))
     return find_parallel(root, split)
 
@@ -84,7 +104,9 @@ def _by_name(root: Tree, name: str) -> tuple[str, str]:
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
     images = [f"images/{stem}{suffix}" for suffix in suffixes]
     labels = [f"{_label_folder(root)}/{stem}{ending}.png" for ending in LABEL_ENDINGS]
-    image, label = (next(filter(root.is_file, map(root.spelled, paths)), paths[0]) for paths in (images, labels))
+    image, label = (
+        next(filter(root.is_file, map(root.spelled, paths)), paths[0]) for paths in (images, labels)
+    )
     return str(root.on_disk(image)), str(root.on_disk(label))
 
 
@@ -93,7 +115,8 @@ def _label_folder(root: Tree, inside: str = ".") -> str:
         if root.at(inside).is_dir(name):
             return name
     raise UserError(
-        f"{root.on_disk(inside)}: there is no folder of masks; it has to be called one of {', '.join(LABEL_FOLDERS)}"
+        f"{root.on_disk(inside)}: there is no folder of masks; it has to be called one of "
+        f"{', '.join(LABEL_FOLDERS)}"
     )
 
 
@@ -108,7 +131,8 @@ def find_parallel(root: Tree, split: str) -> Found:
     else:
         if not root.is_dir("images"):
             raise UserError(
-                f"{root.on_disk()}: there is no folder 'images'; --dataset_dir has to hold images/{split} and labels/{split}, "
+                f"{root.on_disk()}: there is no folder 'images'; --dataset_dir has to hold "
+                f"images/{split} and labels/{split}, "
                 f"or a list {split}.csv or {split}.txt"
             )
         image_folder, label_folder = f"images/{split}", f"{_label_folder(root)}/{split}"
@@ -117,38 +141,57 @@ def find_parallel(root: Tree, split: str) -> Found:
                 parent = folder.partition("/")[0]
                 splits = ", ".join(root.folders(parent)) or "none"
                 raise UserError(
-                    f"{root.on_disk(parent)}: there is no split {split!r}; there are (for --train_split, --eval_split): {splits}"
+                    f"{root.on_disk(parent)}: there is no split {split!r}; there are (for "
+                    f"--train_split, --eval_split): {splits}"
                 )
     images = files_by_name(root, image_folder, IMAGE_SUFFIXES)
     if not images:
         others = root.files(image_folder, OTHER_PICTURES, deep=True)
-        there = f"; the {len(others)} others, as {others[0]}, have to be converted" if others else ""
-        raise UserError(f"{root.on_disk(image_folder)}: there is no image in it; wanted are {', '.join(IMAGE_SUFFIXES)}{there}")
-    masks = files_by_name(root, label_folder, (".png",))
-    if not masks and (others := root.files(label_folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)):
+        there = (
+            f"; the {len(others)} others, as {others[0]}, have to be converted" if others else ""
+        )
         raise UserError(
-            f"{root.on_disk(label_folder)}: there is no mask in it; wanted are .png; the {len(others)} others, as {others[0]}, "
-            "have to be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended by "
+            f"{root.on_disk(image_folder)}: there is no image in it; wanted are "
+            f"{', '.join(IMAGE_SUFFIXES)}{there}"
+        )
+    masks = files_by_name(root, label_folder, (".png",))
+    if not masks and (
+        others := root.files(label_folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)
+    ):
+        raise UserError(
+            f"{root.on_disk(label_folder)}: there is no mask in it; wanted are .png; the "
+            f"{len(others)} others, as {others[0]}, "
+            "have to be exported as PNG again: JPEG blends the ids at every edge; black and white "
+            "ones are mended by "
             "scripts/convert_masks.py --from=binary"
         )
     warn_left_out(root, image_folder, IMAGE_SUFFIXES, deep=True)
     labels = {name: mask_of(masks, name, label_folder) for name in images}
     _require_masks_of_their_own(root, images, labels)
     if unused := set(masks.values()) - set(labels.values()):
-        logging.warning("%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused))
+        logging.warning(
+            "%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused)
+        )
     expected = f"each image in {root.on_disk(image_folder)} needs a mask of its name"
-    on_disk = [tuple(str(root.on_disk(path)) for path in paths) for paths in (images.values(), labels.values())]
+    on_disk = [
+        tuple(str(root.on_disk(path)) for path in paths)
+        for paths in (images.values(), labels.values())
+    ]
     return Found(tuple(images), on_disk[0], on_disk[1], expected)
 
 
-def _require_masks_of_their_own(root: Tree, images: Mapping[str, str], labels: Mapping[str, str]) -> None:
+def _require_masks_of_their_own(
+    root: Tree, images: Mapping[str, str], labels: Mapping[str, str]
+) -> None:
     """Raises UserError where two images have the same mask: one of them is mostly a mask that lies among the images."""
     first: dict[str, str] = {}
     for name, label in labels.items():
         if (other := first.setdefault(label, name)) != name:
             raise UserError(
-                f"{root.on_disk(images[name])}: it has the same mask as {root.on_disk(images[other])}, {root.on_disk(label)}; "
-                "if it is a mask itself, move the masks out of the images' folder; else give each image a mask of its name"
+                f"{root.on_disk(images[name])}: it has the same mask as "
+                f"{root.on_disk(images[other])}, {root.on_disk(label)}; "
+                "if it is a mask itself, move the masks out of the images' folder; else give each "
+                "image a mask of its name"
             )
 
 
@@ -159,13 +202,18 @@ def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[
     """The masks of all splits, so that every split gets the same classes."""
     for folder in LABEL_FOLDERS:
         if root.is_dir(folder):
-            return [str(root.on_disk(f"{folder}/{path}")) for path in root.files(folder, (".png",), deep=True)]
+            return [
+                str(root.on_disk(f"{folder}/{path}"))
+                for path in root.files(folder, (".png",), deep=True)
+            ]
     labels = dict.fromkeys(found.labels)
     for split in (config.train_split, config.eval_split):
         try:
             labels |= dict.fromkeys(find_split(root, split).labels)
         except UserError as error:
-            logging.info("the classes are those of the masks without the split %s: %s", split, error)
+            logging.info(
+                "the classes are those of the masks without the split %s: %s", split, error
+            )
     return list(labels)
 
 
@@ -184,7 +232,12 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         UserError: a mask cannot be read, or there is one class only.
     """
     where = root.on_disk()
-    logging.info("%s has no %s: reading %d masks to see which classes there are", where, CLASSES_FILES[0], len(labels))
+    logging.info(
+        "%s has no %s: reading %d masks to see which classes there are",
+        where,
+        CLASSES_FILES[0],
+        len(labels),
+    )
     values = MaskValues()
     for one in _read_all(config, labels, lambda path: MaskValues.of(read_label(path))):
         values.add(one)
@@ -194,7 +247,8 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     if count < 2:
         hint = likely_mistake(values, two)
         raise UserError(
-            f"{where}: the masks hold at most the id 0 beside the ignore label {config.ignore_label}; "
+            f"{where}: the masks hold at most the id 0 beside the ignore label "
+            f"{config.ignore_label}; "
             + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
         )
     unused = sorted(set(range(count)) - present)
@@ -205,15 +259,29 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         hint = likely_mistake(values, info_for_classes("PASCAL VOC", _NAMES[: len(present)]))
     if hint:
         listed = ", ".join(map(str, sorted(present)[:5])) + (", ..." if len(present) > 5 else "")
-        if_ids = "" if values.blended(3) else f"; if they are ids, name the classes in {CLASSES_FILES[0]}"
+        if_ids = (
+            ""
+            if values.blended(3)
+            else f"; if they are ids, name the classes in {CLASSES_FILES[0]}"
+        )
         raise UserError(f"{where}: the masks hold {listed}; {hint}{if_ids}")
-    logging.info("%s: %d classes, class_0 to class_%d; %s can name them, a line each", where, count, count - 1, CLASSES_FILES[0])
+    logging.info(
+        "%s: %d classes, class_0 to class_%d; %s can name them, a line each",
+        where,
+        count,
+        count - 1,
+        CLASSES_FILES[0],
+    )
     if unused:
         logging.warning(
-            "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, or name the classes in %s",
-            where, ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""),
-            max(present - {config.ignore_label}), CLASSES_FILES[0],
-        )  # fmt: skip
+            "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, "
+            "or name the classes in %s",
+            where,
+            ", ".join(map(str, unused[:5]))
+            + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""),
+            max(present - {config.ignore_label}),
+            CLASSES_FILES[0],
+        )
     return Classes(tuple(f"class_{i}" for i in range(count)), pascal_palette(count))
 
 
@@ -224,7 +292,12 @@ def infer_colours(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         UserError: a mask cannot be read, or there are too many colours or one only.
     """
     where = root.on_disk()
-    logging.info("%s has no %s: reading %d masks to see which colours there are", where, CLASSES_FILES[0], len(labels))
+    logging.info(
+        "%s has no %s: reading %d masks to see which colours there are",
+        where,
+        CLASSES_FILES[0],
+        len(labels),
+    )
     colours: set[Colour] = set()
     found = sorted(colours.union(*_read_all(config, labels, colours_in)))
     if not 2 <= len(found) < MAX_CLASSES:
@@ -233,7 +306,9 @@ def infer_colours(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
             f"{where}: the masks have {count}, and without {CLASSES_FILES[0]} each is a class; "
             f"give {CLASSES_FILES[0]} with a line 'name #rrggbb' a class"
         )
-    logging.info("%s: %d colours, a class each; %s can name them", where, len(found), CLASSES_FILES[0])
+    logging.info(
+        "%s: %d colours, a class each; %s can name them", where, len(found), CLASSES_FILES[0]
+    )
     return Classes(tuple(f"colour_{bytes(colour).hex()}" for colour in found), tuple(found))
 
 

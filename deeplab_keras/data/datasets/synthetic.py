@@ -1,12 +1,12 @@
 """The built-in dataset: beaches seen from the air, drawn by NumPy from (seed, split, index) alone.
 
-A wavy shoreline divides a scene into grass, sand and water; balls, lifebuoys, starfish, crates, towels, parasols and
-stones lie on it and over each other, lit by one sun, with shadows, noise and blur. The classes' colours overlap
-on purpose (now and then a ball, a towel or a parasol has any colour), so that form and texture have to be seen; every
-edge is a thin contour without a label.
+A wavy shoreline divides a scene into grass, sand and water; balls, lifebuoys, starfish, crates,
+towels, parasols and stones lie on it and over each other, lit by one sun, with shadows, noise and
+blur. The classes' colours overlap on purpose (now and then a ball, a towel or a parasol has any
+colour), so that form and texture have to be seen; every edge is a thin contour without a label.
 
-Each form is a signed distance (negative inside, in units of the object's radius), from which its outline, shadow and
-unlabelled contour follow.
+Each form is a signed distance (negative inside, in units of the object's radius), from which its
+outline, shadow and unlabelled contour follow.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ MIN_RADIUS, MAX_RADIUS = 0.17, 0.28  # of the scene's short side
 def _noise_atlas() -> dict[str, Array]:
     """Three periodic random textures in about -1..1, from smooth to fine."""
     rng = np.random.default_rng(20180207)
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(NOISE_SIZE), np.fft.fftfreq(NOISE_SIZE))) * NOISE_SIZE
+    frequency = (
+        np.hypot(*np.meshgrid(np.fft.fftfreq(NOISE_SIZE), np.fft.fftfreq(NOISE_SIZE))) * NOISE_SIZE
+    )
     spectrum = np.fft.fft2(rng.standard_normal((NOISE_SIZE, NOISE_SIZE)))
     atlas = {}
     for name, low, slope in (("swell", 3.0, 3.0), ("cloud", 3.0, 2.0), ("grain", 20.0, 1.0)):
-        texture = np.fft.ifft2(spectrum / np.maximum(frequency, low) ** slope * (frequency > 0)).real
+        texture = np.fft.ifft2(
+            spectrum / np.maximum(frequency, low) ** slope * (frequency > 0)
+        ).real
         atlas[name] = (texture / (2 * texture.std())).astype(np.float32)
     return atlas
 
@@ -50,7 +54,9 @@ def _noise_atlas() -> dict[str, Array]:
 def _noise(rng: Rng, name: str, shape: tuple[int, int], stretch: tuple[int, int] = (1, 1)) -> Array:
     """A random window of a texture, each of its pixels repeated `stretch` times along the axes."""
     start = rng.integers(0, NOISE_SIZE, 2)
-    rows, columns = ((np.arange(n) // k + s) % NOISE_SIZE for n, k, s in zip(shape, stretch, start, strict=True))
+    rows, columns = (
+        (np.arange(n) // k + s) % NOISE_SIZE for n, k, s in zip(shape, stretch, start, strict=True)
+    )
     return _noise_atlas()[name][rows[:, None], columns]
 
 
@@ -86,8 +92,8 @@ def _lambert(nx: Array, ny: Array, nz: Array, light: Array) -> Array:
     return 0.38 + 0.72 * np.maximum(nx * light[0] + ny * light[1] + nz * light[2], 0.0)
 
 
-# --- Forms: (rng, u, v, light) -> signed distance [h, w], colour [3, h, w]. u and v are in units of the radius, turned
-# with the object, and so is the direction to the light.
+# --- Forms: (rng, u, v, light) -> signed distance [h, w], colour [3, h, w]. u and v are in units of
+# the radius, turned with the object, and so is the direction to the light.
 
 
 def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -97,7 +103,11 @@ def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     x1, y1, z1 = (axes[i, 0] * u + axes[i, 1] * v + axes[i, 2] * z for i in range(3))
     sectors = 3 * np.arctan2(y1, x1) / np.pi
     hues = (0.14, 0.6)  # yellow, blue
-    first = _mix(_paint(rng, hues, 0.85), _paint(rng, hues, 0.85), _step(np.sin(sectors * np.pi / 3 + 1), 0.1))
+    first = _mix(
+        _paint(rng, hues, 0.85),
+        _paint(rng, hues, 0.85),
+        _step(np.sin(sectors * np.pi / 3 + 1), 0.1),
+    )
     pole = _step(np.abs(z1) - 0.94, 0.03)
     colour = _mix(first, _white(rng), np.maximum(_step(np.sin(sectors * np.pi), 0.25), pole))
     half = light + np.array([0, 0, 1], np.float32)
@@ -138,14 +148,24 @@ def _crate(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     distance = np.maximum(np.abs(u) - a, np.abs(v) - b)
     wood = _hsv(rng.uniform(0.05, 0.11), rng.uniform(0.35, 0.65), rng.uniform(0.5, 0.85))
     planks = (v / b + 1) * int(rng.integers(4, 6)) / 2
-    grain = np.sin(38 * v + 3.0 * np.sin(2.5 * u + rng.uniform(0, 6)) + 2 * _noise(rng, "cloud", u.shape))
-    tone = rng.uniform(0.72, 1.02, 8).astype(np.float32)[np.clip(planks, 0, 7).astype(int)] + 0.07 * grain
-    tone = tone * (1 - 0.65 * _step(0.07 - np.abs(planks - np.round(planks)), 0.08))  # gaps between the planks
+    grain = np.sin(
+        38 * v + 3.0 * np.sin(2.5 * u + rng.uniform(0, 6)) + 2 * _noise(rng, "cloud", u.shape)
+    )
+    tone = (
+        rng.uniform(0.72, 1.02, 8).astype(np.float32)[np.clip(planks, 0, 7).astype(int)]
+        + 0.07 * grain
+    )
+    tone = tone * (
+        1 - 0.65 * _step(0.07 - np.abs(planks - np.round(planks)), 0.08)
+    )  # gaps between the planks
     brace = _step(0.14 - np.abs(u * b / a - v * int(rng.choice([-1, 1]))) * 0.75, 0.05)
     frame = np.maximum(_step(distance + 0.2, 0.04), brace)
     tone = tone * (1 - frame) + frame * (1.12 + 0.06 * grain)
     rim = _step(0.03 - np.abs(distance + 0.2), 0.05) * 0.5
-    sun = 1 + 0.1 * (light[0] * np.sign(u) * (np.abs(u) > a - 0.2) + light[1] * np.sign(v) * (np.abs(v) > b - 0.2))
+    sun = 1 + 0.1 * (
+        light[0] * np.sign(u) * (np.abs(u) > a - 0.2)
+        + light[1] * np.sign(v) * (np.abs(v) > b - 0.2)
+    )
     return distance, wood * (tone * (1 - rim) * sun)
 
 
@@ -157,7 +177,11 @@ def _towel(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     second = _white(rng) if rng.random() < 0.6 else _paint(rng, hues, 0.3)
     colour = _mix(_paint(rng, hues, 0.55), second, _step(np.sin(phase), 0.3))
     colour = _mix(colour, _paint(rng, hues, 0.6), _step(np.sin(phase / 2 + 0.8) - 0.8, 0.15))
-    fold = 1 + 0.16 * np.sin(7 * bend + 2 * u + rng.uniform(0, 6)) * light[1] + 0.09 * _noise(rng, "grain", u.shape)
+    fold = (
+        1
+        + 0.16 * np.sin(7 * bend + 2 * u + rng.uniform(0, 6)) * light[1]
+        + 0.09 * _noise(rng, "grain", u.shape)
+    )
     fringe = _step(np.abs(u) - 0.93, 0.03) * (0.5 + 0.5 * np.sign(np.sin(60 * bend)))
     return distance, colour * (fold * (0.92 - 0.3 * fringe))
 
@@ -180,7 +204,9 @@ def _parasol(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
 
 def _stone(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     rho, theta = np.hypot(u, v), np.arctan2(v, u)
-    edge = 0.8 + sum(rng.uniform(-0.16, 0.16) / k * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5))
+    edge = 0.8 + sum(
+        rng.uniform(-0.16, 0.16) / k * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5)
+    )
     height = np.sqrt(np.maximum(1 - (rho / edge) ** 2, 0))
     rough = _noise(rng, "cloud", u.shape)
     dy, dx = np.gradient(rough)
@@ -204,10 +230,18 @@ SYNTHETIC = DatasetInfo(
     name="synthetic",
     class_names=("sand", "water", "grass", *OBJECTS),
     palette=(
-        (222, 196, 140), (44, 123, 182), (86, 158, 72), (240, 84, 62), (255, 255, 255), (255, 150, 48), (139, 90, 43),
-        (170, 92, 190), (252, 222, 70), (112, 118, 128),
+        (222, 196, 140),
+        (44, 123, 182),
+        (86, 158, 72),
+        (240, 84, 62),
+        (255, 255, 255),
+        (255, 150, 48),
+        (139, 90, 43),
+        (170, 92, 190),
+        (252, 222, 70),
+        (112, 118, 128),
     ),
-)  # fmt: skip
+)
 
 
 def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -220,13 +254,21 @@ def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
     grain, cloud = _noise(rng, "grain", shape), _noise(rng, "cloud", shape)
 
     tone = 0.03 * cloud + 0.05 * grain + 0.03 * np.sin(across * rng.uniform(0.35, 0.7) + 3 * cloud)
-    sand = _hsv(rng.uniform(0.06, 0.13), rng.uniform(0.18, 0.5), rng.uniform(0.68, 0.95)) * (0.95 + tone)
+    sand = _hsv(rng.uniform(0.06, 0.13), rng.uniform(0.18, 0.5), rng.uniform(0.68, 0.95)) * (
+        0.95 + tone
+    )
     sand = sand * (1 - 0.3 * _step(to_water + 0.07 * side, 0.1 * side))  # wet near the water
 
     hue = rng.uniform(0.44, 0.6)
     depth = np.clip(to_water / (0.6 * side) + 0.1 * cloud, 0, 1)
-    water = _mix(_hsv(hue, rng.uniform(0.3, 0.6), 0.85), _hsv(hue + 0.03, rng.uniform(0.55, 0.85), 0.5), depth)
-    caustic = np.exp(-9 * np.abs(_noise(rng, "cloud", shape) + 0.4 * grain + 0.3 * np.sin(0.3 * across)))
+    water = _mix(
+        _hsv(hue, rng.uniform(0.3, 0.6), 0.85),
+        _hsv(hue + 0.03, rng.uniform(0.55, 0.85), 0.5),
+        depth,
+    )
+    caustic = np.exp(
+        -9 * np.abs(_noise(rng, "cloud", shape) + 0.4 * grain + 0.3 * np.sin(0.3 * across))
+    )
     foam = np.exp(-np.abs(to_water - 0.03 * side) / (0.012 * side)) * _step(grain + 0.3, 0.8)
     water = water * (0.93 + 0.25 * caustic) + 0.55 * foam
 
@@ -240,14 +282,18 @@ def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
     return colour, label, np.minimum(np.abs(to_water), np.abs(to_grass))
 
 
-def _overlap(canvas: tuple[int, ...], patch: tuple[int, ...], top: int, left: int) -> tuple[Window, Window]:
+def _overlap(
+    canvas: tuple[int, ...], patch: tuple[int, ...], top: int, left: int
+) -> tuple[Window, Window]:
     """The slices of a canvas and of a patch laid on it at (top, left) where they meet."""
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = max(min(top + patch[0], canvas[0]), y0), max(min(left + patch[1], canvas[1]), x0)
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def _place(rng: Rng, taken: list[tuple[float, float]], height: int, width: int) -> tuple[float, float]:
+def _place(
+    rng: Rng, taken: list[tuple[float, float]], height: int, width: int
+) -> tuple[float, float]:
     """Of a few random places the one farthest from those taken: objects overlap, but few bury another."""
     tries = rng.uniform(0.06, 0.94, (5, 2)) * (height, width)
     if taken:
@@ -261,10 +307,14 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
     """Draws one scene.
 
     Returns:
-        Image uint8 `[height, width, 3]` in 0..255, label uint8 `[height, width]` of class ids and 255.
+        Image uint8 `[height, width, 3]` in 0..255, label uint8 `[height, width]` of class ids and
+        255.
     """
     rng = np.random.default_rng([seed, split, index])
-    y, x = np.mgrid[:height, :width].astype(np.float32) - np.array([height, width], np.float32)[:, None, None] / 2
+    y, x = (
+        np.mgrid[:height, :width].astype(np.float32)
+        - np.array([height, width], np.float32)[:, None, None] / 2
+    )
     side = min(height, width)
     contour = 1.1 * max(1.0, side / 160)
     canvas, label, border = _ground(rng, x, y)
@@ -284,10 +334,15 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
         cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
         grid = np.arange(-reach, reach + 1, dtype=np.float32)
         u, v = grid * cos + grid[:, None] * sin, grid[:, None] * cos - grid * sin
-        light = np.array([low * math.cos(sun - turn), low * math.sin(sun - turn), np.sqrt(1 - low * low)], np.float32)
+        light = np.array(
+            [low * math.cos(sun - turn), low * math.sin(sun - turn), np.sqrt(1 - low * low)],
+            np.float32,
+        )
         distance, colour = list(OBJECTS.values())[kind](rng, u, v, light)
         distance = distance * radius
-        there, here = _overlap(label.shape, distance.shape, top + round(shadow_shift[0]), left + round(shadow_shift[1]))
+        there, here = _overlap(
+            label.shape, distance.shape, top + round(shadow_shift[0]), left + round(shadow_shift[1])
+        )
         canvas[:, *there] *= 1 - shadow * _step(-distance[here], 5.0)
         there, here = _overlap(label.shape, distance.shape, top, left)
         distance = distance[here]
@@ -306,7 +361,9 @@ def _photograph(rng: Rng, canvas: Array, towards_sun: Array) -> Array:
         before, after = np.roll(image, 1, axis), np.roll(image, -1, axis)
         image = (1 - 2 * blur) * image + blur * (before + after)
     image = image + rng.uniform(0.005, 0.025) * rng.standard_normal(image.shape, np.float32)
-    return np.ascontiguousarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(
+        (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +391,9 @@ class SyntheticSource:
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`load` as a part of a tf.data graph."""
         image, label = tf.numpy_function(self.load, [index], (tf.uint8, tf.uint8))
-        return tf.ensure_shape(image, (self.height, self.width, 3)), tf.ensure_shape(label, (self.height, self.width))
+        return tf.ensure_shape(image, (self.height, self.width, 3)), tf.ensure_shape(
+            label, (self.height, self.width)
+        )
 
 
 def open_synthetic(config: DataConfig, split: str) -> SyntheticSource:

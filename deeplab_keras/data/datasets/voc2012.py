@@ -1,9 +1,10 @@
 """PASCAL VOC 2012: 20 kinds of things and the background; 1464 training and 1449 validation images.
 
-Read from the folder as extracted, or from the .tar itself. `trainaug` is the larger training set, 10582 images, with the
-masks of the Semantic Boundaries Dataset (SBD). Its list is ImageSets/Segmentation/trainaug.txt or else made: SBD's images (those
-of its own two lists, or those in SegmentationClassAug) and VOC's training images, without VOC's validation images. Its masks
-are SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
+Read from the folder as extracted, or from the .tar itself. `trainaug` is the larger training set,
+10582 images, with the masks of the Semantic Boundaries Dataset (SBD). Its list is
+ImageSets/Segmentation/trainaug.txt or else made: SBD's images (those of its own two lists, or those
+in SegmentationClassAug) and VOC's training images, without VOC's validation images. Its masks are
+SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
 """
 
 from __future__ import annotations
@@ -17,21 +18,50 @@ from deeplab_keras.data.info import DatasetInfo, pascal_palette
 VOC2012 = DatasetInfo(
     name="voc2012",
     class_names=(
-        "__background__", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+        "__background__",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
     ),
     palette=pascal_palette(21),
-)  # fmt: skip
+)
 SPLIT_ALIASES = {"train_aug": "trainaug"}  # the official DeepLab's name
 AUGMENTED = "trainaug"
-TREE = "VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{}/ID.png, .../ImageSets/Segmentation/{}.txt"
+TREE = (
+    "VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{}/ID.png, "
+    ".../ImageSets/Segmentation/{}.txt"
+)
 SBD_TREE = ".txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train"
 ARCHIVES = ("VOCtrainval*.tar", "SegmentationClassAug*.zip", "SegmentationClassAug*.tar")
 PLACES = (".", "VOCdevkit/VOC2012", "VOC2012")
 LISTS = "ImageSets/Segmentation"
 READY = "SegmentationClassAug"
 SBD_ARCHIVES = ("benchmark*.tgz", "benchmark*.tar.gz")
-SBD_PLACES = ("benchmark_RELEASE/dataset", "sbd/dataset", "sbd", "VOCaug/dataset", "dataset", "../VOCaug/dataset")
+SBD_PLACES = (
+    "benchmark_RELEASE/dataset",
+    "sbd/dataset",
+    "sbd",
+    "VOCaug/dataset",
+    "dataset",
+    "../VOCaug/dataset",
+)
 
 
 def find_voc2012(config: DataConfig, split: str) -> Pairs:
@@ -43,12 +73,22 @@ def find_voc2012(config: DataConfig, split: str) -> Pairs:
         UserError: something is missing; names the file or the flag.
     """
     split = SPLIT_ALIASES.get(split, split)
-    tree = TREE.format("Aug", f"{split}{SBD_TREE}") if split == AUGMENTED else TREE.format("", split)
+    tree = (
+        TREE.format("Aug", f"{split}{SBD_TREE}") if split == AUGMENTED else TREE.format("", split)
+    )
     home = find_home(config, PLACES, tree, ("JPEGImages", LISTS), ARCHIVES)
     root = home.top()
     if split == AUGMENTED and not home.is_dir(READY):
         root = with_archives(root, ARCHIVES)
-    sbd = next((at for place in (home, root) for inner in SBD_PLACES if (at := place.at(inner)).is_dir("cls")), None)
+    sbd = next(
+        (
+            at
+            for place in (home, root)
+            for inner in SBD_PLACES
+            if (at := place.at(inner)).is_dir("cls")
+        ),
+        None,
+    )
     if split == AUGMENTED and not home.is_file(f"{LISTS}/{AUGMENTED}.txt"):
         ids = _augmented_list(home, root, sbd, tree)
     else:
@@ -61,15 +101,24 @@ def find_voc2012(config: DataConfig, split: str) -> Pairs:
 def _augmented_list(home: Tree, root: Tree, sbd: Tree | None, tree: str) -> list[str]:
     ready = next((place for place in (home, root) if place.is_dir(READY)), None)
     if sbd is not None:
-        others = {name for part in ("train", "val") for name in read_list(sbd, f"{part}.txt", "cls/ID.mat, train.txt, val.txt")}
+        others = {
+            name
+            for part in ("train", "val")
+            for name in read_list(sbd, f"{part}.txt", "cls/ID.mat, train.txt, val.txt")
+        }
     elif ready is not None:
         others = {name.rpartition(".")[0] for name in ready.files(READY, (".png",))}
     else:
-        with_archives(root, SBD_ARCHIVES)  # refuses those that are there, and says how they are extracted
+        with_archives(
+            root, SBD_ARCHIVES
+        )  # refuses those that are there, and says how they are extracted
         return read_list(home, f"{LISTS}/{AUGMENTED}.txt", tree)  # says what is missing
     train, val = (set(read_list(home, f"{LISTS}/{name}.txt", tree)) for name in ("train", "val"))
     if not (ids := (train | others) - val):
-        raise UserError(f"{(sbd or ready or home).on_disk()}: it has no image that is not in VOC's val.txt; {HELP}")
+        raise UserError(
+            f"{(sbd or ready or home).on_disk()}: it has no image that is not in VOC's val.txt; "
+            f"{HELP}"
+        )
     return sorted(ids)
 
 

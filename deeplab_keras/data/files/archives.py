@@ -1,7 +1,8 @@
 """Datasets in the archives that they are had as: files are read where they stand in a .zip or .tar, nothing is extracted.
 
-A file in an archive has a path like any other, `datasets/VOC.tar/VOCdevkit/VOC2012/JPEGImages/ID.jpg`; `read_bytes` takes
-both kinds. Nothing in an archive is ever written, symbolic links are not followed, and one whose members climb out of it is
+A file in an archive has a path like any other,
+`datasets/VOC.tar/VOCdevkit/VOC2012/JPEGImages/ID.jpg`; `read_bytes` takes both kinds. Nothing in an
+archive is ever written, symbolic links are not followed, and one whose members climb out of it is
 refused as a whole.
 """
 
@@ -25,7 +26,9 @@ SUFFIXES = (".zip", ".tar")
 COMPRESSED_TAR = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2", ".txz")
 SMALL_ARCHIVE = 128 << 20  # bytes that a member may have in the smallest archive
 DEEPEST = 100  # folders
-LARGEST_FILE = 2**30  # no image or mask is larger; a member that claims to be is a trap or no dataset
+LARGEST_FILE = (
+    2**30
+)  # no image or mask is larger; a member that claims to be is a trap or no dataset
 _MEMBER = re.compile(rf"(.+?\.(?:zip|tar|{PATTERN}))/(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -45,7 +48,8 @@ class Archive:
         self._readers: dict[str, Callable[[int], bytes]] = {}
         self._links: list[str] = []
         self._lock = threading.Lock()
-        # Neither a JPEG nor a PNG can be packed so much, so a larger member would fill the memory with nothing.
+        # Neither a JPEG nor a PNG can be packed so much, so a larger member would fill the memory
+        # with nothing.
         self._largest = 4 * os.path.getsize(path) + SMALL_ARCHIVE
         try:
             (self._index_zip if path.lower().endswith(".zip") else self._index_tar)()
@@ -53,12 +57,18 @@ class Archive:
             raise
         except Exception as error:  # whatever a damaged directory makes of the two readers
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: cannot be read as an archive ({reason}); download it again: it may be cut off") from error
+            raise UserError(
+                f"{path}: cannot be read as an archive ({reason}); download it again: it may be "
+                "cut off"
+            ) from error
         if self._links:
             logging.warning(
-                "%s: %d symbolic links in it are not followed, as %s; extract it if they lead to images or masks",
-                path, len(self._links), self._links[0],
-            )  # fmt: skip
+                "%s: %d symbolic links in it are not followed, as %s; extract it if they lead to "
+                "images or masks",
+                path,
+                len(self._links),
+                self._links[0],
+            )
 
     def read(self, member: str, limit: int = -1) -> bytes:
         """A member's first `limit` bytes, or all of them.
@@ -81,15 +91,22 @@ class Archive:
         parts = _parts(name)
         if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
             raise UserError(
-                f"{self.path}: its member {name!r} leads out of the archive, as no dataset's own archive does; "
+                f"{self.path}: its member {name!r} leads out of the archive, as no dataset's own "
+                "archive does; "
                 "nothing of it is read: download it from the dataset's page"
             )
         if not parts or parts[0] == "__MACOSX":
             return
         if size > LARGEST_FILE or size > self._largest:
-            raise UserError(f"{self.path}: its member {name!r} has {size} bytes; no image has, so nothing of it is read")
+            raise UserError(
+                f"{self.path}: its member {name!r} has {size} bytes; no image has, so nothing of "
+                "it is read"
+            )
         if len(parts) > DEEPEST:
-            raise UserError(f"{self.path}: its member {name[:80]!r}... lies in {len(parts)} folders; nothing of it is read")
+            raise UserError(
+                f"{self.path}: its member {name[:80]!r}... lies in {len(parts)} folders; nothing "
+                "of it is read"
+            )
         for depth, part in enumerate(parts[:-1] if read else parts):
             self.children.setdefault("/".join(parts[:depth]), set()).add(part)
             self.children.setdefault("/".join(parts[: depth + 1]), set())
@@ -101,21 +118,29 @@ class Archive:
         with tarfile.open(self.path, "r:") as archive, open(self.path, "rb") as file:
             file.seek(-min(tarfile.BLOCKSIZE, os.path.getsize(self.path)), os.SEEK_END)
             if file.read().strip(b"\0"):
-                raise EOFError("its end is missing")  # which tarfile does not notice where a member's head is cut
+                raise EOFError(
+                    "its end is missing"
+                )  # which tarfile does not notice where a member's head is cut
             for member in archive:
                 if member.isfile():
                     read = functools.partial(self._read_slice, member.offset_data, member.size)
                     self._add(member.name, member.size, read)
                 elif member.isdir():
                     self._add(member.name, 0, None)
-                elif member.islnk() and (read_other := self._readers.get("/".join(_parts(member.linkname)))):
-                    self._add(member.name, 0, read_other)  # a second name of the same bytes, as tar writes hard links
+                elif member.islnk() and (
+                    read_other := self._readers.get("/".join(_parts(member.linkname)))
+                ):
+                    self._add(
+                        member.name, 0, read_other
+                    )  # a second name of the same bytes, as tar writes hard links
                 elif member.issym():
                     self._links.append(member.name)
 
     def _read_slice(self, offset: int, size: int, limit: int) -> bytes:
         wanted = size if limit < 0 else min(limit, size)
-        with open(self.path, "rb", buffering=0) as file:  # of its own, so that threads and forks share no position
+        with open(
+            self.path, "rb", buffering=0
+        ) as file:  # of its own, so that threads and forks share no position
             data = os.pread(file.fileno(), wanted, offset)
         if len(data) < wanted:
             raise EOFError("the archive ends before it")
@@ -129,7 +154,10 @@ class Archive:
     def _index_members(self, file: int) -> None:
         for member in self._zip.infolist():
             if member.flag_bits & 1:
-                raise UserError(f"{self.path}: it is encrypted; extract it with its password and name the folder")
+                raise UserError(
+                    f"{self.path}: it is encrypted; extract it with its password and name the "
+                    "folder"
+                )
             if member.external_attr >> 16 & 0o170000 == 0o120000:
                 self._links.append(member.filename)
                 continue
@@ -143,8 +171,12 @@ class Archive:
         length = struct.unpack_from("<H", head, 26)[0] if len(head) == 30 else 0
         encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"
         name = os.pread(file, length, member.header_offset + 30)
-        if not head.startswith(b"PK\x03\x04") or name != member.orig_filename.encode(encoding, errors="replace"):
-            raise zipfile.BadZipFile(f"the directory and the file differ in the name {member.filename!r}")
+        if not head.startswith(b"PK\x03\x04") or name != member.orig_filename.encode(
+            encoding, errors="replace"
+        ):
+            raise zipfile.BadZipFile(
+                f"the directory and the file differ in the name {member.filename!r}"
+            )
 
     def _read_zipped(self, member: zipfile.ZipInfo, limit: int) -> bytes:
         if self._process != os.getpid():  # a fork shares the file's position with its parent
@@ -188,12 +220,15 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path is that of an archive whose files can be read in place.
 
     Raises:
-        UserError: it is a compressed tar, in which no file can be found without unpacking all before it.
+        UserError: it is a compressed tar, in which no file can be found without unpacking all
+            before it.
     """
     name = os.fspath(path).lower()
     if name.endswith(COMPRESSED_TAR) and os.path.isfile(path):
         command = f"tar xf {path} -C {os.path.dirname(path) or '.'}"
-        raise UserError(f"{path}: files in a compressed tar cannot be read in place; extract it: {command}")
+        raise UserError(
+            f"{path}: files in a compressed tar cannot be read in place; extract it: {command}"
+        )
     return name.endswith(SUFFIXES) and os.path.isfile(path)
 
 

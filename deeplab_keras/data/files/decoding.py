@@ -30,7 +30,9 @@ def encoded(paths: Sequence[str]) -> list[bytes]:
 def read_file(index: tf.Tensor, paths: Sequence[str]) -> tf.Tensor:
     """The bytes of one of the files, wherever it lies."""
     if any_member(paths):
-        return tf.ensure_shape(tf.numpy_function(lambda i: read_bytes(paths[int(i)]), [index], tf.string), ())
+        return tf.ensure_shape(
+            tf.numpy_function(lambda i: read_bytes(paths[int(i)]), [index], tf.string), ()
+        )
     return tf.io.read_file(tf.gather(encoded(paths), index))
 
 
@@ -59,4 +61,8 @@ def decode(
 
     if all(plain):
         return by_tensorflow()
-    return tf.cond(tf.gather(list(plain), index), by_tensorflow, by_pillow) if any(plain) else by_pillow()
+    return (
+        tf.cond(tf.gather(list(plain), index), by_tensorflow, by_pillow)
+        if any(plain)
+        else by_pillow()
+    )

@@ -22,9 +22,27 @@ OTHER_PICTURES = (
     ".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".npy", ".dng",
 )  # fmt: skip
 LABEL_FOLDERS = ("labels", "masks", "annotations")
-LABEL_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_L")  # of a mask's name behind its image's
+LABEL_ENDINGS = (
+    "",
+    "_mask",
+    "_label",
+    "_labels",
+    "_gt",
+    "_seg",
+    "_L",
+)  # of a mask's name behind its image's
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "image_file", "filename", "file", "input")
-LABEL_COLUMNS = ("mask", "masks", "label", "labels", "annotation", "mask_path", "label_path", "mask_file", "target")
+LABEL_COLUMNS = (
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "annotation",
+    "mask_path",
+    "label_path",
+    "mask_file",
+    "target",
+)
 
 
 class Found(NamedTuple):
@@ -65,15 +83,21 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
     """
     rows: list[tuple[int, str, str]]
     if len(paths) > 2:
-        raise UserError(f"--train_split or --eval_split={','.join(paths)}: give one list of pairs, or two lists: images,masks")
+        raise UserError(
+            f"--train_split or --eval_split={','.join(paths)}: give one list of pairs, or two "
+            "lists: images,masks"
+        )
     if len(paths) == 2:
         first, second = (_lines(root, path) for path in paths)
         if len(first) != len(second):
             raise UserError(
-                f"{_where(root, paths[0])} has {len(first)} lines and {_where(root, paths[1])} {len(second)}; "
+                f"{_where(root, paths[0])} has {len(first)} lines and {_where(root, paths[1])} "
+                f"{len(second)}; "
                 "both need one a pair, in the same order"
             )
-        rows = [(number, image, mask) for (number, image), (_, mask) in zip(first, second, strict=True)]
+        rows = [
+            (number, image, mask) for (number, image), (_, mask) in zip(first, second, strict=True)
+        ]
     elif paths[0].lower().endswith(".csv"):
         rows = _table(root, paths[0])
     else:
@@ -81,22 +105,35 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
     images, labels = [], []
     for _, image, mask in rows:
         # A name that stands alone has no mask beside it.
-        found = (_place(root, paths[0], image), _place(root, paths[-1], mask)) if mask else by_name(image)
+        found = (
+            (_place(root, paths[0], image), _place(root, paths[-1], mask))
+            if mask
+            else by_name(image)
+        )
         images.append(found[0])
         labels.append(found[1])
     lines: dict[str, int] = {}
     for (number, *_), image in zip(rows, images, strict=True):
         if lines.setdefault(image, number) != number:
             where = _where(root, paths[0])
-            raise UserError(f"{where}: lines {lines[image]} and {number} name the same image, {image}; remove one")
-    expected = f"{' and '.join(str(_where(root, path)) for path in paths)} name{'s' * (len(paths) == 1)} it"
+            raise UserError(
+                f"{where}: lines {lines[image]} and {number} name the same image, {image}; remove "
+                "one"
+            )
+    expected = (
+        f"{' and '.join(str(_where(root, path)) for path in paths)} "
+        f"name{'s' * (len(paths) == 1)} it"
+    )
     return Found(_names(images), tuple(images), tuple(labels), expected)
 
 
 def _names(images: list[str]) -> tuple[str, ...]:
     """Paths without suffix, below the folder that all images have in common."""
     common = os.path.commonpath([os.path.dirname(os.path.abspath(image)) for image in images])
-    return tuple(Path(os.path.relpath(os.path.abspath(image), common)).with_suffix("").as_posix() for image in images)
+    return tuple(
+        Path(os.path.relpath(os.path.abspath(image), common)).with_suffix("").as_posix()
+        for image in images
+    )
 
 
 def _where(root: Tree, path: str) -> Path:
@@ -110,10 +147,16 @@ def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
     try:
         text = root.read_text(path) if root.is_file(path) else decode_text(where.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{where}: there is no such list; the path is looked for in --dataset_dir and as it is") from None
+        raise UserError(
+            f"{where}: there is no such list; the path is looked for in --dataset_dir and as it is"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read as a list of files ({error}); save it as text in UTF-8") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        raise UserError(
+            f"{where}: cannot be read as a list of files ({error}); save it as text in UTF-8"
+        ) from error
+    lines = [
+        (number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()
+    ]
     if not lines:
         raise UserError(f"{where}: the list is empty; a line names an image and its mask")
     return lines
@@ -131,15 +174,26 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
     """Line number, image and mask of each row."""
     where, lines = _where(root, path), _lines(root, path)
     delimiter = max(",;\t", key=lines[0][1].count)
-    with reading(where, "a list of files", "save it as a CSV with a row for each image and its mask"):
-        cells = [next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True)) for _, line in lines]
+    with reading(
+        where, "a list of files", "save it as a CSV with a row for each image and its mask"
+    ):
+        cells = [
+            next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True))
+            for _, line in lines
+        ]
     rows = [(number, row) for (number, _), row in zip(lines, cells, strict=True)]
     head = [cell.strip().lower() for cell in rows[0][1]]
     image, mask = 0, 1
     if not any(cell.endswith(IMAGE_SUFFIXES) for cell in head):
-        columns = [[i for i, cell in enumerate(head) if cell in known] for known in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        columns = [
+            [i for i, cell in enumerate(head) if cell in known]
+            for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
+        ]
         if not all(columns):
-            raise UserError(f"{where}: its columns are {', '.join(head)}; call the two that count image and mask")
+            raise UserError(
+                f"{where}: its columns are {', '.join(head)}; call the two that count image and "
+                "mask"
+            )
         (image, *_), (mask, *_) = columns
         del rows[0]
     for number, row in rows:
@@ -176,7 +230,10 @@ def files_by_name(root: Tree, folder: str, suffixes: tuple[str, ...]) -> dict[st
         name = same_name(posixpath.splitext(path)[0])
         if name in found:
             other = posixpath.basename(found[name])
-            raise UserError(f"{root.on_disk(f'{folder}/{path}')}: {other} has the same name; remove one of the two")
+            raise UserError(
+                f"{root.on_disk(f'{folder}/{path}')}: {other} has the same name; remove one of "
+                "the two"
+            )
         found[name] = f"{folder}/{path}"
     return found
 
@@ -194,6 +251,10 @@ def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bo
     there = root.files(folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=deep)
     if others := [name for name in there if not name.lower().endswith(endings)]:
         logging.warning(
-            "%s: %d pictures are left out, such as %s; only %s are read: convert the others, or move them away",
-            root.on_disk(folder), len(others), others[0], ", ".join(endings),
-        )  # fmt: skip
+            "%s: %d pictures are left out, such as %s; only %s are read: convert the others, or "
+            "move them away",
+            root.on_disk(folder),
+            len(others),
+            others[0],
+            ", ".join(endings),
+        )

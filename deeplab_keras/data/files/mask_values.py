@@ -7,10 +7,14 @@ import threading
 
 import numpy as np
 
-LOOKED_AT = 1 << 18  # pixels of a mask whose neighbors are compared; of larger masks only every n-th row
+LOOKED_AT = (
+    1 << 18
+)  # pixels of a mask whose neighbors are compared; of larger masks only every n-th row
 NO_AREA = 0.1  # a value with a smaller share of inner pixels covers no area
 STRAY = 0.01  # strays have a smaller share of the object's pixels
-ON_A_RAMP = 0.15  # of the pixels without area; measured: JPEG 0.26 to 0.45, smooth resizing 0.6 to 1, tiny objects 0.02
+# of the pixels without area; measured: JPEG 0.26 to 0.45, smooth resizing 0.6 to 1, tiny objects
+# 0.02
+ON_A_RAMP = 0.15
 _lock = threading.Lock()
 
 
@@ -54,7 +58,14 @@ class MaskValues:
         lowest = np.minimum(np.minimum(left, right), np.minimum(above, below))
         highest = np.maximum(np.maximum(left, right), np.maximum(above, below))
         inner = _count(center[(lowest == center) & (highest == center)])
-        return cls(pixels, masks, alone, _count(center), inner, _count(center[(lowest < center) & (center < highest)]))
+        return cls(
+            pixels,
+            masks,
+            alone,
+            _count(center),
+            inner,
+            _count(center[(lowest < center) & (center < highest)]),
+        )
 
     def add(self, other: MaskValues) -> None:
         """Adds the statistics of other masks in place; may be called from several threads."""
@@ -72,12 +83,20 @@ class MaskValues:
 
         Args:
             stray: the largest number of pixels with other values, as a share of the object's.
-            one_mask: of a single mask, stray values are enough; of several, at least half must be free of them.
+            one_mask: of a single mask, stray values are enough; of several, at least half must be
+                free of them.
         """
         white = int(self.pixels[1:].argmax()) + 1
         others = self.pixels[1:].sum() - self.pixels[white]
         mostly = 2 * self.alone[white] >= self.masks[white] or (one_mask and self.masks[white] == 1)
-        return white if self.pixels[0] and self.pixels[white] and mostly and others <= stray * self.pixels[white] else 0
+        return (
+            white
+            if self.pixels[0]
+            and self.pixels[white]
+            and mostly
+            and others <= stray * self.pixels[white]
+            else 0
+        )
 
     def blended(self, fewest: int) -> bool:
         """Whether most values occur only on ramps between areas of others, as JPEG and smooth resizing leave them.
@@ -94,7 +113,9 @@ class MaskValues:
         """Whether thresholding at half of white separates the object: few pixels between, most of them black or white."""
         pixels, total = self.pixels, max(int(self.pixels.sum()), 1)
         extremes = pixels[:9].sum() + pixels[247:].sum()
-        most = 2 * pixels[0] > pixels[:128].sum() and 2 * pixels[247:].sum() > pixels[128:].sum() > 0
+        most = (
+            2 * pixels[0] > pixels[:128].sum() and 2 * pixels[247:].sum() > pixels[128:].sum() > 0
+        )
         return bool(most and extremes > 0.8 * total and pixels[65:192].sum() <= 0.05 * total)
 
 

@@ -1,7 +1,7 @@
 """The masks of the Semantic Boundaries Dataset: MATLAB 5 files, of which one field of one structure is read.
 
-The format is MathWorks' "MAT-File Format", level 5: elements of a type, a length and data, padded to eight bytes; an array
-is an element of elements, and may be compressed with zlib as a whole.
+The format is MathWorks' "MAT-File Format", level 5: elements of a type, a length and data, padded
+to eight bytes; an array is an element of elements, and may be compressed with zlib as a whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ import numpy as np
 
 MAT_SIGNATURE = b"MATLAB 5.0 MAT-file"
 STRUCTURE, FIELD = "GTcls", "Segmentation"
-_DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_DTYPES = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}
 LARGEST = 32 << 20  # bytes of an unpacked array, apart from four times its file
 _MATRIX, _COMPRESSED, _STRUCT_CLASS = 14, 15, 2
 
@@ -68,7 +79,10 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 def _segmentation(matrix: bytes, order: str) -> np.ndarray | None:
     """The field of the structure, if this array is the structure: flags, size, name, length of names, names, fields."""
     flags, _, name, *rest = _elements(matrix, order)
-    if struct.unpack(order + "I", flags[1][:4])[0] & 0xFF != _STRUCT_CLASS or name[1].decode() != STRUCTURE:
+    if (
+        struct.unpack(order + "I", flags[1][:4])[0] & 0xFF != _STRUCT_CLASS
+        or name[1].decode() != STRUCTURE
+    ):
         return None
     (_, width), (_, names), *fields = rest
     (step,) = struct.unpack(order + "I", width[:4])
@@ -77,6 +91,10 @@ def _segmentation(matrix: bytes, order: str) -> np.ndarray | None:
     height, width_ = struct.unpack(order + "ii", size[1][:8])
     array = np.frombuffer(values[1], order + _DTYPES[values[0]])
     fits = height > 0 and width_ > 0 and array.size == height * width_
-    if not fits or not (array.min() >= 0 and array.max() <= 255) or (array != np.floor(array)).any():
+    if (
+        not fits
+        or not (array.min() >= 0 and array.max() <= 255)
+        or (array != np.floor(array)).any()
+    ):
         raise ValueError(f"{FIELD} is no map of ids of {width_}x{height}")
     return array.reshape(width_, height).T.astype(np.uint8)

@@ -34,7 +34,16 @@ from deeplab_keras.data.files.reading import (
 from deeplab_keras.data.info import Colour, DatasetInfo
 from deeplab_keras.data.source import Source
 
-__all__ = ["DECODE_ERRORS", "BrokenFileError", "FileSource", "Pairs", "in_threads", "open_pairs", "read_image", "read_label"]
+__all__ = [
+    "DECODE_ERRORS",
+    "BrokenFileError",
+    "FileSource",
+    "Pairs",
+    "in_threads",
+    "open_pairs",
+    "read_image",
+    "read_label",
+]
 
 FULL_CHECK_LIMIT = 2000  # up to so many pairs are all decoded before training starts
 CHECK_SAMPLE = 200  # and of more pairs so many
@@ -55,8 +64,10 @@ class Pairs:
         names: a name for each pair.
         images: paths of JPEG or PNG files.
         labels: paths of PNG files (or SBD's .mat).
-        label_map: id in the mask files -> class id or ignore label; None: the masks hold these themselves.
-        colours: colour in the mask files -> class id or ignore label, where the colour counts and not the id.
+        label_map: id in the mask files -> class id or ignore label; None: the masks hold these
+            themselves.
+        colours: colour in the mask files -> class id or ignore label, where the colour counts and
+            not the id.
         expected: how the files should lie, for messages.
     """
 
@@ -92,7 +103,9 @@ class Pairs:
     def take(self: P, chosen: Iterable[int]) -> P:
         """Some of the pairs."""
         kept = list(chosen)
-        names, images, labels = (tuple(files[i] for i in kept) for files in (self.names, self.images, self.labels))
+        names, images, labels = (
+            tuple(files[i] for i in kept) for files in (self.names, self.images, self.labels)
+        )
         return dataclasses.replace(self, names=names, images=images, labels=labels)
 
 
@@ -104,7 +117,8 @@ class FileSource(Pairs):
     """A source of pairs.
 
     Attributes:
-        plain: for each pair, whether TensorFlow's decoders read image and mask rightly; Pillow reads the others.
+        plain: for each pair, whether TensorFlow's decoders read image and mask rightly; Pillow
+            reads the others.
         checked: every file was decoded before, so ids outside the classes need no watching for.
     """
 
@@ -115,7 +129,8 @@ class FileSource(Pairs):
         """Image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`.
 
         Raises:
-            UserError: a file is broken, the sizes differ, or an id is outside the classes; names the file.
+            UserError: a file is broken, the sizes differ, or an id is outside the classes; names
+                the file.
         """
         image, ids = self.load_ids(index)
         table = self.class_of_id()
@@ -133,7 +148,9 @@ class FileSource(Pairs):
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`load` as a part of a tf.data graph, by TensorFlow's own decoders where they read the file rightly."""
-        plain_images, plain_labels = zip(*self.plain, strict=True) if self.plain else ((False,), (False,))
+        plain_images, plain_labels = (
+            zip(*self.plain, strict=True) if self.plain else ((False,), (False,))
+        )
         image_bytes, label_bytes = self.tf_readers(index)
         image = decode(index, plain_images, image_bytes, decode_image, self._image)
         label = decode(index, plain_labels, label_bytes, decode_label, self._ids)
@@ -142,12 +159,18 @@ class FileSource(Pairs):
             return image, label
         classes = tf.gather(self.class_of_id(), tf.cast(label, tf.int32))
         fine = tf.reduce_all(classes >= 0) & tf.reduce_all(tf.shape(image)[:2] == tf.shape(label))
-        with tf.control_dependencies([] if self.checked else [tf.debugging.Assert(fine, [self.tf_where(index)])]):
+        with tf.control_dependencies(
+            [] if self.checked else [tf.debugging.Assert(fine, [self.tf_where(index)])]
+        ):
             return image, tf.cast(classes, tf.uint8)
 
-    def tf_readers(self, index: tf.Tensor) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
+    def tf_readers(
+        self, index: tf.Tensor
+    ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
         """What gives the bytes of the image's file and of the mask's, as parts of a tf.data graph."""
-        return functools.partial(read_file, index, self.images), functools.partial(read_file, index, self.labels)
+        return functools.partial(read_file, index, self.images), functools.partial(
+            read_file, index, self.labels
+        )
 
     def tf_where(self, index: tf.Tensor) -> tf.Tensor:
         """The mask's path, as a part of a tf.data graph."""
@@ -175,7 +198,9 @@ class IdsUserError(FileUserError):
     kind = "masks with ids outside the classes"
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[R | None, UserError | None]]:
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[R | None, UserError | None]]:
     """For each item in order what the function returns, or the UserError that it raises."""
 
     def attempt(item: T) -> tuple[R | None, UserError | None]:
@@ -193,12 +218,16 @@ def and_more(count: int) -> str:
     return f" (and {count - 1} more like it)" if count > 1 else ""
 
 
-def require_equal(image: str, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]) -> None:
+def require_equal(
+    image: str, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]
+) -> None:
     """Raises UserError where an image and its mask differ in size (width, height)."""
     if image_size != label_size:
         raise SizeUserError(
-            f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image {image} is "
-            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair, or leave such pairs out with "
+            f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image "
+            f"{image} is "
+            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair, or leave "
+            "such pairs out with "
             "--skip_broken_files"
         )
 
@@ -211,8 +240,15 @@ class SamePictureUserError(FileUserError):
 
 def require_photograph(path: str, image: np.ndarray, ids: np.ndarray) -> None:
     """Raises UserError where an image is its own mask: masks that lie among the images were taken for photographs."""
-    if ids.size and (ids[::4, ::4] == image[::4, ::4, 0]).all() and (ids[..., None] == image).all() and np.ptp(ids):
-        raise SamePictureUserError(f"{path}: this image equals its own mask; move the masks out of the images' folder")
+    if (
+        ids.size
+        and (ids[::4, ::4] == image[::4, ::4, 0]).all()
+        and (ids[..., None] == image).all()
+        and np.ptp(ids)
+    ):
+        raise SamePictureUserError(
+            f"{path}: this image equals its own mask; move the masks out of the images' folder"
+        )
 
 
 def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs: Pairs) -> None:
@@ -220,13 +256,22 @@ def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs:
     strange = [str(label) for label in sorted(values.present) if class_of_id[label] < 0]
     if strange:
         info = pairs.info
-        allowed = f"0 to {np.argmin(np.append(class_of_id, -1) >= 0) - 1}"  # the first gap ends them
+        allowed = (
+            f"0 to {np.argmin(np.append(class_of_id, -1) >= 0) - 1}"  # the first gap ends them
+        )
         if pairs.label_map is None:
-            allowed = f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
+            allowed = (
+                f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
+            )
         hint = likely_mistake(values, info, pairs.label_map)
-        hint = hint or "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where these pixels are"
+        hint = (
+            hint
+            or "mend the mask, or name the classes that it has; scripts/check_dataset.py draws "
+            "where these pixels are"
+        )
         raise IdsUserError(
-            f"{path}: the mask holds ids outside the classes: {', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
+            f"{path}: the mask holds ids outside the classes: "
+            f"{', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
             f"allowed are {allowed}; {hint}"
         )
 
@@ -239,7 +284,10 @@ class Look:
     turn: str = ""
 
 
-TURNED, NOT_TURNED = "turned by its EXIF tag, as its mask is", "read as stored, without its EXIF turn, as its mask fits that"
+TURNED, NOT_TURNED = (
+    "turned by its EXIF tag, as its mask is",
+    "read as stored, without its EXIF turn, as its mask fits that",
+)
 
 
 def check_headers(image: str, label: str, in_colours: bool = False) -> Look:
@@ -258,7 +306,9 @@ def check_headers(image: str, label: str, in_colours: bool = False) -> Look:
     turned = turn >= 5 and size != mask and size[::-1] == mask
     require_equal(image, size[::-1] if turned else size, label, mask)
     plain_label = not label.endswith(".mat") and not in_colours and read_png_header(label).plain
-    return Look((plain and not turned, plain_label), TURNED if turned else NOT_TURNED if turn > 1 else "")
+    return Look(
+        (plain and not turned, plain_label), TURNED if turned else NOT_TURNED if turn > 1 else ""
+    )
 
 
 def _say_turns(pairs: Pairs, looks: Mapping[int, Look]) -> None:
@@ -284,9 +334,13 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         alike = sum(type(error) is type(errors[0]) for error in errors)
         raise type(errors[0])(f"{errors[0]}{and_more(alike)}")
     if skipped:
-        logging.warning("%d of %d pairs of image and mask are left out, each named above", skipped, len(indices))
+        logging.warning(
+            "%d of %d pairs of image and mask are left out, each named above", skipped, len(indices)
+        )
     if not passed:
-        raise UserError(f"--dataset_dir={config.dataset_dir}: not one pair of image and mask can be read")
+        raise UserError(
+            f"--dataset_dir={config.dataset_dir}: not one pair of image and mask can be read"
+        )
     return passed
 
 
@@ -302,11 +356,14 @@ def require_files(pairs: Pairs, index: int) -> None:
             raise FileUserError(f"{path!a}: the name is not UTF-8 text; rename the file")
         if not _exists(path):
             raise MissingFileError(
-                f"{path}: there is no such file; {pairs.expected}; leave such pairs out with --skip_broken_files"
+                f"{path}: there is no such file; {pairs.expected}; leave such pairs out with "
+                "--skip_broken_files"
             )
 
 
-def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | None = None) -> FileSource:
+def open_pairs(
+    config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | None = None
+) -> FileSource:
     """A source of these files after the quick check: all headers, and the pixels of all files or (of many) of a sample.
 
     Args:
@@ -315,8 +372,8 @@ def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | Non
         looks: what the headers say, by a pair's number, where that is known.
 
     Raises:
-        UserError: a file is missing, broken or no mask, two sizes differ, or an id is outside the classes; names the
-            first one.
+        UserError: a file is missing, broken or no mask, two sizes differ, or an id is outside the
+            classes; names the first one.
     """
 
     def look(index: int) -> Look:
@@ -328,8 +385,14 @@ def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | Non
     kept = pairs.take(looks)
     complete = len(looks) <= FULL_CHECK_LIMIT or config.skip_broken_files
     fields = {field.name: getattr(kept, field.name) for field in dataclasses.fields(Pairs)}
-    source = FileSource(**fields, plain=tuple(look.plain for look in looks.values()), checked=complete)
-    sample = range(len(source)) if complete else np.linspace(0, len(source) - 1, CHECK_SAMPLE).astype(int).tolist()
+    source = FileSource(
+        **fields, plain=tuple(look.plain for look in looks.values()), checked=complete
+    )
+    sample = (
+        range(len(source))
+        if complete
+        else np.linspace(0, len(source) - 1, CHECK_SAMPLE).astype(int).tolist()
+    )
     values = MaskValues()
     good = _sift(config, lambda index: values.add(source.values_in(index)), sample)
     if len(good) < len(sample):
@@ -342,7 +405,8 @@ def open_pairs(config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | Non
 def nothing_labelled(config: DataConfig, split: str, info: DatasetInfo) -> str:
     """The message about a split whose masks are ignored as a whole."""
     return (
-        f"--dataset_dir={config.dataset_dir}: no mask of the split {split!r} has a labelled pixel: all are {info.ignore_label}, "
+        f"--dataset_dir={config.dataset_dir}: no mask of the split {split!r} has a labelled "
+        f"pixel: all are {info.ignore_label}, "
         "which is ignored; label them, or give another --ignore_label"
     )
 
@@ -350,7 +414,8 @@ def nothing_labelled(config: DataConfig, split: str, info: DatasetInfo) -> str:
 def require_labelled(source: Source, config: DataConfig, split: str) -> None:
     """Refuses a split that trains or measures nothing, because its masks hold the ignore label alone.
 
-    Reads pairs until one has a labelled pixel, which is mostly the first; no more than `FULL_CHECK_LIMIT`.
+    Reads pairs until one has a labelled pixel, which is mostly the first; no more than
+    `FULL_CHECK_LIMIT`.
 
     Raises:
         UserError: none has.

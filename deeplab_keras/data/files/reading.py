@@ -1,6 +1,7 @@
 """Reading one image or one mask rightly, in every form that they come in.
 
-Masks are read as the ids they hold, never as the colours they show, unless the colours are asked for.
+Masks are read as the ids they hold, never as the colours they show, unless the colours are asked
+for.
 """
 
 from __future__ import annotations
@@ -22,12 +23,29 @@ from deeplab_keras.data.files.archives import read_bytes
 from deeplab_keras.data.files.mat import read_mat_segmentation
 from deeplab_keras.data.info import Colour
 
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 START = 1 << 16  # bytes of a file in an archive that are read to see its header
-DARKEST = 4096  # a 16-bit picture has larger values; those of 12-bit cameras and of 8 bits saved as 16 stay below
-ORIENTATION = 0x0112  # EXIF: 1 as stored, 2 to 8 mirrored or turned, 5 to 8 with width and height exchanged
+# a 16-bit picture has larger values; those of 12-bit cameras and of 8 bits saved as 16 stay below
+DARKEST = 4096
+ORIENTATION = (
+    0x0112  # EXIF: 1 as stored, 2 to 8 mirrored or turned, 5 to 8 with width and height exchanged
+)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KINDS = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP"}
+KINDS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"RIFF": "WebP",
+}
 
 REMEDY = "; replace it, or leave such files out with --skip_broken_files"
 
@@ -67,7 +85,9 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
         error = "reading it needs more memory than there is"
     elif isinstance(error, Exception) and not isinstance(error, (OSError, ValueError, SyntaxError)):
         error = f"{type(error).__name__}: {error}"
-    return BrokenFileError(f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]}){REMEDY}")
+    return BrokenFileError(
+        f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]}){REMEDY}"
+    )
 
 
 @contextmanager
@@ -89,7 +109,8 @@ def decoding(path: str) -> Iterator[None]:
 def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
     """A picture, wherever it lies; with `header`, its size and mode only are wanted.
 
-    The checksums of a PNG file are verified at the block's end, because Pillow skips those of the pixels.
+    The checksums of a PNG file are verified at the block's end, because Pillow skips those of the
+    pixels.
 
     Raises:
         BrokenFileError: it cannot be decoded; also for what goes wrong in the `with` block.
@@ -125,7 +146,9 @@ def check_png(data: bytes) -> None:
         if end + 4 > len(data):
             raise ValueError("its end is missing")
         if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError(f"the checksum of its chunk at byte {place} is wrong: the file is damaged")
+            raise ValueError(
+                f"the checksum of its chunk at byte {place} is wrong: the file is damaged"
+            )
         if view[place + 4 : place + 8] == b"IEND":
             return
         place = end + 4
@@ -137,9 +160,12 @@ def turn_of(picture: Image.Image, *, late: bool = False) -> int:
 
     Args:
         picture: a JPEG, an MPO, a PNG or another file that holds EXIF data.
-        late: also looks behind the pixels of a PNG file, where some programs write it. Needs the whole file.
+        late: also looks behind the pixels of a PNG file, where some programs write it. Needs the
+            whole file.
     """
-    if not (late or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()):
+    if not (
+        late or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
+    ):
         return 1
     try:
         turn = picture.getexif().get(ORIENTATION, 1)
@@ -158,15 +184,16 @@ def turned_to_fit(picture: Image.Image, size: Size | None) -> bool:
 def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
     """An image file as uint8 `[height, width, 3]` RGB.
 
-    The pixels are those stored: an EXIF turn counts only where the mask's size says that the mask was drawn on the
-    turned image. Alpha is left out, of 16 bits the upper 8 count.
+    The pixels are those stored: an EXIF turn counts only where the mask's size says that the mask
+    was drawn on the turned image. Alpha is left out, of 16 bits the upper 8 count.
 
     Args:
         path: of the file.
         mask_size: width and height of its mask.
 
     Raises:
-        BrokenFileError: the file cannot be decoded, or it has 16 bits of which it uses so few that it would become black.
+        BrokenFileError: the file cannot be decoded, or it has 16 bits of which it uses so few that
+            it would become black.
     """
     with open_picture(path) as picture:
         in_colors_of_16_bits = has_colors_of_16_bits(picture)
@@ -185,7 +212,10 @@ def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
 
 def has_colors_of_16_bits(picture: Image.Image) -> bool:
     """Whether a picture that is not loaded yet has 16 bits per color channel, of which Pillow gives the high bytes alone."""
-    return any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())) and picture.mode[0] != "I"
+    return (
+        any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+        and picture.mode[0] != "I"
+    )
 
 
 def require_brightness(pixels: np.ndarray, data: bytes) -> None:
@@ -206,14 +236,18 @@ def upper_bits(values: np.ndarray) -> np.ndarray:
     """The high byte of 16-bit values.
 
     Raises:
-        ValueError: values are outside 0..65535, or so small that little more than black would remain.
+        ValueError: values are outside 0..65535, or so small that little more than black would
+            remain.
     """
     lowest, highest = int(values.min(initial=0)), int(values.max(initial=0))
     if lowest < 0 or highest > 65535:
-        raise ValueError(f"its values go from {lowest} to {highest}; save it with 8 or 16 bits per channel")
+        raise ValueError(
+            f"its values go from {lowest} to {highest}; save it with 8 or 16 bits per channel"
+        )
     if 0 < highest < DARKEST:
         raise ValueError(
-            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 bits; save it with 8 bits, or "
+            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 "
+            "bits; save it with 8 bits, or "
             "scaled to 0..65535"
         )
     return (values >> 8).astype(np.uint8)
@@ -252,7 +286,9 @@ def read_png_header(path: str) -> PngHeader:
     except OSError as error:
         raise _broken(path, error) from error
     if len(start) < 26 or start[:8] != PNG_SIGNATURE:
-        kind = next((kind for signature, kind in KINDS.items() if start.startswith(signature)), None)
+        kind = next(
+            (kind for signature, kind in KINDS.items() if start.startswith(signature)), None
+        )
         losses = "; JPEG changes ids, so the mask has to be made anew" if kind == "JPEG" else ""
         raise _broken(path, f"not a PNG file{f' but {kind}' if kind else ''}{losses}")
     return PngHeader(*struct.unpack(">IIBB", start[16:26]))
@@ -280,7 +316,8 @@ def read_label(path: str, colours: Mapping[Colour, int] | None = None) -> np.nda
 
     Args:
         path: a PNG, or a .mat of the Semantic Boundaries Dataset.
-        colours: the id of each colour, for masks in which the colour counts; a grey level is a colour too.
+        colours: the id of each colour, for masks in which the colour counts; a grey level is a
+            colour too.
 
     Raises:
         BrokenFileError: the file cannot be decoded.
@@ -306,12 +343,18 @@ def read_label(path: str, colours: Mapping[Colour, int] | None = None) -> np.nda
 def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray:
     """The ids of a mask that was saved with three equal channels, or with an alpha channel."""
     colours = 1 if header.colour_type == PngHeader.GREY_ALPHA and pixels.shape[-1] == 2 else 3
-    if header.bit_depth == 16 and not pixels[..., :colours].any():  # Pillow gives the upper 8 bits, where no id is
-        raise NoMaskUserError(f"{path}: the mask has 16 bits per channel; save it with one channel (grey) and 8 bits")
+    if (
+        header.bit_depth == 16 and not pixels[..., :colours].any()
+    ):  # Pillow gives the upper 8 bits, where no id is
+        raise NoMaskUserError(
+            f"{path}: the mask has 16 bits per channel; save it with one channel (grey) and 8 bits"
+        )
     if not (pixels[..., :1] == pixels[..., :colours]).all():
         raise NoMaskUserError(
-            f"{path}: the mask is a colour picture; a mask has one channel (grey or palette) with each pixel's class id: "
-            "--mask_format=colour reads the colours that classes.txt gives, scripts/convert_masks.py --from=rgb makes ids of them"
+            f"{path}: the mask is a colour picture; a mask has one channel (grey or palette) with "
+            "each pixel's class id: "
+            "--mask_format=colour reads the colours that classes.txt gives, "
+            "scripts/convert_masks.py --from=rgb makes ids of them"
         )
     require_drawing(path, pixels[..., :colours], pixels)
     return pixels[..., 0]
@@ -323,7 +366,8 @@ def require_drawing(path: str, colours: np.ndarray, pixels: np.ndarray) -> None:
     Args:
         path: for the message.
         colours: `[height, width, 1 or 3]`.
-        pixels: `[height, width, 2 or 4]` with the alpha channel last; with another number of channels there is none.
+        pixels: `[height, width, 2 or 4]` with the alpha channel last; with another number of
+            channels there is none.
 
     Raises:
         NoMaskUserError: all colors are one, and alpha has several values.
@@ -331,8 +375,10 @@ def require_drawing(path: str, colours: np.ndarray, pixels: np.ndarray) -> None:
     alpha = pixels[..., -1] if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) else np.zeros(0)
     if alpha.size and (alpha != alpha[0, 0]).any() and (colours == colours[0, 0]).all():
         raise NoMaskUserError(
-            f"{path}: the mask has one colour everywhere, #{bytes(np.broadcast_to(colours[0, 0], 3)).hex()}, and its drawing is "
-            "in the alpha channel, which is not read; export each pixel's class id, as a grey or palette PNG without alpha"
+            f"{path}: the mask has one colour everywhere, "
+            f"#{bytes(np.broadcast_to(colours[0, 0], 3)).hex()}, and its drawing is "
+            "in the alpha channel, which is not read; export each pixel's class id, as a grey or "
+            "palette PNG without alpha"
         )
 
 
@@ -390,4 +436,3 @@ def ids_of_colours(path: str, pixels: np.ndarray, colours: Mapping[Colour, int])
         f"{path}: {strange.mean():.2%} of the pixels have a colour of no class: {shown}"
         f"{f' and {len(found) - 4} more' if len(found) > 4 else ''}; {advice}"
     )
-

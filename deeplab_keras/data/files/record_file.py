@@ -1,7 +1,8 @@
 """A TFRecord file as something that single records, and the pictures in them, are read out of by their place.
 
-A picture in a record has a path like any other, `records/train-00000-of-00004.tfrecord/OFFSET/NAME#KEY`, so that all that
-reads images and masks from files reads them from records too (`archives.read_bytes`).
+A picture in a record has a path like any other,
+`records/train-00000-of-00004.tfrecord/OFFSET/NAME#KEY`, so that all that reads images and masks
+from files reads them from records too (`archives.read_bytes`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ IMAGE, IMAGE_FORMAT, NAME = "image/encoded", "image/format", "image/filename"
 HEIGHT, WIDTH, CHANNELS = "image/height", "image/width", "image/channels"
 LABEL, LABEL_FORMAT = "image/segmentation/class/encoded", "image/segmentation/class/format"
 
-HEADER, FOOTER = 12, 4  # bytes around a record: its length with a checksum of that, and its own checksum
-PATTERN = r"tfrecord(?:-\d+-of-\d+)?"  # the end of a record file's name; in the second form tensorflow-datasets has it
+HEADER, FOOTER = (
+    12,
+    4,
+)  # bytes around a record: its length with a checksum of that, and its own checksum
+# the end of a record file's name; in the second form tensorflow-datasets has it
+PATTERN = r"tfrecord(?:-\d+-of-\d+)?"
 _MEMBER = re.compile(r"(\d+)/(.*)#([^#]+)", re.DOTALL)
 
 
@@ -47,8 +52,12 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
     """
     offset = 0
     try:
-        count = _records_that_fit(path)  # TensorFlow takes memory for whatever length a header claims
-        for record in tf.data.TFRecordDataset([path], buffer_size=1 << 20).take(count).as_numpy_iterator():
+        count = _records_that_fit(
+            path
+        )  # TensorFlow takes memory for whatever length a header claims
+        for record in (
+            tf.data.TFRecordDataset([path], buffer_size=1 << 20).take(count).as_numpy_iterator()
+        ):
             yield offset, record
             offset += HEADER + len(record) + FOOTER
         if offset < os.path.getsize(path):
@@ -56,7 +65,11 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
     except Exception as error:
         with reading(path, "a TFRecord file"), open(path, "rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
-        reason = "it is compressed; unpack it with gunzip" if compressed else "damaged or cut off there; make or fetch it anew"
+        reason = (
+            "it is compressed; unpack it with gunzip"
+            if compressed
+            else "damaged or cut off there; make or fetch it anew"
+        )
         raise UserError(f"{path}: not a TFRecord file from byte {offset} on; {reason}") from error
 
 
@@ -73,7 +86,9 @@ def _records_that_fit(path: str) -> int:
     return count
 
 
-def read_record(path: tf.Tensor, offset: tf.Tensor | int = 0, buffer_size: tf.Tensor | int = 0) -> tf.Tensor:
+def read_record(
+    path: tf.Tensor, offset: tf.Tensor | int = 0, buffer_size: tf.Tensor | int = 0
+) -> tf.Tensor:
     """The bytes of one record as a part of a tf.data graph, its checksums verified.
 
     Args:
@@ -101,7 +116,9 @@ def parse(record: bytes, path: str) -> tf.train.Example:
     try:
         return tf.train.Example.FromString(record)
     except Exception as error:  # DecodeError of one of protobuf's several implementations
-        raise UserError(f"{path}: its records are no tf.train.Example; these are not the records of a dataset") from error
+        raise UserError(
+            f"{path}: its records are no tf.train.Example; these are not the records of a dataset"
+        ) from error
 
 
 def feature(example: tf.train.Example, key: str) -> bytes | None:
@@ -129,20 +146,30 @@ class RecordFile:
             OSError: there is no such picture.
         """
         match = _MEMBER.fullmatch(member)
-        data = feature(parse(self._record(int(match[1])), self.path), match[3]) if match and member in self else None
+        data = (
+            feature(parse(self._record(int(match[1])), self.path), match[3])
+            if match and member in self
+            else None
+        )
         if data is None:
             raise FileNotFoundError(2, "no such picture in the records", f"{self.path}/{member}")
         return data if limit < 0 else data[:limit]
 
     def __contains__(self, member: str) -> bool:
         match = _MEMBER.fullmatch(member)
-        return match is not None and len(match[1]) < 20 and int(match[1]) < os.path.getsize(self.path)
+        return (
+            match is not None and len(match[1]) < 20 and int(match[1]) < os.path.getsize(self.path)
+        )
 
     def _record(self, offset: int) -> bytes:
         with open(self.path, "rb", buffering=0) as file:
             header = os.pread(file.fileno(), HEADER, offset)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER else 0
-            data = os.pread(file.fileno(), length, offset + HEADER) if length < os.path.getsize(self.path) else b""
+            data = (
+                os.pread(file.fileno(), length, offset + HEADER)
+                if length < os.path.getsize(self.path)
+                else b""
+            )
         if len(data) != length or not data:
             raise OSError(5, "the record file ends before it, or is damaged", self.path)
         return data

@@ -52,12 +52,16 @@ class Tree:
     def is_dir(self, path: str) -> bool:
         """Whether there is a folder of that path."""
         inner = self._inner(path)
-        return os.path.isdir(Path(self.path) / inner) or any(inner in archive.children for archive in self.archives)
+        return os.path.isdir(Path(self.path) / inner) or any(
+            inner in archive.children for archive in self.archives
+        )
 
     def is_file(self, path: str) -> bool:
         """Whether there is a file of that path."""
         inner = self._inner(path)
-        return os.path.isfile(Path(self.path) / inner) or any(inner in archive for archive in self.archives)
+        return os.path.isfile(Path(self.path) / inner) or any(
+            inner in archive for archive in self.archives
+        )
 
     def spelled(self, path: str) -> str:
         """A file's path with its accents in the form that its name has there; the same path where there is no such file."""
@@ -84,7 +88,9 @@ class Tree:
             found.update(name for name in names if posixpath.join(inner, name) in archive.children)
         return sorted(name for name in found if not name.startswith("."))
 
-    def files(self, path: str = ".", suffixes: Sequence[str] = (), *, deep: bool = False) -> list[str]:
+    def files(
+        self, path: str = ".", suffixes: Sequence[str] = (), *, deep: bool = False
+    ) -> list[str]:
         """The files in a folder, as paths relative to it, sorted by their parts; hidden ones left out.
 
         Args:
@@ -99,10 +105,15 @@ class Tree:
                 below = deep and (not top or folder.startswith(f"{top}/"))
                 if folder == top or below:
                     paths = (posixpath.join(folder, name) for name in names)
-                    found.update(posixpath.relpath(path, top or ".") for path in paths if path in archive)
+                    found.update(
+                        posixpath.relpath(path, top or ".") for path in paths if path in archive
+                    )
         kept = (name for name in found if not any(part.startswith(".") for part in name.split("/")))
         wanted = tuple(suffixes)
-        return sorted((name for name in kept if name.lower().endswith(wanted or "")), key=lambda name: name.split("/"))
+        return sorted(
+            (name for name in kept if name.lower().endswith(wanted or "")),
+            key=lambda name: name.split("/"),
+        )
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -120,7 +131,9 @@ def _walk(top: str, deep: bool) -> Iterator[str]:
         relative = os.path.relpath(folder, top).replace(os.sep, "/")
         yield from (posixpath.normpath(posixpath.join(relative, name)) for name in names)
         seen.add(os.path.realpath(folder))
-        fresh = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen]
+        fresh = [
+            name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
         subfolders[:] = fresh if deep else []
 
 
@@ -130,7 +143,9 @@ def decode_text(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is neither.
     """
-    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    return data.decode(
+        "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    )
 
 
 def same_name(name: str) -> str:
@@ -145,14 +160,20 @@ def dataset_tree(config: DataConfig) -> Tree:
         UserError: --dataset_dir is not given, or is neither.
     """
     if not config.dataset_dir:
-        raise UserError(f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the dataset")
+        raise UserError(
+            f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the "
+            "dataset"
+        )
     path = Path(config.dataset_dir).expanduser()
     if path.is_dir():
         return Tree(str(path))
     if is_archive(path):
         return Tree(str(path), (open_archive(path),))
     if path.exists():
-        raise UserError(f"--dataset_dir={config.dataset_dir}: this is neither a folder nor a .zip or .tar archive")
+        raise UserError(
+            f"--dataset_dir={config.dataset_dir}: this is neither a folder nor a .zip or .tar "
+            "archive"
+        )
     raise UserError(f"--dataset_dir={config.dataset_dir}: there is no such folder")
 
 
@@ -166,4 +187,6 @@ def with_archives(tree: Tree, patterns: Sequence[str]) -> Tree:
     if not folder.is_dir():
         return tree
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    return dataclasses.replace(tree, archives=tuple(open_archive(path) for path in paths if is_archive(path)))
+    return dataclasses.replace(
+        tree, archives=tuple(open_archive(path) for path in paths if is_archive(path))
+    )

@@ -1,7 +1,8 @@
 """Writes a split of any dataset as sharded TFRecords: in parallel, resumable, read back and compared before it counts as done.
 
-A shard is written aside, read again from end to end and only then gets its name; what it holds is noted in a hidden folder,
-so that a build that was stopped goes on with the shards that are missing. The manifest and the index are written last.
+A shard is written aside, read again from end to end and only then gets its name; what it holds is
+noted in a hidden folder, so that a build that was stopped goes on with the shards that are missing.
+The manifest and the index are written last.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from deeplab_keras.data.files.record_file import (
     NAME,
     WIDTH,
     scan,
-)  # fmt: skip
+)
 from deeplab_keras.data.records.cache import pair_state
 from deeplab_keras.data.records.record_index import RecordIndex
 from deeplab_keras.data.records.tfrecords import FORMAT, manifest_path, read_manifest
@@ -69,13 +70,19 @@ class Built:
 
 
 def build_records(
-    source: Source, split: str, folder: str | os.PathLike[str], *, num_shards: int = 0, threads: int = 0, overwrite: bool = False
+    source: Source,
+    split: str,
+    folder: str | os.PathLike[str],
+    *,
+    num_shards: int = 0,
+    threads: int = 0,
+    overwrite: bool = False,
 ) -> Built:
     """Writes every pair of a source into record files `SPLIT-00000-of-00004.tfrecord`, with manifest and index.
 
-    A JPEG or PNG that every decoder reads alike goes in as it is, anything else as a PNG of its pixels; masks are PNGs
-    of class ids. Records that were built before of the same files are left as they are; of these, a file that is gone or
-    was cut off since is written again.
+    A JPEG or PNG that every decoder reads alike goes in as it is, anything else as a PNG of its
+    pixels; masks are PNGs of class ids. Records that were built before of the same files are left
+    as they are; of these, a file that is gone or was cut off since is written again.
 
     Args:
         source: the pairs; each is decoded and checked on the way.
@@ -86,12 +93,14 @@ def build_records(
         overwrite: builds anew over records of other files.
 
     Raises:
-        UserError: a pair is broken, the folder cannot be written to, it holds other records of this split, or another
-            process is building them.
+        UserError: a pair is broken, the folder cannot be written to, it holds other records of this
+            split, or another process is building them.
     """
     build = _Build(source, split, Path(folder).expanduser(), num_shards)
     with build.alone() if not build.is_complete(overwrite) else contextlib.nullcontext():
-        if not build.is_complete(overwrite):  # asked again: another process may have built them in between
+        if not build.is_complete(
+            overwrite
+        ):  # asked again: another process may have built them in between
             build.prepare(overwrite)
             build.write_shards(threads or os.cpu_count() or 1)
             build.finish()
@@ -106,7 +115,10 @@ def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]
     """
     manifest = read_manifest(Path(folder), split, files)
     if manifest is None:
-        raise UserError(f"{manifest_path(Path(folder), split)}: there is no manifest to compare the records with")
+        raise UserError(
+            f"{manifest_path(Path(folder), split)}: there is no manifest to compare the records "
+            "with"
+        )
     with reading(manifest_path(Path(folder), split), "a manifest", "build the records anew"):
         noted = {shard["file"]: (shard["sha256"], shard["pairs"]) for shard in manifest["shards"]}
     progress = Progress(len(files), f"verifying {split}", unit="files")
@@ -130,7 +142,12 @@ class _Build:
         sizes = [pair_state(source, index) for index in range(len(source))]
         automatic = max(math.ceil(sum(size for size, _ in sizes) / SHARD_BYTES), FEWEST_SHARDS)
         self.count = min(num_shards or automatic, len(source))
-        parts = {"dataset": source.info.to_dict(), "names": source.names, "files": sizes, "shards": self.count}
+        parts = {
+            "dataset": source.info.to_dict(),
+            "names": source.names,
+            "files": sizes,
+            "shards": self.count,
+        }
         self.signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.bounds = np.linspace(0, len(source), self.count + 1).astype(int).tolist()
         self.notes = folder / f".{split}.building"
@@ -150,17 +167,24 @@ class _Build:
             self.notes.mkdir(parents=True, exist_ok=True)
             held = os.open(self.notes, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written to ({error.strerror}); give another --output_dir") from error
+            raise UserError(
+                f"{self.folder}: cannot be written to ({error.strerror}); give another --output_dir"
+            ) from error
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(held)
             raise UserError(
-                f"{self.folder}: another process is building the split {self.split!r} there; wait until it is done, or stop it: "
+                f"{self.folder}: another process is building the split {self.split!r} there; wait "
+                "until it is done, or stop it: "
                 "the same command then goes on"
             ) from error
         except OSError as error:
-            logging.info("%s: cannot be locked (%s); do not build the split twice at once", self.folder, error.strerror)
+            logging.info(
+                "%s: cannot be locked (%s); do not build the split twice at once",
+                self.folder,
+                error.strerror,
+            )
         try:
             yield
         finally:
@@ -173,7 +197,8 @@ class _Build:
         made_of, shards = self._manifest()
         if made_of not in ("", self.signature) and not overwrite:
             raise UserError(
-                f"{self.folder}: it holds records of the split {self.split!r} made of other files, or in another number "
+                f"{self.folder}: it holds records of the split {self.split!r} made of other "
+                "files, or in another number "
                 "of files; --overwrite replaces them"
             )
         return made_of == self.signature and not overwrite and all(map(self._is_whole, shards))
@@ -182,7 +207,10 @@ class _Build:
         """What the finished build in the folder was made of, and its shards; "" where there is none."""
         try:
             manifest = json.loads(manifest_path(self.folder, self.split).read_text())
-            shards = [{**shard, "file": str(shard["file"]), "bytes": int(shard["bytes"])} for shard in manifest["shards"]]
+            shards = [
+                {**shard, "file": str(shard["file"]), "bytes": int(shard["bytes"])}
+                for shard in manifest["shards"]
+            ]
             return str(manifest["made_of"]), shards
         except Exception:  # none there, or damaged: the records are built again
             return "", []
@@ -198,7 +226,11 @@ class _Build:
             return
         for number, shard in enumerate(shards):
             try:
-                sizes = [len(record) for _, record in scan(str(self.folder / shard["file"]))] if self._is_whole(shard) else []
+                sizes = (
+                    [len(record) for _, record in scan(str(self.folder / shard["file"]))]
+                    if self._is_whole(shard)
+                    else []
+                )
             except UserError:
                 continue  # damaged too: it is written again
             if sizes:
@@ -211,13 +243,28 @@ class _Build:
             self._keep_whole_shards()
         plan = self.notes / "plan"
         unfinished = plan.read_text() if plan.is_file() else None
-        strange = [path.name for path in self.folder.glob(f"{self.split}-[0-9]*-of-[0-9]*") if path.is_file()]
+        strange = [
+            path.name
+            for path in self.folder.glob(f"{self.split}-[0-9]*-of-[0-9]*")
+            if path.is_file()
+        ]
         if unfinished == self.signature and not overwrite:
             return
         if (strange or unfinished) and not overwrite:
-            what = "an unfinished build of other files" if unfinished else f"other records ({strange[0]})"
-            raise UserError(f"{self.folder}: it holds {what} of the split {self.split!r}; --overwrite replaces them")
-        others = [*self.notes.iterdir(), *(self.folder / name for name in strange), manifest_path(self.folder, self.split)]
+            what = (
+                "an unfinished build of other files"
+                if unfinished
+                else f"other records ({strange[0]})"
+            )
+            raise UserError(
+                f"{self.folder}: it holds {what} of the split {self.split!r}; --overwrite "
+                "replaces them"
+            )
+        others = [
+            *self.notes.iterdir(),
+            *(self.folder / name for name in strange),
+            manifest_path(self.folder, self.split),
+        ]
         for path in others:
             path.unlink(missing_ok=True)
         write_text(plan, self.signature)
@@ -248,7 +295,10 @@ class _Build:
 
     def _is_done(self, number: int) -> bool:
         try:
-            return json.loads(self._note(number).read_text())["bytes"] == self.shard(number).stat().st_size
+            return (
+                json.loads(self._note(number).read_text())["bytes"]
+                == self.shard(number).stat().st_size
+            )
         except Exception:  # not written yet, or damaged
             return False
 
@@ -256,7 +306,8 @@ class _Build:
         try:
             self._write(number)
         except BaseException:
-            self.stop.set()  # the others too; what they have not finished is written again next time
+            # the others too; what they have not finished is written again next time
+            self.stop.set()
             raise
 
     def _write(self, number: int) -> None:
@@ -278,14 +329,23 @@ class _Build:
             except tf.errors.OpError as error:
                 raise OSError(errno.EIO, str(error.message).rpartition("; ")[2]) from error
             if [hashlib.sha256(record).hexdigest() for _, record in scan(str(aside))] != digests:
-                raise OSError(errno.EIO, "what was read back is not what was written; the disk may be failing")
+                raise OSError(
+                    errno.EIO, "what was read back is not what was written; the disk may be failing"
+                )
             checksum = _sha256(aside)
-        note = {"file": path.name, "pairs": len(sizes), "bytes": path.stat().st_size, "sha256": checksum}
+        note = {
+            "file": path.name,
+            "pairs": len(sizes),
+            "bytes": path.stat().st_size,
+            "sha256": checksum,
+        }
         write_text(self._note(number), json.dumps({**note, "sizes": sizes}))
 
     def finish(self) -> None:
         """Writes index and manifest from the notes, which are not needed any more."""
-        with reading(self.notes, "notes of a build", "remove this folder and build the records anew"):
+        with reading(
+            self.notes, "notes of a build", "remove this folder and build the records anew"
+        ):
             notes = [json.loads(self._note(number).read_text()) for number in range(self.count)]
             sizes = [np.array(note.pop("sizes"), np.int64) for note in notes]
         RecordIndex(
@@ -293,17 +353,26 @@ class _Build:
             file_bytes=tuple(note["bytes"] for note in notes),
             names=self.source.names,
             file_of=np.repeat(np.arange(self.count, dtype=np.int32), [len(part) for part in sizes]),
-            offsets=np.concatenate([np.cumsum(part + HEADER + FOOTER) - (part + HEADER + FOOTER) for part in sizes]),
+            offsets=np.concatenate(
+                [np.cumsum(part + HEADER + FOOTER) - (part + HEADER + FOOTER) for part in sizes]
+            ),
             sizes=np.concatenate(sizes),
             plain=np.ones((len(self.source), 2), bool),
         ).save(self.folder / f"{self.split}.index.npz")
         manifest: dict[str, Any] = {
-            "format": FORMAT, "made_by": f"deeplab_keras {__version__}", "made_of": self.signature, "split": self.split,
-            "pairs": len(self.source), "dataset": self.source.info.to_dict(), "shards": notes,
-        }  # fmt: skip
+            "format": FORMAT,
+            "made_by": f"deeplab_keras {__version__}",
+            "made_of": self.signature,
+            "split": self.split,
+            "pairs": len(self.source),
+            "dataset": self.source.info.to_dict(),
+            "shards": notes,
+        }
         write_text(manifest_path(self.folder, self.split), json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(self.notes, ignore_errors=True)
-        for left in self.folder.glob(f".{self.split}-[0-9]*-of-[0-9]*.tfrecord.*.tmp"):  # of a build that was killed
+        for left in self.folder.glob(
+            f".{self.split}-[0-9]*-of-[0-9]*.tfrecord.*.tmp"
+        ):  # of a build that was killed
             left.unlink(missing_ok=True)
 
     def result(self) -> Built:
@@ -326,7 +395,11 @@ def record_of(source: Source, index: int) -> bytes:
     image_file = label_file = b""
     if isinstance(source, FileSource) and source.plain:
         image_file = read_bytes(source.images[index]) if source.plain[index][0] else b""
-        label_file = read_bytes(source.labels[index]) if source.plain[index][1] and source.label_map is None else b""
+        label_file = (
+            read_bytes(source.labels[index])
+            if source.plain[index][1] and source.label_map is None
+            else b""
+        )
     image_file = image_file or _png(image)
     features: dict[str, bytes | int] = {
         IMAGE: image_file,

@@ -47,7 +47,9 @@ class _Cache:
 class CachedSource(_Cache):
     """Another source whose pairs stay in memory, decoded, once they were loaded."""
 
-    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
+    _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         index = int(index)
@@ -78,14 +80,21 @@ class DiskCachedSource(_Cache):
             return data[HEADER:split].reshape(height, width, 3), data[split:].reshape(height, width)
         except Exception as error:
             reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
-            raise UserError(f"{path}: cannot be read ({reason}); remove its folder, and the cache is made anew") from error
+            raise UserError(
+                f"{path}: cannot be read ({reason}); remove its folder, and the cache is made anew"
+            ) from error
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         name = tf.strings.as_string(tf.cast(index, tf.int64), width=8, fill="0")
-        data = tf.io.decode_raw(read_record(tf.strings.join([f"{self.folder}{os.sep}", name, ".raw"])), tf.uint8)
+        data = tf.io.decode_raw(
+            read_record(tf.strings.join([f"{self.folder}{os.sep}", name, ".raw"])), tf.uint8
+        )
         size = tf.bitcast(tf.reshape(data[:HEADER], (2, 4)), tf.int32)
         split = HEADER + 3 * size[0] * size[1]
-        image, label = tf.reshape(data[HEADER:split], tf.concat([size, [3]], 0)), tf.reshape(data[split:], size)
+        image, label = (
+            tf.reshape(data[HEADER:split], tf.concat([size, [3]], 0)),
+            tf.reshape(data[split:], size),
+        )
         return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
 
 
@@ -96,13 +105,18 @@ def _path(folder: str, index: int) -> Path:
 def cache_on_disk(source: Source, cache_dir: str, title: str) -> DiskCachedSource:
     """Decodes every pair of a source into a folder below `cache_dir`, unless it is there; a stopped job goes on.
 
-    The folder's name follows from the pairs' names and their files' sizes and times, so that changed files get another one.
+    The folder's name follows from the pairs' names and their files' sizes and times, so that
+    changed files get another one.
 
     Raises:
         UserError: a pair is broken, or the folder cannot be written to or has not got the room.
     """
     files = isinstance(source, FileSource)
-    kind = [str(source.label_map), str(source.colours)] if isinstance(source, FileSource) else [repr(source)]
+    kind = (
+        [str(source.label_map), str(source.colours)]
+        if isinstance(source, FileSource)
+        else [repr(source)]
+    )
     states = [pair_state(source, i) for i in range(len(source) if files else 0)]
     state = [FORMAT, source.names, source.info.to_dict(), kind, states]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
@@ -113,7 +127,9 @@ def cache_on_disk(source: Source, cache_dir: str, title: str) -> DiskCachedSourc
     missing = [index for index in range(len(source)) if not _path(cached.folder, index).is_file()]
     _check_room(source, folder, missing)
     progress = Progress(len(source), f"caching {title}", start=len(source) - len(missing))
-    for done, (_, error) in enumerate(in_threads(lambda index: _write(source, cached.folder, index), missing)):
+    for done, (_, error) in enumerate(
+        in_threads(lambda index: _write(source, cached.folder, index), missing)
+    ):
         if error is not None:
             raise error
         progress.update(len(source) - len(missing) + done + 1)
@@ -139,7 +155,8 @@ def _check_room(source: Source, folder: Path, missing: list[int]) -> None:
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if needed > (free := shutil.disk_usage(above).free):
         raise UserError(
-            f"--cache_dir={folder.parent}: {len(missing)} decoded pairs need about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB "
+            f"--cache_dir={folder.parent}: {len(missing)} decoded pairs need about "
+            f"{needed / 1e9:.3g} GB and {free / 1e9:.3g} GB "
             "are free; give another folder, or leave --cache_dir out"
         )
 

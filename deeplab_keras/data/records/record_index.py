@@ -53,7 +53,9 @@ class RecordIndex:
 
     def looks(self) -> dict[int, Look] | None:
         """What is known of the pictures' headers."""
-        return {i: Look((bool(image), bool(label))) for i, (image, label) in enumerate(self.plain)} or None
+        return {
+            i: Look((bool(image), bool(label))) for i, (image, label) in enumerate(self.plain)
+        } or None
 
     def save(self, path: Path) -> None:
         """Writes the index to a file.
@@ -95,7 +97,11 @@ class RecordIndex:
         count = len(self.names)
         shapes = [array.shape for array in (self.file_of, self.offsets, self.sizes)]
         kinds = [array.dtype.kind for array in (self.file_of, self.offsets, self.sizes, self.plain)]
-        if shapes != [(count,)] * 3 or kinds != list("iiib") or self.plain.shape not in ((0, 2), (count, 2)):
+        if (
+            shapes != [(count,)] * 3
+            or kinds != list("iiib")
+            or self.plain.shape not in ((0, 2), (count, 2))
+        ):
             raise ValueError("its fields have different lengths")
         if len(self.file_bytes) != len(self.files) or not count:
             raise ValueError("it names no files or no records")
@@ -103,7 +109,11 @@ class RecordIndex:
             raise ValueError("a record is larger than its file")
         lengths = self.sizes.astype(np.int64) + HEADER + FOOTER
         ends = np.zeros(len(self.files), np.int64)
-        if self.file_of.min() < 0 or self.file_of.max() >= len(self.files) or (np.diff(self.file_of) < 0).any():
+        if (
+            self.file_of.min() < 0
+            or self.file_of.max() >= len(self.files)
+            or (np.diff(self.file_of) < 0).any()
+        ):
             raise ValueError("a record is in no file")
         np.add.at(ends, self.file_of, lengths)
         before = np.cumsum(lengths) - lengths - (np.cumsum(ends) - ends)[self.file_of]
@@ -115,7 +125,10 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
     """Arrays of an .npz file, each read to its end so that its checksum counts, and none larger than its file allows."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.getinfo(f"{name}.npy") for name in names}
-        if sum(member.file_size for member in members.values()) > LARGEST_INDEX + 4 * path.stat().st_size:
+        if (
+            sum(member.file_size for member in members.values())
+            > LARGEST_INDEX + 4 * path.stat().st_size
+        ):
             raise ValueError("its arrays are too large")
         return {name: _array(archive.read(member)) for name, member in members.items()}
 
@@ -123,7 +136,11 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
 def _array(data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject or fortran or len(data) - file.tell() != math.prod(shape) * dtype.itemsize:
         raise ValueError("an array's header does not fit its data")
@@ -131,7 +148,11 @@ def _array(data: bytes) -> np.ndarray:
 
 
 def make_index(
-    files: Sequence[Path], keys: Sequence[str], name_key: str, title: str, name_of: Callable[[str], str] | None = None
+    files: Sequence[Path],
+    keys: Sequence[str],
+    name_key: str,
+    title: str,
+    name_of: Callable[[str], str] | None = None,
 ) -> RecordIndex:
     """Reads record files from end to end, their checksums verified, and notes where each record lies.
 
@@ -148,8 +169,10 @@ def make_index(
     progress = Progress(len(files), title, unit="files")
 
     def read(path: Path) -> list[tuple[str, int, int]]:
-        return [(_name(data, path, i, keys, name_key, name_of or stem), offset, len(data))
-                for i, (offset, data) in enumerate(scan(str(path)))]
+        return [
+            (_name(data, path, i, keys, name_key, name_of or stem), offset, len(data))
+            for i, (offset, data) in enumerate(scan(str(path)))
+        ]
 
     found: list[tuple[str, int, int, int]] = []
     for number, (entries, error) in enumerate(in_threads(read, files)):
@@ -161,7 +184,12 @@ def make_index(
         raise UserError(f"{files[0]}: there is no record in it{and_more(len(files))}")
     names, offsets, sizes, file = zip(*found, strict=True)
     lengths = tuple(os.path.getsize(path) for path in files)
-    arrays = np.array(file, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64), np.zeros((0, 2), bool)
+    arrays = (
+        np.array(file, np.int32),
+        np.array(offsets, np.int64),
+        np.array(sizes, np.int64),
+        np.zeros((0, 2), bool),
+    )
     return RecordIndex(tuple(path.name for path in files), lengths, _distinct(names), *arrays)
 
 
@@ -172,13 +200,20 @@ def stem(name: str) -> str:
 
 
 def _name(
-    data: bytes, path: Path, number: int, keys: Sequence[str], name_key: str, name_of: Callable[[str], str]
+    data: bytes,
+    path: Path,
+    number: int,
+    keys: Sequence[str],
+    name_key: str,
+    name_of: Callable[[str], str],
 ) -> str:
     example: tf.train.Example = parse(data, str(path))
     for key in keys:
         if feature(example, key) is None:
             there = ", ".join(sorted(example.features.feature)) or "none"
-            raise UserError(f"{path}: its record {number} has no feature {key!r}; its features: {there}")
+            raise UserError(
+                f"{path}: its record {number} has no feature {key!r}; its features: {there}"
+            )
     name = (feature(example, name_key) or b"").decode(errors="replace").replace("\0", "")
     return name_of(name) or f"{path.name}_{number:06d}"
 

@@ -1,9 +1,10 @@
 """Datasets in sharded TFRecord files with the official DeepLab's features: those of build_tfrecords, and the official tools' own.
 
-The files of a split are called `SPLIT-00000-of-00004.tfrecord`. A record is found by its place, which an index keeps, so
-that records serve like files: any image at any position of the training stream. Beside its records build_tfrecords
-leaves `SPLIT.manifest.json`, which says what they hold, and `SPLIT.index.npz`; records without a manifest are read under the
-name of their dataset, and indexed when they are first opened.
+The files of a split are called `SPLIT-00000-of-00004.tfrecord`. A record is found by its place,
+which an index keeps, so that records serve like files: any image at any position of the training
+stream. Beside its records build_tfrecords leaves `SPLIT.manifest.json`, which says what they hold,
+and `SPLIT.index.npz`; records without a manifest are read under the name of their dataset, and
+indexed when they are first opened.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from deeplab_keras.data.datasets.classes_file import read_classes
 from deeplab_keras.data.datasets.voc2012 import VOC2012
 from deeplab_keras.data.files.pairs import FileSource, Pairs, open_pairs
 from deeplab_keras.data.files.reading import BrokenFileError
-from deeplab_keras.data.files.record_file import FOOTER, HEADER, IMAGE, LABEL, NAME, member_path, read_record
+from deeplab_keras.data.files.record_file import (
+    FOOTER,
+    HEADER,
+    IMAGE,
+    LABEL,
+    NAME,
+    member_path,
+    read_record,
+)
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, require_ignored_apart
 from deeplab_keras.data.records.record_index import RecordIndex, keep, make_index
@@ -69,36 +78,51 @@ class RecordSource(FileSource):
     sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     keys: tuple[str, str] = (IMAGE, LABEL)
 
-    def tf_readers(self, index: tf.Tensor) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
+    def tf_readers(
+        self, index: tf.Tensor
+    ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
         features = {key: tf.io.FixedLenFeature([], tf.string) for key in self.keys}
         parsed = tf.io.parse_single_example(self.tf_record(index), features)
         image, label = (functools.partial(parsed.__getitem__, key) for key in self.keys)
         return image, label
 
     def tf_where(self, index: tf.Tensor) -> tf.Tensor:
-        return tf.strings.join([tf.gather(list(self.files), tf.gather(self.file_of, index)),
-                                tf.strings.as_string(tf.gather(self.offsets, index))], "/")  # fmt: skip
+        return tf.strings.join(
+            [
+                tf.gather(list(self.files), tf.gather(self.file_of, index)),
+                tf.strings.as_string(tf.gather(self.offsets, index)),
+            ],
+            "/",
+        )
 
     def tf_record(self, index: tf.Tensor) -> tf.Tensor:
         """The bytes of a record as a part of a tf.data graph, its checksums verified."""
         return read_record(
             tf.gather(list(self.files), tf.gather(self.file_of, index)),
             tf.gather(self.offsets, index),
-            tf.gather(self.sizes, index) + HEADER + FOOTER,  # so that it is read at once, and nothing else
+            tf.gather(self.sizes, index)
+            + HEADER
+            + FOOTER,  # so that it is read at once, and nothing else
         )
 
     def take(self, chosen: Iterable[int]) -> RecordSource:
         kept = list(chosen)
         arrays = {name: getattr(self, name)[kept] for name in ("file_of", "offsets", "sizes")}
-        return dataclasses.replace(super().take(kept), plain=tuple(self.plain[i] for i in kept), **arrays)
+        return dataclasses.replace(
+            super().take(kept), plain=tuple(self.plain[i] for i in kept), **arrays
+        )
 
     def load_ids(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             self.tf_record(tf.constant(index))
         except tf.errors.OpError as error:
-            where = f"{self.files[self.file_of[index]]}: the record {self.names[index]!r} at byte {self.offsets[index]}"
+            where = (
+                f"{self.files[self.file_of[index]]}: the record {self.names[index]!r} at byte "
+                f"{self.offsets[index]}"
+            )
             raise BrokenFileError(
-                f"{where} is damaged; make or fetch the file anew, or leave such records out with --skip_broken_files"
+                f"{where} is damaged; make or fetch the file anew, or leave such records out with "
+                "--skip_broken_files"
             ) from error
         return super().load_ids(index)
 
@@ -119,7 +143,11 @@ def find_records(folder: Path, split: str) -> tuple[str, list[Path]]:
         missing = sorted({*range(total)} - files.keys())
         if missing or len(shards) > 1:
             totals = " and ".join(f"of {number}" for number in sorted(shards))
-            told = f"number {missing[0]} of {total} is missing" if len(shards) == 1 else f"there are files {totals}"
+            told = (
+                f"number {missing[0]} of {total} is missing"
+                if len(shards) == 1
+                else f"there are files {totals}"
+            )
             raise UserError(f"{folder}/{chosen}-*.tfrecord: {told}; make or fetch the records anew")
         return chosen, [files[number] for number in range(total)]
     return split, []
@@ -139,11 +167,19 @@ def has_records(config: DataConfig, split: str) -> bool:
     folder = Path(config.dataset_dir or "").expanduser()
     if not config.dataset_dir or not folder.is_dir():
         return False
-    return bool(find_records(folder, split)[1]) or bool(shards_in(folder)) and all(map(_of_records, os.listdir(folder)))
+    return (
+        bool(find_records(folder, split)[1])
+        or bool(shards_in(folder))
+        and all(map(_of_records, os.listdir(folder)))
+    )
 
 
 def _of_records(name: str) -> bool:
-    return bool(_SHARD.fullmatch(name)) or name.startswith(".") or name.endswith((".manifest.json", ".index.npz", CLASSES_FILE))
+    return (
+        bool(_SHARD.fullmatch(name))
+        or name.startswith(".")
+        or name.endswith((".manifest.json", ".index.npz", CLASSES_FILE))
+    )
 
 
 def open_records(config: DataConfig, split: str) -> RecordSource:
@@ -153,20 +189,25 @@ def open_records(config: DataConfig, split: str) -> RecordSource:
         UserError: there are none, some are missing or damaged, or it is not known what they hold.
     """
     if not config.dataset_dir:
-        raise UserError(f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the record files")
+        raise UserError(
+            f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the "
+            "record files"
+        )
     folder = Path(config.dataset_dir).expanduser()
     split, files = find_records(folder, split)
     if not files:
         there = ", ".join(sorted(shards_in(folder))) if folder.is_dir() else ""
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: there are no files {split}-00000-of-NNNNN.tfrecord; "
+            f"--dataset_dir={config.dataset_dir}: there are no files "
+            f"{split}-00000-of-NNNNN.tfrecord; "
             f"splits there: {there or 'none'}; scripts/build_tfrecords.py makes them"
         )
     manifest = read_manifest(folder, split, files)
     info, label_map = _classes(config, folder, manifest)
     kept = folder / f"{split}.index.npz"
-    index = RecordIndex.load(kept, files) or make_index(files, (IMAGE, LABEL), NAME, f"reading {folder.name}/{split}",
-                                                        str if manifest else None)  # fmt: skip
+    index = RecordIndex.load(kept, files) or make_index(
+        files, (IMAGE, LABEL), NAME, f"reading {folder.name}/{split}", str if manifest else None
+    )
     source = source_of(config, index, files, info, label_map, verified=manifest is not None)
     if not len(index.plain) and len(source) == len(index):
         keep(dataclasses.replace(index, plain=np.array(source.plain, bool)), kept)
@@ -174,8 +215,14 @@ def open_records(config: DataConfig, split: str) -> RecordSource:
 
 
 def source_of(
-    config: DataConfig, index: RecordIndex, files: list[Path], info: DatasetInfo, label_map: Mapping[int, int] | None,
-    *, verified: bool = False, keys: tuple[str, str] = (IMAGE, LABEL),
+    config: DataConfig,
+    index: RecordIndex,
+    files: list[Path],
+    info: DatasetInfo,
+    label_map: Mapping[int, int] | None,
+    *,
+    verified: bool = False,
+    keys: tuple[str, str] = (IMAGE, LABEL),
 ) -> RecordSource:
     """A source of the records in an index.
 
@@ -184,7 +231,8 @@ def source_of(
         index: where they are.
         files: the record files.
         info: classes.
-        label_map: id in the masks -> class id or ignore label; None: the masks hold these themselves.
+        label_map: id in the masks -> class id or ignore label; None: the masks hold these
+            themselves.
         verified: all was checked when the records were made, and all are plain (see FileSource).
         keys: the features that hold the image's file and the mask's.
 
@@ -193,11 +241,22 @@ def source_of(
     """
     paths = [str(path) for path in files]
     places = list(zip(index.file_of.tolist(), index.offsets.tolist(), index.names, strict=True))
-    images, labels = (tuple(member_path(paths[file], offset, name, key) for file, offset, name in places) for key in keys)
+    images, labels = (
+        tuple(member_path(paths[file], offset, name, key) for file, offset, name in places)
+        for key in keys
+    )
     pairs = Pairs(info, index.names, images, labels, label_map)
     chosen = np.arange(len(index))
     if verified:
-        checked = FileSource(info, index.names, images, labels, label_map, plain=((True, True),) * len(index), checked=True)
+        checked = FileSource(
+            info,
+            index.names,
+            images,
+            labels,
+            label_map,
+            plain=((True, True),) * len(index),
+            checked=True,
+        )
     else:
         checked = open_pairs(config, pairs, index.looks())
         if len(checked) < len(index):
@@ -230,13 +289,21 @@ def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any]
     except UserError as error:
         raise UserError(f"{path}: {error}; build the records anew") from error
     except Exception as error:  # whatever stands in the file: also what is nested too deeply
-        raise UserError(f"{path}: cannot be read as a manifest ({error}); build the records anew") from error
+        raise UserError(
+            f"{path}: cannot be read as a manifest ({error}); build the records anew"
+        ) from error
     if known != FORMAT:
-        raise UserError(f"{path}: it has the format {known}, this version reads {FORMAT}; build the records anew")
+        raise UserError(
+            f"{path}: it has the format {known}, this version reads {FORMAT}; build the records "
+            "anew"
+        )
     for file in files:
         if shards.get(file.name) != file.stat().st_size:
             expected = f"{shards[file.name]} bytes" if file.name in shards else "no such file"
-            raise UserError(f"{file}: it has {file.stat().st_size} bytes, the manifest says {expected}; build or copy it anew")
+            raise UserError(
+                f"{file}: it has {file.stat().st_size} bytes, the manifest says {expected}; build "
+                "or copy it anew"
+            )
     return manifest
 
 
@@ -252,11 +319,15 @@ def _classes(
     elif (folder / CLASSES_FILE).is_file():
         classes = read_classes(Tree(str(folder)), CLASSES_FILE)
         require_ignored_apart(folder / CLASSES_FILE, classes.names, config.ignore_label)
-        held = wanted = info_for_classes(folder.resolve().name, classes.names, classes.palette, config.ignore_label)
+        held = wanted = info_for_classes(
+            folder.resolve().name, classes.names, classes.palette, config.ignore_label
+        )
     else:
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: records without a manifest do not say what their classes are; give the "
-            f"dataset's name (--dataset={', '.join(OFFICIAL)}) or put a {CLASSES_FILE} there, one name a line"
+            f"--dataset_dir={config.dataset_dir}: records without a manifest do not say what "
+            "their classes are; give the "
+            f"dataset's name (--dataset={', '.join(OFFICIAL)}) or put a {CLASSES_FILE} there, one "
+            "name a line"
         )
     if (held.class_names, held.ignore_label) == (wanted.class_names, wanted.ignore_label):
         return held if config.dataset not in OFFICIAL else wanted, None
@@ -265,6 +336,7 @@ def _classes(
     if (held.class_names, wanted) == (ADE20K.class_names, ADE20K_151):
         return wanted, {label: other for other, label in LABEL_MAP.items()}
     raise UserError(
-        f"--dataset={config.dataset}: the records in {config.dataset_dir} hold the {held.num_classes} classes of {held.name!r}; "
+        f"--dataset={config.dataset}: the records in {config.dataset_dir} hold the "
+        f"{held.num_classes} classes of {held.name!r}; "
         "--dataset=tfrecord takes them as they are"
     )

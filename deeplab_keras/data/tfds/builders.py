@@ -3,9 +3,10 @@
     python scripts/build_tfds.py --dataset=camvid --dataset_dir=datasets/camvid
     tfds build --imports=deeplab_keras.data.tfds.builders deeplab_camvid --manual_dir=datasets/camvid
 
-make `deeplab_camvid` out of the dataset's own files; `tfds.load("deeplab_camvid")` and, here, `--dataset=tfds:deeplab_camvid`
-read it then. The masks hold class ids, the dataset's label map applied; class names, colours
-and ignore label stand in the metadata; examples keep the order of the files. Importing this module registers the builders.
+make `deeplab_camvid` out of the dataset's own files; `tfds.load("deeplab_camvid")` and, here,
+`--dataset=tfds:deeplab_camvid` read it then. The masks hold class ids, the dataset's label map
+applied; class names, colours and ignore label stand in the metadata; examples keep the order of the
+files. Importing this module registers the builders.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from deeplab_keras.data.files.pairs import FileSource
 from deeplab_keras.data.files.tree import dataset_tree
 from deeplab_keras.data.info import DatasetInfo
 
-INSTRUCTIONS = "The folder, or the archives, as docs/datasets.md of deeplab_keras describes them under {}."
+INSTRUCTIONS = (
+    "The folder, or the archives, as docs/datasets.md of deeplab_keras describes them under {}."
+)
 
 
 class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -44,11 +47,14 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self.CLASSES.name}: images with a mask of class ids each, as deeplab_keras reads them.",
+            description=f"{self.CLASSES.name}: images with a mask of class ids each, as "
+            "deeplab_keras reads them.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "segmentation_mask": tfds.features.Image(
+                        shape=(None, None, 1), encoding_format="png"
+                    ),
                     "file_name": tfds.features.Text(),
                 }
             ),
@@ -75,8 +81,13 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def _generate_examples(self, source: FileSource) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, name in enumerate(source.names):
             image, label = source.load(index)
-            encoded = io.BytesIO(read_bytes(source.images[index])) if source.plain[index][0] else image
-            yield index, {"image": encoded, "segmentation_mask": label[..., None], "file_name": name}
+            encoded = (
+                io.BytesIO(read_bytes(source.images[index])) if source.plain[index][0] else image
+            )
+            yield (
+                index,
+                {"image": encoded, "segmentation_mask": label[..., None], "file_name": name},
+            )
 
 
 class DeeplabVoc2012(FilesBuilder):
@@ -115,7 +126,14 @@ class DeeplabCamvid(FilesBuilder):
 
 
 BUILDERS: dict[str, type[FilesBuilder]] = {
-    builder.DATASET: builder for builder in (DeeplabVoc2012, DeeplabAde20k, DeeplabAde20k151, DeeplabCityscapes, DeeplabCamvid)
+    builder.DATASET: builder
+    for builder in (
+        DeeplabVoc2012,
+        DeeplabAde20k,
+        DeeplabAde20k151,
+        DeeplabCityscapes,
+        DeeplabCamvid,
+    )
 }
 
 
@@ -137,4 +155,8 @@ def build_tfds(config: DataConfig, data_dir: str) -> tuple[str, Path, dict[str, 
     folder = str(dataset_tree(config).on_disk())
     builder = BUILDERS[config.dataset](data_dir=data_dir or None)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
-    return builder.name, Path(builder.data_path), {name: split.num_examples for name, split in builder.info.splits.items()}
+    return (
+        builder.name,
+        Path(builder.data_path),
+        {name: split.num_examples for name, split in builder.info.splits.items()},
+    )

@@ -1,7 +1,7 @@
 """Datasets of tensorflow-datasets by name: `--dataset=tfds:oxford_iiit_pet`.
 
-What it prepares are record files, so they are read as records are: any example by its place, its pictures by the same
-decoders. Nothing of its reading is used, which has no fixed order.
+What it prepares are record files, so they are read as records are: any example by its place, its
+pictures by the same decoders. Nothing of its reading is used, which has no fixed order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ SAME_SPLIT = {"val": ("validation", "valid", "test")}
 Classes = tuple[DatasetInfo, Mapping[int, int] | None]
 # Datasets whose masks say nothing about their classes: what the ids are.
 KNOWN: dict[str, Classes] = {
-    "oxford_iiit_pet": (info_for_classes("oxford_iiit_pet", ("pet", "background", "border")), {1: 0, 2: 1, 3: 2}),
+    "oxford_iiit_pet": (
+        info_for_classes("oxford_iiit_pet", ("pet", "background", "border")),
+        {1: 0, 2: 1, 3: 2},
+    ),
     "cityscapes": (CITYSCAPES, LABEL_MAP),
 }
 
@@ -40,7 +43,8 @@ KNOWN: dict[str, Classes] = {
 def open_tfds(config: DataConfig, split: str) -> RecordSource:
     """A split of the dataset that `--dataset=tfds:NAME` names; NAME may be `NAME/CONFIG:VERSION`, the split `train[:80%]`.
 
-    --dataset_dir is its data_dir. What is not prepared there is prepared, downloading it where the dataset does so.
+    --dataset_dir is its data_dir. What is not prepared there is prepared, downloading it where the
+    dataset does so.
 
     Raises:
         UserError: there is no such dataset or split, it cannot be prepared, or it has no masks.
@@ -49,7 +53,8 @@ def open_tfds(config: DataConfig, split: str) -> RecordSource:
     info = builder.info
     if info.file_format.value != "tfrecord":
         raise UserError(
-            f"--dataset={config.dataset}: it was prepared as {info.file_format.value} files; prepare it as TFRecord: "
+            f"--dataset={config.dataset}: it was prepared as {info.file_format.value} files; "
+            "prepare it as TFRecord: "
             f"tfds build {builder.name} --file_format=tfrecord"
         )
     keys = _features(config, info.features)
@@ -65,9 +70,17 @@ def open_tfds(config: DataConfig, split: str) -> RecordSource:
 
 
 def _pick(index: RecordIndex, chosen: np.ndarray) -> RecordIndex:
-    names, plain = tuple(index.names[i] for i in chosen), index.plain[chosen] if len(index.plain) else index.plain
+    names, plain = (
+        tuple(index.names[i] for i in chosen),
+        index.plain[chosen] if len(index.plain) else index.plain,
+    )
     return dataclasses.replace(
-        index, names=names, plain=plain, file_of=index.file_of[chosen], offsets=index.offsets[chosen], sizes=index.sizes[chosen]
+        index,
+        names=names,
+        plain=plain,
+        file_of=index.file_of[chosen],
+        offsets=index.offsets[chosen],
+        sizes=index.sizes[chosen],
     )
 
 
@@ -81,7 +94,8 @@ def _prepared(config: DataConfig) -> Any:
         builder = tfds.builder(name, data_dir=folder)
     except Exception as error:  # of many kinds, and not documented
         raise UserError(
-            f"--dataset={config.dataset}: tensorflow-datasets has no such dataset ({_line(error)}); "
+            f"--dataset={config.dataset}: tensorflow-datasets has no such dataset "
+            f"({_line(error)}); "
             "https://www.tensorflow.org/datasets/catalog lists them"
         ) from error
     if builder.is_prepared():
@@ -90,12 +104,19 @@ def _prepared(config: DataConfig) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever stands in the dataset's own code
-        advice = f"; with its files at hand: tfds build {name} --data_dir={builder.data_dir_root} --manual_dir=FOLDER"
+        advice = (
+            f"; with its files at hand: tfds build {name} --data_dir={builder.data_dir_root} "
+            "--manual_dir=FOLDER"
+        )
         if isinstance(builder, tfds_builders.FilesBuilder):
-            own = f"--dataset={builder.DATASET} --dataset_dir=FOLDER --data_dir={builder.data_dir_root}"
+            own = (
+                f"--dataset={builder.DATASET} --dataset_dir=FOLDER "
+                f"--data_dir={builder.data_dir_root}"
+            )
             advice = f"; with its files at hand: python scripts/build_tfds.py {own}"
         raise UserError(
-            f"--dataset={config.dataset}: tensorflow-datasets cannot prepare it in {builder.data_path} ({_line(error)}){advice}"
+            f"--dataset={config.dataset}: tensorflow-datasets cannot prepare it in "
+            f"{builder.data_path} ({_line(error)}){advice}"
         ) from error
     return builder
 
@@ -107,13 +128,22 @@ def _line(error: Exception) -> str:
 
 def _features(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]:
     """The names of the image and of the mask."""
-    channels = {key: value.shape[-1] for key, value in features.items() if type(value).__name__.endswith("Image")}
-    masks = [key for key in MASK_KEYS if key in channels] or [key for key, count in channels.items() if count == 1]
-    images = [key for key in IMAGE_KEYS if key in channels] or [key for key, count in channels.items() if count == 3]
+    channels = {
+        key: value.shape[-1]
+        for key, value in features.items()
+        if type(value).__name__.endswith("Image")
+    }
+    masks = [key for key in MASK_KEYS if key in channels] or [
+        key for key, count in channels.items() if count == 1
+    ]
+    images = [key for key in IMAGE_KEYS if key in channels] or [
+        key for key, count in channels.items() if count == 3
+    ]
     images = [key for key in images if key not in masks[:1]]
     if not masks or not images:
         raise UserError(
-            f"--dataset={config.dataset}: it has no {'masks' if images else 'images'} that could be found; "
+            f"--dataset={config.dataset}: it has no {'masks' if images else 'images'} that could "
+            "be found; "
             f"its features: {', '.join(features)}"
         )
     return images[0], masks[0]
@@ -127,7 +157,8 @@ def _instructions(config: DataConfig, info: Any, split: str) -> list[Any]:
         return list(info.splits[name].file_instructions)
     except ValueError as error:
         raise UserError(
-            f"--train_split or --eval_split={split}: the dataset {config.dataset} has the splits {', '.join(info.splits)}; "
+            f"--train_split or --eval_split={split}: the dataset {config.dataset} has the splits "
+            f"{', '.join(info.splits)}; "
             "parts are written train[:80%], train[80%:]"
         ) from error
 
@@ -148,14 +179,18 @@ class _Parts:
         kept = files[0].parent / f"deeplab_keras-{digest}.index.npz"
         index = RecordIndex.load(kept, files)
         if index is None:
-            index = make_index(files, self.keys, self.name_key, f"reading {self.config.dataset}", _plain_name)
+            index = make_index(
+                files, self.keys, self.name_key, f"reading {self.config.dataset}", _plain_name
+            )
             keep(index, kept)
         starts = np.searchsorted(index.file_of, np.arange(len(files) + 1))
         chosen = []
         for part in instructions:
             number = files.index(Path(part.filename))
             first = starts[number] + part.skip
-            chosen.append(np.arange(first, first + part.take if part.take >= 0 else starts[number + 1]))
+            chosen.append(
+                np.arange(first, first + part.take if part.take >= 0 else starts[number + 1])
+            )
         return index, np.concatenate(chosen), kept
 
     def masks(self) -> list[str]:
@@ -164,7 +199,10 @@ class _Parts:
         for split in self.builder.info.splits.values():
             index, _, _ = self.of(list(split.file_instructions))
             places = zip(index.file_of, index.offsets, index.names, strict=True)
-            paths += [member_path(str(self.files[file]), offset, name, self.keys[1]) for file, offset, name in places]
+            paths += [
+                member_path(str(self.files[file]), offset, name, self.keys[1])
+                for file, offset, name in places
+            ]
         return paths
 
 
@@ -190,7 +228,11 @@ def _classes(config: DataConfig, builder: Any, parts: _Parts) -> Classes:
 def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Parts) -> DatasetInfo:
     paths = parts.masks()
     parts.files = files
-    logging.info("%s does not name its classes: reading %d masks to see which ids there are", config.dataset, len(paths))
+    logging.info(
+        "%s does not name its classes: reading %d masks to see which ids there are",
+        config.dataset,
+        len(paths),
+    )
     present = np.zeros(256, bool)
     for ids, error in in_threads(lambda path: np.unique(read_label(path)), paths):
         if ids is None:
@@ -200,7 +242,10 @@ def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Par
     count = int(np.flatnonzero(present).max(initial=-1)) + 1
     if count < 2:
         raise UserError(
-            f"--dataset={config.dataset}: its masks hold at most the id 0 beside the ignore label {config.ignore_label}; "
+            f"--dataset={config.dataset}: its masks hold at most the id 0 beside the ignore label "
+            f"{config.ignore_label}; "
             "they are no map of classes"
         )
-    return info_for_classes(name, [f"class_{i}" for i in range(count)], ignore_label=config.ignore_label)
+    return info_for_classes(
+        name, [f"class_{i}" for i in range(count)], ignore_label=config.ignore_label
+    )

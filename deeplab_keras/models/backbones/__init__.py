@@ -1,9 +1,10 @@
 """Backbones by name, and the contract they keep.
 
 A backbone is a function `(image, config) -> dict[str, KerasTensor]`: from a normalised image
-`[batch, height, width, channels]` to features by name. `c1` to `c5` are the last outputs at nominal stride 2, 4, 8, 16
-and 32; once the network's output stride is reached, later stages keep that size. `block<i>` is the output of block i,
-`block<i>_depthwise` the same block's features after its depthwise convolution.
+`[batch, height, width, channels]` to features by name. `c1` to `c5` are the last outputs at nominal
+stride 2, 4, 8, 16 and 32; once the network's output stride is reached, later stages keep that size.
+`block<i>` is the output of block i, `block<i>_depthwise` the same block's features after its
+depthwise convolution.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from deeplab_keras.config import ModelConfig
 class StridePlan:
     """Walks the blocks from the stem on and says for each with what stride and dilation it really runs.
 
-    `config.dilation_placement` holds the three conventions (spec/sssegmentation.md, section 0, rows 3 and 4;
-    spec/official-deeplab.md, T2).
+    `config.dilation_placement` holds the three conventions (spec/sssegmentation.md, section 0, rows
+    3 and 4; spec/official-deeplab.md, T2).
     """
 
     config: ModelConfig

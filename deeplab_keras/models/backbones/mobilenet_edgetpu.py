@@ -1,13 +1,20 @@
 """MobileNet EdgeTPU: MobileNetV3's relative whose early blocks are fused, one strided convolution for two.
 
-The official DeepLab uses slim's `V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py); its spec, section 3.5.
+The official DeepLab uses slim's `V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py); its
+spec, section 3.5.
 """
 
 from __future__ import annotations
 
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.backbones.dilation import StridePlan
-from deeplab_keras.models.blocks import backbone_style, conv_bn_act, fused_inverted_residual, inverted_residual, make_divisible
+from deeplab_keras.models.blocks import (
+    backbone_style,
+    conv_bn_act,
+    fused_inverted_residual,
+    inverted_residual,
+    make_divisible,
+)
 from deeplab_keras.models.layers import Tensor
 
 # Fused, expansion, output channels, kernel, stride, residual; blocks 1 to 22.
@@ -41,7 +48,9 @@ def mobilenet_edgetpu(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
     stride, _ = plan.next(2)
     x = conv_bn_act(image, width(32), 3, name="stem", style=style, act="relu", stride=stride)
     features = {plan.level: x}
-    for index, (fused, expansion, channels, kernel_size, table_stride, may_add) in enumerate(ROWS, start=1):
+    for index, (fused, expansion, channels, kernel_size, table_stride, may_add) in enumerate(
+        ROWS, start=1
+    ):
         stride, dilation = plan.next(table_stride)
         block = fused_inverted_residual if fused else inverted_residual
         x, tap = block(

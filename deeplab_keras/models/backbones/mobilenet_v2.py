@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.backbones.dilation import StridePlan
-from deeplab_keras.models.blocks import backbone_style, conv_bn_act, inverted_residual, make_divisible
+from deeplab_keras.models.blocks import (
+    backbone_style,
+    conv_bn_act,
+    inverted_residual,
+    make_divisible,
+)
 from deeplab_keras.models.layers import Tensor
 
 # Expansion, output channels, blocks, stride of the first block (table 2 of the paper).

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.backbones.dilation import StridePlan
-from deeplab_keras.models.blocks import backbone_style, conv_bn_act, inverted_residual, make_divisible
+from deeplab_keras.models.blocks import (
+    backbone_style,
+    conv_bn_act,
+    inverted_residual,
+    make_divisible,
+)
 from deeplab_keras.models.layers import Tensor
 
 RE, HS = "relu", "hard_swish"
 
-# Kernel, expanded channels, output channels, squeeze-and-excite, activation, stride (tables 1 and 2 of the paper).
+# Kernel, expanded channels, output channels, squeeze-and-excite, activation, stride (tables 1 and 2
+# of the paper).
 Row = tuple[int, int, int, bool, str, int]
 
 LARGE: tuple[Row, ...] = (
@@ -26,8 +32,16 @@ LARGE: tuple[Row, ...] = (
     (3, 480, 112, True, HS, 1),
     (3, 672, 112, True, HS, 1),
 )
-LARGE_END: tuple[Row, ...] = ((5, 672, 160, True, HS, 2), (5, 960, 160, True, HS, 1), (5, 960, 160, True, HS, 1))
-LARGE_SEG_END: tuple[Row, ...] = ((5, 336, 80, True, HS, 2), (5, 480, 80, True, HS, 1), (5, 480, 80, True, HS, 1))
+LARGE_END: tuple[Row, ...] = (
+    (5, 672, 160, True, HS, 2),
+    (5, 960, 160, True, HS, 1),
+    (5, 960, 160, True, HS, 1),
+)
+LARGE_SEG_END: tuple[Row, ...] = (
+    (5, 336, 80, True, HS, 2),
+    (5, 480, 80, True, HS, 1),
+    (5, 480, 80, True, HS, 1),
+)
 
 SMALL: tuple[Row, ...] = (
     (3, 16, 16, True, RE, 2),
@@ -39,8 +53,16 @@ SMALL: tuple[Row, ...] = (
     (5, 120, 48, True, HS, 1),
     (5, 144, 48, True, HS, 1),
 )
-SMALL_END: tuple[Row, ...] = ((5, 288, 96, True, HS, 2), (5, 576, 96, True, HS, 1), (5, 576, 96, True, HS, 1))
-SMALL_SEG_END: tuple[Row, ...] = ((5, 144, 48, True, HS, 2), (5, 288, 48, True, HS, 1), (5, 288, 48, True, HS, 1))
+SMALL_END: tuple[Row, ...] = (
+    (5, 288, 96, True, HS, 2),
+    (5, 576, 96, True, HS, 1),
+    (5, 576, 96, True, HS, 1),
+)
+SMALL_SEG_END: tuple[Row, ...] = (
+    (5, 144, 48, True, HS, 2),
+    (5, 288, 48, True, HS, 1),
+    (5, 288, 48, True, HS, 1),
+)
 
 
 def mobilenet_v3_large(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
@@ -63,7 +85,9 @@ def mobilenet_v3_small_seg(image: Tensor, config: ModelConfig) -> dict[str, Tens
     return _mobilenet_v3(image, config, SMALL + SMALL_SEG_END, last_channels=288)
 
 
-def _mobilenet_v3(image: Tensor, config: ModelConfig, rows: tuple[Row, ...], last_channels: int) -> dict[str, Tensor]:
+def _mobilenet_v3(
+    image: Tensor, config: ModelConfig, rows: tuple[Row, ...], last_channels: int
+) -> dict[str, Tensor]:
     style = backbone_style(config)
     plan = StridePlan(config)
 

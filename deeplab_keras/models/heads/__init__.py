@@ -1,8 +1,8 @@
 """Heads by name, and the contract they keep.
 
-A head is a function `(features, config) -> logits`: from the backbone's dict of features to unsoftmaxed class scores
-`[batch, h, w, num_classes]` at the stride of the finest feature it reads, float32, the output of a layer named
-"logits". The segmentor resizes them, once.
+A head is a function `(features, config) -> logits`: from the backbone's dict of features to
+unsoftmaxed class scores `[batch, h, w, num_classes]` at the stride of the finest feature it reads,
+float32, the output of a layer named "logits". The segmentor resizes them, once.
 """
 
 from __future__ import annotations
@@ -28,5 +28,7 @@ def build_head(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
         raise unknown_name("head (--head)", config.head, HEADS)
     for key in config.low_level_features:
         if config.head in ("deeplab_v3_plus", "lraspp") and key not in features:
-            raise UserError(f"--low_level_features={key}: {config.backbone} has {', '.join(features)}")
+            raise UserError(
+                f"--low_level_features={key}: {config.backbone} has {', '.join(features)}"
+            )
     return HEADS[config.head](features, config)

@@ -16,7 +16,12 @@ def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     x = aspp(features["c5"], config)
     for index in range(1, config.aspp_output_convs + 1):
         x = conv_bn_act(
-            x, config.head_channels, 3, name=f"aspp_output{index}", style=head_style(config), act=_activation(config)
+            x,
+            config.head_channels,
+            3,
+            name=f"aspp_output{index}",
+            style=head_style(config),
+            act=_activation(config),
         )
     return classify(x, config, rates=_classifier_rates(config))
 
@@ -27,13 +32,19 @@ def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     spec/sssegmentation.md, section 4.4; spec/official-deeplab.md, section 4.2.
     """
     x, act = aspp(features["c5"], config), _activation(config)
-    for index, (key, channels) in enumerate(zip(config.low_level_features, config.low_level_channels, strict=True)):
+    for index, (key, channels) in enumerate(
+        zip(config.low_level_features, config.low_level_channels, strict=True)
+    ):
         name = "decoder" if index == 0 else f"decoder{index + 1}"
         channels = config.decoder_filters if config.decoder_use_sum_merge else channels
-        low = conv_bn_act(features[key], channels, name=f"{name}_low_level", style=head_style(config), act=act)
+        low = conv_bn_act(
+            features[key], channels, name=f"{name}_low_level", style=head_style(config), act=act
+        )
         x = ResizeTo(config.align_corners, name=f"{name}_resize")([x, low])
         if config.decoder_use_sum_merge:
-            x = keras.layers.Add(name=f"{name}_add")([_decoder_conv(x, config, f"{name}_conv1"), low])
+            x = keras.layers.Add(name=f"{name}_add")(
+                [_decoder_conv(x, config, f"{name}_conv1"), low]
+            )
         else:
             x = keras.layers.Concatenate(name=f"{name}_concat")([x, low])
             x = _decoder_conv(_decoder_conv(x, config, f"{name}_conv1"), config, f"{name}_conv2")
@@ -48,10 +59,14 @@ def aspp(x: Tensor, config: ModelConfig) -> Tensor:
     branches = [conv_bn_act(x, channels, name="aspp0", style=style, act=act)]
     for index, rate in enumerate(config.atrous_rates, start=1):
         block = separable_conv_bn_act if config.aspp_with_separable_conv else conv_bn_act
-        branches.append(block(x, channels, 3, name=f"aspp{index}", style=style, act=act, dilation=rate))
+        branches.append(
+            block(x, channels, 3, name=f"aspp{index}", style=style, act=act, dilation=rate)
+        )
     names = {}
     if config.add_image_level_feature:
-        pooled = conv_bn_act(image_pooling(x, config), channels, name="image_pooling", style=style, act="relu")
+        pooled = conv_bn_act(
+            image_pooling(x, config), channels, name="image_pooling", style=style, act="relu"
+        )
         place = 0 if config.image_pooling_first else len(branches)
         branches.insert(place, pooled)
         names[place] = "image_pooling_resize"
@@ -66,11 +81,17 @@ def aspp(x: Tensor, config: ModelConfig) -> Tensor:
 def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
     """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
     if not config.image_pooling_window:
-        return keras.layers.GlobalAveragePooling2D(DATA_FORMAT, keepdims=True, name="image_pooling_pool")(x)
+        return keras.layers.GlobalAveragePooling2D(
+            DATA_FORMAT, keepdims=True, name="image_pooling_pool"
+        )(x)
     return WindowPooling(
-        config.image_pooling_window, output_stride=config.output_stride, crop_size=config.image_pooling_crop_size,
-        strides=config.image_pooling_stride or 1, padding="valid", name="image_pooling_pool",
-    )(x)  # fmt: skip
+        config.image_pooling_window,
+        output_stride=config.output_stride,
+        crop_size=config.image_pooling_crop_size,
+        strides=config.image_pooling_stride or 1,
+        padding="valid",
+        name="image_pooling_pool",
+    )(x)
 
 
 def _classifier_rates(config: ModelConfig) -> tuple[int, ...]:
@@ -79,7 +100,9 @@ def _classifier_rates(config: ModelConfig) -> tuple[int, ...]:
 
 def _decoder_conv(x: Tensor, config: ModelConfig, name: str) -> Tensor:
     block = separable_conv_bn_act if config.decoder_use_separable_conv else conv_bn_act
-    return block(x, config.decoder_filters, 3, name=name, style=head_style(config), act=_activation(config))
+    return block(
+        x, config.decoder_filters, 3, name=name, style=head_style(config), act=_activation(config)
+    )
 
 
 def _activation(config: ModelConfig) -> str:

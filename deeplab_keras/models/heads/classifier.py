@@ -9,20 +9,31 @@ from deeplab_keras.models.blocks import conv, head_style
 from deeplab_keras.models.layers import DATA_FORMAT, Tensor
 
 
-def classify(x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[int, ...] = ()) -> Tensor:
+def classify(
+    x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[int, ...] = ()
+) -> Tensor:
     """Float32 class scores `[batch, h, w, num_classes]`; `name` is the layer's.
 
-    With `rates` there is a classifier of `logits_kernel_size` for each of these dilations, and their scores are added
-    (spec/official-deeplab.md, section 4.3).
+    With `rates` there is a classifier of `logits_kernel_size` for each of these dilations, and
+    their scores are added (spec/official-deeplab.md, section 4.3).
     """
     if config.dropout_rate and config.dropout_placement == "classifier":
-        x = keras.layers.SpatialDropout2D(config.dropout_rate, DATA_FORMAT, name=f"{name}_dropout")(x)
+        x = keras.layers.SpatialDropout2D(config.dropout_rate, DATA_FORMAT, name=f"{name}_dropout")(
+            x
+        )
     kernel_size = config.logits_kernel_size if rates else 1
 
     def scores(name: str, rate: int) -> Tensor:
         return conv(
-            x, config.num_classes, kernel_size, name=name, style=head_style(config), dilation=rate, use_bias=True,
-            stddev=0.01, dtype=keras.config.floatx(),
+            x,
+            config.num_classes,
+            kernel_size,
+            name=name,
+            style=head_style(config),
+            dilation=rate,
+            use_bias=True,
+            stddev=0.01,
+            dtype=keras.config.floatx(),
         )
 
     if len(rates) < 2:

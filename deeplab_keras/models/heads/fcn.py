@@ -19,6 +19,15 @@ def fcn(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 def auxiliary(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """One 3x3 convolution and a classifier named "auxiliary_logits" (spec/sssegmentation.md, section 4.6)."""
     if config.auxiliary_feature not in features:
-        raise UserError(f"--auxiliary_feature={config.auxiliary_feature}: {config.backbone} has {', '.join(features)}")
-    x = conv_bn_act(features[config.auxiliary_feature], config.auxiliary_channels, 3, name="auxiliary", style=head_style(config))
+        raise UserError(
+            f"--auxiliary_feature={config.auxiliary_feature}: {config.backbone} has "
+            f"{', '.join(features)}"
+        )
+    x = conv_bn_act(
+        features[config.auxiliary_feature],
+        config.auxiliary_channels,
+        3,
+        name="auxiliary",
+        style=head_style(config),
+    )
     return classify(x, config, name="auxiliary_logits")

@@ -14,9 +14,9 @@ from deeplab_keras.models.layers import ResizeTo, Tensor
 def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """c5 through a 1x1 convolution, gated by its own pooled version, then merged with the low-level features.
 
-    With `low_level_channels` the features are concatenated on the way up, as SSSegmentation does (its spec, section
-    4.5); without, the class scores of the one low-level feature are added, as in the paper, the official DeepLab (its
-    spec, section 4.4) and torchvision.
+    With `low_level_channels` the features are concatenated on the way up, as SSSegmentation does
+    (its spec, section 4.5); without, the class scores of the one low-level feature are added, as in
+    the paper, the official DeepLab (its spec, section 4.4) and torchvision.
     """
     x, style = features["c5"], head_style(config)
     act = "relu6" if config.use_bounded_activation else "relu"
@@ -30,7 +30,11 @@ def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 def _gate(x: Tensor, config: ModelConfig) -> Tensor:
     style, gate = head_style(config), image_pooling(x, config)
     gate = conv(
-        gate, config.head_channels, name="image_pooling_conv", style=style, use_bias=config.image_pooling_bias
+        gate,
+        config.head_channels,
+        name="image_pooling_conv",
+        style=style,
+        use_bias=config.image_pooling_bias,
     )
     if config.image_pooling_batch_norm:
         gate = batch_norm(gate, name="image_pooling_bn", style=style)
@@ -41,7 +45,9 @@ def _gate(x: Tensor, config: ModelConfig) -> Tensor:
 def _concatenating_decoder(y: Tensor, features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     style = head_style(config)
     y = conv(y, config.head_channels, name="bottleneck", style=style)
-    for index, (key, channels) in enumerate(zip(config.low_level_features, config.low_level_channels, strict=True)):
+    for index, (key, channels) in enumerate(
+        zip(config.low_level_features, config.low_level_channels, strict=True)
+    ):
         low = conv(features[key], channels, name=f"branch{index}", style=style)
         y = ResizeTo(config.align_corners, name=f"branch{index}_resize")([y, low])
         y = keras.layers.Concatenate(name=f"branch{index}_concat")([y, low])
@@ -53,7 +59,14 @@ def _summing_decoder(y: Tensor, features: dict[str, Tensor], config: ModelConfig
     style, low = head_style(config), features[config.low_level_features[0]]
     y = ResizeTo(config.align_corners, name="high_resize")([y, low])
     scores = [
-        conv(part, config.num_classes, name=name, style=style, use_bias=True, dtype=keras.config.floatx())
+        conv(
+            part,
+            config.num_classes,
+            name=name,
+            style=style,
+            use_bias=True,
+            dtype=keras.config.floatx(),
+        )
         for part, name in ((y, "logits_high"), (low, "logits_low"))
     ]
     return keras.layers.Add(name="logits", dtype=keras.config.floatx())(scores)
