@@ -61,7 +61,7 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _config(name: str, num_classes: int) -> dict[str, Any]:
-    """The merged config of a system, its spec's section 1.1; on one device, plain batch norm is synchronised."""
+    """The merged config of a system (docs/reference/sssegmentation.md#merged-configs); batch norm for one device."""
     aspp = {"in_channels": 320, "feats_channels": 512, "dilations": [1, 12, 24, 36], "dropout": 0.0}
     large = "mobilenetv3l" in name
     systems: dict[str, tuple[str, dict[str, Any]]] = {

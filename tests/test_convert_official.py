@@ -205,7 +205,7 @@ def test_a_training_starts_from_the_backbone_of_another_head(checkpoint, tensors
 
 
 def channels(scope: str, **layers: int) -> dict[str, np.ndarray]:
-    """Kernels with these numbers of output channels, which are the official graphs' (spec, sections 3.2 to 3.5)."""
+    """Kernels with these numbers of output channels; the official ones are in docs/reference/official_deeplab.md#backbones."""
     names = {layer: layer if layer.startswith("Conv") else f"{layer}/project" for layer in layers}
     return {
         f"{scope}/{names[layer]}/weights": np.zeros((1, 1, 1, count))

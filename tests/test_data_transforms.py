@@ -36,7 +36,7 @@ def test_scaled_size_is_the_references():
         ratio = min(long / max(height, width), short / min(height, width))
         expected = max(int(height * ratio + 0.5), 1), max(int(width * ratio + 0.5), 1)
         assert tuple(resizing.scaled_size([height, width], factor, 512, 2048).numpy()) == expected
-    # Section 7.2 of the specification.
+    # docs/reference/sssegmentation.md#test-input
     assert tuple(resizing.scaled_size([375, 500], 1.0, 512, 2048).numpy()) == (512, 683)
     assert tuple(resizing.scaled_size([500, 333], 1.0, 512, 2048).numpy()) == (769, 512)
     assert tuple(resizing.scaled_size([100, 201], 0.5).numpy()) == (50, 101)

@@ -146,8 +146,8 @@ def test_every_scale_of_a_pyramid_has_its_own_loss():
     }
 
 
-# depth multiplier -> trainable parameters of the default network with 21 classes (spec, section
-# 3.2)
+# depth multiplier -> trainable parameters of the default network with 21 classes
+# (docs/reference/official_deeplab.md#depth-multiplier)
 @pytest.mark.parametrize("multiplier, parameters", [(0.35, 440913), (1.4, 3873617)])
 def test_parameters_at_every_depth_multiplier(multiplier, parameters):
     model = build_segmentor(official_config(depth_multiplier=multiplier), (33, 33))

@@ -1,4 +1,7 @@
-"""SSSegmentation's test protocol: one resize to the network, one resize of the logits back (its spec, sections 7.2 and 9)."""
+"""SSSegmentation's test protocol: one resize of the image, one resize of the logits back.
+
+See docs/reference/sssegmentation.md#test-input and docs/reference/sssegmentation.md#inference-and-metric.
+"""
 
 from __future__ import annotations
 

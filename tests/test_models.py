@@ -128,7 +128,10 @@ def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
     "name", ["deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc"]
 )
 def test_the_first_weights_are_pytorch_s(name: str) -> None:
-    """Kernels and biases uniform in 1 / sqrt(fan-in), batch norms the identity (spec/sssegmentation.md, section 4.7)."""
+    """Kernels and biases uniform in ±1 / sqrt(fan-in), batch norms the identity.
+
+    See docs/reference/sssegmentation.md#head-initialization.
+    """
     keras.utils.set_random_seed(0)
     model = build_segmentor(zoo.get_config(name))
     for layer in model.layers:

@@ -140,7 +140,10 @@ def test_momentum_sgd_is_torch_sgd(momentum):
 
 
 def test_momentum_applies_the_rate_at_use():
-    """T14: g = 1 at rate 0.1, then g = 0 at 0.01, moves the second time by 0.009 (Keras' SGD: 0.09)."""
+    """A gradient of 1 at rate 0.1, then 0 at 0.01: the second step moves by 0.009 (Keras' SGD: 0.09).
+
+    See docs/reference/official_deeplab.md#momentum.
+    """
     weight = keras.Variable([0.0], name="w")
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.1, 0.01])
     optimizer = optimizers.MomentumSGD(schedule, momentum=0.9)

@@ -1,4 +1,7 @@
-"""The eighteen systems: names, parameter counts and multiply-adds of the reference (its spec, section 12.1)."""
+"""The eighteen systems: names, parameter counts and multiply-adds of the reference.
+
+See docs/reference/sssegmentation.md#parameters-and-multiply-adds.
+"""
 
 from __future__ import annotations
 

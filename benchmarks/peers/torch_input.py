@@ -1,7 +1,7 @@
-"""SSSegmentation's training input on OpenCV under PyTorch's DataLoader (spec/sssegmentation.md, section 7.1).
+"""SSSegmentation's training input on OpenCV in PyTorch's DataLoader (docs/reference/sssegmentation.md#training-input).
 
-Re-created to be timed without that package: the same OpenCV and NumPy calls in the same order,
-drawing from NumPy's global generator as it does. Images are BGR until the normalization.
+Written anew, so that it can be timed without that package: the same OpenCV and NumPy calls in the
+same order, with NumPy's global generator. Images are BGR until the normalization.
 """
 
 from __future__ import annotations

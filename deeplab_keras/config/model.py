@@ -15,8 +15,8 @@ class ModelConfig(Config):
     """A segmentation network, completely: two equal configs give two equal graphs.
 
     The reference implementations differ in a few conventions, which are the fields under
-    "Conventions". `CONVENTIONS` holds one consistent set of them a family; the defaults are
-    SSSegmentation's MobileNetV2 systems (spec/sssegmentation.md, section 1.1).
+    "Conventions". `CONVENTIONS` has one consistent set of values per family. The defaults are those
+    of SSSegmentation's MobileNetV2 systems (docs/reference/sssegmentation.md#merged-configs).
     """
 
     name: str = option(
@@ -235,12 +235,12 @@ class ModelConfig(Config):
 
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
-    # spec/sssegmentation.md, section 0
+    # docs/reference/sssegmentation.md#conventions
     "sssegmentation_v2": {},
     "sssegmentation_v3": dict(
         padding="same", backbone_bn_epsilon=1e-3, head_bn_epsilon=1e-3, dilation_placement="all"
     ),
-    # spec/official-deeplab.md, T1 to T9
+    # docs/reference/official_deeplab.md#conventions
     "official_deeplab": dict(
         normalization="unit_range",
         padding="same",

@@ -2,7 +2,7 @@
 
     print(load(model, config, "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz"))
 
-Names and shapes: spec/official-deeplab.md, section 7.
+Names and shapes: docs/reference/official_deeplab.md#variable-names.
 """
 
 from __future__ import annotations
@@ -232,9 +232,10 @@ def start_from(
 ) -> Proof:
     """Fills a model that is to be trained: what `tf_initial_checkpoint` means to the official train.py, but strict.
 
-    The classifiers start fresh where the classes differ: of LR-ASPP the decoder's two alone, where
-    the reference would fail or drop the head (spec, T12). Of another head, and of an ImageNet
-    classifier, the backbone is taken.
+    If the number of classes differs, the classifiers keep their fresh weights. For LR-ASPP these are
+    the two convolutions of the decoder only; the reference would fail or drop the whole head
+    (docs/reference/official_deeplab.md#restoring-and-new-classes). From a checkpoint with another
+    head, and from an ImageNet classifier, only the backbone is loaded.
 
     Args:
         model: the segmentor.

@@ -22,9 +22,9 @@ from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
 
-# Where the weights lie in a training checkpoint; in SSSegmentation's of today and of 2021 it is
-# "model" (spec/sssegmentation.md, section 10), in OpenMMLab's "state_dict". A file without any is
-# the state_dict itself.
+# Keys under which a training checkpoint stores its weights: "model" in SSSegmentation
+# (docs/reference/sssegmentation.md#checkpoints), "state_dict" in OpenMMLab. A file with neither
+# is a state_dict.
 WEIGHTS = ("model", "state_dict")
 AGAIN = "download it again, or give another file"
 

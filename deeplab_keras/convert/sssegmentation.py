@@ -1,7 +1,7 @@
 """SSSegmentation's names of our layers, for its five heads on MobileNetV2 and V3; OpenMMLab's of the same backbones.
 
-The tables' order is that of the reference's own state_dict (spec/sssegmentation.md, sections 2 to
-4).
+The tables follow the order of the reference's state_dict
+(docs/reference/sssegmentation.md#backbones and docs/reference/sssegmentation.md#heads).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Inference as the official vis.py, eval.py and export_model.py do it, for `--inference=official`.
+"""Inference as in the official vis.py, eval.py and export_model.py, for `--inference=official`.
 
-The image is resized into a range, padded to the crop size at the right and below with the mean
-pixel, and predicted in one piece, at one or several scales; labels go back to the image's size by
-nearest neighbour, probabilities bilinear, everything with aligned corners
-(spec/official-deeplab.md, section 4.5, T21 to T24). Our own inference is `inference/`.
+The image is resized into a range, padded to the crop size at the right and at the bottom with the
+mean pixel, and predicted as a whole at one or several scales. Labels are resized to the image's
+size by nearest neighbor, probabilities bilinearly, always with aligned corners
+(docs/reference/official_deeplab.md#inference, docs/reference/official_deeplab.md#preprocessing). The other modules
+of `inference/` are our own inference.
 """
 
 from __future__ import annotations

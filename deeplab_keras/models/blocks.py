@@ -159,7 +159,11 @@ def _pad(
 def _initializer(
     style: BlockStyle, fan_in: int, stddev: float | None
 ) -> keras.initializers.Initializer:
-    """PyTorch's, or the official DeepLab's (its spec, sections 3.1 and 4.1), which gives some layers a `stddev`."""
+    """The initializer of PyTorch or of the official DeepLab, where some layers have a `stddev`.
+
+    See docs/reference/sssegmentation.md#head-initialization and
+    docs/reference/official_deeplab.md#weight-initialization.
+    """
     if style.initialization == "pytorch":
         limit = fan_in**-0.5
         return keras.initializers.RandomUniform(-limit, limit)

@@ -42,16 +42,17 @@ class Normalize(keras.layers.Layer):
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch norm whose running variance is updated with the unbiased batch variance, as in PyTorch and TF1.
 
-    Keras takes the biased one (STACK: 1.05 for 1.20 on eight values). `freeze_statistics` is the
-    official DeepLab's `fine_tune_batch_norm=False`: running statistics are used and kept in
-    training, gamma and beta still learn. With `synchronized`, the statistics are those of the
-    global batch, as they always are on JAX, whose arrays are global. On one TensorFlow device the
-    fused kernel does the work (a training step of MobileNetV2 on the CPU: 0.7 of the time).
+    Keras uses the biased batch variance (docs/reference/libraries.md#batch-norm).
+    `freeze_statistics` is the official DeepLab's `fine_tune_batch_norm=False`: training uses the
+    running statistics and leaves them unchanged, while gamma and beta still train. With
+    `synchronized`, the statistics are those of the global batch, as they always are on JAX, whose
+    arrays are global. On one TensorFlow device the fused kernel is used, which reduces the time of
+    a training step of MobileNetV2 on the CPU to 70 %.
 
     Attributes:
-        share: returns the share of the old statistics that an update keeps, in place of the
-            momentum, which it is called with; None: the momentum. A trainer sets it, see `warm_up`;
-            a layer by itself follows the references.
+        share: function from the momentum to the share of the old statistics that an update keeps;
+            None: the momentum itself. The trainer sets it, see `warm_up`. Without it, the layer
+            follows the references.
     """
 
     share: Callable[[float], Tensor] | None = None
@@ -191,11 +192,11 @@ class Conv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ResizeTo(keras.layers.Layer):
-    """Bilinear resize of the first input to the height and width of the second, whatever they are at run time.
+    """Bilinear resize of the first input to the height and width that the second input has at run time.
 
-    `align_corners=False` is PyTorch's and Keras' half-pixel form, `True` the official DeepLab's
-    (its spec, T1). With a `scale`, the size is the second's by the official DeepLab's
-    `scale_dimension`.
+    `align_corners=False` uses half-pixel centers as PyTorch and Keras do, `True` aligned corners as
+    the official DeepLab does (docs/reference/official_deeplab.md#resizing). With a `scale`, the size
+    of the second input is scaled by the official `scale_dimension` first.
     """
 
     def __init__(self, align_corners: bool = False, scale: float = 1.0, **kwargs: Any) -> None:
@@ -381,5 +382,5 @@ def check_window(
 
 @keras.saving.register_keras_serializable(PACKAGE)
 def q_sigmoid(x: Tensor) -> Tensor:
-    """The official DeepLab's gate: relu6(x + 3) * 0.16667, which can reach 1.00002 (its spec, T9)."""
+    """The official DeepLab's gate, relu6(x + 3) * 0.16667 (docs/reference/official_deeplab.md#activations)."""
     return ops.relu6(x + 3) * 0.16667

@@ -77,10 +77,10 @@ def _is_size(size: object) -> bool:
 
 
 def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:
-    """Class scores of the image at every scale of `image_pyramid`, resized to those of the largest and merged.
+    """Class scores of the image at every scale of `image_pyramid`, resized to the largest scale's size and merged.
 
-    spec/official-deeplab.md, section 4.5. The scores of each scale are layers named "logits_0.50"
-    and so on.
+    See docs/reference/official_deeplab.md#image-pyramid. The scores of each scale come from layers
+    named "logits_0.50" and so on.
     """
     network = keras.Model(image, logits, name="single_scale")
     network.input_spec = None  # it takes every scale's size, also where `image` has a fixed one

@@ -1,9 +1,9 @@
 """Losses on logits and index masks with ignored pixels: cross-entropy, focal, Dice, Lovász-softmax and sums of them.
 
-Everything here is `keras.ops`, so it runs on every Keras backend. Labels are compared with the
-logits as they are: both have one size. A label outside the classes that is not the ignore label
-costs nothing and still counts as a pixel (spec/official-deeplab.md, T16): a compiled step cannot
-raise, and the data checks find such labels before training.
+Everything here uses `keras.ops` and runs on every Keras backend. Labels and logits have the same
+height and width. A label outside the classes that is not the ignore label costs nothing, but still
+counts as a pixel (docs/reference/official_deeplab.md#loss): a compiled step cannot raise an error, and
+the data checks find such labels before training.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def pixel_cross_entropy(
 
 
 def hardest_pixels(pixel_loss: Any, fraction: Any) -> tuple[Any, Any]:
-    """Weights that keep the hardest fraction of all pixels (spec/official-deeplab.md, T17).
+    """Weights that keep the hardest fraction of all pixels.
 
-    The fraction is of all pixels, ignored ones included; pixels that tie for the last place share
-    what is left.
+    The fraction refers to all pixels, ignored ones included
+    (docs/reference/official_deeplab.md#hard-pixel-mining). Pixels that tie for the last place share
+    the remaining weight.
 
     Args:
         pixel_loss: loss of every pixel, any shape, at least 0.
@@ -181,9 +182,9 @@ class SegmentationLoss(keras.losses.Loss):
     Args:
         terms: name of a term -> its weight; the names are those of `TERMS`.
         ignore_label: label of pixels that count nowhere.
-        class_weights: one factor a class on cross-entropy and focal loss. They scale the sum over
-            the pixels, not the number of pixels by which it is divided (spec/official-deeplab.md,
-            T15).
+        class_weights: one factor per class, for cross-entropy and focal loss. They scale the sum
+            over the pixels, not the number of pixels that divides it
+            (docs/reference/official_deeplab.md#loss).
         label_smoothing: share of the target probability that goes evenly to all classes;
             cross-entropy only.
         hard_example_fraction: cross-entropy of this share of the pixels only, the hardest ones; 1:

@@ -18,8 +18,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 from deeplab_keras.config import TrainConfig, UserError, unknown_name
 
 BACKBONE = r"(^|/)(stem|block\d+|last)_"
-# Decay on convolution kernels only, depthwise ones left out (spec/official-deeplab.md, T13): these
-# patterns have none.
+# No weight decay for variables that match one of these patterns: everything but convolution kernels,
+# and depthwise kernels (docs/reference/official_deeplab.md#weight-decay).
 NOT_CONV_KERNELS = (r"(?<!kernel)$", r"depthwise")
 # Parts of the layers' names of every head: the last layers, which can get a larger rate or start
 # fresh. The first row is the official DeepLab's.
@@ -47,16 +47,16 @@ def multiplier(path: str, multipliers: Mapping[str, float]) -> float:
 def official_multipliers(
     last_layers: Sequence[str], last_layer_multiplier: float = 1.0, bias_multiplier: float = 2.0
 ) -> dict[str, float]:
-    """The rule of official DeepLab (T18): biases learn twice as fast, last layers by their multiplier, both multiply.
+    """Learning-rate factors of the official DeepLab: one for biases, one for last layers, their product for both.
 
-    It holds for the official variable names (`logits/semantic/biases`) and for ours
-    (`logits/bias`).
+    See docs/reference/official_deeplab.md#gradient-multipliers. The patterns match the official
+    variable names (`logits/semantic/biases`) and ours (`logits/bias`).
 
     Args:
-        last_layers: names, or parts of names, of layers: `CLASSIFIERS`, or `LAST_LAYERS` for all of
-            the head.
-        last_layer_multiplier: their factor.
-        bias_multiplier: the biases' factor.
+        last_layers: layer names or parts of them: `CLASSIFIERS`, or `LAST_LAYERS` for the whole
+            head.
+        last_layer_multiplier: factor of the last layers.
+        bias_multiplier: factor of all biases.
     """
     rules = {
         r"bias(es)?$": bias_multiplier,

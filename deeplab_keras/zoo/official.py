@@ -1,7 +1,7 @@
 """The official DeepLab's MobileNet models: the meaning of its flags, and its released models by name.
 
-spec/official-deeplab.md, sections 2.1, 4 and 8. `registry` lists the models beside SSSegmentation's
-systems.
+Facts: docs/reference/official_deeplab.md#heads and docs/reference/official_deeplab.md#released-models. `registry`
+lists these models together with SSSegmentation's systems.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _taps(model_variant: str, strides: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _require_lraspp(**holds: bool) -> None:
-    """LR-ASPP is seven flags that only make sense together (spec, section 4.4)."""
+    """Requires all flags of LR-ASPP together (docs/reference/official_deeplab.md#lr-aspp)."""
     wrong = [f"--{flag}" for flag, ok in holds.items() if not ok]
     if wrong:
         raise UserError(
@@ -138,7 +138,7 @@ def _require_lraspp(**holds: bool) -> None:
         )
 
 
-# === The released models (g3doc/model_zoo.md and quantize.md; spec, section 8) ===
+# === The released models (docs/reference/official_deeplab.md#released-models) ===
 
 # The official page says http; the same server answers to https, which proves that it is the one.
 ADDRESS = "https://download.tensorflow.org/models/"

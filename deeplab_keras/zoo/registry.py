@@ -26,7 +26,7 @@ _LRASPP = ModelConfig(
     **CONVENTIONS["sssegmentation_v3"],
 )
 
-# SSSegmentation's six architectures (spec/sssegmentation.md, section 1.1).
+# SSSegmentation's six architectures (docs/reference/sssegmentation.md#merged-configs).
 SSSEGMENTATION: dict[str, ModelConfig] = {
     "fcn_mobilenetv2os8": ModelConfig(head="fcn", auxiliary_head=True),
     "pspnet_mobilenetv2os8": ModelConfig(head="psp", auxiliary_head=True),

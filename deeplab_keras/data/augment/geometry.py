@@ -1,9 +1,9 @@
-"""What happens to an image and its label before the network sees them in training.
+"""Augmentation of an image and its label for training.
 
-Every transform is a pure function of the image, the label and numbers drawn elsewhere (`draw`), and
-works eagerly and inside tf.data. The order and the numbers are SSSegmentation's
-(spec/sssegmentation.md, section 7.1): scale, crop, flip, photometric distortion, padding. Images
-are RGB `[height, width, 3]` in 0..255, labels `[height, width]` of class ids and the ignore label.
+Every transform is a pure function of the image, the label and numbers drawn by `draw`, and works
+eagerly and inside tf.data. Order and values are SSSegmentation's: scale, crop, flip, photometric
+distortion, padding (docs/reference/sssegmentation.md#training-input). Images are RGB
+`[height, width, 3]` in 0..255, labels `[height, width]` with class ids and the ignore label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The official DeepLab's preprocessing, pixel for pixel: aligned corners, sizes truncated, padding right and below.
+"""The official DeepLab's preprocessing, pixel for pixel: aligned corners, truncated sizes, padding right and bottom.
 
-spec/official-deeplab.md, section 6 and T1, T21 (input_preprocess.py and core/preprocess_utils.py
-there). Our own augmentation is `transforms.py`; this one serves evaluation and prediction with the
-official numbers, and training where they are wanted. Every function works eagerly and inside
+See docs/reference/official_deeplab.md#preprocessing and docs/reference/official_deeplab.md#resizing. Our own
+augmentation is `geometry.py`; this module serves evaluation and prediction with the official
+numbers, and training with `--preprocessing=official`. Every function works eagerly and inside
 tf.data.
 """
 

@@ -1,9 +1,8 @@
-"""Random brightness, contrast, saturation and hue (spec/sssegmentation.md, section 7.1): half of the input's arithmetic.
+"""Random brightness, contrast, saturation and hue (docs/reference/sssegmentation.md#training-input).
 
-As separate operations each writes the whole image to memory, and TensorFlow's own for saturation
-and hue take 6 ms each for 512x512 pixels on one core. Compiled by XLA into a pass or two all of it
-takes 2 ms. That wants a shape that is known, which training crops have once they lie on a canvas of
-the crop's size.
+As separate operations, each of them writes the whole image to memory, and TensorFlow's saturation
+and hue take 6 ms each for 512x512 pixels on one core. Compiled by XLA, everything together takes
+2 ms. XLA needs a static shape, which training crops have once they are padded to the crop size.
 """
 
 from __future__ import annotations

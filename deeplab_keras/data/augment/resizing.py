@@ -1,8 +1,8 @@
-"""Resizing of images and label maps in training, whole or only what a crop shows.
+"""Resizing of images and label maps for training, as a whole or only the part that a crop shows.
 
-Bilinear with half-pixel centres for images; nearest neighbour for labels, at the pixels' centres or
-by OpenCV's rule (spec/sssegmentation.md, section 7.1). Images are `[height, width, 3]` in 0..255,
-labels `[height, width]` of class ids.
+Images are resized bilinearly with half-pixel centers, labels by nearest neighbor, at pixel centers
+or by OpenCV's rule (docs/reference/sssegmentation.md#training-input). Images are
+`[height, width, 3]` in 0..255, labels `[height, width]` with class ids.
 """
 
 from __future__ import annotations

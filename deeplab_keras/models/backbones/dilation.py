@@ -9,10 +9,10 @@ from deeplab_keras.config import ModelConfig
 
 @dataclasses.dataclass
 class StridePlan:
-    """Walks the blocks from the stem on and says for each with what stride and dilation it really runs.
+    """Walks the blocks from the stem on and returns the stride and dilation that each block uses.
 
-    `config.dilation_placement` holds the three conventions (spec/sssegmentation.md, section 0, rows
-    3 and 4; spec/official-deeplab.md, T2).
+    `config.dilation_placement` selects one of three conventions
+    (docs/reference/sssegmentation.md#conventions, docs/reference/official_deeplab.md#output-stride-and-dilation).
     """
 
     config: ModelConfig

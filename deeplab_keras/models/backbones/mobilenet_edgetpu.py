@@ -1,7 +1,7 @@
-"""MobileNet EdgeTPU: MobileNetV3's relative whose early blocks are fused, one strided convolution for two.
+"""MobileNet EdgeTPU: a relative of MobileNetV3 whose early blocks fuse expansion and depthwise convolution.
 
-The official DeepLab uses slim's `V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py); its
-spec, section 3.5.
+The official DeepLab uses slim's `V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py;
+docs/reference/official_deeplab.md#mobilenet-edgetpu).
 """
 
 from __future__ import annotations

@@ -76,12 +76,12 @@ def mobilenet_v3_small(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def mobilenet_v3_large_seg(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """The official DeepLab's large variant: c5 has 480 channels (its spec, section 3.3)."""
+    """The official DeepLab's large variant: c5 has 480 channels (docs/reference/official_deeplab.md#mobilenetv3-large-seg)."""
     return _mobilenet_v3(image, config, LARGE + LARGE_SEG_END, last_channels=480)
 
 
 def mobilenet_v3_small_seg(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """The official DeepLab's small variant: c5 has 288 channels (its spec, section 3.4)."""
+    """The official DeepLab's small variant: c5 has 288 channels (docs/reference/official_deeplab.md#mobilenetv3-small-seg)."""
     return _mobilenet_v3(image, config, SMALL + SMALL_SEG_END, last_channels=288)
 
 

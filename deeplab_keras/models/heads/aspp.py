@@ -12,7 +12,10 @@ from deeplab_keras.models.layers import DATA_FORMAT, ResizeTo, Tensor, WindowPoo
 
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """ASPP on c5 and the classifier (spec/sssegmentation.md, section 4.3; spec/official-deeplab.md, section 4.1)."""
+    """ASPP on c5 and the classifier.
+
+    See docs/reference/sssegmentation.md#deeplabv3-head and docs/reference/official_deeplab.md#aspp.
+    """
     x = aspp(features["c5"], config)
     for index in range(1, config.aspp_output_convs + 1):
         x = conv_bn_act(
@@ -27,9 +30,9 @@ def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """ASPP, resized to and merged with each low-level feature, two 3x3 convolutions a merge, the classifier.
+    """ASPP on c5, merged with each low-level feature by two 3x3 convolutions, and the classifier.
 
-    spec/sssegmentation.md, section 4.4; spec/official-deeplab.md, section 4.2.
+    See docs/reference/sssegmentation.md#deeplabv3plus-head and docs/reference/official_deeplab.md#decoder.
     """
     x, act = aspp(features["c5"], config), _activation(config)
     for index, (key, channels) in enumerate(

@@ -12,10 +12,10 @@ from deeplab_keras.models.layers import DATA_FORMAT, Tensor
 def classify(
     x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[int, ...] = ()
 ) -> Tensor:
-    """Float32 class scores `[batch, h, w, num_classes]`; `name` is the layer's.
+    """Float32 class scores `[batch, h, w, num_classes]` from a layer called `name`.
 
-    With `rates` there is a classifier of `logits_kernel_size` for each of these dilations, and
-    their scores are added (spec/official-deeplab.md, section 4.3).
+    With `rates` there is one classifier of `logits_kernel_size` for each of these dilations, and
+    their scores are added (docs/reference/official_deeplab.md#logits).
     """
     if config.dropout_rate and config.dropout_placement == "classifier":
         x = keras.layers.SpatialDropout2D(config.dropout_rate, DATA_FORMAT, name=f"{name}_dropout")(

@@ -9,7 +9,7 @@ from deeplab_keras.models.layers import Tensor
 
 
 def fcn(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """Two 3x3 convolutions on c5 and the classifier (spec/sssegmentation.md, section 4.1)."""
+    """Two 3x3 convolutions on c5 and the classifier (docs/reference/sssegmentation.md#fcn-head)."""
     x = features["c5"]
     for index in (1, 2):
         x = conv_bn_act(x, config.head_channels, 3, name=f"fcn{index}", style=head_style(config))
@@ -17,7 +17,7 @@ def fcn(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def auxiliary(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """One 3x3 convolution and a classifier named "auxiliary_logits" (spec/sssegmentation.md, section 4.6)."""
+    """One 3x3 convolution and a classifier named "auxiliary_logits" (docs/reference/sssegmentation.md#auxiliary-head)."""
     if config.auxiliary_feature not in features:
         raise UserError(
             f"--auxiliary_feature={config.auxiliary_feature}: {config.backbone} has "

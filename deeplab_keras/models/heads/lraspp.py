@@ -12,11 +12,12 @@ from deeplab_keras.models.layers import ResizeTo, Tensor
 
 
 def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """c5 through a 1x1 convolution, gated by its own pooled version, then merged with the low-level features.
+    """A 1x1 convolution of c5, multiplied by a gate pooled from c5, then merged with the low-level features.
 
-    With `low_level_channels` the features are concatenated on the way up, as SSSegmentation does
-    (its spec, section 4.5); without, the class scores of the one low-level feature are added, as in
-    the paper, the official DeepLab (its spec, section 4.4) and torchvision.
+    With `low_level_channels`, low-level features are concatenated step by step, as in SSSegmentation
+    (docs/reference/sssegmentation.md#lr-aspp-head). Without, the class scores of a single
+    low-level feature are added, as in the paper, the official DeepLab
+    (docs/reference/official_deeplab.md#lr-aspp) and torchvision.
     """
     x, style = features["c5"], head_style(config)
     act = "relu6" if config.use_bounded_activation else "relu"

@@ -10,7 +10,10 @@ from deeplab_keras.models.layers import AdaptiveAveragePooling, Tensor
 
 
 def psp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """c5 beside its averages over 1, 2, 3 and 6 bins a side, a 3x3 convolution (spec/sssegmentation.md, section 4.2)."""
+    """Concatenates c5 with its averages over 1, 2, 3 and 6 bins per side, then a 3x3 convolution and the classifier.
+
+    See docs/reference/sssegmentation.md#pspnet-head.
+    """
     x, style = features["c5"], head_style(config)
     levels, names = [x], {}
     for bins in config.pool_scales:
