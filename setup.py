@@ -63,6 +63,7 @@ setuptools.setup(
     install_requires=[
         f"{TENSORFLOW}>=2.21,<3",
         "absl-py>=2.5",
+        "filelock>=4.2",
         "flatbuffers>=25.12",
         "h5py>=3.14",
         # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import runpy
 import shlex
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
@@ -69,6 +72,24 @@ class Script:
     def parse(self, *arguments: str) -> flags.Command:
         """Only reads the flags."""
         return flags.Command([self.path, *arguments], *self.sections)
+
+
+@contextlib.contextmanager
+def holding(lock: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds a file lock until it is killed."""
+    code = (
+        "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print(1, flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        try:
+            assert process.stdout and process.stdout.readline() == b"1\n"
+            yield process
+        finally:
+            process.kill()
 
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))

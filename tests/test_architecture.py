@@ -226,6 +226,11 @@ def test_nothing_is_left_unfinished(path):
             )
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / PACKAGE).rglob("*.py")), ids=relative)
+def test_no_module_needs_a_posix_system(path):
+    assert not imports(path) & {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
+
+
 def test_library_code_does_not_know_where_the_real_data_lie():
     for path in MODULES:
         assert not re.search(r"\.\./shared|/work/|/tmp/", path.read_text(encoding="utf-8")), path

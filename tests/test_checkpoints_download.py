@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from contracts import noise
+from contracts import holding, noise
 from official_golden import SMALL, drawn_tensors
 from test_convert_official import save_checkpoint
 
@@ -299,6 +299,20 @@ def test_two_at_a_time_download_once(server, tmp_path):
     for thread in threads:
         thread.join()
     assert len(done) == 4 and server.asked == [None]
+
+
+def test_a_download_waits_for_another_process_and_no_longer_than_it_lives(server, tmp_path):
+    done = []
+    with holding(tmp_path / ".file.bin.lock") as other:
+        thread = threading.Thread(
+            target=lambda: done.append(fetch(server.url + "file.bin", tmp_path, CHECKSUM))
+        )
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and server.asked == []
+        other.kill()
+        thread.join(10)
+    assert done == [tmp_path / "file.bin"] and server.asked == [None]
 
 
 # === Models of the zoo ===

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import json
 import os
@@ -13,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import label_blocks, noise, script
+from contracts import holding, label_blocks, noise, script
 from data_files import mask, write_dataset
 from dataset_trees import TREES, camvid
 from PIL import Image
@@ -408,24 +407,23 @@ def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_two_builds_at_once_do_not_spoil_each_other(overwrite, photos, tmp_path):
-    """The folder of notes is locked, as the process that holds it has it open; when that one ends, the command goes on."""
+    """A second build is refused until the first one ends, even if the first one is killed."""
     source = open_dataset(config_of("folder", photos), "train")
-    notes = tmp_path / ".train.building"
-    notes.mkdir()
-    held = os.open(notes, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(
-        UserError,
-        match="another process is building the split 'train' there; wait until it is done, or stop",
-    ):
-        build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
-    assert [*tmp_path.rglob("*")] == [notes]
-    assert (
-        build_records(source, "val", tmp_path, num_shards=2).pairs == 7
-    )  # another split is no trouble
-    os.close(held)
+    lock = tmp_path / ".train.lock"
+    with holding(lock) as other:
+        with pytest.raises(
+            UserError,
+            match="another process is building the split 'train' there; wait until it is done, or stop",
+        ):
+            build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
+        assert [*tmp_path.rglob("*")] == [lock]
+        assert (
+            build_records(source, "val", tmp_path, num_shards=2).pairs == 7
+        )  # another split is no trouble
+        other.kill()
     build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
-    assert not notes.exists() and len(open_dataset(config_of("tfrecord", tmp_path), "train")) == 7
+    assert not lock.exists() and not (tmp_path / ".train.building").exists()
+    assert len(open_dataset(config_of("tfrecord", tmp_path), "train")) == 7
 
 
 def test_a_build_that_waited_for_its_turn_finds_the_records_there(photos, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, script
+from contracts import ROOT, holding, script
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints import workdir as workdir_module
@@ -263,6 +263,15 @@ def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
         Workdir(tmp_path, configs).__enter__()
     with Workdir(tmp_path, configs):
         pass  # free again
+
+
+def test_a_workdir_is_free_once_its_process_is_killed(tmp_path: pathlib.Path) -> None:
+    with holding(tmp_path / ".lock") as other:
+        with pytest.raises(UserError, match="in use by a running training"):
+            Workdir(tmp_path, {}).__enter__()
+        other.kill()
+    with Workdir(tmp_path, {}):
+        pass
 
 
 def test_a_lock_of_another_machine(
@@ -760,7 +769,11 @@ def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *(("fcntl.flock", full) if file == ".lock" else ("pathlib.Path.write_text", full))
+            *(
+                ("filelock.lock_descriptor", full)
+                if file == ".lock"
+                else ("pathlib.Path.write_text", full)
+            )
         )
         with pytest.raises(
             UserError,

@@ -8,9 +8,7 @@ of it is there.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -20,8 +18,9 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+import filelock
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io.progress import Progress
@@ -259,12 +258,9 @@ def _reason(error: Exception) -> str:
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process from writing the same file; it waits, and then finds the file there."""
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _lock(path: pathlib.Path) -> filelock.BaseFileLock:
+    """Makes other processes wait while one downloads the file. They find it complete afterwards."""
+    return filelock.FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
 
 
 # === Checksums ===

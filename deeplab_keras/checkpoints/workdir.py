@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+import filelock
 import keras
 import numpy as np
 from absl import logging
@@ -142,12 +142,8 @@ class Workdir:
     _owns = False
 
     def _take_lock(self, lock: TextIO) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = False
-        except BlockingIOError:
-            held = True
-        owner, host = _owner(self.path / LOCK)
+        held = not filelock.lock_descriptor(lock.fileno(), blocking=False)
+        owner, host = _owner(lock)
         if not held and owner and host != socket.gethostname():
             logging.info(
                 "%s was used by %s; waiting to see whether it still runs", self.path, owner
@@ -371,12 +367,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _owner(lock: pathlib.Path) -> tuple[str, str]:
-    """Who holds the lock, for a person, and the machine; empty where nobody does."""
+def _owner(lock: TextIO) -> tuple[str, str]:
+    """Reads who holds the lock: a description and the name of the machine. Both are empty if unknown."""
     try:
-        held = json.loads(lock.read_text())
+        lock.seek(0)
+        held = json.load(lock)
         return f"process {held['pid']} on {held['host']} since {held['since']}", str(held["host"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # Windows lets only the holder read the file
         return "", ""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -158,22 +158,23 @@ class _Build:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the folder of notes for this process; the system lets go of it when the process ends, however it does.
+        """Keeps other processes from building this split; the lock ends with the process, even if it is killed.
 
         Raises:
-            UserError: another process holds it, or the folder cannot be made.
+            UserError: another process is building the split, or the folder cannot be written to.
         """
+        path = self.folder / f".{self.split}.lock"
+        lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
         try:
-            self.notes.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.notes, os.O_RDONLY)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written to ({error.strerror}); give another --output_dir"
             ) from error
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(held)
+            lock.acquire()
+        except filelock.Timeout as error:
             raise UserError(
                 f"{self.folder}: another process is building the split {self.split!r} there; wait "
                 "until it is done, or stop it: "
@@ -188,9 +189,9 @@ class _Build:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                self.notes.rmdir()  # where nothing was begun
-            os.close(held)
+            with contextlib.suppress(OSError):  # Windows does not delete an open file
+                path.unlink()
+            lock.release()
 
     def is_complete(self, overwrite: bool) -> bool:
         """Whether the same records are there already, in their full length; raises UserError if others are."""
@@ -261,7 +262,7 @@ class _Build:
                 "replaces them"
             )
         others = [
-            *self.notes.iterdir(),
+            *self.notes.glob("*"),
             *(self.folder / name for name in strange),
             manifest_path(self.folder, self.split),
         ]
