@@ -58,7 +58,7 @@ setuptools.setup(
         "Typing :: Typed",
     ],
     packages=setuptools.find_packages(include=["deeplab_keras", "deeplab_keras.*"]),
-    package_data={"deeplab_keras": ["py.typed"]},
+    package_data={"deeplab_keras": ["py.typed", "visualization/templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[
         f"{TENSORFLOW}>=2.21,<3",
@@ -68,6 +68,7 @@ setuptools.setup(
         "h5py>=3.14",
         # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on
         "importlib-resources>=6",
+        "jinja2>=3.1.6",
         "keras>=3.15,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=2.4,<3",

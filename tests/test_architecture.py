@@ -58,6 +58,7 @@ CONFINED = {
     "tensorflow_datasets": "data.tfds",
     "keras_cv": "data.augment",
     "matplotlib": "visualization",
+    "jinja2": "visualization",
     "absl.flags": "cli",
     "torch": "convert benchmarks",
     "cv2": "benchmarks",

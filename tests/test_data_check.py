@@ -211,6 +211,7 @@ def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, c
         "Nothing is wrong." in page and "&lt;b&gt;wall&lt;/b&gt;" in page and "<b>wall" not in page
     )
     assert (tmp_path / "report/contact_sheet.png").exists() and 'src="contact_sheet.png"' in page
+    assert "default-src 'none'" in page, "the browser runs no script and loads nothing"
     assert "median frequency: --label_weights=" in capsys.readouterr().out
     truncate(dataset / "images/train/pic_0.jpg")
     assert script("check_dataset.py")(*arguments) == 1

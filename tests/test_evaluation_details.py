@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -17,7 +18,7 @@ from test_evaluation import CLASSES, INFO, make_model, make_source
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.evaluation.compare import compare
-from deeplab_keras.evaluation.curves import charts, read_rows
+from deeplab_keras.evaluation.curves import read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore, count_boundaries, near_boundary
 from deeplab_keras.evaluation.loop import evaluate
 from deeplab_keras.evaluation.output import draw_panel, write_report
@@ -214,16 +215,23 @@ class Tags(html.parser.HTMLParser):
         self.text += data
 
 
-def test_page_is_whole_and_escapes_names():
+def make_report() -> Report:
     matrix = np.array([[8, 2, 0], [1, 5, 0], [0, 0, 0]])
     info = INFO.__class__("a<b", ("sky & air", "<road>", "car"), INFO.palette[:3])
-    report = Report.from_matrix(matrix, info, 3, model="m", split="val")
+    return Report.from_matrix(matrix, info, 3, model="m", split="val")
+
+
+def test_page_is_whole_and_escapes_names():
+    report = make_report()
     picture = np.zeros((4, 5, 3), np.uint8)
-    page = html_page(report, [(scores(0, 0.5, 1)[0], picture)], [])
+    score = dataclasses.replace(scores(0, 0.5, 1)[0], name='"><script>alert(1)</script>')
+    page = html_page(report, [(score, picture)], [])
     tags = Tags()
     tags.feed(page)
     assert tags.open == [] and tags.images == 1
     assert "sky & air" in tags.text and "<road>" in tags.text and "<road>" not in page
+    assert '"><script>alert(1)</script>: mIoU' in tags.text and "<script" not in page
+    assert "default-src 'none'" in page, "the browser runs no script and loads nothing"
     assert report.confusions() == [
         ("sky & air", "<road>", pytest.approx(0.2), pytest.approx(2 / 16)),
         ("<road>", "sky & air", pytest.approx(1 / 6), pytest.approx(1 / 16)),
@@ -258,11 +266,12 @@ def test_the_course_of_a_training(tmp_path):
     path.write_text(
         "step,loss,train_miou,learning_rate,val_miou\n10,2.0,0.1,0.01,\n20,1.0,nan,0.005,0.25\n30,0.5,0.3,0.001,0.5\n"
     )
-    drawn = charts(read_rows(path))
+    rows = read_rows(path)
+    drawn = html_page(make_report(), course=rows)
     tags = Tags()
-    tags.feed(drawn.replace("/>", ">").replace("<line", "<img").replace("<polyline", "<img"))
+    tags.feed(drawn)
     assert tags.open == [] and drawn.count("<svg") == 3
-    lines = re.findall(r"polyline points='([^']+)'", drawn)
+    lines = re.findall(r'polyline points="([^"]+)"', drawn)
     points = [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
     assert [len(line) for line in points] == [3, 2, 2, 3]  # loss, validation, training crops, rate
     xs, ys = zip(*points[0], strict=True)
@@ -270,7 +279,8 @@ def test_the_course_of_a_training(tmp_path):
         xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1) and ys[0] < ys[1] < ys[2]
     )  # SVG's y points down
     assert (ys[1] - ys[0]) == pytest.approx(2 * (ys[2] - ys[1]), abs=0.2)
-    assert charts([]) == charts(read_rows(path)[:1]) == ""
+    for course in ([], rows[:1]):
+        assert "<h2>Training" not in html_page(make_report(), course=course)
 
 
 def test_script_compares(tiny_run, capsys):

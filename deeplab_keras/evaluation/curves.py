@@ -1,14 +1,14 @@
-"""A training's course as line charts, drawn as SVG: nothing but text, sharp at any size."""
+"""The course of a training run as line charts, which the page draws as SVG."""
 
 from __future__ import annotations
 
 import csv
-import html
+import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 220, 58, 12, 28, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 220, 58, 508, 28, 194
 TICKS = 4
 # Chart -> its lines: column of training.csv and name.
 CHARTS = {
@@ -16,13 +16,41 @@ CHARTS = {
     "mIoU": {"val_miou": "validation", "train_miou": "training crops"},
     "learning rate": {"learning_rate": "learning rate"},
 }
-COLOURS = ("#2f7d8c", "#c26b2b")
+COLORS = ("#2f7d8c", "#c26b2b")
 
 Points = list[tuple[float, float]]
+Ticks = list[tuple[float, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a chart: its name, color, and points in pixels."""
+
+    name: str
+    color: str
+    points: Points
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A line chart, laid out in pixels.
+
+    Attributes:
+        title: the heading.
+        lines: the curves.
+        x_ticks: position and text of the labels below the chart.
+        y_ticks: the same for the labels on the left, which also have grid lines.
+    """
+
+    title: str
+    lines: list[Line]
+    x_ticks: Ticks
+    y_ticks: Ticks
+    width, height, left, right = WIDTH, HEIGHT, LEFT, RIGHT
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a training.csv; a cell that is no number is NaN."""
+    """Reads a training.csv. A cell that is not a number becomes NaN."""
 
     def number(text: str | None) -> float:
         try:
@@ -37,17 +65,15 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
         ]
 
 
-def charts(rows: Sequence[dict[str, float]]) -> str:
-    """The charts side by side, as a part of an HTML page; "" for fewer than two rows."""
-    if len(rows) < 2:
-        return ""
+def charts(rows: Sequence[dict[str, float]]) -> list[Chart]:
+    """Lays out the charts of a training run. Lines with fewer than two points are left out."""
     drawn = []
     for title, lines in CHARTS.items():
         series = {name: _points(rows, column) for column, name in lines.items()}
-        shown = {name: points for name, points in series.items() if len(points) > 1}
-        if shown:
-            drawn.append(_chart(title, shown))
-    return f"<div class='charts'>{''.join(drawn)}</div>"
+        series = {name: points for name, points in series.items() if len(points) > 1}
+        if series:
+            drawn.append(_chart(title, series))
+    return drawn
 
 
 def _points(rows: Sequence[dict[str, float]], column: str) -> Points:
@@ -55,44 +81,25 @@ def _points(rows: Sequence[dict[str, float]], column: str) -> Points:
     return [(x, y) for x, y in found if math.isfinite(x) and math.isfinite(y)]
 
 
-def _chart(title: str, series: dict[str, Points]) -> str:
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
+def _chart(title: str, series: dict[str, Points]) -> Chart:
+    xs, ys = zip(*(point for points in series.values() for point in points), strict=True)
     x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
-    low, high = min(min(ys), y_ticks[0]), max(max(ys), y_ticks[-1])
+    low, high = min(*ys, *y_ticks), max(*ys, *y_ticks)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - min(xs)) / ((max(xs) - min(xs)) or 1)
-        up = (y - low) / ((high - low) or 1)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
+    def across(x: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (x - min(xs)) / ((max(xs) - min(xs)) or 1), 1)
 
-    parts = [f"<text x='{LEFT}' y='16' class='title'>{html.escape(title)}</text>"]
-    for y in y_ticks:
-        level = place(xs[0], y)[1]
-        parts.append(
-            f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{level:.1f}' y2='{level:.1f}' "
-            "class='grid'/>"
-        )
-        parts.append(f"<text x='{LEFT - 6}' y='{level + 4:.1f}' text-anchor='end'>{y:.3g}</text>")
-    for x in x_ticks:
-        parts.append(
-            f"<text x='{place(x, low)[0]:.1f}' y='{HEIGHT - 8}' text-anchor='middle'>{x:.0f}</text>"
-        )
-    for i, (name, points) in enumerate(series.items()):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
-        if len(series) > 1:
-            where = WIDTH - RIGHT - 110 * (len(series) - 1 - i)
-            parts.append(
-                f"<text x='{where}' y='16' text-anchor='end' "
-                f"style='fill:{colour}'>{html.escape(name)}</text>"
-            )
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' "
-        f"aria-label='{html.escape(title)}'>{''.join(parts)}</svg>"
+    def down(y: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (y - low) / ((high - low) or 1), 1)
+
+    return Chart(
+        title,
+        [
+            Line(name, color, [(across(x), down(y)) for x, y in points])
+            for color, (name, points) in zip(COLORS, series.items(), strict=False)
+        ],
+        [(across(x), f"{x:.0f}") for x in x_ticks],
+        [(down(y), f"{y:.3g}") for y in y_ticks],
     )
 
 

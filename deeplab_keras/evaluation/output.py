@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.source import Source
-from deeplab_keras.evaluation.curves import charts, read_rows
+from deeplab_keras.evaluation.curves import read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore
 from deeplab_keras.evaluation.page import Picture, extremes, html_page
 from deeplab_keras.evaluation.report import Report
@@ -79,5 +79,5 @@ def write_report(
         return drawn
 
     worst, best = extremes(details.images, pictures)
-    course = charts(read_rows(training_csv)) if training_csv and training_csv.is_file() else ""
+    course = read_rows(training_csv) if training_csv and training_csv.is_file() else []
     write_text(folder / "report.html", html_page(report, draw(worst), draw(best), course))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from deeplab_keras.data.check.findings import DatasetCheck, SplitCheck
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.writing import write_text
 from deeplab_keras.visualization import captioned, class_colours, colorize, grid, legend, save_png
+from deeplab_keras.visualization.html import render
 
 SAMPLES, SIDE = 12, 320  # of the contact sheet: pairs, and the long side of a picture
 SHOWN = 20  # problems of one kind, images of one size: the page lists so many, report.json all
@@ -166,125 +166,18 @@ def _table(check: DatasetCheck) -> Iterator[str]:
 
 # --- The page ---
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #202124; margin: 2em auto; max-width: 70em; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .7em; text-align: left; vertical-align: top }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } tr:nth-child(even) td { background: #f6f7f8 }
-.bar { display: inline-block; height: .8em; min-width: 1px; border: 1px solid #a0a0a0 }
-.swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #a0a0a0; vertical-align: -.15em }
-.wrong { border-left: .4em solid #c5221f; padding: .1em 1em; background: #fdf1f0 }
-.fine { border-left: .4em solid #188038; padding: .1em 1em; background: #f0f8f2 }
-code { background: #f1f3f4; padding: .1em .3em; overflow-wrap: anywhere } img { max-width: 100% } li { overflow-wrap: anywhere }
-"""
-
 
 def page(check: DatasetCheck, with_sheet: bool = True) -> str:
-    """The report as a page of HTML."""
-    where = html.escape(f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}")
-    parts = [f"<h1>{where}</h1>", *_verdict(check)]
-    if check.notes:
-        parts += [
-            "<h2>Worth knowing</h2><ul>",
-            *(f"<li>{html.escape(note)}</li>" for note in check.notes),
-            "</ul>",
-        ]
-    parts += [_classes_table(check), _sizes_table(check)]
-    if with_sheet:
-        parts.append(
-            f"<h2>Samples of {html.escape(check.splits[0].name)}</h2><p>Images, and their labels "
-            "over them; what is no class is "
-            'striped in magenta.</p><img src="contact_sheet.png" alt="samples with their labels">'
-        )
-    weights_by_name = check.label_weights()
-    if weights_by_name:
-        first = html.escape(check.splits[0].name)
-        parts.append(
-            "<h2>Weights of the classes</h2><p>For the loss, if rare classes shall count more; "
-            f"made from {first}.</p>"
-        )
-    for name, weights in weights_by_name.items():
-        parts.append(f"<p>{name.replace('_', ' ')}:<br><code>{flag_of(weights)}</code></p>")
-    body = "\n".join(parts)
-    return (
-        "<!doctype html>\n<html lang=en><meta "
-        f"charset=utf-8><title>{where}</title><style>{STYLE}</style>\n{body}\n</html>\n"
-    )
-
-
-def _verdict(check: DatasetCheck) -> Iterator[str]:
-    if not check.wrong:
-        yield '<div class="fine"><p>Nothing is wrong.</p></div>'
-        return
-    yield '<div class="wrong">'
-    if check.looks_like:
-        yield f"<p><b>It looks like this:</b> {html.escape(check.looks_like)}</p>"
-    for kind, problems in check.kinds().items():
-        yield f"<h3>{html.escape(kind.capitalize())}: {len(problems)}</h3><ul>"
-        yield from (f"<li>{html.escape(problem.message)}</li>" for problem in problems[:SHOWN])
-        if len(problems) > SHOWN:
-            yield f"<li>... and {len(problems) - SHOWN} more; report.json lists all</li>"
-        yield "</ul>"
-    yield "</div>"
-
-
-def _classes_table(check: DatasetCheck) -> str:
-    head = "".join(
-        f'<th class="n">{html.escape(split.name)}</th><th></th><th class="n">images</th>'
-        for split in check.splits
-    )
-    rows = [f"<h2>Classes</h2><table><tr><th>id</th><th></th><th>class</th>{head}</tr>"]
+    """Returns the report as a page of HTML."""
     shares = [split.pixels / max(split.total, 1) for split in check.splits]
-    widest = max((float(share.max()) for share in shares), default=0) or 1
-    for label, name in enumerate(check.info.class_names):
-        colour = "#" + bytes(check.info.palette[label]).hex()
-        cells = "".join(
-            "<td "
-            f'class="n">{share[label]:.2%}</td><td>{_bar(12 * share[label] / widest, colour)}</td>'
-            f'<td class="n">{split.images[label]}</td>'
-            for split, share in zip(check.splits, shares, strict=True)
-        )
-        swatch = f'<span class="swatch" style="background:{colour}"></span>'
-        rows.append(
-            "<tr><td "
-            f'class="n">{label}</td><td>{swatch}</td><td>{html.escape(name)}</td>{cells}</tr>'
-        )
-    ignored = "#" + bytes(class_colours(check.info)[-1].tolist()).hex()
-    for text, colour, counts in (
-        (
-            f"ignored (id {check.info.ignore_label})",
-            ignored,
-            [split.ignored for split in check.splits],
-        ),
-        ("outside the classes", "#ff00ff", [split.strange for split in check.splits]),
-    ):
-        cells = "".join(
-            f'<td class="n">{count / max(split.total, 1):.2%}</td><td></td><td></td>'
-            for count, split in zip(counts, check.splits, strict=True)
-        )
-        rows.append(
-            '<tr><td></td><td><span class="swatch" '
-            f'style="background:{colour}"></span></td><td>{text}</td>{cells}</tr>'
-        )
-    return "\n".join([*rows, "</table>"])
-
-
-def _bar(width: float, colour: str) -> str:
-    return (
-        f'<span class="bar" style="width:{width:.2f}em;background:{colour}"></span>'
-        if width
-        else ""
+    colors = [*check.info.palette, class_colours(check.info)[-1].tolist()]
+    return render(
+        "dataset.html",
+        title=f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}",
+        check=check,
+        with_sheet=with_sheet,
+        shown=SHOWN,
+        colors=["#" + bytes(color).hex() for color in colors],
+        widest=max((float(share.max()) for share in shares), default=0) or 1,
+        weights={name: flag_of(weights) for name, weights in check.label_weights().items()},
     )
-
-
-def _sizes_table(check: DatasetCheck) -> str:
-    rows = [
-        "<h2>Sizes</h2><table><tr><th>split</th><th class=n>pairs</th><th "
-        "class=n>read</th><th>images of each size</th></tr>"
-    ]
-    for split in check.splits:
-        sizes = split.sizes()
-        listed = ", ".join(f"{width}x{height}: {count}" for (width, height), count in sizes[:SHOWN])
-        more = f", and {len(sizes) - SHOWN} sizes more" if len(sizes) > SHOWN else ""
-        counts = f"<td class=n>{split.pairs}</td><td class=n>{len(split.scans)}</td>"
-        rows.append(f"<tr><td>{html.escape(split.name)}</td>{counts}<td>{listed}{more}</td></tr>")
-    return "\n".join([*rows, "</table>"])

@@ -1,0 +1,30 @@
+"""HTML pages from the templates in `templates/`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jinja2
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page of HTML. Values are escaped, so class and file names may contain anything.
+
+    Args:
+        template: the name of a file in `templates/`.
+        values: what the template shows.
+    """
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("deeplab_keras.visualization"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
