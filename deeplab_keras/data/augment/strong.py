@@ -1,11 +1,11 @@
-"""Augmentation beyond the references', each by a flag and off by default: rotation, blur, cutout, RandAugment, CutMix, Mosaic.
+"""Augmentation beyond the references': rotation, blur, cutout, RandAugment, CutMix, Mosaic. All are off by default.
 
-As in `transforms.py` every function is pure: random numbers come in as an argument, drawn from the
-seed and the position in the stream, and nothing else decides. keras-cv serves for RandAugment's
-colour operations, through the part of its layers that takes the numbers. Its layers as wholes draw
-their own from a state, which no run could repeat; its geometric ones fill masks with class 0
-instead of the ignore label; its Equalization cannot stand in a branch of a tf.data graph. So these,
-CutMix and Mosaic are written here.
+As in `geometry.py`, every function is pure: its random numbers are arguments, drawn from the seed and
+the position in the stream. RandAugment's color operations come from keras-cv, through the methods of
+its layers that take random numbers as arguments. Called as a whole, its layers draw from a state of
+their own, so that no run could be repeated; its geometric layers fill masks with class 0 instead of
+the ignore label (docs/reference/libraries.md#keras-cv); and its Equalization does not work in a
+branch of a tf.data graph. These operations, CutMix and Mosaic are implemented here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pair = tuple[tf.Tensor, tf.Tensor]
 COLOUR_OPERATIONS = 6
 DEVIATION = 0.15  # of RandAugment's magnitudes, as in keras-cv
 SOLARIZE_ADDITION = 110.0
-SINGLE, GROUP = 1, 2  # the places of these draws beside those of transforms.draw
+SINGLE, GROUP = 1, 2  # folded into the key, so that the numbers differ from those of `geometry.draw`
 
 
 def uses_single(config: DataConfig) -> bool:
