@@ -23,7 +23,8 @@ Pair = tuple[tf.Tensor, tf.Tensor]
 COLOUR_OPERATIONS = 6
 DEVIATION = 0.15  # of RandAugment's magnitudes, as in keras-cv
 SOLARIZE_ADDITION = 110.0
-SINGLE, GROUP = 1, 2  # folded into the key, so that the numbers differ from those of `geometry.draw`
+# Folded into the key, so that the random numbers differ from those of `geometry.draw`.
+SINGLE, GROUP = 1, 2
 
 
 def uses_single(config: DataConfig) -> bool:
