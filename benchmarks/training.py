@@ -15,7 +15,7 @@ from benchmarks.records import Row
 from benchmarks.rounds import Spread, in_rounds
 from benchmarks.workers import Recipe, all_at_work
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
-from deeplab_keras.models.segmentor import check_input_size, check_names
+from deeplab_keras.models.segmentor import check_input_size
 
 OURS = "training"  # the contender that is our trainer's step, on TensorFlow
 ROOM = "benchmarks"
@@ -171,7 +171,6 @@ def measure_training(
     Raises:
         UserError: a mistake in the configs or the data, or a peer that is not installed.
     """
-    check_names(model)
     check_input_size(model, *data.train_crop_size)
     with_tensorflow = keras.backend.backend() == "tensorflow"
     names = list(against) if with_tensorflow or "jax" in against else ["jax", *against]

@@ -20,7 +20,11 @@ from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.losses import make_loss
 
 SMALL = dict(num_classes=3, depth_multiplier=0.25, output_stride=32, head_channels=8)
-V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
+V3 = {
+    "conventions": CONVENTIONS["sssegmentation_v3"],
+    **SMALL,
+    "backbone": "mobilenet_v3_small",
+}
 NETWORKS = {
     "padding, concatenations, auxiliary head": ModelConfig(
         **SMALL, head="deeplab_v3_plus", decoder_filters=8, low_level_channels=(4,), atrous_rates=(2,), auxiliary_head=True

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import CONVENTIONS, DataConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 
 
@@ -114,3 +114,65 @@ def test_a_description_of_classes_of_another_type(changes, line):
     with pytest.raises(UserError) as caught:
         DatasetInfo.from_dict(good | changes)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (
+            lambda: ModelConfig(head="fcn", atrous_rates=(6, 12)),
+            "--atrous_rates: the head fcn has no such option; deeplab_v3, deeplab_v3_plus have it",
+        ),
+        (
+            lambda: ModelConfig(head="deeplab_v3", aspp_output_convs=1).replace(pool_scales=(1, 2)),
+            "--pool_scales: the head deeplab_v3 has no such option; psp has it",
+        ),
+        (
+            lambda: ModelConfig.from_dict(
+                {"head": "psp", "head_channels": 8, "image_pooling_bias": True}
+            ),
+            "--image_pooling_bias: the head psp has no such option; lraspp has it",
+        ),
+        (
+            lambda: ModelConfig(backbone="mobilenet_v9"),
+            "unknown backbone (--model_variant) 'mobilenet_v9'; did you mean 'mobilenet_v2'? known: "
+            "mobilenet_edgetpu, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_large_seg, "
+            "mobilenet_v3_small, mobilenet_v3_small_seg",
+        ),
+        (
+            lambda: ModelConfig(head="lrasp"),
+            "unknown head (--head) 'lrasp'; did you mean 'lraspp'? known: deeplab_v3, "
+            "deeplab_v3_plus, fcn, lraspp, psp",
+        ),
+    ],
+)
+def test_an_option_of_another_part_is_refused(make, line):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == line
+
+
+def test_replacing_the_head_keeps_the_options_that_both_heads_have():
+    config = ModelConfig(head="deeplab_v3", head_channels=96, dropout_rate=0.3, padding="same")
+    other = config.replace(head="psp", num_classes=3)
+    assert other == ModelConfig(
+        head="psp", head_channels=96, dropout_rate=0.3, padding="same", num_classes=3
+    )
+    back = other.replace(head="deeplab_v3", num_classes=21)
+    assert back == config and hash(back) == hash(config)
+    with pytest.raises(AttributeError, match="ModelConfig has no option 'pool_scales'"):
+        _ = config.pool_scales
+
+
+def test_checkpoints_of_older_versions_list_the_options_of_every_head():
+    old = ModelConfig(head="fcn").to_dict() | {"pool_scales": [1, 2], "decoder_filters": 7}
+    assert ModelConfig.from_saved(old) == ModelConfig(head="fcn")
+    with pytest.raises(UserError, match="unknown ModelConfig field 'decoder_filter'"):
+        ModelConfig.from_saved(old | {"decoder_filter": 7})
+
+
+def test_conventions_are_a_part_whose_options_can_be_given_too():
+    official = CONVENTIONS["official_deeplab"]
+    config = ModelConfig(conventions=official, channel_divisor=8)
+    assert config.conventions == official.replace(channel_divisor=8)
+    assert ModelConfig().replace(conventions=official).conventions == official

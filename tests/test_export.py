@@ -46,7 +46,11 @@ SMALL = dict(
     backbone_bn_momentum=0.1,
     head_bn_momentum=0.1,
 )
-V3 = {**CONVENTIONS["sssegmentation_v3"], **SMALL, "backbone": "mobilenet_v3_small"}
+V3 = {
+    "conventions": CONVENTIONS["sssegmentation_v3"],
+    **SMALL,
+    "backbone": "mobilenet_v3_small",
+}
 LRASPP = ModelConfig(
     **V3,
     head="lraspp",
@@ -65,7 +69,8 @@ HEADS = {
         output_stride=8, image_pooling_size=(7, 7), image_pooling_stride=(3, 3)
     ),
     "official": ModelConfig(
-        **{**CONVENTIONS["official_deeplab"], **SMALL},
+        conventions=CONVENTIONS["official_deeplab"],
+        **SMALL,
         head="deeplab_v3",
         atrous_rates=(),
         aspp_projection_kernel=1,

@@ -100,7 +100,7 @@ def test_every_backbone_with_every_head(backbone: str, head: str, output_stride:
     for size in ((65, 97), (64, 96)):
         contract(
             NARROW.replace(
-                backbone=backbone, head=head, output_stride=output_stride, **conventions
+                backbone=backbone, head=head, output_stride=output_stride, conventions=conventions
             ),
             size,
         )

@@ -36,7 +36,7 @@ from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.foreign import reading
-from deeplab_keras.models.segmentor import build_segmentor, check_names
+from deeplab_keras.models.segmentor import build_segmentor
 
 CONFIG, DATASET, WEIGHTS, METRICS, STATE = (
     "config.json",
@@ -205,13 +205,7 @@ def step_folders(workdir: Path) -> list[pathlib.Path]:
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder."""
-
-    def make(values: dict[str, Any]) -> ModelConfig:
-        config = ModelConfig.from_dict(values)
-        check_names(config)
-        return config
-
-    return _read_described(folder / CONFIG, "a model's config", make)
+    return _read_described(folder / CONFIG, "a model's config", ModelConfig.from_saved)
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import os
@@ -39,7 +38,7 @@ class Command:
         self._values.set_gnu_getopt(True)
         self._origin = Origin()
         for section in dict.fromkeys([*sections, *RECIPE]):
-            for field in dataclasses.fields(section):
+            for field in section.options().values():
                 define(self._values, section, field, self._origin)
         for alias, name in ALIASES.items():
             absl_flags.DEFINE_alias(alias, name, flag_values=self._values)
@@ -48,9 +47,7 @@ class Command:
 
     def given(self, section: type[Config]) -> dict[str, Any]:
         """Field name -> value of the flags that were given, on the command line or in a flagfile."""
-        flags = {
-            field.name: self._values[flag_name(field)] for field in dataclasses.fields(section)
-        }
+        flags = {field.name: self._values[flag_name(field)] for field in section.options().values()}
         return {name: flag.value for name, flag in flags.items() if flag.present}
 
     def config(self, section: type[T], base: T | None = None) -> T:
@@ -100,7 +97,7 @@ class Command:
         except absl_flags.UnrecognizedFlagError as error:
             name = error.flagname.replace("-", "_")
             close = [
-                flag_name(field) for field in dataclasses.fields(ModelConfig) if field.name == name
+                flag_name(field) for field in ModelConfig.options().values() if field.name == name
             ]  # Python's name of it
             close = close or difflib.get_close_matches(name, list(self._values), n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
@@ -150,7 +147,7 @@ class Command:
             reason = (
                 f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
             )
-            for field in dataclasses.fields(section):
+            for field in section.options().values():
                 self.refuse(flag_name(field), reason)
 
 

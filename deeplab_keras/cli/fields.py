@@ -168,9 +168,9 @@ def help_text(doc: str, *sections: type[Config]) -> str:
     )
     parts = [doc.strip(), f"{rules}\nSeveral values: --name=1,2, or --name=1 --name=2"]
     for section in sections:
-        if dataclasses.fields(section):
+        if section.options():
             lines = [TITLES.get(section, "This script") + ":"]
-            lines += [_help_entry(section, field) for field in dataclasses.fields(section)]
+            lines += [_help_entry(section, field) for field in section.options().values()]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -6,10 +6,11 @@ keep their official names.
 """
 
 from deeplab_keras.config.base import Config, UserError, option, unknown_name
+from deeplab_keras.config.conventions import CONVENTIONS, NORMALIZATIONS, Conventions
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.export import ExportConfig
-from deeplab_keras.config.model import CONVENTIONS, NORMALIZATIONS, OUTPUT_STRIDES, ModelConfig
+from deeplab_keras.config.model import OUTPUT_STRIDES, ModelConfig
 from deeplab_keras.config.prediction import PredictConfig
 from deeplab_keras.config.train import TrainConfig
 
@@ -18,6 +19,7 @@ __all__ = [
     "NORMALIZATIONS",
     "OUTPUT_STRIDES",
     "Config",
+    "Conventions",
     "DataConfig",
     "EvalConfig",
     "ExportConfig",

@@ -40,7 +40,7 @@ T = TypeVar("T", bound="Config")
 _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def _typed(value: Any, kind: Any, flag: str) -> Any:
+def typed(value: Any, kind: Any, flag: str) -> Any:
     """The value as the field's type has it: lists become tuples, paths text, NumPy's numbers Python's.
 
     Raises:
@@ -49,11 +49,11 @@ def _typed(value: Any, kind: Any, flag: str) -> Any:
     choices = typing.get_args(kind)
     if type(None) in choices:
         (kind,) = set(choices) - {type(None)}
-        return None if value is None else _typed(value, kind, flag)
+        return None if value is None else typed(value, kind, flag)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{flag}={value!r}: must be a list, not {type(value).__name__}")
-        return tuple(_typed(one, choices[0], flag) for one in value)
+        return tuple(typed(one, choices[0], flag) for one in value)
     if getattr(value, "ndim", None) == 0:  # NumPy's scalars
         value = value.item()
     if kind is str and isinstance(value, os.PathLike):
@@ -76,7 +76,9 @@ class Config:
     def __post_init__(self) -> None:
         types = self.types()
         for field in dataclasses.fields(self):
-            value = _typed(
+            if "help" not in field.metadata:  # a part, which checked itself
+                continue
+            value = typed(
                 getattr(self, field.name),
                 types[field.name],
                 f"--{field.metadata['flag'] or field.name}",
@@ -99,10 +101,9 @@ class Config:
         Raises:
             UserError: a field of that name does not exist, or the new value is not allowed.
         """
-        names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
-            if name not in names:
-                raise unknown_name(f"{type(self).__name__} field", name, names)
+            if name not in self.options():
+                raise unknown_name(f"{type(self).__name__} field", name, self.options())
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,10 +121,9 @@ class Config:
         Raises:
             UserError: a field of that name does not exist, or a value is not allowed.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            if name not in names:
-                raise unknown_name(f"{cls.__name__} field", name, names)
+            if name not in cls.options():
+                raise unknown_name(f"{cls.__name__} field", name, cls.options())
         return cls(**values)
 
     @classmethod
@@ -133,15 +133,19 @@ class Config:
 
     @classmethod
     @functools.cache
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """Returns the fields by name."""
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    @classmethod
+    @functools.cache
     def types(cls) -> dict[str, Any]:
         """Field name -> resolved type annotation."""
         return typing.get_type_hints(cls)
 
     def _require(self, ok: bool, field: str, allowed: str) -> None:
         if not ok:
-            flag = next(
-                f.metadata["flag"] or f.name for f in dataclasses.fields(self) if f.name == field
-            )
+            flag = self.options()[field].metadata["flag"] or field
             value = getattr(self, field)
             if value in ("", ()) and allowed.startswith("is needed"):
                 raise UserError(f"--{flag} {allowed}")

@@ -1,22 +1,49 @@
-"""The network's config, and the conventions in which the reference implementations differ."""
+"""The configuration of a network: its backbone, head and conventions, each with its own options."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
-from deeplab_keras.config.base import Config, option
+from deeplab_keras.config.backbones import BACKBONES, BackboneConfig
+from deeplab_keras.config.base import Config, UserError, option, typed, unknown_name
+from deeplab_keras.config.conventions import Conventions
+from deeplab_keras.config.heads import HEADS, HeadConfig, ImagePoolingConfig
 
 OUTPUT_STRIDES = (8, 16, 32)
+# Fields that hold a part -> what the part is, as messages name it.
+PARTS = {"backbone_config": "backbone", "head_config": "head", "conventions": "conventions"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class ModelConfig(Config):
     """A segmentation network, completely: two equal configs give two equal graphs.
 
-    The reference implementations differ in a few conventions, which are the fields under
-    "Conventions". `CONVENTIONS` has one consistent set of values per family. The defaults are those
-    of SSSegmentation's MobileNetV2 systems (docs/reference/sssegmentation.md#merged-configs).
+    The options of the backbone, of the head and of the conventions are given by name along with the
+    others, and are kept in a part each: `backbone_config`, `head_config`, `conventions`. An option
+    that the chosen backbone or head does not have is refused. Every option can also be read from
+    the config itself: `config.atrous_rates` is `config.head_config.atrous_rates`.
+
+    Args:
+        backbone: A name of `config.backbones.BACKBONES`.
+        head: A name of `config.heads.HEADS`.
+        conventions: Conventions to start from, a value of `CONVENTIONS`; `None` for the defaults.
+        **options: Options of the network and of its parts.
+
+    Raises:
+        UserError: An unknown backbone, head or option, an option that the chosen parts do not
+            have, or a value that is not allowed.
+
+    Example:
+    >>> config = ModelConfig(head="psp", num_classes=11, pool_scales=(1, 2, 4))
+    >>> config.head_config.pool_scales
+    (1, 2, 4)
+    >>> ModelConfig(head="fcn", pool_scales=(1, 2, 4))
+    Traceback (most recent call last):
+        ...
+    deeplab_keras.config.base.UserError: --pool_scales: the head fcn has no such option; psp has it
     """
 
     name: str = option(
@@ -33,83 +60,16 @@ class ModelConfig(Config):
     output_stride: int = option(
         8, "input size over the size of the backbone's last features: 8, 16 or 32"
     )
-    depth_multiplier: float = option(1.0, "width of the backbone as a factor on its channels")
     input_channels: int = option(3, "channels of the input image")
-
-    # --- Head ---
     auxiliary_head: bool = option(False, "adds FCN's auxiliary head on c4 for training")
     auxiliary_feature: str = option("c4", "backbone features that the auxiliary head reads")
     auxiliary_channels: int = option(512, "channels of the auxiliary head's 3x3 convolution")
-    dropout_rate: float = option(0.1, "rate of the head's dropout in training")
-    head_channels: int = option(
-        512, "channels of the head's convolutions", flag="aspp_convs_filters"
-    )
-    atrous_rates: tuple[int, ...] = option(
-        (12, 24, 36), "dilations of ASPP's 3x3 branches; empty: none of them"
-    )
-    aspp_with_batch_norm: bool = option(
-        True,
-        "False: DeepLab before ASPP: a classifier for each of atrous_rates on the backbone's "
-        "features, their scores added",
-    )
-    aspp_with_separable_conv: bool = option(False, "ASPP's 3x3 branches are depthwise-separable")
-    aspp_projection_kernel: int = option(
-        3, "kernel of the convolution after ASPP's concatenation: 3 or 1; 0: none"
-    )
-    aspp_output_convs: int = option(
-        0, "3x3 convolutions between ASPP and DeepLabV3's classifier; torchvision has one"
-    )
-    add_image_level_feature: bool = option(True, "ASPP has an image-pooling branch")
-    image_pooling_first: bool = option(
-        False, "image pooling is the first of ASPP's concatenated branches, not the last"
-    )
-    image_pooling_size: tuple[int, ...] = option(
-        (), "window of image pooling in feature pixels, as height,width; empty: the whole map"
-    )
-    image_pooling_crop_size: tuple[int, ...] = option(
-        (),
-        "window of image pooling in pixels of the input, as height,width, so that it follows "
-        "output_stride; in place of image_pooling_size",
-    )
-    image_pooling_stride: tuple[int, ...] = option(
-        (1, 1), "stride of the image-pooling window, as height,width"
-    )
-    image_pooling_gate: str = option(
-        "sigmoid", "LR-ASPP's gate", choices=("sigmoid", "hard_sigmoid", "q_sigmoid")
-    )
-    image_pooling_batch_norm: bool = option(
-        True, "LR-ASPP's image-pooling convolution is followed by batch norm"
-    )
-    image_pooling_bias: bool = option(False, "LR-ASPP's image-pooling convolution has a bias")
-    pool_scales: tuple[int, ...] = option((1, 2, 3, 6), "PSPNet: bins a side of each pyramid level")
-    low_level_features: tuple[str, ...] = option(
-        ("c2",), "backbone features that the decoder merges, coarse to fine"
-    )
-    low_level_channels: tuple[int, ...] = option(
-        (48,),
-        "channels to which each low-level feature is reduced; LR-ASPP: empty adds class scores "
-        "instead (the paper's form)",
-    )
-    decoder_filters: int = option(512, "channels of the DeepLabV3+ decoder")
-    decoder_use_separable_conv: bool = option(
-        True, "the DeepLabV3+ decoder's convolutions are depthwise-separable"
-    )
-    decoder_use_sum_merge: bool = option(
-        False, "the DeepLabV3+ decoder adds the low-level features instead of concatenating them"
-    )
-    logits_kernel_size: int = option(
-        1, "kernel of the classifiers where aspp_with_batch_norm is false"
-    )
-    use_bounded_activation: bool = option(False, "the head uses ReLU6 instead of ReLU")
-
     image_pyramid: tuple[float, ...] = option(
         (), "scales of the image that the network sees, each with the same weights; empty: 1 alone"
     )
     merge_method: str = option(
         "max", "how the class scores of image_pyramid are merged", choices=("max", "avg")
     )
-
-    # --- Arithmetic ---
     branchwise: bool = option(
         True,
         "3x3 convolutions over concatenated branches are computed branch by branch, and for "
@@ -122,58 +82,44 @@ class ModelConfig(Config):
         "--tf_initial_checkpoint=RUN towards tflite_int8",
     )
 
-    # --- Conventions: one value a family, see CONVENTIONS ---
-    normalization: str = option(
-        "imagenet",
-        "imagenet: (x - mean) / std with the ImageNet colours; unit_range: x / 127.5 - 1; none",
-        choices=("imagenet", "unit_range", "none"),
-    )
-    padding: str = option(
-        "symmetric",
-        "padding of strided convolutions: symmetric (PyTorch) or same (TensorFlow)",
-        choices=("symmetric", "same"),
-    )
-    align_corners: bool = option(
-        False, "bilinear resizing aligns the corner pixels (official DeepLab), not the pixel areas"
-    )
-    backbone_bn_epsilon: float = option(1e-5, "epsilon of the backbone's batch norm")
-    backbone_bn_momentum: float = option(
-        0.9, "share of the old running statistics kept at a step, backbone"
-    )
-    head_bn_epsilon: float = option(1e-5, "epsilon of the head's batch norm")
-    head_bn_momentum: float = option(
-        0.9, "share of the old running statistics kept at a step, head"
-    )
-    dilation_placement: str = option(
-        "first",
-        "where the dilation of a removed stride goes: first: the first block of each stage; all: "
-        "the de-strided block and all after it; "
-        "after: all blocks after the de-strided one",
-        choices=("first", "all", "after"),
-    )
-    residual_by_table: bool = option(
-        True, "a block has a residual by its tabulated stride, not by the one really used"
-    )
-    channel_divisor: int = option(
-        8,
-        "output channels under a depth multiplier are rounded to multiples of this",
-        flag="divisible_by",
-    )
-    initialization: str = option(
-        "pytorch",
-        "first weights: pytorch's uniform ones, or the official DeepLab's truncated normal and "
-        "Xavier ones",
-        choices=("pytorch", "tf_slim"),
-    )
-    q_sigmoid: bool = option(
-        False, "squeeze-and-excite gates multiply by 0.16667 (official DeepLab) instead of 1/6"
-    )
-    dropout_placement: str = option(
-        "classifier",
-        "classifier: whole channels, before the classifier; aspp: single values, after ASPP's "
-        "projection (official DeepLab)",
-        choices=("classifier", "aspp"),
-    )
+    # Set by __init__, from their options.
+    backbone_config: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    head_config: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    conventions: Conventions = dataclasses.field(default_factory=Conventions)
+
+    def __init__(
+        self,
+        backbone: str = "mobilenet_v2",
+        head: str = "deeplab_v3_plus",
+        *,
+        conventions: Conventions | None = None,
+        **options: Any,
+    ) -> None:
+        parts = _part_classes(backbone, head)
+        given: dict[str, dict[str, Any]] = {field: {} for field in parts}
+        if conventions is not None:
+            given["conventions"] = conventions.to_dict()
+        own = {name: field.default for name, field in _own_options(type(self)).items()}
+        for name, value in options.items():
+            owner = next((field for field, part in parts.items() if name in part.options()), None)
+            if owner:
+                given[owner][name] = value
+            elif name in own:
+                own[name] = value
+            else:
+                raise _no_such_option(name, backbone, head)
+        for name, value in (own | {"backbone": backbone, "head": head}).items():
+            object.__setattr__(self, name, value)
+        for field, part in parts.items():
+            object.__setattr__(self, field, part(**given[field]))
+        self.__post_init__()
+
+    def __getattr__(self, name: str) -> Any:
+        for field in PARTS:
+            part = self.__dict__.get(field)
+            if part is not None and name in part.options():
+                return getattr(part, name)
+        raise AttributeError(f"{type(self).__name__} has no option {name!r}")
 
     def validate(self) -> None:
         self._require(
@@ -184,16 +130,7 @@ class ModelConfig(Config):
         self._require(
             self.output_stride in OUTPUT_STRIDES, "output_stride", "allowed are 8, 16, 32"
         )
-        self._require(0.1 <= self.depth_multiplier <= 4, "depth_multiplier", "between 0.1 and 4")
         self._require(self.input_channels >= 1, "input_channels", "at least 1 channel")
-        self._require(0 <= self.dropout_rate < 1, "dropout_rate", "at least 0 and below 1")
-        self._require(
-            self.aspp_projection_kernel in (0, 1, 3),
-            "aspp_projection_kernel",
-            "allowed are 0, 1, 3",
-        )
-        self._require(self.aspp_output_convs >= 0, "aspp_output_convs", "0 or more")
-        self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
         self._require(
             all(scale > 0 for scale in self.image_pyramid), "image_pyramid", "scales above 0"
         )
@@ -203,23 +140,7 @@ class ModelConfig(Config):
             "not together with --quantization_aware; give one of them",
         )
         self._require(
-            all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1"
-        )
-        self._require(
-            self.logits_kernel_size == 1
-            or (not self.aspp_with_batch_norm and bool(self.atrous_rates)),
-            "logits_kernel_size",
-            "other than 1 only with --aspp_with_batch_norm=false and --atrous_rates",
-        )
-        for field in ("image_pooling_size", "image_pooling_crop_size", "image_pooling_stride"):
-            value = getattr(self, field)
-            self._require(
-                len(value) in (0, 2) and all(v >= 1 for v in value),
-                field,
-                "two numbers: height,width",
-            )
-        self._require(
-            self.normalization != "imagenet" or self.input_channels == 3,
+            self.conventions.normalization != "imagenet" or self.input_channels == 3,
             "input_channels",
             "ImageNet normalization has 3 channels; give --normalization=unit_range for another "
             "number",
@@ -227,48 +148,104 @@ class ModelConfig(Config):
 
     @property
     def image_pooling_window(self) -> tuple[int, ...]:
-        """Window of image pooling in feature pixels; empty: the whole map."""
-        return (
-            tuple(-(-length // self.output_stride) for length in self.image_pooling_crop_size)
-            or self.image_pooling_size
+        """Window of image pooling in feature pixels; empty: the whole map, or no image pooling."""
+        head = self.head_config
+        if not isinstance(head, ImagePoolingConfig):
+            return ()
+        sides = tuple(-(-side // self.output_stride) for side in head.image_pooling_crop_size)
+        return sides or head.image_pooling_size
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """Returns a copy with some options changed.
+
+        With another backbone or head, the options that the old and the new one share keep their
+        values.
+
+        Raises:
+            UserError: An option that the new config does not have, or a value that is not allowed.
+        """
+        backbone, head = (changes.get(key, getattr(self, key)) for key in ("backbone", "head"))
+        known = set(_own_options(type(self))).union(
+            *(part.options() for part in _part_classes(backbone, head).values())
         )
+        if "conventions" in changes:
+            known -= set(Conventions.options())
+        values = {name: value for name, value in self.to_dict().items() if name in known}
+        return type(self)(**(values | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all options by name, those of the parts included."""
+        values = {name: getattr(self, name) for name in _own_options(type(self))}
+        for field in PARTS:
+            values |= getattr(self, field).to_dict()
+        return values
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Reads what a checkpoint holds.
+
+        Checkpoints of older versions list the options of every head; those of other heads had no
+        effect on the network, and are dropped.
+
+        Raises:
+            UserError: An unknown option, or a value that is not allowed.
+        """
+        backbone, head = (
+            values.get("backbone", "mobilenet_v2"),
+            values.get("head", "deeplab_v3_plus"),
+        )
+        parts = _part_classes(backbone, head).values()
+        known = set(_own_options(cls)).union(*(part.options() for part in parts))
+        return cls(**{k: v for k, v in values.items() if k in known or k not in cls.options()})
+
+    @classmethod
+    @functools.cache
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """Returns every option that some network has, by name."""
+        found = _own_options(cls)
+        for part in _every_part():
+            found = found | part.options()
+        return found
+
+    @classmethod
+    @functools.cache
+    def types(cls) -> dict[str, Any]:
+        """Returns the type of every option, by name."""
+        found: dict[str, Any] = dict(super().types())
+        for part in _every_part():
+            found |= part.types()
+        return found
 
 
-CONVENTIONS: dict[str, dict[str, Any]] = {
-    # docs/reference/sssegmentation.md#conventions
-    "sssegmentation_v2": {},
-    "sssegmentation_v3": dict(
-        padding="same", backbone_bn_epsilon=1e-3, head_bn_epsilon=1e-3, dilation_placement="all"
-    ),
-    # docs/reference/official_deeplab.md#conventions
-    "official_deeplab": dict(
-        normalization="unit_range",
-        padding="same",
-        align_corners=True,
-        dilation_placement="after",
-        residual_by_table=False,
-        backbone_bn_epsilon=1e-3,
-        backbone_bn_momentum=0.997,
-        head_bn_epsilon=1e-5,
-        head_bn_momentum=0.9997,
-        q_sigmoid=True,
-        image_pooling_first=True,
-        initialization="tf_slim",
-        dropout_placement="aspp",
-        channel_divisor=1,
-    ),
-    # torchvision's models/segmentation on MobileNetV3
-    "torchvision": dict(
-        dilation_placement="all",
-        backbone_bn_epsilon=1e-3,
-        backbone_bn_momentum=0.99,
-    ),
-}
+def _own_options(cls: type[ModelConfig]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.name not in PARTS}
 
-# Normalization -> (mean, standard deviation) of RGB in 0..255. What is padded around an image has
-# the mean, so that it is 0 to the network.
-NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "unit_range": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
+
+def _every_part() -> tuple[type[Config], ...]:
+    return (*BACKBONES.values(), *HEADS.values(), Conventions)
+
+
+def _part_classes(backbone: str, head: str) -> dict[str, type[Config]]:
+    backbone, head = typed(backbone, str, "--model_variant"), typed(head, str, "--head")
+    if backbone not in BACKBONES:
+        raise unknown_name("backbone (--model_variant)", str(backbone), BACKBONES)
+    if head not in HEADS:
+        raise unknown_name("head (--head)", str(head), HEADS)
+    return {
+        "backbone_config": BACKBONES[backbone],
+        "head_config": HEADS[head],
+        "conventions": Conventions,
+    }
+
+
+def _no_such_option(name: str, backbone: str, head: str) -> UserError:
+    """The error for an option of another part, which it names, or of none."""
+    for kind, chosen, table in (("backbone", backbone, BACKBONES), ("head", head, HEADS)):
+        owners = [other for other, part in table.items() if name in part.options()]
+        if owners:
+            flag = ModelConfig.options()[name].metadata["flag"] or name
+            has = "has" if len(owners) == 1 else "have"
+            return UserError(
+                f"--{flag}: the {kind} {chosen} has no such option; {', '.join(owners)} {has} it"
+            )
+    return unknown_name("ModelConfig field", name, ModelConfig.options())

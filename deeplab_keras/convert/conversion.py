@@ -212,9 +212,10 @@ def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin:
 
 
 def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
+    ours, theirs = config.to_dict(), system.to_dict()
     return [
-        f"--{field.metadata['flag'] or field.name}={getattr(system, field.name)} (not "
-        f"{getattr(config, field.name)})"
-        for field in dataclasses.fields(config)
-        if field.name not in FREE and getattr(config, field.name) != getattr(system, field.name)
+        f"--{ModelConfig.options()[name].metadata['flag'] or name}={theirs.get(name)} "
+        f"(not {ours.get(name)})"
+        for name in ours | theirs
+        if name not in FREE and ours.get(name) != theirs.get(name)
     ]

@@ -552,10 +552,7 @@ def _stated_pooling(
     features = maps.get(min(layer.reads))
     theirs = pooling(layer.pool, features)
     stride = rows["output_stride"][0] if "output_stride" in rows else config.output_stride
-    window = (
-        tuple(-(-length // stride) for length in config.image_pooling_crop_size)
-        or config.image_pooling_size
-    )
+    window = config.replace(output_stride=stride).image_pooling_window
     ours = pooling(Pool(window or None, config.image_pooling_stride or (1, 1)), features)  # type: ignore[arg-type]
     if theirs is None or theirs == ours:
         return {}

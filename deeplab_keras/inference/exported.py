@@ -79,7 +79,7 @@ class ExportedNetwork(Network):
         with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py made"):
             about = json.loads(runtime.files[ABOUT])
             config, self.info = (
-                ModelConfig.from_dict(about["model"]),
+                ModelConfig.from_saved(about["model"]),
                 DatasetInfo.from_dict(about["dataset"]),
             )
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()

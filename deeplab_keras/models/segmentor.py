@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
-from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError, unknown_name
-from deeplab_keras.models.backbones import BACKBONES, build_backbone
-from deeplab_keras.models.heads import HEADS, build_head
+from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
+from deeplab_keras.models.backbones import build_backbone
+from deeplab_keras.models.heads import build_head
 from deeplab_keras.models.heads.fcn import auxiliary
 from deeplab_keras.models.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
 from deeplab_keras.models.quantization import quantized
@@ -144,21 +144,9 @@ class KeepAuxiliary(keras.layers.Layer):
         return input_shape[0]
 
 
-def check_names(config: ModelConfig) -> None:
-    """Raises UserError for a backbone or a head that there is not."""
-    if config.backbone not in BACKBONES:
-        raise unknown_name("backbone (--model_variant)", config.backbone, BACKBONES)
-    if config.head not in HEADS:
-        raise unknown_name("head (--head)", config.head, HEADS)
-
-
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:
     """Raises UserError for an input that is too small for the image-pooling window."""
-    if not config.image_pooling_window or config.head not in (
-        "lraspp",
-        "deeplab_v3",
-        "deeplab_v3_plus",
-    ):
+    if not config.image_pooling_window:
         return
     check_window(
         height,

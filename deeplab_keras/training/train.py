@@ -36,7 +36,6 @@ from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.models.segmentor import (
     build_segmentor,
     check_input_size,
-    check_names,
     with_auxiliary_output,
 )
 from deeplab_keras.training import statistics, workers
@@ -119,7 +118,6 @@ def _train(
             f"--label_weights: {len(training.label_weights)} numbers; {info.name} has "
             f"{info.num_classes} classes: give as many"
         )
-    check_names(model)
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}

@@ -62,19 +62,18 @@ def official_config(
     """
     if model_variant not in DECODER_TAPS:
         raise unknown_name("official MobileNet (--model_variant)", model_variant, DECODER_TAPS)
+    taps = _taps(model_variant, decoder_output_stride or ())
     shared: dict[str, Any] = dict(
-        CONVENTIONS["official_deeplab"],
+        conventions=CONVENTIONS["official_deeplab"],
         backbone=model_variant,
         num_classes=num_classes,
         output_stride=output_stride,
         depth_multiplier=depth_multiplier,
-        channel_divisor=divisible_by or CONVENTIONS["official_deeplab"]["channel_divisor"],
+        channel_divisor=divisible_by or CONVENTIONS["official_deeplab"].channel_divisor,
         head_channels=aspp_convs_filters,
-        atrous_rates=atrous_rates or (),
         image_pooling_crop_size=image_pooling_crop_size or (),
         image_pooling_stride=image_pooling_stride,
         use_bounded_activation=use_bounded_activation,
-        low_level_features=_taps(model_variant, decoder_output_stride or ()),
     )
     if aspp_with_squeeze_and_excitation and add_image_level_feature:
         _require_lraspp(
@@ -90,6 +89,7 @@ def official_config(
         return ModelConfig(
             **shared,
             head="lraspp",
+            low_level_features=taps,
             low_level_channels=(),
             image_pooling_gate=gate,
             image_pooling_batch_norm=False,
@@ -100,18 +100,25 @@ def official_config(
             "--decoder_output_is_logits=true: only with --aspp_with_squeeze_and_excitation=true "
             "(LR-ASPP)"
         )
+    decoder: dict[str, Any] = dict(head="deeplab_v3")
+    if taps:
+        decoder = dict(
+            head="deeplab_v3_plus",
+            low_level_features=taps,
+            low_level_channels=(48,) * len(taps),
+            decoder_filters=decoder_filters,
+            decoder_use_separable_conv=decoder_use_separable_conv,
+            decoder_use_sum_merge=decoder_use_sum_merge,
+        )
     return ModelConfig(
         **shared,
-        head="deeplab_v3_plus" if decoder_output_stride else "deeplab_v3",
+        **decoder,
+        atrous_rates=atrous_rates or (),
         add_image_level_feature=add_image_level_feature,
         aspp_with_batch_norm=aspp_with_batch_norm,
         aspp_with_separable_conv=aspp_with_separable_conv,
         aspp_projection_kernel=int(aspp_with_concat_projection),
         logits_kernel_size=logits_kernel_size,
-        low_level_channels=(48,) * len(decoder_output_stride or ()),
-        decoder_filters=decoder_filters,
-        decoder_use_separable_conv=decoder_use_separable_conv,
-        decoder_use_sum_merge=decoder_use_sum_merge,
     )
 
 

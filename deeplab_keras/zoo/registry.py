@@ -23,7 +23,7 @@ _LRASPP = ModelConfig(
     low_level_channels=(64, 32),
     image_pooling_size=(49, 49),
     image_pooling_stride=(16, 20),
-    **CONVENTIONS["sssegmentation_v3"],
+    conventions=CONVENTIONS["sssegmentation_v3"],
 )
 
 # SSSegmentation's six architectures (docs/reference/sssegmentation.md#merged-configs).

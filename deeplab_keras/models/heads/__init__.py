@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.config import ModelConfig, UserError, unknown_name
+from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.models.heads import aspp, fcn, lraspp, psp
 from deeplab_keras.models.layers import Tensor
 
@@ -24,10 +24,8 @@ HEADS: dict[str, Callable[[dict[str, Tensor], ModelConfig], Tensor]] = {
 
 def build_head(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """The logits of `config.head` on the backbone's features."""
-    if config.head not in HEADS:
-        raise unknown_name("head (--head)", config.head, HEADS)
-    for key in config.low_level_features:
-        if config.head in ("deeplab_v3_plus", "lraspp") and key not in features:
+    for key in getattr(config.head_config, "low_level_features", ()):
+        if key not in features:
             raise UserError(
                 f"--low_level_features={key}: {config.backbone} has {', '.join(features)}"
             )
