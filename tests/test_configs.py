@@ -75,7 +75,8 @@ def test_a_half_parses_and_is_used(path, monkeypatch):
     name = f"--flagfile={relative(path)}"
     in_a_recipe = any(name in other.read_text().splitlines() for other in RECIPES + HALVES)
     in_a_script = any(
-        name in command.read_text() for command in (ROOT / "deeplab_keras/cli/commands").glob("*.py")
+        name in command.read_text()
+        for command in (ROOT / "deeplab_keras/cli/commands").glob("*.py")
     )  # an example of its help
     assert in_a_recipe or in_a_script or relative(path) in CONVERTED, "nothing uses it"
 

@@ -10,7 +10,14 @@ import pytest
 from contracts import ROOT, label_blocks, noise, script
 from PIL import Image
 
-from deeplab_keras.config import OUTPUT_STRIDES, DataConfig, ModelConfig, UserError
+from deeplab_keras.config import (
+    OUTPUT_STRIDES,
+    DataConfig,
+    ModelConfig,
+    UserError,
+    backbones,
+    heads,
+)
 from deeplab_keras.data.datasets.catalog import FILES, open_files
 from deeplab_keras.data.registry import DATASETS, open_dataset
 from deeplab_keras.models.backbones import BACKBONES, build_backbone
@@ -32,7 +39,9 @@ def run(source: str) -> dict:
 @pytest.fixture
 def network(monkeypatch):
     monkeypatch.setitem(BACKBONES, "plain", run(BACKBONE_MODULE)["plain"])
+    monkeypatch.setitem(backbones.BACKBONES, "plain", backbones.BackboneConfig)
     monkeypatch.setitem(HEADS, "context", run(HEAD_MODULE)["context"])
+    monkeypatch.setitem(heads.HEADS, "context", heads.HeadConfig)
 
 
 @pytest.fixture

@@ -69,6 +69,16 @@ def typed(value: Any, kind: Any, flag: str) -> Any:
     return value
 
 
+@functools.cache
+def _fields(cls: type[Config]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _type_hints(cls: type[Config]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Base of all configs: checks types and `choices`, turns lists into tuples, reads and writes JSON."""
@@ -132,16 +142,14 @@ class Config:
         return cls.from_dict(json.loads(text))
 
     @classmethod
-    @functools.cache
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """Returns the fields by name."""
-        return {field.name: field for field in dataclasses.fields(cls)}
+        return _fields(cls)  # type: ignore[arg-type]
 
     @classmethod
-    @functools.cache
     def types(cls) -> dict[str, Any]:
-        """Field name -> resolved type annotation."""
-        return typing.get_type_hints(cls)
+        """Returns the type of each field by name."""
+        return _type_hints(cls)  # type: ignore[arg-type]
 
     def _require(self, ok: bool, field: str, allowed: str) -> None:
         if not ok:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,7 +198,6 @@ class ModelConfig(Config):
         return cls(**{k: v for k, v in values.items() if k in known or k not in cls.options()})
 
     @classmethod
-    @functools.cache
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """Returns every option that some network has, by name."""
         found = _own_options(cls)
@@ -208,10 +206,9 @@ class ModelConfig(Config):
         return found
 
     @classmethod
-    @functools.cache
     def types(cls) -> dict[str, Any]:
         """Returns the type of every option, by name."""
-        found: dict[str, Any] = dict(super().types())
+        found = dict(super().types())
         for part in _every_part():
             found |= part.types()
         return found
