@@ -50,9 +50,8 @@ class Steps:
     @property
     def where(self) -> str:
         """The device, and its memory if it has its own."""
-        return f"on {self.device}" + f", {self.device_bytes / 1e6:.0f} MB of it" * bool(
-            self.device_bytes
-        )
+        memory = f", {self.device_bytes / 1e6:.0f} MB of it" if self.device_bytes else ""
+        return f"on {self.device}{memory}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +135,8 @@ class TrainingResult:
                         100 * self.utilisation(name, steps.speed),
                     ),
                 ]
-            rows += [Row.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6)] * bool(
-                steps.device_bytes
-            )
+            if steps.device_bytes:
+                rows.append(Row.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6))
         return rows
 
 
@@ -177,7 +175,7 @@ def measure_training(
     for name in names:
         _check_peer(name, model, training)
     shared = _shared(model, data, any(name != "jax" for name in names)) if names else {}
-    recipes = [_ours(model, data, training)] * with_tensorflow
+    recipes = [_ours(model, data, training)] if with_tensorflow else []
     recipes += [_peer(name, shared, model, data, training) for name in names]
     with all_at_work(recipes) as workers:
         found = in_rounds(workers, rounds, {"batches": batches}, on_round)
@@ -270,7 +268,7 @@ def _result(
     case = (
         f"{model.name or f'{model.head}_{model.backbone}'}, {of}, batches of "
         f"{data.train_batch_size} crops of {height}x{width}, "
-        f"{training.precision}{', XLA' * training.jit_compile}"
+        f"{training.precision}{', XLA' if training.jit_compile else ''}"
     )
     steps = {
         name: Steps(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.files import pairs as files
-from deeplab_keras.data.pipeline import eval_dataset, sample_stream, train_dataset, user_error
+from deeplab_keras.data.pipeline import sample_stream, train_dataset, user_error
 from deeplab_keras.data.registry import open_dataset
 
 PAD = (123.675, 116.28, 103.53)
@@ -68,7 +68,8 @@ def test_batches_are_repeatable_and_resume_exactly():
 
 
 def test_batches_are_as_the_trainer_expects_them():
-    dataset = train_dataset(open_dataset(SCENES, "train"), SCENES, PAD, batch_size=3)
+    config = SCENES.replace(train_batch_size=3)
+    dataset = train_dataset(open_dataset(config, "train"), config, PAD)
     image_spec, label_spec = dataset.element_spec
     assert (image_spec.shape, image_spec.dtype) == ((3, 32, 32, 3), tf.float32)
     assert (label_spec.shape, label_spec.dtype) == ((3, 32, 32), tf.int32)
@@ -100,7 +101,7 @@ def test_a_batch_that_cannot_be_divided_is_told():
     with pytest.raises(
         UserError, match="^--train_batch_size=16: cannot be divided among 3 workers; give 15$"
     ):
-        train_dataset(source, SCENES, PAD, batch_size=16, part=(0, 3))
+        train_dataset(source, SCENES.replace(train_batch_size=16), PAD, part=(0, 3))
     mixing = SCENES.replace(train_batch_size=12, mosaic=0.5)
     with pytest.raises(
         UserError, match="among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"
@@ -167,19 +168,6 @@ def test_caching_changes_nothing(tmp_path, suffix):
     source.load(0)
     (root / "images" / "train" / f"{source.names[0]}{suffix}").unlink()
     assert source.load(0)[0].shape == (20, 30, 3), "the second time the file is not read"
-
-
-def test_evaluation_is_every_pair_in_order_as_it_is(tmp_path):
-    root = write_dataset(tmp_path / "photos", "val")
-    source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(root)), "val")
-    samples = list(eval_dataset(source))
-    assert [name.numpy().decode() for *_, name in samples] == list(source.names)
-    for index, (image, label, _) in enumerate(samples):
-        assert (image.dtype, label.dtype) == (tf.uint8, tf.int32)
-        expected, expected_label = source.load(index)
-        np.testing.assert_array_equal(image, expected)
-        np.testing.assert_array_equal(label, expected_label)
-    assert eval_dataset(source).cardinality() == 3
 
 
 # --- A file that breaks on the way ---

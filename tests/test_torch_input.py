@@ -8,10 +8,10 @@ import tensorflow as tf
 from contracts import label_blocks
 from data_files import photograph
 from PIL import Image
+from test_data_transforms import resize_label
 
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.augment import geometry as transforms
-from deeplab_keras.data.augment import resizing
 
 pytestmark = pytest.mark.torch
 
@@ -69,14 +69,14 @@ def test_labels_are_resized_as_opencv_does():
 
     rng = np.random.default_rng(0)
     resize = tf.function(
-        lambda label, size: resizing.resize_label(label, size, half_pixel=False),
+        lambda label, size: resize_label(label, size, half_pixel=False),
         autograph=False,
         reduce_retracing=True,
     )
     exact = 0
     fixed = np.arange(375, dtype=np.int32)[:, None]
     known = tf.function(
-        lambda rows: resizing.resize_label(fixed, (rows, 1), half_pixel=False), autograph=False
+        lambda rows: resize_label(fixed, (rows, 1), half_pixel=False), autograph=False
     )
     expected = cv2.resize(fixed.astype(np.uint16), (1, 775), interpolation=cv2.INTER_NEAREST)
     np.testing.assert_array_equal(

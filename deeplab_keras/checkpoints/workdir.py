@@ -122,7 +122,7 @@ class Workdir:
             self.__exit__()
             raise
         self._ended.clear()
-        threading.Thread(target=self._beat, args=(self._lock,), daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -164,7 +164,7 @@ class Workdir:
         lock.flush()
         self._owns = True
 
-    def _beat(self, lock: TextIO) -> None:
+    def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             try:
                 os.utime(self.path / LOCK)

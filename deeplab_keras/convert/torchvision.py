@@ -74,7 +74,11 @@ def _mobilenet_v2(prefix: str) -> dict[str, str]:
 def _mobilenet_v3(prefix: str, rows: tuple[Row, ...]) -> dict[str, str]:
     layers, inputs = _conv_and_bn(f"{prefix}.0", "stem"), 16
     for block, (_, expanded, channels, se, *_) in enumerate(rows, start=1):
-        parts = ["expand"] * (expanded != inputs) + ["depthwise"] + ["se"] * se + ["project"]
+        parts = ["expand", "depthwise", "se", "project"]
+        if expanded == inputs:
+            parts.remove("expand")
+        if not se:
+            parts.remove("se")
         for place, part in enumerate(parts):
             theirs, ours = f"{prefix}.{block}.block.{place}", f"block{block}_{part}"
             if part == "se":

@@ -55,7 +55,7 @@ class DatasetInfo:
         if len(self.class_names) < 2:
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} "
-                f"class{'es' * (not self.class_names)}; at least 2 are needed: "
+                f"{'class' if self.class_names else 'classes'}; at least 2 are needed: "
                 "name the background as a class of its own"
             )
         if len(self.class_names) > MAX_CLASSES:

@@ -63,7 +63,6 @@ def train_dataset(
     config: DataConfig,
     pad_value: tuple[float, float, float],
     *,
-    batch_size: int | None = None,
     start_step: int = 0,
     part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
@@ -74,7 +73,6 @@ def train_dataset(
         config: augmentation, crop, batch size and seed.
         pad_value: colour around images smaller than the crop: the mean of the model's
             normalization.
-        batch_size: in place of the config's; over all workers together.
         start_step: the number of batches that were already trained on.
         part: (i, n): the i-th of n equal parts of every batch, for a worker that loads only what it
             trains on. The parts laid together are the batch that one worker would have.
@@ -87,7 +85,7 @@ def train_dataset(
         UserError: the batch cannot be divided so, or the --data_service does not answer or cannot
             read the source.
     """
-    batch_size = batch_size or config.train_batch_size
+    batch_size = config.train_batch_size
     mixing = strong_transforms.uses_mixing(config)
     size = _part_size(batch_size, part[1], MIXED if mixing else 1)
 
@@ -149,8 +147,10 @@ def _threads() -> tf.data.Options:
 
 def _part_size(batch_size: int, parts: int, multiple: int) -> int:
     if batch_size % (parts * multiple):
-        among = f" among {parts} workers" * (parts > 1)
-        groups = f" in groups of {multiple}, which --cut_mix and --mosaic mix" * (multiple > 1)
+        among = f" among {parts} workers" if parts > 1 else ""
+        groups = (
+            f" in groups of {multiple}, which --cut_mix and --mosaic mix" if multiple > 1 else ""
+        )
         fitting = max(batch_size // (parts * multiple), 1) * parts * multiple
         raise UserError(
             f"--train_batch_size={batch_size}: cannot be divided{among}{groups}; give {fitting}"
@@ -178,25 +178,6 @@ def _augment(
     draws = transforms.draw(config.seed, position)
     wanted = more if strong_transforms.uses_single(config) else None
     return augment(image, label, draws, config, pad_value, ignore_label, wanted)
-
-
-def eval_dataset(source: Source) -> tf.data.Dataset:
-    """Each pair once, in order, as it is.
-
-    Returns:
-        Samples (image uint8 `[height, width, 3]`, label int32 `[height, width]`, name).
-    """
-    names = tf.constant(source.names)
-
-    @plain_graph
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image, label = source.tf_load(index)
-        return image, tf.cast(label, tf.int32), names[index]
-
-    dataset = tf.data.Dataset.range(len(source)).map(
-        load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-    return _sharded_by_data(dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def _sharded_by_data(dataset: tf.data.Dataset) -> tf.data.Dataset:

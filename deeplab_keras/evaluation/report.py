@@ -142,7 +142,7 @@ class Report:
             filter(
                 None,
                 [
-                    f"{self.images} image{'s' * (self.images != 1)}",
+                    f"{self.images} {'image' if self.images == 1 else 'images'}",
                     self.dataset,
                     self.split,
                     self.model,

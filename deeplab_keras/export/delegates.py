@@ -52,15 +52,15 @@ class Verdict:
     pieces: int | None = None
 
     def __str__(self) -> str:
-        parts = (
-            f" in {self.pieces} piece{'s' * (self.pieces != 1)}" if self.pieces is not None else ""
-        )
+        parts = ""
+        if self.pieces is not None:
+            parts = " in 1 piece" if self.pieces == 1 else f" in {self.pieces} pieces"
         if not self.stopped_by:
             return f"{self.delegate}: takes the whole graph{parts}"
         reasons = []
         for reason, found in self.stopped_by.items():
             layers = list(dict.fromkeys(layer_name(operator.tensor) for operator in found))
-            names = ", ".join(layers[:SHOWN]) + ", ..." * (len(layers) > SHOWN)
+            names = ", ".join(layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
             reasons.append(f"{len(found)} x {reason} ({names})")
         return f"{self.delegate}: all{parts} but {'; '.join(reasons)}"
 

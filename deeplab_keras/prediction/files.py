@@ -40,9 +40,10 @@ class Summary:
     def __str__(self) -> str:
         done = self.total - self.skipped - self.failed
         parts = [f"written: {done} of {self.total} {self.what} to {self.folder}"]
-        parts += [f"{self.skipped} were there already"] * bool(self.skipped) + [
-            f"{self.failed} failed"
-        ] * bool(self.failed)
+        if self.skipped:
+            parts.append(f"{self.skipped} were there already")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
         return "; ".join(parts)
 
 

@@ -317,8 +317,11 @@ def _check(training: TrainConfig) -> None:
 def _check_batch(data: DataConfig, training: TrainConfig, replicas: int) -> None:
     parts = training.gradient_accumulation_steps
     if data.train_batch_size % (replicas * parts):
-        needs = [f"the number of devices, {replicas}"] * (replicas > 1)
-        needs += [f"--gradient_accumulation_steps={parts}"] * (parts > 1)
+        needs = []
+        if replicas > 1:
+            needs.append(f"the number of devices, {replicas}")
+        if parts > 1:
+            needs.append(f"--gradient_accumulation_steps={parts}")
         raise UserError(
             f"--train_batch_size={data.train_batch_size}: must divide by {' times '.join(needs)}; "
             f"give {-(-data.train_batch_size // (replicas * parts)) * replicas * parts}"

@@ -104,11 +104,9 @@ def main(command: Command) -> None:
     details = Details(source.info) if options.details else None
     report, predictor = measure(options.checkpoint_dir, details)
     write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
-    print(
-        report.table(),
-        f"written: {folder / 'metrics.json'}" + f", {folder / 'report.html'}" * options.details,
-        sep="\n",
-    )
+    print(report.table())
+    page = f", {folder / 'report.html'}" if options.details else ""
+    print(f"written: {folder / 'metrics.json'}{page}")
 
 
 SECTIONS = (Options, EvalConfig, DataConfig)

@@ -80,7 +80,7 @@ def choose_crop(
         numbers: `[10, 2]` uniform in [0, 1).
         max_share: 1 takes the first draw whatever it shows.
         ignore_label: id that does not count.
-        half_pixel: how the label is resized, see `resize_label`.
+        half_pixel: how the label is resized, see `resizing.nearest`.
 
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.

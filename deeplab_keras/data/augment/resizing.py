@@ -41,34 +41,6 @@ def scaled_size(
     return tf.maximum(tf.cast(sides * ratio + 0.5, tf.int32), 1)
 
 
-def resize_label(
-    label: tf.Tensor,
-    size: tf.Tensor,
-    start: Sequence[Any] = (0, 0),
-    count: tf.Tensor | None = None,
-    half_pixel: bool = True,
-) -> tf.Tensor:
-    """Resizes a label map to `size` by nearest neighbour and cuts `count` rows and columns from `start` on.
-
-    The source of row i is floor((i + 0.5) * height / size), at the pixels' centres like
-    `resize_image`; without `half_pixel` it is OpenCV's floor(i * height / size), up to half a pixel
-    of either map beside the image, and with OpenCV's arithmetic: where that is a whole number, it
-    may come out one less.
-    """
-    label = tf.convert_to_tensor(label)
-    rows, columns = (
-        nearest(
-            tf.shape(label)[axis],
-            size[axis],
-            start[axis],
-            None if count is None else count[axis],
-            half_pixel,
-        )
-        for axis in (0, 1)
-    )
-    return taken(label, rows, columns)
-
-
 def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """The pixels of a label map in these rows and columns, which ascend."""
 
@@ -88,7 +60,17 @@ def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
 def nearest(
     length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool
 ) -> tf.Tensor:
-    """The pixel of a side of `length` that each of `count` pixels from `start` on of the side resized to `new` shows."""
+    """Returns which pixel of a side each pixel of the resized side shows, by nearest neighbor.
+
+    Args:
+        length: the side's length.
+        new: its length after resizing.
+        start: the first pixel of the resized side to return.
+        count: how many pixels to return; None: all.
+        half_pixel: pixel i shows floor((i + 0.5) * length / new), which keeps labels where
+            `resize_image` puts the image. False: OpenCV's floor(i * length / new), in OpenCV's
+            arithmetic, which may come out one less where that is a whole number.
+    """
     length, new = tf.cast(length, tf.int64), tf.cast(new, tf.int64)
     wanted = new if count is None else tf.cast(count, tf.int64)
     positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start, tf.int64)

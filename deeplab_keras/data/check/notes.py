@@ -90,4 +90,5 @@ def _listed(names: Sequence[str], kind: str) -> str:
     """`3 images (a, b, c)`, at most five by name."""
     plural = kind if len(names) == 1 else f"{kind}es" if kind.endswith("s") else f"{kind}s"
     short = [name.split(",")[0] for name in names[:5]]  # ADE20k's names list synonyms
-    return f"{len(names)} {plural} ({', '.join(short)}{', ...' * (len(names) > 5)})"
+    more = ", ..." if len(names) > 5 else ""
+    return f"{len(names)} {plural} ({', '.join(short)}{more})"

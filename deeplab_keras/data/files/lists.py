@@ -122,7 +122,7 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
             )
     expected = (
         f"{' and '.join(str(_where(root, path)) for path in paths)} "
-        f"name{'s' * (len(paths) == 1)} it"
+        f"{'names' if len(paths) == 1 else 'name'} it"
     )
     return Found(_names(images), tuple(images), tuple(labels), expected)
 

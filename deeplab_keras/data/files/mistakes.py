@@ -49,13 +49,15 @@ def two_classes(values: MaskValues, info: DatasetInfo) -> str:
     if not (white == 255 or (white not in allowed and info.num_classes == 2)):
         return ""
     strays = sorted(values.present - {0, white})
-    if not strays:  # other greys may be luminances, which `_other_ids` tells apart
+    if not strays:
+        if white != 255:  # this gray may be a luminance, which `_other_ids` recognizes
+            return ""
         return (
             f"0 and 255 only: these are masks of two classes in black and white; run {CONVERT} "
-            "--from=binary" * (white == 255)
+            "--from=binary"
         )
     share = values.pixels[strays].sum() / values.pixels.sum()
-    listed = ", ".join(map(str, strays[:4])) + ", ..." * (len(strays) > 4)
+    listed = ", ".join(map(str, strays[:4])) + (", ..." if len(strays) > 4 else "")
     return (
         f"0, {white} and a few stray pixels of {listed} ({share:.2%}): these are masks of two "
         "classes in black and white; "

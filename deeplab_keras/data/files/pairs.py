@@ -271,7 +271,7 @@ def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs:
         )
         raise IdsUserError(
             f"{path}: the mask holds ids outside the classes: "
-            f"{', '.join(strange[:8])}{', ...' * (len(strange) > 8)}; "
+            f"{', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}; "
             f"allowed are {allowed}; {hint}"
         )
 

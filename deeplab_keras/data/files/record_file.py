@@ -37,13 +37,6 @@ def member_path(file: str, offset: int, name: str, key: str) -> str:
     return f"{file}/{offset}/{name}#{key}"
 
 
-def member_place(path: str) -> tuple[str, int]:
-    """The record file and the offset in it, of a picture's path."""
-    match = re.fullmatch(rf"(.+?\.{PATTERN})/(\d+)/.*", path, re.DOTALL)
-    assert match, path
-    return match[1], int(match[2])
-
-
 def scan(path: str) -> Iterator[tuple[int, bytes]]:
     """Offset and content of each record of a file, their checksums verified.
 
