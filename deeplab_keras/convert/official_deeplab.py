@@ -102,7 +102,7 @@ def _decoder(config: ModelConfig) -> dict[str, str]:
         "logits/semantic": "logits0" if several else "logits",
         "logits/semantic_{n}": "logits{n}",
     }
-    for stage in range(len(config.low_level_features)):
+    for stage in range(len(getattr(config.head_config, "low_level_features", ()))):
         suffix, ours = (f"_{stage}", f"decoder{stage + 1}") if stage else ("", "decoder")
         rows = {f"decoder/feature_projection0{suffix}": f"{ours}_low_level"}
         for index in (0, 1):
@@ -160,13 +160,14 @@ def load(
 
 
 def not_proven(config: ModelConfig, kind: str) -> str:
-    """What a source that is not run leaves to the config."""
+    """Lists what a source that was not run leaves to the config."""
+    rates = getattr(config.head_config, "atrous_rates", ())
     sides = ",".join(map(str, config.image_pooling_window)) or "the whole map"
     return (
         f"The {kind} was not run: only its weights are proven. Taken from the config: strides and "
         "dilations (output_stride="
         f"{config.output_stride}, "
-        f"atrous_rates={','.join(map(str, config.atrous_rates)) or 'none'}), "
+        f"atrous_rates={','.join(map(str, rates)) or 'none'}), "
         f"padding={config.padding}, "
         f"image pooling over {sides}, batch norm epsilons {config.backbone_bn_epsilon:g} "
         "(backbone) and "
@@ -438,7 +439,7 @@ def _check_variant(
         "num_classes": config.num_classes,
         "aspp_convs_filters": config.head_channels,
         "head": config.head,
-        "atrous_rates": len(config.atrous_rates),
+        "atrous_rates": len(getattr(config.head_config, "atrous_rates", ())),
     }
     found = seems(tensors)
     if not classes_matter:
