@@ -232,6 +232,19 @@ def test_no_module_needs_a_posix_system(path):
     assert not imports(path) & {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
 
 
+def test_the_wheel_has_every_file():
+    listed = re.search(
+        r'package_data=\{"deeplab_keras": \[(.+?)\]\}', (ROOT / "setup.py").read_text()
+    )
+    patterns = re.findall(r'"(.+?)"', listed[1])
+    folder = ROOT / PACKAGE
+    files = {
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    }
+    wanted = {path for path in files if path.suffix != ".py"}
+    assert wanted == {path for pattern in patterns for path in folder.glob(pattern)}
+
+
 def test_library_code_does_not_know_where_the_real_data_lie():
     for path in MODULES:
         assert not re.search(r"\.\./shared|/work/|/tmp/", path.read_text(encoding="utf-8")), path

@@ -7,10 +7,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
 from deeplab_keras.config import UserError
+from deeplab_keras.io import writing
 from deeplab_keras.io.writing import HOST, check_folder, remove_leftovers, replacing, write_text
 
 
@@ -103,3 +105,9 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
 def test_where_even_root_makes_no_folder():
     with pytest.raises(UserError, match="^--output=/proc/x: nothing may be written to /proc"):
         check_folder("/proc/x", "output")
+
+
+def test_no_signal_is_sent_on_windows(monkeypatch):
+    """There os.kill(process, 0) is Ctrl+C."""
+    monkeypatch.setattr(writing, "os", types.SimpleNamespace(name="nt"))
+    assert writing._is_alive(1)
