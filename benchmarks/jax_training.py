@@ -27,7 +27,7 @@ class Contender:
         self, model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
     ) -> None:
         keras.config.set_dtype_policy(training.precision)
-        self.network = with_auxiliary_output(build_segmentor(model), model.align_corners)
+        self.network = with_auxiliary_output(build_segmentor(model))
         self.optimizer = make_optimizer(training, 10**6)
         self.optimizer.global_clipnorm = training.clip_gradient_norm or None
         self.optimizer.build(self.network.trainable_variables)

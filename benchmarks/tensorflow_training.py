@@ -16,7 +16,7 @@ from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
 from deeplab_keras.models.multiply_adds import count_multiply_adds
-from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.losses import make_loss
 from deeplab_keras.training.optimizers import make_optimizer
 from deeplab_keras.training.step import TrainedModel, sum_over_replicas
@@ -86,38 +86,28 @@ class Contender:
     def _stream(self) -> Iterator[Any]:
         pad_value = NORMALIZATIONS[self.config.normalization][0]
         dataset = pipeline.train_dataset(self.source, self.data, pad_value)
-        dataset = dataset.map(
-            lambda images, labels: (images, {name: labels for name in self.trained.output})
-        )
         return iter(make_strategy(self.training.strategy).experimental_distribute_dataset(dataset))
 
     def _compiled(self) -> TrainedModel:
-        view = with_auxiliary_output(self.model, self.config.align_corners)
-        trained, training, info = (
-            TrainedModel(view.input, view.output, name=view.name),
-            self.training,
-            self.source.info,
-        )
+        training, info = self.training, self.source.info
+        trained = TrainedModel(self.model.input, self.model.output, name=self.model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,
             ignore_label=info.ignore_label,
         )
         optimizer = make_optimizer(training, 10**6)
-        losses = {
-            name: make_loss(
-                training.loss,
-                ignore_label=info.ignore_label,
-                class_weights=training.label_weights or None,
-                label_smoothing=training.label_smoothing,
-                hard_example_fraction=training.top_k_percent_pixels,
-                hard_example_mining_step=training.hard_example_mining_step,
-                step=lambda: optimizer.iterations,
-                sum_over_replicas=sum_over_replicas,
-            )
-            for name in trained.output
-        }
-        trained.compile(optimizer=optimizer, loss=losses, jit_compile=training.jit_compile)
+        loss = make_loss(
+            training.loss,
+            ignore_label=info.ignore_label,
+            class_weights=training.label_weights or None,
+            label_smoothing=training.label_smoothing,
+            hard_example_fraction=training.top_k_percent_pixels,
+            hard_example_mining_step=training.hard_example_mining_step,
+            step=lambda: optimizer.iterations,
+            sum_over_replicas=sum_over_replicas,
+        )
+        trained.compile(optimizer=optimizer, loss=loss, jit_compile=training.jit_compile)
         return trained
 
     def _about(self) -> dict[str, Any]:

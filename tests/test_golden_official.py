@@ -140,7 +140,7 @@ def test_small_networks_are_still_what_was_right(name):
 
 def test_every_scale_of_a_pyramid_has_its_own_loss():
     config = SMALL["mnv2_dm05_os16"][0].replace(image_pyramid=(0.5, 1.0))
-    outputs = with_auxiliary_output(build_segmentor(config, (64, 49)), align_corners=True).output
+    outputs = with_auxiliary_output(build_segmentor(config, (64, 49))).output
     assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {
         name: (None, 64, 49, 5) for name in ("logits", "logits_0.50", "logits_1.00")
     }

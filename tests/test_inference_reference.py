@@ -13,7 +13,7 @@ from contracts import noise
 from deeplab_keras.config import EvalConfig, ModelConfig, UserError
 from deeplab_keras.inference import Network, Predictor, resized_size
 from deeplab_keras.models.layers import ResizeTo
-from deeplab_keras.models.segmentor import KeepAuxiliary, build_segmentor
+from deeplab_keras.models.segmentor import AuxiliaryOutputs, build_segmentor
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -104,7 +104,7 @@ def segmentor(size: tuple[int, int] | None = None, kind: str = "") -> keras.Mode
     logits = scores(image)
     output = resized = ResizeTo(name="resized_logits")([logits, image])
     if kind == "auxiliary":
-        output = KeepAuxiliary(name="segmentation")(
+        output = AuxiliaryOutputs({"auxiliary_logits": 0.4}, name="segmentation")(
             [resized, keras.layers.Conv2D(6, 1, name="auxiliary_logits")(resized)]
         )
     return keras.Model(image, output)

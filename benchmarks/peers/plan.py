@@ -84,7 +84,7 @@ def _step(layer: keras.layers.Layer, inputs: tuple[str, ...]) -> Step:
         return Step(layer.name, "adaptive_pool", inputs, {"bins": layer.bins})
     if kind in MERGES:
         return Step(layer.name, MERGES[kind], inputs)
-    if kind in SAME or kind == "KeepAuxiliary":
+    if kind in SAME or kind == "AuxiliaryOutputs":
         return Step(layer.name, "same", inputs[:1])
     raise UserError(
         f"--against=torch: the layer {layer.name} is a {kind}, which its re-creation of models "

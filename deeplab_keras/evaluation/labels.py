@@ -1,4 +1,4 @@
-"""The labels that losses and metrics take: one class id per pixel."""
+"""What losses and metrics accept: labels with one class id per pixel, and no sample weights."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
             f"{shapes} differ in height or width; resize the predictions to the labels first"
         )
     return ops.reshape(labels, ops.shape(labels)[:-1]) if squeezed else labels
+
+
+def refuse_sample_weight(sample_weight: Any) -> None:
+    """Raises UserError for sample weights: Dice, Lovász and a confusion matrix of counts have no use for them."""
+    if sample_weight is not None:
+        raise UserError(
+            "sample_weight is not supported; use class_weights, or the ignore label for pixels"
+        )

@@ -1,6 +1,6 @@
 """The confusion matrix and what is read from it: mIoU, per-class IoU and the accuracies.
 
-`ConfusionMatrix` counts inside a compiled step; `Scores` turns the finished counts into numbers.
+`MeanIoU` counts inside a compiled step. `Scores` turns the finished counts into numbers.
 """
 
 from __future__ import annotations
@@ -13,29 +13,37 @@ import numpy as np
 from keras import ops
 
 from deeplab_keras.config import UserError
-from deeplab_keras.evaluation.labels import class_ids
+from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
 
 # JAX has no 64-bit numbers unless it is told to.
 COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else ("int64", "float64")
 
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
-class ConfusionMatrix(keras.metrics.Metric):
-    """Streaming confusion matrix whose result is the mean intersection over union.
+class MeanIoU(keras.metrics.Metric):
+    """Mean intersection over union of all pixels since the last reset, from a confusion matrix.
 
-    The counts are int64 (a float32 counter stands still at 2**24 pixels, a few Cityscapes images);
-    on JAX uint32, which holds 4.29 billion pixels of a pair of classes between two resets. A class
-    that is in neither the labels nor the predictions is left out of the mean; with no counted pixel
-    at all the result is 0.
+    The counts in `matrix` are int64: a float32 counter stops at 2**24 pixels, a few Cityscapes
+    images. On JAX they are uint32, which holds 4.29 billion pixels per pair of classes. A class
+    that occurs in neither the labels nor the predictions is left out of the mean. Without any
+    counted pixel the result is 0.
 
     A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class,
-    is counted in `out_of_range` and nowhere else: where that is not 0, the labels are not what the
-    class list says.
+    is counted in `out_of_range` only. If that is not 0, the labels do not match the list of
+    classes.
+
+    Example:
+    ```python
+    metric = MeanIoU(num_classes=2, ignore_label=255)
+    metric.update_state([[[0, 0, 1, 255]]], [[[0, 1, 1, 1]]])
+    metric.result()  # 0.5: (1/2 + 1/2) / 2
+    ```
 
     Args:
         num_classes: number of classes C.
-        ignore_label: label of pixels that do not count.
+        ignore_label: label of the pixels to ignore.
         name: name in the logs.
+        dtype: dtype of the result.
 
     Raises:
         UserError: fewer than two classes.
@@ -47,7 +55,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         if num_classes < 2:
             raise UserError(
-                f"ConfusionMatrix: num_classes={num_classes}; at least 2, the background counted "
+                f"MeanIoU: num_classes={num_classes}; at least 2, the background counted "
                 "if it is one"
             )
         self.num_classes = num_classes
@@ -65,12 +73,13 @@ class ConfusionMatrix(keras.metrics.Metric):
                 `SegmentationLoss` takes them.
             y_pred: logits, float `[batch, height, width, num_classes]`, or predicted labels, int
                 `[batch, height, width]`.
-            sample_weight: not used; a pixel counts or, by the ignore label, does not.
+            sample_weight: must be None. The ignore label excludes pixels.
 
         Raises:
-            UserError: one-hot labels, shapes that do not fit each other, or scores of another
-                number of classes.
+            UserError: one-hot labels, shapes that do not match, scores of another number of
+                classes, or sample weights.
         """
+        refuse_sample_weight(sample_weight)
         predictions = ops.convert_to_tensor(y_pred)
         are_scores = keras.backend.is_float_dtype(
             keras.backend.standardize_dtype(predictions.dtype)
@@ -82,7 +91,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         if are_scores:
             if predictions.shape[-1] not in (None, self.num_classes):
                 raise UserError(
-                    f"ConfusionMatrix of {self.num_classes} classes: scores of shape "
+                    f"MeanIoU of {self.num_classes} classes: scores of shape "
                     f"{tuple(predictions.shape)}; their last axis "
                     "has one score per class, and predicted labels are integers"
                 )
@@ -124,6 +133,9 @@ class ConfusionMatrix(keras.metrics.Metric):
             "num_classes": self.num_classes,
             "ignore_label": self.ignore_label,
         }
+
+
+ConfusionMatrix = MeanIoU  # its former name
 
 
 @dataclasses.dataclass(frozen=True)

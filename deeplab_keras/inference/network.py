@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.models.layers import Normalize, ResizeTo, WindowPooling, require_tensorflow
+from deeplab_keras.models.layers import ResizeTo, WindowPooling, require_tensorflow
 from deeplab_keras.models.quantization import Quantized
-from deeplab_keras.models.segmentor import KeepAuxiliary
+from deeplab_keras.models.segmentor import AuxiliaryOutputs, pad_value
 
 # The layers by which `build_segmentor` leads from the layer "logits" to the model's output.
 MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
@@ -75,11 +75,8 @@ class Network:
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        """The colour that is 0 to the network: the mean of its normalization."""
-        normalize = next(
-            (layer for layer in self.model.layers if isinstance(layer, Normalize)), None
-        )
-        return normalize.mean if normalize else (0.0,) * self.channels
+        """The color, in 0..255, that the model normalizes to 0."""
+        return pad_value(self.model)
 
     @property
     def before_resize(self) -> Network:
@@ -103,12 +100,10 @@ class Network:
             tensor = waiting.pop()
             operation, inputs = _made_by(tensor)
             if operation.name == "logits":
-                head = tensor
-            elif isinstance(operation, KeepAuxiliary):  # it returns its first input
-                waiting += inputs[:1] + [
-                    other for other in inputs[1:] if _made_by(other)[0].name == "logits"
-                ]
-            elif isinstance(operation, MERGES) or operation.name == "single_scale":
+                head = operation.output  # of an image pyramid, the scores at the image's own size
+            elif isinstance(operation, AuxiliaryOutputs):
+                waiting += inputs[:1]
+            elif isinstance(operation, MERGES):
                 waiting += inputs
             elif tensor is not self.model.inputs[0]:
                 return None
@@ -118,7 +113,7 @@ class Network:
     def ends_with_resize(self) -> bool:
         """Whether the model's last step is a half-pixel resize of `before_resize`, which may as well go to another size."""
         operation, inputs = _made_by(self.model.outputs[0])
-        if isinstance(operation, KeepAuxiliary):
+        if isinstance(operation, AuxiliaryOutputs):
             operation, inputs = _made_by(inputs[0])
         half_pixel = (
             isinstance(operation, ResizeTo) and not operation.align_corners and operation.scale == 1

@@ -1,9 +1,12 @@
-"""The segmentation network: normalise, backbone, head, resize; one plain functional keras.Model."""
+"""The segmentation network: normalization, backbone, head and resize in one functional `keras.Model`."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import numbers
-import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,26 +18,214 @@ from deeplab_keras.models.heads.fcn import auxiliary
 from deeplab_keras.models.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
 from deeplab_keras.models.quantization import quantized
 
+# Weight of the auxiliary head's loss in SSSegmentation's systems (spec/sssegmentation.md, section 4.6).
+AUXILIARY_LOSS_WEIGHT = 0.4
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Segmentor(keras.Model):
+    """A functional model from images to logits whose `fit` also trains its auxiliary outputs.
+
+    The auxiliary outputs are the auxiliary head and the scales of an image pyramid. `compile` takes
+    one loss. A training step applies it to the logits and to every auxiliary output, with the
+    weights of `auxiliary_loss_weights`. Metrics are computed on the logits only, and so is the loss
+    of `evaluate`.
+    Calling the model returns the logits. Nothing that serves training alone is computed then,
+    unless `training=True`.
+
+    `save`, `keras.models.load_model`, `keras.models.clone_model` and `export` work as for every
+    functional model.
+
+    Example:
+    ```python
+    import numpy as np
+    import deeplab_keras as dk
+    from deeplab_keras.evaluation.metrics import MeanIoU
+    from deeplab_keras.training.losses import make_loss
+
+    images, labels = np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64))
+    model = dk.build_segmentor(dk.get_config("fcn_mobilenetv2os8_voc"), input_size=(64, 64))
+    model.auxiliary_loss_weights["auxiliary_logits"] = 0.2  # 0.4 by default
+    model.compile("adam", loss=make_loss(), metrics=[MeanIoU(num_classes=21)])
+    model.fit(images, labels)
+    ```
+
+    Args:
+        inputs: the image, a `keras.Input`.
+        outputs: the logits, possibly through an `AuxiliaryOutputs` layer.
+        name: name of the model.
+        **kwargs: `trainable`.
+    """
+
+    def __init__(
+        self, inputs: Tensor, outputs: Tensor, name: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        layer = next((x for x in self.layers if isinstance(x, AuxiliaryOutputs)), None)
+        self._paths = None if layer is None else _Paths.of(self, layer)
+
+    @property
+    def auxiliary_loss_weights(self) -> dict[str, float]:
+        """Name of each auxiliary output -> the weight of its loss. Changes to the dict take effect.
+
+        Set the weights before the first training step, which is compiled with them.
+        """
+        return {} if self._paths is None else self._paths.loss_weights
+
+    @property
+    def training_outputs(self) -> dict[str, Tensor]:
+        """Symbolic outputs of a training step at the size of the image, "logits" among them."""
+        return {"logits": self.output} if self._paths is None else self._paths.training.output
+
+    @property
+    def pad_value(self) -> tuple[float, ...]:
+        """The color, in 0..255, that the reference implementation pads images with; normalized it is 0."""
+        return pad_value(self)
+
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        if self._paths is None:
+            return super().call(inputs, training=training, mask=mask)
+        if not training:
+            return self._paths.inference.call(inputs, training=training, mask=mask)
+        outputs = self._paths.training.call(inputs, training=training, mask=mask)
+        return outputs if _in_training_step.get() is self else outputs["logits"]
+
+    @contextlib.contextmanager
+    def training_step(self) -> Iterator[None]:
+        """Context in which `model(x, training=True)` returns a dict with all `training_outputs`."""
+        token = _in_training_step.set(self)
+        try:
+            yield
+        finally:
+            _in_training_step.reset(token)
+
+    def train_step(self, *args: Any) -> Any:
+        with self.training_step():
+            return super().train_step(*args)
+
+    def compute_loss(
+        self,
+        x: Tensor = None,
+        y: Tensor = None,
+        y_pred: Tensor | Mapping[str, Tensor] = None,
+        sample_weight: Tensor = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The loss of the logits plus, in a training step, the weighted losses of the auxiliary outputs."""
+        if keras.backend.backend() != "jax":  # whose compilation would freeze the step
+            for function in keras.tree.flatten(self.loss):
+                if hasattr(function, "follow"):
+                    function.follow(lambda: self.optimizer.iterations)
+        if not isinstance(y_pred, Mapping):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss = super().compute_loss(x, y, y_pred["logits"], sample_weight, training)
+        if self._compile_loss is not None:
+            for name, weight in self.auxiliary_loss_weights.items():
+                loss = loss + weight * self._compile_loss(y, y_pred[name], sample_weight)
+        return loss
+
+    def compute_metrics(
+        self,
+        x: Tensor,
+        y: Tensor,
+        y_pred: Tensor | Mapping[str, Tensor],
+        sample_weight: Tensor = None,
+    ) -> dict[str, Tensor]:
+        """The metrics of the logits."""
+        logits = y_pred["logits"] if isinstance(y_pred, Mapping) else y_pred
+        return super().compute_metrics(x, y, logits, sample_weight)
+
+
+# The model whose training step is running: per thread, because replicas run in threads.
+_in_training_step: contextvars.ContextVar[Segmentor | None] = contextvars.ContextVar(
+    "_in_training_step", default=None
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paths:
+    """The two ways through a segmentor's layers. Keras tracks neither, so they add no layers to the model.
+
+    Attributes:
+        inference: from the image to the logits.
+        training: from the image to the logits and the auxiliary outputs.
+        loss_weights: see `Segmentor.auxiliary_loss_weights`.
+    """
+
+    inference: keras.Model
+    training: keras.Model
+    loss_weights: dict[str, float]
+
+    @classmethod
+    def of(cls, model: Segmentor, layer: AuxiliaryOutputs) -> _Paths:
+        logits, *scores = layer.input
+        outputs = {"logits": logits}
+        for name, values in zip(layer.loss_weights, scores, strict=False):
+            resize = ResizeTo(layer.align_corners, dtype=layer.dtype_policy, name=f"resized_{name}")
+            outputs[name] = resize([values, model.input])
+        return cls(
+            keras.Model(model.input, logits, name="inference"),
+            keras.Model(model.input, outputs, name="training"),
+            layer.loss_weights,
+        )
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AuxiliaryOutputs(keras.layers.Layer):
+    """Makes outputs that only training needs part of a segmentor's graph. Returns its first input.
+
+    The inputs are the logits, the class scores of the auxiliary outputs in the order of
+    `loss_weights`, and possibly tensors whose layers the model keeps without computing them.
+
+    Args:
+        loss_weights: name of each auxiliary output -> weight of its loss.
+        align_corners: how training resizes the scores to the size of the image, see `ResizeTo`.
+        **kwargs: arguments of every layer.
+    """
+
+    def __init__(
+        self, loss_weights: Mapping[str, float], align_corners: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.loss_weights, self.align_corners = dict(loss_weights), align_corners
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0]
+
+    def compute_output_shape(self, input_shape: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        return input_shape[0]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "loss_weights": dict(self.loss_weights),
+            "align_corners": self.align_corners,
+        }
+
 
 def build_segmentor(
     config: ModelConfig, input_size: tuple[int, int] | None = None, *, batch_size: int | None = None
-) -> keras.Model:
+) -> Segmentor:
     """Builds the network that `config` describes, with fresh weights.
 
     Args:
         config: the architecture.
-        input_size: (height, width) of the images, or None for any size.
-        batch_size: number of images, or None for any; on-device converters want 1.
+        input_size: (height, width) of the images. `None` accepts any size.
+        batch_size: number of images per batch. `None` accepts any number. On-device converters
+            need 1.
 
     Returns:
         A functional model from images `[batch, height, width, channels]`, RGB in 0..255, to logits
-        `[batch, height, width, num_classes]`, float32. Layers "logits" and, with an auxiliary head,
-        "auxiliary_logits" give the class scores before the resize. The auxiliary head is part of
-        the model (its weights, summary and parameter count), but nothing of it is computed at
-        inference.
+        `[batch, height, width, num_classes]`, float32. The layers "logits" and, with an auxiliary
+        head, "auxiliary_logits" compute the class scores before they are resized. The auxiliary
+        head is part of the model (weights, summary, number of parameters) and trained by `fit`.
+        Inference does not compute it.
 
     Raises:
-        UserError: no config, an unknown backbone or head, or a size that the network cannot take.
+        UserError: `config` is not a ModelConfig, names an unknown backbone or head, or
+            `input_size` is not a size that the network accepts.
     """
     if not isinstance(config, ModelConfig):
         raise UserError(
@@ -56,16 +247,25 @@ def build_segmentor(
     x = image if config.normalization == "none" else Normalize(mean, std, name="normalize")(image)
     features = build_backbone(x, config)
     logits = build_head(features, config)
+
+    scales: dict[str, Tensor] = {}
+    scores = logits
     if config.image_pyramid:
-        logits = _merge_pyramid(image, logits, config)
+        scales, scores = _merge_pyramid(image, logits, config)
     output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")(
-        [logits, image]
+        [scores, image]
     )
+    loss_weights, kept = dict.fromkeys(scales, 1.0), list(scales.values())
     if config.auxiliary_head:
-        output = KeepAuxiliary(dtype=keras.config.floatx(), name="segmentation")(
-            [output, auxiliary(features, config)]
-        )
-    model = keras.Model(image, output, name=config.name or f"{config.head}_{config.backbone}")
+        loss_weights["auxiliary_logits"] = AUXILIARY_LOSS_WEIGHT
+        kept.append(auxiliary(features, config))
+    if config.image_pyramid and 1.0 not in config.image_pyramid:
+        kept.append(logits)  # so that get_layer("logits").output is the same in a loaded model
+    if kept:
+        output = AuxiliaryOutputs(
+            loss_weights, config.align_corners, dtype=keras.config.floatx(), name="segmentation"
+        )([output, *kept])
+    model = Segmentor(image, output, name=config.name or f"{config.head}_{config.backbone}")
     return quantized(model) if config.quantization_aware else model
 
 
@@ -76,72 +276,51 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _merge_pyramid(image: Tensor, logits: Tensor, config: ModelConfig) -> Tensor:
-    """Class scores of the image at every scale of `image_pyramid`, resized to the largest scale's size and merged.
+def _merge_pyramid(
+    image: Tensor, logits: Tensor, config: ModelConfig
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Class scores of the image at every scale of `image_pyramid`, and all of them merged.
 
-    See docs/reference/official_deeplab.md#image-pyramid. The scores of each scale come from layers
-    named "logits_0.50" and so on.
+    See docs/reference/official_deeplab.md#image-pyramid. The scores are resized to the size of
+    those of the largest scale. All scales share the layers of the network from `image` to `logits`. With one scale there
+    is nothing to merge and no scale has a loss of its own.
+
+    Returns:
+        The scores by layer name ("logits_0.50" and so on), and the merged scores.
     """
     network = keras.Model(image, logits, name="single_scale")
-    network.input_spec = None  # it takes every scale's size, also where `image` has a fixed one
     scores = {}
     for scale in config.image_pyramid:
         scaled = ResizeTo(config.align_corners, scale, name=f"image_{scale:.2f}")([image, image])
-        scores[scale] = logits if scale == 1 else network(scaled)
+        scores[scale] = logits if scale == 1 else network.call(scaled)
     largest = max(scores)
     reference = scores[largest] if largest >= 1 else logits
     names = {
         scale: f"logits_{scale:.2f}" if len(scores) > 1 else "merged_logits" for scale in scores
     }
-    resized = [
-        ResizeTo(config.align_corners, dtype=keras.config.floatx(), name=names[scale])(
-            [values, reference]
-        )
+    resized = {
+        names[scale]: ResizeTo(
+            config.align_corners, dtype=keras.config.floatx(), name=names[scale]
+        )([values, reference])
         for scale, values in scores.items()
-    ]
-    if 1.0 not in scores:  # keeps the network's layers, which bear the weights' names, in the model
-        resized[0] = KeepAuxiliary(dtype=keras.config.floatx(), name="pyramid")(
-            [resized[0], logits]
-        )
+    }
     if len(resized) == 1:
-        return resized[0]
+        return {}, resized["merged_logits"]
     merge = keras.layers.Maximum if config.merge_method == "max" else keras.layers.Average
-    return merge(dtype=keras.config.floatx(), name="merged_logits")(resized)
+    merged = merge(dtype=keras.config.floatx(), name="merged_logits")(list(resized.values()))
+    return resized, merged
 
 
-def with_auxiliary_output(model: keras.Model, align_corners: bool = False) -> keras.Model:
-    """A view of a segmentor for training: the same layers and weights, with every head an output at the input's size.
-
-    Returns:
-        A model whose outputs are a dict: "logits" and, where there is an auxiliary head,
-        "auxiliary_logits", and "logits_0.50" and so on for the scales of an image pyramid, each
-        `[batch, height, width, num_classes]`.
-    """
-    outputs = {"logits": model.get_layer("resized_logits").output}
-    for layer in model.layers:
-        if re.fullmatch(
-            r"logits_\d+\.\d+", layer.name
-        ):  # each scale of an image pyramid has its own loss
-            outputs[layer.name] = ResizeTo(
-                align_corners, dtype=keras.config.floatx(), name=f"resized_{layer.name}"
-            )([layer.output, model.input])
-    if "auxiliary_logits" in [layer.name for layer in model.layers]:
-        scores = model.get_layer("auxiliary_logits").output
-        outputs["auxiliary_logits"] = ResizeTo(
-            align_corners, dtype=keras.config.floatx(), name="resized_auxiliary_logits"
-        )([scores, model.input])
-    return keras.Model(model.input, outputs, name=model.name)
+def pad_value(model: keras.Model) -> tuple[float, ...]:
+    """The color, in 0..255, that `model` normalizes to 0; black if it has no `Normalize` layer."""
+    channels = model.input_shape[-1]
+    mean = next((layer.mean for layer in model.layers if isinstance(layer, Normalize)), (0.0,))
+    return mean * channels if len(mean) == 1 else mean
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class KeepAuxiliary(keras.layers.Layer):
-    """Returns the first of its inputs; the second is kept in the model's graph and, unused, never computed."""
-
-    def call(self, inputs: list[Tensor]) -> Tensor:
-        return inputs[0]
-
-    def compute_output_shape(self, input_shape: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-        return input_shape[0]
+def with_auxiliary_output(model: Segmentor) -> keras.Model:
+    """A model with the layers of `model` and all its `training_outputs`, for training loops of your own."""
+    return keras.Model(model.input, model.training_outputs, name=model.name)
 
 
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.io.writing import replacing, write_text
-from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
+from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.run import Run
 
 FOLDER = "diverged"
@@ -68,7 +68,7 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
 
 def largest_outputs(run: Run, images: np.ndarray) -> dict[str, float]:
     """Layer -> its largest absolute output in training, in the network's order; NaN where one is no finite number."""
-    model = with_auxiliary_output(build_segmentor(run.config), run.config.align_corners)
+    model = build_segmentor(run.config)
     variables = folder.model_variables(model)
     for name, value in folder.named_weights(run.model).items():
         variables[name].assign(value)

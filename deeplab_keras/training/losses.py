@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from deeplab_keras.config import UserError, unknown_name
-from deeplab_keras.evaluation.labels import class_ids
+from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
 
 IGNORE_LABEL = 255
 DICE_SMOOTHING = (
@@ -191,8 +191,9 @@ class SegmentationLoss(keras.losses.Loss):
             of all.
         hard_example_mining_step: steps in which that share goes from 1 to `hard_example_fraction`.
         step: the 0-based training step for that, as a variable or a callable, such as `lambda:
-            optimizer.iterations`. Under JAX only a callable that returns the traced step works:
-            `fit` there would freeze a variable's value.
+            optimizer.iterations`. `None`: the step of the segmentor that is compiled with this
+            loss (`follow`). On JAX, only a callable that returns the traced step works, because
+            `fit` would freeze a variable's value there.
         focal_gamma: focal loss is (1 - p)^gamma times the cross-entropy.
         sum_over_replicas: takes a float32 tensor and returns its sum over all replicas, with a
             gradient; the identity outside a distributed step. The trainer has it.
@@ -225,7 +226,7 @@ class SegmentationLoss(keras.losses.Loss):
         self.label_smoothing = label_smoothing
         self.hard_example_fraction = hard_example_fraction
         self.hard_example_mining_step = hard_example_mining_step
-        self.step = step
+        self.step = self._step = step
         self.focal_gamma = focal_gamma
         self.sum_over_replicas = sum_over_replicas
         self._check()
@@ -242,10 +243,10 @@ class SegmentationLoss(keras.losses.Loss):
             raise UserError(
                 f"hard_example_fraction={self.hard_example_fraction}: above 0 and at most 1"
             )
-        if self.hard_example_mining_step and self.step is None:
+        if self.hard_example_mining_step and self.hard_example_fraction == 1 and self.step is None:
             raise UserError(
-                "hard_example_mining_step needs the training step: give step=lambda: "
-                "optimizer.iterations"
+                f"hard_example_mining_step={self.hard_example_mining_step} has no effect with "
+                "hard_example_fraction=1; give a fraction below 1"
             )
         if self.focal_gamma < 1:
             raise UserError(
@@ -253,12 +254,14 @@ class SegmentationLoss(keras.losses.Loss):
             )
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The loss; sample weights have no meaning for some of the terms and are refused."""
-        if sample_weight is not None:
-            raise UserError(
-                "sample_weight is not supported; use class_weights, or the ignore label for pixels"
-            )
+        """Returns the loss. Sample weights are refused: some of the terms have no use for them."""
+        refuse_sample_weight(sample_weight)
         return super().__call__(y_true, y_pred)
+
+    def follow(self, step: Callable[[], Any]) -> None:
+        """Makes hard-pixel mining follow the training step that `step` returns, unless the loss was given one."""
+        if self.step is None:
+            self._step = step
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of one replica's batch: a scalar, or without `sum_over_replicas` a tensor of one element.
@@ -273,7 +276,7 @@ class SegmentationLoss(keras.losses.Loss):
         return ops.reshape(loss, (1,)) if self.sum_over_replicas is None else loss
 
     def get_config(self) -> dict[str, Any]:
-        """What rebuilds the loss; `step` and `sum_over_replicas` belong to a run and are left out."""
+        """Arguments that rebuild the loss, without `step` and `sum_over_replicas`, which belong to a run."""
         names = (
             "name",
             "terms",
@@ -281,8 +284,10 @@ class SegmentationLoss(keras.losses.Loss):
             "class_weights",
             "label_smoothing",
             "hard_example_fraction",
+            "hard_example_mining_step",
+            "focal_gamma",
         )
-        return {name: getattr(self, name) for name in (*names, "focal_gamma")}
+        return {name: getattr(self, name) for name in names}
 
     def _sum_over_replicas(self, value: Any) -> Any:
         return value if self.sum_over_replicas is None else self.sum_over_replicas(value)
@@ -309,7 +314,12 @@ class SegmentationLoss(keras.losses.Loss):
     def _fraction(self) -> Any:
         if not self.hard_example_mining_step:
             return self.hard_example_fraction
-        step = self.step() if callable(self.step) else self.step
+        if self._step is None:
+            raise UserError(
+                f"hard_example_mining_step={self.hard_example_mining_step} needs the training step; "
+                "give step=lambda: optimizer.iterations"
+            )
+        step = self._step() if callable(self._step) else self._step
         ramp = ops.minimum(ops.cast(step, "float32") / self.hard_example_mining_step, 1.0)
         return ramp * self.hard_example_fraction + (1.0 - ramp)
 

@@ -18,7 +18,7 @@ from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation.classes import check_classes
-from deeplab_keras.evaluation.metrics import ConfusionMatrix
+from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
 
@@ -61,7 +61,7 @@ class Run:
     workdir: Workdir
     total_steps: int
     batch_size: int
-    metric: ConfusionMatrix
+    metric: MeanIoU
     average_momentum: float = 0.0
     step: int = 0
     best_miou: float = -1.0

@@ -30,13 +30,12 @@ from deeplab_keras.data.files.pairs import require_labelled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
-from deeplab_keras.evaluation.metrics import ConfusionMatrix
+from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.models.segmentor import (
     build_segmentor,
     check_input_size,
-    with_auxiliary_output,
 )
 from deeplab_keras.training import statistics, workers
 from deeplab_keras.training.cluster import Cluster
@@ -349,24 +348,23 @@ def _build(
             if isinstance(layer, BatchNormalization):
                 layer.freeze_statistics = not training.fine_tune_batch_norm
             layer.trainable = not (training.freeze_backbone and re.match(BACKBONE, layer.name))
-        view = with_auxiliary_output(model, config.align_corners)
-        trained = TrainedModel(view.input, view.output, name=view.name)
+        trained = TrainedModel(model.input, model.output, name=model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,
             ignore_label=info.ignore_label,
         )
         optimizer = make_optimizer(training, total_steps)
-        metric = ConfusionMatrix(info.num_classes, info.ignore_label)
-        weights = {"auxiliary_logits": training.auxiliary_loss_weight}
+        metric = MeanIoU(info.num_classes, info.ignore_label)
+        if config.auxiliary_head:
+            trained.auxiliary_loss_weights["auxiliary_logits"] = training.auxiliary_loss_weight
         trained.compile(
             optimizer=optimizer,
-            loss={name: _loss(training, info, optimizer) for name in trained.output},
-            loss_weights={name: weights.get(name, 1.0) for name in trained.output},
-            metrics={"logits": [metric]},
+            loss=_loss(training, info, optimizer),
+            metrics=[metric],
             jit_compile=training.jit_compile,
         )
-        trained.optimizer.build(trained.trainable_variables)
+        trained.optimizer.build(trained.trained_variables)
     run = Run(
         model,
         config,
@@ -463,9 +461,6 @@ def _fit(
                 return
             batches = pipeline.train_dataset(
                 train_source, data, pad_value, start_step=run.step, part=part
-            )
-            batches = batches.map(
-                lambda images, labels: (images, {name: labels for name in trained.output})
             )
             if cluster is not None:
                 workers.fit(strategy, trained, batches, run, [steps, rounds] if chief else [])
