@@ -105,7 +105,7 @@ def test_logits_count_like_their_argmax() -> None:
     labels, _ = random_case(5, 0)
     logits = noise(2, 20, 24, 5) - 128
     from_logits, from_labels = ConfusionMatrix(5), ConfusionMatrix(5)
-    from_logits.update_state(labels.astype(np.uint8), logits, sample_weight=np.zeros(2))
+    from_logits.update_state(labels.astype(np.uint8), logits)
     from_labels.update_state(labels, logits.argmax(-1))
     assert (
         keras.ops.convert_to_numpy(from_logits.matrix)
