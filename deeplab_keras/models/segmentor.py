@@ -18,7 +18,7 @@ from deeplab_keras.models.heads.fcn import auxiliary
 from deeplab_keras.models.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
 from deeplab_keras.models.quantization import quantized
 
-# Weight of the auxiliary head's loss in SSSegmentation's systems (spec/sssegmentation.md, section 4.6).
+# Weight of the auxiliary head's loss, see docs/reference/sssegmentation.md#loss.
 AUXILIARY_LOSS_WEIGHT = 0.4
 
 
@@ -246,10 +246,8 @@ def build_segmentor(
         mean, std = mean[:1], std[:1]
     x = image if config.normalization == "none" else Normalize(mean, std, name="normalize")(image)
     features = build_backbone(x, config)
-    logits = build_head(features, config)
-
+    logits = scores = build_head(features, config)
     scales: dict[str, Tensor] = {}
-    scores = logits
     if config.image_pyramid:
         scales, scores = _merge_pyramid(image, logits, config)
     output = ResizeTo(config.align_corners, dtype=keras.config.floatx(), name="resized_logits")(
