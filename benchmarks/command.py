@@ -50,22 +50,23 @@ class Options(Config):
 
     def validate(self) -> None:
         """Something to do."""
-        self._require(
-            bool(self.what or self.page), "what", "is needed: input, train, eval or model"
-        )
+        if not self.page:
+            self._require_given("what", "input, train, eval or model")
         for field in ("rounds", "batches", "num_threads"):
-            self._require(getattr(self, field) >= 1, field, "at least 1")
+            self._require(getattr(self, field) >= 1, field, "must be at least 1")
         self._require(
             len(self.input_size) == 2 and min(self.input_size) >= 1,
             "input_size",
-            "two numbers: height,width",
+            "must be two whole numbers of at least 1, the height and the width",
         )
         self._require(
             bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
             "batch_sizes",
-            "numbers of at least 1",
+            "must be whole numbers of at least 1",
         )
-        self._require(not self.page or bool(self.csv), "page", "needs --csv, of which it is made")
+        self._require(
+            not self.page or bool(self.csv), "page", "requires `csv`, from which the page is made"
+        )
 
 
 def main(command: Command) -> None:

@@ -17,6 +17,7 @@ from data_files import CLASSES, mask, photograph, truncate, write_dataset, write
 from dataset_trees import TREES
 from PIL import Image
 
+from deeplab_keras.cli.fields import flag_writer
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.info import pascal_palette
 from deeplab_keras.data.registry import open_dataset
@@ -916,7 +917,7 @@ def test_broken_input_gets_its_line(name, tmp_path):
     config = DataConfig(**({"dataset": "folder", "dataset_dir": str(root)} | settings))
     with pytest.raises(UserError) as error:
         open_dataset(config, config.train_split)
-    said = str(error.value)
+    said = error.value.render(flag_writer())  # as the command line shows it
     wanted = message.replace("{root}", str(root))
     if "{any}" in wanted:  # what NumPy's noise or another version of a library decides
         before, after = wanted.split("{any}")

@@ -14,22 +14,49 @@ from deeplab_keras.data.info import DatasetInfo
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"num_classes": "21"}, "--num_classes='21': must be a whole number (int), not str"),
-        ({"num_classes": 2.5}, "--num_classes=2.5: must be a whole number (int), not float"),
-        ({"num_classes": None}, "--num_classes=None: must be a whole number (int), not NoneType"),
-        ({"num_classes": True}, "--num_classes=True: must be a whole number (int), not bool"),
-        ({"output_stride": [16]}, "--output_stride=[16]: must be a whole number (int), not list"),
+        (
+            {"num_classes": "21"},
+            "num_classes must be a whole number (int), not str. Received: num_classes='21'",
+        ),
+        (
+            {"num_classes": 2.5},
+            "num_classes must be a whole number (int), not float. Received: num_classes=2.5",
+        ),
+        (
+            {"num_classes": None},
+            "num_classes must be a whole number (int), not NoneType. Received: num_classes=None",
+        ),
+        (
+            {"num_classes": True},
+            "num_classes must be a whole number (int), not bool. Received: num_classes=True",
+        ),
+        (
+            {"output_stride": [16]},
+            "output_stride must be a whole number (int), not list. Received: output_stride=[16]",
+        ),
         (
             {"depth_multiplier": "1.0"},
-            "--depth_multiplier='1.0': must be a number (float), not str",
+            "depth_multiplier must be a number (float), not str. Received: depth_multiplier='1.0'",
         ),
-        ({"depth_multiplier": float("nan")}, "--depth_multiplier=nan: must be a number"),
-        ({"atrous_rates": 6}, "--atrous_rates=6: must be a list, not int"),
-        ({"atrous_rates": "6,12,18"}, "--atrous_rates='6,12,18': must be a list, not str"),
-        ({"atrous_rates": [6, "12"]}, "--atrous_rates='12': must be a whole number (int), not str"),
-        ({"auxiliary_head": 1}, "--auxiliary_head=1: must be True or False (bool), not int"),
-        ({"head": {"a": 1}}, "--head={'a': 1}: must be text (str), not dict"),
-        ({"head": ["fcn"]}, "--head=['fcn']: must be text (str), not list"),
+        (
+            {"depth_multiplier": float("nan")},
+            "depth_multiplier must be a number. Received: depth_multiplier=nan",
+        ),
+        ({"atrous_rates": 6}, "atrous_rates must be a list, not int. Received: atrous_rates=6"),
+        (
+            {"atrous_rates": "6,12,18"},
+            "atrous_rates must be a list, not str. Received: atrous_rates='6,12,18'",
+        ),
+        (
+            {"atrous_rates": [6, "12"]},
+            "atrous_rates must be a whole number (int), not str. Received: atrous_rates='12'",
+        ),
+        (
+            {"auxiliary_head": 1},
+            "auxiliary_head must be True or False (bool), not int. Received: auxiliary_head=1",
+        ),
+        ({"head": {"a": 1}}, "head must be text (str), not dict. Received: head={'a': 1}"),
+        ({"head": ["fcn"]}, "head must be text (str), not list. Received: head=['fcn']"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -121,27 +148,27 @@ def test_a_description_of_classes_of_another_type(changes, line):
     [
         (
             lambda: ModelConfig(head="fcn", atrous_rates=(6, 12)),
-            "--atrous_rates: the head fcn has no such option; deeplab_v3, deeplab_v3_plus have it",
+            "atrous_rates: the head fcn has no such option; deeplab_v3, deeplab_v3_plus have it",
         ),
         (
             lambda: ModelConfig(head="deeplab_v3", aspp_output_convs=1).replace(pool_scales=(1, 2)),
-            "--pool_scales: the head deeplab_v3 has no such option; psp has it",
+            "pool_scales: the head deeplab_v3 has no such option; psp has it",
         ),
         (
             lambda: ModelConfig.from_dict(
                 {"head": "psp", "head_channels": 8, "image_pooling_bias": True}
             ),
-            "--image_pooling_bias: the head psp has no such option; lraspp has it",
+            "image_pooling_bias: the head psp has no such option; lraspp has it",
         ),
         (
             lambda: ModelConfig(backbone="mobilenet_v9"),
-            "unknown backbone (--model_variant) 'mobilenet_v9'; did you mean 'mobilenet_v2'? known: "
+            "unknown backbone 'mobilenet_v9'; did you mean 'mobilenet_v2'? known: "
             "mobilenet_edgetpu, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_large_seg, "
             "mobilenet_v3_small, mobilenet_v3_small_seg",
         ),
         (
             lambda: ModelConfig(head="lrasp"),
-            "unknown head (--head) 'lrasp'; did you mean 'lraspp'? known: deeplab_v3, "
+            "unknown head 'lrasp'; did you mean 'lraspp'? known: deeplab_v3, "
             "deeplab_v3_plus, fcn, lraspp, psp",
         ),
     ],

@@ -105,8 +105,8 @@ def save_checkpoint(
     check_values(
         {**weights, **raw},
         path,
-        "such weights are not saved: the training has diverged; give a lower --base_learning_rate, "
-        "--warmup_steps or --clip_gradient_norm, and a new --train_logdir",
+        "such weights are not saved: the training has diverged; give a lower `base_learning_rate`, "
+        "`warmup_steps` or `clip_gradient_norm`, and a new `train_logdir`",
     )
     try:
         scores = None if metrics is None else json.dumps(dict(metrics), indent=2, allow_nan=False)
@@ -185,7 +185,7 @@ def find_checkpoint(path: Path) -> pathlib.Path:
             return folder
     if not path.exists():
         raise UserError(
-            f"{path}: no such folder; give a checkpoint folder or the --train_logdir of a training"
+            f"{path}: no such folder; give a checkpoint folder or the `train_logdir` of a training"
         )
     if path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").exists():
         raise UserError(
@@ -194,7 +194,7 @@ def find_checkpoint(path: Path) -> pathlib.Path:
         )
     raise UserError(
         f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a "
-        "--train_logdir"
+        "`train_logdir`"
     )
 
 
@@ -353,7 +353,7 @@ def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any
         try:
             return make(values)
         except UserError as error:
-            raise UserError(f"{path}: {error}; {ANOTHER}") from error
+            raise UserError(f"{path}: {error.text}; {ANOTHER}") from error
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -84,8 +84,8 @@ class Workdir:
     ) -> None:
         if not str(path):
             raise UserError(
-                "--train_logdir is needed: the folder for checkpoints and logs, as "
-                "--train_logdir=runs/first"
+                "`train_logdir` is needed: the folder for checkpoints and logs, as "
+                "`train_logdir=runs/first`"
             )
         self.path = pathlib.Path(path)
         self.configs = configs
@@ -97,7 +97,7 @@ class Workdir:
     def __enter__(self) -> Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
-                f"--train_logdir={self.path}: is a file; give a folder, which is made where there "
+                f"`train_logdir={self.path}`: is a file; give a folder, which is made where there "
                 "is none"
             )
         try:
@@ -105,7 +105,7 @@ class Workdir:
             self._lock = (self.path / LOCK).open("a+")
         except OSError as error:
             raise UserError(
-                f"--train_logdir={self.path}: cannot be used ({error.strerror}); give another "
+                f"`train_logdir={self.path}`: cannot be used ({error.strerror}); give another "
                 "folder"
             ) from error
         try:
@@ -115,7 +115,7 @@ class Workdir:
         except OSError as error:  # the lock's: a full disk names no file
             self.__exit__()
             raise UserError(
-                f"--train_logdir={self.path}: cannot be written to ({error.strerror}); make room "
+                f"`train_logdir={self.path}`: cannot be written to ({error.strerror}); make room "
                 "there, or give another folder"
             ) from error
         except BaseException:
@@ -155,7 +155,7 @@ class Workdir:
                 )
         if held:
             raise UserError(
-                f"--train_logdir={self.path}: in use by a running training "
+                f"`train_logdir={self.path}`: in use by a running training "
                 f"({owner or 'unknown'}); wait until it ends, or give "
                 "another folder"
             )
@@ -191,23 +191,23 @@ class Workdir:
         path = self.path / "config.json"
         if (self.path / folder.WEIGHTS).exists():
             raise UserError(
-                f"--train_logdir={self.path}: is a checkpoint, which a run would spoil; give "
+                f"`train_logdir={self.path}`: is a checkpoint, which a run would spoil; give "
                 "another folder, and this one as "
-                "--initial_checkpoint to start from it"
+                "`initial_checkpoint` to start from it"
             )
         if not path.exists():
             if folder.step_folders(self.path) or (self.path / folder.BEST).exists():
                 raise UserError(
-                    f"--train_logdir={self.path}: holds checkpoints but no config.json; give "
+                    f"`train_logdir={self.path}`: holds checkpoints but no config.json; give "
                     "another folder"
                 )
             return
         try:
             before = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path}: damaged ({error}); give another --train_logdir") from error
+            raise UserError(f"{path}: damaged ({error}); give another `train_logdir`") from error
         if not isinstance(before, dict) or self.configs.keys().isdisjoint(before or self.configs):
-            raise UserError(f"{path}: not the settings of a training; give another --train_logdir")
+            raise UserError(f"{path}: not the settings of a training; give another `train_logdir`")
         if not self._begun():
             return
         now = json.loads(
@@ -218,7 +218,7 @@ class Workdir:
                 old = before.get(part, {}).get(field, value)
                 if old != value and f"{part}.{field}" not in MAY_CHANGE:
                     raise UserError(
-                        f"--train_logdir={self.path}: holds a run with {part} setting "
+                        f"`train_logdir={self.path}`: holds a run with {part} setting "
                         f"{field}={old}, not {value}; give another "
                         "folder for a new run, or the same flags to go on with that one"
                     )
@@ -240,7 +240,7 @@ class Workdir:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(
-                f"--train_logdir={self.path}: {free >> 20} MiB are free, the checkpoints need "
+                f"`train_logdir={self.path}`: {free >> 20} MiB are free, the checkpoints need "
                 f"{max(needed >> 20, 1)} MiB; "
                 "free some space or give a folder on another disk"
             )
@@ -285,7 +285,7 @@ class Workdir:
                 logging.warning("%s; this checkpoint is passed over for the one before", error)
         if folders:
             raise UserError(
-                f"--train_logdir={self.path}: every one of its {len(folders)} checkpoints is "
+                f"`train_logdir={self.path}`: every one of its {len(folders)} checkpoints is "
                 "damaged; give another folder, or "
                 f"delete {self.path / folder.STEPS} to begin anew"
             )

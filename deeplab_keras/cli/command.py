@@ -11,8 +11,16 @@ from typing import Any, TypeVar
 
 from absl import flags as absl_flags
 
-from deeplab_keras.cli.fields import ALIASES, TITLES, Origin, define, flag_name
-from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.cli.fields import ALIASES, TITLES, Origin, define, flag_name, flag_writer
+from deeplab_keras.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    render_options,
+)
 
 # What a recipe may hold: the flags of these are accepted by every script.
 RECIPE: tuple[type[Config], ...] = (ModelConfig, DataConfig, TrainConfig, EvalConfig)
@@ -34,6 +42,7 @@ class Command:
 
     def __init__(self, argv: Sequence[str], *sections: type[Config]) -> None:
         self.argv = list(argv)
+        self._sections = sections
         self._values = absl_flags.FlagValues()
         self._values.set_gnu_getopt(True)
         self._origin = Origin()
@@ -81,6 +90,10 @@ class Command:
         if recorded is None or dataset not in (None, recorded.get("dataset")):
             return self.config(DataConfig)
         return self.config(DataConfig, DataConfig.from_dict(recorded))
+
+    def show(self, text: str) -> str:
+        """Returns a message of the library with its options as flags."""
+        return render_options(text, flag_writer(*self._sections))
 
     def text(self) -> str:
         """The given flags as a flagfile, a line each: the record of a run, and its recipe."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import textwrap
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags as absl_flags
 
-from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from deeplab_keras.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    ModelConfig,
+    PredictConfig,
+    TrainConfig,
+    render_options,
+)
+
+# Every class whose options messages name.
+CONFIGS = (ModelConfig, DataConfig, TrainConfig, EvalConfig, PredictConfig, ExportConfig)
 
 TITLES = {
     ModelConfig: "Model",
@@ -26,6 +40,36 @@ HELP_COLUMN = 44
 def flag_name(field: dataclasses.Field[Any]) -> str:
     """The flag of a config's field: mostly of the same name, else the official DeepLab one."""
     return field.metadata.get("flag") or field.name
+
+
+def flag_writer(*sections: type[Config]) -> Callable[[str, str | None], str]:
+    """Returns a function that writes an option of a message as a flag, for `UserError.render`.
+
+    Args:
+        sections: The dataclasses of the running command; where fields of several classes have one
+            name, theirs counts.
+    """
+    every: tuple[type[Config], ...] = (*CONFIGS, *sections)
+    fields = [field for section in every for field in section.options().values()]
+    flags = {field.name: flag_name(field) for field in fields}
+
+    def write(name: str, value: str | None) -> str:
+        flag = f"--{flags.get(name, name)}"
+        if value is None:
+            return flag
+        try:
+            found = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found = value
+        if isinstance(found, bool):
+            value = str(found).lower()
+        elif isinstance(found, list | tuple):
+            value = ",".join(map(str, found))
+        elif isinstance(found, str):
+            value = found
+        return f"{flag}={value}"
+
+    return write
 
 
 @dataclasses.dataclass
@@ -180,7 +224,7 @@ def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
         "  "
         f"--{'[no]' if _kind(section, field)[0] is bool else ''}{flag_name(field)}{_placeholder(section, field)}"
     )
-    text = field.metadata["help"]
+    text = render_options(field.metadata["help"], flag_writer(section))
     aliases = [alias for alias, name in ALIASES.items() if name == flag_name(field)]
     if aliases:
         text += f"; also --{aliases[0]}"

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from absl import logging as absl_logging
 
 from deeplab_keras.cli.command import Command
-from deeplab_keras.cli.fields import help_text
-from deeplab_keras.config import Config, UserError
+from deeplab_keras.cli.fields import flag_writer, help_text
+from deeplab_keras.config import Config, UserError, render_options
 from deeplab_keras.io.progress import without_noise
 
 
@@ -97,7 +97,8 @@ class _Escaped:
 def _call(
     argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]
 ) -> int:
-    _show_log()
+    show = flag_writer(*sections)
+    _show_log(show)
     try:
         command = Command(argv, *sections)
         _load_keras()
@@ -106,7 +107,7 @@ def _call(
             sys.stdout.flush()
         return status
     except UserError as error:
-        message = str(error)
+        message = error.render(show)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -159,10 +160,10 @@ def _leave_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _show_log() -> None:
+def _show_log(show: Callable[[str, str | None], str]) -> None:
     """The library's log goes to stderr, a plain line each; of TensorFlow's, which has the same logger, only warnings do."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine())
+    handler.setFormatter(_LogLine(show))
     handler.addFilter(
         lambda record: (
             record.levelno >= logging.WARNING or "tensorflow" not in record.pathname.split(os.sep)
@@ -174,9 +175,13 @@ def _show_log() -> None:
 
 
 class _LogLine(logging.Formatter):
+    def __init__(self, show: Callable[[str, str | None], str]) -> None:
+        super().__init__()
+        self._show = show
+
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return prefix + record.getMessage()
+        return prefix + render_options(record.getMessage(), self._show)
 
 
 def _outside_trouble(error: OSError) -> str:

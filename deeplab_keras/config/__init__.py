@@ -5,9 +5,16 @@ flag, a JSON key and a Python keyword are one name. Fields that the official Dee
 keep their official names.
 """
 
-from deeplab_keras.config.base import Config, UserError, option, unknown_name
+from deeplab_keras.config.base import Config, option
 from deeplab_keras.config.conventions import CONVENTIONS, NORMALIZATIONS, Conventions
 from deeplab_keras.config.data import DataConfig
+from deeplab_keras.config.errors import (
+    OptionError,
+    UserError,
+    render_options,
+    unknown_name,
+    unknown_option,
+)
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.export import ExportConfig
 from deeplab_keras.config.model import OUTPUT_STRIDES, ModelConfig
@@ -24,9 +31,12 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
+    "OptionError",
     "PredictConfig",
     "TrainConfig",
     "UserError",
     "option",
+    "render_options",
     "unknown_name",
+    "unknown_option",
 ]

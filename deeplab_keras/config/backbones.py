@@ -14,7 +14,9 @@ class BackboneConfig(Config):
     depth_multiplier: float = option(1.0, "width of the backbone as a factor on its channels")
 
     def validate(self) -> None:
-        self._require(0.1 <= self.depth_multiplier <= 4, "depth_multiplier", "between 0.1 and 4")
+        self._require(
+            0.1 <= self.depth_multiplier <= 4, "depth_multiplier", "must be between 0.1 and 4"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

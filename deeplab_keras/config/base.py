@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
 import numbers
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-
-class UserError(ValueError):
-    """A user's mistake, told in one line: what was given, what is allowed, what to do next."""
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that nobody knows; suggests the nearest known one."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+from deeplab_keras.config.errors import OptionError, UserError, unknown_name, unknown_option
 
 
 def option(
@@ -40,32 +29,31 @@ T = TypeVar("T", bound="Config")
 _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def typed(value: Any, kind: Any, flag: str) -> Any:
-    """The value as the field's type has it: lists become tuples, paths text, NumPy's numbers Python's.
+def typed(value: Any, kind: Any, field: str) -> Any:
+    """Returns the value in the type of an option: lists become tuples, paths become text.
 
     Raises:
-        UserError: the value is of another type, or not a number.
+        UserError: The value has another type, or is NaN.
     """
     choices = typing.get_args(kind)
     if type(None) in choices:
         (kind,) = set(choices) - {type(None)}
-        return None if value is None else typed(value, kind, flag)
+        return None if value is None else typed(value, kind, field)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{flag}={value!r}: must be a list, not {type(value).__name__}")
-        return tuple(typed(one, choices[0], flag) for one in value)
+            raise OptionError(field, value, f"must be a list, not {type(value).__name__}")
+        return tuple(typed(one, choices[0], field) for one in value)
     if getattr(value, "ndim", None) == 0:  # NumPy's scalars
         value = value.item()
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     fits = isinstance(value, numbers.Real) if kind is float else isinstance(value, kind)
     if not fits or isinstance(value, bool) != (kind is bool):
-        raise UserError(
-            f"{flag}={value!r}: must be {_EXPECTED[kind]} ({kind.__name__}), not "
-            f"{type(value).__name__}"
+        raise OptionError(
+            field, value, f"must be {_EXPECTED[kind]} ({kind.__name__}), not {type(value).__name__}"
         )
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{flag}=nan: must be a number")
+        raise OptionError(field, value, "must be a number")
     return value
 
 
@@ -88,18 +76,12 @@ class Config:
         for field in dataclasses.fields(self):
             if "help" not in field.metadata:  # a part, which checked itself
                 continue
-            value = typed(
-                getattr(self, field.name),
-                types[field.name],
-                f"--{field.metadata['flag'] or field.name}",
-            )
+            value = typed(getattr(self, field.name), types[field.name], field.name)
             object.__setattr__(self, field.name, value)
             choices = field.metadata.get("choices")
             for one in value if isinstance(value, tuple) else (value,):
                 if choices and one is not None and one not in choices:
-                    raise unknown_name(
-                        f"--{field.metadata['flag'] or field.name}", str(one), filter(None, choices)
-                    )
+                    raise unknown_option(field.name, str(one), filter(None, choices))
         self.validate()
 
     def validate(self) -> None:
@@ -151,13 +133,10 @@ class Config:
         """Returns the type of each field by name."""
         return _type_hints(cls)  # type: ignore[arg-type]
 
-    def _require(self, ok: bool, field: str, allowed: str) -> None:
+    def _require(self, ok: bool, field: str, requirement: str, hint: str = "") -> None:
         if not ok:
-            flag = self.options()[field].metadata["flag"] or field
-            value = getattr(self, field)
-            if value in ("", ()) and allowed.startswith("is needed"):
-                raise UserError(f"--{flag} {allowed}")
-            shown = (
-                ",".join(map(str, value)) if isinstance(value, tuple) else value
-            )  # as it is typed
-            raise UserError(f"--{flag}={shown}: {allowed}")
+            raise OptionError(field, getattr(self, field), requirement, hint=hint)
+
+    def _require_given(self, field: str, what: str) -> None:
+        if not getattr(self, field):
+            raise UserError(f"`{field}` is required: {what}", field=field)

@@ -71,7 +71,7 @@ class Conventions(Config):
     )
 
     def validate(self) -> None:
-        self._require(self.channel_divisor >= 1, "channel_divisor", "at least 1")
+        self._require(self.channel_divisor >= 1, "channel_divisor", "must be at least 1")
 
 
 CONVENTIONS: dict[str, Conventions] = {

@@ -45,7 +45,7 @@ class DataConfig(Config):
     resize_factor: int | None = option(
         None,
         "after that resize, sides are rounded up to a multiple of this plus one (with "
-        "--preprocessing=official)",
+        "`preprocessing='official'`)",
     )
     preprocessing: str = option(
         "default",
@@ -115,51 +115,51 @@ class DataConfig(Config):
             self._require(
                 len(value) == 2 and all(v >= 1 for v in value),
                 field,
-                "two numbers of at least 1: height,width",
+                "must be two whole numbers of at least 1, the height and the width",
             )
-        self._require(self.train_batch_size >= 1, "train_batch_size", "at least 1")
+        self._require(self.train_batch_size >= 1, "train_batch_size", "must be at least 1")
         height, width = self.train_crop_size
         self._require(
             self.train_batch_size * height * width * 3 < 2**31,
             "train_batch_size",
-            f"too many images of --train_crop_size={height},{width}: a batch must hold fewer than "
-            "2^31 values",
+            f"must be smaller with a crop size of {height}x{width}: a batch holds fewer than 2^31 values",
         )
-        self._require(0 <= self.seed < 2**32, "seed", "0 to 4294967295")
+        self._require(0 <= self.seed < 2**32, "seed", "must be between 0 and 4294967295")
         self._require(
             0 < self.min_scale_factor <= self.max_scale_factor,
             "min_scale_factor",
-            f"above 0 and at most --max_scale_factor={self.max_scale_factor}",
+            f"must be above 0 and at most `max_scale_factor={self.max_scale_factor}`",
         )
-        self._require(self.scale_factor_step_size >= 0, "scale_factor_step_size", "0 or above")
+        self._require(
+            self.scale_factor_step_size >= 0, "scale_factor_step_size", "must be at least 0"
+        )
         self._require(
             0 < self.crop_max_category_share <= 1,
             "crop_max_category_share",
-            "above 0 and at most 1",
+            "must be above 0 and at most 1",
         )
-        self._require(0 <= self.ignore_label <= 255, "ignore_label", "0 to 255")
+        self._require(0 <= self.ignore_label <= 255, "ignore_label", "must be between 0 and 255")
         address = (self.data_service or "grpc://host:1").partition("://")
         self._require(
             address[0] == "grpc"
             and address[2].rpartition(":")[2].isdigit()
             and bool(address[2].rpartition(":")[0]),
             "data_service",
-            "grpc://HOST:PORT, the dispatcher's address",
+            "must be grpc://HOST:PORT, the address of the dispatcher",
         )
-        self._require(0 <= self.rotation <= 180, "rotation", "0 to 180 degrees")
-        self._require(0 <= self.blur <= 16, "blur", "0 to 16 pixels")
-        self._require(self.rand_augment >= 0, "rand_augment", "0 or more operations")
+        self._require(0 <= self.rotation <= 180, "rotation", "must be between 0 and 180 degrees")
+        self._require(0 <= self.blur <= 16, "blur", "must be between 0 and 16 pixels")
+        self._require(self.rand_augment >= 0, "rand_augment", "must be at least 0")
         for field in ("cutout", "rand_augment_magnitude", "cut_mix", "mosaic"):
-            self._require(0 <= getattr(self, field) <= 1, field, "0 to 1")
+            self._require(0 <= getattr(self, field) <= 1, field, "must be between 0 and 1")
         if self.cut_mix or self.mosaic:
             self._require(
                 self.train_batch_size % MIXED == 0,
                 "train_batch_size",
-                f"a multiple of {MIXED} with --cut_mix or --mosaic, which mix {MIXED} images with "
-                "each other",
+                f"must be a multiple of {MIXED} with `cut_mix` or `mosaic`, which mix {MIXED} images",
             )
         self._require(
             self.train_samples >= 1 and self.eval_samples >= 1,
             "train_samples",
-            "at least 1 scene a split",
+            "must be at least 1, as must `eval_samples`",
         )

@@ -23,7 +23,7 @@ class EvalConfig(Config):
     add_flipped_images: bool = option(False, "averages the mirrored image's prediction too")
     eval_crop_size: tuple[int, ...] = option(
         (512, 512),
-        "window of --inference=slide, size of the padded image of --inference=official, as "
+        "window of `inference='slide'`, size of the padded image of `inference='official'`, as "
         "height,width",
     )
     eval_stride: tuple[int, ...] = option(
@@ -36,7 +36,7 @@ class EvalConfig(Config):
     eval_long_side: int = option(0, "cap of the long side in that resize; 0: none")
     eval_resize_factor: int = option(
         0,
-        "with --inference=official, sides are rounded up to a multiple of this plus one after "
+        "with `inference='official'`, sides are rounded up to a multiple of this plus one after "
         "that resize; 0: no",
     )
     palette: str = option(
@@ -49,20 +49,22 @@ class EvalConfig(Config):
         self._require(
             bool(self.eval_scales) and all(0 < s <= 16 for s in self.eval_scales),
             "eval_scales",
-            "scales above 0, at most 16",
+            "must be one or more scales above 0 and at most 16",
         )
         self._require(
             len(self.eval_crop_size) == 2 and all(v >= 1 for v in self.eval_crop_size),
             "eval_crop_size",
-            "two numbers: height,width",
+            "must be two whole numbers of at least 1, the height and the width",
         )
         self._require(
             len(self.eval_stride) in (0, 2) and all(v >= 1 for v in self.eval_stride),
             "eval_stride",
-            "two numbers of at least 1: height,width; or none",
+            "must be two whole numbers of at least 1, the height and the width, or empty",
         )
-        self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
+        self._require(self.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
         self._require(
-            self.eval_short_side >= 0 and self.eval_long_side >= 0, "eval_short_side", "0 or above"
+            self.eval_short_side >= 0 and self.eval_long_side >= 0,
+            "eval_short_side",
+            "must be at least 0",
         )
-        self._require(self.eval_resize_factor >= 0, "eval_resize_factor", "0 or above")
+        self._require(self.eval_resize_factor >= 0, "eval_resize_factor", "must be at least 0")

@@ -55,12 +55,14 @@ class ExportConfig(Config):
     threads: int = option(2, "threads of the runtimes in the check")
 
     def validate(self) -> None:
+        self._require_given("checkpoint_dir", "the `train_logdir` of a training")
+        self._require_given("export_path", "a folder for the files")
         self._require(
-            bool(self.checkpoint_dir),
-            "checkpoint_dir",
-            "is needed: the --train_logdir of a training",
+            len(self.input_size) in (0, 2),
+            "input_size",
+            "must be two whole numbers of at least 1, the height and the width",
         )
-        self._require(bool(self.export_path), "export_path", "is needed: a folder for the files")
-        self._require(len(self.input_size) in (0, 2), "input_size", "two numbers: height,width")
-        self._require(self.check_images >= 0, "check_images", "at least 1; 0: all")
-        self._require(self.threads >= 1, "threads", "at least 1")
+        self._require(
+            self.check_images >= 0, "check_images", "must be at least 1, or 0 for all images"
+        )
+        self._require(self.threads >= 1, "threads", "must be at least 1")

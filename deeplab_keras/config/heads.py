@@ -17,7 +17,7 @@ class HeadConfig(Config):
     dropout_rate: float = option(0.1, "rate of the head's dropout in training")
 
     def validate(self) -> None:
-        self._require(0 <= self.dropout_rate < 1, "dropout_rate", "at least 0 and below 1")
+        self._require(0 <= self.dropout_rate < 1, "dropout_rate", "must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ImagePoolingConfig(HeadConfig):
             self._require(
                 len(value) in (0, 2) and all(length >= 1 for length in value),
                 name,
-                "two numbers: height,width",
+                "must be two whole numbers of at least 1, the height and the width",
             )
 
 
@@ -86,16 +86,18 @@ class ASPPConfig(ImagePoolingConfig):
         self._require(
             self.aspp_projection_kernel in (0, 1, 3),
             "aspp_projection_kernel",
-            "allowed are 0, 1, 3",
+            "must be 0, 1 or 3",
         )
         self._require(
-            all(rate >= 1 for rate in self.atrous_rates), "atrous_rates", "rates of at least 1"
+            all(rate >= 1 for rate in self.atrous_rates),
+            "atrous_rates",
+            "must be whole numbers of at least 1",
         )
         self._require(
             self.logits_kernel_size == 1
             or (not self.aspp_with_batch_norm and bool(self.atrous_rates)),
             "logits_kernel_size",
-            "other than 1 only with --aspp_with_batch_norm=false and --atrous_rates",
+            "must be 1, except with `aspp_with_batch_norm=False` and `atrous_rates`",
         )
 
 
@@ -109,7 +111,7 @@ class DeepLabV3Config(ASPPConfig):
 
     def validate(self) -> None:
         super().validate()
-        self._require(self.aspp_output_convs >= 0, "aspp_output_convs", "0 or more")
+        self._require(self.aspp_output_convs >= 0, "aspp_output_convs", "must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

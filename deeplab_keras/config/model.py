@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_keras.config.backbones import BACKBONES, BackboneConfig
-from deeplab_keras.config.base import Config, UserError, option, typed, unknown_name
+from deeplab_keras.config.base import Config, option, typed
 from deeplab_keras.config.conventions import Conventions
+from deeplab_keras.config.errors import UserError, unknown_name, unknown_option
 from deeplab_keras.config.heads import HEADS, HeadConfig, ImagePoolingConfig
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -42,7 +43,7 @@ class ModelConfig(Config):
     >>> ModelConfig(head="fcn", pool_scales=(1, 2, 4))
     Traceback (most recent call last):
         ...
-    deeplab_keras.config.base.UserError: --pool_scales: the head fcn has no such option; psp has it
+    deeplab_keras.config.errors.UserError: pool_scales: the head fcn has no such option; psp has it
     """
 
     name: str = option(
@@ -78,7 +79,7 @@ class ModelConfig(Config):
     quantization_aware: bool = option(
         False,
         "inputs and kernels are rounded as an int8 file has them, for training on from "
-        "--tf_initial_checkpoint=RUN towards tflite_int8",
+        "`tf_initial_checkpoint='RUN'` towards tflite_int8",
     )
 
     # Set by __init__, from their options.
@@ -124,25 +125,26 @@ class ModelConfig(Config):
         self._require(
             self.num_classes >= 2,
             "num_classes",
-            "at least 2 classes; for one class against the rest, the background is the other",
+            "must be at least 2",
+            hint="for one class against the rest, count the background as a class",
         )
+        self._require(self.output_stride in OUTPUT_STRIDES, "output_stride", "must be 8, 16 or 32")
+        self._require(self.input_channels >= 1, "input_channels", "must be at least 1")
         self._require(
-            self.output_stride in OUTPUT_STRIDES, "output_stride", "allowed are 8, 16, 32"
-        )
-        self._require(self.input_channels >= 1, "input_channels", "at least 1 channel")
-        self._require(
-            all(scale > 0 for scale in self.image_pyramid), "image_pyramid", "scales above 0"
+            all(scale > 0 for scale in self.image_pyramid),
+            "image_pyramid",
+            "must be scales above 0",
         )
         self._require(
             not (self.quantization_aware and self.image_pyramid),
             "image_pyramid",
-            "not together with --quantization_aware; give one of them",
+            "cannot be combined with `quantization_aware`",
         )
         self._require(
             self.conventions.normalization != "imagenet" or self.input_channels == 3,
             "input_channels",
-            "ImageNet normalization has 3 channels; give --normalization=unit_range for another "
-            "number",
+            "must be 3 with `normalization='imagenet'`",
+            hint="set `normalization='unit_range'` for another number of channels",
         )
 
     @property
@@ -223,11 +225,11 @@ def _every_part() -> tuple[type[Config], ...]:
 
 
 def _part_classes(backbone: str, head: str) -> dict[str, type[Config]]:
-    backbone, head = typed(backbone, str, "--model_variant"), typed(head, str, "--head")
+    backbone, head = typed(backbone, str, "backbone"), typed(head, str, "head")
     if backbone not in BACKBONES:
-        raise unknown_name("backbone (--model_variant)", str(backbone), BACKBONES)
+        raise unknown_option("backbone", backbone, BACKBONES)
     if head not in HEADS:
-        raise unknown_name("head (--head)", str(head), HEADS)
+        raise unknown_option("head", head, HEADS)
     return {
         "backbone_config": BACKBONES[backbone],
         "head_config": HEADS[head],
@@ -240,9 +242,9 @@ def _no_such_option(name: str, backbone: str, head: str) -> UserError:
     for kind, chosen, table in (("backbone", backbone, BACKBONES), ("head", head, HEADS)):
         owners = [other for other, part in table.items() if name in part.options()]
         if owners:
-            flag = ModelConfig.options()[name].metadata["flag"] or name
             has = "has" if len(owners) == 1 else "have"
             return UserError(
-                f"--{flag}: the {kind} {chosen} has no such option; {', '.join(owners)} {has} it"
+                f"`{name}`: the {kind} {chosen} has no such option; {', '.join(owners)} {has} it",
+                field=name,
             )
     return unknown_name("ModelConfig field", name, ModelConfig.options())

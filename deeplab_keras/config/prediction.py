@@ -39,7 +39,7 @@ class PredictConfig(Config):
     tile_size: tuple[int, ...] = option(
         (),
         "larger images are predicted in tiles of this height,width; empty: 1024,1024 above 12.5 "
-        "megapixels (with --inference=slide 25), unless the image is resized first",
+        "megapixels (with `inference='slide'` 25), unless the image is resized first",
     )
     tile_overlap: int = option(128, "pixels that a tile sees beyond its edges")
     max_megapixels: int = option(
@@ -55,33 +55,29 @@ class PredictConfig(Config):
     threads: int = option(4, "that read images, and as many that write results")
 
     def validate(self) -> None:
-        self._require(
-            bool(self.checkpoint_dir),
-            "checkpoint_dir",
-            "is needed: the --train_logdir of a training, or an exported file",
+        self._require_given(
+            "checkpoint_dir", "the `train_logdir` of a training, or an exported file"
         )
-        self._require(
-            bool(self.input),
-            "input",
-            "is needed: an image, a video, a folder, a pattern, or camera",
-        )
-        self._require(bool(self.output), "output", "is needed: a folder for the results")
+        self._require_given("input", "an image, a video, a folder, a pattern, or camera")
+        self._require_given("output", "a folder for the results")
         self._require(
             not (self.submission and self.outputs),
             "submission",
-            "takes the place of --outputs; give one of the two",
+            "cannot be combined with `outputs`",
         )
         self._require(
             len(self.tile_size) in (0, 2) and all(v >= 1 for v in self.tile_size),
             "tile_size",
-            "two numbers of at least 1: height,width; or none",
+            "must be two whole numbers of at least 1, the height and the width, or empty",
         )
-        self._require(self.tile_overlap >= 0, "tile_overlap", "0 or above")
-        self._require(1 <= self.max_megapixels <= 100_000, "max_megapixels", "1 to 100000")
-        self._require(self.max_frames >= 0, "max_frames", "0 or above")
-        self._require(1 <= self.threads <= 64, "threads", "1 to 64")
+        self._require(self.tile_overlap >= 0, "tile_overlap", "must be at least 0")
+        self._require(
+            1 <= self.max_megapixels <= 100_000, "max_megapixels", "must be between 1 and 100000"
+        )
+        self._require(self.max_frames >= 0, "max_frames", "must be at least 0")
+        self._require(1 <= self.threads <= 64, "threads", "must be between 1 and 64")
         self._require(
             not (self.overwrite and self.skip_existing),
             "skip_existing",
-            "not together with --overwrite",
+            "cannot be combined with `overwrite`",
         )

@@ -39,16 +39,16 @@ class TrainConfig(Config):
         False, "what the last layers are: the classifiers; False: the whole head"
     )
     training_number_of_steps: int | None = option(
-        None, "length of the training in steps; this or --epochs"
+        None, "length of the training in steps; this or `epochs`"
     )
     epochs: float | None = option(
-        None, "length of the training in passes over the data; this or --training_number_of_steps"
+        None, "length of the training in passes over the data; this or `training_number_of_steps`"
     )
     optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw", "lion"))
     momentum: float = option(0.9, "momentum")
     adam_learning_rate: float | None = option(
         None,
-        "with --optimizer=adam: this constant rate, in place of the base rate and the learning "
+        "with `optimizer='adam'`: this constant rate, in place of the base rate and the learning "
         "policy",
     )
     adam_epsilon: float = option(1e-8, "adam and adamw: added to the root of the second moment")
@@ -69,7 +69,7 @@ class TrainConfig(Config):
     warmup_steps: int = option(0, "steps in which the rate climbs linearly from 0")
     slow_start_step: int = option(
         0,
-        "steps at the constant --slow_start_learning_rate, before the learning policy begins; in "
+        "steps at the constant `slow_start_learning_rate`, before the learning policy begins; in "
         "place of a warm-up",
     )
     slow_start_learning_rate: float = option(1e-4, "learning rate of these steps")
@@ -171,66 +171,71 @@ class TrainConfig(Config):
 
     def validate(self) -> None:
         for name in ABOVE_0:
-            self._require(getattr(self, name) is None or getattr(self, name) > 0, name, "above 0")
+            self._require(
+                getattr(self, name) is None or getattr(self, name) > 0, name, "must be above 0"
+            )
         for name in AT_LEAST_0:
-            self._require(getattr(self, name) >= 0, name, "0 or above")
+            self._require(getattr(self, name) >= 0, name, "must be at least 0")
         for name in ("momentum", "ema_momentum", "label_smoothing"):
-            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+            self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         self._require(
             self.training_number_of_steps is None or self.training_number_of_steps >= 0,
             "training_number_of_steps",
-            "at least 1; 0: not given",
+            "must be at least 1, or 0 for no limit in steps",
         )
-        self._require(self.epochs is None or self.epochs >= 0, "epochs", "above 0; 0: not given")
+        self._require(
+            self.epochs is None or self.epochs >= 0,
+            "epochs",
+            "must be above 0, or 0 for no limit in epochs",
+        )
         for name in (
             "learning_rate_decay_step",
             "gradient_accumulation_steps",
             "keep_checkpoints",
             "worker_timeout",
         ):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._require(
             not self.profile_steps
             or len(self.profile_steps) == 2
             and 1 <= self.profile_steps[0] <= self.profile_steps[1],
             "profile_steps",
-            "two numbers from 1 up, the second no smaller",
+            "must be empty or two steps of at least 1, the first and the last",
         )
         self._require(
             0 < self.top_k_percent_pixels <= 1,
             "top_k_percent_pixels",
-            "above 0 and at most 1, which is all pixels",
+            "must be above 0 and at most 1, which stands for all pixels",
         )
         self._require(
             all(weight >= 0 for weight in self.label_weights),
             "label_weights",
-            "0 or above, one for each class",
+            "must be numbers of at least 0, one per class",
         )
         self._require(
             self.end_learning_rate is None
             or 0 <= self.end_learning_rate <= self.base_learning_rate,
             "end_learning_rate",
-            f"at least 0 and at most --base_learning_rate={self.base_learning_rate}",
+            f"must be at least 0 and at most `base_learning_rate={self.base_learning_rate}`",
         )
         self._require(
             not (self.warmup_steps and self.slow_start_step),
             "slow_start_step",
-            f"not together with --warmup_steps={self.warmup_steps}; give one of them",
+            f"cannot be combined with `warmup_steps={self.warmup_steps}`",
         )
         self._require(
             not self.freeze_backbone or bool(self.tf_initial_checkpoint),
             "freeze_backbone",
-            "needs --tf_initial_checkpoint; a backbone of random weights has nothing to keep",
+            "requires `tf_initial_checkpoint`: random weights are not worth keeping",
         )
         self._require(
             not self.recalibrate_batch_norm or self.fine_tune_batch_norm,
             "recalibrate_batch_norm",
-            "not with --nofine_tune_batch_norm, which keeps the statistics of the initial "
-            "checkpoint; give one of them",
+            "cannot be combined with `fine_tune_batch_norm=False`, which keeps the statistics of the "
+            "initial checkpoint",
         )
         self._require(
             self.adam_learning_rate is None or self.optimizer == "adam",
             "adam_learning_rate",
-            f"for --optimizer=adam alone, not {self.optimizer}; that one's rate is "
-            "--base_learning_rate",
+            f"requires `optimizer='adam'`; the learning rate of {self.optimizer} is `base_learning_rate`",
         )

@@ -16,7 +16,7 @@ from deeplab_keras.models.layers import resize_bilinear
 
 PICTURES = 3
 EQUAL_LABELS, LOGIT_DIFFERENCE = 0.999, 1e-3
-ADVICE = "give --no_check to convert it without running it"
+ADVICE = "give `no_check` to convert it without running it"
 SIZE = 257  # of the pictures for a graph that takes any size
 
 
@@ -107,7 +107,7 @@ def compare(
             raise UserError(
                 f"{graph.path}: has scores for {theirs.shape[-1]} classes, the model for "
                 f"{ours.shape[-1]}; "
-                f"give --num_classes={theirs.shape[-1]}"
+                f"give `num_classes={theirs.shape[-1]}`"
             )
         if theirs.shape != ours.shape:
             theirs = keras.ops.convert_to_numpy(resize_bilinear(theirs, size, config.align_corners))
@@ -224,13 +224,13 @@ def _run(graph: Runnable, picture: np.ndarray, first: str, config: ModelConfig) 
             (name for name in NORMALIZATIONS if _close(read, normalize(picture, name))), ""
         )
         advice = (
-            f"give --normalization={fitting}"
+            f"give `normalization={fitting}`"
             if fitting
-            else f"no --normalization is like that; {ADVICE}"
+            else f"no `normalization` is like that; {ADVICE}"
         )
         raise UserError(
             f"{graph.path}: prepares its images otherwise than "
-            f"--normalization={config.normalization}; {advice}"
+            f"`normalization={config.normalization}`; {advice}"
         )
     return np.asarray(scores, np.float32)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import keras
 
 from deeplab_keras.checkpoints.folder import load_checkpoint
-from deeplab_keras.config import ModelConfig, UserError, unknown_name
+from deeplab_keras.config import ModelConfig, UserError, unknown_option
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
 from deeplab_keras.convert.pth import read_pth, write_pth
 from deeplab_keras.convert.transfer import (
@@ -57,7 +57,7 @@ def convert(
             config, or a graph that computes something else.
     """
     if source not in SOURCES:
-        raise unknown_name("--source", source, SOURCES)
+        raise unknown_option("source", source, SOURCES)
     model = build_segmentor(config)
     return model, SOURCES[source](model, config, path, other_classes, check)
 
@@ -139,7 +139,7 @@ def dataset_info(
     if class_names:
         if len(class_names) != config.num_classes:
             raise UserError(
-                f"--class_names: {len(class_names)} names for --num_classes={config.num_classes}; "
+                f"`class_names`: {len(class_names)} names for `num_classes={config.num_classes}`; "
                 "give as many"
             )
         return info_for_classes("converted", class_names)
@@ -214,8 +214,7 @@ def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin:
 def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
     ours, theirs = config.to_dict(), system.to_dict()
     return [
-        f"--{ModelConfig.options()[name].metadata['flag'] or name}={theirs.get(name)} "
-        f"(not {ours.get(name)})"
+        f"`{name}={theirs.get(name)}` (not {ours.get(name)})"
         for name in ours | theirs
         if name not in FREE and ours.get(name) != theirs.get(name)
     ]

@@ -88,16 +88,16 @@ def advice(seems: str, model: str) -> str:
     if system:
         name, classes = system[1], int(system[2] or 21)
         fitting = f"{name}_{DATASETS.get(classes, 'voc')}"
-        flags = f"--model={fitting}" + ("" if classes in DATASETS else f" --num_classes={classes}")
+        flags = f"`model={fitting}`" + ("" if classes in DATASETS else f" `num_classes={classes}`")
         if not model.startswith(name):
             return f"give {flags}"
         return (
             ""
             if fitting == model
-            else f"give {flags}, or --num_classes as well to start the classifiers anew"
+            else f"give {flags}, or `num_classes` as well to start the classifiers anew"
         )
     whole = re.match(r"torchvision's (\w+_mobilenet_v3_large)", seems)
     if whole:
-        return f"give --flagfile=configs/base/torchvision_{whole[1]}.flags"
+        return f"give `flagfile=configs/base/torchvision_{whole[1]}.flags`"
     backbone = re.search(r"classifier mobilenet_(\w+)|OpenMMLab's MobileNet(V\d) classifier", seems)
-    return "give a model on its backbone (--model_variant)" if backbone else ""
+    return "give a model on its backbone (`backbone`)" if backbone else ""

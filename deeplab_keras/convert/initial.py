@@ -90,7 +90,7 @@ def start_config(source: str) -> ModelConfig:
     ours = theirs.replace(**{name: getattr(defaults, name) for name in MOMENTA})
     if ours != theirs:
         changes = ", ".join(
-            f"--{name}={getattr(ours, name):g} (its own: {getattr(theirs, name):g})"
+            f"`{name}={getattr(ours, name):g}` (its own: {getattr(theirs, name):g})"
             for name in MOMENTA
         )
         logging.info(
@@ -120,9 +120,9 @@ def _from_folder(
     if theirs.head != config.head:
         left_out = {name for name in names if not re.match(BACKBONE, name)}
         fits = (
-            f"--model={theirs.name}"
+            f"`model={theirs.name}`"
             if theirs.name
-            else f"--head={theirs.head} with the other settings of {folder / CONFIG}"
+            else f"`head={theirs.head}` with the other settings of {folder / CONFIG}"
         )
         logging.warning(
             "%s is a whole network with the head %s, of which %s can take the backbone only: its "
@@ -146,7 +146,7 @@ def _from_folder(
             left_out |= {name for name in names if name.startswith("auxiliary")}
     taken = {name: value for name, value in weights.items() if name not in left_out}
     taken |= {name: value for name, value in fresh.items() if name in left_out}
-    assign_weights(model, taken, source=f"--tf_initial_checkpoint={source}")
+    assign_weights(model, taken, source=f"`tf_initial_checkpoint={source}`")
     started = without_ranges(
         dict.fromkeys(name for name in model_variables(model) if name in left_out)
     )

@@ -91,7 +91,7 @@ def load_imagenet(
         UserError: no such weights for this backbone, no connection, or a file of another network.
     """
     proof = load_weights(
-        model, _read(config, weights, flag), rules(config), origin=f"--{flag}={weights}"
+        model, _read(config, weights, flag), rules(config), origin=f"`{flag}={weights}`"
     )
     for field, value in FITTING.items():
         if getattr(config, field) != value:
@@ -106,7 +106,7 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
     if config.backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"--{flag}={weights}: there are ImageNet weights for {known}, not {config.backbone}"
+            f"`{flag}={weights}`: there are ImageNet weights for {known}, not {config.backbone}"
         )
     if weights == "imagenet":
         network = _download(config, flag)
@@ -114,9 +114,9 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
         network = _open(config, weights, flag)
     else:
         raise UserError(
-            f"--{flag}={weights}: no such file or folder; give 'imagenet', a file of ImageNet "
+            f"`{flag}={weights}`: no such file or folder; give 'imagenet', a file of ImageNet "
             "weights, "
-            "a checkpoint or a --train_logdir"
+            "a checkpoint or a `train_logdir`"
         )
     return {
         f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
@@ -129,11 +129,11 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     widths = WIDTHS[config.backbone]
     if config.depth_multiplier not in widths:
         raise UserError(
-            f"--{flag}=imagenet: there are ImageNet weights of {config.backbone} for "
-            "--depth_multiplier="
-            f"{', '.join(map(str, widths))}, not {config.depth_multiplier}; give one of these, or "
+            f"`{flag}='imagenet'`: there are ImageNet weights of {config.backbone} for "
+            f"`depth_multiplier` {', '.join(map(str, widths))}, not {config.depth_multiplier}; give "
+            "one of these, or "
             "train from random weights "
-            f"(leave --{flag} out)"
+            f"(leave `{flag}` out)"
         )
     try:
         return ARCHITECTURES[config.backbone](
@@ -145,7 +145,7 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(
-            f"--{flag}=imagenet: {str(error).splitlines()[0]}; download that file on a machine "
+            f"`{flag}='imagenet'`: {str(error).splitlines()[0]}; download that file on a machine "
             "with a "
             f"connection and put it into {folder}, or give the file itself"
         ) from error
@@ -154,13 +154,12 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
 def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
     what = (
         f"the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
-        f"--depth_multiplier={config.depth_multiplier}"
+        f"`depth_multiplier={config.depth_multiplier}`"
     )
     next_step = (
-        "give a file of these (.weights.h5), or the --model_variant and "
-        "--depth_multiplier that it is of"
+        "give a file of these (.weights.h5), or the `backbone` and `depth_multiplier` that it is of"
     )
-    with reading(f"--{flag}={path}", what, next_step):
+    with reading(f"`{flag}={path}`", what, next_step):
         _check_size(path)
     cause: UserError | None = None
     for include_top in (False, True):
@@ -168,7 +167,7 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
             alpha=config.depth_multiplier, include_top=include_top, weights=None
         )
         try:
-            with reading(f"--{flag}={path}", what, next_step), warnings.catch_warnings():
+            with reading(f"`{flag}={path}`", what, next_step), warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore"
                 )  # of each object that did not fit, before the error that there are some
@@ -176,7 +175,7 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
             return network
         except UserError as error:
             cause = cause or error
-    raise UserError(f"--{flag}={path}: not {what}; {next_step}") from cause
+    raise UserError(f"`{flag}={path}`: not {what}; {next_step}") from cause
 
 
 def _check_size(path: str) -> None:

@@ -61,7 +61,7 @@ def rules(config: ModelConfig) -> Rules:
     scope = SCOPES.get(config.backbone)
     if scope is None:
         raise UserError(
-            f"--model_variant={config.backbone}: the official DeepLab's are {', '.join(SCOPES)}"
+            f"`backbone={config.backbone}`: the official DeepLab's are {', '.join(SCOPES)}"
         )
     layers = _with_batch_norm({f"{scope}/Conv": "stem", f"{scope}/Conv_1": "last"})
     for block in range(1, BLOCKS + 1):
@@ -151,7 +151,7 @@ def load(
         tensors, note = _proven_tensors(source, model, config, other_classes)
     elif not tensors:
         raise UserError(
-            f"{source.path}: {NAMELESS}; leave --no_check out, and they are found by what reads "
+            f"{source.path}: {NAMELESS}; leave `no_check` out, and they are found by what reads "
             "what"
         )
     keep = fresh_classifiers(model, tensors, rules(config)) if other_classes else ()
@@ -204,7 +204,7 @@ def _proven_tensors(
         raise UserError(
             f"{origin} computes something else than {model.name}: {shown}; give the flags of the "
             "model it was made from "
-            "(--no_check takes the weights without this comparison)"
+            "(`no_check` takes the weights without this comparison)"
         )
     layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
     tensors, _ = unfold(tensors_of(layers), config.backbone_bn_epsilon, config.head_bn_epsilon)
@@ -214,7 +214,7 @@ def _proven_tensors(
         raise UserError(
             f"{origin}: the converted model computes something else: {agreement}; needed are "
             f"{EQUAL_LABELS:.1%} and "
-            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (--no_check "
+            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (`no_check` "
             "takes the weights all the same)"
         )
     prepared = (
@@ -262,12 +262,12 @@ def start_from(
     other_head = found.get("head", config.head) != config.head
     if other_head:
         flags = " ".join(
-            f"--{flag}={found[flag]}" for flag in ("head", "aspp_convs_filters") if flag in found
+            f"`{flag}={found[flag]}`" for flag in ("head", "aspp_convs_filters") if flag in found
         )
         logging.warning(
             "%s is a whole network with the head %s, of which %s can take the backbone only: its "
             "head starts fresh; %s, or a "
-            "--model of list_models.py with these, has the checkpoint's head",
+            "`model` of list_models.py with these, has the checkpoint's head",
             source.path,
             found["head"],
             config.head,
@@ -455,13 +455,13 @@ def _check_variant(
         return
     rates = wrong.pop("atrous_rates", None) if not stated or "atrous_rates" not in stated else None
     flags = [
-        f"--{flag}={_typed(value)} (not {_typed(here) or 'empty'})"
+        f"`{flag}={_typed(value)}` (not {_typed(here) or 'empty'})"
         for flag, (value, here) in wrong.items()
     ]
     if rates is not None:
-        flags.append(f"--atrous_rates of {rates[0]} rates (not {rates[1]})")
+        flags.append(f"`atrous_rates` of {rates[0]} rates (not {rates[1]})")
     raise UserError(
-        f"{origin} seems made with {', '.join(flags)}; give these flags, or the --model that has "
+        f"{origin} seems made with {', '.join(flags)}; give these flags, or the `model` that has "
         "them"
     )
 

@@ -40,10 +40,10 @@ AGAIN = "download or copy it again"
 COMPLETE = "a checkpoint is the .index file and every .data file beside it"
 # Beginning of a file -> what it is, and the flag for it.
 OTHER_KINDS = {
-    b"\x89HDF": "an HDF5 file of Keras; give --source=keras_applications if it holds ImageNet "
+    b"\x89HDF": "an HDF5 file of Keras; give `source='keras_applications'` if it holds ImageNet "
     "weights",
-    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give --source=sssegmentation or "
-    "--source=torchvision",
+    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give `source='sssegmentation'` or "
+    "`source='torchvision'`",
     b"\x1f\x8b": "a gzip file; an archive's name ends in .tar.gz, give it such a name",
     b"\xff\xd8\xff": "a JPEG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a "
     ".tflite file",

@@ -243,7 +243,7 @@ class TFLiteGraph:
             raise UserError(
                 f"{self.path}: a quantized file {of}whose float weights are lost ({example}); "
                 "give the release's archive or "
-                "its checkpoint as --checkpoint, which hold them in float"
+                "its checkpoint as `checkpoint`, which hold them in float"
             )
 
     def _source(self, index: int) -> int:

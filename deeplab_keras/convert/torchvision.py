@@ -25,7 +25,7 @@ def rules(config: ModelConfig) -> Rules:
         UserError: torchvision has no such backbone or head.
     """
     if config.head not in HEADS:
-        raise UserError(f"--head={config.head}: torchvision has {', '.join(HEADS)}")
+        raise UserError(f"`head={config.head}`: torchvision has {', '.join(HEADS)}")
     layers = backbone_layers(config, "backbone") | HEADS[config.head] | AUXILIARY
     return Rules(layers, TORCH, ignored=(COUNTERS,))
 
@@ -47,7 +47,7 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
     if config.backbone in V3_ROWS:
         return _mobilenet_v3(prefix, V3_ROWS[config.backbone])
     raise UserError(
-        f"--model_variant={config.backbone}: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}"
+        f"`backbone={config.backbone}`: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}"
     )
 
 

@@ -183,7 +183,7 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
         found = rules.find(layer)
         if found is None:
             raise UserError(
-                f"layer {layer} of {model.name} has no counterpart there; give a --model that has "
+                f"layer {layer} of {model.name} has no counterpart there; give a `model` that has "
                 "one"
             )
         row, source = found

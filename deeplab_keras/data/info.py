@@ -161,5 +161,5 @@ def require_ignored_apart(where: object, class_names: Sequence[str], ignore_labe
             f"{where}: the last of {MAX_CLASSES} classes, {class_names[-1]!r}, would have the id "
             f"{ignore_label}, which is the "
             f"ignore label, so its pixels would be ignored; give at most {MAX_CLASSES - 1} "
-            "classes, or another --ignore_label"
+            "classes, or another `ignore_label`"
         )

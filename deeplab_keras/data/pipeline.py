@@ -112,7 +112,7 @@ def train_dataset(
         ).unbatch()
     dataset = dataset.batch(size, drop_remainder=True)
     if config.data_service:
-        service.require_portable(source.tf_load, f"--dataset={config.dataset}")
+        service.require_portable(source.tf_load, f"`dataset={config.dataset}`")
         dataset = service.distribute(dataset, config.data_service)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
@@ -149,11 +149,11 @@ def _part_size(batch_size: int, parts: int, multiple: int) -> int:
     if batch_size % (parts * multiple):
         among = f" among {parts} workers" if parts > 1 else ""
         groups = (
-            f" in groups of {multiple}, which --cut_mix and --mosaic mix" if multiple > 1 else ""
+            f" in groups of {multiple}, which `cut_mix` and `mosaic` mix" if multiple > 1 else ""
         )
         fitting = max(batch_size // (parts * multiple), 1) * parts * multiple
         raise UserError(
-            f"--train_batch_size={batch_size}: cannot be divided{among}{groups}; give {fitting}"
+            f"`train_batch_size={batch_size}`: cannot be divided{among}{groups}; give {fitting}"
         )
     return batch_size // parts
 

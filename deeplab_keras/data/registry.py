@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.config import DataConfig, unknown_name
+from deeplab_keras.config import DataConfig, unknown_option
 from deeplab_keras.data.datasets.catalog import FILES, open_files
 from deeplab_keras.data.datasets.synthetic import open_synthetic
 from deeplab_keras.data.records.cache import CachedSource, cache_on_disk
@@ -29,7 +29,7 @@ def open_dataset(config: DataConfig, split: str) -> Source:
     if config.dataset.startswith(PREFIX):
         source: Source = open_tfds(config, split)
     elif config.dataset not in DATASETS:
-        raise unknown_name("--dataset", config.dataset, DATASETS)
+        raise unknown_option("dataset", config.dataset, DATASETS)
     else:
         source = (open_records if has_records(config, split) else DATASETS[config.dataset])(
             config, split

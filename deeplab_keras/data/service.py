@@ -25,7 +25,7 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
     Raises:
         UserError: nobody answers there.
     """
-    require_answer(address, "--data_service")
+    require_answer(address, "`data_service`")
     mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
     return dataset.apply(
         tf.data.experimental.service.distribute(processing_mode=mode, service=address)
@@ -61,8 +61,8 @@ def require_portable(load: Callable[[tf.Tensor], Any], dataset: str) -> None:
     }
     if operations & {"PyFunc", "PyFuncStateless", "EagerPyFunc"}:
         raise UserError(
-            f"--data_service: {dataset} is read by Python (drawn scenes, archives, palette masks, "
-            "--cache), which the "
+            f"`data_service`: {dataset} is read by Python (drawn scenes, archives, palette masks, "
+            "`cache`), which the "
             "service's workers cannot run; make records of it: python scripts/build_tfrecords.py"
         )
 
@@ -90,7 +90,7 @@ def start_worker(dispatcher: str, port: int, host: str) -> Any:
     Raises:
         UserError: the dispatcher does not answer, or the worker cannot listen there.
     """
-    require_answer(dispatcher, "--dispatcher")
+    require_answer(dispatcher, "`dispatcher`")
     _require_free(port)
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher_address=dispatcher.removeprefix(SCHEME),
@@ -107,7 +107,7 @@ def _require_free(port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"--port={port}: cannot listen there ({error.strerror}); give another one"
+                f"`port={port}`: cannot listen there ({error.strerror}); give another one"
             ) from error
 
 

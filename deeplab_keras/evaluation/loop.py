@@ -61,7 +61,7 @@ def evaluate(
     count = len(source) if limit is None else min(limit, len(source))
     where = f"dataset {info.name!r}" + (f", split {split!r}" if split else "")
     if count < 1:
-        raise UserError(f"{where}: no image to evaluate; check --eval_split and --dataset_dir")
+        raise UserError(f"{where}: no image to evaluate; check `eval_split` and `dataset_dir`")
     if network.num_classes != info.num_classes:
         raise UserError(
             f"{where} has {info.num_classes} classes and the model {network.num_classes}; "
@@ -103,7 +103,7 @@ def find_devices(count: int = 0) -> tuple[str, ...]:
     if count > len(found):
         kind = found[0].split(":")[-2]
         raise UserError(
-            f"--eval_devices={count}: TensorFlow sees {len(found)} {kind} here; give at most "
+            f"`eval_devices={count}`: TensorFlow sees {len(found)} {kind} here; give at most "
             "that, or 0 for all"
         )
     return tuple(found[:count] if count else found)
@@ -219,5 +219,5 @@ def _check_pair(name: str, image: np.ndarray, label: np.ndarray, info: DatasetIn
         raise UserError(
             f"{name}: the label holds {', '.join(map(str, strange[:8]))}; allowed are 0 to "
             f"{info.num_classes - 1} and "
-            f"the ignore label {info.ignore_label}; check the label files or --ignore_label"
+            f"the ignore label {info.ignore_label}; check the label files or `ignore_label`"
         )

@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
-from deeplab_keras.config import UserError, unknown_name
+from deeplab_keras.config import UserError, unknown_option
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
@@ -189,7 +189,7 @@ def export_model(
     targets = request.targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
     check_folder(next(iter(targets.values())).parent, "export_path")
     if output not in OUTPUTS:
-        raise unknown_name("--output", output, OUTPUTS)
+        raise unknown_option("output", output, OUTPUTS)
     request.check_label_type(label_type)
     request.check_limits(min_agreement, mixed_agreement, max_miou_loss)
     if "onnx" in targets:
@@ -197,7 +197,7 @@ def export_model(
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and input_size is None:
         raise UserError(
-            f"--formats={needs_size[0]} needs --input_size=HEIGHT,WIDTH, the one size that the "
+            f"`formats={needs_size[0]}` needs `input_size='HEIGHT'`,WIDTH, the one size that the "
             "file takes"
         )
     if not isinstance(checkpoint, LoadedCheckpoint):
@@ -227,8 +227,8 @@ def export_model(
     images, labels = request.check_images(check_images, checked, checkpoint, input_size)
     if max_miou_loss is not None and not labels:
         raise UserError(
-            f"--max_miou_loss={max_miou_loss}: needs a dataset, whose labels tell; give --dataset "
-            "and --dataset_dir"
+            f"`max_miou_loss={max_miou_loss}`: needs a dataset, whose labels tell; give `dataset` "
+            "and `dataset_dir`"
         )
     exported = []
     for kind, target in targets.items():
@@ -268,7 +268,7 @@ def _export_one(
         except OSError as error:
             reason = error.strerror or error
             raise UserError(
-                f"{target}: cannot be written ({reason}); make room, or give another --export_path"
+                f"{target}: cannot be written ({reason}); make room, or give another `export_path`"
             ) from error
         size = None if kind == "saved_model" else job.size
         run = job.runner(kind, temporary)
@@ -301,13 +301,13 @@ def _export_one(
 def _broken_limit(compared: Comparison, min_agreement: float, max_miou_loss: float | None) -> str:
     """The limit that a file breaks, or nothing."""
     if not compared.label_agreement >= min_agreement:
-        return f"the least allowed is --min_agreement={min_agreement:g}"
+        return f"the least allowed is `min_agreement={min_agreement:g}`"
     if (
         max_miou_loss is not None
         and compared.miou_loss is not None
         and not compared.miou_loss <= max_miou_loss
     ):
-        return f"the most allowed is --max_miou_loss={max_miou_loss:g}"
+        return f"the most allowed is `max_miou_loss={max_miou_loss:g}`"
     return ""
 
 

@@ -22,7 +22,7 @@ def require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--formats=onnx needs the packages {', '.join(missing)}; "
+            f"`formats='onnx'` needs the packages {', '.join(missing)}; "
             "install them with pip install 'deeplab-keras[onnx]', or leave onnx out"
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
-from deeplab_keras.config import UserError, unknown_name
+from deeplab_keras.config import UserError, unknown_option
 from deeplab_keras.export.images import Images, made_images, read_images, read_pairs, resize
 from deeplab_keras.inference import Network
 from deeplab_keras.models.segmentor import check_input_size
@@ -45,25 +45,25 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
     """Format -> the file or folder to be written."""
     for name in formats:
         if name not in FORMATS:
-            raise unknown_name("--formats", name, FORMATS)
+            raise unknown_option("formats", name, FORMATS)
     if not formats:
-        raise UserError(f"--formats is empty; give one or more of {', '.join(FORMATS)}")
+        raise UserError(f"`formats` is empty; give one or more of {', '.join(FORMATS)}")
     if "saved_model" in formats and PATTERN.intersection(str(path.expanduser().absolute())):
         raise UserError(
-            f"--export_path={path}: TensorFlow takes [ ] * ? in a path for a pattern and cannot "
+            f"`export_path={path}`: TensorFlow takes [ ] * ? in a path for a pattern and cannot "
             "read a SavedModel there; "
-            "give a path without them, or leave saved_model out of --formats"
+            "give a path without them, or leave saved_model out of `formats`"
         )
-    exists = f"--export_path={path}: exists"
+    exists = f"`export_path={path}`: exists"
     if path.suffix in (".tflite", ".onnx"):
         if len(formats) > 1 or pathlib.Path(FORMATS[formats[0]]).suffix != path.suffix:
             asked = ",".join(formats)
             raise UserError(
-                f"--export_path={path}: no file for --formats={asked}; give a folder for several "
+                f"`export_path={path}`: no file for `formats={asked}`; give a folder for several "
                 "formats"
             )
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{exists}; give another path, or --overwrite to replace the file")
+            raise UserError(f"{exists}; give another path, or `overwrite` to replace the file")
         return {formats[0]: path}
     if path.exists() and not path.is_dir():
         raise UserError(
@@ -71,7 +71,7 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
         )
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise UserError(
-            f"{exists}; give another folder, or --overwrite to replace the exported files in it"
+            f"{exists}; give another folder, or `overwrite` to replace the exported files in it"
         )
     return {name: path / FORMATS[name] for name in formats}
 
@@ -91,18 +91,18 @@ def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
     """Raises UserError for an input size that the model or the runtimes cannot take."""
     if len(size) != 2 or min(size) < 1:
         raise UserError(
-            f"--input_size={','.join(map(str, size))}: two numbers of at least 1, HEIGHT,WIDTH"
+            f"`input_size={','.join(map(str, size))}`: two numbers of at least 1, HEIGHT,WIDTH"
         )
     built = checkpoint.model.input_shape[1:3]
     if None not in built and tuple(size) != tuple(built):
         raise UserError(
-            f"--input_size={size[0]},{size[1]}: the model was built for {built[0]},{built[1]} alone"
+            f"`input_size={size[0]}`,{size[1]}: the model was built for {built[0]},{built[1]} alone"
         )
     check_input_size(checkpoint.config, *size)
     largest = size[0] * size[1] * checkpoint.config.num_classes * 4
     if largest >= MAX_TENSOR:
         raise UserError(
-            f"--input_size={size[0]},{size[1]}: too large: the class scores alone would take "
+            f"`input_size={size[0]}`,{size[1]}: too large: the class scores alone would take "
             f"{largest / 2**30:.3g} GiB, and the "
             f"runtimes take less than {MAX_TENSOR >> 30} GiB a tensor; give a smaller size"
         )
@@ -116,10 +116,10 @@ def representative(
     if len(found) < MIN_REPRESENTATIVE:
         place = f" in {os.fspath(images)}" if isinstance(images, str | os.PathLike) else ""
         raise UserError(
-            f"--formats={kind} takes its ranges from at least {MIN_REPRESENTATIVE} representative "
+            f"`formats={kind}` takes its ranges from at least {MIN_REPRESENTATIVE} representative "
             "images, and got "
-            f"{len(found)}{place}; give --representative_dir=FOLDER of pictures, or the dataset "
-            "by --dataset and --dataset_dir"
+            f"{len(found)}{place}; give `representative_dir='FOLDER'` of pictures, or the dataset "
+            "by `dataset` and `dataset_dir`"
         )
     assert size
     return [resize(image, size) for image in found]
@@ -154,12 +154,12 @@ def check_limits(
     """Raises UserError for a limit that no file could keep or break."""
     for flag, value in (("min_agreement", min_agreement), ("mixed_agreement", mixed_agreement)):
         if value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{flag}={value}: a share of the pixels, 0 to 1")
+            raise UserError(f"`{flag}={value}`: a share of the pixels, 0 to 1")
     if max_miou_loss is not None and max_miou_loss < 0:
-        raise UserError(f"--max_miou_loss={max_miou_loss}: points of mIoU, 0 or more")
+        raise UserError(f"`max_miou_loss={max_miou_loss}`: points of mIoU, 0 or more")
 
 
 def check_label_type(label_type: str) -> None:
     """Raises UserError for a type of labels that there is not."""
     if label_type not in LABEL_TYPES:
-        raise unknown_name("--label_type", label_type, LABEL_TYPES)
+        raise unknown_option("label_type", label_type, LABEL_TYPES)

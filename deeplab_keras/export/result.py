@@ -97,9 +97,9 @@ class ExportedFile:
             )
         if self.kind == "tflite_int8" and self.loses_accuracy:
             text += (
-                "; 8 bits lose accuracy here: --formats=tflite_mixed keeps the most sensitive "
+                "; 8 bits lose accuracy here: `formats='tflite_mixed'` keeps the most sensitive "
                 "layers in float, and "
-                "train.py --quantization_aware trains the network for them"
+                "train.py `quantization_aware` trains the network for them"
             )
         unwanted = {
             name: count
@@ -134,11 +134,11 @@ class ExportedFile:
             return text
         (height, width), (rows, columns) = own.example, fitting_size(own.example, self.input_size)
         return (
-            f"{text}; warning: --input_size={self.input_size[0]},{self.input_size[1]} changes the "
+            f"{text}; warning: `input_size={self.input_size[0]}`,{self.input_size[1]} changes the "
             "aspect ratio of "
             f"{own.stretched} of {own.images} images (most are {height}x{width}), which gives "
             f"{both}; "
-            f"--input_size={rows},{columns} keeps it"
+            f"`input_size={rows}`,{columns} keeps it"
         )
 
     def report(self) -> str:

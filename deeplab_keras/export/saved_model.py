@@ -43,7 +43,7 @@ def save(
         tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
     except tf.errors.OpError as error:
         raise UserError(
-            f"{path.parent}: cannot be written ({error.message}); give another --export_path"
+            f"{path.parent}: cannot be written ({error.message}); give another `export_path`"
         ) from error
     (path / EXTRAS).mkdir()
     for name, text in files.items():

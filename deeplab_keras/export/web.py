@@ -60,16 +60,16 @@ def build_page(
     model, output, page = pathlib.Path(model), pathlib.Path(output), pathlib.Path(page)
     if output.exists() and not overwrite:
         raise UserError(
-            f"--output={output}: exists; give another folder, or --overwrite to replace the page "
+            f"`output={output}`: exists; give another folder, or `overwrite` to replace the page "
             "in it"
         )
     if output.exists() and any(output.iterdir()) and not (output / "offline.js").is_file():
         raise UserError(
-            f"--output={output}: exists and is no page of this project; give another folder"
+            f"`output={output}`: exists and is no page of this project; give another folder"
         )
     if not (page / "index.html").is_file():
         raise UserError(
-            f"--page={page}: no page here (index.html is missing); it is demo/web of the repository"
+            f"`page={page}`: no page here (index.html is missing); it is demo/web of the repository"
         )
     about = _about(model)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def build_page(
 def _about(model: pathlib.Path) -> str:
     if not model.exists():
         raise UserError(
-            f"--model_file={model}: no such file; export one by export_model.py --formats=tflite"
+            f"`model_file={model}`: no such file; export one by export_model.py `formats='tflite'`"
         )
     with reading(
         model,
@@ -105,8 +105,8 @@ def _about(model: pathlib.Path) -> str:
         )  # files of earlier versions do not say
     if not gives_labels:
         raise UserError(
-            f"--model_file={model}: gives no labels, which the page shows; export it with "
-            "--output=labels or both"
+            f"`model_file={model}`: gives no labels, which the page shows; export it with "
+            "`output='labels'` or both"
         )
     return text
 
@@ -140,7 +140,7 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     place.mkdir()
     try:
         done = subprocess.run(
-            ["npm", "pack", package, "--silent"],
+            ["npm", "pack", package, "`silent`"],
             cwd=place,
             capture_output=True,
             text=True,
@@ -150,19 +150,19 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     except FileNotFoundError:
         raise UserError(
             f"npm is not installed, and {package} is had by it; install Node.js, or give "
-            "--runtime=node_modules "
+            "`runtime='node_modules'` "
             "from a machine that has it"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(
             f"npm pack {package}: no answer in five minutes; check the connection, or give "
-            "--runtime"
+            "`runtime`"
         ) from None
     archives = list(place.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"npm pack {package}: {reason}; check the connection, or give --runtime=node_modules"
+            f"npm pack {package}: {reason}; check the connection, or give `runtime='node_modules'`"
         )
     with tarfile.open(archives[0]) as archive:
         archive.extractall(place, filter="data")

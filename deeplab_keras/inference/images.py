@@ -65,7 +65,7 @@ def _decoded(path: str | os.PathLike[str]) -> Image.Image:
         )
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        hint = "raise --max_megapixels, or cut it into several files"
+        hint = "raise `max_megapixels`, or cut it into several files"
         raise UserError(f"{os.fspath(path)}: more than {limit:.0f} megapixels; {hint}") from None
     except DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -153,10 +153,10 @@ def _one_pass(
     if config.inference == "whole" and network.input_size:
         if config.eval_scales != (1.0,):
             raise UserError(
-                f"--eval_scales={','.join(map(str, config.eval_scales))}: the model was built for "
+                f"`eval_scales={','.join(map(str, config.eval_scales))}`: the model was built for "
                 "the input size "
                 f"{network.input_size[0]}x{network.input_size[1]} and would see every scale at it; "
-                "give --eval_scales=1.0 or --inference=slide, or build the model for any size"
+                "give `eval_scales=1.0` or `inference='slide'`, or build the model for any size"
             )
         run_size = network.input_size
     x = resize(images, run_size)

@@ -152,11 +152,11 @@ class Network:
         except tf.errors.ResourceExhaustedError:
             raise UserError(
                 f"{len(images)} images of {size} do not fit into the memory; "
-                "lower --eval_batch_size, or give --inference=slide with a smaller --eval_crop_size"
+                "lower `eval_batch_size`, or give `inference='slide'` with a smaller `eval_crop_size`"
             ) from None
         except tf.errors.InvalidArgumentError as error:
             reason = error.message.splitlines()[0].split("}} ")[-1].strip()
             raise UserError(
                 f"the model cannot take an input of {size} ({reason}); give a larger image, or "
-                "--eval_short_side"
+                "`eval_short_side`"
             ) from None

@@ -82,10 +82,10 @@ def prepare(
     if min(missing) < 0:
         crop = ",".join(map(str, config.eval_crop_size))
         raise UserError(
-            f"an image of {height}x{width} does not fit into --eval_crop_size={crop}; give a "
+            f"an image of {height}x{width} does not fit into `eval_crop_size={crop}`; give a "
             "multiple of the output "
             f"stride plus one that is at least {height},{width}, or cap the size with "
-            "--eval_short_side and --eval_long_side"
+            "`eval_short_side` and `eval_long_side`"
         )
     colour = tf.constant(pad_value, tf.float32)
     margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
@@ -96,7 +96,7 @@ def _mean_probabilities(network: Network, x: tf.Tensor, config: EvalConfig) -> t
     height, width = x.shape[1:3]
     if network.input_size:
         raise UserError(
-            "--inference=official at several scales: the model was built for "
+            "`inference='official'` at several scales: the model was built for "
             f"{network.input_size[0]}x"
             f"{network.input_size[1]}; build it for any size"
         )

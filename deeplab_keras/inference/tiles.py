@@ -62,9 +62,9 @@ def predict_tiles(
         )
     if min(tile_size) < 1 or overlap < 0:
         raise UserError(
-            f"tiles of {tile_size[0]}x{tile_size[1]} with --tile_overlap={overlap}: nothing of a "
+            f"tiles of {tile_size[0]}x{tile_size[1]} with `tile_overlap={overlap}`: nothing of a "
             "tile would be left; "
-            "give a larger --tile_size or a smaller --tile_overlap"
+            "give a larger `tile_size` or a smaller `tile_overlap`"
         )
     width, height = image.size if isinstance(image, Image.Image) else np.shape(image)[1::-1]
     boxes = [

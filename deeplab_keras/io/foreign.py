@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from deeplab_keras.config.base import UserError
+from deeplab_keras.config import UserError
 
 NEXT_STEP = "copy or download it again"
 

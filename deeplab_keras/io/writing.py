@@ -79,7 +79,7 @@ def check_folder(path: str | os.PathLike[str], flag: str) -> None:
     if not there.is_dir():
         which = "" if there == path else f"{there} "
         raise UserError(
-            f"--{flag}={path}: {which}is a file; give a folder, which is made if need be"
+            f"`{flag}={path}`: {which}is a file; give a folder, which is made if need be"
         )
     try:  # permissions say too little: nobody makes a folder in /proc
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
@@ -87,7 +87,7 @@ def check_folder(path: str | os.PathLike[str], flag: str) -> None:
     except OSError as error:
         why = f"nothing may be written to {there} ({error.strerror})"
         raise UserError(
-            f"--{flag}={path}: {why}; give another folder, or change its permissions"
+            f"`{flag}={path}`: {why}; give another folder, or change its permissions"
         ) from error
 
 

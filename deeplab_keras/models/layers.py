@@ -372,9 +372,9 @@ def check_window(
         )
     error = UserError(
         f"input size {height}x{width} is too small for "
-        f"--{flag}={','.join(map(str, crop_size or window))} at "
-        f"--output_stride={output_stride}: the smallest is {smallest[0]}x{smallest[1]}; "
-        f"give a larger size, --{flag}={fitting}, or --{flag}= (empty) for global pooling"
+        f"`{flag}={','.join(map(str, crop_size or window))}` at "
+        f"`output_stride={output_stride}`: the smallest is {smallest[0]}x{smallest[1]}; "
+        f"give a larger size, `{flag}={fitting}`, or `{flag}=` (empty) for global pooling"
     )
     error._keras_call_info_injected = True  # type: ignore[attr-defined]  # else Keras adds the image's values to the line
     raise error

@@ -93,7 +93,7 @@ def open_network(path: str) -> tuple[Network, DatasetInfo]:
     exports = [file for file in sorted(pathlib.Path(path).glob("*")) if is_exported(file)]
     if exports and not any(pathlib.Path(path).rglob("weights.npz")):
         raise UserError(
-            f"{path}: holds exported models; give one of them: --checkpoint_dir={exports[0]}"
+            f"{path}: holds exported models; give one of them: `checkpoint_dir={exports[0]}`"
         )
     checkpoint = load_checkpoint(path)
     return Network(checkpoint.model), checkpoint.info
@@ -117,7 +117,7 @@ def _videos(
         except UserError as error:
             text = str(error)
             print(
-                f"error: {text if text.startswith((item.path, '--')) else f'{item.path}: {text}'}",
+                f"error: {text if error.field or text.startswith(item.path) else f'{item.path}: {text}'}",
                 file=sys.stderr,
             )
             failed += 1

@@ -170,7 +170,7 @@ class ImageJob:
                 else:
                     labels, probabilities = self.predictor.predict_batch(images), None
         except UserError as error:
-            if str(error).startswith("--"):  # the settings: no image would do
+            if error.field:  # of the settings: no image would do
                 raise
             for item, _ in batch:
                 self._fail(item, error)
@@ -199,8 +199,8 @@ class ImageJob:
         item, image = picture
         if self.results.with_probabilities:
             raise UserError(
-                "no probabilities of an image in tiles; leave them out of --outputs, or give a "
-                "larger --tile_size"
+                "no probabilities of an image in tiles; leave them out of `outputs`, or give a "
+                "larger `tile_size`"
             )
         height, width = self.config.tile_size or TILE
         if not self.config.tile_size:
@@ -210,7 +210,7 @@ class ImageJob:
             )
             self.bar.write(
                 f"{item.path}: {size}, above {limit:g} megapixels, goes in tiles of "
-                f"{height}x{width}; see --tile_size"
+                f"{height}x{width}; see `tile_size`"
             )
         bar = Progress(1, item.path, unit="tiles")
 
@@ -227,7 +227,7 @@ class ImageJob:
             needed := 4 * size[0] * size[1] * self.predictor.network.num_classes
         ) > MAX_PROBABILITIES:
             raise UserError(
-                f"its probabilities take {needed / 2**30:.1f} GiB; leave them out of --outputs, "
+                f"its probabilities take {needed / 2**30:.1f} GiB; leave them out of `outputs`, "
                 "or cut it into parts"
             )
 

@@ -63,14 +63,14 @@ def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
         files = _matching(str(path))
     else:
         raise UserError(
-            f"--input={given}: there is no such file or folder; check the path, or give camera "
+            f"`input={given}`: there is no such file or folder; check the path, or give camera "
             "for the camera"
         )
     found = [file for file in files if _kind(file)]
     if not found:
         other = f", among {len(files)} other files" if files else ""
         raise UserError(
-            f"--input={given}: no image or video there{other}; known are "
+            f"`input={given}`: no image or video there{other}; known are "
             f"{' '.join(IMAGES + VIDEOS)}"
         )
     stems = Counter(file.with_suffix("") for file in found)

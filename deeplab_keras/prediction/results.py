@@ -70,7 +70,7 @@ class Results:
         if self.config.submission:
             if item.kind != "image":
                 raise UserError(
-                    f"--submission={self.config.submission}: takes images; give --outputs for a "
+                    f"`submission={self.config.submission}`: takes images; give `outputs` for a "
                     "video"
                 )
             return {"submission": self.folder / SUBMISSIONS[self.config.submission].file(item)}
@@ -83,7 +83,7 @@ class Results:
         for kind in self.video_outputs:
             if kind not in ("colour", "overlay"):
                 raise UserError(
-                    f"--outputs={kind}: there is none of a video, {item.path}; give colour, "
+                    f"`outputs={kind}`: there is none of a video, {item.path}; give colour, "
                     "overlay or both"
                 )
         files = {kind: self.folder / f"{item.name}_{kind}.mp4" for kind in self.video_outputs}
@@ -106,7 +106,7 @@ class Results:
         for item in inputs:
             files = [path.resolve() for path in self._files_or_none(item)]
             if taken := sources.intersection(files):
-                place = f"--output={self.config.output}"
+                place = f"`output={self.config.output}`"
                 raise UserError(
                     f"{place}: {taken.pop()} is an input and would be replaced; give another folder"
                 )
@@ -127,9 +127,9 @@ class Results:
         if there and not self.config.overwrite:
             more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
             raise UserError(
-                f"--output={self.config.output}: {there[0].name}{more} is there already; "
-                "--overwrite replaces results, "
-                "--skip_existing leaves out what has them, or give another folder"
+                f"`output={self.config.output}`: {there[0].name}{more} is there already; "
+                "`overwrite` replaces results, "
+                "`skip_existing` leaves out what has them, or give another folder"
             )
         return list(inputs)
 
@@ -236,7 +236,7 @@ def _check_count(name: str) -> Callable[[DatasetInfo], None]:
             name == "ade20k" and info.class_names == ADE20K_151.class_names
         ):
             raise UserError(
-                f"--submission={name}: the model has the {info.num_classes} classes of "
+                f"`submission={name}`: the model has the {info.num_classes} classes of "
                 f"{info.name!r}, and the benchmark "
                 f"{CLASS_COUNTS[name]}; give a model that was trained on it"
             )
@@ -247,7 +247,7 @@ def _check_count(name: str) -> Callable[[DatasetInfo], None]:
 def _check_cityscapes(info: DatasetInfo) -> None:
     if info.class_names != CITYSCAPES.class_names:
         raise UserError(
-            f"--submission=cityscapes: the model has the classes of {info.name!r}: "
+            f"`submission='cityscapes'`: the model has the classes of {info.name!r}: "
             f"{', '.join(info.class_names[:3])}, ..., and "
             f"the server wants {', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that "
             "was trained on Cityscapes"
@@ -260,7 +260,7 @@ def _cityscapes_file(item: Input) -> str:
     match = CITYSCAPES_NAME.fullmatch(name)
     if not match:
         raise UserError(
-            "--submission=cityscapes: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which "
+            "`submission='cityscapes'`: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which "
             "the server knows it"
         )
     return f"{match[1]}_pred_labelIds.png"

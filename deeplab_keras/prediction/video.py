@@ -206,7 +206,7 @@ def read_camera(number: str) -> Frames:
         raise UserError("the camera needs imageio: pip install 'deeplab-keras[video]'") from error
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"--input=camera:{number}: there is no such camera, or it is in use; give another "
+            f"`input='camera'`:{number}: there is no such camera, or it is in use; give another "
             "number"
         ) from error
     width, height = about["size"]
@@ -251,13 +251,13 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
             opened.close()
         except OSError as error:
             raise UserError(
-                f"{path}: the video cannot be written; make room there, or give another --output"
+                f"{path}: the video cannot be written; make room there, or give another `output`"
             ) from error
         if sink is None:
             raise UserError("no frame of it can be read; replace it")
         if not _is_whole(aside):  # ffmpeg, at the end, says nothing of a full disk
             raise UserError(
-                f"{path}: the video cannot be written; make room there, or give another --output"
+                f"{path}: the video cannot be written; make room there, or give another `output`"
             )
 
 

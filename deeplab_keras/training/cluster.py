@@ -47,7 +47,9 @@ class Cluster:
         text = os.environ.get("TF_CONFIG", "")
         wanted = f"TF_CONFIG holds on every worker the same hosts and its own index, like {EXAMPLE}"
         if not text:
-            raise UserError(f"--strategy=multi_worker: the variable TF_CONFIG is not set; {wanted}")
+            raise UserError(
+                f"`strategy='multi_worker'`: the variable TF_CONFIG is not set; {wanted}"
+            )
         try:
             config = json.loads(text)
             jobs, task = config["cluster"], config["task"]
@@ -120,10 +122,10 @@ class Cluster:
                     return
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"--strategy=multi_worker: no answer from {', '.join(missing)} within "
+                        f"`strategy='multi_worker'`: no answer from {', '.join(missing)} within "
                         f"{seconds:g} seconds; start the "
                         "same command there, look whether its port can be reached from here, or "
-                        "give a longer --worker_timeout"
+                        "give a longer `worker_timeout`"
                     )
                 if not said:
                     logging.info(

@@ -15,7 +15,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from deeplab_keras.config import TrainConfig, UserError, unknown_name
+from deeplab_keras.config import TrainConfig, UserError, unknown_option
 
 BACKBONE = r"(^|/)(stem|block\d+|last)_"
 # No weight decay for variables that match one of these patterns: everything but convolution kernels,
@@ -301,7 +301,7 @@ def make_schedule(
     if decay_steps < 1:
         name = "warmup_steps" if warmup_steps else "slow_start_step"
         raise UserError(
-            f"--{name}={start} leaves none of the training's {total_steps} steps: make it shorter"
+            f"`{name}={start}` leaves none of the training's {total_steps} steps: make it shorter"
         )
     schedules = keras.optimizers.schedules
     if policy == "poly":
@@ -313,7 +313,7 @@ def make_schedule(
     elif policy == "constant":
         schedule = schedules.PolynomialDecay(base, decay_steps, base)
     else:
-        raise unknown_name("--learning_policy", policy, POLICIES)
+        raise unknown_option("learning_policy", policy, POLICIES)
     if warmup_steps:
         return SlowStart(schedule, warmup_steps)
     return (

@@ -240,10 +240,10 @@ class Run:
             value = state.get(f"{kind}/{index}")
             if value is None or tuple(value.shape) != tuple(variable.shape):
                 raise UserError(
-                    f"--train_logdir={self.workdir.path}: its checkpoints have another {kind} "
+                    f"`train_logdir={self.workdir.path}`: its checkpoints have another {kind} "
                     "state than this version of the "
                     f"program (number {index}); give another folder, and this one as "
-                    "--initial_checkpoint"
+                    "`initial_checkpoint`"
                 )
             variable.assign(value)
 

@@ -70,8 +70,8 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
     if frozen:
         logging.warning(
             "%d batch norm layers start fresh and keep mean 0 and variance 1 (%s, ...): "
-            "--nofine_tune_batch_norm and "
-            "--freeze_backbone fit layers whose statistics come from the initial checkpoint",
+            "`fine_tune_batch_norm=False` and "
+            "`freeze_backbone` fit layers whose statistics come from the initial checkpoint",
             len(frozen),
             frozen[0],
         )
@@ -90,8 +90,8 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
         logging.warning(
             "after %d steps batch norm still has a share of the initial checkpoint's statistics "
             "(%s), so validation will fall "
-            "behind training: give --backbone_bn_momentum=0.9 --head_bn_momentum=0.9, or "
-            "--recalibrate_batch_norm=20",
+            "behind training: give `backbone_bn_momentum=0.9` `head_bn_momentum=0.9`, or "
+            "`recalibrate_batch_norm=20`",
             steps,
             shares,
         )

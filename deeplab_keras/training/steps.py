@@ -72,7 +72,7 @@ class Steps(keras.callbacks.Callback):
             self.stop_profiler()
             self.progress.write(
                 f"steps {self.profile[0]} to {run.step} are profiled: tensorboard "
-                f"--logdir={run.workdir.path}"
+                f"`logdir={run.workdir.path}`"
             )
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
@@ -100,6 +100,6 @@ class Steps(keras.callbacks.Callback):
         raise UserError(
             f"{what} at step {run.step} (learning rate {run.learning_rate():.3g}): the training "
             f"has diverged; {found}; "
-            "give a lower --base_learning_rate, --warmup_steps or --clip_gradient_norm, and a new "
-            "--train_logdir"
+            "give a lower `base_learning_rate`, `warmup_steps` or `clip_gradient_norm`, and a new "
+            "`train_logdir`"
         )

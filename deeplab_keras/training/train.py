@@ -114,7 +114,7 @@ def _train(
     model = model.replace(num_classes=info.num_classes)
     if training.label_weights and len(training.label_weights) != info.num_classes:
         raise UserError(
-            f"--label_weights: {len(training.label_weights)} numbers; {info.name} has "
+            f"`label_weights`: {len(training.label_weights)} numbers; {info.name} has "
             f"{info.num_classes} classes: give as many"
         )
     check_input_size(model, *_pair(data.train_crop_size))
@@ -295,22 +295,22 @@ def _check(training: TrainConfig) -> None:
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
-            f"--training_number_of_steps={steps} and --epochs={epochs} are both given, perhaps "
+            f"`training_number_of_steps={steps}` and `epochs={epochs}` are both given, perhaps "
             "one in the flagfile: give either "
-            "--training_number_of_steps or --epochs, and the other as 0"
+            "`training_number_of_steps` or `epochs`, and the other as 0"
         )
     if not steps and not epochs:
         raise UserError(
-            "give the length of the training: either --training_number_of_steps or --epochs"
+            "give the length of the training: either `training_number_of_steps` or `epochs`"
         )
     if training.top_k_percent_pixels < 1 and "cross_entropy" not in parse_terms(training.loss):
         raise UserError(
-            f"--top_k_percent_pixels={training.top_k_percent_pixels}: acts on cross_entropy, "
-            f"which --loss={training.loss} has "
-            "not; give 1, or another --loss"
+            f"`top_k_percent_pixels={training.top_k_percent_pixels}`: acts on cross_entropy, "
+            f"which `loss={training.loss}` has "
+            "not; give 1, or another `loss`"
         )
     if training.strategy == MULTI_WORKER and training.jit_compile:
-        raise UserError("--jit_compile: not with --strategy=multi_worker; leave it out")
+        raise UserError("`jit_compile`: not with `strategy='multi_worker'`; leave it out")
 
 
 def _check_batch(data: DataConfig, training: TrainConfig, replicas: int) -> None:
@@ -320,9 +320,9 @@ def _check_batch(data: DataConfig, training: TrainConfig, replicas: int) -> None
         if replicas > 1:
             needs.append(f"the number of devices, {replicas}")
         if parts > 1:
-            needs.append(f"--gradient_accumulation_steps={parts}")
+            needs.append(f"`gradient_accumulation_steps={parts}`")
         raise UserError(
-            f"--train_batch_size={data.train_batch_size}: must divide by {' times '.join(needs)}; "
+            f"`train_batch_size={data.train_batch_size}`: must divide by {' times '.join(needs)}; "
             f"give {-(-data.train_batch_size // (replicas * parts)) * replicas * parts}"
         )
 

@@ -91,9 +91,9 @@ class Validation:
                     f"{gap} because the running statistics of batch norm lag behind the weights: "
                     f"measured anew on {BATCHES} "
                     f"training batches they give {anew:.4f}; the same command with "
-                    f"--recalibrate_batch_norm={BATCHES} evaluates "
-                    "and saves such statistics; a new run can have lower --backbone_bn_momentum "
-                    "and --head_bn_momentum"
+                    f"`recalibrate_batch_norm={BATCHES}` evaluates "
+                    "and saves such statistics; a new run can have lower `backbone_bn_momentum` "
+                    "and `head_bn_momentum`"
                 )
             known = self._some(self.train_source, {})
         except UserError:  # of a dataset that can be trained on and not be evaluated
@@ -105,7 +105,7 @@ class Validation:
         if trained - known > GAP:
             cause = (
                 "inference differs from training: compare the size of the images with "
-                "--train_crop_size, and --inference"
+                "`train_crop_size`, and `inference`"
             )
         return f"{gap}; training images evaluated like validation images give {known:.4f}: {cause}"
 

@@ -37,7 +37,7 @@ def make_strategy(cluster: Cluster) -> tf.distribute.Strategy:
         if "program startup" not in str(error):
             raise
         raise UserError(
-            "--strategy=multi_worker: TensorFlow has computed something before; start the "
+            "`strategy='multi_worker'`: TensorFlow has computed something before; start the "
             "training first thing in a new process"
         ) from error
 

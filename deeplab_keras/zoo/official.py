@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_option
 
 # Backbone -> stride -> features that the decoder reads there (networks_to_feature_maps of
 # core/feature_extractor.py).
@@ -61,7 +61,7 @@ def official_config(
             combination of flags that it does not use.
     """
     if model_variant not in DECODER_TAPS:
-        raise unknown_name("official MobileNet (--model_variant)", model_variant, DECODER_TAPS)
+        raise unknown_option("model_variant", model_variant, DECODER_TAPS)
     taps = _taps(model_variant, decoder_output_stride or ())
     shared: dict[str, Any] = dict(
         conventions=CONVENTIONS["official_deeplab"],
@@ -97,7 +97,7 @@ def official_config(
         )
     if decoder_output_is_logits:
         raise UserError(
-            "--decoder_output_is_logits=true: only with --aspp_with_squeeze_and_excitation=true "
+            "`decoder_output_is_logits=True`: only with `aspp_with_squeeze_and_excitation=True` "
             "(LR-ASPP)"
         )
     decoder: dict[str, Any] = dict(head="deeplab_v3")
@@ -127,20 +127,20 @@ def _taps(model_variant: str, strides: tuple[int, ...]) -> tuple[str, ...]:
     for stride in strides:
         if stride not in known:
             allowed = ", ".join(map(str, known)) or "none: this backbone has no decoder"
-            raise UserError(f"--decoder_output_stride={stride}: {model_variant} has {allowed}")
+            raise UserError(f"`decoder_output_stride={stride}`: {model_variant} has {allowed}")
     return tuple(known[stride] for stride in strides)
 
 
 def _require_lraspp(**holds: bool) -> None:
     """Requires all flags of LR-ASPP together (docs/reference/official_deeplab.md#lr-aspp)."""
-    wrong = [f"--{flag}" for flag, ok in holds.items() if not ok]
+    wrong = [f"`{flag}`" for flag, ok in holds.items() if not ok]
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}: with --aspp_with_squeeze_and_excitation=true the network is "
+            f"{', '.join(wrong)}: with `aspp_with_squeeze_and_excitation=True` the network is "
             "LR-ASPP, which needs no "
-            "--atrous_rates, --aspp_with_concat_projection=false, --decoder_use_sum_merge=true, "
+            "`atrous_rates`, `aspp_with_concat_projection=False`, `decoder_use_sum_merge=True`, "
             "one "
-            "--decoder_output_stride, --decoder_output_is_logits=true and --decoder_filters equal "
+            "`decoder_output_stride`, `decoder_output_is_logits=True` and `decoder_filters` equal "
             "to the classes"
         )
 

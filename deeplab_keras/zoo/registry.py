@@ -169,9 +169,9 @@ def _download_and_convert(name: str, folder: pathlib.Path) -> None:
         model, proof = convert(source, str(path), MODELS[name])
     except UserError as error:
         if was_there:
-            raise UserError(f"{error}; delete it for a new download from {url}") from error
+            raise UserError(f"{error.text}; delete it for a new download from {url}") from error
         path.unlink()  # what a server sent in the file's place, say
-        raise UserError(f"{error}; what {url} gave is deleted again") from error
+        raise UserError(f"{error.text}; what {url} gave is deleted again") from error
     logging.info("%s: %s", path, proof)
     save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
     download.record(path)  # after the proof: what is recorded was good once

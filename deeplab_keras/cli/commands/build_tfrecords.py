@@ -36,8 +36,12 @@ class Options(Config):
     )
 
     def validate(self) -> None:
-        self._require(self.num_shards >= 0 and self.num_shards < 100000, "num_shards", "0 to 99999")
-        self._require(self.threads >= 0, "threads", "0 or more")
+        self._require(
+            self.num_shards >= 0 and self.num_shards < 100000,
+            "num_shards",
+            "must be between 0 and 99999",
+        )
+        self._require(self.threads >= 0, "threads", "must be at least 0")
 
 
 def main(command: Command) -> None:

@@ -33,8 +33,8 @@ class Options(Config):
 
     def validate(self) -> None:
         """A file and a place are needed."""
-        self._require(bool(self.model_file), "model_file", "is needed: a .tflite file")
-        self._require(bool(self.output), "output", "is needed: a folder for the page")
+        self._require_given("model_file", "a .tflite file")
+        self._require_given("output", "a folder for the page")
 
 
 def main(command: Command) -> None:

@@ -37,7 +37,7 @@ def main(command: Command) -> None:
     from deeplab_keras.visualization.dataset_report import summary, write_report
 
     check = check_dataset(config, options.splits or (config.train_split, config.eval_split))
-    print(summary(check))
+    print(command.show(summary(check)))
     page = write_report(check, options.output or os.path.join("runs", f"check_{name}"))
     print(f"written: {page}")
     if check.wrong:

@@ -56,11 +56,11 @@ class Options(Config):
         self._require(
             bool(self.source) != bool(self.to),
             "source",
-            "give --source (to here) or --to (to there)",
+            "must be given, or else `to`, and not both",
         )
         needed = "checkpoint_dir" if self.to else "checkpoint"
-        self._require(bool(getattr(self, needed)), needed, "is needed: what to convert")
-        self._require(bool(self.output), "output", "is needed: where the result goes")
+        self._require_given(needed, "what to convert")
+        self._require_given("output", "where the result goes")
 
 
 def main(command: Command) -> None:

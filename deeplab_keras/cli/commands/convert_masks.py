@@ -46,13 +46,9 @@ class Options(Config):
 
     def validate(self) -> None:
         """Kind, input and output are needed."""
-        self._require(
-            bool(self.kind),
-            "kind",
-            "is needed: palette, rgb, grey, binary, cityscapes, labelme or index",
-        )
-        self._require(bool(self.input), "input", "is needed: a folder of masks")
-        self._require(bool(self.output), "output", "is needed: a folder for the index masks")
+        self._require_given("kind", "palette, rgb, grey, binary, cityscapes, labelme or index")
+        self._require_given("input", "a folder of masks")
+        self._require_given("output", "a folder for the index masks")
 
 
 def main(command: Command) -> None:

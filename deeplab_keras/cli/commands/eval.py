@@ -37,19 +37,16 @@ class Options(Config):
     def validate(self) -> None:
         """One checkpoint or two, and devices."""
         self._require(
-            len(self.compare) in (0, 2), "compare", "two checkpoints with a comma between them"
+            len(self.compare) in (0, 2), "compare", "must be two checkpoints, separated by a comma"
         )
-        self._require(
-            any((self.checkpoint_dir, *self.compare)),
-            "checkpoint_dir",
-            "is needed: a workdir; or --compare=A,B",
-        )
+        if not self.compare:
+            self._require_given("checkpoint_dir", "a workdir; or two checkpoints in `compare`")
         self._require(
             not (self.checkpoint_dir and self.compare),
             "compare",
-            "takes the place of --checkpoint_dir",
+            "cannot be combined with `checkpoint_dir`",
         )
-        self._require(self.eval_devices >= 0, "eval_devices", "0 or above")
+        self._require(self.eval_devices >= 0, "eval_devices", "must be at least 0")
 
 
 def main(command: Command) -> None:

@@ -48,7 +48,7 @@ def main(command: Command) -> None:
     try:
         check = pictures(data_config.eval_split)
     except UserError as error:
-        print(f"the check is made on artificial pictures, because: {error}")
+        print(f"the check is made on artificial pictures, because: {command.show(error.text)}")
     size = (options.input_size[0], options.input_size[1]) if options.input_size else None
     export.export_model(
         options.checkpoint_dir,

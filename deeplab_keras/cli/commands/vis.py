@@ -29,12 +29,8 @@ class Options(Config):
 
     def validate(self) -> None:
         """A checkpoint is needed."""
-        self._require(
-            bool(self.checkpoint_dir),
-            "checkpoint_dir",
-            "is needed: the --train_logdir of a training",
-        )
-        self._require(self.vis_samples >= 0, "vis_samples", "0 or above")
+        self._require_given("checkpoint_dir", "the `train_logdir` of a training run")
+        self._require(self.vis_samples >= 0, "vis_samples", "must be at least 0")
 
 
 def main(command: Command) -> None:

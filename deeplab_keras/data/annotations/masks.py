@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from deeplab_keras.config import UserError, unknown_name
+from deeplab_keras.config import UserError, unknown_option
 from deeplab_keras.data.annotations.labelme import BACKGROUND, draw_labelme, labels_of, lines_in
 from deeplab_keras.data.datasets.ade20k import ADE20K_151
 from deeplab_keras.data.datasets.camvid import CAMVID
@@ -30,7 +30,6 @@ from deeplab_keras.data.files.mask_values import STRAY
 from deeplab_keras.data.files.mistakes import VOC_CONTOUR, luminances
 from deeplab_keras.data.files.pairs import in_threads
 from deeplab_keras.data.files.reading import (
-    REMEDY,
     FileUserError,
     NoMaskUserError,
     PngHeader,
@@ -112,7 +111,7 @@ def _index(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         moved = np.where(ids == IGNORE_LABEL, IGNORE_LABEL, ids + offset)
         if moved.max(initial=0) > IGNORE_LABEL:
             raise NoMaskUserError(
-                f"{path}: it holds the id {ids.max()}, with --id_offset={offset} above 255"
+                f"{path}: it holds the id {ids.max()}, with `id_offset={offset}` above 255"
             )
         return np.where(moved < 0, IGNORE_LABEL, moved).astype(np.uint8)
 
@@ -124,9 +123,9 @@ def _palette(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         header = read_png_header(path)
         if header.colour_type != PngHeader.PALETTE:
             form = (
-                "in colours; use --from=rgb"
+                "in colours; use `from='rgb'`"
                 if header.coloured
-                else "grey; if its values are ids, use --from=index"
+                else "grey; if its values are ids, use `from='index'`"
             )
             raise NoMaskUserError(f"{path}: this is no palette PNG but {form}")
         return read_label(path)
@@ -139,11 +138,11 @@ def _in_colours(path: str, grey: bool = False) -> np.ndarray:
     with open_picture(path) as picture:
         if picture.mode.startswith("I"):
             raise NoMaskUserError(
-                f"{path}: this mask has 16 bits, whose values are ids; use --from=index"
+                f"{path}: this mask has 16 bits, whose values are ids; use `from='index'`"
             )
         pixels = opaque_colours(path, picture)
     if grey and not (pixels == pixels[..., :1]).all():
-        raise NoMaskUserError(f"{path}: this mask is in colours; use --from=rgb")
+        raise NoMaskUserError(f"{path}: this mask is in colours; use `from='rgb'`")
     return pixels
 
 
@@ -155,9 +154,9 @@ def _rgb(classes: Classes | None, offset: int, gather: Gather, grey: bool = Fals
         found = sorted({code for codes in gather(codes_in) for code in codes})
         if len(found) >= MAX_CLASSES:
             raise UserError(
-                f"--input: the masks have {MAX_CLASSES} {'grey levels' if grey else 'colours'} or "
+                f"`input`: the masks have {MAX_CLASSES} {'grey levels' if grey else 'colours'} or "
                 "more; name those that count in "
-                "--classes=FILE, a line 'name #rrggbb' each, or export masks that were saved as "
+                "`classes='FILE'`, a line 'name #rrggbb' each, or export masks that were saved as "
                 "JPEG or resized smoothly again"
             )
         palette = tuple((code >> 16, code >> 8 & 255, code & 255) for code in found)
@@ -168,15 +167,15 @@ def _rgb(classes: Classes | None, offset: int, gather: Gather, grey: bool = Fals
             and levels <= luminances([*pascal_palette(21), VOC_CONTOUR]) | {255}
         ):
             logging.warning(
-                "--input: these grey levels are the luminances of PASCAL VOC's colours, of which "
+                "`input`: these grey levels are the luminances of PASCAL VOC's colours, of which "
                 "two classes share one; "
-                "convert the original masks, --from=palette or --from=rgb --classes=voc2012"
+                "convert the original masks, `from='palette'` or `from='rgb'` `classes='voc2012'`"
             )
         names = tuple(
             f"grey_{colour[0]}" if grey else f"colour_{bytes(colour).hex()}" for colour in palette
         )
         classes = Classes(names, palette)
-    colours = classes.colours("--classes", IGNORE_LABEL)
+    colours = classes.colours("`classes`", IGNORE_LABEL)
     settings = {f"#{bytes(colour).hex()}": label for colour, label in colours.items()}
     return Plan(
         lambda path: ids_of_colours(path, _in_colours(path, grey), colours), classes, settings
@@ -216,7 +215,7 @@ def _binary(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         if between > 0.05:
             raise NoMaskUserError(
                 f"{path}: {between:.0%} of the pixels are neither black nor white; use "
-                "--from=grey or index"
+                "`from='grey'` or index"
             )
         return (levels >= white / 2).astype(np.uint8)
 
@@ -244,11 +243,11 @@ def _labelme(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         labels = sorted({label for labels in gather(labels_of) for label in labels})
         if len(labels) >= IGNORE_LABEL:
             raise UserError(
-                f"--input: the files have {len(labels)} labels; name fewer in --classes=FILE"
+                f"`input`: the files have {len(labels)} labels; name fewer in `classes='FILE'`"
             )
         if strange := [label for label in labels if not label.strip() or not label.isprintable()]:
             raise UserError(
-                f"--input: a shape has the label {strange[0]!r}, which is no name of a class; "
+                f"`input`: a shape has the label {strange[0]!r}, which is no name of a class; "
                 "rename it in labelme"
             )
         classes = Classes((BACKGROUND, *labels), pascal_palette(len(labels) + 1))
@@ -298,10 +297,10 @@ def convert_masks(
             another way.
     """
     if kind not in KINDS:
-        raise unknown_name("--from", kind, KINDS)
+        raise unknown_option("from", kind, KINDS)
     if id_offset and kind != "index":
         raise UserError(
-            f"--id_offset={id_offset}: this is for --from=index; --from={kind} makes ids of its own"
+            f"`id_offset={id_offset}`: this is for `from='index'`; `from={kind}` makes ids of its own"
         )
     files = _files(kind, Path(source), Path(target))
     failed: dict[str, str] = {}
@@ -334,10 +333,10 @@ def convert_masks(
 
 def _files(kind: str, source: Path, target: Path) -> list[str]:
     if not source.is_dir():
-        raise UserError(f"--input={source}: there is no such folder")
+        raise UserError(f"`input={source}`: there is no such folder")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise UserError(
-            f"--output={target}: give a folder outside of --input={source}, so that no mask is "
+            f"`output={target}`: give a folder outside of `input={source}`, so that no mask is "
             "converted twice"
         )
     _, suffixes = KINDS[kind]
@@ -346,7 +345,7 @@ def _files(kind: str, source: Path, target: Path) -> list[str]:
         names = [name for name in names if name.endswith(f"_{LABEL_IDS}.png")] or names
     if not names:
         raise UserError(
-            f"--input={source}: there is no file for --from={kind} in it; wanted are "
+            f"`input={source}`: there is no file for `from={kind}` in it; wanted are "
             f"{', '.join(suffixes)}"
         )
     return [str(source / name) for name in names]
@@ -361,10 +360,10 @@ def _classes(name: str) -> Classes | None:
     path = Path(name)
     if not path.is_file():
         raise UserError(
-            f"--classes={name}: there is no such file; give one, or one of {', '.join(PALETTES)}"
+            f"`classes={name}`: there is no such file; give one, or one of {', '.join(PALETTES)}"
         )
     classes = read_classes(Tree(str(path.parent)), path.name, with_ignored=True)
-    require_ignored_apart(f"--classes={name}", classes.names, IGNORE_LABEL)
+    require_ignored_apart(f"`classes={name}`", classes.names, IGNORE_LABEL)
     return classes
 
 
@@ -372,7 +371,7 @@ def _each(read: Read, paths: Sequence[str], failed: dict[str, str]) -> Iterator[
     """What `read` returns for each file; None for one with something wrong, which goes to `failed`; other trouble ends it."""
     for path, (result, error) in zip(paths, in_threads(read, paths), strict=True):
         if isinstance(error, FileUserError):
-            failed.setdefault(path, str(error).replace(REMEDY, ""))
+            failed.setdefault(path, error.message)
         elif error is not None:
             raise error
         yield result
@@ -402,8 +401,8 @@ def _fresh(target: Path, jobs: dict[str, Path], record: dict[str, Any]) -> set[s
     if there and made != record:
         how = "by another conversion, or of other classes" if made else "by something else"
         raise UserError(
-            f"--output={target}: {len(there)} of these masks are there, made {how}; give another "
-            "folder, or --overwrite"
+            f"`output={target}`: {len(there)} of these masks are there, made {how}; give another "
+            "folder, or `overwrite`"
         )
     return {path for path in there if jobs[path].stat().st_mtime_ns >= os.stat(path).st_mtime_ns}
 

@@ -64,7 +64,7 @@ def size_in_range(
     size = tf.cast(size, tf.int32)
     if not short:
         if long:
-            raise UserError(f"--max_resize_value={long}: needs --min_resize_value beside it")
+            raise UserError(f"`max_resize_value={long}`: needs `min_resize_value` beside it")
         return size
     sides = tf.cast(
         size, tf.float32

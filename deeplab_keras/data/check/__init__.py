@@ -131,7 +131,7 @@ def _read(split: str, opened: _Split) -> _Found:
                 found.wrong.add(values)
         if error:
             found.problems.append(
-                Problem(split, getattr(error, "kind", FileUserError.kind), str(error))
+                Problem(split, getattr(error, "kind", FileUserError.kind), error.text)
             )
         progress.update(done)
     return found
@@ -176,7 +176,7 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
         try:
             opened = _open(config, split)
         except UserError as error:
-            problems.append(Problem(split, NOT_OPENED, str(error)))
+            problems.append(Problem(split, NOT_OPENED, error.text))
             continue
         found = _read(split, opened)
         problems += found.problems
@@ -188,7 +188,7 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
                 Problem(split, NOTHING_LABELLED, nothing_labelled(config, split, opened.info))
             )
     if opened is None:
-        raise UserError(problems[0].message if problems else "--splits: name at least one split")
+        raise UserError(problems[0].message if problems else "`splits`: name at least one split")
     problems += in_two_splits(checked)
     # The likely mistake of the masks with ids outside the classes; where there are none, of all.
     guessed = wrong if wrong.present else values

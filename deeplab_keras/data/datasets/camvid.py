@@ -63,7 +63,7 @@ def find_camvid(config: DataConfig, split: str) -> Pairs:
     if not homes:
         if not root.is_dir("images") and not root.is_dir(f"{split}/images"):
             raise UserError(
-                f"--dataset_dir={config.dataset_dir}: there is no folder {split}annot of CamVid "
+                f"`dataset_dir={config.dataset_dir}`: there is no folder {split}annot of CamVid "
                 f"in it, nor images/{split}; " + expected(SEGNET_TREE.format(split))
             )
         found = find_parallel(root, split)

@@ -131,7 +131,7 @@ def find_parallel(root: Tree, split: str) -> Found:
     else:
         if not root.is_dir("images"):
             raise UserError(
-                f"{root.on_disk()}: there is no folder 'images'; --dataset_dir has to hold "
+                f"{root.on_disk()}: there is no folder 'images'; `dataset_dir` has to hold "
                 f"images/{split} and labels/{split}, "
                 f"or a list {split}.csv or {split}.txt"
             )
@@ -142,7 +142,7 @@ def find_parallel(root: Tree, split: str) -> Found:
                 splits = ", ".join(root.folders(parent)) or "none"
                 raise UserError(
                     f"{root.on_disk(parent)}: there is no split {split!r}; there are (for "
-                    f"--train_split, --eval_split): {splits}"
+                    f"`train_split`, `eval_split`): {splits}"
                 )
     images = files_by_name(root, image_folder, IMAGE_SUFFIXES)
     if not images:
@@ -249,7 +249,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         raise UserError(
             f"{where}: the masks hold at most the id 0 beside the ignore label "
             f"{config.ignore_label}; "
-            + (hint or "number the classes 0, 1, 2, ... in them, or give --ignore_label")
+            + (hint or "number the classes 0, 1, 2, ... in them, or give `ignore_label`")
         )
     unused = sorted(set(range(count)) - present)
     gaps = len(unused) > count / 2

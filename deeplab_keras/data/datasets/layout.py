@@ -48,7 +48,7 @@ def find_home(
     others = [archive.path for archive in whole.archives if archive.path != whole.path]
     looked = f", nor in {', '.join(others)}" if others else ""
     raise UserError(
-        f"--dataset_dir={config.dataset_dir}: there is no folder {absent} of the dataset "
+        f"`dataset_dir={config.dataset_dir}`: there is no folder {absent} of the dataset "
         f"{config.dataset} in it{looked}; "
         f"{expected(tree)}"
     )
@@ -102,6 +102,6 @@ def check_split(split: str, splits: Sequence[str], dataset: str) -> None:
     """Raises UserError for a split that the dataset does not have."""
     if split not in splits:
         raise UserError(
-            f"--train_split or --eval_split={split}: the dataset {dataset} has the splits "
+            f"`train_split` or `eval_split={split}`: the dataset {dataset} has the splits "
             f"{', '.join(splits)}"
         )

@@ -403,7 +403,7 @@ def open_synthetic(config: DataConfig, split: str) -> SyntheticSource:
         UserError: there is no such split.
     """
     if split not in SPLITS:
-        raise unknown_name("--train_split or --eval_split of the synthetic dataset", split, SPLITS)
+        raise unknown_name("`train_split` or `eval_split` of the synthetic dataset", split, SPLITS)
     count = config.train_samples if split == "train" else config.eval_samples
     height, width = config.synthetic_size
     return SyntheticSource(config.seed, split, count, height, width)

@@ -84,7 +84,7 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
     rows: list[tuple[int, str, str]]
     if len(paths) > 2:
         raise UserError(
-            f"--train_split or --eval_split={','.join(paths)}: give one list of pairs, or two "
+            f"`train_split` or `eval_split={','.join(paths)}`: give one list of pairs, or two "
             "lists: images,masks"
         )
     if len(paths) == 2:
@@ -148,7 +148,7 @@ def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
         text = root.read_text(path) if root.is_file(path) else decode_text(where.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{where}: there is no such list; the path is looked for in --dataset_dir and as it is"
+            f"{where}: there is no such list; the path is looked for in `dataset_dir` and as it is"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

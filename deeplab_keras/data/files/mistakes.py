@@ -116,7 +116,7 @@ def _other_ids(
     if label_map is None and count == 19 and found <= {*range(34), 255}:
         return (
             f"these look like Cityscapes' labelIds; run {CONVERT} --from=cityscapes, or train "
-            "with --dataset=cityscapes"
+            "with `dataset='cityscapes'`"
         )
     if len(strange) > max(20, count):
         return (

@@ -228,7 +228,7 @@ def require_equal(
             f"{image} is "
             f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair, or leave "
             "such pairs out with "
-            "--skip_broken_files"
+            "`skip_broken_files`"
         )
 
 
@@ -332,14 +332,14 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
             errors.append(error)
     if errors:
         alike = sum(type(error) is type(errors[0]) for error in errors)
-        raise type(errors[0])(f"{errors[0]}{and_more(alike)}")
+        raise type(errors[0])(f"{errors[0].text}{and_more(alike)}")
     if skipped:
         logging.warning(
             "%d of %d pairs of image and mask are left out, each named above", skipped, len(indices)
         )
     if not passed:
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: not one pair of image and mask can be read"
+            f"`dataset_dir={config.dataset_dir}`: not one pair of image and mask can be read"
         )
     return passed
 
@@ -357,7 +357,7 @@ def require_files(pairs: Pairs, index: int) -> None:
         if not _exists(path):
             raise MissingFileError(
                 f"{path}: there is no such file; {pairs.expected}; leave such pairs out with "
-                "--skip_broken_files"
+                "`skip_broken_files`"
             )
 
 
@@ -398,16 +398,16 @@ def open_pairs(
     if len(good) < len(sample):
         source = dataclasses.replace(source.take(good), plain=tuple(source.plain[i] for i in good))
     if hint := likely_mistake(values, pairs.info, pairs.label_map) if pairs.colours is None else "":
-        raise UserError(f"--dataset_dir={config.dataset_dir}: the masks hold {hint}")
+        raise UserError(f"`dataset_dir={config.dataset_dir}`: the masks hold {hint}")
     return source
 
 
 def nothing_labelled(config: DataConfig, split: str, info: DatasetInfo) -> str:
     """The message about a split whose masks are ignored as a whole."""
     return (
-        f"--dataset_dir={config.dataset_dir}: no mask of the split {split!r} has a labelled "
+        f"`dataset_dir={config.dataset_dir}`: no mask of the split {split!r} has a labelled "
         f"pixel: all are {info.ignore_label}, "
-        "which is ignored; label them, or give another --ignore_label"
+        "which is ignored; label them, or give another `ignore_label`"
     )
 
 

@@ -47,7 +47,7 @@ KINDS = {
     b"RIFF": "WebP",
 }
 
-REMEDY = "; replace it, or leave such files out with --skip_broken_files"
+REMEDY = "replace it, or leave such files out with `skip_broken_files`"
 
 Size = tuple[int, int]  # width, height
 
@@ -71,7 +71,7 @@ class MissingFileError(BrokenFileError):
 
 
 class NoMaskUserError(FileUserError):
-    """A picture that is no map of ids."""
+    """A picture that is not a map of ids."""
 
     kind = "masks that are no map of ids"
 
@@ -86,7 +86,8 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
     elif isinstance(error, Exception) and not isinstance(error, (OSError, ValueError, SyntaxError)):
         error = f"{type(error).__name__}: {error}"
     return BrokenFileError(
-        f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]}){REMEDY}"
+        f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]})",
+        hint=REMEDY,
     )
 
 
@@ -353,7 +354,7 @@ def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray
         raise NoMaskUserError(
             f"{path}: the mask is a colour picture; a mask has one channel (grey or palette) with "
             "each pixel's class id: "
-            "--mask_format=colour reads the colours that classes.txt gives, "
+            "`mask_format='colour'` reads the colours that classes.txt gives, "
             "scripts/convert_masks.py --from=rgb makes ids of them"
         )
     require_drawing(path, pixels[..., :colours], pixels)

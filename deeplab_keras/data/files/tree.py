@@ -161,7 +161,7 @@ def dataset_tree(config: DataConfig) -> Tree:
     """
     if not config.dataset_dir:
         raise UserError(
-            f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the "
+            f"`dataset={config.dataset}` needs `dataset_dir='FOLDER'`, the folder that holds the "
             "dataset"
         )
     path = Path(config.dataset_dir).expanduser()
@@ -171,10 +171,10 @@ def dataset_tree(config: DataConfig) -> Tree:
         return Tree(str(path), (open_archive(path),))
     if path.exists():
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: this is neither a folder nor a .zip or .tar "
+            f"`dataset_dir={config.dataset_dir}`: this is neither a folder nor a .zip or .tar "
             "archive"
         )
-    raise UserError(f"--dataset_dir={config.dataset_dir}: there is no such folder")
+    raise UserError(f"`dataset_dir={config.dataset_dir}`: there is no such folder")
 
 
 def with_archives(tree: Tree, patterns: Sequence[str]) -> Tree:

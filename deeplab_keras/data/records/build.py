@@ -170,7 +170,7 @@ class _Build:
             path.touch()
         except OSError as error:
             raise UserError(
-                f"{self.folder}: cannot be written to ({error.strerror}); give another --output_dir"
+                f"{self.folder}: cannot be written to ({error.strerror}); give another `output_dir`"
             ) from error
         try:
             lock.acquire()
@@ -200,7 +200,7 @@ class _Build:
             raise UserError(
                 f"{self.folder}: it holds records of the split {self.split!r} made of other "
                 "files, or in another number "
-                "of files; --overwrite replaces them"
+                "of files; `overwrite` replaces them"
             )
         return made_of == self.signature and not overwrite and all(map(self._is_whole, shards))
 
@@ -258,7 +258,7 @@ class _Build:
                 else f"other records ({strange[0]})"
             )
             raise UserError(
-                f"{self.folder}: it holds {what} of the split {self.split!r}; --overwrite "
+                f"{self.folder}: it holds {what} of the split {self.split!r}; `overwrite` "
                 "replaces them"
             )
         others = [

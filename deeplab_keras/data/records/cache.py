@@ -155,9 +155,9 @@ def _check_room(source: Source, folder: Path, missing: list[int]) -> None:
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if needed > (free := shutil.disk_usage(above).free):
         raise UserError(
-            f"--cache_dir={folder.parent}: {len(missing)} decoded pairs need about "
+            f"`cache_dir={folder.parent}`: {len(missing)} decoded pairs need about "
             f"{needed / 1e9:.3g} GB and {free / 1e9:.3g} GB "
-            "are free; give another folder, or leave --cache_dir out"
+            "are free; give another folder, or leave `cache_dir` out"
         )
 
 

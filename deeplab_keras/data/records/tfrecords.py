@@ -122,7 +122,7 @@ class RecordSource(FileSource):
             )
             raise BrokenFileError(
                 f"{where} is damaged; make or fetch the file anew, or leave such records out with "
-                "--skip_broken_files"
+                "`skip_broken_files`"
             ) from error
         return super().load_ids(index)
 
@@ -190,7 +190,7 @@ def open_records(config: DataConfig, split: str) -> RecordSource:
     """
     if not config.dataset_dir:
         raise UserError(
-            f"--dataset={config.dataset} needs --dataset_dir=FOLDER, the folder that holds the "
+            f"`dataset={config.dataset}` needs `dataset_dir='FOLDER'`, the folder that holds the "
             "record files"
         )
     folder = Path(config.dataset_dir).expanduser()
@@ -198,7 +198,7 @@ def open_records(config: DataConfig, split: str) -> RecordSource:
     if not files:
         there = ", ".join(sorted(shards_in(folder))) if folder.is_dir() else ""
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: there are no files "
+            f"`dataset_dir={config.dataset_dir}`: there are no files "
             f"{split}-00000-of-NNNNN.tfrecord; "
             f"splits there: {there or 'none'}; scripts/build_tfrecords.py makes them"
         )
@@ -287,7 +287,7 @@ def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any]
     except FileNotFoundError:
         return None
     except UserError as error:
-        raise UserError(f"{path}: {error}; build the records anew") from error
+        raise UserError(f"{path}: {error.text}; build the records anew") from error
     except Exception as error:  # whatever stands in the file: also what is nested too deeply
         raise UserError(
             f"{path}: cannot be read as a manifest ({error}); build the records anew"
@@ -324,9 +324,9 @@ def _classes(
         )
     else:
         raise UserError(
-            f"--dataset_dir={config.dataset_dir}: records without a manifest do not say what "
+            f"`dataset_dir={config.dataset_dir}`: records without a manifest do not say what "
             "their classes are; give the "
-            f"dataset's name (--dataset={', '.join(OFFICIAL)}) or put a {CLASSES_FILE} there, one "
+            f"dataset's name (`dataset={', '.join(OFFICIAL)}`) or put a {CLASSES_FILE} there, one "
             "name a line"
         )
     if (held.class_names, held.ignore_label) == (wanted.class_names, wanted.ignore_label):
@@ -336,7 +336,7 @@ def _classes(
     if (held.class_names, wanted) == (ADE20K.class_names, ADE20K_151):
         return wanted, {label: other for other, label in LABEL_MAP.items()}
     raise UserError(
-        f"--dataset={config.dataset}: the records in {config.dataset_dir} hold the "
+        f"`dataset={config.dataset}`: the records in {config.dataset_dir} hold the "
         f"{held.num_classes} classes of {held.name!r}; "
-        "--dataset=tfrecord takes them as they are"
+        "`dataset='tfrecord'` takes them as they are"
     )

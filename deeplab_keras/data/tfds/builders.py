@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from deeplab_keras.config import DataConfig, UserError, unknown_name
+from deeplab_keras.config import DataConfig, UserError, unknown_option
 from deeplab_keras.data.datasets.ade20k import ADE20K, ADE20K_151
 from deeplab_keras.data.datasets.camvid import CAMVID
 from deeplab_keras.data.datasets.catalog import FILES, open_files
@@ -151,7 +151,7 @@ def build_tfds(config: DataConfig, data_dir: str) -> tuple[str, Path, dict[str, 
         UserError: there is no builder of that dataset, or its files are missing or wrong.
     """
     if config.dataset not in BUILDERS:
-        raise unknown_name("--dataset", config.dataset, BUILDERS)
+        raise unknown_option("dataset", config.dataset, BUILDERS)
     folder = str(dataset_tree(config).on_disk())
     builder = BUILDERS[config.dataset](data_dir=data_dir or None)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))

@@ -53,7 +53,7 @@ def open_tfds(config: DataConfig, split: str) -> RecordSource:
     info = builder.info
     if info.file_format.value != "tfrecord":
         raise UserError(
-            f"--dataset={config.dataset}: it was prepared as {info.file_format.value} files; "
+            f"`dataset={config.dataset}`: it was prepared as {info.file_format.value} files; "
             "prepare it as TFRecord: "
             f"tfds build {builder.name} --file_format=tfrecord"
         )
@@ -94,7 +94,7 @@ def _prepared(config: DataConfig) -> Any:
         builder = tfds.builder(name, data_dir=folder)
     except Exception as error:  # of many kinds, and not documented
         raise UserError(
-            f"--dataset={config.dataset}: tensorflow-datasets has no such dataset "
+            f"`dataset={config.dataset}`: tensorflow-datasets has no such dataset "
             f"({_line(error)}); "
             "https://www.tensorflow.org/datasets/catalog lists them"
         ) from error
@@ -110,12 +110,12 @@ def _prepared(config: DataConfig) -> Any:
         )
         if isinstance(builder, tfds_builders.FilesBuilder):
             own = (
-                f"--dataset={builder.DATASET} --dataset_dir=FOLDER "
-                f"--data_dir={builder.data_dir_root}"
+                f"`dataset={builder.DATASET}` `dataset_dir='FOLDER'` "
+                f"`data_dir={builder.data_dir_root}`"
             )
             advice = f"; with its files at hand: python scripts/build_tfds.py {own}"
         raise UserError(
-            f"--dataset={config.dataset}: tensorflow-datasets cannot prepare it in "
+            f"`dataset={config.dataset}`: tensorflow-datasets cannot prepare it in "
             f"{builder.data_path} ({_line(error)}){advice}"
         ) from error
     return builder
@@ -142,7 +142,7 @@ def _features(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str
     images = [key for key in images if key not in masks[:1]]
     if not masks or not images:
         raise UserError(
-            f"--dataset={config.dataset}: it has no {'masks' if images else 'images'} that could "
+            f"`dataset={config.dataset}`: it has no {'masks' if images else 'images'} that could "
             "be found; "
             f"its features: {', '.join(features)}"
         )
@@ -157,7 +157,7 @@ def _instructions(config: DataConfig, info: Any, split: str) -> list[Any]:
         return list(info.splits[name].file_instructions)
     except ValueError as error:
         raise UserError(
-            f"--train_split or --eval_split={split}: the dataset {config.dataset} has the splits "
+            f"`train_split` or `eval_split={split}`: the dataset {config.dataset} has the splits "
             f"{', '.join(info.splits)}; "
             "parts are written train[:80%], train[80%:]"
         ) from error
@@ -220,7 +220,7 @@ def _classes(config: DataConfig, builder: Any, parts: _Parts) -> Classes:
     if builder.name in KNOWN:
         return KNOWN[builder.name]
     if names := getattr(feature, "names", None):
-        require_ignored_apart(f"--dataset={config.dataset}", names, config.ignore_label)
+        require_ignored_apart(f"`dataset={config.dataset}`", names, config.ignore_label)
         return info_for_classes(builder.name, tuple(names), ignore_label=config.ignore_label), None
     return _infer_classes(config, builder.name, list(parts.files), parts), None
 
@@ -236,13 +236,13 @@ def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Par
     present = np.zeros(256, bool)
     for ids, error in in_threads(lambda path: np.unique(read_label(path)), paths):
         if ids is None:
-            raise error or UserError(f"--dataset={config.dataset}: a mask cannot be read")
+            raise error or UserError(f"`dataset={config.dataset}`: a mask cannot be read")
         present[ids] = True
     present[config.ignore_label] = False
     count = int(np.flatnonzero(present).max(initial=-1)) + 1
     if count < 2:
         raise UserError(
-            f"--dataset={config.dataset}: its masks hold at most the id 0 beside the ignore label "
+            f"`dataset={config.dataset}`: its masks hold at most the id 0 beside the ignore label "
             f"{config.ignore_label}; "
             "they are no map of classes"
         )

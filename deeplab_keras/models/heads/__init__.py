@@ -27,6 +27,6 @@ def build_head(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     for key in getattr(config.head_config, "low_level_features", ()):
         if key not in features:
             raise UserError(
-                f"--low_level_features={key}: {config.backbone} has {', '.join(features)}"
+                f"`low_level_features={key}`: {config.backbone} has {', '.join(features)}"
             )
     return HEADS[config.head](features, config)

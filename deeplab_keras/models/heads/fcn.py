@@ -20,7 +20,7 @@ def auxiliary(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """One 3x3 convolution and a classifier named "auxiliary_logits" (docs/reference/sssegmentation.md#auxiliary-head)."""
     if config.auxiliary_feature not in features:
         raise UserError(
-            f"--auxiliary_feature={config.auxiliary_feature}: {config.backbone} has "
+            f"`auxiliary_feature={config.auxiliary_feature}`: {config.backbone} has "
             f"{', '.join(features)}"
         )
     x = conv_bn_act(

@@ -1,0 +1,121 @@
+"""The error that a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+
+class UserError(ValueError):
+    """A user's mistake, in one line: what was received, what is allowed, what to do next.
+
+    In the message, options stand in backticks under their Python names, alone or with a value:
+    `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows them as Python keywords; the
+    command line shows them as flags, by `render`.
+
+    Args:
+        message: One line.
+        field: The name of the option that has a wrong value, if there is one. A message that begins
+            with an option is about that option.
+        value: The value received.
+        allowed: The allowed values, if they can be listed.
+        hint: What to do next; appended to the message.
+
+    Example:
+    >>> error = UserError("`head=psp`: has image pooling with `pool_scales` alone")
+    >>> str(error)
+    'head=psp: has image pooling with pool_scales alone'
+    >>> error.field, error.value
+    ('head', 'psp')
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        value: Any = None,
+        allowed: Iterable[Any] = (),
+        hint: str = "",
+    ) -> None:
+        if not field and (subject := _OPTION.match(message)):
+            field, value = subject[1], subject[2]
+        self.message, self.field, self.value = message, field, value
+        self.allowed, self.hint = tuple(allowed), hint
+        super().__init__(self.render(_keyword))
+
+    @property
+    def text(self) -> str:
+        """The message and the hint, options in backticks: what a longer message can be made of."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    def render(self, option: Callable[[str, str | None], str]) -> str:
+        """Returns the message with each option as `option(name, value)` shows it.
+
+        Args:
+            option: Gets the name of an option and the text of its value, `None` where the message
+                names the option alone.
+        """
+        return render_options(self.text, option)
+
+
+class OptionError(UserError):
+    """An option that was given a value which is not allowed.
+
+    Args:
+        field: The name of the option.
+        value: The value received.
+        requirement: What holds for allowed values, such as "must be 8, 16 or 32".
+        allowed: The allowed values, if they can be listed.
+        hint: What to do next.
+
+    Example:
+    >>> str(OptionError("output_stride", 7, "must be 8, 16 or 32", allowed=(8, 16, 32)))
+    'output_stride must be 8, 16 or 32. Received: output_stride=7'
+    """
+
+    def __init__(
+        self,
+        field: str,
+        value: Any,
+        requirement: str,
+        *,
+        allowed: Iterable[Any] = (),
+        hint: str = "",
+    ) -> None:
+        message = f"`{field}` {requirement}. Received: `{field}={value!r}`"
+        super().__init__(message, field=field, value=value, allowed=allowed, hint=hint)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], field: str = "") -> UserError:
+    """Returns the error for an unknown name; it suggests the most similar known one.
+
+    Args:
+        kind: What the name should be one of, such as "model".
+        name: The name received.
+        known: All names.
+        field: The option that has the name.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    message = f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
+    return UserError(message, field=field, value=name, allowed=known)
+
+
+def unknown_option(field: str, name: str, known: Iterable[str]) -> UserError:
+    """Returns the error for an option whose value is an unknown name; see `unknown_name`."""
+    return unknown_name(f"`{field}`", name, known, field)
+
+
+def render_options(text: str, option: Callable[[str, str | None], str]) -> str:
+    """Returns a text with each option in backticks as `option(name, value)` shows it."""
+    return _OPTION.sub(lambda found: option(found[1], found[2]), text)
+
+
+def _keyword(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
