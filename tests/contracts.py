@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from deeplab_keras import cli as flags
-from deeplab_keras.config import Config
+from deeplab_keras.cli.fields import flag_writer
+from deeplab_keras.config import Config, UserError, render_options
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -90,6 +92,20 @@ def holding(lock: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+def as_command_line(said: BaseException | str) -> str:
+    """An error, or a message with options in backticks, as the command line shows it."""
+    text = said.text if isinstance(said, UserError) else str(said)
+    return render_options(text, flag_writer())
+
+
+@contextlib.contextmanager
+def raises_line(message: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """As `pytest.raises(UserError, match=message)`, but `message` is as the command line shows it."""
+    with pytest.raises(UserError) as error:
+        yield error
+    assert re.search(message, as_command_line(error.value)), as_command_line(error.value)
 
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))

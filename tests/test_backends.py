@@ -9,10 +9,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, noise, script
+from contracts import ROOT, noise, raises_line, script
 
 from deeplab_keras import cli as flags
-from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError
+from deeplab_keras.config import CONVENTIONS, ModelConfig
 from deeplab_keras.export import export_model
 from deeplab_keras.inference import Network
 from deeplab_keras.models.layers import BatchNormalization, Normalize, ResizeTo
@@ -88,11 +88,9 @@ def test_scripts_on_another_backend_get_one_line(
 
 def test_calls_on_another_backend_get_one_line(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
-    with pytest.raises(
-        UserError, match="inference runs on Keras' TensorFlow backend; the backend here is torch"
-    ):
+    with raises_line("inference runs on Keras' TensorFlow backend; the backend here is torch"):
         Network(keras.Sequential())
-    with pytest.raises(UserError, match="the export runs on Keras' TensorFlow backend"):
+    with raises_line("the export runs on Keras' TensorFlow backend"):
         export_model("runs/none", "out")
 
 

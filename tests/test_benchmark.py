@@ -9,14 +9,14 @@ import re
 import numpy as np
 import pytest
 from benchmark_workers import InProcess
-from contracts import noise, script
+from contracts import noise, raises_line, script
 from data_files import write_dataset
 
 import benchmarks as benchmark
 import deeplab_keras as dk
 from benchmarks import peers, records, rounds, workers
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 
 SHORT = ["--rounds=2", "--batches=1"]
 
@@ -174,15 +174,14 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch
 def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     measure = importlib.import_module("benchmarks.input").measure_input
-    with pytest.raises(
-        UserError,
-        match="--against=torch reads JPEG or PNG images .* --dataset=synthetic has others",
+    with raises_line(
+        "--against=torch reads JPEG or PNG images .* --dataset=synthetic has others",
     ):
         measure(DataConfig(), against=["torch"])
     config = DataConfig(
         dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0
     )
-    with pytest.raises(UserError, match="--against=torch does what SSSegmentation does"):
+    with raises_line("--against=torch does what SSSegmentation does"):
         measure(config, against=["torch"])
 
 
@@ -190,9 +189,9 @@ def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
 
 
 def test_a_contender_that_cannot_be_made_says_so_in_one_line():
-    with pytest.raises(UserError, match="^nothing: AttributeError: "):
+    with raises_line("^nothing: AttributeError: "):
         workers.Worker(workers.Recipe("x", "math:nothing", {}))
-    with pytest.raises(UserError, match="^x: its process ended with status 3; "):
+    with raises_line("^x: its process ended with status 3; "):
         workers.Worker(workers.Recipe("x", "os:_exit", {"status": 3}))
 
 

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 from benchmark_workers import InProcess
-from contracts import ROOT, script
+from contracts import ROOT, as_command_line, raises_line, script
 
 import benchmarks as benchmark
 import deeplab_keras as dk
@@ -184,12 +184,12 @@ def test_a_step_that_a_peer_does_not_take(name, settings, message, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     with pytest.raises(UserError) as error:
         training.measure_training(TINY, DataConfig(), TrainConfig(**settings), against=[name])
-    assert message in str(error.value)
+    assert message in as_command_line(error.value)
 
 
 def test_an_auxiliary_head_is_not_left_out_of_the_peers_network_alone(monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
-    with pytest.raises(UserError, match="--against=torch: its steps have --auxiliary_head=false"):
+    with raises_line("--against=torch: its steps have --auxiliary_head=false"):
         training.measure_training(
             TINY.replace(auxiliary_head=True), DataConfig(), TrainConfig(), against=["torch"]
         )
@@ -203,4 +203,4 @@ def test_a_peer_that_is_not_installed_names_the_command(gpu, package, monkeypatc
     monkeypatch.setattr(training.shutil, "which", lambda name: gpu)
     with pytest.raises(UserError) as error:
         training.measure_training(TINY, DataConfig(), TrainConfig(), against=["jax"])
-    assert str(error.value).endswith(f"not installed here: pip install {package}")
+    assert as_command_line(error.value).endswith(f"not installed here: pip install {package}")

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from contracts import holding, noise
+from contracts import as_command_line, holding, noise, raises_line
 from official_golden import SMALL, drawn_tensors
 from test_convert_official import save_checkpoint
 
@@ -124,11 +124,9 @@ def test_a_connection_that_breaks_is_taken_up_again(server, tmp_path):
 def test_the_next_call_goes_on_where_the_last_one_stopped(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cuts = [100_000]
-    with pytest.raises(
-        UserError, match=r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into"
-    ) as caught:
+    with raises_line(r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into") as caught:
         fetch(server.url + "file.bin", tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in as_command_line(caught.value)
     assert (
         not (tmp_path / "file.bin").exists()
         and (tmp_path / "file.bin.part").stat().st_size == 100_000
@@ -162,11 +160,9 @@ def test_a_wrong_part_is_not_appended(server, tmp_path, monkeypatch, name):
 def test_a_file_without_end_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 500_000)
     for server.length in (True, False):
-        with pytest.raises(
-            UserError, match="no released model is that large, so check the address"
-        ) as caught:
+        with raises_line("no released model is that large, so check the address") as caught:
             fetch(server.url + "file.bin", tmp_path)
-        assert "\n" not in str(caught.value) and left(tmp_path) == set()
+        assert "\n" not in as_command_line(caught.value) and left(tmp_path) == set()
 
 
 def test_a_download_without_progress_is_given_up(tmp_path, monkeypatch):
@@ -185,7 +181,7 @@ def test_a_download_without_progress_is_given_up(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
         threading.Thread(target=slow.serve_forever, daemon=True).start()
         begin = time.monotonic()
-        with pytest.raises(UserError, match="fewer than 1000 bytes per second for 0.5 seconds"):
+        with raises_line("fewer than 1000 bytes per second for 0.5 seconds"):
             fetch(f"http://127.0.0.1:{slow.server_port}/file.bin", tmp_path)
         assert time.monotonic() - begin < 4
         slow.shutdown()
@@ -235,7 +231,7 @@ def test_a_part_that_is_complete_or_too_long(server, tmp_path, monkeypatch, surp
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     server.content = CONTENT[:-1] + b"!"
-    with pytest.raises(UserError, match="another file than expected; it is deleted again .sha384 "):
+    with raises_line("another file than expected; it is deleted again .sha384 "):
         fetch(server.url + "file.bin", tmp_path, CHECKSUM)
     assert left(tmp_path) == set()
 
@@ -248,9 +244,7 @@ def test_a_file_that_changed_on_the_disk(server, tmp_path):
     ).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  file.bin\n"
     path.write_bytes(CONTENT[:-1])
     record(path)  # what was recorded stays
-    with pytest.raises(
-        UserError, match=f"{path}: damaged or changed; delete it for a new download .sha256"
-    ):
+    with raises_line(f"{path}: damaged or changed; delete it for a new download .sha256"):
         fetch(server.url + "file.bin", tmp_path)
 
 
@@ -259,9 +253,8 @@ def test_a_file_that_changed_on_the_disk(server, tmp_path):
 )
 def test_what_a_server_refuses(server, tmp_path, status, reason):
     server.status = status
-    with pytest.raises(
-        UserError,
-        match=f"the server says {reason}.; or download it yourself.* put it into {tmp_path}",
+    with raises_line(
+        f"the server says {reason}.; or download it yourself.* put it into {tmp_path}",
     ):
         fetch(server.url + "file.bin", tmp_path)
     assert len(server.asked) == 1 and left(tmp_path) == set()
@@ -273,7 +266,7 @@ def test_offline(tmp_path):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file.bin"
         with pytest.raises(UserError) as caught:
             fetch(url, tmp_path)
-    message = str(caught.value)
+    message = as_command_line(caught.value)
     assert (
         url in message and "Connection refused" in message and f"put it into {tmp_path}" in message
     )
@@ -282,7 +275,7 @@ def test_offline(tmp_path):
 
 def test_a_cache_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .*DEEPLAB_KERAS_CACHE"):
+    with raises_line("cannot be written .*DEEPLAB_KERAS_CACHE"):
         fetch(server.url + "file.bin", tmp_path / "file" / "folder")
 
 
@@ -372,28 +365,28 @@ def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
     with pytest.raises(UserError) as caught:
         zoo.load_model(NAME)
     file = zoo_official.RELEASES[NAME].file
-    assert f"{zoo_server.url}{file}" in str(caught.value) and str(cache / "downloads") in str(
-        caught.value
-    )
+    assert f"{zoo_server.url}{file}" in as_command_line(caught.value) and str(
+        cache / "downloads"
+    ) in str(caught.value)
     (cache / "downloads" / file).write_bytes(release[0])
     assert zoo.load_model(NAME).name == NAME
 
 
 def test_what_is_no_release_is_not_kept(zoo_server, cache):
     zoo_server.content = b"<html>Please log in to this network</html>"
-    with pytest.raises(UserError, match="damaged or not a tar archive .* is deleted again"):
+    with raises_line("damaged or not a tar archive .* is deleted again"):
         zoo.load_model(NAME)
     assert not list(cache.rglob("*.gz")) and not (cache / "models").exists()
     path = cache / "downloads" / zoo_official.RELEASES[NAME].file
     path.write_bytes(zoo_server.content)  # the same, by hand: it is named and stays
-    with pytest.raises(UserError, match=f"{path}: damaged .*; delete it for a new download"):
+    with raises_line(f"{path}: damaged .*; delete it for a new download"):
         zoo.load_model(NAME)
     assert path.exists()
 
 
 def test_a_release_with_other_weights_than_the_models(zoo_server, cache, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, depth_multiplier=0.5))
-    with pytest.raises(UserError, match="seems made with --depth_multiplier=0.35"):
+    with raises_line("seems made with --depth_multiplier=0.35"):
         zoo.load_model(NAME)
     assert not (cache / "models").exists()
 
@@ -402,28 +395,25 @@ def test_sssegmentations_files_are_looked_for_at_its_address(server, cache, monk
     monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
     monkeypatch.setattr(zoo, "import_torch", lambda: None)
     server.status = 404
-    with pytest.raises(
-        UserError, match=f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"
-    ):
+    with raises_line(f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"):
         zoo.load_model("fcn_mobilenetv2os8_voc")
 
 
 def test_without_torch_nothing_is_downloaded(server, cache, monkeypatch):
     monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"deeplab-keras\[convert\]"):
+    with raises_line(r"deeplab-keras\[convert\]"):
         zoo.load_model("fcn_mobilenetv2os8_voc")
     assert server.asked == []
 
 
 def test_a_misspelt_name_and_a_missing_folder(cache):
-    with pytest.raises(UserError, match=f"did you mean '{NAME}'"):
+    with raises_line(f"did you mean '{NAME}'"):
         zoo.load_model(NAME[:-1])
-    with pytest.raises(UserError, match="runs/nothing: no such folder"):
+    with raises_line("runs/nothing: no such folder"):
         zoo.load_model("runs/nothing")
-    with pytest.raises(
-        UserError,
-        match="^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_",
+    with raises_line(
+        "^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_",
     ):
         zoo.load_model("PSPNet")
 

@@ -9,7 +9,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from contracts import SHARED
+from contracts import SHARED, as_command_line, raises_line
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import ModelConfig, UserError
@@ -48,7 +48,7 @@ def change(path: pathlib.Path, **values: object) -> None:
 def refused(path: pathlib.Path) -> str:
     with pytest.raises(UserError) as caught:
         folder.load_checkpoint(path)
-    message = str(caught.value)
+    message = as_command_line(caught.value)
     assert (
         "\n" not in message and message.count(str(path)) == 1 and message.endswith(folder.ANOTHER)
     ), message
@@ -117,7 +117,7 @@ def test_scores_that_are_none_are_refused(content, checkpoint):
 
 def test_scores_that_are_not_finite_are_not_saved(model, tmp_path):
     info = info_for_classes("beach", ("a", "b", "c"))
-    with pytest.raises(UserError, match="c: metrics that are NaN or infinite are not saved"):
+    with raises_line("c: metrics that are NaN or infinite are not saved"):
         folder.save_checkpoint(tmp_path / "c", model, CONFIG, info, metrics={"miou": math.nan})
     assert not (tmp_path / "c").exists()
 

@@ -82,13 +82,11 @@ def lively(model: keras.Model) -> None:
             variable.assign(noise)
 
 
-SMALL = dict(
-    depth_multiplier=0.25, num_classes=5, head_channels=16, decoder_filters=8, dropout_rate=0.0
-)
+SMALL = dict(depth_multiplier=0.25, num_classes=5, head_channels=16, dropout_rate=0.0)
 NETWORKS = {
     "psp": get_config("pspnet_mobilenetv2os8_voc").replace(**SMALL),
     "deeplab_v3": get_config("deeplabv3_mobilenetv2os8_voc").replace(**SMALL),
-    "deeplab_v3_plus": get_config("deeplabv3plus_mobilenetv2os8_voc").replace(**SMALL),
+    "deeplab_v3_plus": get_config("deeplabv3plus_mobilenetv2os8_voc").replace(decoder_filters=8, **SMALL),
     "aligned corners, window pooling first": ModelConfig(
         head="deeplab_v3", align_corners=True, image_pooling_first=True, image_pooling_size=(3, 4), **SMALL
     ),

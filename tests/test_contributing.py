@@ -7,14 +7,13 @@ import re
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, label_blocks, noise, script
+from contracts import ROOT, label_blocks, noise, raises_line, script
 from PIL import Image
 
 from deeplab_keras.config import (
     OUTPUT_STRIDES,
     DataConfig,
     ModelConfig,
-    UserError,
     backbones,
     heads,
 )
@@ -93,9 +92,7 @@ def test_the_dataset_opens_and_passes_the_check(roads, capsys):
 def test_the_dataset_s_mistakes_get_one_line(roads):
     (roads / "val/masks/val_1.png").rename(roads / "elsewhere.png")
     (roads / "val/masks").rmdir()
-    with pytest.raises(
-        UserError, match="no folder val/masks of the dataset roads.*expected: {train"
-    ):
+    with raises_line("no folder val/masks of the dataset roads.*expected: {train"):
         open_dataset(DataConfig(dataset="roads", dataset_dir=str(roads)), "val")
 
 

@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT
+from contracts import ROOT, as_command_line, raises_line
 
 from deeplab_keras.config import UserError
 from deeplab_keras.convert import transfer
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_assigned(model):
     with pytest.raises(UserError) as error:
         load_weights(model, source, RULES, origin="a.pth")
     names = ", ".join(list(source)[:3])
-    assert str(error.value) == (
+    assert as_command_line(error.value) == (
         f"a.pth does not fit small; it is unknown here, its tensors are called {names}, ... "
         "(1 missing: net.first.weight; 1 left over: net.layer3.point.weight; "
         "1 of another shape: decoder.1.bias 7 instead of 5)"
@@ -170,7 +170,7 @@ def test_a_layer_that_the_source_lacks_is_named(model):
     rules = dataclasses.replace(
         RULES, layers={k: v for k, v in RULES.layers.items() if v != "stem_conv"}
     )
-    with pytest.raises(UserError, match="layer stem_conv of small has no counterpart"):
+    with raises_line("layer stem_conv of small has no counterpart"):
         load_weights(model, {}, rules)
 
 
@@ -196,7 +196,7 @@ def test_rules_may_cover_a_part(model):
         dump_weights(model, RULES)["decoder.1.weight"], before["decoder.1.weight"]
     )
     del source["net.first.weight"]
-    with pytest.raises(UserError, match="1 missing: net.first.weight"):
+    with raises_line("1 missing: net.first.weight"):
         load_weights(model, source, rules)
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from contracts import raises_line
 from data_files import mask, truncate, write_dataset
 from PIL import Image
 from test_data_pipeline import assert_equal, batches
@@ -75,7 +76,7 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
             write(source, folder, index)
 
         patch.setattr(cache, "_write", fails)
-        with pytest.raises(UserError, match="^pic_2: broken$"):
+        with raises_line("^pic_2: broken$"):
             open_dataset(config, "train")
     calls = []
     monkeypatch.setattr(
@@ -88,9 +89,8 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before(photos, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(10**6, 10**6, 4000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(
-        UserError,
-        match=r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB and \S+ GB are free; give",
+    with raises_line(
+        r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB and \S+ GB are free; give",
     ):
         open_dataset(kept(photos, tmp_path), "train")
     assert not (tmp_path / "cache").exists()
@@ -100,8 +100,7 @@ def test_a_damaged_cache_is_told(photos, tmp_path):
     source = open_dataset(kept(photos, tmp_path), "train")
     path = next((tmp_path / "cache").rglob("00000001.raw"))
     truncate(path)
-    with pytest.raises(
-        UserError,
-        match="00000001.raw: cannot be read .+; remove its folder, and the cache is made anew",
+    with raises_line(
+        "00000001.raw: cannot be read .+; remove its folder, and the cache is made anew",
     ):
         source.load(1)

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from contracts import SHARED, script
+from contracts import SHARED, raises_line, script
 from data_files import CLASSES, mask, photograph, truncate, write_dataset
 from dataset_trees import TREES
 from PIL import Image
 
-from deeplab_keras.config import DataConfig, TrainConfig, UserError
+from deeplab_keras.config import DataConfig, TrainConfig
 from deeplab_keras.data.check import NOT_OPENED, check_dataset
 from deeplab_keras.data.check.findings import inverse_log, median_frequency
 from deeplab_keras.data.check.notes import IN_TWO_SPLITS
@@ -91,7 +91,7 @@ def test_broken_masks_do_not_hide_the_others_where_the_classes_are_inferred(data
 
 
 def test_no_split_at_all_is_one_line(dataset):
-    with pytest.raises(UserError, match="there is no split 'a'"):
+    with raises_line("there is no split 'a'"):
         checked(dataset, "a", "b")
 
 

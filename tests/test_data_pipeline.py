@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from contracts import raises_line
 from data_files import mask, truncate, write_dataset
 from PIL import Image
 
@@ -98,18 +99,12 @@ def test_the_parts_of_two_workers_are_the_batches_of_one(mixed):
 
 def test_a_batch_that_cannot_be_divided_is_told():
     source = open_dataset(SCENES, "train")
-    with pytest.raises(
-        UserError, match="^--train_batch_size=16: cannot be divided among 3 workers; give 15$"
-    ):
+    with raises_line("^--train_batch_size=16: cannot be divided among 3 workers; give 15$"):
         train_dataset(source, SCENES.replace(train_batch_size=16), PAD, part=(0, 3))
     mixing = SCENES.replace(train_batch_size=12, mosaic=0.5)
-    with pytest.raises(
-        UserError, match="among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"
-    ):
+    with raises_line("among 2 workers in groups of 4, which --cut_mix and --mosaic mix; give 8$"):
         train_dataset(source, mixing, PAD, part=(0, 2))
-    with pytest.raises(
-        UserError, match="^--train_batch_size=6: a multiple of 4 with --cut_mix or --mosaic"
-    ):
+    with raises_line("^--train_batch_size must be a multiple of 4 with --cut_mix or --mosaic"):
         SCENES.replace(train_batch_size=6, cut_mix=0.1)
 
 

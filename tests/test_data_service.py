@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 import pytest
-from contracts import ROOT, script
+from contracts import ROOT, raises_line, script
 from data_files import write_dataset
 from test_data_pipeline import PAD
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data import service
 from deeplab_keras.data.pipeline import train_dataset
 from deeplab_keras.data.records.build import build_records
@@ -75,13 +75,12 @@ def test_two_workers_give_every_batch_once(records, dispatcher):
 
 def test_what_python_reads_is_refused(records, dispatcher, tmp_path):
     scenes = DataConfig(train_samples=2, synthetic_size=(16, 24), data_service=dispatcher)
-    with pytest.raises(
-        UserError,
-        match="--data_service: --dataset=synthetic is read by Python .+; make records of it: py",
+    with raises_line(
+        "--data_service: --dataset=synthetic is read by Python .+; make records of it: py",
     ):
         train_dataset(open_dataset(scenes, "train"), scenes, PAD)
     cached = records.replace(cache=True, data_service=dispatcher)
-    with pytest.raises(UserError, match="is read by Python"):
+    with raises_line("is read by Python"):
         train_dataset(open_dataset(cached, "train"), cached, PAD)
     on_disk = records.replace(cache_dir=str(tmp_path))
     service.require_portable(
@@ -98,15 +97,13 @@ def free_port() -> int:
 def test_trouble_gets_a_line(records, dispatcher, capsys):
     nobody = f"grpc://localhost:{free_port()}"
     config = records.replace(data_service=nobody)
-    with pytest.raises(
-        UserError,
-        match=f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python",
+    with raises_line(
+        f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python",
     ):
         train_dataset(open_dataset(config, "train"), config, PAD)
     for address in ("head:5050", "grpc://head", "http://head:5050", "grpc://:5050"):
-        with pytest.raises(
-            UserError,
-            match=f"^--data_service={address}: grpc://HOST:PORT, the dispatcher's address$",
+        with raises_line(
+            f"--data_service must be grpc://HOST:PORT, .* Received: --data_service={address}$",
         ):
             DataConfig(data_service=address)
     run = script("data_service.py")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import pytest
+from contracts import raises_line
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data.datasets.synthetic import SYNTHETIC, make_scene
 from deeplab_keras.data.registry import open_dataset
 
@@ -91,5 +91,5 @@ def test_unknown_split():
         r"^unknown --train_split or --eval_split of the synthetic dataset 'vall'; did you "
         r"mean 'val'\? known: "
     )
-    with pytest.raises(UserError, match=message):
+    with raises_line(message):
         open_dataset(DataConfig(), "vall")

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from contracts import label_blocks, noise, script
+from contracts import as_command_line, label_blocks, noise, raises_line, script
 from dataset_trees import TREES, camvid
 from test_data_pipeline import assert_equal, batches
 from test_data_tfrecords import assert_same, config_of
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data.records.build import build_records
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.tfds import source as tfds_source
@@ -196,16 +196,15 @@ TROUBLE = {
 @pytest.mark.parametrize("name", TROUBLE)
 def test_trouble_gets_a_line(name, prepared):
     split, message = TROUBLE[name]
-    with pytest.raises(UserError, match=message) as error:
+    with raises_line(message) as error:
         opened(name, prepared, split)
-    assert "\n" not in str(error.value)
+    assert "\n" not in as_command_line(error.value)
 
 
 def test_another_file_format_is_told(tmp_path):
     tfds.builder("fake_pets", data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    with pytest.raises(
-        UserError,
-        match="prepared as array_record files; prepare it as TFRecord: tfds build fake_pets --file",
+    with raises_line(
+        "prepared as array_record files; prepare it as TFRecord: tfds build fake_pets --file",
     ):
         opened("fake_pets", tmp_path)
 
@@ -328,5 +327,5 @@ def test_a_mask_feature_is_found_by_name_or_by_its_one_channel():
     assert find(config, cityscapes) == ("image_left", "segmentation_label")
     assert find(config, {"photo": image(3), "trimap": image(1)}) == ("photo", "trimap")
     assert find(config, {"image": image(3), "annotation": image(3)}) == ("image", "annotation")
-    with pytest.raises(UserError, match="it has no images that could be found; its features: mask"):
+    with raises_line("it has no images that could be found; its features: mask"):
         find(config, {"mask": image(1)})

@@ -15,9 +15,9 @@ from collections import Counter
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, label_blocks, noise
+from contracts import ROOT, label_blocks, noise, raises_line
 
-from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.config import EvalConfig
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.evaluation.classes import check_classes
 from deeplab_keras.evaluation.loop import batches, evaluate
@@ -253,33 +253,33 @@ def test_no_miou_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_source() -> None:
-    with pytest.raises(UserError, match="dataset 'blocks', split 'val': no image"):
+    with raises_line("dataset 'blocks', split 'val': no image"):
         evaluate(make_model(), FakeSource(INFO, []), split="val", progress=False)
 
 
 def test_nothing_labelled() -> None:
     pair = (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 255, np.uint8))
-    with pytest.raises(UserError, match="every pixel of the 2 images has the ignore label 255"):
+    with raises_line("every pixel of the 2 images has the ignore label 255"):
         evaluate(make_model(), FakeSource(INFO, [pair, pair]), progress=False)
 
 
 def test_label_outside_the_classes_names_the_image() -> None:
     source = make_source()
     source.pairs[4][1][3, 5] = CLASSES
-    with pytest.raises(UserError, match="drive/frame_4: the label holds 4; allowed are 0 to 3"):
+    with raises_line("drive/frame_4: the label holds 4; allowed are 0 to 3"):
         evaluate(make_model(), source, progress=False)
 
 
 def test_label_of_another_size_names_the_image() -> None:
     source = make_source()
     source.pairs[1] = (source.pairs[1][0], source.pairs[1][1][1:])
-    with pytest.raises(UserError, match="drive/frame_1: the label is 8x7 and the image 9x7"):
+    with raises_line("drive/frame_1: the label is 8x7 and the image 9x7"):
         evaluate(make_model(), source, progress=False)
 
 
 def test_model_of_other_classes() -> None:
     source = FakeSource(info_for_classes("two", ["a", "b"]), make_source().pairs)
-    with pytest.raises(UserError, match="'two' has 2 classes and the model 4"):
+    with raises_line("'two' has 2 classes and the model 4"):
         evaluate(make_model(), source, progress=False)
 
 
@@ -333,7 +333,7 @@ def test_save_leaves_nothing_but_the_file(tmp_path) -> None:
     assert os.listdir(path.parent) == ["metrics.json"]
     assert Report.from_json(path.read_text()) == make_report()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="metrics.json: cannot be written"):
+    with raises_line("metrics.json: cannot be written"):
         make_report().save(tmp_path / "file" / "metrics.json")
 
 
@@ -438,14 +438,12 @@ def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
         "here, and 1 more; "
         "compared by their numbers"
     ]
-    with pytest.raises(
-        UserError,
-        match="^runs/a: was trained on these classes in another order: class 0 is 'sky' there",
+    with raises_line(
+        "^runs/a: was trained on these classes in another order: class 0 is 'sky' there",
     ):
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
-    with pytest.raises(
-        UserError,
-        match="^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give",
+    with raises_line(
+        "^runs/a: was trained on the 2 classes of 'city', and the dataset 'mine' has 3; give",
     ):
         check_classes("runs/a", named("sky", "road", dataset="city"), named("sky", "road", "car"))
 

@@ -12,11 +12,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from contracts import BROWSER, script
+from contracts import BROWSER, raises_line, script
 from PIL import Image
 from test_evaluation import CLASSES, INFO, make_model, make_source
 
-from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.config import EvalConfig
 from deeplab_keras.evaluation.compare import compare
 from deeplab_keras.evaluation.curves import read_rows
 from deeplab_keras.evaluation.detail import Details, ImageScore, count_boundaries, near_boundary
@@ -177,7 +177,7 @@ def test_the_interval_is_the_paired_bootstrap_s():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(UserError, match="not evaluated on the same images .image 11."):
+    with raises_line("not evaluated on the same images .image 11."):
         compare(scores(0, 0.5), scores(0, 0.5, 11))
 
 

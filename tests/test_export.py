@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import ROOT, noise, ramp
+from contracts import ROOT, as_command_line, noise, raises_line, ramp
 from PIL import Image
 
 from deeplab_keras import export
@@ -26,7 +26,7 @@ from deeplab_keras.checkpoints.folder import (
     named_weights,
     save_checkpoint,
 )
-from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig, UserError
+from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
 from deeplab_keras.export.result import fitting_size
@@ -437,7 +437,7 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
         )
     else:
         assert found.network.input_size == SIZE
-        with pytest.raises(UserError, match="--eval_scales=0.5"):
+        with raises_line("--eval_scales=0.5"):
             Predictor(exported[kind].path, EvalConfig(eval_scales=(0.5, 1.0)))(other)
     assert agreement(found(other), keras_model(other)) >= (0.999 if kind == "saved_model" else 0.7)
     assert (
@@ -457,21 +457,21 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
 def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
+    with raises_line(message) as error:
         Predictor(tmp_path / name)
-    assert "\n" not in str(error.value)
+    assert "\n" not in as_command_line(error.value)
 
 
 def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
     content = exported["tflite"].path.read_bytes()
     (tmp_path / "bare.tflite").write_bytes(content[: content.index(b"PK\x03\x04")])
-    with pytest.raises(UserError, match="model.json in it is missing"):
+    with raises_line("model.json in it is missing"):
         Predictor(tmp_path / "bare.tflite")
     shutil.copytree(exported["saved_model"].path, tmp_path / "cut")
     (tmp_path / "cut/saved_model.pb").write_bytes(
         (tmp_path / "cut/saved_model.pb").read_bytes()[:1000]
     )
-    with pytest.raises(UserError, match="cut: damaged or not a SavedModel"):
+    with raises_line("cut: damaged or not a SavedModel"):
         Predictor(tmp_path / "cut")
 
 
@@ -488,11 +488,11 @@ def test_a_label_file_of_another_length_is_refused(exported, tmp_path, kind):
     else:
         shutil.copytree(exported[kind].path, path)
         (path / "assets.extra/labels.txt").write_text("Himmel\nStrasse\n")
-    with pytest.raises(
-        UserError, match=r"labels\.txt in it names 2 classes, and the network gives 5; put one"
+    with raises_line(
+        r"labels\.txt in it names 2 classes, and the network gives 5; put one"
     ) as error:
         Predictor(path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in as_command_line(error.value)
 
 
 def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
@@ -734,9 +734,7 @@ def test_percent_never_rounds_up():
 
 
 def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictures, tmp_path):
-    with pytest.raises(
-        UserError, match=r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"
-    ):
+    with raises_line(r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"):
         export.export_model(
             checkpoint,
             tmp_path / "out",
@@ -764,9 +762,7 @@ def test_a_full_disk_is_told_with_the_path(checkpoint, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(export._Job, "write", full)
-    with pytest.raises(
-        UserError, match=r"x\.tflite: cannot be written \(No space left on device\); make room"
-    ):
+    with raises_line(r"x\.tflite: cannot be written \(No space left on device\); make room"):
         export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
     assert leftovers(tmp_path) == []
 
@@ -787,11 +783,11 @@ def test_overwrite_replaces_a_folder(checkpoint, copying, tmp_path):
 
 
 def rejected(checkpoint, path, match, **options):
-    with pytest.raises(UserError, match=match) as error:
+    with raises_line(match) as error:
         export.export_model(
             checkpoint, path, **{"formats": ["tflite"], "input_size": SIZE, **options}
         )
-    assert "\n" not in str(error.value)
+    assert "\n" not in as_command_line(error.value)
 
 
 def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
@@ -866,19 +862,15 @@ def test_layers_that_a_user_added_are_exported_or_refused(checkpoint, tmp_path):
     model = keras.Model(checkpoint.model.input, layer(checkpoint.model.output))
     layer.set_weights([kept])
     changed = dataclasses.replace(checkpoint, model=model)
-    with pytest.raises(
-        UserError, match="the model gives 3 classes, its config has 5 and its class list 5"
-    ):
+    with raises_line("the model gives 3 classes, its config has 5 and its class list 5"):
         export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE)
     changed = dataclasses.replace(
         changed,
         config=checkpoint.config.replace(num_classes=3),
         info=info_for_classes("test", CLASSES[:3]),
     )
-    with pytest.raises(
-        UserError,
-        match="are not those that its config describes.* align_corners=False; export the "
-        "unmodified",
+    with raises_line(
+        "are not those that its config describes.* align_corners=False; export the unmodified",
     ):
         export.export_model(
             changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, half_pixel_resizes=True
@@ -933,7 +925,7 @@ def test_images_from_a_folder_spread_over_all(tmp_path):
     assert [int(image[0, 0, 0]) for image in found] == [0, 3, 6, 9] and found[0].shape == (3, 4, 3)
     assert len(images.read_images(tmp_path, 99)) == 10
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"bad\.jpg: cannot be decoded"):
+    with raises_line(r"bad\.jpg: cannot be decoded"):
         images.read_images(tmp_path, 99)
 
 

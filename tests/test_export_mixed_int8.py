@@ -7,10 +7,11 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from contracts import as_command_line, raises_line
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export import images, mixed_int8, tflite
 from deeplab_keras.inference.exported import open_interpreter
@@ -139,11 +140,11 @@ def test_layers_are_named_by_their_convolution():
 
 def test_limits(checkpoint, tmp_path):
     def rejected(match, **options):
-        with pytest.raises(UserError, match=match) as error:
+        with raises_line(match) as error:
             export.export_model(
                 checkpoint, tmp_path / "out", input_size=SIZE, **{"formats": ["tflite"], **options}
             )
-        assert "\n" not in str(error.value)
+        assert "\n" not in as_command_line(error.value)
 
     rejected("--mixed_agreement=99: a share", mixed_agreement=99)
     rejected("--max_miou_loss=-1: points of mIoU, 0 or more", max_miou_loss=-1)
@@ -164,9 +165,8 @@ def test_a_file_that_loses_more_miou_than_is_allowed_fails(checkpoint, tmp_path)
                 0
             ].argmax(-1).astype("uint8")
 
-    with pytest.raises(
-        UserError,
-        match=r"mIoU \d+\.\d+ where Keras has 100\.00 \(20 images\).*--max_miou_loss=1: do not use",
+    with raises_line(
+        r"mIoU \d+\.\d+ where Keras has 100\.00 \(20 images\).*--max_miou_loss=1: do not use",
     ):
         export.export_model(
             checkpoint,

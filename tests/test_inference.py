@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import noise, ramp
+from contracts import noise, raises_line, ramp
 from data_files import png16
 from PIL import Image
 
-from deeplab_keras.config import EvalConfig, ModelConfig, UserError
+from deeplab_keras.config import EvalConfig, ModelConfig
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.inference import (
     Network,
@@ -101,14 +101,14 @@ def test_new_weights_are_seen() -> None:
 
 def test_several_outputs_are_refused() -> None:
     image = keras.Input((None, None, 3))
-    with pytest.raises(UserError, match="2 outputs"):
+    with raises_line("2 outputs"):
         Predictor(keras.Model(image, [image, image]))
 
 
 def test_an_image_too_small_for_the_model_is_told() -> None:
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.AveragePooling2D(9, strides=1)(image))
-    with pytest.raises(UserError, match="cannot take an input of 5x6"):
+    with raises_line("cannot take an input of 5x6"):
         Predictor(model)(np.zeros((5, 6, 3), np.uint8))
 
 
@@ -183,7 +183,7 @@ def test_scales_average_probabilities() -> None:
 
 
 def test_scales_of_a_fixed_size_model_are_refused() -> None:
-    with pytest.raises(UserError, match="--eval_scales=0.5,1.0.*16x12"):
+    with raises_line("--eval_scales=0.5,1.0.*16x12"):
         Predictor(pointwise_model((16, 12)), EvalConfig(eval_scales=(0.5, 1.0)))(
             np.zeros((20, 20, 3), np.uint8)
         )
@@ -264,7 +264,7 @@ def test_windows_cover_every_pixel() -> None:
 
 
 def test_gaps_between_windows_are_refused() -> None:
-    with pytest.raises(UserError, match="--eval_stride=9,4 leaves gaps"):
+    with raises_line("--eval_stride=9,4 leaves gaps"):
         predict_logits(
             pointwise_model(), noise(1, 20, 20, 3), slide(eval_crop_size=(8, 8), eval_stride=(9, 4))
         )
@@ -300,7 +300,7 @@ def test_a_grey_model() -> None:
     predictor = Predictor(pointwise_model(channels=1))
     grey = noise(5, 6).astype(np.uint8)
     np.testing.assert_array_equal(predictor(grey), predictor(Image.fromarray(grey)))
-    with pytest.raises(UserError, match="3 channels; the model takes 1"):
+    with raises_line("3 channels; the model takes 1"):
         predictor(np.zeros((5, 6, 3), np.uint8))
 
 
@@ -323,7 +323,7 @@ def test_a_grey_model() -> None:
     ],
 )
 def test_what_is_no_image_is_told(image, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with raises_line(message):
         as_image(image)
 
 
@@ -359,7 +359,7 @@ def test_broken_image_files_are_named(tmp_path) -> None:
         ("text.jpg", "not an image"),
         ("none.png", "No such file"),
     ]:
-        with pytest.raises(UserError, match=f"{name}.*{message}"):
+        with raises_line(f"{name}.*{message}"):
             open_image(tmp_path / name)
 
 
@@ -402,7 +402,7 @@ def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch
         raise error
 
     monkeypatch.setattr(Image, "open", broken)
-    with pytest.raises(UserError, match="x.avif: ") as told:
+    with raises_line("x.avif: ") as told:
         open_image(tmp_path / "x.avif")
     assert "\n" not in str(told.value)
 
@@ -413,10 +413,8 @@ def test_files_of_16_bits_that_would_be_black_are_refused(tmp_path, channels):
     dark, bright = (np.stack([values] * channels, -1).squeeze() for values in (grey, grey * 16))
     png16(tmp_path / "dark.png", dark)
     png16(tmp_path / "bright.png", bright)
-    with pytest.raises(
-        UserError,
-        match="dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 "
-        "bits",
+    with raises_line(
+        "dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 bits",
     ):
         open_image(tmp_path / "dark.png")
     np.testing.assert_array_equal(
@@ -434,7 +432,7 @@ def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
     start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
     assert open_image(tmp_path / "photo.png").shape == (20, 30, 3) and len(data) == len(other)
     (tmp_path / "photo.png").write_bytes(data[:start] + other[start:end] + data[end:])
-    with pytest.raises(UserError, match="photo.png: cannot be read .*checksum .* is wrong"):
+    with raises_line("photo.png: cannot be read .*checksum .* is wrong"):
         open_image(tmp_path / "photo.png")
 
 
@@ -447,8 +445,7 @@ def test_an_exported_file_with_scores_that_are_not_finite_is_refused(value):
     predictor = Predictor(ExportedNetwork("model.onnx", runtime))
     np.testing.assert_array_equal(predictor(np.zeros((4, 4, 3), np.uint8)), np.ones((4, 4)))
     scores[0, 2, 3, 1] = value
-    with pytest.raises(
-        UserError,
-        match="^model.onnx: its class scores are NaN or infinite; the file may be damaged",
+    with raises_line(
+        "^model.onnx: its class scores are NaN or infinite; the file may be damaged",
     ):
         predictor(np.zeros((4, 4, 3), np.uint8))

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
-from contracts import noise
+from contracts import noise, raises_line
 from test_export import CLASSES
 from test_inference import pointwise_model
 
@@ -165,9 +165,7 @@ def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
     """tf.function takes its lock before it binds its inputs, and keeps it where they do not fit."""
     network = Network(pointwise_model())
     predict_logits(network, BATCH)
-    with pytest.raises(
-        UserError, match=r"images of shape .*; the model takes \[batch, height, width, 3\]"
-    ):
+    with raises_line(r"images of shape .*; the model takes \[batch, height, width, 3\]"):
         network(np.zeros(shape, np.float32))
     other = threading.Thread(target=predict_logits, args=(network, BATCH), daemon=True)
     other.start()
@@ -207,21 +205,15 @@ def test_a_first_call_by_all_threads_at_once(predictors):
 def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
     model = pointwise_model()
     model.export(tmp_path / "model", verbose=False)
-    with pytest.raises(
-        UserError, match="not made by export_model.py but, for example, by Keras' model.export"
-    ):
+    with raises_line("not made by export_model.py but, for example, by Keras' model.export"):
         Predictor(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["run [1]", "what?", "a*b"])
 def test_a_pattern_s_sign_in_the_path_of_a_savedmodel_is_refused(predictors, name, tmp_path):
-    with pytest.raises(
-        UserError, match="TensorFlow takes .* for a pattern and cannot read a SavedModel there"
-    ):
+    with raises_line("TensorFlow takes .* for a pattern and cannot read a SavedModel there"):
         export.request.targets(tmp_path / name, ["tflite", "saved_model"], False)
     assert export.request.targets(tmp_path / name, ["tflite"], False)
     shutil.copytree(predictors["saved_model"].network.path, tmp_path / name)
-    with pytest.raises(
-        UserError, match="for a pattern; move the SavedModel to a path without them"
-    ):
+    with raises_line("for a pattern; move the SavedModel to a path without them"):
         Predictor(tmp_path / name)

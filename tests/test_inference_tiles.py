@@ -7,11 +7,11 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
-from contracts import noise, ramp
+from contracts import noise, raises_line, ramp
 from PIL import Image
 from test_inference import CLASSES, pointwise_model, run, softmax, wide_model
 
-from deeplab_keras.config import EvalConfig, ModelConfig, UserError
+from deeplab_keras.config import EvalConfig, ModelConfig
 from deeplab_keras.inference import Network, Predictor, predict_tiles
 from deeplab_keras.inference import logits as logits_module
 from deeplab_keras.inference.logits import predict_labels, predict_logits
@@ -121,7 +121,7 @@ def test_a_model_of_fixed_size_sees_tiles_of_that_size():
     free, fixed = pointwise_model(), pointwise_model((20, 24))
     labels = predict_tiles(Predictor(fixed), image, overlap=4)
     assert (labels == run(free, image).argmax(-1)).all()
-    with pytest.raises(UserError, match="--tile_overlap=10: nothing of a tile would be left"):
+    with raises_line("--tile_overlap=10: nothing of a tile would be left"):
         predict_tiles(Predictor(fixed), image, overlap=10)
 
 

@@ -10,6 +10,7 @@ import sys
 import types
 
 import pytest
+from contracts import raises_line
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io import writing
@@ -48,7 +49,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, error, kind, message):
 
 def test_a_file_in_a_folder_s_place(tmp_path):
     write_text(tmp_path / "file", "")
-    with pytest.raises(UserError, match="metrics.json: cannot be written"):
+    with raises_line("metrics.json: cannot be written"):
         write_text(tmp_path / "file" / "metrics.json", "{}")
 
 
@@ -82,9 +83,9 @@ def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):
     check_folder(tmp_path / "a" / "b", "output")
     check_folder("a relative one", "output")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(UserError, match="^--output=.*/file: is a file; give a folder"):
+    with raises_line("^--output=.*/file: is a file; give a folder"):
         check_folder(tmp_path / "file", "output")
-    with pytest.raises(UserError, match="^--output=.*/file/a/b: .*/file is a file; give a folder"):
+    with raises_line("^--output=.*/file/a/b: .*/file is a file; give a folder"):
         check_folder(tmp_path / "file" / "a" / "b", "output")
 
 
@@ -93,17 +94,15 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("os.mkdir", refuse)  # the tests may run as root, who may do anything
-    with pytest.raises(
-        UserError,
-        match="^--output=.*/a: nothing may be written to .* .Permission denied.; give another "
-        "folder",
+    with raises_line(
+        "^--output=.*/a: nothing may be written to .* .Permission denied.; give another folder",
     ):
         check_folder(tmp_path / "a", "output")
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").is_dir(), reason="no /proc here")
 def test_where_even_root_makes_no_folder():
-    with pytest.raises(UserError, match="^--output=/proc/x: nothing may be written to /proc"):
+    with raises_line("^--output=/proc/x: nothing may be written to /proc"):
         check_folder("/proc/x", "output")
 
 

@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from contracts import noise
+from contracts import as_command_line, noise, raises_line
 
 from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
 from deeplab_keras.inference import Predictor
@@ -223,9 +223,8 @@ def test_mixed_precision_keeps_logits_in_float32() -> None:
 def test_an_input_below_the_pooling_window_names_the_smallest_size() -> None:
     config = ModelConfig(head="lraspp", low_level_channels=(), image_pooling_size=(49, 49))
     check_input_size(config, 385, 385)
-    with pytest.raises(
-        UserError,
-        match="384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63",
+    with raises_line(
+        "384x500 is too small .* the smallest is 385x385; .*--image_pooling_size=48,63",
     ):
         build_segmentor(config, (384, 500))
 
@@ -249,7 +248,7 @@ def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> Non
         r"smallest is 97x129; "
         r"give a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for "
         r"global pooling",
-        str(error.value),
+        as_command_line(error.value),
     )
 
 
@@ -262,20 +261,18 @@ def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> Non
     ],
 )
 def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with raises_line(message):
         build_segmentor(NARROW.replace(**changes))
 
 
 @pytest.mark.parametrize("size", [513, (0, 5), (65,), (33, None)])
 def test_an_input_size_that_is_none_is_named(size: object) -> None:
-    with pytest.raises(UserError, match=r"input_size=.* is not \(height, width\)"):
+    with raises_line(r"input_size=.* is not \(height, width\)"):
         build_segmentor(NARROW, size)
 
 
 def test_a_name_is_no_config() -> None:
-    with pytest.raises(
-        UserError, match=r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"
-    ):
+    with raises_line(r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"):
         build_segmentor("fcn_mobilenetv2os8_voc")
 
 
@@ -290,7 +287,7 @@ def test_a_name_is_no_config() -> None:
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with raises_line(message):
         NARROW.replace(**changes)
 
 

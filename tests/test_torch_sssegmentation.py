@@ -9,11 +9,10 @@ import keras
 import numpy as np
 import pytest
 import sssegmentation_reference as reference
-from contracts import SHARED, script
+from contracts import SHARED, as_command_line, raises_line, script
 from sssegmentation_golden import VOC, differences, golden, images, labels, weights
 
 from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
-from deeplab_keras.config import UserError
 from deeplab_keras.convert import sssegmentation
 from deeplab_keras.convert.conversion import convert, write_sssegmentation
 from deeplab_keras.convert.keras_applications import load_imagenet
@@ -407,9 +406,11 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
         torch.save(thing, tmp_path / f"{name}.pth")
         cases[name] = ("holds no weights", b"")
     for name, (reason, _) in cases.items():
-        with pytest.raises(UserError, match=reason) as error:
+        with raises_line(reason) as error:
             read_pth(tmp_path / f"{name}.pth")
-        assert str(tmp_path / f"{name}.pth") in str(error.value) and "\n" not in str(error.value)
+        assert str(tmp_path / f"{name}.pth") in as_command_line(
+            error.value
+        ) and "\n" not in as_command_line(error.value)
     assert not (tmp_path / "ran").exists() and not [
         warning for warning in recwarn if "pickle" in str(warning.message)
     ]
@@ -417,9 +418,9 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
         assert np.array_equal(
             read_pth(tmp_path / f"{name}.pth")["a.weight"], np.arange(9000, dtype=np.float32)
         )
-    with pytest.raises(UserError, match="a folder; give a PyTorch checkpoint"):
+    with raises_line("a folder; give a PyTorch checkpoint"):
         read_pth(tmp_path)
-    with pytest.raises(UserError, match="no such file; give a PyTorch checkpoint"):
+    with raises_line("no such file; give a PyTorch checkpoint"):
         read_pth(tmp_path / "none.pth")
 
 
@@ -430,7 +431,7 @@ def test_half_precision_and_a_place_that_cannot_be_written(tmp_path):
         {"module.a.weight": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "half.pth"
     )
     assert read_pth(tmp_path / "half.pth")["a.weight"].dtype == np.float32
-    with pytest.raises(UserError, match="cannot be written"):
+    with raises_line("cannot be written"):
         write_pth(tmp_path / "half.pth" / "a.pth", {"a": np.zeros(3)})
     write_pth(tmp_path / "new" / "a.pth", {"a.running_var": np.zeros(3, np.float32)})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pth"]

@@ -7,12 +7,12 @@ import functools
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, script
+from contracts import ROOT, raises_line, script
 from sssegmentation_golden import draw, images
 
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.cli import Command
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig
 from deeplab_keras.convert.conversion import convert
 
 pytestmark = pytest.mark.torch
@@ -150,7 +150,5 @@ def test_another_file_is_named(tmp_path):
 
     torch.save(module("lraspp").state_dict(), tmp_path / "tv.pth")
     config = Command(["convert_checkpoint.py", preset("deeplabv3")], ModelConfig).model_config()
-    with pytest.raises(
-        UserError, match="it seems to be torchvision's lraspp_mobilenet_v3_large, 21 classes"
-    ):
+    with raises_line("it seems to be torchvision's lraspp_mobilenet_v3_large, 21 classes"):
         convert("torchvision", str(tmp_path / "tv.pth"), config)

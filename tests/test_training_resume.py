@@ -14,11 +14,11 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import pytest
-from contracts import script
+from contracts import raises_line, script
 
 from deeplab_keras.checkpoints import folder, workdir
 from deeplab_keras.checkpoints.workdir import Workdir
-from deeplab_keras.config import DataConfig, ModelConfig, UserError
+from deeplab_keras.config import DataConfig, ModelConfig
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.models.segmentor import build_segmentor
 
@@ -131,7 +131,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, run, model, info, mo
         and "passed over" in warnings[0]
     )
     DAMAGES[damage](before)
-    with pytest.raises(UserError, match="every one of its 2 checkpoints is damaged"):
+    with raises_line("every one of its 2 checkpoints is damaged"):
         Workdir(run, {}).newest()
 
 
@@ -166,9 +166,8 @@ def test_hashes_are_those_that_sha256sum_checks(run):
 def test_no_flipped_bit_gets_into_a_model(at, run):
     newest = folder.step_folders(run)[-1]
     flip(newest / folder.WEIGHTS, at)
-    with pytest.raises(
-        UserError,
-        match=r"weights\.npz: damaged: its SHA-256 is not that of SHA256SUMS; delete this "
+    with raises_line(
+        r"weights\.npz: damaged: its SHA-256 is not that of SHA256SUMS; delete this "
         r"checkpoint",
     ):
         folder.load_checkpoint(newest)
@@ -187,9 +186,7 @@ def test_a_config_that_its_owner_changed(run):
     """Is refused until the hashes are gone, as the line says."""
     newest = folder.step_folders(run)[-1]
     (newest / folder.CONFIG).write_text(CONFIG.replace(name="mine").to_json())
-    with pytest.raises(
-        UserError, match=r"config\.json: damaged: .* or delete SHA256SUMS if you changed the file$"
-    ):
+    with raises_line(r"config\.json: damaged: .* or delete SHA256SUMS if you changed the file$"):
         folder.load_checkpoint(newest)
     (newest / folder.HASHES).unlink()
     assert folder.load_checkpoint(newest).config.name == "mine"
@@ -215,21 +212,17 @@ def test_weights_that_no_network_has_are_neither_saved_nor_read(
         weights["stem_bn/moving_variance"][1:], np.float32(value)
     )
     path = tmp_path / "new"
-    with pytest.raises(
-        UserError, match=f"new: .*stem_bn/moving_variance.*{message}|{message}.*not saved"
-    ):
+    with raises_line(f"new: .*stem_bn/moving_variance.*{message}|{message}.*not saved"):
         folder.save_checkpoint(path, model, CONFIG, info, weights=weights)
     assert not path.exists()
-    with pytest.raises(
-        UserError, match="the training has diverged"
-    ):  # beside averages that are numbers still
+    with raises_line("the training has diverged"):  # beside averages that are numbers still
         raw = {f"raw/{name}": array for name, array in weights.items()}
         folder.save_checkpoint(path, model, CONFIG, info, state={"step": np.int64(1), **raw})
     newest = folder.step_folders(run)[-1]
     with (newest / folder.WEIGHTS).open("wb") as file:
         np.savez(file, **weights)
     (newest / folder.HASHES).unlink()
-    with pytest.raises(UserError, match=message):
+    with raises_line(message):
         folder.load_checkpoint(newest)
 
 

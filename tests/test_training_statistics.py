@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import script
+from contracts import raises_line, script
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import (
@@ -17,7 +17,6 @@ from deeplab_keras.config import (
     EvalConfig,
     ModelConfig,
     TrainConfig,
-    UserError,
 )
 from deeplab_keras.convert.initial import start_config
 from deeplab_keras.data import pipeline
@@ -278,8 +277,8 @@ def test_a_training_with_measured_statistics_saves_them_and_keeps_its_own(tiny_f
 
 
 def test_nothing_is_measured_where_statistics_are_kept():
-    with pytest.raises(
-        UserError, match="recalibrate_batch_norm=5: not with --nofine_tune_batch_norm"
+    with raises_line(
+        "--recalibrate_batch_norm cannot be combined with --fine_tune_batch_norm=false"
     ):
         TrainConfig(recalibrate_batch_norm=5, fine_tune_batch_norm=False)
 

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from contracts import ROOT
+from contracts import ROOT, as_command_line
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import UserError
@@ -86,7 +86,7 @@ def test_a_tf_config_that_cannot_be(monkeypatch, text, told):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError) as error:
         Cluster.from_environment()
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in as_command_line(error.value) and "\n" not in as_command_line(error.value)
 
 
 def meet(hosts: list[str], runs: list[str], seconds: float = 20) -> list[str]:

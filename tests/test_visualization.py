@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from contracts import label_blocks, noise
+from contracts import label_blocks, noise, raises_line
 from PIL import Image
 
 from deeplab_keras.config import UserError
@@ -126,7 +126,7 @@ def test_palette_by_name() -> None:
     assert class_colours(INFO, "colour_blind")[:4].tolist() == [
         list(c) for c in colorblind_palette(4)
     ]
-    with pytest.raises(UserError, match="palette 'colourblind'; did you mean 'colour_blind'"):
+    with raises_line("palette 'colourblind'; did you mean 'colour_blind'"):
         class_colours(INFO, "colourblind")
 
 
@@ -293,7 +293,7 @@ def test_grid() -> None:
     two = grid([a, b, c], columns=2, gap=1)
     assert two.shape == (5 + 3 + 1, 6 + 2 + 1, 3)
     assert (two[:5, 7:] == 2).all() and (two[6:, :3] == 3).all()
-    with pytest.raises(UserError, match="no pictures"):
+    with raises_line("no pictures"):
         grid([])
 
 
@@ -325,7 +325,7 @@ def test_confusion_matrix_figure(classes: int) -> None:
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"needs matplotlib.*deeplab-keras\[viz\]"):
+    with raises_line(r"needs matplotlib.*deeplab-keras\[viz\]"):
         confusion_matrix_figure(report(3))
 
 
@@ -336,7 +336,7 @@ def test_save_png(tmp_path) -> None:
         save_png(path, array)
         np.testing.assert_array_equal(np.asarray(Image.open(path)), array)
     assert sorted(os.listdir(tmp_path / "new")) == ["image.png", "label.png"]
-    with pytest.raises(UserError, match="label.png/x.png: cannot be written"):
+    with raises_line("label.png/x.png: cannot be written"):
         save_png(tmp_path / "new" / "label.png" / "x.png", image)
 
 
@@ -353,7 +353,7 @@ def test_save_png_in_strips(tmp_path, rows: int, channels: tuple[int, ...]) -> N
         picture.verify()  # every checksum
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), array)
     assert os.listdir(tmp_path / "new") == ["a.png"]
-    with pytest.raises(UserError, match="a.png/x.png: cannot be written"):
+    with raises_line("a.png/x.png: cannot be written"):
         save_png_strips(tmp_path / "new" / "a.png" / "x.png", [array])
 
 
@@ -362,7 +362,7 @@ def test_strips_that_fail_leave_nothing(tmp_path) -> None:
         yield scene()[0]
         raise UserError("no")
 
-    with pytest.raises(UserError, match="no"):
+    with raises_line("no"):
         save_png_strips(tmp_path / "a.png", broken())
     assert os.listdir(tmp_path) == []
 

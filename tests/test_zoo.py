@@ -10,8 +10,9 @@ import json
 import keras
 import numpy as np
 import pytest
+from contracts import raises_line
 
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.multiply_adds import count_multiply_adds, is_auxiliary
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo import registry as zoo
@@ -75,14 +76,12 @@ def test_a_config_names_itself_and_survives_json(name):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(
-        UserError, match="'fcn_mobilenetv2os8_vic'; did you mean 'fcn_mobilenetv2os8_voc'"
-    ):
+    with raises_line("'fcn_mobilenetv2os8_vic'; did you mean 'fcn_mobilenetv2os8_voc'"):
         zoo.get_config("fcn_mobilenetv2os8_vic")
 
 
 def test_multiply_adds_need_a_size():
-    with pytest.raises(UserError, match="input_size"):
+    with raises_line("input_size"):
         count_multiply_adds(
             build_segmentor(ModelConfig(head="fcn", head_channels=8, depth_multiplier=0.25))
         )

@@ -121,6 +121,10 @@ class ModelConfig(Config):
                 return getattr(part, name)
         raise AttributeError(f"{type(self).__name__} has no option {name!r}")
 
+    def get(self, name: str, default: Any) -> Any:
+        """Returns the value of an option, or `default` if the network's parts do not have it."""
+        return getattr(self, name, default)
+
     def validate(self) -> None:
         self._require(
             self.num_classes >= 2,

@@ -97,12 +97,12 @@ def _with_batch_norm(layers: Mapping[str, str]) -> dict[str, str]:
 def _decoder(config: ModelConfig) -> dict[str, str]:
     if config.head == "lraspp":
         return {"decoder/feature_projection0": "logits_low", "decoder/decoder_conv0": "logits_high"}
-    several = not config.aspp_with_batch_norm and len(config.atrous_rates) > 1
+    several = not config.get("aspp_with_batch_norm", True) and len(config.atrous_rates) > 1
     layers = {
         "logits/semantic": "logits0" if several else "logits",
         "logits/semantic_{n}": "logits{n}",
     }
-    for stage in range(len(getattr(config.head_config, "low_level_features", ()))):
+    for stage in range(len(config.get("low_level_features", ()))):
         suffix, ours = (f"_{stage}", f"decoder{stage + 1}") if stage else ("", "decoder")
         rows = {f"decoder/feature_projection0{suffix}": f"{ours}_low_level"}
         for index in (0, 1):
@@ -161,7 +161,7 @@ def load(
 
 def not_proven(config: ModelConfig, kind: str) -> str:
     """Lists what a source that was not run leaves to the config."""
-    rates = getattr(config.head_config, "atrous_rates", ())
+    rates = config.get("atrous_rates", ())
     sides = ",".join(map(str, config.image_pooling_window)) or "the whole map"
     return (
         f"The {kind} was not run: only its weights are proven. Taken from the config: strides and "
@@ -439,7 +439,7 @@ def _check_variant(
         "num_classes": config.num_classes,
         "aspp_convs_filters": config.head_channels,
         "head": config.head,
-        "atrous_rates": len(getattr(config.head_config, "atrous_rates", ())),
+        "atrous_rates": len(config.get("atrous_rates", ())),
     }
     found = seems(tensors)
     if not classes_matter:
@@ -499,12 +499,12 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
     }
     rates = tuple(several[name].dilation[0] for name in sorted(several, key=_number))
     if branches or any(rate > 1 for rate in rates):
-        rows["atrous_rates"] = (rates, config.atrous_rates)
-        rows["aspp_with_batch_norm"] = ("aspp0" in layers, config.aspp_with_batch_norm)
+        rows["atrous_rates"] = (rates, config.get("atrous_rates", ()))
+        rows["aspp_with_batch_norm"] = ("aspp0" in layers, config.get("aspp_with_batch_norm", True))
     if branches:
         rows["aspp_with_separable_conv"] = (
             any("depthwise" in name for name in branches),
-            config.aspp_with_separable_conv,
+            config.get("aspp_with_separable_conv", False),
         )
     for flag, part, here in (
         ("backbone_bn_epsilon", backbone, config.backbone_bn_epsilon),
@@ -521,15 +521,15 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
             rows[flag] = (round(float(next(iter(epsilons))), 9), here)
     if "aspp0" in layers:
         bounded = layers["aspp0"].activation == "RELU6"
-        rows["use_bounded_activation"] = (bounded, config.use_bounded_activation)
+        rows["use_bounded_activation"] = (bounded, config.get("use_bounded_activation", False))
     if "aspp0" in layers and config.head != "lraspp":
         rows["add_image_level_feature"] = (
             "image_pooling" in layers,
-            config.add_image_level_feature,
+            config.get("add_image_level_feature", False),
         )
         rows["aspp_projection_kernel"] = (
             int("concat_projection" in layers),
-            config.aspp_projection_kernel,
+            config.get("aspp_projection_kernel", 0),
         )
     if config.head == "lraspp" and "image_pooling" in layers:
         rows["image_pooling_gate"] = (
@@ -554,18 +554,22 @@ def _stated_pooling(
     theirs = pooling(layer.pool, features)
     stride = rows["output_stride"][0] if "output_stride" in rows else config.output_stride
     window = config.replace(output_stride=stride).image_pooling_window
-    ours = pooling(Pool(window or None, config.image_pooling_stride or (1, 1)), features)  # type: ignore[arg-type]
+    ours = pooling(Pool(window or None, config.get("image_pooling_stride", ()) or (1, 1)), features)  # type: ignore[arg-type]
     if theirs is None or theirs == ours:
         return {}
     if theirs.window is None:
-        flag = "image_pooling_crop_size" if config.image_pooling_crop_size else "image_pooling_size"
-        return {flag: ((), getattr(config, flag))}
+        flag = (
+            "image_pooling_size"
+            if config.get("image_pooling_size", ())
+            else "image_pooling_crop_size"
+        )
+        return {flag: ((), config.get(flag, ()))}
     crop = tuple((length - 1) * stride + 1 for length in theirs.window)
     pairs: dict[str, tuple[Any, Any]] = {
-        "image_pooling_stride": (theirs.stride, config.image_pooling_stride)
+        "image_pooling_stride": (theirs.stride, config.get("image_pooling_stride", (1, 1)))
     }
     if window != theirs.window:
-        pairs["image_pooling_crop_size"] = (crop, config.image_pooling_crop_size)
+        pairs["image_pooling_crop_size"] = (crop, config.get("image_pooling_crop_size", ()))
     return pairs
 
 

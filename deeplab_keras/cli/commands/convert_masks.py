@@ -71,7 +71,7 @@ def main(command: Command) -> None:
         print(f"classes: {result.classes_file}; move it into the folder that --dataset_dir names")
     if result.failed:
         for line in result.failed[1:SHOWN]:
-            print(f"not converted: {line}", file=sys.stderr)
+            print(f"not converted: {command.show(line)}", file=sys.stderr)
         raise UserError(
             f"{len(result.failed)} of the files in {options.input} are not converted: "
             f"{result.failed[0]}"
