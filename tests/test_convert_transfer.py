@@ -240,7 +240,7 @@ def test_one_source_for_two_variables_is_refused(model):
     ],
 )
 def test_the_advice_is_a_command_line_that_exists(seems, model, told):
-    assert advice(seems, model) == told
+    assert as_command_line(advice(seems, model)) == told
     for name in re.findall(r"--model=(\w+)", told):
         assert name in zoo.list_models()
     for path in re.findall(r"--flagfile=(\S+)", told):

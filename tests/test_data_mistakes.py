@@ -288,7 +288,7 @@ def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_pa
     (root / "images/train/p0.jpg").unlink()
     png16(root / "images/train/p0.png", values)
     if not fine:
-        raises_line(
+        refused(
             root,
             f"it has 16 bits per channel but values up to {highest} only, which are black as 8 "
             "bits",

@@ -538,7 +538,7 @@ def test_a_record_damaged_on_the_way_is_named(records):
     source = open_dataset(config, "train")
     with pytest.raises(tf.errors.OpError) as error:
         list(train_dataset(source, config, PAD).take(4))
-    told = str(user_error(error.value, source))
+    told = as_command_line(user_error(error.value, source))
     assert re.fullmatch(
         rf".+/{SHARD}: the record 'pic_2' at byte 0 is damaged; make .+--skip_broken_files", told
     )

@@ -430,9 +430,18 @@ def test_official_rates_of_a_config():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(base_learning_rate=-1.0), "--base_learning_rate=-1.0: above 0"),
-        (dict(top_k_percent_pixels=25.0), "--top_k_percent_pixels=25.0: above 0 and at most 1"),
-        (dict(learning_rate_decay_step=0), "--learning_rate_decay_step=0: at least 1"),
+        (
+            dict(base_learning_rate=-1.0),
+            "--base_learning_rate must be above 0. Received: --base_learning_rate=-1.0",
+        ),
+        (
+            dict(top_k_percent_pixels=25.0),
+            "must be above 0 and at most 1, .* Received: --top_k_percent_pixels=25.0",
+        ),
+        (
+            dict(learning_rate_decay_step=0),
+            "must be at least 1. Received: --learning_rate_decay_step=0",
+        ),
         (
             dict(warmup_steps=5, slow_start_step=5),
             "--slow_start_step cannot be combined with --warmup_steps=5",
@@ -441,7 +450,7 @@ def test_official_rates_of_a_config():
             dict(adam_learning_rate=0.001),
             "--adam_learning_rate requires --optimizer=adam; the learning rate of momentum is",
         ),
-        (dict(label_weights=(1.0, -1.0)), "--label_weights=.*0 or above"),
+        (dict(label_weights=(1.0, -1.0)), "--label_weights must be numbers of at least 0"),
         (dict(learning_policy="steps"), "did you mean 'step'"),
     ],
 )

@@ -132,7 +132,7 @@ def summary(check: DatasetCheck) -> str:
 
 def flag_of(weights: Sequence[float]) -> str:
     """Weights of classes as the flag that training takes."""
-    return f"`label_weights={','.join(f'{weight:.4g}' for weight in weights)}`"
+    return f"--label_weights={','.join(f'{weight:.4g}' for weight in weights)}"
 
 
 def _table(check: DatasetCheck) -> Iterator[str]:
