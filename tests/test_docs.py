@@ -101,7 +101,7 @@ def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
         if not not_run:
             exec(code, names)
     if path.name == "README.md":
-        assert names["labels"].shape == (40, 60) and names["logits"].shape == (1, 256, 256, 11)
+        assert names["labels"].shape == (240, 320) and names["logits"].shape == (1, 240, 320, 11)
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=relative)
