@@ -1,12 +1,12 @@
-# The verbs of this repository; `make help` lists them. Everything runs in .venv, which is set up once, and again when
-# setup.py or requirements.lock change. Needed: Python 3.11 or newer, pip, make.
+# `make help` lists the commands. They run in .venv, which is set up once, and again when setup.py or requirements.lock
+# changes. Requires Python 3.11+, pip and make.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 DEMO := runs/demo
 
-# With an NVIDIA GPU: TensorFlow with its CUDA libraries. Without one: the smaller build for CPUs, where there is one.
+# With an NVIDIA GPU, install TensorFlow with its CUDA libraries. Otherwise install the smaller CPU build if it exists.
 ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
 EXTRAS ?= dev,gpu
 else
@@ -21,17 +21,17 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c requirem
 READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
 JAX := $(VENV)/.jax
-# Tests of the quick lane that know no TensorFlow, by name.
+# Tests of the quick lane that do not need TensorFlow, by name.
 NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit
 
 .PHONY: help setup demo test slow torch jax lint types ci clean
 
-help: ## lists the verbs
+help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-setup: $(READY) ## sets up .venv; the other verbs do it themselves
+setup: $(READY) ## set up .venv; the other commands do this automatically
 
-demo: $(READY) ## the main job on the built-in data: train, evaluate, draw, export, check the export
+demo: $(READY) ## train, evaluate, draw and export on the built-in data, and check the export
 	$(RUN) scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=$(DEMO)
 	$(RUN) scripts/eval.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO)
 	$(RUN) scripts/vis.py --flagfile=configs/synthetic/demo.flags --checkpoint_dir=$(DEMO) --vis_logdir=$(DEMO)/vis
@@ -39,35 +39,35 @@ demo: $(READY) ## the main job on the built-in data: train, evaluate, draw, expo
 	    --export_path=$(DEMO)/export --formats=tflite --input_size=160,160 --overwrite
 	@echo "pictures: $(CURDIR)/$(DEMO)/vis"
 
-test: $(READY) ## the tests; ARGS='-k flags' picks some
+test: $(READY) ## run the quick tests; ARGS='-k flags' selects some
 	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
-slow: $(READY) ## the tests that take minutes each
+slow: $(READY) ## run the tests that take minutes each
 	$(RUN) -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
-torch: $(TORCH) ## the tests that compare with PyTorch and SSSegmentation; installs them
+torch: $(TORCH) ## run the tests that compare with PyTorch and SSSegmentation; installs both
 	$(RUN) -m pytest -m torch $(ARGS)
 
-jax: $(JAX) ## models, losses and optimizers on Keras' JAX backend; installs it
+jax: $(JAX) ## test models, losses and optimizers on Keras' JAX backend; installs JAX
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
-lint: $(READY) ## style
+lint: $(READY) ## check the style (ruff)
 	$(RUN) -m ruff check .
 
-types: $(READY) ## type hints
+types: $(READY) ## check the type hints (mypy)
 	$(RUN) -m mypy
 
-ci: ## what continuous integration runs
+ci: ## run everything that continuous integration runs
 	.ci/run
 
-clean: ## removes what the verbs made: .venv, runs/demo, caches
+clean: ## remove .venv, runs/demo and caches
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(READY): setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-	    "error: Python 3.11 or newer is needed, and $(PYTHON) is not that; name another: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV): one to three minutes, 2 GB on the disk, once"
+	    "error: $(PYTHON) is not Python 3.11 or newer; select another interpreter: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) (only once): takes one to three minutes and 2 GB of disk space"
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@

@@ -1,7 +1,6 @@
 """All metadata of the package: `pip install -e .` and the extras `pip install -e '.[gpu,onnx]'`.
 
-The lower bounds are what was tested; requirements.lock holds one whole set of versions that was
-tested together.
+The lower bounds were tested; requirements.lock has a complete set of versions that were tested together.
 """
 
 import os
@@ -15,9 +14,9 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "deeplab_keras/version.py").read_text(encoding="utf-8")
 )[1]
 
-# DEEPLAB_KERAS_TENSORFLOW=tensorflow-cpu asks for the build without GPU libraries, 220 MB less to
-# download. The Makefile sets it on machines without a GPU. It is a variable and not an extra
-# because extras can only add a requirement.
+# DEEPLAB_KERAS_TENSORFLOW=tensorflow-cpu selects the build without GPU libraries, which is 220 MB
+# smaller. The Makefile sets it on machines without a GPU. This is a variable instead of an extra
+# because an extra can only add requirements.
 TENSORFLOW = os.environ.get("DEEPLAB_KERAS_TENSORFLOW", "tensorflow")
 
 EXTRAS = {
@@ -66,7 +65,7 @@ setuptools.setup(
         "filelock>=4.2",
         "flatbuffers>=25.12",
         "h5py>=3.14",
-        # tensorflow-datasets 4.9.10 imports it on every Python, and asks for it on none from 3.9 on
+        # tensorflow-datasets 4.9.10 imports this package, but does not require it on Python 3.9+
         "importlib-resources>=6",
         "jinja2>=3.1.6",
         "keras>=3.15,<4",

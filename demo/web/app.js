@@ -1,9 +1,9 @@
-// The page: a photo or the camera in, the overlay with its legend out.
+// The page: segments a photo or camera frames and shows the overlay with its legend.
 
 import {colourLabels, shares} from './pixels.js';
 import {Segmenter} from './segmenter.js';
 
-const LARGEST = 1600; // pixels of the shown picture's long side
+const LARGEST = 1600; // maximum long side of the displayed image, in pixels
 const element = (id) => document.getElementById(id);
 const canvas = element('picture'), video = element('video'), stage = element('stage');
 let segmenter, shown, streaming = false;
@@ -13,7 +13,7 @@ function fail(error) {
   element('error').hidden = false;
 }
 
-/** Draws the picture that was segmented last, and its colours over it. */
+/** Draws the image that was segmented last, with the class colors over it. */
 function draw() {
   if (!shown) return;
   const context = canvas.getContext('2d');
@@ -34,12 +34,12 @@ function list(labels) {
   }));
 }
 
-/** Segments an image, video frame or bitmap, and shows it. */
+/** Segments an image, video frame or bitmap and displays the result. */
 async function show(source, width, height) {
   const factor = Math.min(1, LARGEST / Math.max(width, height));
   const pad = new OffscreenCanvas(Math.max(1, Math.round(width * factor)), Math.max(1, Math.round(height * factor)));
   const context = pad.getContext('2d', {willReadFrequently: true});
-  context.fillStyle = '#fff'; // behind what is transparent
+  context.fillStyle = '#fff'; // background of transparent pixels
   context.fillRect(0, 0, pad.width, pad.height);
   context.drawImage(source, 0, 0, pad.width, pad.height);
   const photo = context.getImageData(0, 0, pad.width, pad.height);
@@ -59,7 +59,7 @@ async function open(file) {
   streaming = false;
   try {
     const bitmap = await createImageBitmap(file).catch(() => {
-      throw new Error(`${file.name || 'this'} is no picture that the browser can read; give a JPEG or PNG`);
+      throw new Error(`The browser cannot read ${file.name || 'this file'} as an image. Use a JPEG or PNG file.`);
     });
     await show(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
@@ -83,7 +83,7 @@ async function toggleCamera() {
       await new Promise(requestAnimationFrame);
     }
   } catch (error) {
-    fail(new Error(`the camera cannot be used (${error.message}); allow it in the browser, or drop a photo`));
+    fail(new Error(`The camera is not available (${error.message}). Allow camera access in the browser, or drop a photo.`));
   } finally {
     video.srcObject?.getTracks().forEach((track) => track.stop());
     element('camera').textContent = 'Camera';
@@ -106,11 +106,11 @@ function listen() {
 }
 
 try {
-  navigator.serviceWorker?.register('offline.js').catch(() => {}); // without it the page works, but not offline
+  navigator.serviceWorker?.register('offline.js').catch(() => {}); // the page works without it, but not offline
   segmenter = await Segmenter.load(document.baseURI);
   element('about').textContent = `${segmenter.name}, ${segmenter.classes.length} classes, input ${segmenter.width} x ${segmenter.height}`;
   listen();
-  const photo = new URLSearchParams(location.search).get('image'); // ?image=photo.jpg opens a picture beside the page
+  const photo = new URLSearchParams(location.search).get('image'); // ?image=photo.jpg opens an image in the page's folder
   if (photo) {
     const response = await fetch(photo);
     if (!response.ok) throw new Error(`${photo}: ${response.status} ${response.statusText}`);

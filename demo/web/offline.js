@@ -1,7 +1,7 @@
-// Keeps all that the page is made of, so that it works without a connection once it was loaded.
+// Caches all files of the page, so that it works offline after the first visit.
 
-const CACHE = 'segmentation-VERSION'; // the build puts a checksum of all files here
-const FILES = ['./']; // and their names here
+const CACHE = 'segmentation-VERSION'; // build_web.py inserts a checksum of all files
+const FILES = ['./']; // build_web.py inserts the file names
 
 self.addEventListener('install', (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));

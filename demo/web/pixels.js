@@ -1,10 +1,10 @@
-// Pictures as plain arrays: the resize that the network was trained with, and colours for its labels.
+// Image operations on plain arrays: the resize used in training, and colors for labels.
 
 /**
- * Bilinear resize with half-pixel centres and no antialiasing, as the network's own pipeline does it.
- * @param {ImageData} image RGBA, 8 bits.
- * @param {number} height of the result.
- * @param {number} width of the result.
+ * Bilinear resize with half-pixel centers and without antialiasing, as in the training pipeline.
+ * @param {ImageData} image 8-bit RGBA.
+ * @param {number} height output height.
+ * @param {number} width output width.
  * @returns {Float32Array} [height, width, 3] RGB in 0..255.
  */
 export function resizeImage(image, height, width) {
@@ -40,9 +40,9 @@ function places(length, size) {
 }
 
 /**
- * Labels as opaque colours.
+ * Converts labels to opaque colors.
  * @param {ArrayLike<number>} labels [height, width] class ids.
- * @param {number[][]} palette RGB of each class.
+ * @param {number[][]} palette RGB color per class.
  */
 export function colourLabels(labels, height, width, palette) {
   const picture = new ImageData(width, height);
@@ -53,7 +53,7 @@ export function colourLabels(labels, height, width, palette) {
   return picture;
 }
 
-/** Class ids that are there with their share of the pixels, the largest first. */
+/** The ids of all predicted classes with their share of the pixels, largest first. */
 export function shares(labels, classes) {
   const counts = new Array(classes).fill(0);
   for (const label of labels) counts[label]++;

@@ -1,4 +1,4 @@
-// A .tflite segmentation model in the browser: an image in, a label of each pixel out.
+// Runs a .tflite segmentation model in the browser: returns a label per pixel.
 
 import {loadAndCompile, loadLiteRt, Tensor} from '@litertjs/core';
 
@@ -6,11 +6,11 @@ import {resizeImage} from './pixels.js';
 
 export class Segmenter {
   /**
-   * @param {string} folder holds model.tflite, model.json and litert/.
+   * @param {string} folder URL of the folder with model.tflite, model.json and litert/.
    */
   static async load(folder) {
     const response = await fetch(new URL('model.json', folder));
-    if (!response.ok) throw new Error('model.json is missing here: build the page with scripts/build_web.py');
+    if (!response.ok) throw new Error('model.json is missing. Build the page with scripts/build_web.py.');
     const about = await response.json();
     await loadLiteRt(new URL('litert/core/wasm/', folder).href);
     const model = await loadAndCompile(new URL('model.tflite', folder).href, {accelerator: 'wasm'});
@@ -25,13 +25,13 @@ export class Segmenter {
     const [input] = model.getInputDetails();
     [, this.height, this.width] = input.shape;
     this.eightBit = input.dtype === 'uint8';
-    this.output = model.getOutputDetails().findIndex((details) => details.shape.length === 3); // logits have four axes
-    if (this.output < 0) throw new Error('model.tflite gives no labels: export it with --output=labels');
+    this.output = model.getOutputDetails().findIndex((details) => details.shape.length === 3); // logits have four dimensions
+    if (this.output < 0) throw new Error('model.tflite has no labels output. Export it with --output=labels.');
   }
 
   /**
-   * @param {ImageData} image of any size.
-   * @returns {Promise<{labels: Int32Array, milliseconds: number}>} labels [this.height, this.width]; the time of the network alone.
+   * @param {ImageData} image an image of any size.
+   * @returns {Promise<{labels: Int32Array, milliseconds: number}>} labels [this.height, this.width], and the latency of the network alone.
    */
   async run(image) {
     let pixels = resizeImage(image, this.height, this.width);
