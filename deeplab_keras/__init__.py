@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab_keras.config import (
     DataConfig,
     EvalConfig,
+    ExportConfig,
     ModelConfig,
     PredictConfig,
     TrainConfig,
@@ -25,35 +26,48 @@ from deeplab_keras.config import (
 from deeplab_keras.version import __version__
 
 if TYPE_CHECKING:
-    from deeplab_keras import visualization
+    from deeplab_keras import data, visualization
+    from deeplab_keras.checkpoints.folder import save_checkpoint
     from deeplab_keras.data.registry import open_dataset
+    from deeplab_keras.evaluation import metrics
     from deeplab_keras.evaluation.loop import evaluate
     from deeplab_keras.evaluation.report import Report
     from deeplab_keras.export import export_model
     from deeplab_keras.inference import Predictor
-    from deeplab_keras.models.segmentor import build_segmentor
+    from deeplab_keras.prediction import predict
+    from deeplab_keras.training import losses, optimizers
     from deeplab_keras.training.train import train
-    from deeplab_keras.zoo.registry import get_config, list_models, load_model
+    from deeplab_keras.zoo.registry import build_segmentor, get_config, list_models, load_model
 
 # Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take
 # seconds to import.
 _LAZY = {
     "Predictor": "inference",
     "Report": "evaluation.report",
-    "build_segmentor": "models.segmentor",
+    "build_segmentor": "zoo.registry",
     "evaluate": "evaluation.loop",
     "export_model": "export",
     "get_config": "zoo.registry",
     "list_models": "zoo.registry",
     "load_model": "zoo.registry",
     "open_dataset": "data.registry",
+    "predict": "prediction",
+    "save_checkpoint": "checkpoints.folder",
     "train": "training.train",
+}
+# Modules that are namespaces of the public API.
+_NAMESPACES = {
+    "data": "data",
+    "losses": "training.losses",
+    "metrics": "evaluation.metrics",
+    "optimizers": "training.optimizers",
     "visualization": "visualization",
 }
 
 __all__ = [
     "DataConfig",
     "EvalConfig",
+    "ExportConfig",
     "ModelConfig",
     "PredictConfig",
     "Predictor",
@@ -62,22 +76,29 @@ __all__ = [
     "UserError",
     "__version__",
     "build_segmentor",
+    "data",
     "evaluate",
     "export_model",
     "get_config",
     "list_models",
     "load_model",
+    "losses",
+    "metrics",
     "open_dataset",
+    "optimizers",
+    "predict",
+    "save_checkpoint",
     "train",
     "visualization",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return importlib.import_module(f"{__name__}.{_NAMESPACES[name]}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
-    return module if _LAZY[name] == name else getattr(module, name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 # The modules whose layers, metrics, losses and optimizers occur in saved .keras files.
@@ -155,7 +176,7 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         )
 
 
-sys.meta_path.append(_MovedModules())
+sys.meta_path.insert(0, _MovedModules())
 
 
 def __dir__() -> list[str]:

@@ -54,7 +54,12 @@ def test_the_policy_is_the_callers(mine, precision, tmp_path):
         html_report=False,
         precision=precision,
     )
-    dk.train(CONFIG, dk.DataConfig(dataset="synthetic", **SIZES), training)
+    losses = []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: losses.append(logs["loss"])
+    )
+    dk.train(CONFIG, dk.DataConfig(dataset="synthetic", **SIZES), training, callbacks=[callback])
+    assert len(losses) == 1 and np.isfinite(losses[0])
     assert keras.config.dtype_policy().name == mine
     assert keras.layers.Dense(1).compute_dtype == ("float32" if mine == "float32" else "bfloat16")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -63,30 +63,42 @@ def train(
     training: TrainConfig,
     evaluation: EvalConfig = EvalConfig(),
     *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     flags_text: str = "",
 ) -> Report | None:
-    """Trains a model, or goes on with the training that stands in `training.train_logdir`.
+    """Trains a model, or resumes the run in `training.train_logdir`.
 
-    The dtype policy, the seeds and TensorFlow's determinism are afterwards what they were before.
+    The dtype policy, the seeds and TensorFlow's determinism are restored afterwards.
 
     Args:
-        model: the architecture; its number of classes becomes the dataset's.
-        data: the dataset and its augmentation.
-        training: length, optimizer, strategy, folder.
-        evaluation: how validation images are inferred.
-        flags_text: the command's flags, kept in the workdir.
+        model: The architecture. Its number of classes becomes the dataset's.
+        data: The dataset and its augmentation.
+        training: Length, optimizer, strategy and folder of the run.
+        evaluation: How predictions for validation images are computed.
+        callbacks: Keras callbacks, called after those of the run itself. A run is one epoch; the
+            steps are counted from the step at which the run resumes. Not with several workers.
+        flags_text: The flags of the command, which the workdir keeps.
 
     Returns:
-        The report of the last evaluation on `data.eval_split`; None where SIGTERM ended the
-        training before: what was done is saved, and the same call goes on from there. Of several
-        workers the chief alone gets the report.
+        The report of the last evaluation on `data.eval_split`. `None` if SIGTERM ended the run: it
+        is saved, and the same call resumes it. Of several workers, only the chief gets the report.
 
     Raises:
-        UserError: anything that a user can mend, before the first step wherever it can be known by
-            then.
+        UserError: For user errors, before the first step where possible.
+
+    Example:
+    ```python
+    import keras
+
+    class PrintLoss(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            print(batch, logs["loss"])
+
+    dk.train(config, data, training, callbacks=[PrintLoss()])
+    ```
     """
     with settings_kept():
-        return _train(model, data, training, evaluation, flags_text)
+        return _train(model, data, training, evaluation, flags_text, callbacks)
 
 
 def _train(
@@ -95,8 +107,14 @@ def _train(
     training: TrainConfig,
     evaluation: EvalConfig,
     flags_text: str,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> Report | None:
     _check(training)
+    if callbacks and training.strategy == MULTI_WORKER:
+        raise UserError(
+            "`callbacks`: not with `strategy='multi_worker'`, whose steps Keras does not take; "
+            "leave them out"
+        )
     cluster = (
         _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
     )
@@ -140,7 +158,8 @@ def _train(
         statistics.warm_up_fresh(
             run.model, run.fresh_statistics, lambda: trained.optimizer.iterations
         )
-        _fit(run, trained, data, training, evaluation, train_source, eval_source, strategy, cluster)
+        sources = train_source, eval_source
+        _fit(run, trained, data, training, evaluation, sources, strategy, cluster, callbacks)
         if cluster is not None and not cluster.is_chief:
             return None
         if run.last_report is None or run.stop_requested:
@@ -400,11 +419,12 @@ def _fit(
     data: DataConfig,
     training: TrainConfig,
     evaluation: EvalConfig,
-    train_source: Source,
-    eval_source: Source,
+    sources: tuple[Source, Source],
     strategy: tf.distribute.Strategy,
     cluster: Cluster | None,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
+    train_source, eval_source = sources
     pad_value = NORMALIZATIONS[run.config.normalization][0]
 
     def measure(batches: int) -> dict[str, np.ndarray]:
@@ -470,7 +490,7 @@ def _fit(
                 steps_per_epoch=run.total_steps - run.step,
                 shuffle=False,
                 verbose=0,
-                callbacks=[steps, rounds],
+                callbacks=[steps, rounds, *callbacks],
             )
     except tf.errors.OpError as error:
         mistake = pipeline.user_error(error, train_source)

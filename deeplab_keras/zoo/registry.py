@@ -13,7 +13,10 @@ from deeplab_keras.checkpoints import download
 from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
 from deeplab_keras.convert.conversion import convert, dataset_info
+from deeplab_keras.convert.initial import initialize
 from deeplab_keras.convert.pth import import_torch
+from deeplab_keras.io.foreign import reading
+from deeplab_keras.models import segmentor
 from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU, RELEASES
 
 _LRASPP = ModelConfig(
@@ -99,16 +102,75 @@ SSSEGMENTATION_ADDRESS = (
 def load_model(
     source: str | os.PathLike[str], input_size: tuple[int, int] | None = None
 ) -> keras.Model:
-    """A model with trained weights.
+    """Loads a model with trained weights.
 
     Args:
-        source: a checkpoint folder, a workdir, or a name of the zoo; see `checkpoint_path`.
-        input_size: (height, width) that the model takes; None: any.
+        source: A checkpoint folder, a workdir, a name of the zoo (see `checkpoint_path`), or a
+            `.keras` file.
+        input_size: (height, width) that the model takes; `None` for any. A `.keras` file has its
+            own.
+
+    Returns:
+        A `keras.Model` from images `[batch, height, width, 3]`, RGB in 0..255, to logits
+        `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: nothing there, or weights that cannot be had.
+        UserError: The path does not exist, or the weights cannot be downloaded or read.
+
+    Example:
+    ```python
+    model = dk.load_model("runs/demo")
+    model = dk.load_model("deeplabv3_mobilenetv2os8_voc", input_size=(512, 512))
+    model = dk.load_model("model.keras")
+    ```
     """
+    if os.fspath(source).endswith(".keras"):
+        if input_size is not None:
+            raise UserError(
+                f"`input_size={input_size}`: {source} has the input size it was saved with; leave "
+                "`input_size` out"
+            )
+        with reading(source, "a Keras model", "save it again with model.save"):
+            return keras.saving.load_model(source)
     return load_checkpoint(checkpoint_path(source), input_size).model
+
+
+def build_segmentor(
+    config: ModelConfig | str,
+    input_size: tuple[int, int] | None = None,
+    *,
+    batch_size: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> keras.Model:
+    """Builds a segmentation network.
+
+    Args:
+        config: The architecture, or the name of a model of the zoo.
+        input_size: (height, width) of the images; `None` for any size.
+        batch_size: Number of images in a batch; `None` for any.
+        weights: `None` for random weights, "imagenet" for a backbone trained on ImageNet, or the
+            path of a checkpoint: a folder, a workdir, a `.pth` file, or a TF1 checkpoint. Layers
+            that the checkpoint does not have, and classifiers of another number of classes, keep
+            random weights; a log line names them.
+
+    Returns:
+        A functional `keras.Model`, see `models.segmentor.Segmentor`.
+
+    Raises:
+        UserError: An unknown name, a size that the network cannot take, or weights that do not fit.
+
+    Example:
+    >>> import deeplab_keras as dk
+    >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(image_pooling_size=())
+    >>> dk.build_segmentor(config, input_size=(64, 96)).output_shape
+    (None, 64, 96, 21)
+    """
+    if isinstance(config, str):
+        config = get_config(config)
+    model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
+    if weights is not None:
+        initialize(model, config, os.fspath(weights), logits_only=True)
+    return model
 
 
 def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
