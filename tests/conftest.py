@@ -6,9 +6,11 @@ import collections
 import importlib.util
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import toy
 from contracts import BROWSER, SHARED, script
 
 # Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve
@@ -94,29 +96,54 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"  {nodeid}")
 
 
-@pytest.fixture(scope="session")
-def tiny_flags() -> list[str]:
-    """A network and a training so small that they cost seconds."""
-    return [
-        "--depth_multiplier=0.25",
-        "--output_stride=32",
-        "--aspp_convs_filters=16",
-        "--atrous_rates=",
-        "--decoder_filters=16",
-        "--low_level_channels=8",
-        "--synthetic_size=64,64",
-        "--train_crop_size=64,64",
-        "--train_samples=8",
-        "--eval_samples=4",
-        "--train_batch_size=4",
-        "--training_number_of_steps=2",
-        "--summary_images=1",
-    ]
+TINY = [
+    "--depth_multiplier=0.25",
+    "--output_stride=32",
+    "--aspp_convs_filters=16",
+    "--atrous_rates=",
+    "--decoder_filters=16",
+    "--low_level_channels=8",
+    "--synthetic_size=64,64",
+    "--train_crop_size=64,64",
+    "--train_samples=8",
+    "--eval_samples=4",
+    "--train_batch_size=4",
+    "--training_number_of_steps=2",
+    "--summary_images=1",
+]
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tiny_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a training of two steps by scripts/train.py."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    assert script("train.py")(*tiny_flags, f"--train_logdir={workdir}") == 0
+def train_tiny(flags: list[str], workdir: pathlib.Path) -> pathlib.Path:
+    assert script("train.py")(*flags, f"--train_logdir={workdir}") == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def _tiny_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    with toy.registered():
+        return train_tiny(["--model_variant=toy", *TINY], tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def toy_backbone() -> Iterator[None]:
+    """Registers the backbone `toy` for this process; another process needs `tests/toy.py`."""
+    with toy.registered():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_flags(toy_backbone: None) -> list[str]:
+    """A network and a training so small that they cost seconds; the backbone is `toy`."""
+    return ["--model_variant=toy", *TINY]
+
+
+@pytest.fixture(scope="module")
+def tiny_run(toy_backbone: None, _tiny_run: pathlib.Path) -> pathlib.Path:
+    """The workdir of a training of two steps by scripts/train.py with `tiny_flags`."""
+    return _tiny_run
+
+
+@pytest.fixture(scope="session")
+def tiny_real_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same with MobileNetV2, for tests that need a backbone which any process knows."""
+    return train_tiny(TINY, tmp_path_factory.mktemp("runs") / "real")

@@ -7,7 +7,6 @@ import functools
 import pathlib
 import re
 
-import pytest
 from contracts import ROOT
 
 PACKAGE = "deeplab_keras"
@@ -96,6 +95,7 @@ def room(module: str) -> str:
     return max(fitting, key=len)
 
 
+@functools.cache
 def imports(path: pathlib.Path) -> set[str]:
     """Every module imported anywhere in the file, also within functions; `from a import b` gives both a and a.b."""
     found: set[str] = set()
@@ -109,9 +109,14 @@ def imports(path: pathlib.Path) -> set[str]:
     return found
 
 
+@functools.cache
+def known_modules() -> set[str]:
+    return {module_name(module) for module in MODULES}
+
+
 def own_modules(path: pathlib.Path) -> set[str]:
     """The modules of this package among a file's imports."""
-    known = {module_name(module) for module in MODULES}
+    known = known_modules()
     names = {
         name.removeprefix(PACKAGE + ".") for name in imports(path) if name.startswith(PACKAGE + ".")
     }
@@ -134,29 +139,28 @@ def relative(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_imports_go_down(path):
-    name = module_name(path)
-    if not name:  # the package's __init__ offers the public names of every room
-        return
-    here = room(name)
-    for other in own_modules(path):
-        there = room(other)
-        assert ROOMS.index(there) <= ROOMS.index(here), (
-            f"{name} imports {other}, which is in a room above its own"
-        )
+def test_imports_go_down():
+    upward = [
+        f"{name} imports {other}, which is in a room above its own"
+        for path in MODULES
+        if (name := module_name(path))  # the package's __init__ offers the names of every room
+        for other in own_modules(path)
+        if ROOMS.index(room(other)) > ROOMS.index(room(name))
+    ]
+    assert upward == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_packages_stay_in_their_rooms(path):
-    name = module_name(path)
-    for package, rooms in CONFINED.items():
-        if any(other == package or other.startswith(package + ".") for other in imports(path)):
-            allowed = rooms.split()
-            inside = any(name == allow or name.startswith(allow + ".") for allow in allowed)
-            assert inside and not (package == "tensorflow" and name in WITHOUT_TENSORFLOW), (
-                f"{name} imports {package}"
-            )
+def test_packages_stay_in_their_rooms():
+    outside = []
+    for path in MODULES:
+        name = module_name(path)
+        for package, rooms in CONFINED.items():
+            if any(other == package or other.startswith(package + ".") for other in imports(path)):
+                allowed = rooms.split()
+                inside = any(name == allow or name.startswith(allow + ".") for allow in allowed)
+                if not inside or (package == "tensorflow" and name in WITHOUT_TENSORFLOW):
+                    outside.append(f"{name} imports {package}")
+    assert outside == []
 
 
 def test_no_module_stands_outside_the_rooms():
@@ -174,11 +178,9 @@ def test_torch_is_imported_in_one_place_and_in_what_is_measured_beside_us():
     assert len([name for name in places if not name.startswith("benchmarks.peers.")]) <= 1
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_file_names(path):
-    assert path.stem not in FORBIDDEN_NAMES, (
-        "a file is named by what it does; put such a function beside its caller"
-    )
+def test_file_names():
+    """A file is named after what it does; put a helper function next to its caller."""
+    assert [relative(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
 
 
 def public_definitions(
@@ -204,32 +206,37 @@ def documented_methods() -> set[str]:
     }
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_public_names_have_docstrings(path):
-    missing = [] if ast.get_docstring(tree(path)) else ["the module"]
-    for name, node in public_definitions(tree(path).body):
-        is_property = any("property" in ast.unparse(mark) for mark in node.decorator_list)
-        known_method = "." in name and node.name in KERAS_METHODS | documented_methods()
-        if not ast.get_docstring(node) and not is_property and not known_method:
-            missing.append(name)
+def test_public_names_have_docstrings():
+    missing = []
+    for path in MODULES:
+        if not ast.get_docstring(tree(path)):
+            missing.append(f"{relative(path)}: the module")
+        for name, node in public_definitions(tree(path).body):
+            is_property = any("property" in ast.unparse(mark) for mark in node.decorator_list)
+            known_method = "." in name and node.name in KERAS_METHODS | documented_methods()
+            if not ast.get_docstring(node) and not is_property and not known_method:
+                missing.append(f"{relative(path)}: {name}")
     assert missing == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_nothing_is_left_unfinished(path):
-    source = path.read_text(encoding="utf-8")
-    assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", source)
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ExceptHandler):
-            swallowed = len(node.body) == 1 and isinstance(node.body[0], ast.Pass)
-            assert not swallowed and node.type is not None, (
-                f"line {node.lineno}: an exception is swallowed"
-            )
+def test_nothing_is_left_unfinished():
+    unfinished = []
+    for path in MODULES:
+        source = path.read_text(encoding="utf-8")
+        for found in re.finditer(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", source):
+            unfinished.append(f"{relative(path)}: {found[0]}")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ExceptHandler):
+                swallowed = len(node.body) == 1 and isinstance(node.body[0], ast.Pass)
+                if swallowed or node.type is None:
+                    unfinished.append(f"{relative(path)}:{node.lineno}: an exception is swallowed")
+    assert unfinished == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / PACKAGE).rglob("*.py")), ids=relative)
-def test_no_module_needs_a_posix_system(path):
-    assert not imports(path) & {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
+def test_no_module_needs_a_posix_system():
+    posix = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
+    library = sorted((ROOT / PACKAGE).rglob("*.py"))
+    assert [relative(path) for path in library if imports(path) & posix] == []
 
 
 def test_the_wheel_has_every_file():

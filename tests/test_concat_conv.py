@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import registered, toy_config
 
-from deeplab_keras import ModelConfig, build_segmentor, get_config
+from deeplab_keras import build_segmentor, get_config
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import resize_bilinear
@@ -82,17 +83,27 @@ def lively(model: keras.Model) -> None:
             variable.assign(noise)
 
 
-SMALL = dict(depth_multiplier=0.25, num_classes=5, head_channels=16, dropout_rate=0.0)
-NETWORKS = {
-    "psp": get_config("pspnet_mobilenetv2os8_voc").replace(**SMALL),
-    "deeplab_v3": get_config("deeplabv3_mobilenetv2os8_voc").replace(**SMALL),
-    "deeplab_v3_plus": get_config("deeplabv3plus_mobilenetv2os8_voc").replace(decoder_filters=8, **SMALL),
-    "aligned corners, window pooling first": ModelConfig(
-        head="deeplab_v3", align_corners=True, image_pooling_first=True, image_pooling_size=(3, 4), **SMALL
-    ),
-}  # fmt: skip
+SMALL = dict(
+    backbone="toy", depth_multiplier=0.25, num_classes=5, head_channels=16, dropout_rate=0.0
+)
+with registered():
+    NETWORKS = {
+        "psp": get_config("pspnet_mobilenetv2os8_voc").replace(**SMALL),
+        "deeplab_v3": get_config("deeplabv3_mobilenetv2os8_voc").replace(**SMALL),
+        "deeplab_v3_plus": get_config("deeplabv3plus_mobilenetv2os8_voc").replace(
+            **SMALL, decoder_filters=8
+        ),
+        "aligned corners, window pooling first": toy_config(
+            **SMALL,
+            head="deeplab_v3",
+            align_corners=True,
+            image_pooling_first=True,
+            image_pooling_size=(3, 4),
+        ),
+    }
 
 
+@pytest.mark.usefixtures("toy_backbone")
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 def test_networks_are_the_same_either_way(config):
     model, as_drawn = build_segmentor(config), build_segmentor(config.replace(branchwise=False))

@@ -48,6 +48,7 @@ def test_the_confusion_matrix_is_the_official_one(converted, tmp_path):
     assert found["pixel_accuracy"] == pytest.approx(expected["pixel_accuracy"], abs=1e-12)
 
 
+@pytest.mark.slow  # the confusion matrix above holds every counted label
 @pytest.mark.shared
 def test_the_one_other_label_is_a_tie_that_nobody_counts(converted):
     """Of 711500 pixels one has another label than in the official graph; there two classes are equal to float32's last places."""

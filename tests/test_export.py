@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from contracts import ROOT, as_command_line, noise, raises_line, ramp
 from PIL import Image
+from toy import registered, toy_config
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import (
@@ -77,8 +78,11 @@ HEADS = {
     ),
 }
 
+# For tests of what does not depend on the backbone.
+TOY = toy_config(**SMALL, head="deeplab_v3_plus", decoder_filters=16, aspp_with_separable_conv=True)
 # Aligned corners, and resizes that are more than copies.
-ALIGNED = HEADS["deeplab_v3_plus"].replace(align_corners=True)
+with registered():
+    ALIGNED = TOY.replace(align_corners=True)
 
 
 def lively(
@@ -112,6 +116,11 @@ def lively(
 @pytest.fixture(scope="module")
 def checkpoint():
     return lively(LRASPP)
+
+
+@pytest.fixture(scope="module")
+def toy_checkpoint(toy_backbone):
+    return lively(TOY)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +290,7 @@ def test_a_layer_of_several_operators_is_named_once():
     )
 
 
-def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
+def test_aligned_corners_can_be_left_out_and_cost_agreement(toy_backbone, tmp_path):
     source = lively(ALIGNED)
     lines = []
     plain, changed = (
@@ -314,8 +323,8 @@ def test_aligned_corners_can_be_left_out_and_cost_agreement(tmp_path):
     assert '"align_corners": false' in packed_files(changed.path)["model.json"]
 
 
-def test_concatenations_are_kept_in_8_bits_and_by_flag(tmp_path, pictures):
-    source, lines = lively(HEADS["psp"]), []
+def test_concatenations_are_kept_in_8_bits_and_by_flag(toy_backbone, tmp_path, pictures):
+    source, lines = lively(toy_config(**SMALL, head="psp")), []
     kinds = ["tflite", "tflite_dynamic", "tflite_int8"]
     options = dict(input_size=SIZE, representative_images=pictures, log=lines.append)
     files = export.export_model(
@@ -334,9 +343,9 @@ def test_concatenations_are_kept_in_8_bits_and_by_flag(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("kind", ["tflite", "saved_model"])
-def test_labels_can_be_bytes(checkpoint, tmp_path, kind):
+def test_labels_can_be_bytes(toy_checkpoint, tmp_path, kind):
     (file,) = export.export_model(
-        checkpoint,
+        toy_checkpoint,
         tmp_path / "out",
         formats=[kind],
         input_size=SIZE,
@@ -351,7 +360,7 @@ def test_labels_can_be_bytes(checkpoint, tmp_path, kind):
         == np.uint8
     )
     labels = found.predict_batch(picture[None])
-    assert (labels == Predictor(checkpoint.model).predict_batch(picture[None])).mean() >= 0.999
+    assert (labels == Predictor(toy_checkpoint.model).predict_batch(picture[None])).mean() >= 0.999
 
 
 @pytest.mark.slow
@@ -576,7 +585,7 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed"
 )
-@pytest.mark.parametrize("output", ["labels", "both"])
+@pytest.mark.parametrize("output", [pytest.param("labels", marks=pytest.mark.slow), "both"])
 def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatch):
     path = tmp_path / "model.onnx"
     monkeypatch.setattr(tf.get_logger(), "propagate", True)
@@ -855,8 +864,9 @@ def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     rejected(fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33,33 alone")
 
 
-def test_layers_that_a_user_added_are_exported_or_refused(checkpoint, tmp_path):
+def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_path):
     """Classes 0, 1 and 2 of the five stay; a format that builds the network anew would lose the layer."""
+    checkpoint = toy_checkpoint
     kept = np.eye(5, 3, dtype=np.float32)[None, None]
     layer = keras.layers.Conv2D(3, 1, use_bias=False, name="own")
     model = keras.Model(checkpoint.model.input, layer(checkpoint.model.output))

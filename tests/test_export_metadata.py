@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flatbuffers import number_types
 from flatbuffers.table import Table
-from test_export import CLASSES, LRASPP, SIZE, lively
+from test_export import CLASSES, SIZE, TOY, lively
 
 from deeplab_keras import export
 from deeplab_keras.export import images, metadata, tflite
@@ -61,8 +61,8 @@ def entry(content):
 
 
 @pytest.fixture(scope="module")
-def checkpoint():
-    return lively(LRASPP)
+def checkpoint(toy_backbone):
+    return lively(TOY)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 from contracts import noise, raises_line, ramp
 from PIL import Image
 from test_inference import CLASSES, pointwise_model, run, softmax, wide_model
+from toy import toy_config
 
-from deeplab_keras.config import EvalConfig, ModelConfig
+from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference import Network, Predictor, predict_tiles
 from deeplab_keras.inference import logits as logits_module
 from deeplab_keras.inference.logits import predict_labels, predict_logits
@@ -19,6 +20,8 @@ from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.tiles import spans
 from deeplab_keras.inference.windows import WindowRows, slide
 from deeplab_keras.models.segmentor import build_segmentor
+
+pytestmark = pytest.mark.usefixtures("toy_backbone")
 
 # --- Strips ---
 
@@ -67,9 +70,7 @@ def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
 
 def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
     """The model's own last resize is left out then, and the labels are the same."""
-    small = ModelConfig(
-        depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=7
-    )
+    small = toy_config(output_stride=16, head="fcn", head_channels=8, num_classes=7)
     network = Network(build_segmentor(small))
     image = ramp(1, 65, 90, 3).astype(np.uint8)
     expected = network(image.astype(np.float32)).numpy().argmax(-1)
@@ -153,9 +154,7 @@ def test_tiles_need_the_memory_of_a_tile():
 
 def segmentor(align_corners: bool = False) -> keras.Model:
     keras.utils.set_random_seed(3)
-    small = ModelConfig(
-        depth_multiplier=0.25, output_stride=16, head="fcn", head_channels=8, num_classes=6
-    )
+    small = toy_config(output_stride=16, head="fcn", head_channels=8, num_classes=6)
     return build_segmentor(small.replace(align_corners=align_corners))
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
+from toy import toy_config
 
 import deeplab_keras as dk
 from deeplab_keras.training import train as trainer
 from deeplab_keras.training.process import settings_kept
 
+pytestmark = pytest.mark.usefixtures("toy_backbone")
 SIZES = {
     "train_crop_size": (64, 64),
     "synthetic_size": (64, 64),
@@ -21,8 +23,7 @@ SIZES = {
     "eval_samples": 2,
     "train_batch_size": 2,
 }
-CONFIG = dk.ModelConfig(
-    depth_multiplier=0.25,
+CONFIG = toy_config(
     output_stride=32,
     head_channels=8,
     atrous_rates=(),

@@ -15,16 +15,16 @@ import keras
 import numpy as np
 import pytest
 from contracts import raises_line, script
+from toy import toy_config
 
 from deeplab_keras.checkpoints import folder, workdir
 from deeplab_keras.checkpoints.workdir import Workdir
-from deeplab_keras.config import DataConfig, ModelConfig
+from deeplab_keras.config import DataConfig
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.models.segmentor import build_segmentor
 
-CONFIG = ModelConfig(
-    head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3
-)
+CONFIG = toy_config(head="fcn", head_channels=8, output_stride=32, num_classes=3)
+pytestmark = pytest.mark.usefixtures("toy_backbone")
 QUIET = ("--summary_images=0", "--nohtml_report", "--strategy=none", "--deterministic")
 
 
@@ -356,6 +356,7 @@ def test_classes_in_another_order_are_refused(change, message, undisturbed, tmp_
     )
 
 
+@pytest.mark.slow  # test_classes_in_another_order_are_refused holds the same code
 def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
     """The case of a user: classes.txt is edited between two calls of one command."""
     from PIL import Image

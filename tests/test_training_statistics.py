@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contracts import raises_line, script
+from toy import toy_config
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import (
     NORMALIZATIONS,
     DataConfig,
     EvalConfig,
-    ModelConfig,
     TrainConfig,
 )
 from deeplab_keras.convert.initial import start_config
@@ -25,9 +25,8 @@ from deeplab_keras.models.layers import BatchNormalization, warm_up
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training import statistics, validation
 
-SMALL = ModelConfig(
-    head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=32, num_classes=3
-)
+pytestmark = pytest.mark.usefixtures("toy_backbone")
+SMALL = toy_config(head="fcn", head_channels=8, output_stride=32, num_classes=3)
 
 
 def norms(model: keras.Model) -> list[BatchNormalization]:
