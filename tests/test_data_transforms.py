@@ -395,7 +395,7 @@ def test_augment_is_scale_crop_flip_colours_and_padding_in_this_order():
 
 def test_the_same_eagerly_and_in_tf_data():
     image, label = picture(30, 40)
-    dataset = tf.data.Dataset.range(8).map(
+    dataset = tf.data.Dataset.range(3).map(
         lambda position: transforms.augment(
             image, label, transforms.draw(7, position), CONFIG, PAD, IGNORE
         )

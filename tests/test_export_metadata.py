@@ -96,7 +96,7 @@ def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
     said = entry(content)
     assert said[4:8] == b"M001"
     model = Fields(said)
-    assert model.text(0) == "lraspp on mobilenet_v3_small" and "5 of test" in model.text(1)
+    assert model.text(0) == "deeplab_v3_plus on toy" and "5 of test" in model.text(1)
     assert model.text(4) == "deeplab_keras" and model.text(7) == (
         "1.0.0" if output == "labels" else "1.5.0"
     )

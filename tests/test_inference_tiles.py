@@ -183,7 +183,8 @@ def random_slides(count: int):
 
 
 @pytest.mark.parametrize("align_corners", [False, True], ids=["half-pixel", "aligned corners"])
-def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners):
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners, count):
     """Of the plain form, which holds all scores: equal to rounding, labels too; also of windows at their full size."""
     network, by_rows = Network(segmentor(align_corners)), []
     made = WindowRows.__init__
@@ -192,7 +193,7 @@ def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners)
         "__init__",
         lambda self, *args, **given: by_rows.append(self) or made(self, *args, **given),
     )
-    for size, options, lines in random_slides(8):
+    for size, options, lines in random_slides(count):
         images, config = noise(1, *size, 3).astype(np.uint8), slide_config(**options)
         monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 28)
         monkeypatch.setattr(logits_module, "SUM_BYTES", 1 << 26)

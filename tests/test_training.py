@@ -694,7 +694,11 @@ def test_a_checkpoint_of_another_width_is_refused(
     )
 
 
-@pytest.mark.parametrize("include_top", [False, True])
+@pytest.mark.parametrize(
+    # tests/test_convert.py has a file with the classifier in the quick lane.
+    "include_top",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+)
 def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pathlib.Path) -> None:
     theirs = keras.applications.MobileNetV2(
         (96, 128, 3), alpha=0.35, include_top=include_top, weights=None
