@@ -113,15 +113,12 @@ TINY = [
 ]
 
 
-def train_tiny(flags: list[str], workdir: pathlib.Path) -> pathlib.Path:
-    assert script("train.py")(*flags, f"--train_logdir={workdir}") == 0
-    return workdir
-
-
 @pytest.fixture(scope="session")
 def _tiny_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
     with toy.registered():
-        return train_tiny(["--model_variant=toy", *TINY], tmp_path_factory.mktemp("runs") / "tiny")
+        assert script("train.py")("--model_variant=toy", *TINY, f"--train_logdir={workdir}") == 0
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +138,3 @@ def tiny_flags(toy_backbone: None) -> list[str]:
 def tiny_run(toy_backbone: None, _tiny_run: pathlib.Path) -> pathlib.Path:
     """The workdir of a training of two steps by scripts/train.py with `tiny_flags`."""
     return _tiny_run
-
-
-@pytest.fixture(scope="session")
-def tiny_real_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The same with MobileNetV2, for tests that need a backbone which any process knows."""
-    return train_tiny(TINY, tmp_path_factory.mktemp("runs") / "real")

@@ -25,7 +25,14 @@ FLAGS = (
 
 
 def start(workdir: pathlib.Path, flags: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "scripts/train.py", *flags, *FLAGS, f"--train_logdir={workdir}"]
+    command = [
+        sys.executable,
+        "tests/toy.py",
+        "scripts/train.py",
+        *flags,
+        *FLAGS,
+        f"--train_logdir={workdir}",
+    ]
     return subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

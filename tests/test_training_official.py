@@ -31,7 +31,9 @@ OFFICIAL = [
 @pytest.fixture(scope="module")
 def start(tiny_flags, tmp_path_factory):
     """A checkpoint to start from, with weights that are not those of the seed, and the flags that fit it."""
-    flags = [*tiny_flags, *OFFICIAL, "--train_batch_size=4"]
+    of_a_decoder = ("--decoder_filters", "--low_level_channels")
+    flags = [flag for flag in tiny_flags if not flag.startswith(of_a_decoder)]
+    flags += [*OFFICIAL, "--train_batch_size=4"]
     command = script("train.py").parse(*flags)
     config = command.model_config().replace(num_classes=8)
     info = open_dataset(command.config(DataConfig), "train").info

@@ -23,6 +23,7 @@ def losses(workdir: pathlib.Path, tiny_flags: list[str], precision: str) -> list
     """The mean loss before each evaluation of a training."""
     command = [
         sys.executable,
+        "tests/toy.py",
         "scripts/train.py",
         *tiny_flags,
         *LENGTH,

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+if __name__ == "__main__":
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.config import backbones as config_backbones
 
@@ -58,7 +61,6 @@ def toy_config(**options: Any) -> ModelConfig:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
     del sys.argv[0]
     with registered():
         runpy.run_path(sys.argv[0], run_name="__main__")
