@@ -260,7 +260,7 @@ def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": "mobilenet_v4"}, "unknown backbone .*mobilenet_v2"),
+        ({"backbone": "mobilenet_v4"}, "unknown --model_variant .*mobilenet_v2"),
         ({"head": "deeplabv3"}, "did you mean 'deeplab_v3'"),
         ({"low_level_features": ("c9",)}, "--low_level_features=c9: mobilenet_v2 has c1"),
     ],
@@ -284,7 +284,7 @@ def test_a_name_is_no_config() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output_stride": 4}, "--output_stride=4: allowed are 8, 16, 32"),
+        ({"output_stride": 4}, "--output_stride must be 8, 16 or 32. Received: --output_stride=4"),
         ({"num_classes": 0}, "--num_classes=0"),
         ({"padding": "valid"}, "unknown --padding 'valid'"),
         ({"input_channels": 1}, "--normalization=unit_range"),

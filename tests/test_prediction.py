@@ -330,8 +330,8 @@ def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys
     put(tmp_path / "big.png", 20, 30)
     job(tmp_path / "big.png", outputs=("labels",))
     told = (
-        f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, goes in tiles of 1024x1024; see "
-        "--tile_size\n"
+        f"{tmp_path}/big.png: 30x20, above 0.0005 megapixels, is predicted in tiles of "
+        "1024x1024; see tile_size\n"
     )
     assert capsys.readouterr().err.startswith(told)
     for config, options in [
@@ -339,7 +339,7 @@ def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys
         (EvalConfig(), {"tile_size": (16, 16)}),
     ]:
         job(tmp_path / "big.png", config, outputs=("labels",), overwrite=True, **options)
-        assert "goes in tiles" not in capsys.readouterr().err
+        assert "in tiles" not in capsys.readouterr().err
 
 
 def test_a_photograph_of_a_phone_goes_in_one_piece():
@@ -701,8 +701,8 @@ def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
         ),
         (["--submission=coco"], "unknown --submission 'coco'; "),
         (["--palette=red"], "unknown --palette 'red'; known: colour_blind, dataset"),
-        (["--tile_size=5"], "--tile_size=5: two numbers"),
-        (["--overwrite", "--skip_existing"], "--skip_existing=True: not together with --overwrite"),
+        (["--tile_size=5"], "Received: --tile_size=5"),
+        (["--overwrite", "--skip_existing"], "--skip_existing cannot be combined with --overwrite"),
         (["--eval_stride=999,999", "--inference=slide"], "--eval_stride=999,999 leaves gaps"),
         (["--submission=voc"], "--submission=voc: the model has the"),
     ],

@@ -439,10 +439,13 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
             ["--gradient_accumulation_steps=3"],
             "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6",
         ),
-        (["--freeze_backbone"], "--freeze_backbone=True: needs --tf_initial_checkpoint"),
-        (["--keep_checkpoints=0"], "--keep_checkpoints=0: at least 1"),
-        (["--profile_steps=5"], "--profile_steps=5: two numbers from 1 up, the second no smaller"),
-        (["--profile_steps=5,4"], "--profile_steps=5,4: two numbers from 1 up"),
+        (["--freeze_backbone"], "--freeze_backbone requires --tf_initial_checkpoint"),
+        (
+            ["--keep_checkpoints=0"],
+            "--keep_checkpoints must be at least 1. Received: --keep_checkpoints=0",
+        ),
+        (["--profile_steps=5"], "Received: --profile_steps=5"),
+        (["--profile_steps=5,4"], "Received: --profile_steps=5,4"),
         (
             ["--strategy=multi_worker", "--jit_compile"],
             "--jit_compile: not with --strategy=multi_worker",

@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 
 from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
-from deeplab_keras.config import Config, UserError, render_options
+from deeplab_keras.config import Config, UserError, options_shown_by, render_options
 from deeplab_keras.io.progress import without_noise
 
 
@@ -99,6 +99,15 @@ def _call(
 ) -> int:
     show = flag_writer(*sections)
     _show_log(show)
+    with options_shown_by(show):
+        return _run(argv, main, sections)
+
+
+def _run(
+    argv: Sequence[str],
+    main: Callable[[Command], int | None],
+    sections: Sequence[type[Config]],
+) -> int:
     try:
         command = Command(argv, *sections)
         _load_keras()
@@ -107,7 +116,7 @@ def _call(
             sys.stdout.flush()
         return status
     except UserError as error:
-        message = error.render(show)
+        message = str(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

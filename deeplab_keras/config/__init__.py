@@ -11,6 +11,7 @@ from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.errors import (
     OptionError,
     UserError,
+    options_shown_by,
     render_options,
     unknown_name,
     unknown_option,
@@ -36,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "option",
+    "options_shown_by",
     "render_options",
     "unknown_name",
     "unknown_option",

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+
+def _keyword(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
+
+
+_show_option: contextvars.ContextVar[Callable[[str, str | None], str]] = contextvars.ContextVar(
+    "_show_option", default=_keyword
+)
+
+
+@contextlib.contextmanager
+def options_shown_by(option: Callable[[str, str | None], str]) -> Iterator[None]:
+    """Context in which `str(error)` shows options as `option(name, value)`; see `UserError.render`."""
+    token = _show_option.set(option)
+    try:
+        yield
+    finally:
+        _show_option.reset(token)
 
 
 class UserError(ValueError):
     """A user's mistake, in one line: what was received, what is allowed, what to do next.
 
     In the message, options stand in backticks under their Python names, alone or with a value:
-    `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows them as Python keywords; the
-    command line shows them as flags, by `render`.
+    `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows them as Python keywords, and
+    as flags while a command runs (`options_shown_by`).
 
     Args:
         message: One line.
@@ -46,7 +67,10 @@ class UserError(ValueError):
             field, value = subject[1], subject[2]
         self.message, self.field, self.value = message, field, value
         self.allowed, self.hint = tuple(allowed), hint
-        super().__init__(self.render(_keyword))
+        super().__init__(self.text)
+
+    def __str__(self) -> str:
+        return self.render(_show_option.get())
 
     @property
     def text(self) -> str:
@@ -112,10 +136,12 @@ def unknown_option(field: str, name: str, known: Iterable[str]) -> UserError:
     return unknown_name(f"`{field}`", name, known, field)
 
 
-def render_options(text: str, option: Callable[[str, str | None], str]) -> str:
-    """Returns a text with each option in backticks as `option(name, value)` shows it."""
+def render_options(text: str, option: Callable[[str, str | None], str] | None = None) -> str:
+    """Returns a text with each option in backticks as `option(name, value)` shows it.
+
+    Args:
+        text: A message.
+        option: See `UserError.render`; `None`: as `str(error)` shows options at this moment.
+    """
+    option = option or _show_option.get()
     return _OPTION.sub(lambda found: option(found[1], found[2]), text)
-
-
-def _keyword(name: str, value: str | None) -> str:
-    return name if value is None else f"{name}={value}"

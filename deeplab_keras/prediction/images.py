@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from deeplab_keras.config import PredictConfig, UserError
+from deeplab_keras.config import PredictConfig, UserError, render_options
 from deeplab_keras.inference import Predictor, as_image, open_picture, predict_tiles
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.prediction.inputs import Input
@@ -209,8 +209,8 @@ class ImageJob:
                 HUGE[self.predictor.config.inference] / 1e6,
             )
             self.bar.write(
-                f"{item.path}: {size}, above {limit:g} megapixels, goes in tiles of "
-                f"{height}x{width}; see `tile_size`"
+                f"{item.path}: {size}, above {limit:g} megapixels, is predicted in tiles of "
+                f"{height}x{width}; see {render_options('`tile_size`')}"
             )
         bar = Progress(1, item.path, unit="tiles")
 
