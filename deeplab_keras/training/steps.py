@@ -72,7 +72,7 @@ class Steps(keras.callbacks.Callback):
             self.stop_profiler()
             self.progress.write(
                 f"steps {self.profile[0]} to {run.step} are profiled: tensorboard "
-                f"`logdir={run.workdir.path}`"
+                f"--logdir={run.workdir.path}"
             )
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
