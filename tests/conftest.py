@@ -138,3 +138,11 @@ def tiny_flags(toy_backbone: None) -> list[str]:
 def tiny_run(toy_backbone: None, _tiny_run: pathlib.Path) -> pathlib.Path:
     """The workdir of a training of two steps by scripts/train.py with `tiny_flags`."""
     return _tiny_run
+
+
+@pytest.fixture(scope="session")
+def tiny_real_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same with MobileNetV2, for tests whose processes cannot be started through `tests/toy.py`."""
+    workdir = tmp_path_factory.mktemp("runs") / "real"
+    assert script("train.py")(*TINY, f"--train_logdir={workdir}") == 0
+    return workdir

@@ -86,10 +86,10 @@ def test_eval_as_a_command(in_process, tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_model_as_a_command(tiny_run, tmp_path, capsys):
+def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
     table = tmp_path / "found.csv"
     flags = [
-        f"--checkpoint_dir={tiny_run}",
+        f"--checkpoint_dir={tiny_real_run}",
         "--input_size=65,97",
         "--kinds=keras,tflite",
         "--batch_sizes=1,2",
@@ -97,7 +97,7 @@ def test_model_as_a_command(tiny_run, tmp_path, capsys):
     ]
     assert script("benchmark.py")("--what=model", *flags, *SHORT) == 0
     found = rows_of(table)
-    model = dk.load_model(tiny_run, (65, 97))
+    model = dk.load_model(tiny_real_run, (65, 97))
     assert found["the model", "parameters"] == model.count_params()
     assert found["the model", "multiply-adds"] == pytest.approx(
         benchmark.count_multiply_adds(model), rel=1e-5
