@@ -119,10 +119,10 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--what is needed: input, train, eval or model"),
+        ([], "--what is required: input, train, eval or model"),
         (["--what=inputs"], "unknown --what 'inputs'; did you mean 'input'?"),
-        (["--what=input", "--rounds=0"], "--rounds=0: at least 1"),
-        (["--what=model", "--input_size=5"], "--input_size=5: two numbers: height,width"),
+        (["--what=input", "--rounds=0"], "--rounds must be at least 1. Received: --rounds=0"),
+        (["--what=model", "--input_size=5"], "Received: --input_size=5"),
         (["--what=model", "--kinds=tflit"], "unknown --kinds 'tflit'; did you mean 'tflite'?"),
         (["--what=model", "--against=onyx"], "unknown --against 'onyx'"),
         (["--what=model", "--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
@@ -142,7 +142,7 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
             ["--what=eval", "--eval_scales=0.5,1"],
             "--what=eval compares with one forward pass an image",
         ),
-        (["--page={tmp}/a.md"], "--page={tmp}/a.md: needs --csv, of which it is made"),
+        (["--page={tmp}/a.md"], "--page requires --csv, from which the page is made"),
         (
             ["--page={tmp}/a.md", "--csv={tmp}/other.csv"],
             "--csv={tmp}/other.csv: a table with other columns",

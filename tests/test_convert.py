@@ -302,7 +302,7 @@ def test_every_system_knows_its_way_back():
     [
         ({"output_stride": 16}, "--output_stride=8 (not 16)"),
         ({"backbone_bn_epsilon": 1e-3}, "--backbone_bn_epsilon=1e-05 (not 0.001)"),
-        ({"auxiliary_head": False}, "--auxiliary_head=True (not False)"),
+        ({"auxiliary_head": False}, "--auxiliary_head=true (not False)"),
     ],
 )
 def test_a_network_that_sssegmentation_lacks_cannot_go_back(changes, told):

@@ -407,9 +407,7 @@ def test_several_devices_give_what_one_gives() -> None:
     passes = 2 * len(SIZES)  # each image and its mirror image
     assert set(used[:passes]) == {"CPU:0"}
     assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
-    assert (
-        refused == "--eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
-    )
+    assert refused == "eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
 
 
 # --- A checkpoint of other classes ---

@@ -693,16 +693,16 @@ def test_another_aspect_ratio_is_warned_of_with_both_numbers():
     text = own_size_told(check.OwnSize(0.84, 8, 8, (320, 480), 0.61, 0.76), (257, 257))
     assert (
         "; at the images' own size mIoU 61.00 where Keras has 76.00; warning: "
-        "--input_size=257,257 changes the aspect" in text
+        "input_size=257,257 changes the aspect" in text
     )
     assert (
         "of 8 of 8 images (most are 320x480), which gives mIoU 61.00 instead of 76.00; "
-        "--input_size=209,313 keeps it" in text
+        "input_size=209,313 keeps it" in text
     )
     text = own_size_told(check.OwnSize(0.84, 8, 3, (640, 480)), (512, 512))
     assert (
         "at the images' own size 84.000 % of labels as Keras gives them; warning: "
-        "--input_size=512,512" in text
+        "input_size=512,512" in text
     )
     assert (
         "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them "

@@ -198,7 +198,7 @@ def test_releases_are_complete():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (dict(model_variant="xception_65"), "unknown official MobileNet"),
+        (dict(model_variant="xception_65"), "unknown --model_variant"),
         (dict(decoder_output_stride=(2,)), "--decoder_output_stride=2: mobilenet_v2 has 4, 8, 16"),
         (dict(model_variant="mobilenet_edgetpu", decoder_output_stride=(4,)), "no decoder"),
         (dict(aspp_with_squeeze_and_excitation=True), "LR-ASPP"),

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import raises_line, script
+from contracts import as_command_line, raises_line, script
 from toy import toy_config
 
 from deeplab_keras.checkpoints import folder
@@ -331,6 +331,7 @@ def diagnosis(
 
 def test_a_gap_that_statistics_close(monkeypatch):
     text, evaluations = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.70, on_training=0.2)
+    text = as_command_line(text)
     assert text.startswith(
         "validation mIoU is 0.2200 and training mIoU 0.7300 because the running statistics of "
         "batch norm lag"

@@ -127,7 +127,7 @@ def test_a_worker_that_does_not_come():
     started = time.monotonic()
     told = meet(hosts, ["a"], seconds=1)
     assert told[0].startswith(
-        f"--strategy=multi_worker: no answer from {hosts[1]} within 1 seconds;"
+        f"strategy='multi_worker': no answer from {hosts[1]} within 1 seconds;"
     )
     assert time.monotonic() - started < 10
 

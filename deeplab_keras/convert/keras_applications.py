@@ -130,7 +130,7 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     if config.depth_multiplier not in widths:
         raise UserError(
             f"`{flag}='imagenet'`: there are ImageNet weights of {config.backbone} for "
-            f"`depth_multiplier` {', '.join(map(str, widths))}, not {config.depth_multiplier}; give "
+            f"`depth_multiplier={', '.join(map(str, widths))}`, not {config.depth_multiplier}; give "
             "one of these, or "
             "train from random weights "
             f"(leave `{flag}` out)"

@@ -25,26 +25,26 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
     Raises:
         UserError: nobody answers there.
     """
-    require_answer(address, "`data_service`")
+    require_answer(address, "data_service")
     mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
     return dataset.apply(
         tf.data.experimental.service.distribute(processing_mode=mode, service=address)
     )
 
 
-def require_answer(address: str, flag: str) -> None:
+def require_answer(address: str, field: str) -> None:
     """Raises UserError for what is no address, grpc://HOST:PORT, and where nobody listens."""
     host, _, port = address.removeprefix(SCHEME).rpartition(":")
     if not address.startswith(SCHEME) or not host or not port.isdecimal():
         raise UserError(
-            f"{flag}={address}: grpc://HOST:PORT, the dispatcher's address, as it printed it"
+            f"`{field}={address}`: grpc://HOST:PORT, the dispatcher's address, as it printed it"
         )
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(
-            f"{flag}={address}: nobody answers there ({reason}); "
+            f"`{field}={address}`: nobody answers there ({reason}); "
             "start a dispatcher: python scripts/data_service.py --role=dispatcher"
         ) from error
 
@@ -90,7 +90,7 @@ def start_worker(dispatcher: str, port: int, host: str) -> Any:
     Raises:
         UserError: the dispatcher does not answer, or the worker cannot listen there.
     """
-    require_answer(dispatcher, "`dispatcher`")
+    require_answer(dispatcher, "dispatcher")
     _require_free(port)
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher_address=dispatcher.removeprefix(SCHEME),

@@ -197,7 +197,7 @@ def export_model(
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and input_size is None:
         raise UserError(
-            f"`formats={needs_size[0]}` needs `input_size='HEIGHT'`,WIDTH, the one size that the "
+            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the one size that the "
             "file takes"
         )
     if not isinstance(checkpoint, LoadedCheckpoint):

@@ -96,13 +96,13 @@ def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
     built = checkpoint.model.input_shape[1:3]
     if None not in built and tuple(size) != tuple(built):
         raise UserError(
-            f"`input_size={size[0]}`,{size[1]}: the model was built for {built[0]},{built[1]} alone"
+            f"`input_size={size[0]},{size[1]}`: the model was built for {built[0]},{built[1]} alone"
         )
     check_input_size(checkpoint.config, *size)
     largest = size[0] * size[1] * checkpoint.config.num_classes * 4
     if largest >= MAX_TENSOR:
         raise UserError(
-            f"`input_size={size[0]}`,{size[1]}: too large: the class scores alone would take "
+            f"`input_size={size[0]},{size[1]}`: too large: the class scores alone would take "
             f"{largest / 2**30:.3g} GiB, and the "
             f"runtimes take less than {MAX_TENSOR >> 30} GiB a tensor; give a smaller size"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from deeplab_keras.config import render_options
 from deeplab_keras.export import tflite
 from deeplab_keras.export.check import Comparison, percent
 from deeplab_keras.export.delegates import Verdict
@@ -99,16 +100,15 @@ class ExportedFile:
             text += (
                 "; 8 bits lose accuracy here: `formats='tflite_mixed'` keeps the most sensitive "
                 "layers in float, and "
-                "train.py `quantization_aware` trains the network for them"
+                "train.py --quantization_aware trains the network for them"
             )
         unwanted = {
             name: count
             for name, count in self.operators.items()
             if name.startswith(tflite.UNWANTED)
         }
-        return text + "".join(
-            f"; slow operator: {count} x {name}" for name, count in unwanted.items()
-        )
+        slow = "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
+        return render_options(text + slow)
 
     def _at_own_size(self) -> str:
         """What the file loses against Keras at the images' own sizes, and a warning where they are stretched."""
@@ -134,11 +134,11 @@ class ExportedFile:
             return text
         (height, width), (rows, columns) = own.example, fitting_size(own.example, self.input_size)
         return (
-            f"{text}; warning: `input_size={self.input_size[0]}`,{self.input_size[1]} changes the "
+            f"{text}; warning: `input_size={self.input_size[0]},{self.input_size[1]}` changes the "
             "aspect ratio of "
             f"{own.stretched} of {own.images} images (most are {height}x{width}), which gives "
             f"{both}; "
-            f"`input_size={rows}`,{columns} keeps it"
+            f"`input_size={rows},{columns}` keeps it"
         )
 
     def report(self) -> str:

@@ -90,7 +90,7 @@ def build_page(
 def _about(model: pathlib.Path) -> str:
     if not model.exists():
         raise UserError(
-            f"`model_file={model}`: no such file; export one by export_model.py `formats='tflite'`"
+            f"`model_file={model}`: no such file; export one by export_model.py --formats=tflite"
         )
     with reading(
         model,
@@ -140,7 +140,7 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     place.mkdir()
     try:
         done = subprocess.run(
-            ["npm", "pack", package, "`silent`"],
+            ["npm", "pack", package, "--silent"],
             cwd=place,
             capture_output=True,
             text=True,

@@ -35,7 +35,7 @@ class Windows:
         self.stride = config.eval_stride or tuple(max(1, length * 2 // 3) for length in window)
         if self.stride[0] > window[0] or self.stride[1] > window[1]:
             raise UserError(
-                f"`eval_stride={self.stride[0]}`,{self.stride[1]} leaves gaps between windows of "
+                f"`eval_stride={self.stride[0]},{self.stride[1]}` leaves gaps between windows of "
                 f"{window[0]}x{window[1]}; "
                 "give at most their size"
             )
