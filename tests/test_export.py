@@ -708,7 +708,7 @@ def test_another_aspect_ratio_is_warned_of_with_both_numbers():
         "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them "
         "instead of 99.990 %" in text
     )
-    assert "--input_size=592,440 keeps it" in text
+    assert "input_size=592,440 keeps it" in text
     text = own_size_told(check.OwnSize(0.84, 8, 0, (320, 480), 0.75, 0.76), (160, 240))
     assert (
         "at the images' own size mIoU 75.00 where Keras has 76.00" in text and "warning" not in text

@@ -60,7 +60,7 @@ def files(checkpoint, tmp_path_factory):
         check_images=images.made_images(SIZE, 3, 6),
         log=lines.append,
     )
-    assert "8 bits lose accuracy here: --formats=tflite_mixed" in lines[0]
+    assert "8 bits lose accuracy here: formats='tflite_mixed'" in lines[0]
     assert "2 layers in float: " in lines[1] and "8 bits lose" not in lines[1]
     return {file.kind: file for file in found}
 
