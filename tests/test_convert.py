@@ -418,7 +418,7 @@ def test_a_width_without_weights_to_download_names_those_that_have_some(tmp_path
         == 1
     )
     message = (
-        "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75, 1.0, "
+        "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75,1.0, "
         "not 0.6; give one of these"
     )
     assert f"error: --checkpoint=imagenet: {message}" in capsys.readouterr().err
