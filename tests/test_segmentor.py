@@ -231,6 +231,7 @@ def save(model: keras.Model, path: pathlib.Path, images: np.ndarray) -> pathlib.
     return path
 
 
+@pytest.mark.slow  # test_backends.py loads a model in a new process in the quick lane
 def test_models_are_cloned_and_loaded_in_a_new_process(tmp_path) -> None:
     paths = []
     for kind, config in KINDS.items():
