@@ -113,7 +113,7 @@ def measure_input(
     source = open_dataset(config, config.train_split)
     pipeline.train_dataset(
         source, config, (0.0, 0.0, 0.0)
-    )  # a mistake is told before any process starts
+    )  # reports mistakes before any process starts
     ours = {"config": config, "normalization": normalization}
     recipes = [Recipe("deeplab_keras", f"{__name__}:make", ours)]
     for peer in against:

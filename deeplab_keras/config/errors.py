@@ -34,7 +34,7 @@ def options_shown_by(option: Callable[[str, str | None], str]) -> Iterator[None]
 class UserError(ValueError):
     """A user's mistake, in one line: what was received, what is allowed, what to do next.
 
-    In the message, options stand in backticks under their Python names, alone or with a value:
+    In the message, options are in backticks under their Python names, alone or with a value:
     `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows them as Python keywords, and
     as flags while a command runs (`options_shown_by`).
 

@@ -1,4 +1,4 @@
-"""Reads a whole dataset and says what is wrong with it, before a training finds out.
+"""Reads a whole dataset and reports problems before you start training.
 
 Looked for: unreadable and missing files, masks of another size, ids that are no class, images that
 are in two splits; counted: pixels and images of each class, sizes. Writes report.html, report.json

@@ -33,7 +33,7 @@ def main(command: Command) -> None:
     report = trainer.train(
         model_config, data_config, train_config, eval_config, flags_text=command.text()
     )
-    if report is not None:  # else SIGTERM ended it early, which is no failure
+    if report is not None:  # otherwise SIGTERM ended the run early, which is not a failure
         print(report.table())
         page = (
             f"; open {os.path.join(train_config.train_logdir, 'report.html')}"
