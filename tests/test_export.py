@@ -27,7 +27,7 @@ from deeplab_keras.checkpoints.folder import (
     named_weights,
     save_checkpoint,
 )
-from deeplab_keras.config import CONVENTIONS, EvalConfig, ModelConfig
+from deeplab_keras.config import CONVENTIONS, EvalConfig, ExportConfig, ModelConfig
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
 from deeplab_keras.export.result import fitting_size
@@ -771,7 +771,7 @@ def test_a_full_disk_is_told_with_the_path(checkpoint, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(export._Job, "write", full)
-    with raises_line(r"x\.tflite: cannot be written \(No space left on device\); make room"):
+    with raises_line(r"x\.tflite: cannot be written \(No space left on device\); free some space"):
         export.export_model(checkpoint, tmp_path / "x.tflite", formats=["tflite"], input_size=SIZE)
     assert leftovers(tmp_path) == []
 
@@ -806,7 +806,9 @@ def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monk
     )
     rejected(checkpoint, out, r"--formats is empty", formats=[])
     rejected(checkpoint, out, r"unknown --output 'label'", output="label")
-    rejected(checkpoint, out, r"--min_agreement=99: ", min_agreement=99)
+    rejected(
+        checkpoint, out, r"--min_agreement must be a share of the pixels, 0 to 1", min_agreement=99
+    )
     rejected(
         checkpoint,
         out,
@@ -814,19 +816,29 @@ def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monk
         label_type="uint16",
     )
     rejected(checkpoint, out, r"--formats=tflite needs --input_size=HEIGHT,WIDTH", input_size=None)
-    rejected(checkpoint, out, r"--input_size=0,5: two numbers of at least 1", input_size=(0, 5))
-    rejected(checkpoint, out, r"--input_size=5: two numbers", input_size=(5,))
+    rejected(
+        checkpoint,
+        out,
+        r"--input_size must be two whole numbers of at least 1, .*=0,5",
+        input_size=(0, 5),
+    )
+    rejected(
+        checkpoint,
+        out,
+        r"--input_size must be two whole numbers of at least 1, .*=5",
+        input_size=(5,),
+    )
     rejected(
         checkpoint,
         out,
         r"--input_size=99999,99999: too large: .* less than 2 GiB",
         input_size=(99999, 99999),
     )
-    rejected(checkpoint, out, r"got 0; give --representative_dir=", formats=["tflite_int8"])
+    rejected(checkpoint, out, r"Received: 0; give --representative_dir=", formats=["tflite_int8"])
     rejected(
         checkpoint,
         out,
-        r"got 0 in .*; give --rep",
+        r"Received: 0 in .*; give --rep",
         formats=["tflite_int8"],
         representative_images=tmp_path,
     )
@@ -837,7 +849,11 @@ def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monk
     (tmp_path / "file").unlink()
     few = images.made_images(SIZE, 3, 15)
     rejected(
-        checkpoint, out, r"at least 16 .*got 15", formats=["tflite_int8"], representative_images=few
+        checkpoint,
+        out,
+        r"at least 16 .*Received: 15",
+        formats=["tflite_int8"],
+        representative_images=few,
     )
     rejected(checkpoint, out, r"nowhere: no such folder", check_images=tmp_path / "nowhere")
     rejected(checkpoint, out, r"no images for the check", check_images=tmp_path)
@@ -852,6 +868,22 @@ def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monk
     assert leftovers(tmp_path) == []
 
 
+def test_options_replace_those_of_a_config(checkpoint, copying, tmp_path):
+    config = ExportConfig(formats=["tflite"], input_size=SIZE, export_path=tmp_path / "from_config")
+    (file,) = export.export_model(checkpoint, config=config, log=lambda line: None)
+    assert file.path == tmp_path / "from_config/model.tflite"
+    (file,) = export.export_model(
+        checkpoint, tmp_path / "out", config, formats=["saved_model"], log=lambda line: None
+    )
+    assert file.path == tmp_path / "out/saved_model"
+    with raises_line("unknown ExportConfig field 'format'; did you mean 'formats'.* known: .*thre"):
+        export.export_model(checkpoint, tmp_path / "b", format="tflite")
+    with raises_line("--formats must be a list, not str"):
+        export.export_model(checkpoint, tmp_path / "b", formats="tflite")
+    with raises_line("--export_path is required: a folder for the files"):
+        export.export_model(checkpoint, formats=["tflite"], input_size=SIZE)
+
+
 def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     config = LRASPP.replace(image_pooling_size=(7, 7), image_pooling_stride=(3, 3))
     windowed = LoadedCheckpoint(checkpoint.model, config, checkpoint.info, checkpoint.path, {})
@@ -861,7 +893,9 @@ def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     fixed = LoadedCheckpoint(
         build_segmentor(LRASPP, (33, 33)), LRASPP, checkpoint.info, checkpoint.path, {}
     )
-    rejected(fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33,33 alone")
+    rejected(
+        fixed, tmp_path / "out", r"--input_size=65,97: the model was built for 33x33 only; give"
+    )
 
 
 def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_path):
@@ -872,7 +906,7 @@ def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_pa
     model = keras.Model(checkpoint.model.input, layer(checkpoint.model.output))
     layer.set_weights([kept])
     changed = dataclasses.replace(checkpoint, model=model)
-    with raises_line("the model gives 3 classes, its config has 5 and its class list 5"):
+    with raises_line("the model outputs 3 classes, its config has 5 and its class list 5"):
         export.export_model(changed, tmp_path / "out", formats=["tflite"], input_size=SIZE)
     changed = dataclasses.replace(
         changed,
@@ -912,13 +946,13 @@ def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
     rejected(
         checkpoint,
         tmp_path / "b.tflite",
-        r"no file for --formats=saved_model",
+        r"not a file name for --formats=saved_model",
         formats=["saved_model"],
     )
     rejected(
         checkpoint,
         tmp_path / "b.tflite",
-        r"no file for --formats=tflite,onnx",
+        r"not a file name for --formats=tflite,onnx",
         formats=["tflite", "onnx"],
     )
     assert leftovers(tmp_path) == before

@@ -11,6 +11,7 @@ from flatbuffers.table import Table
 from test_export import CLASSES, SIZE, TOY, lively
 
 from deeplab_keras import export
+from deeplab_keras.config import ExportConfig
 from deeplab_keras.export import images, metadata, tflite
 from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
@@ -68,16 +69,8 @@ def checkpoint(toy_backbone):
 @pytest.fixture(scope="module")
 def plain(checkpoint):
     """Kind -> a converted file without metadata, with both outputs."""
-    job = export._Job(
-        checkpoint,
-        checkpoint,
-        ("labels", "logits"),
-        "int32",
-        SIZE,
-        images.made_images(SIZE, 3, 16),
-        0.99,
-        1,
-    )
+    config = ExportConfig(input_size=SIZE, output="both", threads=1)
+    job = export._Job(checkpoint, checkpoint, config, images.made_images(SIZE, 3, 16))
     files = {
         kind: tflite.convert(job.frozen, job.outputs, kind)
         for kind in ("float32", "float16", "dynamic")

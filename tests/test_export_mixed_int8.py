@@ -146,10 +146,12 @@ def test_limits(checkpoint, tmp_path):
             )
         assert "\n" not in as_command_line(error.value)
 
-    rejected("--mixed_agreement=99: a share", mixed_agreement=99)
-    rejected("--max_miou_loss=-1: points of mIoU, 0 or more", max_miou_loss=-1)
+    rejected("--mixed_agreement must be a share of the pixels, 0 to 1", mixed_agreement=99)
+    rejected("--max_miou_loss must be 0 or more points of mIoU", max_miou_loss=-1)
     rejected("--max_miou_loss=1: needs a dataset", max_miou_loss=1)
-    rejected("--formats=tflite_mixed takes its ranges from at least 16", formats=["tflite_mixed"])
+    rejected(
+        "--formats=tflite_mixed needs at least 16 representative images", formats=["tflite_mixed"]
+    )
 
 
 def test_a_file_that_loses_more_miou_than_is_allowed_fails(checkpoint, tmp_path):

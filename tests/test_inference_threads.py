@@ -18,7 +18,7 @@ from test_inference import pointwise_model
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ExportConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export.images import made_images
 from deeplab_keras.inference import Network, Predictor, predict_logits
@@ -63,7 +63,7 @@ def predictors(tmp_path_factory) -> dict[str, Predictor]:
     folder = tmp_path_factory.mktemp("threads")
     # Written without the checks of `export_model`, which take longer than the tests here.
     job = export._Job(
-        checkpoint, checkpoint, ("labels",), "int32", SIZE, made_images(SIZE, 3, 16), 0.99, 2
+        checkpoint, checkpoint, ExportConfig(input_size=SIZE), made_images(SIZE, 3, 16)
     )
     found = {"keras": Predictor(checkpoint.model)}
     for kind in KINDS[1:]:
@@ -210,10 +210,10 @@ def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run [1]", "what?", "a*b"])
-def test_a_pattern_s_sign_in_the_path_of_a_savedmodel_is_refused(predictors, name, tmp_path):
-    with raises_line("TensorFlow takes .* for a pattern and cannot read a SavedModel there"):
+def test_a_wildcard_in_the_path_of_a_savedmodel_is_refused(predictors, name, tmp_path):
+    with raises_line("TensorFlow treats .* as wildcards and cannot read a SavedModel there"):
         export.request.targets(tmp_path / name, ["tflite", "saved_model"], False)
     assert export.request.targets(tmp_path / name, ["tflite"], False)
     shutil.copytree(predictors["saved_model"].network.path, tmp_path / name)
-    with raises_line("for a pattern; move the SavedModel to a path without them"):
+    with raises_line("as wildcards; move the SavedModel to a path without them"):
         Predictor(tmp_path / name)

@@ -55,14 +55,31 @@ class ExportConfig(Config):
     threads: int = option(2, "threads of the runtimes in the check")
 
     def validate(self) -> None:
-        self._require_given("checkpoint_dir", "the `train_logdir` of a training")
-        self._require_given("export_path", "a folder for the files")
         self._require(
-            len(self.input_size) in (0, 2),
+            len(self.input_size) in (0, 2) and all(length >= 1 for length in self.input_size),
             "input_size",
             "must be two whole numbers of at least 1, the height and the width",
         )
         self._require(
             self.check_images >= 0, "check_images", "must be at least 1, or 0 for all images"
         )
+        for field in ("min_agreement", "mixed_agreement"):
+            share = getattr(self, field)
+            self._require(
+                share is None or 0 <= share <= 1, field, "must be a share of the pixels, 0 to 1"
+            )
+        self._require(
+            self.max_miou_loss is None or self.max_miou_loss >= 0,
+            "max_miou_loss",
+            "must be 0 or more points of mIoU",
+        )
         self._require(self.threads >= 1, "threads", "must be at least 1")
+
+    def require(self, *fields: str) -> None:
+        """Raises UserError if one of these is empty: `checkpoint_dir`, `export_path`."""
+        what = {
+            "checkpoint_dir": "the `train_logdir` of a training run",
+            "export_path": "a folder for the files",
+        }
+        for field in fields:
+            self._require_given(field, what[field])

@@ -1,4 +1,4 @@
-"""Models for other runtimes: SavedModel, TFLite and ONNX, each checked against Keras before it gets its name."""
+"""Exports to SavedModel, TFLite and ONNX, each file checked against Keras before it gets its name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
-from deeplab_keras.config import UserError, unknown_option
+from deeplab_keras.config import ExportConfig, UserError
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import Comparison, Runner, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
 from deeplab_keras.export.graph import freeze, rebuilt
 from deeplab_keras.export.images import Images, resize
 from deeplab_keras.export.mixed_int8 import mixed
-from deeplab_keras.export.request import FORMATS, OUTPUTS
+from deeplab_keras.export.request import FORMATS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network
 from deeplab_keras.inference.exported import ABOUT, LABELS
@@ -37,16 +37,29 @@ __all__ = ["FORMATS", "ExportedFile", "export_model"]
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One export: the checkpoint, the network that is exported in its place, and what is asked of it."""
+    """One export.
+
+    Attributes:
+        checkpoint: The checkpoint, which files are compared with.
+        exported: The network that is converted: the checkpoint's, or a rebuilt variant of it.
+        config: The options of the export.
+        representative: Images for the ranges of int8 files, uint8 `[height, width, channels]`.
+    """
 
     checkpoint: LoadedCheckpoint
     exported: LoadedCheckpoint
-    outputs: tuple[str, ...]
-    label_type: str
-    size: tuple[int, int] | None
-    representative: Sequence[np.ndarray]
-    mixed_agreement: float
-    threads: int
+    config: ExportConfig
+    representative: Sequence[np.ndarray] = ()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The (height, width) of the input of TFLite and ONNX files."""
+        return request.input_size(self.config)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return request.OUTPUTS[self.config.output]
 
     @functools.cached_property
     def frozen(self) -> Any:
@@ -55,28 +68,28 @@ class _Job:
 
     @functools.cached_property
     def frozen_for_8_bits(self) -> Any:
-        """The same with nothing added up that was rounded to 8 bits before without need."""
+        """The same graph, with concatenations convolved whole so that no partial sums are rounded to 8 bits."""
         branchwise = any(isinstance(layer, ConcatConv2D) for layer in self.exported.model.layers)
         return self._freeze(rebuilt(self.exported, branchwise=False)) if branchwise else self.frozen
 
     def _freeze(self, checkpoint: LoadedCheckpoint) -> Any:
         assert self.size
         shape = (1, *self.size, checkpoint.config.input_channels)
-        return freeze(checkpoint.model, shape, tf.float32, self.outputs, self.label_type)
+        return freeze(checkpoint.model, shape, tf.float32, self.outputs, self.config.label_type)
 
     @functools.cached_property
     def calibrated(self) -> bytes:
-        """The float32 file with the ranges of the representative images."""
+        """The float32 file with the ranges of its tensors on the representative images."""
         return tflite.calibrate(self.frozen_for_8_bits, self.outputs, self.representative)
 
     @functools.cached_property
     def network(self) -> Network:
-        """The Keras model itself."""
+        """The Keras model."""
         return Network(self.checkpoint.model)
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
-        """What goes into every export beside the network: its class names, a line each, and where it came from."""
+        """The text files stored with every exported network: class names, one per line, and its origin."""
         info, config = self.exported.info, self.exported.config
         about = {
             "made_by": f"deeplab_keras {__version__}",
@@ -89,23 +102,15 @@ class _Job:
         return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}
 
     def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
-        """Writes the file or folder of one format; gives the names of the layers that stay in float in a mixed one."""
-        float_layers: tuple[str, ...] = ()
+        """Writes the file or folder of a format, and returns the float layers of a mixed int8 file."""
         if kind == "saved_model":
-            saved_model.save(self.exported.model, path, self.outputs, self.files, self.label_type)
+            model, label_type = self.exported.model, self.config.label_type
+            saved_model.save(model, path, self.outputs, self.files, label_type)
             return ()
         if kind == "onnx":
             path.write_bytes(onnx.convert(self.frozen, self.outputs, self.files))
             return ()
-        if kind == "tflite_mixed":
-            model, float_layers = mixed(
-                self.calibrated, self.representative, self.mixed_agreement, self.threads
-            )
-        elif kind == "tflite_int8":
-            model = tflite.quantize(self.calibrated)
-        else:
-            frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
-            model = tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind])
+        model, float_layers = self._tflite(kind)
         info, config = self.exported.info, self.exported.config
         text = (
             f"Semantic segmentation: the class of each pixel out of {config.num_classes} of "
@@ -117,131 +122,150 @@ class _Job:
         path.write_bytes(tflite.pack(described, self.files))
         return float_layers
 
+    def _tflite(self, kind: str) -> tuple[bytes, tuple[str, ...]]:
+        if kind == "tflite_mixed":
+            agreement, threads = self.config.mixed_agreement, self.config.threads
+            return mixed(self.calibrated, self.representative, agreement, threads)
+        if kind == "tflite_int8":
+            return tflite.quantize(self.calibrated), ()
+        frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
+        return tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind]), ()
+
     def runner(self, kind: str, path: pathlib.Path) -> Runner:
         """The written file as a function from an image to labels and logits."""
-        return runner(kind, path, self.threads)
+        return runner(kind, path, self.config.threads)
+
+    def min_agreement(self, kind: str) -> float:
+        """The share of labels that a file of this format must have in common with Keras."""
+        if self.config.min_agreement is not None:
+            return self.config.min_agreement
+        approximate = kind in request.APPROXIMATE or self.config.half_pixel_resizes
+        return 0.0 if approximate else request.MIN_AGREEMENT
 
 
 def export_model(
     checkpoint: str | os.PathLike[str] | LoadedCheckpoint,
-    export_path: str | os.PathLike[str],
+    export_path: str | os.PathLike[str] | None = None,
+    config: ExportConfig | None = None,
     *,
-    formats: Sequence[str] = ("saved_model", "tflite"),
-    input_size: tuple[int, int] | None = None,
-    output: str = "labels",
-    label_type: str = "int32",
     representative_images: Images | None = None,
     check_images: Images | None = None,
-    checked: int = request.CHECKED,
-    min_agreement: float | None = None,
-    max_miou_loss: float | None = None,
-    mixed_agreement: float = request.MIXED_AGREEMENT,
-    half_pixel_resizes: bool = False,
-    keep_concatenations: bool = False,
-    overwrite: bool = False,
-    threads: int = 2,
+    checked: int | None = None,
     log: Callable[[str], None] = print,
+    **options: Any,
 ) -> list[ExportedFile]:
-    """Exports a model and checks every file against Keras before the file gets its name.
+    """Exports a model and checks each file against Keras before the file gets its name.
 
     Args:
-        checkpoint: a checkpoint folder or workdir, or a loaded checkpoint.
-        export_path: the folder for the files, named as in FORMATS; for one format also a file,
-            `*.tflite` or `*.onnx`.
-        formats: out of FORMATS.
-        input_size: (height, width) of the one image that TFLite and ONNX files take. A SavedModel
-            takes any number of images of any size.
-        output: "labels", of label_type `[batch, height, width]`; "logits", float32 `[batch, height,
-            width, num_classes]`; or "both".
-        label_type: "int32", or "uint8", a quarter of it.
-        representative_images: for tflite_int8 and tflite_mixed, at least 16 images such as the
-            model will see: a split of a dataset, a folder of pictures, or uint8 arrays `[height,
-            width, channels]`.
-        check_images: images for the check, likewise. Default: made pictures. A split of a dataset
-            has labels: then mIoU is measured too.
-        checked: how many of them, evenly spread; 0: all.
-        min_agreement: share of the pixels on which the labels must be Keras' own. Default: 0.995;
-            for 8-bit kinds 0.
-        max_miou_loss: points of mIoU that a file may be below Keras. Default: any.
-        mixed_agreement: of tflite_mixed: share of the pixels of representative images on which the
-            labels are those of the float32 file; layers stay in float until it is reached.
-        half_pixel_resizes: resizes with aligned corners, which some delegates do not take, are made
-            with half-pixel centres; the agreement tells what it costs, and has no minimum by
-            default.
-        keep_concatenations: PSPNet's and ASPP's 3x3 convolutions over concatenated branches stay
-            one convolution each: slower, but without BATCH_MATMUL, which some delegates do not
-            take. In 8-bit files they always do.
-        overwrite: files that stand there are replaced.
-        threads: of the runtimes in the check.
-        log: gets a line for each file, and of a TFLite file its operators and what delegates make
-            of them.
+        checkpoint: A checkpoint folder, a workdir, or a loaded checkpoint. `config.checkpoint_dir`
+            is not used.
+        export_path: The folder for the files, which get the names in FORMATS. For a single format
+            also a file, `*.tflite` or `*.onnx`. Default: `config.export_path`.
+        config: The formats, the input size and the limits of the check. Default: `ExportConfig()`.
+        representative_images: Images for the ranges of tflite_int8 and tflite_mixed files, at least
+            16, similar to those that the model will see: a split of a dataset, a folder of images,
+            or a list of uint8 arrays `[height, width, channels]`. Default:
+            `config.representative_dir`.
+        check_images: Images for the check, of the same kinds. With a split of a dataset, which has
+            labels, the check also measures mIoU. Default: synthetic images.
+        checked: The number of images for the check, evenly spaced in `check_images`; 0 for all.
+            Default: `config.check_images`.
+        log: Called with one line per file, followed for TFLite files by its operators and by what
+            delegates do with them.
+        **options: Other fields of `ExportConfig`, which replace those of `config`, for example
+            `formats`, `input_size`, `output`, `label_type`, `min_agreement`, `half_pixel_resizes`
+            and `overwrite`.
 
     Returns:
-        One entry a format, in their order.
+        One `ExportedFile` per format, in the order of `formats`.
 
     Raises:
-        UserError: an unknown format, a path that exists, an input size that the model cannot take,
-            too few representative images, a runtime that is not installed, or a file that agrees
-            less or loses more than is
-            allowed: that file is kept, with `.failed` at the end of its name.
+        UserError: If an option or a format is unknown, the path exists, the model cannot take the
+            input size, there are too few representative images, or a runtime is not installed. Also
+            if a file fails its check; it is then kept as `<name>.failed`.
+
+    Example:
+        >>> files = dk.export_model(
+        ...     "runs/demo", "phone.tflite", formats=["tflite"], input_size=(64, 64), overwrite=True,
+        ...     log=lambda line: None,
+        ... )
+        >>> files[0].path.name, files[0].label_agreement > 0.99
+        ('phone.tflite', True)
     """
     require_tensorflow("the export")
-    targets = request.targets(pathlib.Path(export_path), list(dict.fromkeys(formats)), overwrite)
+    config = _merged(config, export_path, checked, options)
+    targets = request.targets(
+        pathlib.Path(config.export_path), list(dict.fromkeys(config.formats)), config.overwrite
+    )
     check_folder(next(iter(targets.values())).parent, "export_path")
-    if output not in OUTPUTS:
-        raise unknown_option("output", output, OUTPUTS)
-    request.check_label_type(label_type)
-    request.check_limits(min_agreement, mixed_agreement, max_miou_loss)
     if "onnx" in targets:
         onnx.require_packages()
-    needs_size = [kind for kind in targets if kind != "saved_model"]
-    if needs_size and input_size is None:
+    job = _prepared(checkpoint, config, targets, representative_images)
+    images, labels = request.check_images(
+        check_images, config.check_images, job.checkpoint, job.size
+    )
+    if config.max_miou_loss is not None and not labels:
         raise UserError(
-            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the one size that the "
-            "file takes"
+            f"`max_miou_loss={config.max_miou_loss:g}`: needs a dataset with labels for the check; "
+            "give `dataset` and `dataset_dir`"
+        )
+    exported = []
+    for kind, target in targets.items():
+        logging.info("%s: converting and checking", target)
+        exported.append(_export_one(job, kind, target, images, labels))
+        log(f"{exported[-1]}{exported[-1].report()}")
+    return exported
+
+
+def _merged(
+    config: ExportConfig | None,
+    export_path: str | os.PathLike[str] | None,
+    checked: int | None,
+    options: dict[str, Any],
+) -> ExportConfig:
+    """The config with the arguments of a call put in."""
+    if "input_size" in options:
+        options = options | {"input_size": options["input_size"] or ()}
+    if export_path is not None:
+        options = options | {"export_path": export_path}
+    if checked is not None:
+        options = options | {"check_images": checked}
+    config = (config or ExportConfig()).replace(**options)
+    config.require("export_path")
+    return config
+
+
+def _prepared(
+    checkpoint: str | os.PathLike[str] | LoadedCheckpoint,
+    config: ExportConfig,
+    targets: dict[str, pathlib.Path],
+    representative_images: Images | None,
+) -> _Job:
+    """Loads the checkpoint, and checks that it can be exported with these options."""
+    size = request.input_size(config)
+    needs_size = [kind for kind in targets if kind != "saved_model"]
+    if needs_size and size is None:
+        raise UserError(
+            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the fixed size of its input"
         )
     if not isinstance(checkpoint, LoadedCheckpoint):
         checkpoint = load_checkpoint(checkpoint)
     request.check_classes(checkpoint)
-    if input_size is not None:
-        request.check_size(checkpoint, input_size)
+    if size is not None:
+        request.check_size(checkpoint, size)
+    representative: Sequence[np.ndarray] = ()
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
-    representative = (
-        request.representative(representative_images, input_size, in_8_bits[0]) if in_8_bits else []
-    )
-    if checkpoint.config.quantization_aware:  # the files have an arithmetic of their own
+    if in_8_bits:
+        images = representative_images
+        if images is None:
+            images = config.representative_dir or None
+        representative = request.representative(images, size, in_8_bits[0])
+    if checkpoint.config.quantization_aware:  # exported files quantize in their own way
         checkpoint = rebuilt(checkpoint, quantization_aware=False)
-    changes = {"align_corners": False} if half_pixel_resizes else {}
-    changes |= {"branchwise": False} if keep_concatenations else {}
-    exported_network = rebuilt(checkpoint, **changes) if changes else checkpoint
-    job = _Job(
-        checkpoint,
-        exported_network,
-        OUTPUTS[output],
-        label_type,
-        input_size,
-        representative,
-        mixed_agreement,
-        threads,
-    )
-    images, labels = request.check_images(check_images, checked, checkpoint, input_size)
-    if max_miou_loss is not None and not labels:
-        raise UserError(
-            f"`max_miou_loss={max_miou_loss}`: needs a dataset, whose labels tell; give `dataset` "
-            "and `dataset_dir`"
-        )
-    exported = []
-    for kind, target in targets.items():
-        approximate = kind in request.APPROXIMATE or half_pixel_resizes
-        limit = (
-            (0.0 if approximate else request.MIN_AGREEMENT)
-            if min_agreement is None
-            else min_agreement
-        )
-        logging.info("%s: being made and checked", target)
-        exported.append(_export_one(job, kind, target, images, labels, limit, max_miou_loss))
-        log(f"{exported[-1]}{exported[-1].report()}")
-    return exported
+    changes = {"align_corners": False} if config.half_pixel_resizes else {}
+    changes |= {"branchwise": False} if config.keep_concatenations else {}
+    exported = rebuilt(checkpoint, **changes) if changes else checkpoint
+    return _Job(checkpoint, exported, config, representative)
 
 
 # === One format ===
@@ -253,14 +277,10 @@ def _export_one(
     target: pathlib.Path,
     images: list[np.ndarray],
     labels: list[np.ndarray],
-    limit: float,
-    max_miou_loss: float | None,
 ) -> ExportedFile:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, failed = (
-        target.with_name(f".{target.name}.tmp"),
-        target.with_name(f"{target.name}.failed"),
-    )
+    temporary = target.with_name(f".{target.name}.tmp")
+    failed = target.with_name(f"{target.name}.failed")
     _remove(temporary)
     try:
         try:
@@ -268,15 +288,16 @@ def _export_one(
         except OSError as error:
             reason = error.strerror or error
             raise UserError(
-                f"{target}: cannot be written ({reason}); make room, or give another `export_path`"
+                f"{target}: cannot be written ({reason}); free some space, or give another "
+                "`export_path`"
             ) from error
         size = None if kind == "saved_model" else job.size
         run = job.runner(kind, temporary)
         compared = compare(run, job.network, images, size, labels, job.checkpoint.info.ignore_label)
         first = resize(images[0], size) if size else images[0]
-        took = milliseconds(kind, temporary, job.threads, first)
+        took = milliseconds(kind, temporary, job.config.threads, first)
         _remove(failed)
-        broken = _broken_limit(compared, limit, max_miou_loss)
+        broken = _broken_limit(compared, job.min_agreement(kind), job.config.max_miou_loss)
         path = failed if broken else target
         _replace(temporary, path)
     finally:
@@ -289,25 +310,25 @@ def _export_one(
         compared,
         took,
         tflite.operators(path) if in_tflite else {},
-        float_layers or (),
-        tuple(verdicts(path, job.threads)) if in_tflite else (),
+        float_layers,
+        tuple(verdicts(path, job.config.threads)) if in_tflite else (),
         size,
     )
     if broken:
-        raise UserError(f"{exported}; {broken}: do not use this file")
+        raise UserError(f"{exported}; the check failed, {broken}: do not use this file")
     return exported
 
 
 def _broken_limit(compared: Comparison, min_agreement: float, max_miou_loss: float | None) -> str:
-    """The limit that a file breaks, or nothing."""
-    if not compared.label_agreement >= min_agreement:
-        return f"the least allowed is `min_agreement={min_agreement:g}`"
+    """The limit that a file does not meet, or an empty string."""
+    if not compared.label_agreement >= min_agreement:  # also if it is NaN
+        return f"the agreement is below `min_agreement={min_agreement:g}`"
     if (
         max_miou_loss is not None
         and compared.miou_loss is not None
         and not compared.miou_loss <= max_miou_loss
     ):
-        return f"the most allowed is `max_miou_loss={max_miou_loss:g}`"
+        return f"the loss of mIoU is above `max_miou_loss={max_miou_loss:g}`"
     return ""
 
 
@@ -315,7 +336,7 @@ def _broken_limit(compared: Comparison, min_agreement: float, max_miou_loss: flo
 
 
 def _replace(temporary: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives the finished file or folder its name; what stood there goes."""
+    """Gives the finished file or folder its name, replacing an existing one."""
     if not target.is_dir():
         os.replace(temporary, target)
         return

@@ -189,7 +189,7 @@ def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray
 def _open_saved_model(path: pathlib.Path) -> Runtime:
     if set("[]*?").intersection(str(path.absolute())):
         raise UserError(
-            f"{path}: TensorFlow takes [ ] * ? in a path for a pattern; move the SavedModel to a "
+            f"{path}: TensorFlow treats [ ] * ? in a path as wildcards; move the SavedModel to a "
             "path without them"
         )
     with reading(path, "a SavedModel", AGAIN):

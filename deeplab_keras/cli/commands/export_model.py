@@ -13,9 +13,10 @@ from deeplab_keras.config import DataConfig, ExportConfig, UserError
 
 
 def main(command: Command) -> None:
-    """Exports; images of the dataset, where it can be opened, serve for the check and the ranges of int8."""
-    options = command.config(ExportConfig)
-    data_config = command.data_config(options.checkpoint_dir)
+    """Exports; the dataset, if it can be opened, provides images for the check and the int8 ranges."""
+    config = command.config(ExportConfig)
+    config.require("checkpoint_dir", "export_path")
+    data_config = command.data_config(config.checkpoint_dir)
     require_tensorflow(command)
 
     from deeplab_keras import export
@@ -23,50 +24,34 @@ def main(command: Command) -> None:
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.data.source import Source
 
-    export.request.targets(
-        pathlib.Path(options.export_path), list(options.formats), options.overwrite
-    )
-    checkpoint = find_checkpoint(
-        options.checkpoint_dir
-    )  # a mistake there says nothing of the pictures
+    # Errors in these two options are reported before the dataset is opened.
+    export.request.targets(pathlib.Path(config.export_path), list(config.formats), config.overwrite)
+    checkpoint = find_checkpoint(config.checkpoint_dir)
 
-    def pictures(split: str) -> Source:
+    def images(split: str) -> Source:
         source = open_dataset(data_config, split)
         classes = read_info(checkpoint).class_names
         if "dataset" not in command.given(DataConfig) and source.info.class_names != classes:
             raise UserError(
-                "the checkpoint does not say where its pictures are; give --dataset and "
-                "--dataset_dir, "
-                "and for tflite_int8 those or --representative_dir"
+                "the checkpoint does not record its dataset; give --dataset and --dataset_dir, or "
+                "for the ranges of tflite_int8 --representative_dir"
             )
         return source
 
-    representative: Source | str | None = options.representative_dir or None
-    if representative is None and {"tflite_int8", "tflite_mixed"} & set(options.formats):
-        representative = pictures(data_config.train_split)
+    representative = None
+    needs_ranges = {"tflite_int8", "tflite_mixed"} & set(config.formats)
+    if needs_ranges and not config.representative_dir:
+        representative = images(data_config.train_split)
     check = None
     try:
-        check = pictures(data_config.eval_split)
+        check = images(data_config.eval_split)
     except UserError as error:
-        print(f"the check is made on artificial pictures, because: {command.show(error.text)}")
-    size = (options.input_size[0], options.input_size[1]) if options.input_size else None
+        print(f"checking on synthetic images: {command.show(error.text)}")
     export.export_model(
-        options.checkpoint_dir,
-        options.export_path,
-        formats=options.formats,
-        input_size=size,
-        output=options.output,
-        label_type=options.label_type,
+        config.checkpoint_dir,
+        config=config,
         representative_images=representative,
         check_images=check,
-        checked=options.check_images,
-        min_agreement=options.min_agreement,
-        max_miou_loss=options.max_miou_loss,
-        mixed_agreement=options.mixed_agreement,
-        half_pixel_resizes=options.half_pixel_resizes,
-        keep_concatenations=options.keep_concatenations,
-        overwrite=options.overwrite,
-        threads=options.threads,
     )
 
 
