@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole, cut and resumed, changed, refused, absent; and the zoo's names by them."""
+"""Downloads from a local server: complete, resumed, changed, refused; models of the zoo."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ CHECKSUM = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Gives one file, and does wrong what a test asks for."""
+    """Serves one file, with the faults that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/models/"
         self.content, self.etag, self.status = CONTENT, '"one"', 200
-        self.ranges, self.length = True, True  # whether it heeds Range and tells the length
-        self.partial: dict[str, str] = {}  # headers of a 206 that are wrong
-        self.cuts: list[
-            int
-        ] = []  # bytes of the body after which a connection ends, one a connection
-        self.asked: list[str | None] = []  # the Range headers that came
+        self.ranges, self.length = True, True  # whether it supports Range and sends the length
+        self.partial: dict[str, str] = {}  # wrong headers of a 206 response
+        # Number of bytes of the body after which each connection ends.
+        self.cuts: list[int] = []
+        self.asked: list[str | None] = []  # the Range headers received
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -73,7 +72,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing on the tests' stderr."""
+        """Keeps the tests' stderr clean."""
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_a_whole_file_once(server, tmp_path, capfd, length):
+def test_a_file_is_downloaded_once(server, tmp_path, capfd, length):
     server.length = length
     path = fetch(server.url + "file.bin", tmp_path / "new", CHECKSUM)
     assert path == tmp_path / "new" / "file.bin" and path.read_bytes() == CONTENT
@@ -115,16 +114,16 @@ def test_a_whole_file_once(server, tmp_path, capfd, length):
     assert server.asked == [None]
 
 
-def test_a_connection_that_breaks_is_taken_up_again(server, tmp_path):
+def test_a_broken_connection_is_resumed(server, tmp_path):
     server.cuts = [100_000, 200_000]
     assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-", "bytes=300000-"]
 
 
-def test_the_next_call_goes_on_where_the_last_one_stopped(server, tmp_path, monkeypatch):
+def test_the_next_call_resumes_the_download(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cuts = [100_000]
-    with raises_line(r"it broke off at 0\.1 of 0\.7 MB.*goes on with it.*put it into") as caught:
+    with raises_line("ended after 0.1 of 0.7 MB.*same command .* resume.*put it into") as caught:
         fetch(server.url + "file.bin", tmp_path)
     assert "\n" not in as_command_line(caught.value)
     assert (
@@ -147,7 +146,7 @@ WRONG_PARTS = {
 
 @pytest.mark.parametrize("name", WRONG_PARTS)
 def test_a_wrong_part_is_not_appended(server, tmp_path, monkeypatch, name):
-    """A server or a proxy that answers 206 with something else than the rest of the file: it is fetched from the beginning."""
+    """If a 206 response is not the rest of the file, the download starts over."""
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cuts = [100_000]
     with pytest.raises(UserError):
@@ -157,15 +156,15 @@ def test_a_wrong_part_is_not_appended(server, tmp_path, monkeypatch, name):
     assert server.asked == [None, "bytes=100000-", None]
 
 
-def test_a_file_without_end_is_given_up(server, tmp_path, monkeypatch):
+def test_a_too_large_file_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 500_000)
     for server.length in (True, False):
-        with raises_line("no released model is that large, so check the address") as caught:
+        with raises_line("no released model is this large, so check the address") as caught:
             fetch(server.url + "file.bin", tmp_path)
         assert "\n" not in as_command_line(caught.value) and left(tmp_path) == set()
 
 
-def test_a_download_without_progress_is_given_up(tmp_path, monkeypatch):
+def test_a_stalled_download_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "STALLED", 0.5)
     monkeypatch.setattr(download, "ATTEMPTS", 1)
 
@@ -188,7 +187,9 @@ def test_a_download_without_progress_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["content", "ranges"])
-def test_another_file_or_a_server_without_ranges_starts_anew(server, tmp_path, monkeypatch, change):
+def test_a_changed_file_or_a_server_without_ranges_starts_over(
+    server, tmp_path, monkeypatch, change
+):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.cuts = [100_000]
     with pytest.raises(UserError):
@@ -202,7 +203,7 @@ def test_another_file_or_a_server_without_ranges_starts_anew(server, tmp_path, m
 
 
 @pytest.mark.parametrize("etag", ['W/"weak"', ""])
-def test_without_a_promise_of_equal_bytes_nothing_is_joined(server, tmp_path, monkeypatch, etag):
+def test_without_a_strong_validator_the_download_starts_over(server, tmp_path, monkeypatch, etag):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     server.etag, server.cuts = etag, [100_000]
     with pytest.raises(UserError):
@@ -211,7 +212,7 @@ def test_without_a_promise_of_equal_bytes_nothing_is_joined(server, tmp_path, mo
     assert server.asked == [None, None]
 
 
-def test_half_written_files_of_unknown_origin_start_anew(server, tmp_path):
+def test_partial_files_of_unknown_origin_start_over(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"what?" * 1000)
     (tmp_path / "file.bin.part.json").write_text('{"url": "http://elsewhere')
     assert fetch(server.url + "file.bin", tmp_path).read_bytes() == CONTENT
@@ -231,30 +232,30 @@ def test_a_part_that_is_complete_or_too_long(server, tmp_path, monkeypatch, surp
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     server.content = CONTENT[:-1] + b"!"
-    with raises_line("another file than expected; it is deleted again .sha384 "):
+    with raises_line("corrupt or not the expected file; it was deleted .sha384 "):
         fetch(server.url + "file.bin", tmp_path, CHECKSUM)
     assert left(tmp_path) == set()
 
 
-def test_a_file_that_changed_on_the_disk(server, tmp_path):
+def test_a_cached_file_that_changed_is_refused(server, tmp_path):
     path = fetch(server.url + "file.bin", tmp_path)
     record(path)
     assert (
         tmp_path / "file.bin.sha256"
     ).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  file.bin\n"
     path.write_bytes(CONTENT[:-1])
-    record(path)  # what was recorded stays
-    with raises_line(f"{path}: damaged or changed; delete it for a new download .sha256"):
+    record(path)  # does not replace the recorded checksum
+    with raises_line(f"{path}: damaged or changed; delete it to download it again .sha256"):
         fetch(server.url + "file.bin", tmp_path)
 
 
 @pytest.mark.parametrize(
     "status, reason", [(404, "404 Not Found"), (503, "503 Service Unavailable")]
 )
-def test_what_a_server_refuses(server, tmp_path, status, reason):
+def test_an_error_of_the_server_is_reported(server, tmp_path, status, reason):
     server.status = status
     with raises_line(
-        f"the server says {reason}.; or download it yourself.* put it into {tmp_path}",
+        f"the server returned {reason}.; download it manually.* put it into {tmp_path}",
     ):
         fetch(server.url + "file.bin", tmp_path)
     assert len(server.asked) == 1 and left(tmp_path) == set()
@@ -279,7 +280,7 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
         fetch(server.url + "file.bin", tmp_path / "file" / "folder")
 
 
-def test_two_at_a_time_download_once(server, tmp_path):
+def test_concurrent_calls_download_once(server, tmp_path):
     done = []
     threads = [
         threading.Thread(
@@ -294,7 +295,7 @@ def test_two_at_a_time_download_once(server, tmp_path):
     assert len(done) == 4 and server.asked == [None]
 
 
-def test_a_download_waits_for_another_process_and_no_longer_than_it_lives(server, tmp_path):
+def test_a_download_waits_for_another_process_until_that_ends(server, tmp_path):
     done = []
     with holding(tmp_path / ".file.bin.lock") as other:
         thread = threading.Thread(
@@ -316,7 +317,7 @@ SMALL_CONFIG, SIZE = SMALL["mnv2_dm035_os32"]
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    """An archive as the official ones are, of a small network; its weights."""
+    """An archive of a small network, in the format of the official ones, and its weights."""
     folder = tmp_path_factory.mktemp("release")
     model = build_segmentor(SMALL_CONFIG, SIZE)
     tensors = drawn_tensors(model, SMALL_CONFIG)
@@ -328,7 +329,7 @@ def release(tmp_path_factory):
 
 @pytest.fixture
 def zoo_server(server, release, cache, monkeypatch):
-    """The official server, on which one model has the small network."""
+    """A stand-in for the official server, where one model has the small network."""
     monkeypatch.setattr(zoo_official, "ADDRESS", server.url)
     monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME))
     server.content = release[0]
@@ -344,14 +345,14 @@ def test_a_model_by_name_is_downloaded_once(zoo_server, release, cache):
         archive.read_bytes() == release[0] and (archive.parent / f"{archive.name}.sha256").exists()
     )
 
-    archive.unlink()  # the converted folder alone serves from now on
+    archive.unlink()  # from now on, the converted folder is used
     np.testing.assert_array_equal(
         named_weights(zoo.load_model(NAME, (64, 64)))["aspp0_conv/kernel"], kernel
     )
     assert zoo_server.asked == [None]
 
 
-def test_a_converted_folder_of_another_version_is_made_anew(zoo_server, cache, monkeypatch):
+def test_a_folder_converted_by_another_version_is_converted_again(zoo_server, cache, monkeypatch):
     zoo.load_model(NAME)
     monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, dropout_rate=0.4))
     assert zoo.load_model(NAME) and zoo_server.asked == [None]
@@ -360,7 +361,7 @@ def test_a_converted_folder_of_another_version_is_made_anew(zoo_server, cache, m
     assert zoo.load_model(NAME) and zoo_server.asked == [None]
 
 
-def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
+def test_an_archive_that_was_downloaded_manually(zoo_server, release, cache):
     zoo_server.status = 404
     with pytest.raises(UserError) as caught:
         zoo.load_model(NAME)
@@ -372,26 +373,26 @@ def test_an_archive_that_was_put_there_by_hand(zoo_server, release, cache):
     assert zoo.load_model(NAME).name == NAME
 
 
-def test_what_is_no_release_is_not_kept(zoo_server, cache):
+def test_a_download_that_is_not_a_release_is_deleted(zoo_server, cache):
     zoo_server.content = b"<html>Please log in to this network</html>"
-    with raises_line("damaged or not a tar archive .* is deleted again"):
+    with raises_line("damaged or not a tar archive .*; the download from .* was deleted"):
         zoo.load_model(NAME)
     assert not list(cache.rglob("*.gz")) and not (cache / "models").exists()
     path = cache / "downloads" / zoo_official.RELEASES[NAME].file
-    path.write_bytes(zoo_server.content)  # the same, by hand: it is named and stays
-    with raises_line(f"{path}: damaged .*; delete it for a new download"):
+    path.write_bytes(zoo_server.content)  # a manual download is reported and kept
+    with raises_line(f"{path}: damaged .*; delete it to download it again from"):
         zoo.load_model(NAME)
     assert path.exists()
 
 
-def test_a_release_with_other_weights_than_the_models(zoo_server, cache, monkeypatch):
+def test_a_release_with_the_weights_of_another_model(zoo_server, cache, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, depth_multiplier=0.5))
-    with raises_line("seems made with --depth_multiplier=0.35"):
+    with raises_line("seems to need --depth_multiplier=0.35"):
         zoo.load_model(NAME)
     assert not (cache / "models").exists()
 
 
-def test_sssegmentations_files_are_looked_for_at_its_address(server, cache, monkeypatch):
+def test_sssegmentation_files_are_downloaded_from_its_address(server, cache, monkeypatch):
     monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
     monkeypatch.setattr(zoo, "import_torch", lambda: None)
     server.status = 404
@@ -407,13 +408,13 @@ def test_without_torch_nothing_is_downloaded(server, cache, monkeypatch):
     assert server.asked == []
 
 
-def test_a_misspelt_name_and_a_missing_folder(cache):
+def test_a_misspelled_name_and_a_missing_folder(cache):
     with raises_line(f"did you mean '{NAME}'"):
         zoo.load_model(NAME[:-1])
     with raises_line("runs/nothing: no such folder"):
         zoo.load_model("runs/nothing")
     with raises_line(
-        "^PSPNet: no such folder; models of the zoo .*: pspnet_mobilenetv2os8_voc, pspnet_",
+        "^PSPNet: no such folder; models with this in their name: pspnet_mobilenetv2os8_voc, psp",
     ):
         zoo.load_model("PSPNet")
 

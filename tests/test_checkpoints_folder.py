@@ -1,4 +1,4 @@
-"""A checkpoint folder whose files say what cannot be, and one that an older version has written."""
+"""Checkpoint folders with impossible contents, and one written by an older version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> keras.Model:
 
 @pytest.fixture
 def checkpoint(model, tmp_path) -> pathlib.Path:
-    """One without hashes, as older versions have written it, so that its files may be changed."""
+    """A checkpoint without hashes, as written by older versions, whose files tests may change."""
     path = folder.save_checkpoint(
         tmp_path / "c",
         model,
@@ -70,7 +70,7 @@ def refused(path: pathlib.Path) -> str:
         ({"ignore_label": "255"}, "ignore_label must be a whole number"),
     ],
 )
-def test_classes_that_cannot_be_name_their_file(values, message, checkpoint):
+def test_the_error_about_impossible_classes_names_the_file(values, message, checkpoint):
     change(checkpoint / folder.DATASET, **values)
     found = refused(checkpoint)
     assert found.startswith(f"{checkpoint / folder.DATASET}: dataset 'beach'") and message in found
@@ -85,10 +85,10 @@ def test_classes_that_cannot_be_name_their_file(values, message, checkpoint):
         (
             {"head_channels": 10**30},
             "damaged or not a model's config",
-        ),  # only building the network shows this one
+        ),  # found only when the network is built
     ],
 )
-def test_a_config_that_cannot_be_names_its_file(values, message, checkpoint):
+def test_the_error_about_an_impossible_config_names_the_file(values, message, checkpoint):
     change(checkpoint / folder.CONFIG, **values)
     found = refused(checkpoint)
     assert found.startswith(f"{checkpoint / folder.CONFIG}: ") and message in found
@@ -108,7 +108,7 @@ def test_a_number_that_is_not_finite_is_refused(name, value, checkpoint):
 @pytest.mark.parametrize(
     "content", ["[0.5]", "0.5", "null", '"miou"', "", "{", '{"miou": 0.5} {}', "[" * 100_000]
 )
-def test_scores_that_are_none_are_refused(content, checkpoint):
+def test_damaged_scores_are_refused(content, checkpoint):
     (checkpoint / folder.METRICS).write_text(content)
     assert refused(checkpoint).startswith(
         f"{checkpoint / folder.METRICS}: damaged or not a checkpoint's scores"
@@ -117,14 +117,14 @@ def test_scores_that_are_none_are_refused(content, checkpoint):
 
 def test_scores_that_are_not_finite_are_not_saved(model, tmp_path):
     info = info_for_classes("beach", ("a", "b", "c"))
-    with raises_line("c: metrics that are NaN or infinite are not saved"):
+    with raises_line("c: metrics that are NaN or infinite cannot be saved"):
         folder.save_checkpoint(tmp_path / "c", model, CONFIG, info, metrics={"miou": math.nan})
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.shared
-def test_a_checkpoint_of_format_0_gives_its_labels():
-    """Written by version 0 of the format, with the labels that it gave then; every later version gives the same."""
+def test_a_checkpoint_of_format_0_still_predicts_the_same_labels():
+    """The checkpoint and the expected labels were written by version 0 of the format."""
     expected = np.load(SHARED / "compat" / "expected.npz")
     predictor = Predictor(folder.load_checkpoint(SHARED / "compat" / "checkpoint_0").model)
     assert expected["labels"].shape == (4, 160, 160) and len(np.unique(expected["labels"])) > 2

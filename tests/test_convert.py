@@ -361,9 +361,9 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "file").write_text("mine")
     for name, message in (
-        ("run", "holds other things than a checkpoint (best)"),
+        ("run", "has other files than a checkpoint's (best)"),
         ("file", "is a file"),
-        ("", "holds other"),
+        ("", "has other"),
     ):
         flags = [
             "--source=sssegmentation",

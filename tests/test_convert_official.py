@@ -267,7 +267,7 @@ def test_another_variant_is_named_with_its_flags(model, values, flags):
     with pytest.raises(UserError) as caught:
         official_deeplab.load_official(model, CONFIG, values, origin="model.ckpt")
     message = as_command_line(caught.value)
-    assert "\n" not in message and message.startswith("model.ckpt seems made with")
+    assert "\n" not in message and message.startswith("model.ckpt seems to need")
     for flag in flags:
         assert f"--{flag}" in message
 

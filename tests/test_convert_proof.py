@@ -215,7 +215,7 @@ def test_no_check_takes_the_weights_alone_and_says_so(cases, tmp_path, capsys):
         "--aspp_convs_filters=16",
     ]
     assert script("convert_checkpoint.py")(*flags, f"--output={tmp_path}/a") == 1
-    assert "seems made with --output_stride=16 (not 8)" in capsys.readouterr().err
+    assert "seems to need --output_stride=16 (not 8)" in capsys.readouterr().err
     assert script("convert_checkpoint.py")(*flags, "--no_check", f"--output={tmp_path}/a") == 0
     assert "was not run" in capsys.readouterr().out
 

@@ -279,7 +279,7 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half_written(after, drawn, tmp_p
     monkeypatch.setattr(Image.Image, "save", full)
     with raises_line(
         r"ids/\d\.png: cannot be written \(No space left on device\); give another path or "
-        r"make room",
+        r"free some space",
     ):
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
     there = [path.name for path in (tmp_path / "ids").iterdir()]

@@ -199,10 +199,13 @@ def test_releases_are_complete():
     "flags, message",
     [
         (dict(model_variant="xception_65"), "unknown --model_variant"),
-        (dict(decoder_output_stride=(2,)), "--decoder_output_stride=2: mobilenet_v2 has 4, 8, 16"),
+        (
+            dict(decoder_output_stride=(2,)),
+            "--decoder_output_stride=2: for mobilenet_v2 it must be one of 4, 8, 16",
+        ),
         (dict(model_variant="mobilenet_edgetpu", decoder_output_stride=(4,)), "no decoder"),
         (dict(aspp_with_squeeze_and_excitation=True), "LR-ASPP"),
-        (dict(decoder_output_is_logits=True), "only with --aspp_with_squeeze_and_excitation"),
+        (dict(decoder_output_is_logits=True), "requires --aspp_with_squeeze_and_excitation"),
         (dict(logits_kernel_size=3), "--logits_kernel_size=3"),
         (dict(output_stride=4), "--output_stride=4"),
     ],

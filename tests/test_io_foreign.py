@@ -1,4 +1,4 @@
-"""The guard around parsers, and the values that weights may have."""
+"""The guard around parsers, and the check of weight values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from deeplab_keras.io.foreign import reading
         ),
         (
             MemoryError(),
-            "x.pb: reading it needs more memory than there is; it may be damaged; download it "
-            "again",
+            "x.pb: out of memory while reading it, so the file may be damaged; download it again",
         ),
         (
             AssertionError(),
@@ -49,7 +48,7 @@ def test_every_exception_of_a_parser_becomes_one_line(error, line):
     assert caught.value.__cause__ is error
 
 
-def test_a_users_error_and_an_interrupt_pass():
+def test_user_errors_and_interrupts_pass_unchanged():
     with raises_line("^as it was$"), reading("x", "a file"):
         raise UserError("as it was")
     with pytest.raises(KeyboardInterrupt), reading("x", "a file"):
@@ -57,7 +56,7 @@ def test_a_users_error_and_an_interrupt_pass():
 
 
 @pytest.mark.parametrize("name", ["bn/moving_variance", "bn.running_var"])
-def test_values_that_no_network_computes_with(name):
+def test_unusable_values_are_refused(name):
     good = {name: np.array([0.0, 1.0]), "step": np.array([-1])}
     check_values(good, "f", "train again")
     with raises_line(rf"^f: {name} has a negative variance \(-1\); train again$"):

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def now(monkeypatch):
-    """A clock that stands still; `now[0]` is the time."""
+    """A fake clock; `now[0]` is the time."""
     time = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
     return time
@@ -32,7 +32,7 @@ def test_one_line_per_interval_on_a_pipe(now):
     lines = stream.getvalue().splitlines()
     assert len(lines) == 5, "after 10, 20, 30, 40 and 45 seconds"
     assert lines[0] == "step 30/100  loss 0.06667  8.0 images/s  0:35 left"
-    assert lines[-1] == "step 100/100  loss 0.02  8.0 images/s  0:45 in all"
+    assert lines[-1] == "step 100/100  loss 0.02  8.0 images/s  0:45 in total"
     assert "\r" not in stream.getvalue()
 
 
@@ -51,7 +51,7 @@ def test_a_terminal_shows_one_bar_below_the_lines(now):
     for done in (1, 2):
         now[0] += 1
         bar.update(done)
-        bar.update(done)  # at once: not drawn again
+        bar.update(done)  # right away, so it is not drawn again
     bar.write("a line")
     now[0] += 2
     bar.update(4)
@@ -59,11 +59,11 @@ def test_a_terminal_shows_one_bar_below_the_lines(now):
     assert drawn[1].rstrip() == "files 1/4  [======..................]  1.0 files/s  0:03 left"
     assert drawn[2].rstrip() == "files 2/4  [============............]  1.0 files/s  0:02 left"
     assert drawn[3].isspace() and drawn[4] == "a line\n"
-    assert drawn[5] == "files 4/4  [========================]  1.0 files/s  0:04 in all\n"
+    assert drawn[5] == "files 4/4  [========================]  1.0 files/s  0:04 in total\n"
     assert len(drawn) == 6
 
 
-def test_an_unknown_total_shows_the_count_alone(now):
+def test_an_unknown_total_shows_only_the_count(now):
     stream = io.StringIO()
     bar = Progress(0, "video", interval=1, stream=stream, unit="frames")
     now[0] += 2

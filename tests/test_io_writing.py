@@ -1,4 +1,4 @@
-"""Files are there as a whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -38,25 +38,26 @@ def test_writes_and_replaces(tmp_path):
         (ValueError("no"), ValueError, "no"),
     ],
 )
-def test_a_failure_leaves_what_was_there(tmp_path, error, kind, message):
+def test_a_failed_write_keeps_the_old_file(tmp_path, error, kind, message):
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(kind, match=message), replacing(path) as aside:
-        aside.write_text("half")
+    with pytest.raises(kind, match=message), replacing(path) as temporary:
+        temporary.write_text("half")
         raise error
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_in_a_folder_s_place(tmp_path):
+def test_writing_below_a_file_is_an_error(tmp_path):
     write_text(tmp_path / "file", "")
     with raises_line("metrics.json: cannot be written"):
         write_text(tmp_path / "file" / "metrics.json", "{}")
 
 
-def test_what_a_killed_process_had_begun_goes_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
     begun = (
         "import os, sys; from deeplab_keras.io.writing import replacing\n"
-        "with replacing(sys.argv[1]) as aside: aside.write_text('half'); os.kill(os.getpid(), 9)"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
     )
     for name in ("a b.png", "other.png"):
         assert (
@@ -78,7 +79,7 @@ def test_what_a_killed_process_had_begun_goes_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
-def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):
+def test_check_folder_creates_nothing(tmp_path):
     write_text(tmp_path / "file", "")
     check_folder(tmp_path / "a" / "b", "output")
     check_folder("a relative one", "output")
@@ -89,24 +90,24 @@ def test_a_folder_is_looked_at_before_the_work_and_not_made(tmp_path):
         check_folder(tmp_path / "file" / "a" / "b", "output")
 
 
-def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+def test_check_folder_refuses_a_folder_without_write_permission(tmp_path, monkeypatch):
     def refuse(*arguments, **values):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("os.mkdir", refuse)  # the tests may run as root, who may do anything
+    monkeypatch.setattr("os.mkdir", refuse)  # permissions do not stop tests that run as root
     with raises_line(
-        "^--output=.*/a: nothing may be written to .* .Permission denied.; give another folder",
+        "^--output=.*/a: .* is not writable .Permission denied.; give another folder",
     ):
         check_folder(tmp_path / "a", "output")
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").is_dir(), reason="no /proc here")
-def test_where_even_root_makes_no_folder():
-    with raises_line("^--output=/proc/x: nothing may be written to /proc"):
+def test_check_folder_refuses_a_folder_that_even_root_cannot_create():
+    with raises_line("^--output=/proc/x: /proc is not writable"):
         check_folder("/proc/x", "output")
 
 
 def test_no_signal_is_sent_on_windows(monkeypatch):
-    """There os.kill(process, 0) is Ctrl+C."""
+    """On Windows, os.kill(process, 0) sends Ctrl+C."""
     monkeypatch.setattr(writing, "os", types.SimpleNamespace(name="nt"))
     assert writing._is_alive(1)

@@ -165,7 +165,8 @@ def test_an_exported_model_is_told_from_a_checkpoint(name, tmp_path, capsys):
     )
     assert script(name)(f"--checkpoint_dir={path}", *more) == 1
     message = (
-        "an exported model, which predict.py runs; give the checkpoint that it was made from here"
+        "an exported model; give the checkpoint that it was exported from "
+        "(predict.py also takes exported models)"
     )
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == f"error: {path}: {message}" and message not in said.out

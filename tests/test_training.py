@@ -259,7 +259,7 @@ def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     configs = {"train": TrainConfig(epochs=1)}
     with (
         Workdir(tmp_path, configs),
-        raises_line(f"in use by a running training .process {os.getpid()}"),
+        raises_line(f"in use by another training run .process {os.getpid()}"),
     ):
         Workdir(tmp_path, configs).__enter__()
     with Workdir(tmp_path, configs):
@@ -268,7 +268,7 @@ def test_a_workdir_in_use_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_a_workdir_is_free_once_its_process_is_killed(tmp_path: pathlib.Path) -> None:
     with holding(tmp_path / ".lock") as other:
-        with raises_line("in use by a running training"):
+        with raises_line("in use by another training run"):
             Workdir(tmp_path, {}).__enter__()
         other.kill()
     with Workdir(tmp_path, {}):
@@ -278,8 +278,8 @@ def test_a_workdir_is_free_once_its_process_is_killed(tmp_path: pathlib.Path) ->
 def test_a_lock_of_another_machine(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its run may have died with the machine: whether the file is still touched tells."""
-    monkeypatch.setattr(workdir_module, "BEAT", 0.05)
+    """The heartbeat of the lock file tells whether the other machine's run is still alive."""
+    monkeypatch.setattr(workdir_module, "HEARTBEAT", 0.05)
     monkeypatch.setattr(workdir_module, "PATIENCE", 0.5)
     (tmp_path / ".lock").write_text('{"pid": 7, "host": "elsewhere", "since": "noon"}')
     ended = threading.Event()
@@ -291,7 +291,7 @@ def test_a_lock_of_another_machine(
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with raises_line("in use by a running training .process 7 on elsewhere since noon"):
+        with raises_line("in use by another training run .process 7 on elsewhere since noon"):
             Workdir(tmp_path, {}).__enter__()
     finally:
         ended.set()
@@ -540,7 +540,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over(
     assert found is not None and found.state["step"] == 2
     older = tmp_path / folder.STEPS / "step_00000002" / folder.STATE
     older.write_bytes(older.read_bytes()[:100])
-    with raises_line("every one of its 2 checkpoints is damaged; .* to begin anew"):
+    with raises_line("all 2 checkpoints are damaged; .* to start over"):
         workdir.newest()
 
 

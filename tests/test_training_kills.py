@@ -131,5 +131,5 @@ def test_killed_at_random_moments(tiny_flags, tmp_path):
     assert (
         process.returncode == 1
         and len(lines) == 1
-        and "every one of its 2 checkpoints is damaged" in lines[0]
+        and "all 2 checkpoints are damaged" in lines[0]
     )

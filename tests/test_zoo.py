@@ -45,7 +45,7 @@ def size(variables: list[keras.Variable]) -> int:
     return sum(int(np.prod(v.shape)) for v in variables)
 
 
-# On Cityscapes and most of ADE20K the quick lane leaves what differs by the number of classes alone.
+# The quick lane skips most models that differ from a tested one only in the number of classes.
 QUICK = [
     name
     for name in TABLE
@@ -58,7 +58,7 @@ QUICK = [
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TABLE],
 )
-def test_parameters_and_multiply_adds_are_the_reference_s(name):
+def test_parameters_and_multiply_adds_equal_the_reference(name):
     parameters, auxiliary, statistics, giga_multiply_adds, _ = TABLE[name]
     model = build_segmentor(zoo.get_config(name), (512, 512))
     assert model.name == name
@@ -72,7 +72,7 @@ def test_parameters_and_multiply_adds_are_the_reference_s(name):
     keras.backend.clear_session()
 
 
-def test_the_eighteen_are_listed_with_what_their_authors_reported():
+def test_the_eighteen_systems_are_listed_with_the_reported_scores():
     assert [name for name in zoo.list_models() if name in TABLE] == list(TABLE)
     assert {name: zoo.reported(name) for name in TABLE} == {
         name: row[-1] for name, row in TABLE.items()
@@ -81,7 +81,7 @@ def test_the_eighteen_are_listed_with_what_their_authors_reported():
 
 
 @pytest.mark.parametrize("name", zoo.list_models())
-def test_a_config_names_itself_and_survives_json(name):
+def test_a_config_has_its_name_and_survives_json(name):
     config = zoo.get_config(name)
     assert config.name == name
     assert ModelConfig.from_dict(json.loads(config.to_json())) == config

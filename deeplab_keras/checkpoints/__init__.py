@@ -1,1 +1,1 @@
-"""Checkpoints of this project: their folder, the workdir of a training run, and downloads."""
+"""Checkpoint folders, the workdir of a training run, and downloads."""

@@ -1,9 +1,9 @@
-"""Released weights from the network: fetched once into a cache folder, resumed where they broke off, checked.
+"""Downloads of released weights: cached, resumed after an interruption, checked.
 
     path = fetch("https://download.tensorflow.org/models/NAME.tar.gz", cache_folder() / "downloads")
 
-A download grows as FILE.part, with what the server said about it beside it, and is renamed when all
-of it is there.
+A download is written to FILE.part and renamed when it is complete. FILE.part.json has what the
+server said about the file.
 """
 
 from __future__ import annotations
@@ -29,34 +29,39 @@ from deeplab_keras.version import __version__
 VARIABLE = "DEEPLAB_KERAS_CACHE"
 CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
-ATTEMPTS = 5  # connections that brought something and broke off
-PAUSE = 1.0  # seconds before the next one
-LARGEST = 4_000_000_000  # bytes of a download; releases have up to 0.5 GB
-SLOWEST, STALLED = 1000, 60  # fewer bytes per second for so many seconds are no progress
+ATTEMPTS = 5  # connections that delivered some data before they failed
+PAUSE = 1.0  # seconds before the next attempt
+LARGEST = 4_000_000_000  # bytes per download; releases have up to 0.5 GB
+# A download with fewer than SLOWEST bytes per second for STALLED seconds makes no progress.
+SLOWEST, STALLED = 1000, 60
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 class TooLarge(Exception):
-    """A download without end."""
+    """A download larger than `LARGEST`."""
 
 
 def cache_folder() -> pathlib.Path:
-    """Where downloads and what is made of them are kept: $DEEPLAB_KERAS_CACHE, or else ~/.cache/deeplab_keras."""
+    """Returns the folder of downloads and converted models.
+
+    $DEEPLAB_KERAS_CACHE, or ~/.cache/deeplab_keras if that is not set.
+    """
     return pathlib.Path(os.environ.get(VARIABLE) or "~/.cache/deeplab_keras").expanduser()
 
 
 def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
-    """The file of this address, out of the folder if it is there, or else downloaded into it.
+    """Returns the path of a file in the cache, after downloading it if necessary.
 
     Args:
-        url: http or https.
-        folder: where the file is, or will be, under its own name.
-        checksum: what it must have, as "sha256:..." or "sha384:..."; "": compared with what
-            `record` wrote, if it did.
+        url: An http or https address.
+        folder: The folder of the file, which has the last part of the address as its name.
+        checksum: The expected checksum, as "sha256:..." or "sha384:...". If empty, a file that is
+            already in the folder is compared with the checksum that `record` wrote, if there is
+            one.
 
     Raises:
-        UserError: it cannot be downloaded, with what to download by hand and where to put it; or
-            another checksum.
+        UserError: If the file cannot be downloaded, or if its checksum differs. The message says
+            what to download manually and where to put it.
     """
     path = folder / url.rpartition("/")[2]
     try:
@@ -67,8 +72,7 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
                 _check(
                     part,
                     checksum,
-                    f"{url}: was changed on its way or is another file than expected; it is "
-                    "deleted again",
+                    f"{url}: the download is corrupt or not the expected file; it was deleted",
                 )
                 part.replace(path)
                 _note_of(part).unlink(missing_ok=True)
@@ -76,13 +80,13 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
                 _check(
                     path,
                     checksum or _recorded(path),
-                    f"{path}: damaged or changed; delete it for a new download",
+                    f"{path}: damaged or changed; delete it to download it again",
                 )
     except OSError as error:
         advice = (
             "free some space there"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else f"give another in ${VARIABLE}"
+            else f"set ${VARIABLE} to another folder"
         )
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); {advice}"
@@ -91,7 +95,10 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
 
 
 def record(path: pathlib.Path) -> None:
-    """Writes the checksum of a file that was found right beside it, in the form of `sha256sum`, if there is none yet."""
+    """Writes the checksum of a file that proved correct next to it, unless there is one already.
+
+    It has the format of `sha256sum`.
+    """
     target = _checksum_file(path)
     if not target.exists():
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -103,7 +110,7 @@ def record(path: pathlib.Path) -> None:
 
 
 def _download(url: str, path: pathlib.Path) -> pathlib.Path:
-    """Completes FILE.part, over several connections if need be."""
+    """Completes FILE.part, with several connections if necessary."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(ATTEMPTS):
         before = _size(part)
@@ -111,36 +118,39 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
             total = _receive(url, part)
             if total is not None and _size(part) < total:
                 raise ConnectionError(
-                    f"it broke off at {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB"
+                    f"the connection ended after {_size(part) / 1e6:.1f} of {total / 1e6:.1f} MB"
                 )
             return part
         except TooLarge as error:
             part.unlink(missing_ok=True)
             _note_of(part).unlink(missing_ok=True)
             raise UserError(
-                f"{url}: {error}; no released model is that large, so check the address"
+                f"{url}: {error}; no released model is this large, so check the address"
             ) from error
         except NETWORK_ERRORS as error:
             reason = _reason(error)
         if _size(part) <= before or attempt == ATTEMPTS - 1:
             break
         time.sleep(PAUSE)
-    kept = "; what is there is kept, and the same command goes on with it" if _size(part) else ""
+    resume = "run the same command again to resume, or " if _size(part) else ""
     raise UserError(
-        f"{url}: cannot be downloaded ({reason}){kept}; or download it yourself, on another "
-        "machine if need be, "
-        f"and put it into {path.parent}"
+        f"{url}: cannot be downloaded ({reason}); {resume}download it manually, if necessary on "
+        f"another machine, and put it into {path.parent}"
     )
 
 
 def _receive(url: str, part: pathlib.Path) -> int | None:
-    """Appends to FILE.part what one connection brings; returns the size of the whole file, if the server tells it."""
+    """Appends the data of one connection to FILE.part.
+
+    Returns:
+        The size of the complete file, or `None` if the server does not report it.
+    """
     note = _read_note(part, url)
     start = _size(part) if note else 0
-    if note and note["total"] == start:  # complete, but its process ended before the renaming
+    if note and note["total"] == start:  # complete, but the process ended before renaming it
         return start
     headers = {"User-Agent": f"deeplab_keras/{__version__}"}
-    if note and start:  # if the file has changed since, the server sends all of it
+    if note and start:  # with If-Range, the server sends a file that has changed completely
         headers |= {"Range": f"bytes={start}-", "If-Range": note["validator"]}
     try:
         response = urllib.request.urlopen(
@@ -154,15 +164,14 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        validator = (
-            "" if validator.startswith("W/") else validator
-        )  # a weak one does not promise equal bytes
+        if validator.startswith("W/"):  # a weak validator does not guarantee identical bytes
+            validator = ""
         if resumed and not _continues(response, start, note, validator):
             if not start:
                 raise http.client.HTTPException(
-                    "the server sends a part of the file that was not asked for"
+                    "the server sent a part of the file that was not requested"
                 )
-            part.unlink()  # from the beginning, without a range
+            part.unlink()  # start over, without a range
             return _receive(url, part)
         length = _content_length(response)
         start = start if resumed else 0
@@ -182,7 +191,7 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
 def _copy(
     response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, name: str
 ) -> None:
-    """Copies the body and shows how far it is, in MB."""
+    """Copies the body of a response and shows the progress in MB."""
     bar, done = None, start
     if total:
         megabytes = max(1, round(total / 1e6))
@@ -204,7 +213,7 @@ def _copy(
 def _continues(
     response: http.client.HTTPResponse, start: int, note: dict[str, Any] | None, validator: str
 ) -> bool:
-    """Whether a partial answer is the rest of the file that was begun."""
+    """Whether a partial response is the rest of the file in FILE.part."""
     match = re.fullmatch(
         r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
     )
@@ -225,13 +234,13 @@ def _content_length(response: http.client.HTTPResponse) -> int | None:
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read1(CHUNK)  # what has come; `read` waits for all of it
-    except OSError as error:  # not to be taken for a trouble with the disk
+        return response.read1(CHUNK)  # the data available now; `read` would wait for all of it
+    except OSError as error:  # distinguishes it from errors of the disk
         raise ConnectionError(error.strerror or str(error) or "the connection broke") from error
 
 
 def _read_note(part: pathlib.Path, url: str) -> dict[str, Any] | None:
-    """What the server said about a download that was begun, if it can be gone on with."""
+    """Returns what the server said about FILE.part, or `None` if it cannot be resumed."""
     try:
         note = json.loads(_note_of(part).read_text())
     except (OSError, ValueError):
@@ -249,24 +258,26 @@ def _size(path: pathlib.Path) -> int:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server says {error.code} {error.reason}"
+        return f"the server returned {error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
         return (
-            str(reason) if "bytes per second" in str(reason) else f"no answer for {TIMEOUT} seconds"
+            str(reason)
+            if "bytes per second" in str(reason)
+            else f"no response for {TIMEOUT} seconds"
         )
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
 def _lock(path: pathlib.Path) -> filelock.BaseFileLock:
-    """Makes other processes wait while one downloads the file. They find it complete afterwards."""
+    """Returns the lock that makes other processes wait for the one that downloads the file."""
     return filelock.FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
 
 
 # === Checksums ===
 
 
-def _check(path: pathlib.Path, checksum: str, trouble: str) -> None:
+def _check(path: pathlib.Path, checksum: str, message: str) -> None:
     algorithm, _, expected = checksum.partition(":")
     if not expected:
         return
@@ -275,7 +286,7 @@ def _check(path: pathlib.Path, checksum: str, trouble: str) -> None:
         if path.name.endswith(".part"):
             path.unlink()
             _note_of(path).unlink(missing_ok=True)
-        raise UserError(f"{trouble} ({algorithm} {found[:16]}..., expected {expected[:16]}...)")
+        raise UserError(f"{message} ({algorithm} {found[:16]}..., expected {expected[:16]}...)")
 
 
 def _digest(path: pathlib.Path, algorithm: str) -> str:
@@ -288,7 +299,7 @@ def _checksum_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _recorded(path: pathlib.Path) -> str:
-    """What `record` wrote, or ""."""
+    """Returns the checksum that `record` wrote, or ""."""
     try:
         return f"sha256:{_checksum_file(path).read_text().split()[0]}"
     except (OSError, IndexError):

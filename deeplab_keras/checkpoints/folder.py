@@ -1,18 +1,18 @@
-"""Our checkpoint: a folder that holds everything needed to use a model or to go on training it.
+"""The checkpoint folder: everything needed to use a model or to resume its training.
 
     config.json     the ModelConfig
     dataset.json    class names, palette and ignore label
-    weights.npz     one array a variable, named `<layer>/<variable>`
-    metrics.json    what it scored, if it was evaluated
-    state.npz       optimizer and step, in training checkpoints only
-    SHA256SUMS      hashes of these files but metrics.json, as `sha256sum -c SHA256SUMS` checks
-                    them; checkpoints of older versions have none
+    weights.npz     one array per variable, named `<layer>/<variable>`
+    metrics.json    scores, if the model was evaluated
+    state.npz       optimizer state and step, only in training checkpoints
+    SHA256SUMS      hashes of these files except metrics.json, for `sha256sum -c SHA256SUMS`;
+                    checkpoints of older versions have none
 
-A workdir of the trainer holds such folders: `best`, and `checkpoints/step_00001234` for the last
-few. Every function here that takes a path to a checkpoint takes a workdir too.
+The workdir of a training run has such folders: `best`, and `checkpoints/step_00001234` for the last
+few steps. Every function here that takes the path of a checkpoint also takes a workdir.
 
-A folder is written under a temporary name and renamed when it is complete, so that no half-written
-one is ever found.
+A folder is written under a temporary name and renamed when it is complete, so an incomplete
+checkpoint is never found under its name.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A model with its weights, and what it was made from.
+    """A model with its weights, its config and its classes.
 
     Attributes:
-        model: the segmentor, as `build_segmentor` makes it.
-        config: its architecture.
-        info: the classes it was trained on.
-        path: the folder it was read from.
-        metrics: what it scored, or an empty dict.
+        model: The segmentor, as built by `build_segmentor`.
+        config: Its architecture.
+        info: The classes it was trained on.
+        path: The folder it was read from.
+        metrics: Its scores; empty if the checkpoint has none.
     """
 
     model: keras.Model
@@ -81,22 +81,35 @@ def save_checkpoint(
     weights: Mapping[str, np.ndarray] | None = None,
     state: Mapping[str, np.ndarray] | None = None,
 ) -> pathlib.Path:
-    """Writes a checkpoint folder; one that stands there is replaced only when the new one is complete.
+    """Writes a checkpoint folder.
+
+    An existing checkpoint is replaced only when the new one is complete.
 
     Args:
-        path: the folder.
-        model: the segmentor whose weights are saved.
-        config: its architecture.
-        info: its classes.
-        metrics: goes to metrics.json.
-        weights: saved instead of the model's own (averaged weights); names as `named_weights` gives
-            them.
-        state: arrays needed to go on training.
+        path: The folder.
+        model: The segmentor whose weights are saved.
+        config: Its architecture.
+        info: Its classes, such as the `info` of a dataset.
+        metrics: Scores, written to metrics.json. `None` for none.
+        weights: Weights to save instead of the model's own, such as averaged weights, with the
+            names of `named_weights`.
+        state: Arrays needed to resume training. `None` for none.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: weights or metrics that are no numbers, no space left, the folder cannot be
-            written, or what stands there is no checkpoint; what stood there before is left as it
-            was.
+        UserError: If weights or metrics are not finite, if the folder cannot be written, or if
+            it has other files than a checkpoint's. Existing files are unchanged then.
+
+    Example:
+        >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(num_classes=2)
+        >>> model = dk.build_segmentor(config)
+        >>> colors = ((240, 220, 130), (0, 60, 220))
+        >>> info = dk.data.DatasetInfo("beach", ("sand", "sea"), colors)
+        >>> folder = dk.save_checkpoint("runs/beach", model, config, info)
+        >>> sorted(file.name for file in folder.iterdir())
+        ['SHA256SUMS', 'config.json', 'dataset.json', 'weights.npz']
     """
     path = pathlib.Path(path)
     check_replaceable(path)
@@ -105,14 +118,14 @@ def save_checkpoint(
     check_values(
         {**weights, **raw},
         path,
-        "such weights are not saved: the training has diverged; give a lower `base_learning_rate`, "
-        "`warmup_steps` or `clip_gradient_norm`, and a new `train_logdir`",
+        "such weights are not saved: the training run has diverged; give a lower "
+        "`base_learning_rate`, `warmup_steps` or `clip_gradient_norm`, and a new `train_logdir`",
     )
     try:
         scores = None if metrics is None else json.dumps(dict(metrics), indent=2, allow_nan=False)
     except ValueError as error:
         raise UserError(
-            f"{path}: metrics that are NaN or infinite are not saved ({error}); leave them out"
+            f"{path}: metrics that are NaN or infinite cannot be saved ({error}); omit them"
         ) from error
     with _new_folder(path) as folder:
         (folder / CONFIG).write_text(config.to_json())
@@ -130,18 +143,18 @@ def save_checkpoint(
 
 
 def check_replaceable(path: Path) -> None:
-    """Looks whether a checkpoint may take this place, before the work of making it.
+    """Checks, before a long job, that writing a checkpoint here would not delete other files.
 
     Raises:
-        UserError: something else stands there, which would be lost.
+        UserError: If the path is a file, or a folder with other files than a checkpoint's.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        there = {file.name for file in path.iterdir()}
-        if WEIGHTS in there or there <= {CONFIG, DATASET, METRICS, STATE, HASHES}:
+        existing = {file.name for file in path.iterdir()}
+        if WEIGHTS in existing or existing <= {CONFIG, DATASET, METRICS, STATE, HASHES}:
             return
         raise UserError(
-            f"{path}: holds other things than a checkpoint ({min(there)}); give a new folder"
+            f"{path}: has other files than a checkpoint's ({min(existing)}); give a new folder"
         )
     if path.exists():
         raise UserError(f"{path}: is a file; give a new folder")
@@ -153,13 +166,14 @@ def load_checkpoint(
     """Builds the model of a checkpoint or workdir and loads its weights.
 
     Args:
-        path: a checkpoint folder, or a workdir: its best checkpoint, or else its last.
-        input_size: (height, width) that the model takes; None: any.
-        batch_size: number of images that the model takes; None: any.
+        path: A checkpoint folder or a workdir. Of a workdir, the best checkpoint is loaded, or the
+            last one if there is no best one.
+        input_size: (height, width) of the images; `None` for any size.
+        batch_size: Number of images in a batch; `None` for any.
 
     Raises:
-        UserError: no checkpoint there, a file of it is missing or broken, or the weights do not fit
-            its config.
+        UserError: If there is no checkpoint, if one of its files is missing or damaged, or if the
+            weights do not fit its config.
     """
     folder = find_checkpoint(path)
     config, info = read_config(folder), read_info(folder)
@@ -177,7 +191,11 @@ def load_checkpoint(
 
 
 def find_checkpoint(path: Path) -> pathlib.Path:
-    """The checkpoint folder at `path`: itself, or the best, else the last, of a workdir."""
+    """Returns the checkpoint folder of a path: the path itself, or a workdir's best or last one.
+
+    Raises:
+        UserError: If there is no checkpoint.
+    """
     path = pathlib.Path(path)
     for folder in (path, path / BEST, *reversed(step_folders(path))):
         restore_interrupted_swap(folder)
@@ -185,39 +203,41 @@ def find_checkpoint(path: Path) -> pathlib.Path:
             return folder
     if not path.exists():
         raise UserError(
-            f"{path}: no such folder; give a checkpoint folder or the `train_logdir` of a training"
+            f"{path}: no such folder; give a checkpoint folder or the `train_logdir` of a "
+            "training run"
         )
     if path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").exists():
         raise UserError(
-            f"{path}: an exported model, which predict.py runs; give the checkpoint that it was "
-            "made from here"
+            f"{path}: an exported model; give the checkpoint that it was exported from (predict.py "
+            "also takes exported models)"
         )
     raise UserError(
-        f"{path}: no checkpoint here ({WEIGHTS} is missing); give a checkpoint folder or a "
+        f"{path}: not a checkpoint ({WEIGHTS} is missing); give a checkpoint folder or a "
         "`train_logdir`"
     )
 
 
 def step_folders(workdir: Path) -> list[pathlib.Path]:
-    """The training checkpoints of a workdir, oldest first."""
+    """Returns the training checkpoints of a workdir, oldest first."""
     return sorted((pathlib.Path(workdir) / STEPS).glob(f"step_{'[0-9]' * 8}"))
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint folder."""
+    """Reads the `ModelConfig` of a checkpoint folder."""
     return _read_described(folder / CONFIG, "a model's config", ModelConfig.from_saved)
 
 
 def read_info(folder: pathlib.Path) -> DatasetInfo:
-    """The classes of a checkpoint folder."""
+    """Reads the classes of a checkpoint folder."""
     return _read_described(folder / DATASET, "the classes of a checkpoint", DatasetInfo.from_dict)
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The weights of a checkpoint folder, by name.
+    """Reads the weights of a checkpoint folder, by name.
 
     Raises:
-        UserError: the file is missing or damaged, or weights are not finite or variances negative.
+        UserError: If the file is missing or damaged, weights are not finite, or a variance is
+            negative.
     """
     weights = read_arrays(folder / WEIGHTS)
     check_values(weights, folder / WEIGHTS, ANOTHER)
@@ -225,10 +245,10 @@ def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every array of an npz file; nothing pickled is executed.
+    """Reads the arrays of an npz file. Pickled objects are refused.
 
     Raises:
-        UserError: the file is missing, truncated or damaged.
+        UserError: If the file is missing, truncated or damaged.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; the checkpoint is incomplete")
@@ -241,13 +261,13 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def check_hash(path: pathlib.Path) -> None:
-    """Compares a file of a checkpoint with the hash that was written with it, where there is one.
+    """Compares a file of a checkpoint with its hash, if the checkpoint has hashes.
 
     Raises:
-        UserError: the file has changed since, or the hashes cannot be read.
+        UserError: If the file has changed since it was written, or the hashes cannot be read.
     """
     hashes = path.with_name(HASHES)
-    if not hashes.exists():  # of an older version
+    if not hashes.exists():  # written by an older version
         return
     with reading(hashes, "the hashes of a checkpoint", ANOTHER):
         expected = {
@@ -256,11 +276,11 @@ def check_hash(path: pathlib.Path) -> None:
         }
         found = _hash(path)
     if path.name not in expected:
-        raise UserError(f"{hashes}: damaged (it has no line for {path.name}); {ANOTHER}")
+        raise UserError(f"{hashes}: damaged (no line for {path.name}); {ANOTHER}")
     if found != expected[path.name]:
         raise UserError(
-            f"{path}: damaged: its SHA-256 is not that of {HASHES}; {ANOTHER}, or delete {HASHES} "
-            "if you changed the file"
+            f"{path}: damaged (its SHA-256 differs from {HASHES}); {ANOTHER}, or delete {HASHES} "
+            "if you changed the file yourself"
         )
 
 
@@ -273,17 +293,20 @@ def _hash(path: pathlib.Path) -> str:
 
 
 def weight_name(variable: keras.Variable) -> str:
-    """`<layer>/<variable>`, the name of a variable in the weights file."""
+    """Returns the name of a variable in the weights file, `<layer>/<variable>`."""
     return "/".join(variable.path.split("/")[-2:])
 
 
 def model_variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """The variables that make up the model, by name: kernels, biases, batch norm; not the state of random generators."""
+    """Returns the model's kernels, biases and batch norm variables by name.
+
+    The state of random generators is not included.
+    """
     return {weight_name(v): v for v in model.variables if "seed_generator" not in v.path}
 
 
 def named_weights(model: keras.Model) -> dict[str, np.ndarray]:
-    """The model's weights by name, as NumPy arrays."""
+    """Returns the model's weights by name, as NumPy arrays."""
     return {
         name: keras.ops.convert_to_numpy(variable)
         for name, variable in model_variables(model).items()
@@ -291,16 +314,19 @@ def named_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source: str) -> None:
-    """Assigns every weight of the model by name; strict.
+    """Assigns every weight of the model by name.
+
+    Args:
+        model: The model.
+        weights: Exactly the model's weights, by name.
+        source: Where the weights are from, for error messages.
 
     Raises:
-        UserError: weights are missing, left over or of another shape; nothing is assigned then.
+        UserError: If weights are missing, unexpected or of another shape. Nothing is assigned then.
     """
     variables = model_variables(model)
-    missing, extra = (
-        sorted(variables.keys() - weights.keys()),
-        sorted(weights.keys() - variables.keys()),
-    )
+    missing = sorted(variables.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - variables.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} for {tuple(variable.shape)}"
         for name, variable in variables.items()
@@ -310,14 +336,14 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (
             ("missing", missing),
-            ("left over", extra),
+            ("unexpected", unexpected),
             ("of another shape", shapes),
         )
         if names
     ]
     if problems:
         raise UserError(
-            f"{source}: the weights are of another architecture than {model.name}: "
+            f"{source}: the weights do not fit the architecture of {model.name}: "
             f"{'; '.join(problems)}"
         )
     for name, variable in variables.items():
@@ -347,7 +373,7 @@ def _finite(text: str) -> float:
 
 
 def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` makes of a JSON object; its own errors do not know the file and get its name."""
+    """Reads a JSON object and converts it with `make`, whose errors get the name of the file."""
     values = _read_json(path, what)
     with reading(path, what, ANOTHER):
         try:
@@ -365,27 +391,31 @@ def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         os.fsync(file.fileno())
 
 
-def _aside(path: pathlib.Path) -> pathlib.Path:
+def _old_folder(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.old")
 
 
 @contextlib.contextmanager
 def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """Context that yields a temporary folder, which replaces `path` if the block succeeds.
+
+    The temporary folder is next to `path`. It is deleted if the block fails.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(_aside(path), ignore_errors=True)
+        shutil.rmtree(_old_folder(path), ignore_errors=True)
         if path.exists():
-            path.rename(_aside(path))
+            path.rename(_old_folder(path))
         temporary.rename(path)
-        shutil.rmtree(_aside(path), ignore_errors=True)
+        shutil.rmtree(_old_folder(path), ignore_errors=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
-                f"{path}: no space left on the device; free some and give the same command again"
+                f"{path}: no space left on the device; free some space and run the same command "
+                "again"
             ) from error
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); give another folder"
@@ -395,6 +425,6 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def restore_interrupted_swap(path: pathlib.Path) -> None:
-    """Puts the old folder back where a run was killed between the two renames of a replacement."""
-    if _aside(path).exists() and not path.exists():
-        _aside(path).rename(path)
+    """Restores the old folder if a run was killed between the two renames of a replacement."""
+    if _old_folder(path).exists() and not path.exists():
+        _old_folder(path).rename(path)

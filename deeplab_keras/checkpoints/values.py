@@ -1,4 +1,4 @@
-"""Weights that no network computes with: NaN, infinities, negative variances."""
+"""Check for unusable weights: NaN, infinities and negative variances."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import numpy as np
 
 from deeplab_keras.config import UserError
 
-# Keras and TensorFlow; PyTorch.
+# The names of Keras and TensorFlow, and of PyTorch.
 VARIANCE = re.compile(r"(moving_variance|running_var)(:0)?$")
 
 
 def check_values(
     tensors: Mapping[str, np.ndarray], origin: str | os.PathLike[str], next_step: str
 ) -> None:
-    """Refuses weights that are not finite and variances below zero.
+    """Checks that weights are finite and variances are not negative.
 
     Args:
-        tensors: arrays by name; a name that ends in `moving_variance` or `running_var` is a
+        tensors: Arrays by name. A name that ends in `moving_variance` or `running_var` is a
             variance. Arrays that are not floating point are skipped.
-        origin: the file or folder, named in the message.
-        next_step: what the user can do about it.
+        origin: The file or folder of the weights. The message names it.
+        next_step: What the user can do about it.
 
     Raises:
-        UserError: with the first such tensor and the number of its bad values.
+        UserError: If a tensor has such values. The message names the first one and the number of
+            its bad values.
     """
     for name, value in tensors.items():
         value = np.asarray(value)

@@ -1,4 +1,4 @@
-"""The folder of one training run: who may use it, what it was started with, its training checkpoints."""
+"""The folder of one training run: its lock, its settings and its training checkpoints."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from deeplab_keras.io.writing import write_text
 
 LOCK = ".lock"
 STARTS_WITH = ("config.json", "flags.txt", "environment.json")
-BEAT = 10.0  # seconds between two signs of life of a run
-PATIENCE = 30.0  # seconds without one after which a run on another machine counts as gone
+HEARTBEAT = 10.0  # seconds between two heartbeats of a run
+PATIENCE = 30.0  # seconds without a heartbeat before a run on another machine counts as dead
 
-# What may differ when a run goes on: where and how fast it computes, what it shows, and how often
-# it saves.
+# Settings that may change when a run is resumed: where and how fast it computes, what it displays,
+# and how often it saves.
 MAY_CHANGE = {
     "train.train_logdir",
     "train.strategy",
@@ -56,22 +56,22 @@ MAY_CHANGE = {
 
 
 class Workdir:
-    """Locks the folder while it is open, so that two runs never write to one.
+    """The folder of a training run, locked while it is open so that no other run writes to it.
 
-    On one machine the lock is the operating system's, and ends with the process, however that ends.
-    Where machines share the folder such locks may not be shared, so the lock file also says who
-    holds it, and is touched every few seconds: a run on another machine that no longer touches it
-    is gone.
+    On one machine, the lock is the operating system's, which ends with the process in any case.
+    Machines that share the folder may not share such locks. Therefore the lock file also says who
+    holds it, and is touched every few seconds as a heartbeat. A run on another machine counts as
+    dead when its heartbeat stops.
 
-    A start that fails before there is anything to go on from leaves nothing here, and stands in
-    nobody's way.
+    A run that fails before it has anything to resume from removes its files, so that the next run
+    can use the folder.
 
     Args:
-        path: the folder; made where there is none.
-        configs: "model", "data", "train", "eval" -> config; a run that stands there must have the
-            same.
-        flags_text: the flags as typed, kept in flags.txt.
-        keep: number of training checkpoints that are kept.
+        path: The folder; created if it does not exist.
+        configs: The configs of the run: "model", "data", "train", "eval" -> config. If the folder
+            already has a run, its configs must be the same, except for `MAY_CHANGE`.
+        flags_text: The flags of the command line, written to flags.txt.
+        keep: Number of training checkpoints to keep.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Workdir:
     def __enter__(self) -> Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
-                f"`train_logdir={self.path}`: is a file; give a folder, which is made where there "
-                "is none"
+                f"`train_logdir={self.path}`: is a file; give a folder, which is created if "
+                "necessary"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -112,11 +112,11 @@ class Workdir:
             self._take_lock(self._lock)
             self._compare()
             self._describe()
-        except OSError as error:  # the lock's: a full disk names no file
+        except OSError as error:  # of the lock file: the error of a full disk has no file name
             self.__exit__()
             raise UserError(
-                f"`train_logdir={self.path}`: cannot be written to ({error.strerror}); make room "
-                "there, or give another folder"
+                f"`train_logdir={self.path}`: cannot be written ({error.strerror}); free some "
+                "space, or give another folder"
             ) from error
         except BaseException:
             self.__exit__()
@@ -129,9 +129,8 @@ class Workdir:
         self._ended.set()
         if self._lock is not None:
             if self._owns:
-                with contextlib.suppress(
-                    OSError
-                ):  # of a disk that is full or has gone; the system frees the lock
+                # On a full or disconnected disk, the operating system still frees the lock.
+                with contextlib.suppress(OSError):
                     self._lock.truncate(0)
             if exception and isinstance(exception[1], UserError) and not self._begun():
                 self._remove_start()
@@ -146,18 +145,17 @@ class Workdir:
         owner, host = _owner(lock)
         if not held and owner and host != socket.gethostname():
             logging.info(
-                "%s was used by %s; waiting to see whether it still runs", self.path, owner
+                "%s was used by %s; waiting to see whether it is still running", self.path, owner
             )
-            held = _lives(self.path / LOCK)
+            held = _has_heartbeat(self.path / LOCK)
             if not held:
                 logging.info(
-                    "%s has given no sign of life for %g seconds: it is gone", owner, PATIENCE
+                    "no heartbeat from %s for %g seconds; taking over the folder", owner, PATIENCE
                 )
         if held:
             raise UserError(
-                f"`train_logdir={self.path}`: in use by a running training "
-                f"({owner or 'unknown'}); wait until it ends, or give "
-                "another folder"
+                f"`train_logdir={self.path}`: in use by another training run "
+                f"({owner or 'unknown process'}); wait until it ends, or give another folder"
             )
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
@@ -165,18 +163,18 @@ class Workdir:
         self._owns = True
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(HEARTBEAT):
             try:
                 os.utime(self.path / LOCK)
             except OSError as error:
                 logging.warning(
-                    "%s: %s; a run on another machine may take this one for gone",
+                    "%s: %s; a run on another machine may assume that this one is dead",
                     self.path / LOCK,
                     error.strerror,
                 )
 
     def _begun(self) -> bool:
-        """Whether there is anything to go on from, or that took time to make."""
+        """Whether the run has checkpoints or results."""
         return bool(folder.step_folders(self.path)) or any(
             (self.path / name).exists() for name in (folder.BEST, "training.csv")
         )
@@ -185,21 +183,20 @@ class Workdir:
         with contextlib.suppress(OSError):
             for name in (*STARTS_WITH, LOCK):
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()  # where nothing of another kind is in it
+            self.path.rmdir()  # fails if the folder has other files
 
     def _compare(self) -> None:
         path = self.path / "config.json"
         if (self.path / folder.WEIGHTS).exists():
             raise UserError(
-                f"`train_logdir={self.path}`: is a checkpoint, which a run would spoil; give "
-                "another folder, and this one as "
-                "`initial_checkpoint` to start from it"
+                f"`train_logdir={self.path}`: is a checkpoint, which a run would overwrite; give "
+                "another folder, and this one as `initial_checkpoint` to start from it"
             )
         if not path.exists():
             if folder.step_folders(self.path) or (self.path / folder.BEST).exists():
                 raise UserError(
-                    f"`train_logdir={self.path}`: holds checkpoints but no config.json; give "
-                    "another folder"
+                    f"`train_logdir={self.path}`: has checkpoints but no config.json; give another "
+                    "folder"
                 )
             return
         try:
@@ -207,7 +204,9 @@ class Workdir:
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); give another `train_logdir`") from error
         if not isinstance(before, dict) or self.configs.keys().isdisjoint(before or self.configs):
-            raise UserError(f"{path}: not the settings of a training; give another `train_logdir`")
+            raise UserError(
+                f"{path}: not the settings of a training run; give another `train_logdir`"
+            )
         if not self._begun():
             return
         now = json.loads(
@@ -218,9 +217,9 @@ class Workdir:
                 old = before.get(part, {}).get(field, value)
                 if old != value and f"{part}.{field}" not in MAY_CHANGE:
                     raise UserError(
-                        f"`train_logdir={self.path}`: holds a run with {part} setting "
-                        f"{field}={old}, not {value}; give another "
-                        "folder for a new run, or the same flags to go on with that one"
+                        f"`train_logdir={self.path}`: has a run with the {part} setting "
+                        f"{field}={old}, not {value}; give another folder for a new run, or the "
+                        "same settings to resume the existing one"
                     )
 
     def _describe(self) -> None:
@@ -234,15 +233,14 @@ class Workdir:
             write_text(self.path / name, text)
 
     def check_space(self, model: keras.Model) -> None:
-        """Raises UserError where the disk cannot hold the checkpoints to come."""
+        """Raises UserError if the disk does not have enough space for the run's checkpoints."""
         weights = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
         needed = weights * (2 * (self.keep + 1) + 1)
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(
-                f"`train_logdir={self.path}`: {free >> 20} MiB are free, the checkpoints need "
-                f"{max(needed >> 20, 1)} MiB; "
-                "free some space or give a folder on another disk"
+                f"`train_logdir={self.path}`: {free >> 20} MiB are free, but the checkpoints need "
+                f"{max(needed >> 20, 1)} MiB; free some space or give a folder on another disk"
             )
 
     def save_step(
@@ -255,26 +253,26 @@ class Workdir:
         weights: Mapping[str, np.ndarray],
         state: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes the training checkpoint of a step and deletes all but this one and the few before it."""
+        """Writes the training checkpoint of a step and deletes older ones beyond `keep`."""
         path = self.path / folder.STEPS / f"step_{step:08d}"
         folder.save_checkpoint(path, model, config, info, weights=weights, state=state)
-        # Newer ones were damaged, or the run would have gone on from them; they must not count as
-        # those that are kept.
-        there = folder.step_folders(self.path)
-        present = there.index(path)
-        for old in (*there[: max(present + 1 - self.keep, 0)], *there[present + 1 :]):
+        # Newer checkpoints are damaged, or the run would have resumed from them. They must not
+        # count as kept ones.
+        folders = folder.step_folders(self.path)
+        present = folders.index(path)
+        for old in (*folders[: max(present + 1 - self.keep, 0)], *folders[present + 1 :]):
             shutil.rmtree(old, ignore_errors=True)
 
     def newest_step(self) -> int | None:
-        """The step of the newest training checkpoint, intact or not; None where there is none."""
+        """Returns the step of the newest checkpoint, intact or not; `None` if there is none."""
         folders = folder.step_folders(self.path)
         return int(folders[-1].name.removeprefix("step_")) if folders else None
 
     def newest(self) -> TrainingCheckpoint | None:
-        """The newest training checkpoint that is intact; None when there is none at all.
+        """Reads the newest intact training checkpoint; returns `None` if there are no checkpoints.
 
         Raises:
-            UserError: there are some, and all of them are damaged.
+            UserError: If there are checkpoints and all of them are damaged.
         """
         folders = folder.step_folders(self.path)
         for path in reversed(folders):
@@ -282,22 +280,24 @@ class Workdir:
             try:
                 return _read_training_checkpoint(path)
             except UserError as error:
-                logging.warning("%s; this checkpoint is passed over for the one before", error)
+                logging.warning("%s; trying the previous checkpoint", error)
         if folders:
             raise UserError(
-                f"`train_logdir={self.path}`: every one of its {len(folders)} checkpoints is "
-                "damaged; give another folder, or "
-                f"delete {self.path / folder.STEPS} to begin anew"
+                f"`train_logdir={self.path}`: all {len(folders)} checkpoints are damaged; give "
+                f"another folder, or delete {self.path / folder.STEPS} to start over"
             )
         return None
 
     def log_row(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to training.csv; lines from that step on, of a run that was killed, make room."""
+        """Appends a line to training.csv, after removing lines of the same and later steps.
+
+        Such lines are from a run that was killed and resumed from an earlier step.
+        """
         path = self.path / "training.csv"
         before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
         kept = [line for line in before if _step_of(line, len(row)) is not None]
         if len(kept) < len(before):
-            logging.warning("%s: %d lines are damaged and left out", path, len(before) - len(kept))
+            logging.warning("%s: removed %d damaged lines", path, len(before) - len(kept))
         kept = [line for line in kept if (_step_of(line, len(row)) or 0) < row["step"]]
         values = ",".join(
             f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()
@@ -307,13 +307,13 @@ class Workdir:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCheckpoint:
-    """What a training run resumes from.
+    """The contents of a checkpoint from which a training run resumes.
 
     Attributes:
-        path: the folder.
-        weights: the weights to use, averaged ones where there are some.
-        state: everything else, by name; at least `step` and `best_miou`.
-        info: the classes.
+        path: The folder.
+        weights: The weights for evaluation; averaged weights if the run averages them.
+        state: Everything else, by name; at least `step` and `best_miou`.
+        info: The classes.
     """
 
     path: pathlib.Path
@@ -323,16 +323,16 @@ class TrainingCheckpoint:
 
 
 def _read_training_checkpoint(path: pathlib.Path) -> TrainingCheckpoint:
-    """Reads all that there is before anything is used of it, so that damage is found while another one can be taken.
+    """Reads a training checkpoint completely.
+
+    So damage is found before anything is used, while another checkpoint can still be chosen.
 
     Raises:
-        UserError: something of it is missing or damaged.
+        UserError: If a part is missing or damaged.
     """
-    weights, state, info = (
-        folder.read_weights(path),
-        folder.read_arrays(path / folder.STATE),
-        folder.read_info(path),
-    )
+    weights = folder.read_weights(path)
+    state = folder.read_arrays(path / folder.STATE)
+    info = folder.read_info(path)
     folder.read_config(path)
     missing = [name for name in ("step", "best_miou") if name not in state]
     if missing:
@@ -343,13 +343,13 @@ def _read_training_checkpoint(path: pathlib.Path) -> TrainingCheckpoint:
 
 
 def _step_of(line: str, columns: int) -> int | None:
-    """The step of a line of training.csv; None: the line is damaged."""
+    """Returns the step of a line of training.csv, or `None` if the line is damaged."""
     cells = line.split(",")
     return int(cells[0]) if len(cells) == columns and cells[0].isdecimal() else None
 
 
 def environment() -> dict[str, Any]:
-    """What a run was made with: versions, machine, command, time."""
+    """Returns versions, machine, command and time of a run."""
     names = ("deeplab_keras", "tensorflow", "tensorflow-cpu", "keras", "numpy")
     versions = {}
     for name in names:
@@ -368,21 +368,24 @@ def environment() -> dict[str, Any]:
 
 
 def _owner(lock: TextIO) -> tuple[str, str]:
-    """Reads who holds the lock: a description and the name of the machine. Both are empty if unknown."""
+    """Returns a description of the lock's owner and the name of its machine, empty if unknown."""
     try:
         lock.seek(0)
         held = json.load(lock)
         return f"process {held['pid']} on {held['host']} since {held['since']}", str(held["host"])
-    except (OSError, ValueError, KeyError, TypeError):  # Windows lets only the holder read the file
+    except (OSError, ValueError, KeyError, TypeError):  # on Windows, only the owner can read it
         return "", ""
 
 
-def _lives(lock: pathlib.Path) -> bool:
-    """Whether the lock file is touched while we look on; other machines' clocks do not matter."""
+def _has_heartbeat(lock: pathlib.Path) -> bool:
+    """Whether the lock file is touched within `PATIENCE` seconds.
+
+    Modification times are only compared with each other, because clocks of other machines differ.
+    """
     before, until = lock.stat().st_mtime_ns, time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        time.sleep(BEAT / 10)
-        with lock.open():  # a network file system looks afresh only when a file is opened
+        time.sleep(HEARTBEAT / 10)
+        with lock.open():  # network file systems refresh attributes when a file is opened
             if lock.stat().st_mtime_ns != before:
                 return True
     return False

@@ -461,7 +461,7 @@ def _check_variant(
     if rates is not None:
         flags.append(f"`atrous_rates` of {rates[0]} rates (not {rates[1]})")
     raise UserError(
-        f"{origin} seems made with {', '.join(flags)}; give these flags, or the `model` that has "
+        f"{origin} seems to need {', '.join(flags)}; give these options, or a `model` that has "
         "them"
     )
 

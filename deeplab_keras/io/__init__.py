@@ -1,1 +1,1 @@
-"""Files and the terminal: atomic writes, guarded reading of foreign files, the progress line."""
+"""Atomic file writes, guarded reading of foreign files, and the progress line."""

@@ -1,4 +1,4 @@
-"""One guard around every parser of a file that this project did not write in this process."""
+"""Guard for parsing files that may be damaged."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ NEXT_STEP = "copy or download it again"
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP) -> Iterator[None]:
-    """Turns any exception of a parser into one `UserError` line, with the cause chained.
+    """Converts any exception of a parser to a one-line `UserError`, with the cause chained.
 
-    A damaged file can raise anything, `RecursionError` and `MemoryError` included, so a list of
-    exceptions for each parser is never complete. `UserError`s of the body pass unchanged; so do
-    `KeyboardInterrupt` and `SystemExit`.
+    A damaged file can raise anything, including `RecursionError` and `MemoryError`, so no list of
+    exceptions per parser is ever complete. A `UserError` raised in the block is passed on
+    unchanged, and so are `KeyboardInterrupt` and `SystemExit`.
 
     Args:
-        path: the file that is read, named in the message.
-        what: what the file should be, with its article: "a frozen graph", "a TFLite file".
-        next_step: what the user can do about it.
+        path: The file that is read. The message names it.
+        what: What the file should be, with its article: "a frozen graph", "a TFLite file".
+        next_step: What the user can do about it.
 
     Raises:
-        UserError: the body raised any other exception.
+        UserError: If the block raised any other exception.
 
     Example:
         >>> with reading("model.pb", "a frozen graph"):
         ...     raise KeyError("node")
         Traceback (most recent call last):
-        deeplab_keras.config.base.UserError: model.pb: damaged or not a frozen graph (KeyError:
+        deeplab_keras.config.errors.UserError: model.pb: damaged or not a frozen graph (KeyError:
             'node'); copy or download it again
     """
     try:
@@ -39,14 +39,14 @@ def reading(path: str | os.PathLike[str], what: str, next_step: str = NEXT_STEP)
     except UserError:
         raise
     except OSError as error:
-        if error.strerror is None:  # raised by a decoder, not by the operating system
+        if error.strerror is None:  # raised by a decoder, not the operating system
             raise UserError(_damaged(path, what, error, next_step)) from error
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
     except MemoryError as error:
         raise UserError(
-            f"{path}: reading it needs more memory than there is; it may be damaged; {next_step}"
+            f"{path}: out of memory while reading it, so the file may be damaged; {next_step}"
         ) from error
     except Exception as error:
         raise UserError(_damaged(path, what, error, next_step)) from error

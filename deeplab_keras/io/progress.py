@@ -1,4 +1,7 @@
-"""What a person sees while a job runs: a bar on a terminal, plain lines on a pipe, and no noise between them."""
+"""Progress output of long jobs: a bar on a terminal, plain lines on a pipe.
+
+Also a filter for the messages that TensorFlow's native code writes to stderr.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from collections.abc import Iterator
 from typing import TextIO
 
 BAR_WIDTH = 24
-# What TensorFlow's libraries write to stderr whatever the log level: when they are loaded,
-# converting, interpreting.
+# Messages that TensorFlow's libraries write to stderr at any log level: when they are loaded, when
+# they convert a model and when they interpret one.
 NOISE = re.compile(
     "All log messages before absl|oneDNN custom operations|optimized to use available CPU|To "
     "enable the following|"
@@ -23,16 +26,17 @@ NOISE = re.compile(
 
 
 class Progress:
-    """Shows how far a job is, how fast it goes and how long it will take.
+    """Shows the progress of a job, its speed and the time left.
 
     Args:
-        total: number of steps; 0: nobody knows.
-        title: what the line starts with.
-        start: steps that were done before (of a resumed job); speed and time left count from here.
-        images_per_step: for images/s.
-        interval: seconds between two lines on a pipe; a terminal is redrawn ten times a second.
-        stream: where to write; default stderr.
-        unit: what is counted in the speed.
+        total: Number of steps; 0 if it is unknown.
+        title: Beginning of the line.
+        start: Number of steps done before a resumed job started. Speed and time left are computed
+            from the steps after it.
+        images_per_step: Number of images per step, used to compute images/s.
+        interval: Seconds between two lines on a pipe. A terminal is redrawn ten times per second.
+        stream: Where to write; default stderr.
+        unit: Unit of the speed, per second.
     """
 
     def __init__(
@@ -46,13 +50,12 @@ class Progress:
         stream: TextIO | None = None,
         unit: str = "images",
     ) -> None:
-        self.total, self.title, self.start, self.images_per_step = (
-            total,
-            title,
-            start,
-            images_per_step,
-        )
-        self.stream, self.unit = stream or sys.stderr, unit
+        self.total = total
+        self.title = title
+        self.start = start
+        self.images_per_step = images_per_step
+        self.stream = stream or sys.stderr
+        self.unit = unit
         self.on_terminal = self.stream.isatty()
         self.interval = 0.1 if self.on_terminal else interval
         self.started = self.shown = time.monotonic()
@@ -60,7 +63,7 @@ class Progress:
         self._width = 0
 
     def update(self, done: int, **values: float) -> None:
-        """Shows `done` of `total` steps and the given values, if it is time to, or the job is done."""
+        """Shows `done` and the given values if the interval has passed or the job is finished."""
         now = time.monotonic()
         finished = 0 < self.total <= done
         if now - self.shown < self.interval and not finished:
@@ -75,11 +78,11 @@ class Progress:
         self.stream.flush()
 
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds`, spent on something else, out of the speed."""
+        """Excludes `seconds`, spent on something else, from the speed."""
         self.paused += seconds
 
     def write(self, text: str) -> None:
-        """Prints a line of its own, above the bar."""
+        """Prints a separate line above the bar."""
         if self.on_terminal and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self._width = 0
@@ -95,29 +98,28 @@ class Progress:
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         parts.append(f"{speed * self.images_per_step:.1f} {self.unit}/s")
         if 0 < self.total <= done:
-            parts.append(f"{clock(seconds)} in all")
+            parts.append(f"{clock(seconds)} in total")
         elif speed > 0 and self.total:
             parts.append(f"{clock((self.total - done) / speed)} left")
         return "  ".join(parts)
 
 
 def clock(seconds: float) -> str:
-    """75 -> 1:15; 4000 -> 1:06:40."""
+    """Formats a duration: 75 -> 1:15, 4000 -> 1:06:40."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_redirecting = (
-    threading.RLock()
-)  # stderr belongs to the whole process: a second redirection would outlive the first
+# stderr belongs to the whole process: a second, overlapping redirection would outlive the first.
+_redirecting = threading.RLock()
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Within the block what native code writes to stderr is held back, and written without `NOISE` at its end.
+    """Context that removes `NOISE` from stderr, also where native code writes it.
 
-    One thread at a time.
+    Stderr is held back until the end of the block. Only one thread at a time can be inside.
     """
     with _redirecting:
         yield from _without_noise()

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all: written under another name, then renamed."""
+"""Atomic writes: a file is written under a temporary name and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -14,46 +14,51 @@ from collections.abc import Iterable, Iterator
 
 from deeplab_keras.config import UserError
 
-# Machines and containers that share a folder may have the same process numbers; names of files may
-# not be long.
+# Machines and containers that share a folder may use the same process numbers, so temporary names
+# include the host. It is hashed because the length of file names is limited.
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-ASIDE = re.compile(rf"\.(?P<name>.+)\.{HOST}\.(?P<process>\d{{1,9}})\.tmp", re.DOTALL)
+TEMPORARY = re.compile(rf"\.(?P<name>.+)\.{HOST}\.(?P<process>\d{{1,9}})\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A file of another name beside `path` to write to, which gets this name at the block's end, or goes if it failed.
+    """Context that yields a temporary file to write, which replaces `path` if the block succeeds.
 
-    Folders above are made.
+    The temporary file is in the same folder; it is deleted if the block fails. Missing parent
+    folders are created.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: If the file cannot be written.
     """
     path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"{path}: cannot be written ({reason}); give another path or make room"
+            f"{path}: cannot be written ({reason}); give another path or free some space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 def remove_leftovers(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Removes what processes of this machine that were killed had begun to write to these paths with `replacing`."""
+    """Removes temporary files that killed processes of this machine left next to these paths.
+
+    Args:
+        paths: Paths that may have been written with `replacing`.
+    """
     names: dict[pathlib.Path, set[str]] = defaultdict(set)
     for path in map(pathlib.Path, paths):
         names[path.parent].add(path.name)
     for folder, wanted in names.items():
-        with contextlib.suppress(OSError):  # a folder that is not there yet
+        with contextlib.suppress(OSError):  # the folder may not exist yet
             for file in folder.iterdir():
-                found = ASIDE.fullmatch(file.name)
+                found = TEMPORARY.fullmatch(file.name)
                 if found and found["name"] in wanted and not _is_alive(int(found["process"])):
                     file.unlink()
 
@@ -62,36 +67,43 @@ def _is_alive(process: int) -> bool:
     if os.name == "nt":  # where os.kill(process, 0) sends Ctrl+C
         return True
     try:
-        os.kill(process, 0)  # sends nothing
+        os.kill(process, 0)  # signal 0 only checks whether the process exists
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # another user's lives
+        # Any other error, such as a missing permission, means that the process exists.
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
-def check_folder(path: str | os.PathLike[str], flag: str) -> None:
-    """Looks whether a folder is there or can be made, before the work whose results go there; leaves nothing behind.
+def check_folder(path: str | os.PathLike[str], option: str) -> None:
+    """Checks, before a long job starts, that its output folder exists or can be created.
+
+    Leaves nothing behind.
+
+    Args:
+        path: The folder.
+        option: The option that has the path, for the error message.
 
     Raises:
-        UserError: it is a file, lies in one, or may not be written to.
+        UserError: If the path is a file or inside a file, or if the folder is not writable.
     """
     path = pathlib.Path(path)
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        which = "" if there == path else f"{there} "
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        which = "" if existing == path else f"{existing} "
         raise UserError(
-            f"`{flag}={path}`: {which}is a file; give a folder, which is made if need be"
+            f"`{option}={path}`: {which}is a file; give a folder, which is created if necessary"
         )
-    try:  # permissions say too little: nobody makes a folder in /proc
-        with tempfile.TemporaryDirectory(prefix=".", dir=there):
+    try:  # checking permissions is not enough: no folder can be created in /proc
+        with tempfile.TemporaryDirectory(prefix=".", dir=existing):
             pass
     except OSError as error:
-        why = f"nothing may be written to {there} ({error.strerror})"
         raise UserError(
-            f"`{flag}={path}`: {why}; give another folder, or change its permissions"
+            f"`{option}={path}`: {existing} is not writable ({error.strerror}); give another "
+            "folder, or change its permissions"
         ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file as `replacing` does."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    """Writes a text file atomically, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

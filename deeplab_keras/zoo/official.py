@@ -1,7 +1,7 @@
-"""The official DeepLab's MobileNet models: the meaning of its flags, and its released models by name.
+"""The official DeepLab's MobileNet models: the meaning of its flags, and its released models.
 
-Facts: docs/reference/official_deeplab.md#heads and docs/reference/official_deeplab.md#released-models. `registry`
-lists these models together with SSSegmentation's systems.
+See docs/reference/official_deeplab.md#heads and docs/reference/official_deeplab.md#released-models.
+`registry` lists these models together with SSSegmentation's systems.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_option
 
-# Backbone -> stride -> features that the decoder reads there (networks_to_feature_maps of
-# core/feature_extractor.py).
+# Backbone -> stride -> the features that the decoder reads at this stride
+# (networks_to_feature_maps in core/feature_extractor.py).
 DECODER_TAPS: dict[str, dict[int, str]] = {
     "mobilenet_v2": {4: "block3_depthwise", 8: "block6_depthwise", 16: "block13_depthwise"},
     "mobilenet_v3_large_seg": {
@@ -54,11 +54,13 @@ def official_config(
     decoder_output_is_logits: bool = False,
     use_bounded_activation: bool = False,
 ) -> ModelConfig:
-    """The network that the official scripts build for these flags; every name and default is theirs.
+    """Returns the config of the network that the official scripts build for these flags.
+
+    Names and defaults are those of the official flags.
 
     Raises:
-        UserError: a backbone or decoder stride that the official code has no MobileNet for, or a
-            combination of flags that it does not use.
+        UserError: If the official code has no such MobileNet or decoder stride, or does not use
+            this combination of flags.
     """
     if model_variant not in DECODER_TAPS:
         raise unknown_option("model_variant", model_variant, DECODER_TAPS)
@@ -97,7 +99,7 @@ def official_config(
         )
     if decoder_output_is_logits:
         raise UserError(
-            "`decoder_output_is_logits=True`: only with `aspp_with_squeeze_and_excitation=True` "
+            "`decoder_output_is_logits=True` requires `aspp_with_squeeze_and_excitation=True` "
             "(LR-ASPP)"
         )
     decoder: dict[str, Any] = dict(head="deeplab_v3")
@@ -126,28 +128,27 @@ def _taps(model_variant: str, strides: tuple[int, ...]) -> tuple[str, ...]:
     known = DECODER_TAPS[model_variant]
     for stride in strides:
         if stride not in known:
-            allowed = ", ".join(map(str, known)) or "none: this backbone has no decoder"
-            raise UserError(f"`decoder_output_stride={stride}`: {model_variant} has {allowed}")
+            allowed = ", ".join(map(str, known))
+            rule = f"must be one of {allowed}" if known else "must be empty: there is no decoder"
+            raise UserError(f"`decoder_output_stride={stride}`: for {model_variant} it {rule}")
     return tuple(known[stride] for stride in strides)
 
 
 def _require_lraspp(**holds: bool) -> None:
-    """Requires all flags of LR-ASPP together (docs/reference/official_deeplab.md#lr-aspp)."""
+    """Requires all settings of LR-ASPP together (docs/reference/official_deeplab.md#lr-aspp)."""
     wrong = [f"`{flag}`" for flag, ok in holds.items() if not ok]
     if wrong:
         raise UserError(
             f"{', '.join(wrong)}: with `aspp_with_squeeze_and_excitation=True` the network is "
-            "LR-ASPP, which needs no "
-            "`atrous_rates`, `aspp_with_concat_projection=False`, `decoder_use_sum_merge=True`, "
-            "one "
-            "`decoder_output_stride`, `decoder_output_is_logits=True` and `decoder_filters` equal "
-            "to the classes"
+            "LR-ASPP, which requires no `atrous_rates`, `aspp_with_concat_projection=False`, "
+            "`decoder_use_sum_merge=True`, a single `decoder_output_stride`, "
+            "`decoder_output_is_logits=True` and `decoder_filters` equal to `num_classes`"
         )
 
 
 # === The released models (docs/reference/official_deeplab.md#released-models) ===
 
-# The official page says http; the same server answers to https, which proves that it is the one.
+# The official page says http. The same server also supports https, which authenticates it.
 ADDRESS = "https://download.tensorflow.org/models/"
 
 
@@ -156,15 +157,17 @@ class Release:
     """A released model.
 
     Attributes:
-        config: its network at the output stride it was measured at.
-        file: the archive's name; the model's own name is this without the date.
-        zoo_name: what model_zoo.md calls it.
-        split: what `miou` was measured on.
-        miou: in percent, one scale without flip unless `scales` says otherwise.
-        miou_multi_scale: in percent, output stride 8, at `scales` and flipped; None: not reported.
-        scales: of `miou_multi_scale`, as first, step, last.
-        note: what one should know.
-        checksum: of the archive, as `checkpoints.download.fetch` takes it; "": none was published.
+        config: Its network, at the output stride of the reported score.
+        file: The name of the archive. The model's name is this name without the date.
+        zoo_name: The name in model_zoo.md.
+        split: The dataset split of the reported scores.
+        miou: mIoU in percent at one scale without flipping; `None` if it is not reported.
+        miou_multi_scale: mIoU in percent at output stride 8, at `scales` and flipped; `None` if it
+            is not reported.
+        scales: The scales of `miou_multi_scale`, as first:step:last.
+        note: What users of the model should know.
+        checksum: The checksum of the archive in the format of `checkpoints.download.fetch`; empty
+            if none was published.
     """
 
     config: ModelConfig
@@ -179,7 +182,7 @@ class Release:
 
     @property
     def url(self) -> str:
-        """Where the archive is."""
+        """The address of the archive."""
         return ADDRESS + self.file
 
 
@@ -197,12 +200,12 @@ _LRASPP: dict[str, Any] = dict(
     image_se_uses_qsigmoid=True,
     decoder_output_stride=(8,),
 )
-_QUANTISED = (
-    "trained with simulated 8-bit quantisation, which the float network here does not simulate"
+_QUANTIZED = (
+    "trained with simulated 8-bit quantization, which the float network here does not simulate"
 )
-_UNSEEN = (
-    "no weights of this backbone were at hand: layers and names are the source code's, held "
-    "by counts only"
+_UNTESTED = (
+    "no weights of this backbone were available: its layers and names follow the source code and "
+    "were only checked by parameter counts"
 )
 
 RELEASES: dict[str, Release] = {
@@ -228,8 +231,7 @@ RELEASES: dict[str, Release] = {
         75.32,
         77.33,
         "0.5:0.25:1.75",
-        # Published with the mirror of this archive in Open Model Zoo
-        # (models/public/deeplabv3/model.yml).
+        # From the mirror of this archive in Open Model Zoo (models/public/deeplabv3/model.yml).
         checksum="sha384:d3f2b27bb00c485ca45d68731f7198a23926cb865dd010fc444bcad9158e3341"
         "3cd60da2588a9be3ff1e8c9b4557362b",
     ),
@@ -248,7 +250,7 @@ RELEASES: dict[str, Release] = {
         "mobilenetv2_dm05_coco_voc_trainaug_8bit",
         "VOC val",
         69.65,
-        note=_QUANTISED,
+        note=_QUANTIZED,
     ),
     "deeplabv3_mnv2_pascal_train_aug_8bit": Release(
         official_config(),
@@ -256,7 +258,7 @@ RELEASES: dict[str, Release] = {
         "mobilenetv2_coco_voc_trainaug_8bit",
         "VOC val",
         74.26,
-        note=_QUANTISED,
+        note=_QUANTIZED,
     ),
     "deeplabv3_mnv2_cityscapes_train": Release(
         official_config(num_classes=19),
@@ -287,7 +289,7 @@ RELEASES: dict[str, Release] = {
         "EdgeTPU-DeepLab",
         "Cityscapes val",
         74.1,
-        note=f"70.6 at output stride 32; {_UNSEEN}",
+        note=f"70.6 at output stride 32; {_UNTESTED}",
     ),
     "edgetpu-deeplab-slim": Release(
         official_config(
@@ -297,7 +299,7 @@ RELEASES: dict[str, Release] = {
         "EdgeTPU-DeepLab-slim",
         "Cityscapes val",
         73.2,
-        note=f"70.0 at output stride 32; {_UNSEEN}",
+        note=f"70.0 at output stride 32; {_UNTESTED}",
     ),
     "deeplabv3_mnv2_ade20k_train": Release(
         official_config(num_classes=151, decoder_output_stride=(4,)),
@@ -305,12 +307,12 @@ RELEASES: dict[str, Release] = {
         "mobilenetv2_ade20k_train",
         "ADE20K val",
         32.04,
-        note="images with a longest side of 257; class 0 is what no class covers, ignored",
+        note="for images with a longest side of 257; class 0 is the ignored background",
     ),
 }
 
 OFFICIAL: dict[str, ModelConfig] = {name: release.config for name, release in RELEASES.items()}
-# What `list_models` shows: the single-scale value where there is one.
+# The scores that scripts/list_models.py shows: single-scale if reported, else multi-scale.
 OFFICIAL_MIOU: dict[str, float] = {
     name: miou
     for name, release in RELEASES.items()

@@ -1,4 +1,4 @@
-"""The models by name: a table of configs, the mIoU that their authors reported, and their weights, downloaded once."""
+"""The model zoo: configs, reported scores and weights of released models by name."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ SSSEGMENTATION: dict[str, ModelConfig] = {
     "lrasppnet_mobilenetv3sos8": _LRASPP.replace(backbone="mobilenet_v3_small"),
     "lrasppnet_mobilenetv3los8": _LRASPP.replace(backbone="mobilenet_v3_large"),
 }
-# Within an architecture, the datasets differ in the number of classes alone.
+# Models of the same architecture differ only in the number of classes.
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19}
 
-# mIoU in percent on the validation set, one scale, no flip (SSSegmentation's
+# mIoU in percent on the validation set, one scale, not flipped (from SSSegmentation's
 # docs/modelzoo/mobilenet/README.md).
 SSSEGMENTATION_MIOU: dict[str, tuple[float, float, float]] = {
     "fcn_mobilenetv2os8": (59.89, 30.85, 70.77),
@@ -68,15 +68,36 @@ REPORTED_MIOU: dict[str, float] = {
 
 
 def list_models() -> list[str]:
-    """Every name that `get_config` knows."""
+    """Returns the names of all models of the zoo.
+
+    Example:
+        >>> names = dk.list_models()
+        >>> len(names)
+        30
+        >>> names[0], names[-1]
+        ('fcn_mobilenetv2os8_voc', 'deeplabv3_mnv2_ade20k_train')
+    """
     return list(MODELS)
 
 
 def get_config(name: str) -> ModelConfig:
-    """The architecture of a model of the zoo.
+    """Returns the architecture of a model of the zoo.
+
+    Args:
+        name: A name from `list_models`.
+
+    Returns:
+        A `ModelConfig`, which can be changed with `config.replace(...)`.
 
     Raises:
-        UserError: no model of that name.
+        UserError: If there is no model with this name.
+
+    Example:
+        >>> config = dk.get_config("deeplabv3plus_mobilenetv2os8_voc")
+        >>> config.backbone, config.head, config.num_classes
+        ('mobilenet_v2', 'deeplab_v3_plus', 21)
+        >>> config.replace(num_classes=11).num_classes
+        11
     """
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
@@ -84,16 +105,17 @@ def get_config(name: str) -> ModelConfig:
 
 
 def reported(name: str) -> float | None:
-    """The mIoU in percent that the model's authors reported; None: they reported none.
+    """Returns the mIoU in percent that the model's authors reported, or `None` if they did not.
 
-    On the validation set, for the official models trained on it (`..._trainval`) on the test set.
+    It was measured on the validation set, except for official models trained on the validation set
+    (`..._trainval`), which were measured on the test set.
     """
     return REPORTED_MIOU.get(name)
 
 
 # === Weights ===
 
-# Of SSSegmentation's docs/modelzoo/mobilenet/README.md; behind it the model's name and .pth.
+# The address of NAME.pth without NAME.pth, from SSSegmentation's docs/modelzoo/mobilenet/README.md.
 SSSEGMENTATION_ADDRESS = (
     "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
 )
@@ -105,30 +127,33 @@ def load_model(
     """Loads a model with trained weights.
 
     Args:
-        source: A checkpoint folder, a workdir, a name of the zoo (see `checkpoint_path`), or a
-            `.keras` file.
-        input_size: (height, width) that the model takes; `None` for any. A `.keras` file has its
-            own.
+        source: A checkpoint folder, a workdir, the name of a model of the zoo (see
+            `checkpoint_path`), or a `.keras` file.
+        input_size: (height, width) of the images; `None` for any size. Must be `None` for a
+            `.keras` file, which has its own input size.
 
     Returns:
         A `keras.Model` from images `[batch, height, width, 3]`, RGB in 0..255, to logits
         `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: The path does not exist, or the weights cannot be downloaded or read.
+        UserError: If the path does not exist, or if the weights cannot be downloaded or read.
 
     Example:
-    ```python
-    model = dk.load_model("runs/demo")
-    model = dk.load_model("deeplabv3_mobilenetv2os8_voc", input_size=(512, 512))
-    model = dk.load_model("model.keras")
-    ```
+        >>> model = dk.load_model("runs/demo")
+        >>> model.predict(np.zeros((1, 64, 96, 3), np.uint8), verbose=0).shape
+        (1, 64, 96, 11)
+
+        Other sources are the zoo and `.keras` files:
+
+        >>> dk.load_model("deeplabv3_mobilenetv2os8_voc", (512, 512))  # doctest: +SKIP
+        >>> dk.load_model("model.keras")  # doctest: +SKIP
     """
     if os.fspath(source).endswith(".keras"):
         if input_size is not None:
             raise UserError(
-                f"`input_size={input_size}`: {source} has the input size it was saved with; leave "
-                "`input_size` out"
+                f"`input_size={input_size}`: {source} has the input size it was saved with; omit "
+                "`input_size`"
             )
         with reading(source, "a Keras model", "save it again with model.save"):
             return keras.saving.load_model(source)
@@ -150,42 +175,43 @@ def build_segmentor(
         batch_size: Number of images in a batch; `None` for any.
         weights: `None` for random weights, "imagenet" for a backbone trained on ImageNet, or the
             path of a checkpoint: a folder, a workdir, a `.pth` file, or a TF1 checkpoint. Layers
-            that the checkpoint does not have, and classifiers of another number of classes, keep
-            random weights; a log line names them.
+            that the checkpoint does not have keep random weights, and so do classifiers with
+            another number of classes. A log line names them.
 
     Returns:
         A functional `keras.Model`, see `models.segmentor.Segmentor`.
 
     Raises:
-        UserError: An unknown name, a size that the network cannot take, or weights that do not fit.
+        UserError: If the name is unknown, the network cannot take images of this size, or the
+            weights do not fit.
 
     Example:
-    >>> import deeplab_keras as dk
-    >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(image_pooling_size=())
-    >>> dk.build_segmentor(config, input_size=(64, 96)).output_shape
-    (None, 64, 96, 21)
+        >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(image_pooling_size=())
+        >>> dk.build_segmentor(config, input_size=(64, 96)).output_shape
+        (None, 64, 96, 21)
     """
     if isinstance(config, str):
         config = get_config(config)
     model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
     if weights is not None:
-        initialize(model, config, os.fspath(weights), logits_only=True)
+        initialize(model, config, os.fspath(weights))
     return model
 
 
 def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder that holds a checkpoint: the one that was given, or that of a model of the zoo.
+    """Returns the path of a checkpoint: the given folder, or the folder of a model of the zoo.
 
-    The weights of the zoo are their authors': downloaded from their address and converted at the
-    first call, and kept in the cache folder (`checkpoints.download`).
+    The weights of the zoo are those of the models' authors. The first call downloads and converts
+    them; they are kept in the cache folder (`checkpoints.download.cache_folder`).
 
     Args:
-        source: a checkpoint folder or a workdir, or a name out of `list_models()` where no such
-            folder is.
+        source: A checkpoint folder, a workdir, or a name from `list_models`. An existing folder
+            takes precedence over a name.
 
     Raises:
-        UserError: the weights cannot be downloaded, with what to put where instead; they are
-            damaged, or not those of the model; or a name that nobody knows.
+        UserError: If the name is unknown, if the weights are damaged or those of another model, or
+            if they cannot be downloaded. The message then says what to download manually and where
+            to put it.
     """
     path, name = pathlib.Path(source), os.fspath(source)
     if path.exists():
@@ -195,8 +221,7 @@ def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
             raise unknown_name("folder or model", name, MODELS)
         if path.name == name and (alike := [model for model in MODELS if name.lower() in model]):
             raise UserError(
-                f"{name}: no such folder; models of the zoo that have this in their names: "
-                f"{', '.join(alike)}"
+                f"{name}: no such folder; models with this in their name: {', '.join(alike)}"
             )
         return path
     folder = download.cache_folder() / "models" / name
@@ -206,14 +231,17 @@ def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def address(name: str) -> tuple[str, str, str]:
-    """Where the weights of a model are, their checksum ("" for unknown), and the source that converts them."""
+    """Returns the address of a model's weights, their checksum ("" if unknown) and their source.
+
+    The source is a name in `convert.conversion.SOURCES`.
+    """
     if name in RELEASES:
         return RELEASES[name].url, RELEASES[name].checksum, "official_deeplab"
     return f"{SSSEGMENTATION_ADDRESS}{name}.pth", "", "sssegmentation"
 
 
 def _is_current(folder: pathlib.Path, name: str) -> bool:
-    """Whether the folder was converted, and for the config that the model has today."""
+    """Whether the folder has the model's weights and its current config."""
     try:
         return (folder / WEIGHTS).exists() and read_config(folder) == MODELS[name]
     except UserError:
@@ -223,17 +251,17 @@ def _is_current(folder: pathlib.Path, name: str) -> bool:
 def _download_and_convert(name: str, folder: pathlib.Path) -> None:
     url, checksum, source = address(name)
     if source == "sssegmentation":
-        import_torch()  # to miss it before the download rather than after it
+        import_torch()  # fails before the download if torch is missing
     downloads = download.cache_folder() / "downloads"
-    was_there = (downloads / url.rpartition("/")[2]).exists()
+    existed = (downloads / url.rpartition("/")[2]).exists()
     path = download.fetch(url, downloads, checksum)
     try:
         model, proof = convert(source, str(path), MODELS[name])
     except UserError as error:
-        if was_there:
-            raise UserError(f"{error.text}; delete it for a new download from {url}") from error
-        path.unlink()  # what a server sent in the file's place, say
-        raise UserError(f"{error.text}; what {url} gave is deleted again") from error
+        if existed:
+            raise UserError(f"{error.text}; delete it to download it again from {url}") from error
+        path.unlink()  # the server may have sent something else, such as a login page
+        raise UserError(f"{error.text}; the download from {url} was deleted") from error
     logging.info("%s: %s", path, proof)
     save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
-    download.record(path)  # after the proof: what is recorded was good once
+    download.record(path)  # the proof has shown that the file is correct
