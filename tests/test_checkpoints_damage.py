@@ -1,4 +1,4 @@
-"""Foreign weights that are damaged, or state what cannot be: one line, and no memory for it."""
+"""Damaged and malicious weights files of other projects: one line each, without using much memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ STATE = {"layer.weight": noise(16, 8, seed=1), "layer.bn.running_var": noise(16,
 
 
 def save_pth(path, state):
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.save(
         {
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -40,7 +41,7 @@ def save_pth(path, state):
 
 
 @pytest.mark.package("torch")
-def test_every_flipped_bit_of_the_values_in_a_pth_is_seen(tmp_path):
+def test_flipped_bits_in_the_values_of_a_pth_are_found(tmp_path):
     path = save_pth(tmp_path / "good.pth", STATE)
     content = bytearray(path.read_bytes())
     start = content.index(STATE["layer.weight"].tobytes())
@@ -48,14 +49,15 @@ def test_every_flipped_bit_of_the_values_in_a_pth_is_seen(tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         (tmp_path / "bad.pth").write_bytes(damaged)
-        with raises_line("bad.pth: .*does not have its checksum; download it again"):
+        with raises_line("bad.pth: .*does not match its checksum; download it again"):
             read_pth(tmp_path / "bad.pth")
     np.testing.assert_array_equal(read_pth(path)["layer.weight"], STATE["layer.weight"])
 
 
 @pytest.mark.package("torch")
 def test_a_small_pth_cannot_take_gigabytes(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     expanded = torch.zeros(1).expand(40_000, 30_000)
     same = torch.zeros(250_000)
@@ -65,7 +67,7 @@ def test_a_small_pth_cannot_take_gigabytes(tmp_path):
         "sparse": {"weight": torch.zeros(3, 3).to_sparse()},
     }.items():
         torch.save(state, tmp_path / f"{name}.pth")
-        with raises_line("larger than the values that are stored|more than the file has") as caught:
+        with raises_line("larger than its stored values|more than the file has") as caught:
             read_pth(tmp_path / f"{name}.pth")
         assert "\n" not in as_command_line(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
@@ -80,7 +82,7 @@ def test_a_compressed_pth_is_not_unpacked(tmp_path):
     ):
         for name in good.namelist():
             packed.writestr(name, good.read(name))
-    with raises_line("is compressed, as torch.save never writes it"):
+    with raises_line("is compressed, which torch.save never does"):
         read_pth(tmp_path / "packed.pth")
 
 
@@ -89,7 +91,7 @@ def test_a_compressed_pth_is_not_unpacked(tmp_path):
     "name, value",
     [("layer.weight", np.nan), ("layer.weight", np.inf), ("layer.bn.running_var", -0.5)],
 )
-def test_values_that_no_network_computes_with(tmp_path, name, value):
+def test_a_pth_with_impossible_values(tmp_path, name, value):
     state = {key: array.copy() for key, array in STATE.items()}
     state[name].reshape(-1)[3] = value
     path = save_pth(tmp_path / "bad.pth", state)
@@ -120,15 +122,15 @@ def test_a_checkpoint_with_impossible_values(tmp_path, name, value):
         read_source(save_checkpoint(tmp_path / "model.ckpt", tensors))
 
 
-def test_a_checkpoint_that_states_more_than_it_has(tmp_path):
+def test_a_checkpoint_that_declares_more_than_it_has(tmp_path):
     prefix = save_checkpoint(tmp_path / "model.ckpt", {"a/weights": np.zeros((64, 64), np.float32)})
     data = tmp_path / "model.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:100])
-    with raises_line("its index states 16384 bytes of tensors, its files have"):
+    with raises_line("its index declares 16384 bytes of tensors, but its files have"):
         read_source(prefix)
 
 
-def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path, monkeypatch):
+def test_an_archive_with_too_large_content(tmp_path, monkeypatch):
     monkeypatch.setattr(official_files, "LARGEST_RATIO", 0)
     path = tmp_path / "bomb.tar.gz"
     with tarfile.open(path, "w:gz") as file:
@@ -136,17 +138,16 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path, monkeypatch):
             member = tarfile.TarInfo(f"{index}.pb")
             member.size = 100 << 20
             file.addfile(member, io.BytesIO(bytes(member.size)))
-    with raises_line("bomb.tar.gz: unpacks to more than 256 MiB, which no release does"):
+    with raises_line("bomb.tar.gz: unpacks to more than 256 MiB, larger than any release"):
         read_source(path)
 
 
-def test_an_hdf5_file_that_states_gigabytes(tmp_path):
+def test_an_hdf5_file_that_declares_gigabytes(tmp_path):
     path = tmp_path / "large.weights.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset(
-            "layers/conv/vars/0", (1 << 15, 1 << 15), "float32"
-        )  # nothing of it is stored
-    with raises_line("states 4096 MiB of weights in 0 MiB"):
+        # HDF5 stores nothing for values that were never written.
+        file.create_dataset("layers/conv/vars/0", (1 << 15, 1 << 15), "float32")
+    with raises_line("declares 4096 MiB of weights in 0 MiB"):
         keras_applications._read(ModelConfig(depth_multiplier=0.35), str(path), "checkpoint")
 
 
@@ -241,7 +242,7 @@ def packed(model):
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_a_tflite_file_that_says_what_cannot_be(tflite, tmp_path, name):
+def test_a_tflite_file_with_impossible_contents(tflite, tmp_path, name):
     path = tmp_path / "model.tflite"
     path.write_bytes(tflite)
     check_tflite(path)

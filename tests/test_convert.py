@@ -1,4 +1,7 @@
-"""Converting foreign weights: strict, one line for what does not fit, and the way back. PyTorch is not needed here."""
+"""Conversion of foreign weights: strict, with one-line errors, and in both directions.
+
+These tests do not need PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ SMALL, FCN = "lrasppnet_mobilenetv3sos8_voc", "fcn_mobilenetv2os8_voc"
 
 @pytest.fixture
 def pth(monkeypatch):
-    """A stand-in for `read_pth`: the "file" is the dict given last."""
+    """Replaces `read_pth`; the returned dict is the content of every file."""
     content: dict[str, np.ndarray] = {}
     monkeypatch.setattr(convert, "read_pth", lambda path: dict(content))
     return content
@@ -44,7 +47,7 @@ def read(path: str = "a.pth", name: str = SMALL, other_classes: bool = False, **
     return convert.convert("sssegmentation", path, config, other_classes=other_classes)
 
 
-def test_counters_and_nothing_else_are_ignored(pth):
+def test_only_counters_are_ignored(pth):
     pth.update(weights(golden(SMALL)) | {"aspp_conv.1.num_batches_tracked": np.array(7)})
     _, proof = read()
     assert (len(proof.rows), proof.ignored, proof.kept) == (
@@ -53,7 +56,7 @@ def test_counters_and_nothing_else_are_ignored(pth):
         (),
     )
     pth["aspp_conv.2.weight"] = np.zeros(3)
-    with raises_line(r"a.pth does not fit .* \(1 left over: aspp_conv.2.weight\)"):
+    with raises_line(r"a.pth does not fit .* \(1 unexpected: aspp_conv.2.weight\)"):
         read()
 
 
@@ -70,26 +73,26 @@ def test_another_system_is_named(pth):
     assert "229 missing: backbone_net.layer0.conv.weight" in message and "and 219 more" in message
 
 
-def test_another_number_of_classes_is_an_error_unless_it_is_wanted(pth):
+def test_another_number_of_classes_is_an_error_by_default(pth):
     pth.update(weights(golden(SMALL), num_classes=19))
     with raises_line(
         "19 classes; .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21",
     ) as error:
         read()
     told = (
-        "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or --num_classes as well to start "
-        "the classifiers anew ("
+        "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or also --num_classes to start "
+        "with new classifiers ("
     )
     assert told in as_command_line(error.value)
     model, proof = read(other_classes=True, num_classes=11)
     assert proof.kept == ("logits",) and len(proof.rows) == 229
-    assert "newly initialised, not from the file: logits" in str(proof)
+    assert "Not loaded, with initial weights: logits" in str(proof)
     kernel = dump_weights(model, sssegmentation.rules(zoo.get_config(SMALL)))["aspp_conv.0.weight"]
     assert np.array_equal(kernel, pth["aspp_conv.0.weight"])
     assert read(other_classes=True, num_classes=19)[1].kept == ()
 
 
-def test_both_classifiers_start_anew_and_nothing_else(pth):
+def test_only_the_two_classifiers_are_skipped(pth):
     pth.update(weights(golden(FCN)))
     assert read(name=FCN, other_classes=True, num_classes=11)[1].kept == (
         "logits",
@@ -118,8 +121,8 @@ def test_an_imagenet_file_fills_the_backbone(pth):
     )
 
 
-# Our backbone -> keras.applications' network, its width, whether with its classifier, the last
-# layer of its features, ours.
+# Our backbone -> keras.applications' network, its depth multiplier, whether it has its classifier,
+# its last layer of features, our last layer.
 APPLICATIONS = {
     "mobilenet_v2": (
         keras.applications.MobileNetV2,
@@ -134,7 +137,7 @@ APPLICATIONS = {
 
 
 def drawn(variable: keras.Variable) -> np.ndarray:
-    """Values with which no activation saturates everywhere."""
+    """Draws values with which no activation saturates everywhere."""
     random, shape = np.random.default_rng(zlib.crc32(variable.path.encode())), variable.shape
     if variable.name in ("gamma", "moving_variance"):
         return random.uniform(0.5, 1.5, shape)
@@ -157,7 +160,7 @@ def drawn(variable: keras.Variable) -> np.ndarray:
 def test_keras_applications_give_the_same_features_and_two_swapped_tensors_others(
     backbone, tmp_path, capsys
 ):
-    """In their conventions: images in -1..1 (V3 does that itself), TensorFlow's padding, epsilon 0.001."""
+    """With their conventions: images in -1..1 (part of V3), TensorFlow's padding, epsilon 0.001."""
     keras.backend.clear_session()
     network, width, include_top, last, our_last = APPLICATIONS[backbone]
     theirs = network((96, 128, 3), alpha=width, include_top=include_top, weights=None)
@@ -173,7 +176,7 @@ def test_keras_applications_give_the_same_features_and_two_swapped_tensors_other
         "expanded_conv_project/kernel" in printed
         and "-> block1_project_conv/kernel  |difference| 0" in printed
     )
-    assert "newly initialised, not from the file: fcn1_conv, fcn1_bn" in printed
+    assert "Not loaded, with initial weights: fcn1_conv, fcn1_bn" in printed
 
     image = np.random.default_rng(5).uniform(0, 255, (1, 96, 128, 3)).astype(np.float32)
     scaled = image / 127.5 - 1 if backbone == "mobilenet_v2" else image
@@ -280,7 +283,7 @@ def test_two_swapped_tensors_fail_the_proof_of_every_converter(table, config, pa
     proof = load_weights(model, source, rules)
     assert len(proof.rows) == len(source) and not proof.alike
     first, second = ([slot for slot in slots(model, rules) if slot.source == name] for name in pair)
-    if not second:  # a convolution whose kernel nothing else resembles: its own axes, swapped
+    if not second:  # no other kernel has this shape, so its output channels are reversed
         first[0].write(np.ascontiguousarray(first[0].read()[..., ::-1]))
     else:
         one, other = first[0].read(), second[0].read()
@@ -291,7 +294,7 @@ def test_two_swapped_tensors_fail_the_proof_of_every_converter(table, config, pa
         prove(model, source, rules)
 
 
-def test_every_system_knows_its_way_back():
+def test_every_system_can_be_converted_to_sssegmentation():
     for name, config in zoo.SSSEGMENTATION.items():
         changed = config.replace(name="mine", num_classes=7, dropout_rate=0.0)
         assert convert.find_system(changed, zoo.SSSEGMENTATION, "runs/a") == name
@@ -305,7 +308,7 @@ def test_every_system_knows_its_way_back():
         ({"auxiliary_head": False}, "--auxiliary_head=true (not False)"),
     ],
 )
-def test_a_network_that_sssegmentation_lacks_cannot_go_back(changes, told):
+def test_a_network_that_sssegmentation_lacks_cannot_be_converted_to_it(changes, told):
     config = zoo.get_config(FCN).replace(**changes)
     with pytest.raises(UserError) as error:
         convert.find_system(config, zoo.SSSEGMENTATION, "runs/a")
@@ -322,7 +325,7 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
         read_pth(tmp_path / "a.pth")
 
 
-def test_architectures_that_sssegmentation_lacks():
+def test_an_unknown_backbone_or_source_is_refused():
     with raises_line("--model_variant=mobilenet_edgetpu: SSSegmentation has mobilenet_v2"):
         sssegmentation.rules(ModelConfig(backbone="mobilenet_edgetpu"))
     with raises_line("unknown --source 'sssegmentatoin'; did you mean 'sssegmentation'"):
@@ -340,7 +343,7 @@ def test_classes_of_a_converted_model():
 
 
 def test_wide_and_coarse_variants_convert_too(pth):
-    """What the reference does not build: another width and output stride, by the same table."""
+    """The same table serves depth multipliers and output strides that the reference lacks."""
     config = zoo.get_config("deeplabv3plus_mobilenetv2os8_voc").replace(
         depth_multiplier=0.5,
         output_stride=16,
@@ -356,7 +359,7 @@ def test_wide_and_coarse_variants_convert_too(pth):
     assert proof.max_difference == 0 and len(proof.rows) == 334
 
 
-def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
+def test_other_files_are_not_replaced(tmp_path, capsys):
     (tmp_path / "run/best").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "file").write_text("mine")
@@ -387,7 +390,7 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path, capsys):
         check_replaceable(path)
 
 
-def test_a_file_of_keras_that_is_another_network_names_the_flag(tmp_path, capsys):
+def test_the_error_about_a_keras_file_of_another_network_names_the_flag(tmp_path, capsys):
     keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None).save_weights(
         tmp_path / "other.weights.h5"
     )
@@ -407,7 +410,7 @@ def test_a_file_of_keras_that_is_another_network_names_the_flag(tmp_path, capsys
     assert re.fullmatch(message, capsys.readouterr().err)
 
 
-def test_a_width_without_weights_to_download_names_those_that_have_some(tmp_path, capsys):
+def test_the_error_about_missing_imagenet_weights_lists_the_available_ones(tmp_path, capsys):
     flags = [
         "--source=keras_applications",
         "--model_variant=mobilenet_v3_small",
@@ -418,13 +421,13 @@ def test_a_width_without_weights_to_download_names_those_that_have_some(tmp_path
         == 1
     )
     message = (
-        "there are ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.75,1.0, "
-        "not 0.6; give one of these"
+        "no ImageNet weights of mobilenet_v3_small for --depth_multiplier=0.6, only for 0.75, 1.0; "
+        "give one of these"
     )
     assert f"error: --checkpoint=imagenet: {message}" in capsys.readouterr().err
 
 
-def test_weights_that_are_no_numbers_are_refused():
+def test_weights_that_are_not_finite_are_refused():
     config = TINY
     model = build_segmentor(config)
     table = sssegmentation.rules(config)
@@ -438,7 +441,7 @@ def test_weights_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize(
     "content", ["[]", '{"name": 3}', '{"name": "x", "class_names": 3, "palette": []}']
 )
-def test_classes_that_are_none_get_one_line(content, tmp_path):
+def test_damaged_classes_get_one_line(content, tmp_path):
     (tmp_path / "dataset.json").write_text(content)
     with raises_line(
         r"dataset\.json: (damaged or not the classes|.*class_names must be a list of text)",
@@ -447,13 +450,13 @@ def test_classes_that_are_none_get_one_line(content, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
-def test_a_config_that_is_none_gets_one_line(content, tmp_path):
+def test_a_damaged_config_gets_one_line(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with raises_line(r"config\.json: damaged or not a model's config"):
         read_config(tmp_path)
 
 
-def test_a_network_that_nobody_knows_says_so(pth):
+def test_the_error_about_an_unknown_network_lists_its_tensors(pth):
     pth.update(
         {
             "conv1.weight": noise(64, 3, 7, 7),
@@ -462,6 +465,6 @@ def test_a_network_that_nobody_knows_says_so(pth):
         }
     )
     with raises_line(
-        "unknown here, its tensors are called conv1.weight, layer1.0.conv1.weight, ",
+        "its format is unknown, with tensors named conv1.weight, layer1.0.conv1.weight, ",
     ):
         read()

@@ -1,4 +1,4 @@
-"""Official weights from every kind of file, the real models among them, and files that do not fit."""
+"""Official weights from every kind of file, including real models, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_by_prefix_file_folder_and_archive(checkpoint, archive, ten
     assert str(archive) in read_source(archive).path
 
 
-def test_momentum_and_global_step_are_left_and_the_rest_is_proven(model, checkpoint, tensors):
+def test_momentum_and_global_step_are_ignored(model, checkpoint, tensors):
     proof = official_deeplab.load(model, CONFIG, str(checkpoint))
     assert set(proof.ignored) == set(SLOTS) and len(proof.rows) == len(tensors)
     np.testing.assert_array_equal(
@@ -98,7 +98,7 @@ def test_momentum_and_global_step_are_left_and_the_rest_is_proven(model, checkpo
 
 
 def frozen_graph(tensors: dict, fold: bool) -> bytes:
-    """Each convolution under its official name, as freezing writes it, with its batch norm whole or folded."""
+    """A frozen graph of convolutions with official names and separate or folded batch norms."""
     graph = tf.Graph()
     with graph.as_default():
         for name, kernel in tensors.items():
@@ -119,7 +119,7 @@ def frozen_graph(tensors: dict, fold: bool) -> bytes:
                     tensors[f"{layer}/BatchNorm/moving_variance"] + np.float32(epsilon)
                 )
                 offset = norm["beta"] - norm["moving_mean"] * factor
-                if not depthwise:  # what a graph transform cannot fold stays a multiplication
+                if not depthwise:  # graph transforms leave a multiplication that they cannot fold
                     kernel, factor = kernel * factor, None
             constant = tf.identity(
                 tf.constant(kernel, name=f"{layer}/{kind}"), name=f"{layer}/{kind}/read"
@@ -167,7 +167,7 @@ def test_a_frozen_graph_with_folded_batch_norms_computes_the_same(tmp_path, mode
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4 * outputs[0].std())
 
 
-def test_a_backbone_without_head_leaves_the_head(model, tensors):
+def test_a_file_without_head_only_fills_the_backbone(model, tensors):
     backbone = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
     backbone |= {"MobilenetV2/Conv_1/weights": np.zeros((1, 1, 112, 1280), np.float32)}
     backbone |= {"MobilenetV2/Logits/Conv2d_1c_1x1/biases": np.zeros(1001, np.float32)}
@@ -181,7 +181,7 @@ def test_a_backbone_without_head_leaves_the_head(model, tensors):
     np.testing.assert_array_equal(named_weights(model)["logits/kernel"], before)
 
 
-def test_a_training_starts_from_other_classes_with_fresh_classifiers(checkpoint, tensors):
+def test_initial_weights_of_other_classes_skip_the_classifiers(checkpoint, tensors):
     config = CONFIG.replace(num_classes=11, auxiliary_head=True)
     model = build_segmentor(config, SIZE)
     before = named_weights(model)
@@ -192,7 +192,7 @@ def test_a_training_starts_from_other_classes_with_fresh_classifiers(checkpoint,
     assert {name.split("/")[0].split("_")[0] for name in fresh} == {"logits", "auxiliary"}
 
 
-def test_a_training_starts_from_the_backbone_of_another_head(checkpoint, tensors):
+def test_initial_weights_with_another_head_only_fill_the_backbone(checkpoint, tensors):
     config = CONFIG.replace(head="fcn", head_channels=16)
     model = build_segmentor(config, SIZE)
     before = named_weights(model)
@@ -205,7 +205,10 @@ def test_a_training_starts_from_the_backbone_of_another_head(checkpoint, tensors
 
 
 def channels(scope: str, **layers: int) -> dict[str, np.ndarray]:
-    """Kernels with these numbers of output channels; the official ones are in docs/reference/official_deeplab.md#backbones."""
+    """Kernels with these numbers of output channels.
+
+    The official numbers are in docs/reference/official_deeplab.md#backbones.
+    """
     names = {layer: layer if layer.startswith("Conv") else f"{layer}/project" for layer in layers}
     return {
         f"{scope}/{names[layer]}/weights": np.zeros((1, 1, 1, count))
@@ -262,8 +265,8 @@ SMALL_SEG = (
         ),
     ],
 )
-def test_another_variant_is_named_with_its_flags(model, values, flags):
-    assert flags.items() <= official_deeplab.seems(values).items()
+def test_the_error_about_another_variant_names_its_flags(model, values, flags):
+    assert flags.items() <= official_deeplab.identify(values).items()
     with pytest.raises(UserError) as caught:
         official_deeplab.load_official(model, CONFIG, values, origin="model.ckpt")
     message = as_command_line(caught.value)
@@ -278,8 +281,8 @@ def test_small_for_large(model):
         official_deeplab.load_official(model, config, SMALL_SEG, origin="x")
 
 
-def test_the_right_variant_is_recognised(tensors):
-    assert official_deeplab.seems(tensors) == {
+def test_identify(tensors):
+    assert official_deeplab.identify(tensors) == {
         "model_variant": "mobilenet_v2",
         "depth_multiplier": 0.35,
         "divisible_by": 1,
@@ -288,10 +291,10 @@ def test_the_right_variant_is_recognised(tensors):
         "head": "deeplab_v3",
         "atrous_rates": 0,
     }
-    assert official_deeplab.seems({"something/else": np.zeros(3)}) == {}
+    assert official_deeplab.identify({"something/else": np.zeros(3)}) == {}
 
 
-def test_a_lost_tensor_is_an_error_and_nothing_is_assigned(model, tensors):
+def test_a_missing_tensor_is_an_error_and_nothing_is_assigned(model, tensors):
     before = named_weights(model)
     rest = dict(list(tensors.items())[:-1])
     with raises_line("1 missing"):
@@ -325,7 +328,7 @@ def only_data(checkpoint):
     [
         (spoil_shard, "data-00000-of-00001: missing"),
         (spoil_index, "damaged or not a TF1 checkpoint"),
-        (spoil_data, "its index states .* bytes of tensors, its files have"),
+        (spoil_data, "its index declares .* bytes of tensors, but its files have"),
         (only_data, r"\.index: missing"),
         (lambda checkpoint: checkpoint.parent / "model.ckpt-1", "no such checkpoint"),
         (lambda checkpoint: checkpoint.parent / "model.pb", "no such file"),
@@ -347,7 +350,7 @@ def test_a_truncated_archive(archive):
 @pytest.mark.parametrize(
     "name, link", [("../evil.index", ""), ("/tmp/evil.index", ""), ("a/evil.index", "../../x")]
 )
-def test_an_archive_that_climbs_out(tmp_path, name, link):
+def test_an_archive_that_would_write_outside_of_its_folder(tmp_path, name, link):
     path = tmp_path / "evil.tar.gz"
     with tarfile.open(path, "w:gz") as file:
         member = tarfile.TarInfo(name)
@@ -370,7 +373,7 @@ def test_folders_and_archives_without_weights(tmp_path):
         read_source(tmp_path / "empty.tar.gz")
     for name in ("a.index", "b.index"):
         (empty / name).write_bytes(b"")
-    with raises_line("several weights"):
+    with raises_line("several files with weights"):
         read_source(empty)
 
 
@@ -382,8 +385,8 @@ def test_a_damaged_graph(tmp_path, name):
     assert "\n" not in as_command_line(caught.value)
 
 
-def tflite_of(layers: dict[str, np.ndarray], quantise: bool) -> bytes:
-    """Convolutions one after the other under these names, as a TFLite file with weights in float or in 8 bits."""
+def tflite_of(layers: dict[str, np.ndarray], quantize: bool) -> bytes:
+    """A TFLite file of successive convolutions with these names, in float or in 8 bits."""
 
     @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3))])
     def network(x):
@@ -398,21 +401,21 @@ def tflite_of(layers: dict[str, np.ndarray], quantise: bool) -> bytes:
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [network.get_concrete_function()], tf.Module()
     )
-    converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantise else []
+    converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantize else []
     return converter.convert()
 
 
-def test_a_quantised_tflite(tmp_path):
+def test_a_quantized_tflite(tmp_path):
     path = tmp_path / "model.tflite"
     layers = {
         "MobilenetV2/Conv": noise(3, 3, 3, 64) / 255,
         "logits/semantic": noise(1, 1, 64, 21, seed=1) / 255,
     }
-    path.write_bytes(tflite_of(layers, quantise=False))
+    path.write_bytes(tflite_of(layers, quantize=False))
     assert {name: value.shape for name, value in read_source(path).tensors.items()}[
         "logits/semantic/biases"
     ] == (21,)
-    path.write_bytes(tflite_of(layers, quantise=True))
+    path.write_bytes(tflite_of(layers, quantize=True))
     message = (
         "quantized file of an official DeepLab model on MobileNetV2, 21 classes, .*int8.; "
         "give the release's archive"
@@ -421,10 +424,10 @@ def test_a_quantised_tflite(tmp_path):
         read_source(path)
     assert "\n" not in as_command_line(caught.value)
 
-    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantise=True))
-    with raises_line("a quantized file whose float weights are lost"):
+    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantize=True))
+    with raises_line("a quantized file which no longer has the float weights"):
         read_source(path)
-    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantise=False))
+    path.write_bytes(tflite_of({"what": layers["MobilenetV2/Conv"]}, quantize=False))
     assert read_source(path).tensors == {}
     with raises_line("do not have the names of an official DeepLab"):
         official_deeplab.load(build_segmentor(CONFIG), CONFIG, str(path), check=False)
@@ -432,9 +435,9 @@ def test_a_quantised_tflite(tmp_path):
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.9])
 def test_a_truncated_tflite(tmp_path, part):
-    """An interpreter ends the whole process, without a word, on such a file."""
+    """An interpreter silently crashes the process on such a file."""
     path = tmp_path / "model.tflite"
-    content = tflite_of({"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255}, quantise=False)
+    content = tflite_of({"MobilenetV2/Conv": noise(3, 3, 3, 64) / 255}, quantize=False)
     path.write_bytes(content[: int(part * len(content))])
     for read in (read_source, Predictor):
         with raises_line("model.tflite: truncated, damaged or not a TFLite file"):
@@ -446,8 +449,8 @@ def test_a_truncated_tflite(tmp_path, part):
     [
         (b"\x89HDF\r\n", "HDF5 file .* --source=keras_applications"),
         (b"PK\x03\x04", "zip file.* --source=sssegmentation"),
-        (b"\x1f\x8b\x08", r"archive's name ends in \.tar\.gz"),
-        (b"\xff\xd8\xff\xe0", "JPEG picture"),
+        (b"\x1f\x8b\x08", r"give it a name that ends in \.tar\.gz"),
+        (b"\xff\xd8\xff\xe0", "JPEG image"),
         (b"any other thing", "damaged or not a TF1 checkpoint"),
     ],
 )
@@ -459,7 +462,7 @@ def test_a_file_of_another_kind(tmp_path, start, advice):
     assert "\n" not in as_command_line(caught.value)
 
 
-def test_what_is_no_archive(tmp_path):
+def test_a_damaged_archive(tmp_path):
     for content in (b"", b"<html>Log in</html>"):
         path = tmp_path / "release.tar.gz"
         path.write_bytes(content)
@@ -468,7 +471,7 @@ def test_what_is_no_archive(tmp_path):
         assert "\n" not in as_command_line(caught.value)
 
 
-def test_what_looks_like_an_official_file(checkpoint, archive, tmp_path):
+def test_is_official_file(checkpoint, archive, tmp_path):
     for path in (checkpoint, checkpoint.parent, archive, tmp_path / "x.pb"):
         assert official_files.is_official_file(str(path))
     shutil.rmtree(checkpoint.parent)
@@ -514,7 +517,7 @@ def test_the_real_tflite_model():
     folder = WEIGHTS / "deeplabv3_mnv2_dm05_257"
     official_deeplab.load(model, config, str(folder / "deeplabv3.tflite"))
     predictor = Predictor(model)
-    # The second pair was mirrored and turned; the network sees it upright.
+    # The second pair is mirrored and rotated; the network gets it upright.
     for pair, upright in {
         "rotation0": lambda x: x,
         "rotation90_flop": lambda x: np.rot90(x, 1)[:, ::-1],
@@ -534,8 +537,8 @@ def test_the_real_tflite_model_without_its_depth_multiplier():
         official_deeplab.load(build_segmentor(config), config, str(path))
 
 
-# What no file at hand has: names after the official source (model.py, refine_by_decoder and
-# get_branch_logits).
+# Names that no available file has. They follow the official source code (refine_by_decoder and
+# get_branch_logits in model.py).
 DECODER_NAMES = {
     "separable": (
         dict(decoder_output_stride=(8, 4)),

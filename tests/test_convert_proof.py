@@ -1,4 +1,7 @@
-"""A converted graph computes what its source computes, or is refused in one line: intact graphs, mutated ones, real files."""
+"""A converted graph computes the same as its source, or is refused in one line.
+
+The graphs are intact ones, mutated ones and real files.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ FLAGS: dict[str, dict[str, Any]] = {"v2": {"rates": (2, 3)}, "v3": {"pool": ((3,
 
 
 class Case:
-    """A network, its weights, and what is made of them once."""
+    """A network, its weights, and the graphs made of them once."""
 
     def __init__(self, name: str) -> None:
         self.config: ModelConfig = CONFIGS[name]
@@ -64,7 +67,7 @@ def cases():
 
 
 def pictures() -> list[np.ndarray]:
-    """Other pictures than the converter's own."""
+    """Images that differ from the converter's."""
     random = np.random.default_rng(7)
     coarse = random.integers(0, 256, (2, 9, 13, 3)).astype(np.uint8)
     large = [np.kron(image, np.ones((8, 8, 1), np.uint8))[: SIZE[0], : SIZE[1]] for image in coarse]
@@ -72,7 +75,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def agrees(model: keras.Model, run: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Whether model and source give the same labels and logits."""
+    """Whether model and source compute the same labels and logits."""
     same, difference, largest = [], 0.0, 0.0
     for image in pictures():
         theirs, ours = run(image), np.asarray(model(image[None].astype(np.float32)))
@@ -87,13 +90,13 @@ def agrees(model: keras.Model, run: Callable[[np.ndarray], np.ndarray]) -> bool:
 def refused_or_right(
     case: Case, path: pathlib.Path, run: Callable[[np.ndarray], np.ndarray]
 ) -> str:
-    """The refusal, or "" for a conversion that is right; fails for one that is wrong."""
+    """Returns the error, or "" for a correct conversion; fails for a wrong one."""
     try:
         official_deeplab.load(case.model, case.config, str(path))
     except UserError as error:
         assert "\n" not in str(error) and str(path) in str(error)
         return str(error)
-    assert agrees(case.model, run), "converted without a word, and computes something else"
+    assert agrees(case.model, run), "converted without an error, but computes something else"
     return ""
 
 
@@ -109,7 +112,7 @@ def test_an_intact_frozen_graph(cases, name, fold, tmp_path):
     proof = official_deeplab.load(case.model, case.config, str(path))
     assert "100.0000 % of the labels are equal" in str(
         proof
-    ) and "3 pictures of 65x97, TensorFlow against Keras" in str(proof)
+    ) and "3 images of 65x97, TensorFlow compared with Keras" in str(proof)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
     if not fold:
         found = dump_weights(case.model, official_deeplab.rules(case.config))
@@ -122,9 +125,9 @@ def test_an_intact_tflite_file(cases, name, tmp_path):
     case, path = cases(name), tmp_path / "model.tflite"
     path.write_bytes(packed(case.tflite()))
     proof = official_deeplab.load(case.model, case.config, str(path))
-    assert "LiteRT against Keras" in str(
+    assert "LiteRT compared with Keras" in str(
         proof
-    ) and "normalization=unit_range is taken from the config" in str(proof)
+    ) and "normalization=unit_range is from the config and unproven" in str(proof)
     graph = case.graph(raw=False)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
 
@@ -138,7 +141,7 @@ def test_a_tflite_file_without_names_is_matched_by_its_structure(cases, tmp_path
     official_deeplab.load(case.model, case.config, str(path))
     graph = case.graph(raw=False)
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
-    with raises_line("do not have the names of an official DeepLab; leave --no_check out"):
+    with raises_line("do not have the names of an official DeepLab; omit --check=false"):
         official_deeplab.load(case.model, case.config, str(path), check=False)
 
 
@@ -186,7 +189,7 @@ def test_dilated_kernels_that_are_stuffed_with_zeros(cases, tmp_path):
         ),
     ],
 )
-def test_the_flags_that_fit_are_named(cases, name, changes, flags, tmp_path):
+def test_the_error_names_the_flags_that_fit(cases, name, changes, flags, tmp_path):
     case, path = cases(name), tmp_path / "graph.pb"
     path.write_bytes(case.graph().SerializeToString())
     config = case.config.replace(**changes)
@@ -195,7 +198,7 @@ def test_the_flags_that_fit_are_named(cases, name, changes, flags, tmp_path):
     assert flags in as_command_line(caught.value) and "\n" not in as_command_line(caught.value)
 
 
-def test_no_check_takes_the_weights_alone_and_says_so(cases, tmp_path, capsys):
+def test_no_check_only_loads_the_weights(cases, tmp_path, capsys):
     case, path = cases("v2"), tmp_path / "graph.pb"
     path.write_bytes(case.graph().SerializeToString())
     config = case.config.replace(output_stride=8)
@@ -220,7 +223,7 @@ def test_no_check_takes_the_weights_alone_and_says_so(cases, tmp_path, capsys):
     assert "was not run" in capsys.readouterr().out
 
 
-def test_other_classes_are_proven_with_the_files_own(cases, tmp_path):
+def test_a_conversion_to_other_classes_is_proven_with_the_classes_of_the_file(cases, tmp_path):
     case, path = cases("v2"), tmp_path / "graph.pb"
     path.write_bytes(case.graph().SerializeToString())
     model, proof = convert(
@@ -294,7 +297,7 @@ def swap(first: str, second: str) -> Callable[[Graph], None]:
 
 
 def insert(after: str, op: str, value: Any = None) -> Callable[[Graph], None]:
-    """Puts an operation between a node and all who read it; with a constant as its second input."""
+    """Inserts an operation, with a constant as its second input, between a node and its readers."""
 
     def change(graph: Graph) -> None:
         for reader in graph.node:
@@ -435,7 +438,7 @@ V3_MUTATIONS: dict[str, Callable[[Graph], None]] = {
     ),
     "a product for the sum of scores": set_op("decoder/add", "Mul"),
 }
-# Mutations that change nothing, or that the converter can follow exactly.
+# Mutations that change nothing, or that the converter reproduces exactly.
 HARMLESS = {
     "swapped inputs of a sum", "swapped betas", "swapped kernels", "gamma for variance", "dilation of a pointwise layer",
     "extra multiplication of the scores", "extra addition to the scores",
@@ -569,7 +572,7 @@ def test_there_are_enough_mutations():
     assert len(V2_MUTATIONS) + len(V3_MUTATIONS) + len(TFLITE_MUTATIONS) >= 60
 
 
-# === Graphs that are none ===
+# === Other refused graphs ===
 
 
 def test_a_quantization_aware_graph_is_refused(cases, tmp_path):
@@ -603,8 +606,8 @@ def _stateless_call(path):
     _writes(path)
 
 
-# TensorFlow calls all but the first stateless; the last hides the operation in a function of the
-# graph's library.
+# TensorFlow calls all but the first one stateless. The last one hides the operation in a function
+# of the graph's library.
 ACTS = {
     "WriteFile": lambda path: tf.raw_ops.WriteFile(filename=path, contents="x", name="evil"),
     "ReadFile": lambda path: tf.raw_ops.ReadFile(filename=path, name="evil"),
@@ -616,7 +619,7 @@ ACTS = {
 
 
 @pytest.mark.parametrize("op", ACTS)
-def test_an_operation_that_acts_outside_is_not_run(cases, tmp_path, op):
+def test_an_operation_with_side_effects_is_not_run(cases, tmp_path, op):
     case, path = cases("v2"), tmp_path / "graph.pb"
     graph = case.graph()
     with tf.Graph().as_default() as other:
@@ -627,12 +630,12 @@ def test_an_operation_that_acts_outside_is_not_run(cases, tmp_path, op):
             node.op = "PartitionedCall"
     graph.MergeFromString(definition.SerializeToString())
     path.write_bytes(graph.SerializeToString())
-    with raises_line(f"graph.pb: holds the operation {op} [(].*which no network here needs"):
+    with raises_line(f"graph.pb: has the operation {op} [(].*which no network here needs"):
         official_deeplab.load(case.model, case.config, str(path))
     assert not (tmp_path / "written").exists()
 
 
-# === Real files of other people ===
+# === Real files of third parties ===
 
 THIRD_PARTY = SHARED / "weights" / "third_party"
 SMALL = "deeplab_mnv3_small_cityscapes_trainfine"
@@ -659,7 +662,7 @@ SMALL = "deeplab_mnv3_small_cityscapes_trainfine"
         ),
     ],
 )
-def test_files_of_other_people(file, model, changes, pairs):
+def test_third_party_files(file, model, changes, pairs):
     path = THIRD_PARTY / file
     if changes:
         with raises_line(
@@ -676,7 +679,7 @@ def test_files_of_other_people(file, model, changes, pairs):
 
 
 @pytest.mark.shared
-def test_quantized_files_of_other_people_are_refused():
+def test_quantized_third_party_files_are_refused():
     config = OFFICIAL[SMALL].replace(num_classes=5, image_pooling_crop_size=(385, 769))
     with raises_line("quantization-aware: 203 operations"):
         convert(
@@ -685,5 +688,5 @@ def test_quantized_files_of_other_people_are_refused():
             config,
         )
     path = next((THIRD_PARTY / "edgetpu_slim_8bit").glob("*.tflite"))
-    with raises_line("a quantized file .*whose float weights are lost .*is uint8"):
+    with raises_line("a quantized file .*which no longer has the float weights .*is uint8"):
         convert("official_deeplab", str(path), OFFICIAL["edgetpu-deeplab-slim"])

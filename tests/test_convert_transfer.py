@@ -1,4 +1,4 @@
-"""The engine of the converters: strict, exact both ways, and a proof that sees two swapped tensors."""
+"""The engine of the converters: strict, exact in both directions, and proven."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_names_and_axes_of_torch(model):
     assert np.array_equal(variance, source["net.layer12.norm.running_var"])
 
 
-def test_the_way_back_is_bit_exact(model):
+def test_the_opposite_direction_is_bit_exact(model):
     source = file_for(model)
     load_weights(model, source, RULES)
     back = dump_weights(model, RULES)
@@ -101,7 +101,7 @@ def test_names_of_tf1(model):
     )
 
 
-def test_the_proof_says_what_went_where(model):
+def test_the_proof_lists_all_tensors(model):
     source = file_for(model) | {
         "net.first.num_batches_tracked": np.int64(3),
         "counter": np.zeros(2),
@@ -134,7 +134,7 @@ def test_two_swapped_tensors_fail_the_proof(model, first, second):
     other.write(values[0])
     one.write(values[1])
     with pytest.raises(
-        RuntimeError, match=f"net.layer1.{first}.weight, net.layer12.{second}.weight do not hold"
+        RuntimeError, match=f"net.layer1.{first}.weight, net.layer12.{second}.weight do not have"
     ):
         prove(model, source, RULES)
 
@@ -148,7 +148,7 @@ def test_a_transfer_that_skips_a_tensor_fails(model, monkeypatch):
         load_weights(model, file_for(model), RULES)
 
 
-def test_what_does_not_fit_is_listed_and_nothing_is_assigned(model):
+def test_mismatches_are_listed_and_nothing_is_assigned(model):
     source, before = file_for(model), dump_weights(model, RULES)
     del source["net.first.weight"]
     source["net.layer3.point.weight"] = np.zeros((4, 4, 1, 1), np.float32)
@@ -157,8 +157,8 @@ def test_what_does_not_fit_is_listed_and_nothing_is_assigned(model):
         load_weights(model, source, RULES, origin="a.pth")
     names = ", ".join(list(source)[:3])
     assert as_command_line(error.value) == (
-        f"a.pth does not fit small; it is unknown here, its tensors are called {names}, ... "
-        "(1 missing: net.first.weight; 1 left over: net.layer3.point.weight; "
+        f"a.pth does not fit small; its format is unknown, with tensors named {names}, ... "
+        "(1 missing: net.first.weight; 1 unexpected: net.layer3.point.weight; "
         "1 of another shape: decoder.1.bias 7 instead of 5)"
     )
     assert all(
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_assigned(model):
     )
 
 
-def test_a_layer_that_the_source_lacks_is_named(model):
+def test_the_error_names_a_layer_that_the_source_lacks(model):
     rules = dataclasses.replace(
         RULES, layers={k: v for k, v in RULES.layers.items() if v != "stem_conv"}
     )
@@ -179,9 +179,7 @@ def test_kept_layers_start_anew(model):
     source["decoder.1.weight"], source["decoder.1.bias"] = np.zeros((7, 4, 1, 1)), np.zeros(7)
     proof = load_weights(model, source, RULES, keep=("logits",))
     after = dump_weights(model, RULES)
-    assert proof.kept == ("logits",) and "newly initialised, not from the file: logits" in str(
-        proof
-    )
+    assert proof.kept == ("logits",) and "Not loaded, with initial weights: logits" in str(proof)
     assert np.array_equal(after["decoder.1.weight"], before["decoder.1.weight"])
     assert np.array_equal(after["net.first.weight"], source["net.first.weight"])
 
@@ -207,7 +205,7 @@ def test_one_source_for_two_variables_is_refused(model):
 
 
 @pytest.mark.parametrize(
-    "seems, model, told",
+    "identity, model, expected",
     [
         (
             "SSSegmentation's pspnet_mobilenetv2os8, 150 classes",
@@ -228,26 +226,26 @@ def test_one_source_for_two_variables_is_refused(model):
         (
             "OpenMMLab's MobileNetV3 classifier",
             "fcn_mobilenetv2os8_voc",
-            "give a model on its backbone (--model_variant)",
+            "give a model with its --model_variant",
         ),
         (
             "torchvision's classifier mobilenet_v2",
             "small",
-            "give a model on its backbone (--model_variant)",
+            "give a model with its --model_variant",
         ),
         ("an official DeepLab model on MobileNetV2", "small", ""),
         ("", "small", ""),
     ],
 )
-def test_the_advice_is_a_command_line_that_exists(seems, model, told):
-    assert as_command_line(advice(seems, model)) == told
-    for name in re.findall(r"--model=(\w+)", told):
+def test_the_advice_names_existing_models_and_files(identity, model, expected):
+    assert as_command_line(advice(identity, model)) == expected
+    for name in re.findall(r"--model=(\w+)", expected):
         assert name in zoo.list_models()
-    for path in re.findall(r"--flagfile=(\S+)", told):
+    for path in re.findall(r"--flagfile=(\S+)", expected):
         assert (ROOT / path).exists()
 
 
-def test_identify_tells_the_classes():
+def test_identify_returns_the_number_of_classes():
     names = {
         "backbone_net.conv1.conv.weight": (32, 3, 3, 3),
         "aspp_net.x": (1,),

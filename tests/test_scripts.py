@@ -98,7 +98,7 @@ def test_the_examples_of_the_help_are_right(name):
         (
             "train.py",
             ["--train_logdir={tmp}/a", "--epochs=1", "--initial_checkpoint={tmp}"],
-            "{tmp}: no checkpoint",
+            "{tmp}: not a checkpoint",
         ),
         (
             "train.py",

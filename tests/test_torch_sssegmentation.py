@@ -309,7 +309,7 @@ def test_released_files_of_every_layout_convert(tmp_path, capsys):
     assert np.array_equal(reference.logits(module, images(389, 453)), expected)
 
 
-def test_fine_tuning_on_other_classes_says_what_starts_anew(tmp_path, capsys):
+def test_a_conversion_to_other_classes_lists_the_skipped_layers(tmp_path, capsys):
     write_pth(tmp_path / "a.pth", drawn("fcn_mobilenetv2os8_voc"))
     arguments = (
         "--model=fcn_mobilenetv2os8_voc",
@@ -320,10 +320,7 @@ def test_fine_tuning_on_other_classes_says_what_starts_anew(tmp_path, capsys):
         script("convert_checkpoint.py")("--source=sssegmentation", "--num_classes=11", *arguments)
         == 0
     )
-    assert (
-        "newly initialised, not from the file: logits, auxiliary_logits\n"
-        in capsys.readouterr().out
-    )
+    assert "Not loaded, with initial weights: logits, auxiliary_logits\n" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "out").info.num_classes == 11
 
 
@@ -390,7 +387,7 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
         "noise": ("not a PyTorch checkpoint", np.random.default_rng(0).bytes(5000)),
         "empty": ("truncated or damaged", b""),
         "pickle": (
-            "a Python pickle that torch.save did not write",
+            "refused, because it is a Python pickle not written by torch.save",
             pickle.dumps({"model": Evil(tmp_path / "ran")}),
         ),
     }
@@ -404,7 +401,7 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
         cases[name] = ("refused, because loading it would run code", b"")
     for name, thing in {"list": [1, 2], "config": {"epoch": 3}, "none": {"model": {}}}.items():
         torch.save(thing, tmp_path / f"{name}.pth")
-        cases[name] = ("holds no weights", b"")
+        cases[name] = ("has no weights", b"")
     for name, (reason, _) in cases.items():
         with raises_line(reason) as error:
             read_pth(tmp_path / f"{name}.pth")

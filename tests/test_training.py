@@ -635,7 +635,7 @@ def test_a_training_knows_the_classes_of_its_start(
     assert script("train.py")(*flags, f"--train_logdir={tmp_path}/run") == 0
     message = (
         f"another order: class 1 is {names[1]!r} there and {names[2]!r} here and 1 more; "
-        "its classifiers start fresh"
+        "the classifiers start from random weights"
     )
     assert message in capfd.readouterr().err
 
@@ -643,7 +643,7 @@ def test_a_training_knows_the_classes_of_its_start(
 @pytest.mark.parametrize(
     ("name", "fits"),
     [
-        ("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc has"),
+        ("fcn_mobilenetv2os8_voc", "--model=fcn_mobilenetv2os8_voc would use"),
         ("", "--head=fcn with the other"),
     ],
 )
@@ -671,7 +671,7 @@ def test_a_whole_network_that_gives_its_backbone_only(
     initialize(model, other, str(tmp_path / "c"))
     assert (
         len(warnings) == 1
-        and "with the head fcn, of which psp can take the backbone only" in warnings[0]
+        and "has the head fcn, so only its backbone is loaded and the head psp" in warnings[0]
     )
     assert fits in as_command_line(warnings[0]) and "\n" not in warnings[0]
     theirs = folder.named_weights(source)
@@ -742,7 +742,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
     monkeypatch.setattr(
         "shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
     )
-    with raises_line(f"--train_logdir={tmp_path}: 0 MiB are free, the checkpoints need"):
+    with raises_line(f"--train_logdir={tmp_path}: 0 MiB are free, but the checkpoints need"):
         Workdir(tmp_path, {}).check_space(model)
 
 

@@ -129,7 +129,5 @@ def test_killed_at_random_moments(tiny_flags, tmp_path):
     _, errors = process.communicate(timeout=1800)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert (
-        process.returncode == 1
-        and len(lines) == 1
-        and "all 2 checkpoints are damaged" in lines[0]
+        process.returncode == 1 and len(lines) == 1 and "all 2 checkpoints are damaged" in lines[0]
     )

@@ -1,1 +1,4 @@
-"""Weights from other projects: one module per source, one reader per file format, one engine (`transfer`) for all."""
+"""Conversion of other projects' weights.
+
+There is one module per source, one reader per file format, and one engine for all (`transfer`).
+"""

@@ -1,4 +1,4 @@
-"""Runs a foreign graph and the converted model on the same pictures and compares what they say."""
+"""Compares the outputs of a foreign graph and the converted model on the same images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deeplab_keras.convert.graphs import IMAGE, Network
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models.layers import resize_bilinear
 
-PICTURES = 3
+NUM_IMAGES = 3
 EQUAL_LABELS, LOGIT_DIFFERENCE = 0.999, 1e-3
-ADVICE = "give `no_check` to convert it without running it"
-SIZE = 257  # of the pictures for a graph that takes any size
+ADVICE = "give `check=False` to convert it without running it"
+SIZE = 257  # of the images for a graph that takes any size
 
 
 class Runnable(Protocol):
@@ -29,103 +29,99 @@ class Runnable(Protocol):
 
     @property
     def network(self) -> Network:
-        """Its convolutions."""
+        """The convolutions."""
 
     @property
     def image(self) -> str:
-        """Its input."""
+        """The name of the input, or "" if there is not exactly one input."""
 
     def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Values of tensors."""
+        """Computes the values of tensors."""
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
-        """A tensor's shape, as far as it is known."""
+        """Returns a tensor's shape, as far as it is known."""
 
     def dtype(self, name: str) -> np.dtype:
-        """A tensor's type."""
+        """Returns a tensor's type."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far a converted model agrees with its source.
+    """Agreement of a converted model with its source.
 
     Attributes:
-        size: (height, width) of the pictures.
-        pictures: number of them.
-        labels: share of the pixels with the same label.
-        logits: largest difference of a class score, relative to the largest score.
-        runtime: what ran the source.
-        normalized: whether the file takes normalized images, so that the normalization is the
-            config's word.
+        size: (height, width) of the images.
+        images: Number of images.
+        labels: Share of the pixels with the same label, 0..1.
+        logits: Largest difference of a class score, relative to the largest score.
+        runtime: The software that ran the source.
+        normalized: Whether the file takes normalized images. Then it does not show how they are
+            normalized.
     """
 
     size: tuple[int, int]
-    pictures: int
+    images: int
     labels: float
     logits: float
     runtime: str
     normalized: bool
 
     @property
-    def enough(self) -> bool:
-        """Whether the two compute the same."""
+    def is_sufficient(self) -> bool:
+        """Whether both compute the same function."""
         return bool(self.labels >= EQUAL_LABELS and self.logits <= LOGIT_DIFFERENCE)
 
     def __str__(self) -> str:
         height, width = self.size
         return (
-            f"{100 * self.labels:.4f} % of the labels are equal and the logits differ by at most "
-            f"{self.logits:.2g} of the "
-            f"largest one ({self.pictures} pictures of {height}x{width}, {self.runtime} against "
-            "Keras)"
+            f"{100 * self.labels:.4f} % of the labels are equal, and the logits differ by at most "
+            f"{self.logits:.2g} of the largest logit ({self.images} images of {height}x{width}, "
+            f"{self.runtime} compared with Keras)"
         )
 
 
 def compare(
     graph: Runnable, model: keras.Model, config: ModelConfig, size: tuple[int, int]
 ) -> Agreement:
-    """Runs both on the same pictures.
+    """Runs both networks on the same images.
 
     Args:
-        graph: the source.
-        model: the converted model.
-        config: the architecture.
-        size: (height, width) of the pictures; see `picture_size`.
+        graph: The source.
+        model: The converted model.
+        config: Its architecture.
+        size: (height, width) of the images; see `image_size`.
 
     Raises:
-        UserError: the source cannot be run, or prepares its images in another way than the config
-            says.
+        UserError: If the source cannot be run, or preprocesses its images differently from the
+            config.
     """
     first = first_tensor(graph)
     equal = total = 0
     difference = largest = 0.0
-    for picture in pictures(size):
+    for image in synthetic_images(size):
         with reading(graph.path, _what(graph), ADVICE):
-            theirs = _run(graph, picture, first, config)
-        ours = keras.ops.convert_to_numpy(model(picture[None].astype(np.float32), training=False))
+            theirs = _run(graph, image, first, config)
+        ours = keras.ops.convert_to_numpy(model(image[None].astype(np.float32), training=False))
         if theirs.shape[-1] != ours.shape[-1]:
             raise UserError(
-                f"{graph.path}: has scores for {theirs.shape[-1]} classes, the model for "
-                f"{ours.shape[-1]}; "
-                f"give `num_classes={theirs.shape[-1]}`"
+                f"{graph.path}: has scores for {theirs.shape[-1]} classes, but the model has "
+                f"{ours.shape[-1]}; give `num_classes={theirs.shape[-1]}`"
             )
         if theirs.shape != ours.shape:
             theirs = keras.ops.convert_to_numpy(resize_bilinear(theirs, size, config.align_corners))
         difference = float(np.maximum(difference, np.abs(theirs - ours).max()))  # NaN stays NaN
         largest = float(np.maximum(largest, np.abs(theirs).max()))
-        equal, total = (
-            equal + int((theirs.argmax(-1) == ours.argmax(-1)).sum()),
-            total + ours[..., 0].size,
-        )
+        equal += int((theirs.argmax(-1) == ours.argmax(-1)).sum())
+        total += ours[..., 0].size
     relative = difference / largest if largest else difference
-    return Agreement(size, PICTURES, equal / total, relative, graph.runtime, first == graph.image)
+    return Agreement(size, NUM_IMAGES, equal / total, relative, graph.runtime, first == graph.image)
 
 
 def first_tensor(graph: Runnable) -> str:
-    """The tensor that the first convolution reads.
+    """Returns the input of the first convolution.
 
     Raises:
-        UserError: the graph has no such tensor, not one input, or no class scores.
+        UserError: If there is no such tensor, not exactly one input, or no class scores.
     """
     first = next(
         (
@@ -135,23 +131,23 @@ def first_tensor(graph: Runnable) -> str:
         ),
         "",
     )
-    for what, found in {
-        "one input": graph.image,
-        "a first convolution": first,
-        "class scores": graph.network.logits,
+    for problem, found in {
+        "does not have exactly one input": graph.image,
+        "has no convolution of the image": first,
+        "has no class scores": graph.network.logits,
     }.items():
         if not found:
             raise UserError(
-                f"{graph.path}: has not {what}, so that the conversion cannot be checked; {ADVICE}"
+                f"{graph.path}: {problem}, so the conversion cannot be checked; {ADVICE}"
             )
     return first
 
 
-def picture_size(graph: Runnable, config: ModelConfig) -> tuple[int, int]:
-    """Height and width of the images that the first convolution reads.
+def image_size(graph: Runnable, config: ModelConfig) -> tuple[int, int]:
+    """Returns height and width of the images that the first convolution reads.
 
     Raises:
-        UserError: the graph cannot be run; see `first_tensor`.
+        UserError: If the graph cannot be run; see `first_tensor`.
     """
     first = first_tensor(graph)
     for name in (first, graph.image):
@@ -161,7 +157,7 @@ def picture_size(graph: Runnable, config: ModelConfig) -> tuple[int, int]:
     small = (1, 17, 17, 3)
     with reading(graph.path, _what(graph), ADVICE):
         (value,) = graph.run([first], {graph.image: np.zeros(small, graph.dtype(graph.image))})
-    if value.shape[1:3] != small[1:3]:  # it pads smaller images to one size
+    if value.shape[1:3] != small[1:3]:  # the graph pads smaller images to a fixed size
         return int(value.shape[1]), int(value.shape[2])
     height, width = (
         max(SIZE, (window - 1) * config.output_stride + 1)
@@ -174,11 +170,11 @@ def _what(graph: Runnable) -> str:
     return f"a {graph.kind} that {graph.runtime} can run"
 
 
-def pictures(size: tuple[int, int]) -> list[np.ndarray]:
-    """Pictures with detail of every size: uint8 `[height, width, 3]`, always the same."""
+def synthetic_images(size: tuple[int, int]) -> list[np.ndarray]:
+    """Returns images with details of every size: uint8 `[height, width, 3]`, always the same."""
     random = np.random.default_rng(20)
-    found = []
-    for index in range(PICTURES):
+    images = []
+    for index in range(NUM_IMAGES):
         total = np.zeros((*size, 3))
         for octave in range(1, 8):
             coarse = random.standard_normal((2**octave, 2**octave, 3))
@@ -187,49 +183,47 @@ def pictures(size: tuple[int, int]) -> list[np.ndarray]:
                 0.85**octave
             )
         total += 0.2 * index * random.standard_normal(total.shape)
-        found.append(np.clip(127.5 + 70 * total, 0, 255).astype(np.uint8))
-    return found
+        images.append(np.clip(127.5 + 70 * total, 0, 255).astype(np.uint8))
+    return images
 
 
 def _enlarge(length: int, source: int) -> np.ndarray:
-    """`[length, source]` weights of a bilinear resize."""
+    """Returns the weights of a bilinear resize, `[length, source]`."""
     return np.maximum(
         0, 1 - np.abs(np.linspace(0, source - 1, length)[:, None] - np.arange(source))
     )
 
 
-def normalize(picture: np.ndarray, normalization: str) -> np.ndarray:
-    """What the network sees of a picture: float32 `[1, height, width, 3]`."""
+def normalize(image: np.ndarray, normalization: str) -> np.ndarray:
+    """Returns a normalized image, float32 `[1, height, width, 3]`."""
     mean, std = (np.array(values, np.float32) for values in NORMALIZATIONS[normalization])
-    return np.asarray((picture[None].astype(np.float32) - mean) / std)
+    return np.asarray((image[None].astype(np.float32) - mean) / std)
 
 
-def _run(graph: Runnable, picture: np.ndarray, first: str, config: ModelConfig) -> np.ndarray:
-    """The class scores of the source, `[1, height, width, classes]`."""
-    logits, seen = graph.network.logits, normalize(picture, config.normalization)
+def _run(graph: Runnable, image: np.ndarray, first: str, config: ModelConfig) -> np.ndarray:
+    """Returns the class scores of the source, `[1, height, width, classes]`."""
+    logits, expected = graph.network.logits, normalize(image, config.normalization)
     if first == graph.image:
-        (scores,) = graph.run([logits], {first: seen})
+        (scores,) = graph.run([logits], {first: expected})
         return np.asarray(scores, np.float32)
-    scores, read = graph.run(
-        [logits, first], {graph.image: picture[None].astype(graph.dtype(graph.image))}
+    scores, normalized = graph.run(
+        [logits, first], {graph.image: image[None].astype(graph.dtype(graph.image))}
     )
-    if read.shape != seen.shape:
+    if normalized.shape != expected.shape:
         raise UserError(
-            f"{graph.path}: makes {'x'.join(map(str, read.shape[1:3]))} of a picture of "
-            f"{'x'.join(map(str, seen.shape[1:3]))} "
-            f"before its first convolution, which no model here does; {ADVICE}"
+            f"{graph.path}: resizes images of {'x'.join(map(str, expected.shape[1:3]))} to "
+            f"{'x'.join(map(str, normalized.shape[1:3]))} before its first convolution, which no "
+            f"model here does; {ADVICE}"
         )
-    if not _close(read, seen):
+    if not _close(normalized, expected):
         fitting = next(
-            (name for name in NORMALIZATIONS if _close(read, normalize(picture, name))), ""
+            (name for name in NORMALIZATIONS if _close(normalized, normalize(image, name))), ""
         )
         advice = (
-            f"give `normalization={fitting}`"
-            if fitting
-            else f"no `normalization` is like that; {ADVICE}"
+            f"give `normalization={fitting}`" if fitting else f"no `normalization` fits; {ADVICE}"
         )
         raise UserError(
-            f"{graph.path}: prepares its images otherwise than "
+            f"{graph.path}: does not normalize images with "
             f"`normalization={config.normalization}`; {advice}"
         )
     return np.asarray(scores, np.float32)

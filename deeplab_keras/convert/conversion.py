@@ -1,4 +1,4 @@
-"""Foreign checkpoints into our models, whatever their kind, and the way back to SSSegmentation."""
+"""Converts foreign checkpoints to our models, and our checkpoints to SSSegmentation's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deeplab_keras.convert.transfer import (
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.models.segmentor import build_segmentor
 
-# Fields of ModelConfig that matter in training alone, or differ between the datasets.
+# Fields of ModelConfig that only affect training, or differ between datasets.
 FREE = {
     "name",
     "num_classes",
@@ -38,23 +38,24 @@ FREE = {
 def convert(
     source: str, path: str, config: ModelConfig, *, other_classes: bool = False, check: bool = True
 ) -> tuple[keras.Model, Proof]:
-    """Builds a model and fills it with foreign weights; an ImageNet file fills the backbone alone.
+    """Builds a model and loads foreign weights. An ImageNet file only has weights of the backbone.
 
     Args:
-        source: where the weights are from, one of `SOURCES`.
-        path: the file, or what else `source` reads.
-        config: the architecture.
-        other_classes: where the file's number of classes is another than the config's, the
-            classifier layers start anew instead of ending the conversion.
-        check: a graph (.pb, .tflite) is run on a few pictures, and so is the model; they must
-            agree. False takes the weights by their names without comparing anything else.
+        source: Where the weights are from, one of `SOURCES`.
+        path: The file or folder of the weights.
+        config: The architecture.
+        other_classes: Whether classifiers keep their initial weights if the file has another
+            number of classes than the config. By default, this is an error.
+        check: Whether a graph (.pb, .tflite) is compared with the model: its operations, and the
+            outputs of both on a few images. If false, weights are loaded by their names and
+            nothing else is compared.
 
     Returns:
-        The model, and the proof to be printed.
+        The model, and the proof to print.
 
     Raises:
-        UserError: an unknown source, a file that cannot be read, weights that do not fit the
-            config, or a graph that computes something else.
+        UserError: If the source is unknown, the file cannot be read, the weights do not fit the
+            config, or the graph computes something else.
     """
     if source not in SOURCES:
         raise unknown_option("source", source, SOURCES)
@@ -69,17 +70,19 @@ def load_pth(
     other_classes: bool = False,
     fresh: Collection[str] = (),
 ) -> Proof:
-    """Fills a model from a .pth file of SSSegmentation, OpenMMLab or torchvision; which one, its names tell.
+    """Loads the weights of a .pth file of SSSegmentation, OpenMMLab or torchvision.
+
+    The names of its tensors tell which one it is.
 
     Args:
-        model: a segmentor.
-        config: its architecture.
-        path: the file.
-        other_classes: see `convert`.
-        fresh: layers that start anew in any case.
+        model: A segmentor.
+        config: Its architecture.
+        path: The file.
+        other_classes: See `convert`.
+        fresh: Layers that keep their initial weights in any case.
 
     Raises:
-        UserError: see `convert`.
+        UserError: See `convert`.
     """
     tensors = read_pth(path)
     if any(name.startswith("features.") for name in tensors):
@@ -131,26 +134,28 @@ SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool, bool], Proof]]
 def dataset_info(
     config: ModelConfig, class_names: Sequence[str] = (), source: str = ""
 ) -> DatasetInfo:
-    """The classes of a model: those given, or those of the dataset that its name or source tells, or numbers.
+    """Returns the classes of a converted model.
+
+    Args:
+        config: The architecture.
+        class_names: The names of the classes. If empty, they are the classes of the dataset in the
+            model's name or `source`, or else numbers.
+        source: Where the weights are from, one of `SOURCES`.
 
     Raises:
-        UserError: as many names are needed as there are classes.
+        UserError: If there are more or fewer names than classes.
     """
     if class_names:
         if len(class_names) != config.num_classes:
             raise UserError(
                 f"`class_names`: {len(class_names)} names for `num_classes={config.num_classes}`; "
-                "give as many"
+                "give one name per class"
             )
         return info_for_classes("converted", class_names)
-    from deeplab_keras.data.datasets import (
-        ade20k,
-        cityscapes,
-        voc2012,
-    )  # their files are read by TensorFlow, the models are not
+    # Imported here because these modules need TensorFlow, which the models do not.
+    from deeplab_keras.data.datasets import ade20k, cityscapes, voc2012
 
-    # Part of a model's name, or its source -> the dataset it was trained on, if the number of
-    # classes agrees.
+    # Part of a model's name or source -> the dataset it was trained on, if it has as many classes.
     datasets = (
         ("voc", voc2012.VOC2012),
         ("pascal", voc2012.VOC2012),
@@ -165,7 +170,7 @@ def dataset_info(
     return info_for_classes("converted", [f"class_{index}" for index in range(config.num_classes)])
 
 
-# === The way back ===
+# === Conversion to SSSegmentation ===
 
 
 def write_sssegmentation(
@@ -173,19 +178,19 @@ def write_sssegmentation(
     path: str | os.PathLike[str],
     systems: Mapping[str, ModelConfig],
 ) -> Proof:
-    """Writes one of our checkpoints as a .pth that SSSegmentation's code loads strictly.
+    """Writes one of our checkpoints as a .pth file that SSSegmentation's code loads strictly.
 
     Args:
-        checkpoint: a checkpoint folder or a workdir.
-        path: the file.
+        checkpoint: A checkpoint folder or a workdir.
+        path: The file to write.
         systems: SSSegmentation's architectures by name.
 
     Returns:
-        The proof: the file, read again, against the model.
+        The proof: the file is read again and compared with the model.
 
     Raises:
-        UserError: the checkpoint cannot be read, SSSegmentation has no such network, or the file
-            cannot be written.
+        UserError: If the checkpoint cannot be read, SSSegmentation has no such network, or the
+            file cannot be written.
     """
     loaded = load_checkpoint(checkpoint)
     name = find_system(loaded.config, systems, str(checkpoint))
@@ -195,18 +200,17 @@ def write_sssegmentation(
 
 
 def find_system(config: ModelConfig, systems: Mapping[str, ModelConfig], origin: str) -> str:
-    """The system that computes what `config` describes.
+    """Returns the name of the SSSegmentation system with the architecture of `config`.
 
     Raises:
-        UserError: there is none; the line says in what the nearest one differs.
+        UserError: If there is none. The message says how the most similar one differs.
     """
     differences = {name: _differences(config, system) for name, system in systems.items()}
     name = min(differences, key=lambda name: len(differences[name]))
     if differences[name]:
         raise UserError(
             f"{origin}: SSSegmentation has no such network; its {name} differs in "
-            f"{', '.join(differences[name])}; "
-            "only weights of one of its systems can go back there"
+            f"{', '.join(differences[name])}; only networks of its systems can be converted to it"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""Frozen TF1 graphs: what they compute, in the vocabulary of `graphs`, and how to run them."""
+"""Reads frozen TF1 graphs as a `Graph`, and runs them."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, over_the_map
+from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, is_global_pooling
 from deeplab_keras.io.foreign import reading
 
 KINDS = {
-    "Conv2D": "CONV", "DepthwiseConv2dNative": "DEPTHWISE", "BiasAdd": "ADD", "Add": "ADD", "AddV2": "ADD", "Sub": "SUB",
-    "Mul": "MUL", "FusedBatchNorm": "BATCH_NORM", "FusedBatchNormV2": "BATCH_NORM", "FusedBatchNormV3": "BATCH_NORM",
-    "Relu": "RELU", "Relu6": "RELU6", "Sigmoid": "SIGMOID", "AvgPool": "POOL", "Mean": "MEAN", "ResizeBilinear": "RESIZE",
-    "ConcatV2": "CONCAT", "Pad": "PAD", "SpaceToBatchND": "SPACE_TO_BATCH", "BatchToSpaceND": "BATCH_TO_SPACE",
-    "Identity": "IDENTITY", "StopGradient": "IDENTITY", "CheckNumerics": "IDENTITY", "Softmax": "SOFTMAX", "ArgMax": "ARGMAX",
-    "FakeQuantWithMinMaxVars": "FAKE_QUANT", "FakeQuantWithMinMaxVarsPerChannel": "FAKE_QUANT",
-    "FakeQuantWithMinMaxArgs": "FAKE_QUANT",
+    "Conv2D": "CONV", "DepthwiseConv2dNative": "DEPTHWISE", "BiasAdd": "ADD", "Add": "ADD",
+    "AddV2": "ADD", "Sub": "SUB", "Mul": "MUL", "FusedBatchNorm": "BATCH_NORM",
+    "FusedBatchNormV2": "BATCH_NORM", "FusedBatchNormV3": "BATCH_NORM", "Relu": "RELU",
+    "Relu6": "RELU6", "Sigmoid": "SIGMOID", "AvgPool": "POOL", "Mean": "MEAN",
+    "ResizeBilinear": "RESIZE", "ConcatV2": "CONCAT", "Pad": "PAD",
+    "SpaceToBatchND": "SPACE_TO_BATCH", "BatchToSpaceND": "BATCH_TO_SPACE",
+    "Identity": "IDENTITY", "StopGradient": "IDENTITY", "CheckNumerics": "IDENTITY",
+    "Softmax": "SOFTMAX", "ArgMax": "ARGMAX", "FakeQuantWithMinMaxVars": "FAKE_QUANT",
+    "FakeQuantWithMinMaxVarsPerChannel": "FAKE_QUANT", "FakeQuantWithMinMaxArgs": "FAKE_QUANT",
 }  # fmt: skip
-# Operations that read sizes only.
+# Operations that only read sizes.
 SIZES = ("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp")
-# Operations whose first input is the data; the others are sizes and axes.
+# Operations whose first input is the data and whose other inputs are sizes and axes.
 FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "POOL", "ARGMAX")
-# What a graph may hold besides, because it is run: operations that compute tensors from tensors.
-# Anything else may read or write files, also where TensorFlow calls it stateless (ReadFile,
-# ImmutableConst, a call of a function that writes).
+# Other operations that are allowed in a graph, because they only compute tensors from tensors. The
+# graph is run, and other operations may read or write files, even some that TensorFlow calls
+# stateless (ReadFile, ImmutableConst, calls of functions that write).
 PURE = frozenset(
     """
-    Abs All Any ArgMin BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil Concat Const Dequantize Div DivNoNan Elu Equal
-    Exp ExpandDims Fill Floor FloorDiv FloorMod Gather GatherV2 Greater GreaterEqual LeakyRelu Less LessEqual Log
-    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Merge Min Minimum MirrorPad Neg
-    NotEqual OnesLike Pack PadV2 Placeholder PlaceholderWithDefault Pow Prod Range RealDiv Reciprocal Reshape
-    ResizeNearestNeighbor ReverseV2 Round Rsqrt Select SelectV2 Selu Slice Split SplitV Sqrt Square SquaredDifference
-    Squeeze StridedSlice Sum Switch Tanh Tile Transpose Unpack ZerosLike
+    Abs All Any ArgMin BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil Concat Const Dequantize
+    Div DivNoNan Elu Equal Exp ExpandDims Fill Floor FloorDiv FloorMod Gather GatherV2 Greater
+    GreaterEqual LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
+    Max MaxPool Maximum Mean Merge Min Minimum MirrorPad Neg NotEqual OnesLike Pack PadV2
+    Placeholder PlaceholderWithDefault Pow Prod Range RealDiv Reciprocal Reshape
+    ResizeNearestNeighbor ReverseV2 Round Rsqrt Select SelectV2 Selu Slice Split SplitV Sqrt
+    Square SquaredDifference Squeeze StridedSlice Sum Switch Tanh Tile Transpose Unpack
+    ZerosLike
     """.split()
 )
 
 
 def layer_name(names: Sequence[str]) -> str:
-    """The layer to which the kernel or the operation of this name belongs."""
+    """Returns the layer of the kernel or operation with this name."""
     return re.sub(
         r"/(depthwise_)?weights(_\w+)?$|/(Conv2D|depthwise|separable_conv2d)(_\d+)?$", "", names[0]
     )
@@ -55,10 +59,11 @@ class FrozenGraph:
     """An open frozen graph.
 
     Args:
-        path: a .pb file.
+        path: A .pb file.
 
     Raises:
-        UserError: not a frozen graph, or one that could do more than compute.
+        UserError: If the file is not a frozen graph, or has operations that do more than compute
+            tensors.
     """
 
     kind = "frozen graph"
@@ -73,7 +78,7 @@ class FrozenGraph:
             self._graph = tf.Graph()
             with self._graph.as_default():
                 tf.import_graph_def(definition, name="")
-            # As TensorFlow has it, with the defaults of attributes that the file leaves out.
+            # TensorFlow's version of the graph has the defaults of attributes that the file omits.
             self._nodes = {node.name: node for node in self._graph.as_graph_def().node}
             self._order = self._in_order()
             self._constants = self._find_constants()
@@ -83,7 +88,7 @@ class FrozenGraph:
         """The convolutions.
 
         Raises:
-            UserError: a convolution has no constant kernel.
+            UserError: If a convolution has no constant kernel.
         """
         with reading(self.path, "a frozen graph"):
             ops = [op for name in self._order if (op := self._op(self._nodes[name])) is not None]
@@ -95,12 +100,12 @@ class FrozenGraph:
 
     @property
     def image(self) -> str:
-        """Name of the only placeholder, or ""."""
+        """The name of the only placeholder, or ""."""
         names = [name for name, node in self._nodes.items() if node.op == "Placeholder"]
         return names[0] if len(names) == 1 else ""
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The value of a tensor that is computed from constants alone, else None."""
+        """Returns the value of a tensor that is computed only from constants, else `None`."""
         node = self._nodes.get(_node_name(name))
         while node is not None and node.op == "Identity":
             node = self._nodes.get(_node_name(node.input[0]))
@@ -111,7 +116,7 @@ class FrozenGraph:
         return self.run([node.name], {})[0]
 
     def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The values of tensors for the given values of others."""
+        """Computes the values of tensors from the given values of others."""
         fed = {_tensor(name): value for name, value in feed.items()}
         return [
             np.asarray(value)
@@ -119,12 +124,12 @@ class FrozenGraph:
         ]
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
-        """A tensor's shape, as far as the graph says it."""
+        """Returns a tensor's shape, as far as the graph says it."""
         shape = self._graph.get_tensor_by_name(_tensor(name)).shape
         return None if shape.rank is None else tuple(shape.as_list())
 
     def dtype(self, name: str) -> np.dtype:
-        """A tensor's type."""
+        """Returns a tensor's type."""
         return np.dtype(self._graph.get_tensor_by_name(_tensor(name)).dtype.as_numpy_dtype)
 
     @functools.cached_property
@@ -132,17 +137,16 @@ class FrozenGraph:
         return tf.compat.v1.Session(graph=self._graph)
 
     def _check(self, definition: Any) -> None:
-        """Refuses operations that may do more than compute tensors."""
+        """Checks that all operations only compute tensors."""
         for node in definition.node:
             if node.op not in PURE and node.op not in KINDS and node.op not in SIZES:
                 raise UserError(
-                    f"{self.path}: holds the operation {node.op} ({node.name}), which no network "
-                    "here needs; "
-                    "it is not run: freeze the graph of a float model"
+                    f"{self.path}: has the operation {node.op} ({node.name}), which no network "
+                    "here needs, so the graph is not run; freeze the graph of a float model"
                 )
 
     def _in_order(self) -> list[str]:
-        """The nodes' names, each after those that it reads."""
+        """Returns the nodes' names in topological order."""
         missing = {
             name: {_node_name(i) for i in node.input} & self._nodes.keys()
             for name, node in self._nodes.items()
@@ -162,13 +166,12 @@ class FrozenGraph:
                     heapq.heappush(ready, place[reader])
         if len(order) < len(self._nodes):
             raise UserError(
-                f"{self.path}: its nodes read each other in a cycle; freeze the graph of a float "
-                "model"
+                f"{self.path}: its nodes form a cycle; freeze the graph of a float model"
             )
         return order
 
     def _find_constants(self) -> set[str]:
-        """Nodes that are computed from constants alone."""
+        """Returns the nodes that are computed only from constants."""
         found: set[str] = set()
         for name in self._order:
             node = self._nodes[name]
@@ -206,7 +209,7 @@ class FrozenGraph:
                 "stride": tuple(node.attr["strides"].list.i[1:3]),
             }
             kind = "POOL" if node.attr["padding"].s == b"VALID" else "POOL with padding"
-        elif kind == "MEAN" and over_the_map(self._parameter(inputs, 1)):
+        elif kind == "MEAN" and is_global_pooling(self._parameter(inputs, 1)):
             kind, attributes = "POOL", {"window": None, "stride": (1, 1)}
         elif kind == "RESIZE":
             attributes = {

@@ -1,10 +1,15 @@
-"""What a graph computes around its convolutions, in one form for frozen graphs, TFLite files and our own models.
+"""A common form of frozen graphs, TFLite files and our models: their convolutions.
 
-The readers (`frozen_graph`, `tflite_weights`, `keras_graph`) translate a file or a model into a
-`Graph` of operations in one vocabulary. `find_convolutions` then collects everything that belongs
-to each convolution: stride, dilation, padding, a bias or a batch norm (whole, folded, or left as
-multiplication and addition), the activation, and which convolutions it reads, through which other
-operations. Two graphs with the same convolutions compute the same function.
+The readers (`frozen_graph`, `tflite_weights`, `keras_graph`) translate a file or a model to a
+`Graph` of operations with common names. `find_convolutions` then collects everything that belongs
+to each convolution:
+
+* stride, dilation and padding,
+* the bias or batch norm, which may be separate, folded, or a multiplication and an addition,
+* the activation,
+* the convolutions that it reads, and the operations between them.
+
+Two graphs with the same convolutions compute the same function.
 """
 
 from __future__ import annotations
@@ -19,14 +24,13 @@ from deeplab_keras.config import UserError
 
 CONVOLUTIONS = ("CONV", "DEPTHWISE")
 ACTIVATIONS = ("RELU", "RELU6", "HARD_SWISH", "HARD_SIGMOID", "Q_SIGMOID", "SIGMOID")
-# The factors of the two gates relu6(x + 3) * factor.
+# The gates are relu6(x + 3) * factor, with these factors.
 GATES = {"Q_SIGMOID": 0.16667, "HARD_SIGMOID": 1 / 6}
 VECTORS = ("gamma", "beta", "moving_mean", "moving_variance")
 FREEZE = "freeze the graph, or give the checkpoint"
-IMAGE, OUTSIDE = (
-    -1,
-    -2,
-)  # "convolutions" that a convolution reads: the image, and what no convolution leads to
+# Numbers that stand for inputs of a convolution other than convolutions: the image, and a tensor
+# that is computed from neither the image nor a convolution.
+IMAGE, OUTSIDE = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,10 @@ class Op:
     Attributes:
         kind: `CONV`, `DEPTHWISE`, `ADD`, `SUB`, `MUL`, `BATCH_NORM`, one of `ACTIVATIONS`, `POOL`,
             `RESIZE`, `CONCAT`, `PAD`, `SPACE_TO_BATCH`, `BATCH_TO_SPACE`, `IDENTITY`, `SOFTMAX`,
-            `ARGMAX`, `FAKE_QUANT`, or the format's own name of another operation.
-        inputs: names of the tensors that it reads, without those that only state an order or a
-            size.
-        output: name of its first output.
-        names: names from which the layer can be recognized, the most telling first.
+            `ARGMAX`, `FAKE_QUANT`, or the format's name of another operation.
+        inputs: The names of the input tensors, except sizes and control dependencies.
+        output: The name of the first output.
+        names: Names that identify the layer, the most specific first.
         attributes: `stride`, `dilation`, `padding`, `epsilon`, `window`, `align_corners`,
             `half_pixel_centers`, `activation` (fused), `block`, `pads`.
     """
@@ -54,14 +57,14 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """Operations in the order in which they can run.
+    """Operations in topological order.
 
     Attributes:
-        ops: the operations.
-        constant: the value behind a tensor's name, or None if it is computed from the image.
-        image: the tensor that takes the image.
-        outputs: the tensors that the graph returns, if it says so.
-        origin: the file, for error messages.
+        ops: The operations.
+        constant: Returns the value of a tensor by its name, or `None` if it depends on the image.
+        image: The name of the image tensor.
+        outputs: The names of the output tensors, if the graph has such a list.
+        origin: The file, for error messages.
     """
 
     ops: Sequence[Op]
@@ -73,7 +76,7 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """An average pooling; `window=None` covers the whole map."""
+    """Average pooling; `window=None` is global pooling."""
 
     window: tuple[int, int] | None
     stride: tuple[int, int]
@@ -84,21 +87,21 @@ class Convolution:
     """One convolution with everything that belongs to it.
 
     Attributes:
-        names: names from which the layer can be recognized.
-        depthwise: whether it is depthwise.
-        kernel: in TF1's axes, zeros between the taps of a dilated kernel removed.
+        names: Names that identify the layer.
+        depthwise: Whether it is a depthwise convolution.
+        kernel: The kernel in TF1's axes. Zeros between the taps of a dilated kernel are removed.
         stride: (height, width).
         dilation: (height, width).
-        padding: "same", "valid" or another word.
-        vectors: `BatchNorm/<vector>` of a whole batch norm, or `scale` and `offset`, one value per
-            channel.
-        epsilon: of a whole batch norm.
-        activation: one of `ACTIVATIONS` or "".
-        reads: places of the convolutions that it reads; `IMAGE` is the image.
-        through: the operations between those and this convolution, sorted.
-        pool: the pooling among them.
-        source: the tensor that it reads, behind a SPACE_TO_BATCH.
-        output: the tensor after its activation.
+        padding: "same", "valid", or a description of another padding.
+        vectors: `BatchNorm/<vector>` of a separate batch norm, or `scale` and `offset`. One value
+            per channel each.
+        epsilon: The epsilon of a separate batch norm.
+        activation: One of `ACTIVATIONS`, or "".
+        reads: Indices of the convolutions that it reads; `IMAGE` is the image.
+        through: The operations between those convolutions and this one, sorted.
+        pool: The pooling among these operations.
+        source: The input tensor, before a SPACE_TO_BATCH.
+        output: The tensor after the activation.
     """
 
     names: tuple[str, ...]
@@ -119,14 +122,13 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """All convolutions of a graph and its end.
+    """The convolutions and the class scores of a graph.
 
     Attributes:
-        convolutions: in the order in which they run.
-        logits: the tensor with the class scores, before a softmax and an argmax; "" if there is no
-            such tensor.
-        reads: places of the convolutions whose sum the class scores are.
-        through: the operations between those and the class scores, sorted.
+        convolutions: The convolutions in topological order.
+        logits: The tensor of the class scores, before softmax and argmax; "" if there is none.
+        reads: Indices of the convolutions from which the class scores are computed.
+        through: The operations between those convolutions and the class scores, sorted.
         resizes: (align_corners, half_pixel_centers) of each bilinear resize.
     """
 
@@ -141,21 +143,20 @@ def find_convolutions(graph: Graph) -> Network:
     """Collects the convolutions of a graph.
 
     Raises:
-        UserError: a convolution has no constant kernel, or the graph simulates 8-bit arithmetic.
+        UserError: If a convolution has no constant kernel, or the graph simulates 8-bit arithmetic.
     """
     rounding = sum(op.kind == "FAKE_QUANT" for op in graph.ops)
     if rounding:
         raise UserError(
             f"{graph.origin}: quantization-aware: {rounding} operations round its weights and "
-            "features, which no float model "
-            "does; give the float graph, or the TF1 checkpoint of its training for the float "
-            "weights"
+            "features, which no float model does; give the float graph, or the TF1 checkpoint of "
+            "its training run, which has the float weights"
         )
-    return _Walk(graph).network()
+    return _ConvolutionFinder(graph).network()
 
 
 class _Linear:
-    """The multiplications and additions after a convolution, as one of each."""
+    """The multiplications and additions after a convolution, combined to one of each."""
 
     def __init__(self, channels: int, bias: np.ndarray | None) -> None:
         self.channels, self.offset = channels, bias
@@ -163,10 +164,10 @@ class _Linear:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has followed yet."""
+        """Whether there is no multiplication or addition yet."""
         return self.scale is None and self.offset is None
 
-    def follow(self, factor: np.ndarray | None, summand: np.ndarray | None) -> None:
+    def append(self, factor: np.ndarray | None, summand: np.ndarray | None) -> None:
         """Appends a multiplication or an addition."""
         if factor is not None:
             self.scale = factor if self.scale is None else self.scale * factor
@@ -179,14 +180,16 @@ class _Linear:
         self.offset = summand if self.offset is None else self.offset + summand
 
     def vectors(self) -> dict[str, np.ndarray]:
-        """`scale` and `offset`, as far as there are any."""
+        """Returns `scale` and `offset`, `offset` only, or nothing."""
         if self.is_empty:
             return {}
         offset = np.zeros(self.channels, np.float32) if self.offset is None else self.offset
         return {"offset": offset} if self.scale is None else {"scale": self.scale, "offset": offset}
 
 
-class _Walk:
+class _ConvolutionFinder:
+    """Finds the convolutions of a graph and what belongs to them; see `find_convolutions`."""
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.producer = {op.output: op for op in graph.ops}
@@ -194,9 +197,8 @@ class _Walk:
         for op in graph.ops:
             for name in dict.fromkeys(op.inputs):
                 self.readers.setdefault(name, []).append(op)
-        self.place: dict[
-            str, int
-        ] = {}  # tensor after a convolution's activation -> the convolution
+        # Tensor after a convolution's activation -> index of the convolution.
+        self.place: dict[str, int] = {}
 
     def network(self) -> Network:
         found = []
@@ -205,21 +207,19 @@ class _Walk:
                 found.append(self._convolution(op))
                 self.place[found[-1].output] = len(found) - 1
         for convolution in found:
-            convolution.reads, through, convolution.pool = self._back(convolution.source)
-            if convolution.reads == {
-                IMAGE,
-                OUTSIDE,
-            }:  # sizes, on the way to which the image is prepared
+            convolution.reads, through, convolution.pool = self._trace_back(convolution.source)
+            # OUTSIDE are sizes that the graph computes to preprocess the image.
+            if convolution.reads == {IMAGE, OUTSIDE}:
                 convolution.reads = frozenset({IMAGE})
             convolution.through = () if convolution.reads == {IMAGE} else through
-        end = self._end()
-        reads, through, _ = self._back(end) if end else (frozenset(), (), None)
+        logits = self._logits()
+        reads, through, _ = self._trace_back(logits) if logits else (frozenset(), (), None)
         resizes = frozenset(
             (op.attributes["align_corners"], op.attributes["half_pixel_centers"])
             for op in self.graph.ops
             if op.kind == "RESIZE"
         )
-        return Network(tuple(found), end, reads, through, resizes)
+        return Network(tuple(found), logits, reads, through, resizes)
 
     # --- One convolution ---
 
@@ -227,30 +227,30 @@ class _Walk:
         kernel = self.graph.constant(op.inputs[1])
         if kernel is None or kernel.ndim != 4:
             raise UserError(f"{self.graph.origin}: {op.names[0]} has no constant kernel; {FREEZE}")
-        dilation, source, padding = (
-            op.attributes["dilation"],
-            self._plain(op.inputs[0]),
-            op.attributes["padding"],
-        )
+        source = self._skip_identities(op.inputs[0])
         before = self.producer.get(source)
         block = None
         if before is not None and before.kind == "SPACE_TO_BATCH":
-            block, source = before, self._plain(before.inputs[0])
-        kernel, rate = _without_zeros(kernel, dilation)
+            block, source = before, self._skip_identities(before.inputs[0])
+        kernel, rate = _without_zeros(kernel, op.attributes["dilation"])
         result = Convolution(
             op.names,
             op.kind == "DEPTHWISE",
             kernel,
             op.attributes["stride"],
             rate,
-            padding,
+            op.attributes["padding"],
             source=source,
         )
         result.output = self._follow(op, result, block)
         return result
 
     def _follow(self, op: Op, result: Convolution, block: Op | None) -> str:
-        """Collects what follows a convolution up to its activation; returns the tensor behind that."""
+        """Collects what follows a convolution up to its activation.
+
+        Returns:
+            The tensor after the activation.
+        """
         channels = (
             result.kernel.shape[2] * result.kernel.shape[3]
             if result.depthwise
@@ -267,19 +267,21 @@ class _Walk:
             and (reader := self._only_reader(tensor)) is not None
             and (gate := self._gate(reader, tensor))
         ):
-            activation, tensor = (
-                gate,
-                reader.output,
-            )  # relu6(x + 3) * factor, whose 3 went into the bias
+            # In relu6(x + 3) * factor, the 3 was added to the bias.
+            activation, tensor = gate, reader.output
             linear.add(np.full(channels, -3, np.float32))
         result.activation = activation
         result.vectors |= linear.vectors()
-        return self._plain(tensor)
+        return self._skip_identities(tensor)
 
     def _linear_part(
         self, op: Op, result: Convolution, block: Op | None, linear: _Linear
     ) -> tuple[str, str]:
-        """The tensor after bias, batch norm and blocks, and the activation that is fused into the last of these."""
+        """Collects bias, batch norm and BATCH_TO_SPACE after a convolution.
+
+        Returns:
+            The tensor after them, and the activation fused into the last of them, or "".
+        """
         tensor, activation = op.output, op.attributes.get("activation", "")
         while (reader := self._only_reader(tensor)) is not None:
             step = None
@@ -299,7 +301,7 @@ class _Walk:
                 step = self._step(reader, tensor, linear.channels)
                 if step is None:
                     break
-                linear.follow(*step)
+                linear.append(*step)
             elif reader.kind != "IDENTITY":
                 break
             tensor, activation = (
@@ -307,13 +309,16 @@ class _Walk:
                 activation or reader.attributes.get("activation", ""),
             )
         if block is not None:
-            result.padding = "blocks that are not undone"
+            result.padding = "SPACE_TO_BATCH without BATCH_TO_SPACE"
         return tensor, activation
 
     def _step(
         self, op: Op, tensor: str, channels: int
     ) -> tuple[np.ndarray | None, np.ndarray | None] | None:
-        """(factor, None) or (None, summand), one value per channel, if `op` combines `tensor` with a constant."""
+        """Returns (factor, None) or (None, summand), one value per channel.
+
+        Returns `None` if `op` does not combine `tensor` with a constant.
+        """
         if op.kind == "ADD" and self._starts_activation(op):
             return None
         others = [name for name in op.inputs if name != tensor]
@@ -330,6 +335,7 @@ class _Walk:
         )
 
     def _starts_activation(self, op: Op) -> bool:
+        """Whether an addition is the first operation of relu6(x + 3)."""
         reader = self._only_reader(op.output)
         three = [
             value
@@ -342,7 +348,7 @@ class _Walk:
         )
 
     def _activation(self, tensor: str) -> tuple[str, str]:
-        """The activation that `tensor` goes through and the tensor behind it."""
+        """Returns the activation of `tensor` and the tensor after it."""
         readers = self._readers(tensor)
         if len(readers) == 1 and readers[0].kind in ACTIVATIONS:
             return readers[0].kind, readers[0].output
@@ -353,9 +359,8 @@ class _Walk:
             return "", tensor
         clipped = shifted[0].output
         if not shifted[0].attributes.get("activation"):
-            clipped = self.readers[clipped][
-                0
-            ].output  # `_starts_activation` saw that it is the only one
+            # The only reader, according to `_starts_activation`.
+            clipped = self.readers[clipped][0].output
         reader = self._only_reader(clipped)
         if reader is None or reader.kind != "MUL":
             return "", tensor
@@ -369,7 +374,9 @@ class _Walk:
             return "", tensor
         products = (reader, last)
         multiplied = any(
-            self._plain(name) == self._plain(tensor) for op in products for name in op.inputs
+            self._skip_identities(name) == self._skip_identities(tensor)
+            for op in products
+            for name in op.inputs
         )
         factors = [self.graph.constant(name) for op in products for name in op.inputs]
         sixth = any(
@@ -378,12 +385,12 @@ class _Walk:
         return ("HARD_SWISH", last.output) if multiplied and sixth else ("", tensor)
 
     def _gate(self, op: Op, tensor: str) -> str:
-        """The gate whose last step is `op`."""
+        """Returns the gate whose last operation is `op`, or ""."""
         if op.kind != "MUL":
             return ""
         value = next((self.graph.constant(name) for name in op.inputs if name != tensor), None)
         exact = next((gate for gate, factor in GATES.items() if _is(value, factor)), "")
-        # In half precision both factors are the same number; the official one is meant.
+        # In half precision, both factors are the same number. It is the official gate.
         return exact or ("Q_SIGMOID" if _is(value, np.float16(GATES["Q_SIGMOID"])) else "")
 
     def _vector(self, name: str, channels: int) -> np.ndarray:
@@ -397,7 +404,7 @@ class _Walk:
     # --- Between the convolutions ---
 
     def _readers(self, tensor: str) -> list[Op]:
-        """The operations that read a tensor, seen through identities."""
+        """Returns the operations that read a tensor, skipping identities."""
         found: list[Op] = []
         for op in self.readers.get(tensor, []):
             found += self._readers(op.output) if op.kind == "IDENTITY" else [op]
@@ -407,8 +414,8 @@ class _Walk:
         readers = self.readers.get(tensor, [])
         return readers[0] if len(readers) == 1 and tensor not in self.graph.outputs else None
 
-    def _plain(self, tensor: str) -> str:
-        """The tensor behind identities."""
+    def _skip_identities(self, tensor: str) -> str:
+        """Returns the tensor before identity operations."""
         seen = set()
         while (
             (op := self.producer.get(tensor)) is not None
@@ -419,13 +426,18 @@ class _Walk:
             tensor = op.inputs[0]
         return tensor
 
-    def _back(self, tensor: str) -> tuple[frozenset[int], tuple[str, ...], Pool | None]:
-        """The convolutions that a tensor is computed from, the operations between, and the pooling among those."""
+    def _trace_back(self, tensor: str) -> tuple[frozenset[int], tuple[str, ...], Pool | None]:
+        """Finds the convolutions from which a tensor is computed.
+
+        Returns:
+            Their indices, the operations between them and the tensor, and the pooling among these
+            operations.
+        """
         reads: set[int] = set()
         through: list[str] = []
         pool, seen, waiting = None, set(), [tensor]
         while waiting:
-            name = self._plain(waiting.pop())
+            name = self._skip_identities(waiting.pop())
             if name in seen:
                 continue
             seen.add(name)
@@ -447,30 +459,33 @@ class _Walk:
                 waiting += [name for name in op.inputs if name not in constants]
         return frozenset(reads), tuple(sorted(through)), pool
 
-    def _end(self) -> str:
-        """The tensor with the class scores."""
+    def _logits(self) -> str:
+        """Returns the tensor of the class scores, or ""."""
         last = next((op for op in reversed(self.graph.ops) if op.kind == "ARGMAX"), None)
         if last is not None:
-            tensor = self._plain(last.inputs[0])
+            tensor = self._skip_identities(last.inputs[0])
         elif len(self.graph.outputs) == 1:
-            tensor = self._plain(self.graph.outputs[0])
+            tensor = self._skip_identities(self.graph.outputs[0])
         else:
             softmax = next((op for op in reversed(self.graph.ops) if op.kind == "SOFTMAX"), None)
-            tensor = self._plain(softmax.output) if softmax is not None else ""
+            tensor = self._skip_identities(softmax.output) if softmax is not None else ""
         op = self.producer.get(tensor)
-        return self._plain(op.inputs[0]) if op is not None and op.kind == "SOFTMAX" else tensor
+        if op is not None and op.kind == "SOFTMAX":
+            return self._skip_identities(op.inputs[0])
+        return tensor
 
 
 def _undo_blocks(result: Convolution, before: Op, after: Op) -> None:
-    """A convolution between SPACE_TO_BATCH and BATCH_TO_SPACE is a dilated one."""
+    """Converts a convolution between SPACE_TO_BATCH and BATCH_TO_SPACE to a dilated one."""
     block = before.attributes["block"]
     if block is None or block != after.attributes["block"] or result.padding != "valid":
-        result.padding = "blocks of another form"
+        result.padding = "SPACE_TO_BATCH that does not fit BATCH_TO_SPACE"
         return
     result.dilation = tuple(rate * size for rate, size in zip(result.dilation, block, strict=True))
     pads, crops = before.attributes["pads"], after.attributes["pads"]
     result.padding = "same"
-    if pads is not None and crops is not None:  # else they are computed from the size of the image
+    # If pads and crops are not constant, the graph computes them from the size of the image.
+    if pads is not None and crops is not None:
         needed = [
             (size - 1) * rate // 2
             for size, rate in zip(result.kernel.shape[:2], result.dilation, strict=True)
@@ -483,7 +498,7 @@ def _undo_blocks(result: Convolution, before: Op, after: Op) -> None:
 def _without_zeros(
     kernel: np.ndarray, dilation: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A kernel whose taps have zeros between them is a smaller dilated one."""
+    """Converts a kernel with zeros between its taps to a smaller dilated one."""
     size = kernel.shape[0]
     if dilation != (1, 1) or size < 5 or kernel.shape[1] != size:
         return kernel, dilation
@@ -503,6 +518,6 @@ def _is(value: np.ndarray | None, number: float | np.floating) -> bool:
     )
 
 
-def over_the_map(axes: np.ndarray | None) -> bool:
-    """Whether a mean over these axes is one over the whole map."""
+def is_global_pooling(axes: np.ndarray | None) -> bool:
+    """Whether a mean over these axes is global average pooling."""
     return axes is not None and sorted(axes.reshape(-1).tolist()) == [1, 2]

@@ -1,4 +1,4 @@
-"""What an unknown weights file seems to be, told from the names in it, and what to do with it: an error's hints."""
+"""Identifies unknown weights files by their tensors' names, for hints in error messages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What it is -> beginnings of names that only it has; every one must be there. The first row that
-# fits is taken.
+# What the file is -> prefixes of names, all of which must occur. The first row that fits is used.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "SSSegmentation's pspnet_mobilenetv2os8": ("backbone_net.conv1.conv", "ppm_net."),
     "SSSegmentation's deeplabv3plus_mobilenetv2os8": (
@@ -40,8 +39,8 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "an official DeepLab model on MobileNetV3": ("MobilenetV3/", "logits/semantic/"),
     "an ImageNet classifier of TF-Slim": ("MobilenetV2/Logits/",),
 }
-# Names of classifiers' biases, whose length is the number of classes.
-CLASSIFIERS = (
+# Names of classifier biases. Their length is the number of classes.
+CLASSIFIER_BIASES = (
     "decoder.7.bias",
     "decoder.3.bias",
     "decoder.1.bias",
@@ -49,31 +48,38 @@ CLASSIFIERS = (
     "classifier.4.bias",
     "logits/semantic/biases",
 )
-DATASETS = {
-    21: "voc",
-    150: "ade20k",
-    19: "cityscapes",
-}  # SSSegmentation's, by their number of classes
+# SSSegmentation's datasets by their number of classes.
+DATASETS = {21: "voc", 150: "ade20k", 19: "cityscapes"}
 
 
 def hints(shapes: Shapes, model: str) -> str:
-    """The end of an error's line about a file that does not fit `model`: what it seems to be, and what to do."""
-    seems = identify(shapes)
-    if not seems:
-        return f"; it is unknown here, its tensors are called {', '.join(list(shapes)[:3])}, ..."
-    return "".join(
-        f"; {hint}" for hint in (seems and f"it seems to be {seems}", advice(seems, model)) if hint
-    )
+    """Returns the end of an error message about a file that does not fit a model.
+
+    Args:
+        shapes: The shapes of the file's tensors by name.
+        model: The name of the model.
+
+    Returns:
+        What the file seems to be and what to do, for appending to a message.
+    """
+    identity = identify(shapes)
+    if not identity:
+        return f"; its format is unknown, with tensors named {', '.join(list(shapes)[:3])}, ..."
+    found = (f"it seems to be {identity}", advice(identity, model))
+    return "".join(f"; {hint}" for hint in found if hint)
 
 
 def identify(shapes: Shapes) -> str:
-    """What the file with these tensors seems to be, with its number of classes; "" if nobody knows."""
-    for what, beginnings in SIGNATURES.items():
-        if all(any(name.startswith(beginning) for name in shapes) for beginning in beginnings):
+    """Returns what a file with these tensors seems to be and its number of classes.
+
+    Returns "" if it is unknown.
+    """
+    for what, prefixes in SIGNATURES.items():
+        if all(any(name.startswith(prefix) for name in shapes) for prefix in prefixes):
             classes = next(
                 (
                     shapes[name][0]
-                    for name in CLASSIFIERS
+                    for name in CLASSIFIER_BIASES
                     if name in shapes and len(shapes[name]) == 1
                 ),
                 None,
@@ -82,22 +88,30 @@ def identify(shapes: Shapes) -> str:
     return ""
 
 
-def advice(seems: str, model: str) -> str:
-    """The flags with which a file fits that does not fit `model`, by what `identify` said; "" if nobody knows."""
-    system = re.fullmatch(r"SSSegmentation's (\w+)(?:, (\d+) classes)?", seems)
+def advice(identity: str, model: str) -> str:
+    """Returns the options with which a file that does not fit a model can be converted.
+
+    Args:
+        identity: The result of `identify`.
+        model: The name of the model.
+
+    Returns:
+        What to do, or "" if it is unknown.
+    """
+    system = re.fullmatch(r"SSSegmentation's (\w+)(?:, (\d+) classes)?", identity)
     if system:
         name, classes = system[1], int(system[2] or 21)
         fitting = f"{name}_{DATASETS.get(classes, 'voc')}"
-        flags = f"`model={fitting}`" + ("" if classes in DATASETS else f" `num_classes={classes}`")
+        options = f"`model={fitting}`"
+        if classes not in DATASETS:
+            options += f" `num_classes={classes}`"
         if not model.startswith(name):
-            return f"give {flags}"
-        return (
-            ""
-            if fitting == model
-            else f"give {flags}, or `num_classes` as well to start the classifiers anew"
-        )
-    whole = re.match(r"torchvision's (\w+_mobilenet_v3_large)", seems)
+            return f"give {options}"
+        if fitting == model:
+            return ""
+        return f"give {options}, or also `num_classes` to start with new classifiers"
+    whole = re.match(r"torchvision's (\w+_mobilenet_v3_large)", identity)
     if whole:
         return f"give `flagfile=configs/base/torchvision_{whole[1]}.flags`"
-    backbone = re.search(r"classifier mobilenet_(\w+)|OpenMMLab's MobileNet(V\d) classifier", seems)
-    return "give a model on its backbone (`backbone`)" if backbone else ""
+    backbone = r"classifier mobilenet_(\w+)|OpenMMLab's MobileNet(V\d) classifier"
+    return "give a model with its `backbone`" if re.search(backbone, identity) else ""

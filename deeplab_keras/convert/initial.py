@@ -1,4 +1,4 @@
-"""Where a training's weights start: another checkpoint, or ImageNet weights."""
+"""Initial weights of a training run: another checkpoint, or ImageNet weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.models.quantization import without_ranges
 
 PTH = (".pth", ".pt")
-LISTED = 8  # layers in a line of the log
+LISTED = 8  # layers in a log line
 MOMENTA = ("backbone_bn_momentum", "head_bn_momentum")
 
 
@@ -43,25 +43,28 @@ def initialize(
     logits_only: bool = False,
     info: DatasetInfo | None = None,
 ) -> None:
-    """Assigns the weights of `source` to `model`, and says which it left out.
+    """Loads initial weights, and logs which layers keep their random weights.
 
-    From one of our checkpoints come the backbone and, where the head is the same, the head. Its
-    classifier layers are left out where the number of classes differs, or with a warning where
-    their names or order do; an auxiliary head that it lacks starts fresh.
+    Of our checkpoints, the backbone is always loaded, and the head if it is of the same kind. Some
+    layers keep their random weights:
+
+    * classifiers, if the number of classes differs; with a warning also if the names or the order
+      of the classes differ,
+    * the auxiliary head, if the checkpoint has none.
 
     Args:
-        model: the segmentor.
-        config: its architecture.
-        source: a checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file
-            of SSSegmentation, OpenMMLab or torchvision, or what the official DeepLab starts from: a
-            TF1 checkpoint or a release as downloaded.
+        model: The segmentor.
+        config: Its architecture.
+        source: A checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file
+            of SSSegmentation, OpenMMLab or torchvision, or a file from which the official DeepLab
+            can start: a TF1 checkpoint or a release archive.
         last_layer: False: the last layers start fresh in any case.
         logits_only: the last layers are the classifiers; False: the whole head.
-        info: the classes of the training; None: those of one of our checkpoints are taken to be the
-            same.
+        info: The classes of the training run. If `None`, a checkpoint of ours is assumed to have
+            the same classes.
 
     Raises:
-        UserError: no such source, or its weights do not fit.
+        UserError: If the source does not exist, or its weights do not fit.
     """
     fresh = () if last_layer else last_layers(model, logits_only)
     if is_official_file(source):
@@ -77,30 +80,27 @@ def initialize(
 
 
 def start_config(source: str) -> ModelConfig:
-    """The architecture of a checkpoint that a training starts from, with this version's batch norm momenta.
+    """Returns the architecture of an initial checkpoint, with the default batch norm momenta.
 
-    The momenta fit the length of the training that the checkpoint comes from and say nothing about
-    its weights: the official 0.9997 takes ten thousand steps to forget.
+    The checkpoint's momenta depend on the length of its training run, not on its weights. For
+    example, the official 0.9997 averages over ten thousand steps.
 
     Args:
-        source: a checkpoint folder or workdir.
+        source: A checkpoint folder or workdir.
     """
     folder, defaults = find_checkpoint(source), ModelConfig()
     theirs = read_config(folder)
     ours = theirs.replace(**{name: getattr(defaults, name) for name in MOMENTA})
     if ours != theirs:
         changes = ", ".join(
-            f"`{name}={getattr(ours, name):g}` (its own: {getattr(theirs, name):g})"
-            for name in MOMENTA
+            f"`{name}={getattr(ours, name):g}` (not {getattr(theirs, name):g})" for name in MOMENTA
         )
-        logging.info(
-            "%s: its weights are taken, not the momenta of its training: %s", folder, changes
-        )
+        logging.info("%s: the batch norm momenta are not taken from it: %s", folder, changes)
     return ours
 
 
 def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:
-    """Names of the layers with weights that are the classifiers, or all of the head."""
+    """Returns the names of the classifiers, or of all layers of the head that have weights."""
     heads = [
         layer.name for layer in model.layers if layer.weights and not re.match(BACKBONE, layer.name)
     ]
@@ -125,9 +125,8 @@ def _from_folder(
             else f"`head={theirs.head}` with the other settings of {folder / CONFIG}"
         )
         logging.warning(
-            "%s is a whole network with the head %s, of which %s can take the backbone only: its "
-            "head starts fresh; %s has the "
-            "checkpoint's head",
+            "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
+            "weights; %s would use the checkpoint's head",
             folder,
             theirs.head,
             config.head,
@@ -158,12 +157,12 @@ def _from_folder(
         "%d weights from %s%s",
         len(taken) - len(started),
         folder,
-        f"; fresh layers: {listed}" if layers else "",
+        f"; layers with random weights: {listed}" if layers else "",
     )
 
 
 def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
-    """Whether the classifiers of a checkpoint would give classes of other names; a warning then says which."""
+    """Whether a checkpoint's classes have other names or another order; then logs a warning."""
     if info is None:
         return False
     theirs = read_info(folder)
@@ -173,9 +172,8 @@ def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
     same = sorted(theirs.plain_names) == sorted(info.plain_names)
     more = f" and {len(other) - 1} more" if len(other) > 1 else ""
     logging.warning(
-        "%s was trained on %s: class %d is %r there and %r here%s; its classifiers start fresh; "
-        "to take them, give the classes "
-        "the %s of %s",
+        "%s was trained on %s: class %d is %r there and %r here%s; the classifiers start from "
+        "random weights; to load them, give the classes the %s of %s",
         folder,
         "these classes in another order" if same else "other classes",
         other[0],

@@ -1,8 +1,8 @@
-"""ImageNet weights of keras.applications' MobileNets into our backbones.
+"""Loads ImageNet weights of keras.applications' MobileNets into our backbones.
 
 They were trained on images in -1..1, with TensorFlow's padding and a batch norm epsilon of 0.001. A
-backbone of other conventions takes them, but starts less well: `configs/base/imagenet_keras.flags`
-holds the fitting ones.
+backbone with other conventions can use them, but training starts from a higher loss. The matching
+conventions are in `configs/base/imagenet_keras.flags`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARCHITECTURES = {
     "mobilenet_v3_large": keras.applications.MobileNetV3Large,
     "mobilenet_v3_small": keras.applications.MobileNetV3Small,
 }
-# The widths of which there are weights to download.
+# The depth multipliers for which weights can be downloaded.
 WIDTHS = {
     "mobilenet_v2": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
     "mobilenet_v3_large": (0.75, 1.0),
@@ -36,7 +36,7 @@ FITTING = {"normalization": "unit_range", "padding": "same", "backbone_bn_epsilo
 BACKBONE = r"(stem|block\d+|last)_.*"
 MAX_BLOCKS = 17
 
-# Layer of a block there -> here.
+# Layer of a block in keras.applications -> our layer.
 V2_PARTS = {
     "expand": "expand_conv",
     "expand_BN": "expand_bn",
@@ -53,12 +53,14 @@ V3_PARTS = {
 
 
 def rules(config: ModelConfig) -> Rules:
-    """The table of a backbone; the first block there has no number, the second is number 1."""
+    """Returns the rules for a backbone.
+
+    In keras.applications, the first block has no number and the second has number 1.
+    """
     if config.backbone == "mobilenet_v2":
         ends, block, parts = {"Conv1": "stem_conv", "bn_Conv1": "stem_bn"}, "block", V2_PARTS
-        ignored = (
-            r"(Conv_1|Conv_1_bn|predictions)/.*",
-        )  # the 1280-channel layer and the classifier
+        # The convolution with 1280 channels and the classifier.
+        ignored = (r"(Conv_1|Conv_1_bn|predictions)/.*",)
     else:
         ends = {
             "conv": "stem_conv",
@@ -78,17 +80,18 @@ def rules(config: ModelConfig) -> Rules:
 def load_imagenet(
     model: keras.Model, config: ModelConfig, weights: str, flag: str = "tf_initial_checkpoint"
 ) -> Proof:
-    """Fills the backbone of `model`, strictly.
+    """Loads ImageNet weights into the backbone of a model. All its layers must have weights.
 
     Args:
-        model: a segmentor.
-        config: its architecture.
-        weights: "imagenet", downloaded once by Keras into ~/.keras/models, or a file of that kind,
-            with or without its classifier.
+        model: A segmentor.
+        config: Its architecture.
+        weights: "imagenet", which Keras downloads once into ~/.keras/models, or a file of such
+            weights, with or without the classifier.
         flag: what errors call the flag that gave them.
 
     Raises:
-        UserError: no such weights for this backbone, no connection, or a file of another network.
+        UserError: If there are no such weights for this backbone, they cannot be downloaded, or
+            the file is for another network.
     """
     proof = load_weights(
         model, _read(config, weights, flag), rules(config), origin=f"`{flag}={weights}`"
@@ -102,11 +105,11 @@ def load_imagenet(
 
 
 def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]:
-    """Every weight of the classifier network `<layer>/<variable>` -> array."""
+    """Reads the weights of the classifier network: `<layer>/<variable>` -> array."""
     if config.backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"`{flag}={weights}`: there are ImageNet weights for {known}, not {config.backbone}"
+            f"`{flag}={weights}`: no ImageNet weights for {config.backbone}, only for {known}"
         )
     if weights == "imagenet":
         network = _download(config, flag)
@@ -115,8 +118,7 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
     else:
         raise UserError(
             f"`{flag}={weights}`: no such file or folder; give 'imagenet', a file of ImageNet "
-            "weights, "
-            "a checkpoint or a `train_logdir`"
+            "weights, a checkpoint or a `train_logdir`"
         )
     return {
         f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
@@ -129,11 +131,10 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     widths = WIDTHS[config.backbone]
     if config.depth_multiplier not in widths:
         raise UserError(
-            f"`{flag}='imagenet'`: there are ImageNet weights of {config.backbone} for "
-            f"`depth_multiplier={', '.join(map(str, widths))}`, not {config.depth_multiplier}; give "
-            "one of these, or "
-            "train from random weights "
-            f"(leave `{flag}` out)"
+            f"`{flag}='imagenet'`: no ImageNet weights of {config.backbone} for "
+            f"`depth_multiplier={config.depth_multiplier}`, only for "
+            f"{', '.join(map(str, widths))}; give one of these, or omit `{flag}` to train from "
+            "random weights"
         )
     try:
         return ARCHITECTURES[config.backbone](
@@ -145,9 +146,8 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(
-            f"`{flag}='imagenet'`: {str(error).splitlines()[0]}; download that file on a machine "
-            "with a "
-            f"connection and put it into {folder}, or give the file itself"
+            f"`{flag}='imagenet'`: {str(error).splitlines()[0]}; download this file on another "
+            f"machine and put it into {folder}, or give its path"
         ) from error
 
 
@@ -157,7 +157,7 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
         f"`depth_multiplier={config.depth_multiplier}`"
     )
     next_step = (
-        "give a file of these (.weights.h5), or the `backbone` and `depth_multiplier` that it is of"
+        "give a file of these (.weights.h5), or the file's `backbone` and `depth_multiplier`"
     )
     with reading(f"`{flag}={path}`", what, next_step):
         _check_size(path)
@@ -168,9 +168,8 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
         )
         try:
             with reading(f"`{flag}={path}`", what, next_step), warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of each object that did not fit, before the error that there are some
+                # Keras warns about each object that does not fit before it raises an error.
+                warnings.simplefilter("ignore")
                 network.load_weights(path)
             return network
         except UserError as error:
@@ -179,17 +178,20 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
 
 
 def _check_size(path: str) -> None:
-    """Refuses an HDF5 file whose datasets are larger than the file: a few bytes can state any size."""
-    stored, stated = os.path.getsize(path), 0
+    """Checks that the datasets of an HDF5 file are not much larger than the file.
+
+    A few bytes can declare any size.
+    """
+    stored, declared = os.path.getsize(path), 0
 
     def add(name: str, item: Any) -> None:
-        nonlocal stated
-        stated += item.nbytes if isinstance(item, h5py.Dataset) else 0
+        nonlocal declared
+        declared += item.nbytes if isinstance(item, h5py.Dataset) else 0
 
     with h5py.File(path, "r") as file:
         file.visititems(add)
-    if stated > 4 * stored + (64 << 20):
+    if declared > 4 * stored + (64 << 20):
         raise UserError(
-            f"{path}: states {stated >> 20} MiB of weights in {stored >> 20} MiB; copy or "
+            f"{path}: declares {declared >> 20} MiB of weights in {stored >> 20} MiB; copy or "
             "download it again"
         )

@@ -1,4 +1,4 @@
-"""What one of our models computes, in the vocabulary of `graphs`."""
+"""Reads one of our models as a `Graph`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from deeplab_keras.models.layers import ResizeTo, q_sigmoid
 
 KINDS: dict[type, str] = {
     keras.layers.Add: "ADD", keras.layers.Multiply: "MUL", keras.layers.Concatenate: "CONCAT",
-    keras.layers.ZeroPadding2D: "PAD", keras.layers.Dropout: "IDENTITY", keras.layers.SpatialDropout2D: "IDENTITY",
+    keras.layers.ZeroPadding2D: "PAD", keras.layers.Dropout: "IDENTITY",
+    keras.layers.SpatialDropout2D: "IDENTITY",
 }  # fmt: skip
 ACTIVATIONS: dict[Any, str] = {
-    keras.activations.hard_silu: "HARD_SWISH", keras.activations.hard_sigmoid: "HARD_SIGMOID", q_sigmoid: "Q_SIGMOID",
-    keras.activations.sigmoid: "SIGMOID",
+    keras.activations.hard_silu: "HARD_SWISH", keras.activations.hard_sigmoid: "HARD_SIGMOID",
+    q_sigmoid: "Q_SIGMOID", keras.activations.sigmoid: "SIGMOID",
 }  # fmt: skip
 
 
 def read_model(model: keras.Model) -> Network:
-    """The convolutions of a segmentor; their first name is the layer's."""
+    """Returns the convolutions of a segmentor. The first name of each is the layer's name."""
     constants: dict[str, Any] = {}
     ops = [
         op
@@ -40,7 +41,7 @@ def read_model(model: keras.Model) -> Network:
 
 
 def _calls(model: keras.Model) -> Iterator[tuple[Any, list[str], str]]:
-    """Every layer with the names of the tensors that it reads and makes, in the order in which they run."""
+    """Yields each layer with the names of its inputs and its output, in topological order."""
     for nodes in (
         model._nodes_by_depth[depth] for depth in sorted(model._nodes_by_depth, reverse=True)
     ):

@@ -1,4 +1,6 @@
-"""The official DeepLab's weights into our models: TF1 checkpoints, releases as downloaded, frozen graphs, TFLite files.
+"""Loads weights of the official DeepLab into our models.
+
+They come as TF1 checkpoints, release archives, frozen graphs or TFLite files:
 
     print(load(model, config, "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz"))
 
@@ -18,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.convert.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, picture_size
+from deeplab_keras.convert.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, image_size
 from deeplab_keras.convert.graphs import Convolution, Pool
 from deeplab_keras.convert.keras_graph import read_model
 from deeplab_keras.convert.official_files import Source, read_source, tensors_of, unfold
@@ -45,23 +47,27 @@ SCOPES = {
 }
 OUTPUT_STRIDES = (8, 16, 32)
 NAMELESS = "its layers do not have the names of an official DeepLab"
-BLOCKS = 22  # of the deepest backbone
-# Kept beside the weights: optimizer state, counters, averages, ranges of a quantised training.
+BLOCKS = 22  # number of blocks of the deepest backbone
+# Tensors other than weights: optimizer state, counters, averages, ranges of quantized training.
 BOOKKEEPING = (
     r"global_step|beta[12]_power",
     r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)",
     r".*(_quant|quant_\w+)/(min|max)(/.*)?",
 )
 BACKBONE = r"(stem|block\d+|last)_.*"
-WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has such a head
+WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has an auxiliary head
 
 
 def rules(config: ModelConfig) -> Rules:
-    """What the official DeepLab calls the layers of `config`."""
+    """Returns the official DeepLab's names for the layers of `config`.
+
+    Raises:
+        UserError: If the official DeepLab has no such backbone.
+    """
     scope = SCOPES.get(config.backbone)
     if scope is None:
         raise UserError(
-            f"`backbone={config.backbone}`: the official DeepLab's are {', '.join(SCOPES)}"
+            f"`backbone={config.backbone}`: the official DeepLab has {', '.join(SCOPES)}"
         )
     layers = _with_batch_norm({f"{scope}/Conv": "stem", f"{scope}/Conv_1": "last"})
     for block in range(1, BLOCKS + 1):
@@ -82,7 +88,7 @@ def rules(config: ModelConfig) -> Rules:
         }
     )
     layers |= _decoder(config)
-    # A classifier of ImageNet, and the convolution before it that segmentation leaves out.
+    # The ImageNet classifier and the convolution before it, which segmentation does not use.
     unused = rf"{scope}/(Logits|Conv_2)/.*" + (
         rf"|{scope}/Conv_1/.*" if config.backbone == "mobilenet_v2" else ""
     )
@@ -128,21 +134,21 @@ def load(
     other_classes: bool = False,
     check: bool = True,
 ) -> Proof:
-    """Fills a model from an official file of any kind; see `read_source`.
+    """Loads the weights of an official file of any kind; see `read_source`.
 
-    A graph (.pb, .tflite) is compared with the model operation by operation, then both run on the
-    same pictures.
+    A graph (.pb, .tflite) is compared with the model operation by operation. Then both run on the
+    same images, and their outputs are compared.
 
     Args:
-        model: the segmentor of `config`.
-        config: the architecture.
-        path: the file.
-        other_classes: where the file's number of classes differs from the config's, the classifiers
-            keep their own weights.
-        check: False: a graph's weights are taken by their names, and nothing else is compared.
+        model: The segmentor of `config`.
+        config: The architecture.
+        path: The file.
+        other_classes: See `conversion.convert`.
+        check: Whether a graph is compared with the model. If false, its weights are loaded by
+            their names.
 
     Raises:
-        UserError: the file cannot be read, does not fit, or computes something else.
+        UserError: If the file cannot be read, does not fit, or computes something else.
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     tensors: dict[str, np.ndarray] = source.tensors
@@ -151,8 +157,7 @@ def load(
         tensors, note = _proven_tensors(source, model, config, other_classes)
     elif not tensors:
         raise UserError(
-            f"{source.path}: {NAMELESS}; leave `no_check` out, and they are found by what reads "
-            "what"
+            f"{source.path}: {NAMELESS}; omit `check=False` to find its layers by their connections"
         )
     keep = fresh_classifiers(model, tensors, rules(config)) if other_classes else ()
     proof = load_official(model, config, tensors, origin=source.path, keep=keep)
@@ -160,18 +165,15 @@ def load(
 
 
 def not_proven(config: ModelConfig, kind: str) -> str:
-    """Lists what a source that was not run leaves to the config."""
-    rates = config.get("atrous_rates", ())
-    sides = ",".join(map(str, config.image_pooling_window)) or "the whole map"
+    """Returns a note that lists what is unproven because the source was not run."""
+    rates = ",".join(map(str, config.get("atrous_rates", ()))) or "none"
+    window = ",".join(map(str, config.image_pooling_window)) or "the whole map"
     return (
-        f"The {kind} was not run: only its weights are proven. Taken from the config: strides and "
-        "dilations (output_stride="
-        f"{config.output_stride}, "
-        f"atrous_rates={','.join(map(str, rates)) or 'none'}), "
-        f"padding={config.padding}, "
-        f"image pooling over {sides}, batch norm epsilons {config.backbone_bn_epsilon:g} "
-        "(backbone) and "
-        f"{config.head_bn_epsilon:g} (head), activations, align_corners={config.align_corners}, "
+        f"The {kind} was not run: only its weights are proven. From the config and unproven are "
+        f"strides and dilations (output_stride={config.output_stride}, atrous_rates={rates}), "
+        f"padding={config.padding}, image pooling over {window}, batch norm epsilons "
+        f"{config.backbone_bn_epsilon:g} (backbone) and {config.head_bn_epsilon:g} (head), "
+        f"activations, align_corners={config.align_corners} and "
         f"normalization={config.normalization}. Evaluate the model on labeled images."
     )
 
@@ -179,9 +181,16 @@ def not_proven(config: ModelConfig, kind: str) -> str:
 def _proven_tensors(
     source: Source, model: keras.Model, config: ModelConfig, other_classes: bool
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of a graph that computes what `config` describes, and what was proven about that."""
+    """Proves that a graph computes the same as the model of `config`.
+
+    Returns:
+        The graph's tensors by their official names, and a note about the proof.
+
+    Raises:
+        UserError: If the graph computes something else.
+    """
     graph, origin, network = source.graph, source.path, source.graph.network
-    size = picture_size(graph, config)
+    size = image_size(graph, config)
     classes = max(
         (network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0),
         default=0,
@@ -189,9 +198,8 @@ def _proven_tensors(
     if other_classes and classes != config.num_classes and classes > 1:
         config = config.replace(num_classes=classes)
         model = build_segmentor(config)
-    _check_variant(
-        config, source.tensors, origin, classes_matter=True, stated=stated(graph, size, config)
-    )
+    differences = option_differences(graph, size, config)
+    _check_variant(config, source.tensors, origin, classes_matter=True, differences=differences)
     table = rules(config)
 
     def name_of(layer: str) -> str:
@@ -202,76 +210,72 @@ def _proven_tensors(
     if found.differences:
         shown = "; ".join(found.differences[:3])
         raise UserError(
-            f"{origin} computes something else than {model.name}: {shown}; give the flags of the "
-            "model it was made from "
-            "(`no_check` takes the weights without this comparison)"
+            f"{origin} does not compute the same as {model.name}: {shown}; give the options of the "
+            "model it was exported from (`check=False` converts the weights without this check)"
         )
     layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
     tensors, _ = unfold(tensors_of(layers), config.backbone_bn_epsilon, config.head_bn_epsilon)
     load_official(model, config, tensors, origin=origin)
     agreement = compare(graph, model, config, size)
-    if not agreement.enough:
+    if not agreement.is_sufficient:
         raise UserError(
-            f"{origin}: the converted model computes something else: {agreement}; needed are "
-            f"{EQUAL_LABELS:.1%} and "
-            f"{LOGIT_DIFFERENCE:g}; give the flags of the model it was made from (`no_check` "
-            "takes the weights all the same)"
+            f"{origin}: the converted model does not compute the same: {agreement}; required are "
+            f"{EQUAL_LABELS:.1%} and {LOGIT_DIFFERENCE:g}; give the options of the model it was "
+            "exported from (`check=False` converts the weights without this check)"
         )
-    prepared = (
-        f" The file takes normalized images: normalization={config.normalization} is taken "
-        "from the config."
-    )
-    return (
-        tensors,
-        f"The {source.kind} and the model were run: "
-        f"{agreement}.{prepared if agreement.normalized else ''}",
-    )
+    note = f"The {source.kind} and the model were run: {agreement}."
+    if agreement.normalized:
+        note += (
+            f" The file takes normalized images, so normalization={config.normalization} is from "
+            "the config and unproven."
+        )
+    return tensors, note
 
 
 def start_from(
     model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()
 ) -> Proof:
-    """Fills a model that is to be trained: what `tf_initial_checkpoint` means to the official train.py, but strict.
+    """Loads initial weights for training, as the official train.py does, but strictly.
 
-    If the number of classes differs, the classifiers keep their fresh weights. For LR-ASPP these are
-    the two convolutions of the decoder only; the reference would fail or drop the whole head
+    If the number of classes differs, the classifiers keep their random weights. For LR-ASPP, these
+    are only the two convolutions of the decoder; the reference would fail or drop the whole head
     (docs/reference/official_deeplab.md#restoring-and-new-classes). From a checkpoint with another
     head, and from an ImageNet classifier, only the backbone is loaded.
 
     Args:
-        model: the segmentor.
-        config: its architecture.
-        path: see `read_source`.
-        fresh: layers that start fresh in any case; more than the classifiers: the backbone is
-            taken.
+        model: The segmentor.
+        config: Its architecture.
+        path: The file; see `read_source`.
+        fresh: Layers that keep their random weights in any case. If there are others than
+            classifiers, only the backbone is loaded.
 
     Returns:
-        The proof, which says what was left fresh.
+        The proof, which lists the layers that were not loaded.
 
     Raises:
-        UserError: the weights are of another variant, or broken.
+        UserError: If the weights are of another variant, or damaged.
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     if not source.tensors:
         raise UserError(
-            f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py) and start from "
+            f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py), and start from "
             "the result"
         )
-    found, tensors, keep = seems(source.tensors), source.tensors, set(fresh)
+    found, tensors, keep = identify(source.tensors), source.tensors, set(fresh)
     classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
     other_head = found.get("head", config.head) != config.head
     if other_head:
-        flags = " ".join(
-            f"`{flag}={found[flag]}`" for flag in ("head", "aspp_convs_filters") if flag in found
+        options = " ".join(
+            f"`{name}={found[name]}`" for name in ("head", "aspp_convs_filters") if name in found
         )
         logging.warning(
-            "%s is a whole network with the head %s, of which %s can take the backbone only: its "
-            "head starts fresh; %s, or a "
-            "`model` of list_models.py with these, has the checkpoint's head",
+            "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
+            "weights; %s, or a `model` of list_models.py with these, would use the checkpoint's "
+            "head",
             source.path,
             found["head"],
             config.head,
-            flags,
+            options,
         )
     if other_head or not keep <= classifiers:
         tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
@@ -291,22 +295,22 @@ def load_official(
     keep: Collection[str] = (),
     covers: str = ".*",
 ) -> Proof:
-    """Fills the model with official weights; strict. A backbone's file without a head fills the backbone alone.
+    """Loads official weights strictly. If the tensors have no head, only the backbone is loaded.
 
     Args:
-        model: the segmentor of `config`.
-        config: the architecture.
-        tensors: by their official names.
-        origin: what errors call the source.
-        keep: layers of ours that keep their own weights.
-        covers: regular expression of the layers that must be filled.
+        model: The segmentor of `config`.
+        config: The architecture.
+        tensors: The weights by their official names.
+        origin: The source, for error messages.
+        keep: Layers of ours that keep their initial weights.
+        covers: Regular expression of the layers that must be filled.
 
     Returns:
-        The proof, to be printed.
+        The proof, to print.
 
     Raises:
-        UserError: the weights are of another variant, with the flag that would fit, or do not fit
-            otherwise.
+        UserError: If the weights do not fit. If they are of another variant, the message has the
+            options that would fit.
     """
     _check_variant(config, tensors, origin, classes_matter=not keep)
     table = dataclasses.replace(rules(config), covers=covers)
@@ -315,10 +319,10 @@ def load_official(
     return load_weights(model, tensors, table, keep=keep, origin=origin)
 
 
-# === What a checkpoint seems to be ===
+# === Identifying the variant of a checkpoint ===
 
-# Backbone -> output channels of some of its layers at depth multiplier 1, enough to tell all of
-# them apart.
+# Backbone -> output channels of some layers at depth multiplier 1, enough to distinguish all
+# backbones.
 WIDTHS: dict[str, dict[str, int]] = {
     "mobilenet_v2": {
         "Conv": 32,
@@ -368,28 +372,31 @@ LAST_BLOCK = {
 MULTIPLIERS = (1.0, 0.5, 0.35, 0.75, 1.4, 1.3, 0.25)
 
 
-def seems(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The flags with which these weights seem to have been made, as far as names and shapes tell; {}: not official."""
+def identify(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the options of the model with these weights, as far as names and shapes show them.
+
+    The value of `atrous_rates` is the number of rates. Empty if the weights are not official ones.
+    """
     shapes = {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}
-    flags: dict[str, Any] = _seems_backbone(shapes)
-    if not flags:
+    options: dict[str, Any] = _identify_backbone(shapes)
+    if not options:
         return {}
     classes = shapes.get("logits/semantic/biases") or shapes.get("decoder/decoder_conv0/biases")
     if classes:
-        flags["num_classes"] = classes[0]
+        options["num_classes"] = classes[0]
     if "aspp0/weights" in shapes:
-        flags["aspp_convs_filters"] = shapes["aspp0/weights"][-1]
-        flags["head"] = "lraspp" if "image_pooling/biases" in shapes else "deeplab_v3"
-        if flags["head"] == "deeplab_v3" and "decoder/feature_projection0/weights" in shapes:
-            flags["head"] = "deeplab_v3_plus"
+        options["aspp_convs_filters"] = shapes["aspp0/weights"][-1]
+        options["head"] = "lraspp" if "image_pooling/biases" in shapes else "deeplab_v3"
+        if options["head"] == "deeplab_v3" and "decoder/feature_projection0/weights" in shapes:
+            options["head"] = "deeplab_v3_plus"
         branches = {
             int(n) for name in shapes for n in re.findall(r"^aspp([1-9]\d*)(?:_depthwise)?/", name)
         }
-        flags["atrous_rates"] = len(branches)
-    return flags
+        options["atrous_rates"] = len(branches)
+    return options
 
 
-def _seems_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _identify_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     for variant, widths in WIDTHS.items():
         scope = SCOPES[variant]
         numbers = [
@@ -403,12 +410,10 @@ def _seems_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 if found == [
                     make_divisible(width * multiplier, divisor) for width in widths.values()
                 ]:
-                    flags = {"model_variant": variant, "depth_multiplier": multiplier}
-                    return flags | (
-                        {"divisible_by": divisor}
-                        if variant == "mobilenet_v2" and multiplier != 1
-                        else {}
-                    )
+                    options = {"model_variant": variant, "depth_multiplier": multiplier}
+                    if variant == "mobilenet_v2" and multiplier != 1:
+                        options["divisible_by"] = divisor
+                    return options
     return {}
 
 
@@ -421,16 +426,16 @@ def _check_variant(
     tensors: Mapping[str, np.ndarray],
     origin: str,
     classes_matter: bool,
-    stated: Mapping[str, tuple[Any, Any]] | None = None,
+    differences: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> None:
-    """Raises UserError with the flags that would fit, where the file tells them.
+    """Raises UserError with the options that would fit, if the file shows other ones.
 
     Args:
-        config: the architecture.
-        tensors: by their official names.
-        origin: the file.
-        classes_matter: whether another number of classes is an error.
-        stated: flag -> (the file's value, the config's), where they differ; see `stated`.
+        config: The architecture.
+        tensors: The weights by their official names.
+        origin: The file, for error messages.
+        classes_matter: Whether another number of classes is an error.
+        differences: Option -> (the file's value, the config's value); see `option_differences`.
     """
     given: dict[str, Any] = {
         "model_variant": config.backbone,
@@ -441,40 +446,49 @@ def _check_variant(
         "head": config.head,
         "atrous_rates": len(config.get("atrous_rates", ())),
     }
-    found = seems(tensors)
+    found = identify(tensors)
     if not classes_matter:
         found.pop("num_classes", None)
     if found.get("head") == "lraspp":
         found.pop("atrous_rates", None)
-    if stated and "atrous_rates" in stated:
+    exact = dict(differences or {})
+    if "atrous_rates" in exact:
         found.pop("atrous_rates", None)
-    wrong = {
-        flag: (value, given[flag]) for flag, value in found.items() if value != given[flag]
-    } | dict(stated or {})
-    if not wrong:
-        return
-    rates = wrong.pop("atrous_rates", None) if not stated or "atrous_rates" not in stated else None
-    flags = [
-        f"`{flag}={_typed(value)}` (not {_typed(here) or 'empty'})"
-        for flag, (value, here) in wrong.items()
+    wrong = {name: (value, given[name]) for name, value in found.items() if value != given[name]}
+    count = wrong.pop("atrous_rates", None)
+    options = [
+        f"`{name}={_typed(theirs)}` (not {_typed(ours) or 'empty'})"
+        for name, (theirs, ours) in (wrong | exact).items()
     ]
-    if rates is not None:
-        flags.append(f"`atrous_rates` of {rates[0]} rates (not {rates[1]})")
-    raise UserError(
-        f"{origin} seems to need {', '.join(flags)}; give these options, or a `model` that has "
-        "them"
-    )
+    if count is not None:
+        options.append(f"`atrous_rates` of {count[0]} rates (not {count[1]})")
+    if options:
+        raise UserError(
+            f"{origin} seems to need {', '.join(options)}; give these options, or a `model` that "
+            "has them"
+        )
 
 
 def _typed(value: Any) -> str:
-    """A value in the syntax of a flag."""
+    """Returns a value in the syntax of a flag."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """Flag -> (the graph's value, the config's), where they differ, as far as the official names tell."""
+def option_differences(
+    graph: Any, size: tuple[int, int], config: ModelConfig
+) -> dict[str, tuple[Any, Any]]:
+    """Finds options in which a graph differs from the config, as far as its official names show.
+
+    Args:
+        graph: An open graph.
+        size: (height, width) of its images.
+        config: The architecture.
+
+    Returns:
+        Option -> (the graph's value, the config's value).
+    """
     network = graph.network
     layers = {
         graph.layer_name(convolution.names): convolution for convolution in network.convolutions
@@ -506,7 +520,7 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
             any("depthwise" in name for name in branches),
             config.get("aspp_with_separable_conv", False),
         )
-    for flag, part, here in (
+    for name, part, ours in (
         ("backbone_bn_epsilon", backbone, config.backbone_bn_epsilon),
         (
             "head_bn_epsilon",
@@ -517,8 +531,8 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
         epsilons = {
             convolution.epsilon for convolution in part.values() if convolution.epsilon is not None
         }
-        if len(epsilons) == 1 and abs(next(iter(epsilons)) - here) > SAME_EPSILON:
-            rows[flag] = (round(float(next(iter(epsilons))), 9), here)
+        if len(epsilons) == 1 and abs(next(iter(epsilons)) - ours) > SAME_EPSILON:
+            rows[name] = (round(float(next(iter(epsilons))), 9), ours)
     if "aspp0" in layers:
         bounded = layers["aspp0"].activation == "RELU6"
         rows["use_bounded_activation"] = (bounded, config.get("use_bounded_activation", False))
@@ -540,11 +554,11 @@ def stated(graph: Any, size: tuple[int, int], config: ModelConfig) -> dict[str, 
     if len(aligned) == 1:
         rows["align_corners"] = (aligned.pop(), config.align_corners)
     if "image_pooling" in layers:
-        rows |= _stated_pooling(layers["image_pooling"], map_sizes(network, size), rows, config)
-    return {flag: pair for flag, pair in rows.items() if pair[0] != pair[1]}
+        rows |= _pooling_options(layers["image_pooling"], map_sizes(network, size), rows, config)
+    return {name: pair for name, pair in rows.items() if pair[0] != pair[1]}
 
 
-def _stated_pooling(
+def _pooling_options(
     layer: Convolution,
     maps: Mapping[int, tuple[int, int]],
     rows: Mapping[str, tuple[Any, Any]],
@@ -558,12 +572,9 @@ def _stated_pooling(
     if theirs is None or theirs == ours:
         return {}
     if theirs.window is None:
-        flag = (
-            "image_pooling_size"
-            if config.get("image_pooling_size", ())
-            else "image_pooling_crop_size"
-        )
-        return {flag: ((), config.get(flag, ()))}
+        sized = bool(config.get("image_pooling_size", ()))
+        name = "image_pooling_size" if sized else "image_pooling_crop_size"
+        return {name: ((), config.get(name, ()))}
     crop = tuple((length - 1) * stride + 1 for length in theirs.window)
     pairs: dict[str, tuple[Any, Any]] = {
         "image_pooling_stride": (theirs.stride, config.get("image_pooling_stride", (1, 1)))

@@ -1,15 +1,16 @@
-"""Reads the files that official DeepLab weights come in, as tensors under their TF1 names and in TF1's axes.
+"""Reads official DeepLab weights as tensors with TF1 names and TF1 axes.
 
-    TF1 checkpoint       a prefix, one of its files, or the folder
-    release archive      the .tar.gz as downloaded; nothing of it is unpacked but the weights, into
-    a temporary folder frozen graph (.pb)   convolutions with their batch norm, folded or not
-    .tflite, float       convolutions with their folded batch norm
+    TF1 checkpoint        a prefix, one of its files, or its folder
+    release archive       a .tar.gz as downloaded; only the weights are unpacked, into a temporary
+                          folder
+    frozen graph (.pb)    convolutions with their batch norm, folded or not
+    .tflite, float        convolutions with their folded batch norm
 
-A folded batch norm becomes one that does the same: mean 0, variance 1 - epsilon, gamma the folded
-factor (or 1) and beta the folded offset.
+A folded batch norm is converted to an equivalent one: mean 0, variance 1 - epsilon, the folded
+factor (or 1) as gamma and the folded offset as beta.
 
-TensorFlow is imported where a file is read, so that models are built and loaded on other backends
-without it.
+TensorFlow is only imported when a file is read, so that models can be built and loaded on other
+backends without it.
 """
 
 from __future__ import annotations
@@ -33,36 +34,35 @@ from deeplab_keras.convert.graphs import Convolution
 from deeplab_keras.io.foreign import reading
 
 Tensors = dict[str, np.ndarray]
-LARGEST_RATIO = 20  # of an archive's content to the archive
+LARGEST_RATIO = 20  # of the size of an archive's content to the size of the archive
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
 AGAIN = "download or copy it again"
-COMPLETE = "a checkpoint is the .index file and every .data file beside it"
-# Beginning of a file -> what it is, and the flag for it.
+COMPLETE = "a checkpoint consists of an .index file and all its .data files"
+# First bytes of a file -> what it is, and what to do.
 OTHER_KINDS = {
     b"\x89HDF": "an HDF5 file of Keras; give `source='keras_applications'` if it holds ImageNet "
     "weights",
-    b"PK\x03\x04": "a zip file, as PyTorch writes them (.pth); give `source='sssegmentation'` or "
+    b"PK\x03\x04": "a zip file, as written by PyTorch (.pth); give `source='sssegmentation'` or "
     "`source='torchvision'`",
-    b"\x1f\x8b": "a gzip file; an archive's name ends in .tar.gz, give it such a name",
-    b"\xff\xd8\xff": "a JPEG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a "
+    b"\x1f\x8b": "a gzip file; if it is a release archive, give it a name that ends in .tar.gz",
+    b"\xff\xd8\xff": "a JPEG image; give a TF1 checkpoint, a release's .tar.gz, a .pb or a "
     ".tflite file",
-    b"\x89PNG": "a PNG picture; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite "
-    "file",
+    b"\x89PNG": "a PNG image; give a TF1 checkpoint, a release's .tar.gz, a .pb or a .tflite file",
 }
 MEMBER = re.compile(r"(^|/)(checkpoint|[^/]+\.(index|pb|tflite)|[^/]+\.data-\d{5}-of-\d{5})$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Weights as they were found.
+    """The weights of an official file.
 
     Attributes:
-        tensors: by TF1 name; a folded batch norm has its four vectors again.
+        tensors: The weights by TF1 name. A folded batch norm has its four vectors again.
         kind: "TF1 checkpoint", "frozen graph" or "TFLite file".
-        path: what was read, for the reader of the proof.
-        folded: whether the batch norms had been folded into the convolutions.
-        graph: the open graph, unless the file holds weights only.
+        path: The file, for messages.
+        folded: Whether the batch norms were folded into the convolutions.
+        graph: The open graph; `None` if the file only has weights.
     """
 
     tensors: Tensors
@@ -75,16 +75,16 @@ class Source:
 def read_source(
     path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5
 ) -> Source:
-    """The tensors of an official file, whatever its kind.
+    """Reads the tensors of an official file of any kind.
 
     Args:
-        path: checkpoint prefix, folder, archive, .pb or .tflite.
-        epsilon: the backbone's batch norm epsilon, to undo the folding with.
-        head_epsilon: the head's.
+        path: A checkpoint prefix, a folder, an archive, a .pb or a .tflite file.
+        epsilon: The backbone's batch norm epsilon, to undo the folding.
+        head_epsilon: The head's batch norm epsilon.
 
     Raises:
-        UserError: nothing there, a file of it is missing, truncated or damaged, an archive that
-            would write elsewhere, quantised weights.
+        UserError: If a file is missing, truncated or damaged, an archive would write outside of its
+            folder, or the weights are quantized.
     """
     path = pathlib.Path(path)
     if path.name.endswith(ARCHIVES):
@@ -110,32 +110,38 @@ def read_source(
 
 
 def is_official_file(path: str) -> bool:
-    """Whether `path` looks like something for `read_source`: an archive, a graph, a TFLite file, a TF1 checkpoint."""
+    """Whether a path seems to be an archive, a graph, a TFLite file or a TF1 checkpoint."""
     if path.endswith((*ARCHIVES, ".pb", ".tflite")) or os.path.exists(f"{path}.index"):
         return True
     return os.path.isdir(path) and any(name.endswith(".index") for name in os.listdir(path))
 
 
 def _open_graph(path: pathlib.Path) -> tuple[Any, dict[str, Convolution]]:
-    """The graph of a file and its convolutions by their official names; none if the names are lost."""
+    """Opens a graph.
+
+    Returns:
+        The graph and its convolutions by their official names, which are empty if the names are
+        lost.
+    """
     if path.suffix == ".pb":
         from deeplab_keras.convert.frozen_graph import FrozenGraph, layer_name
 
         graph: Any = FrozenGraph(path)
-        needed = "a frozen graph of a float model is needed"
     else:
         from deeplab_keras.convert.tflite_weights import TFLiteGraph, layer_name
 
-        graph, needed = TFLiteGraph(path), "this is no segmentation network"
+        graph = TFLiteGraph(path)
     network = graph.network
     if not network.convolutions:
-        raise UserError(f"{path}: no convolution in it; {needed}")
+        raise UserError(
+            f"{path}: has no convolutions; give the {graph.kind} of a float segmentation network"
+        )
     layers = {layer_name(convolution.names): convolution for convolution in network.convolutions}
     return graph, {} if "" in layers or len(layers) < len(network.convolutions) else layers
 
 
 def tensors_of(layers: Mapping[str, Convolution]) -> Tensors:
-    """The weights of convolutions under TF1 names; see `unfold`."""
+    """Returns the weights of convolutions by their TF1 names; see `unfold`."""
     tensors = {}
     for layer, convolution in layers.items():
         tensors[f"{layer}/{'depthwise_weights' if convolution.depthwise else 'weights'}"] = (
@@ -156,8 +162,7 @@ def _read_checkpoint(prefix: str) -> Tensors:
     elif not os.path.isfile(prefix):
         raise UserError(
             f"{prefix}: no such checkpoint ({prefix}.index is missing); give the prefix "
-            "(.../model.ckpt-30000), its "
-            "folder, a release's .tar.gz, a .pb or a .tflite file"
+            "(.../model.ckpt-30000), its folder, a release's .tar.gz, a .pb or a .tflite file"
         )
     other = _other_kind(prefix)
     if other:
@@ -165,20 +170,20 @@ def _read_checkpoint(prefix: str) -> Tensors:
     with reading(prefix, "a TF1 checkpoint"):
         reader = tf.train.load_checkpoint(prefix)
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        stated = sum(
+        declared = sum(
             math.prod(shape) * max(1, types[name].size or 1) for name, shape in shapes.items()
         )
         stored = sum(os.path.getsize(file) for file in glob.glob(f"{glob.escape(prefix)}*"))
-        if stated > stored:
+        if declared > stored:
             raise UserError(
-                f"{prefix}: its index states {stated} bytes of tensors, its files have {stored}; "
-                f"{COMPLETE}"
+                f"{prefix}: its index declares {declared} bytes of tensors, but its files have "
+                f"{stored}; {COMPLETE}"
             )
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(shapes)}
 
 
 def _other_kind(path: str) -> str:
-    """What a file is that begins as files of other kinds do, and the flag for it; "" if it does not."""
+    """Returns what a file of another kind is, and what to do with it; "" if it is unknown."""
     if not os.path.isfile(path):
         return ""
     with open(path, "rb") as file:
@@ -204,7 +209,10 @@ def _check_shards(prefix: str) -> None:
 
 
 def _find(folder: pathlib.Path) -> pathlib.Path:
-    """The weights in a folder or in its only subfolder: a checkpoint, else a frozen graph, else a TFLite file."""
+    """Finds the weights in a folder or its subfolders.
+
+    Checkpoints take precedence over frozen graphs, and these over TFLite files.
+    """
     import tensorflow as tf
 
     for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
@@ -220,7 +228,7 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
             found = sorted(place.glob(pattern))
             if len(found) > 1:
                 names = ", ".join(entry.name for entry in found)
-                raise UserError(f"{place}: several weights ({names}); give the one that is meant")
+                raise UserError(f"{place}: several files with weights ({names}); give one of them")
             if found:
                 return found[0]
         shards = sorted(place.glob("*.data-?????-of-?????"))
@@ -233,7 +241,7 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Unpacks the weights of a release; refuses an archive that would write anywhere else."""
+    """Unpacks the weights of a release. Refuses an archive that would write outside of `folder`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     limit = LARGEST_RATIO * path.stat().st_size + (256 << 20)
@@ -245,7 +253,7 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
             unpacked += max(member.size, 0)
             if unpacked > limit:
                 raise UserError(
-                    f"{path}: unpacks to more than {limit >> 20} MiB, which no release does; "
+                    f"{path}: unpacks to more than {limit >> 20} MiB, larger than any release; "
                     "download it again"
                 )
         wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
@@ -262,7 +270,8 @@ def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:
             or re.match(r"[A-Za-z]:", name)
         ):
             raise UserError(
-                f"{path}: would write outside of its folder ({name}); this is no official release"
+                f"{path}: would write outside of its folder ({name}), so it is not an official "
+                "release; download it again"
             )
 
 
@@ -270,10 +279,12 @@ def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:
 
 
 def unfold(tensors: Tensors, epsilon: float, head_epsilon: float) -> tuple[Tensors, bool]:
-    """Batch norms in place of the vectors `<layer>/scale` and `<layer>/offset` that the readers found at convolutions.
+    """Converts the vectors `<layer>/scale` and `<layer>/offset` of convolutions to batch norms.
 
-    Layers that never have a batch norm (classifiers, squeeze-and-excite, a gate) get `biases`
-    instead.
+    Layers without batch norm (classifiers, squeeze-and-excite, gates) get `biases` instead.
+
+    Returns:
+        The tensors, and whether there were any folded batch norms.
     """
     result, folded = {}, False
     for layer, name, value in _split(tensors):
@@ -307,7 +318,7 @@ def _split(tensors: Tensors) -> Iterator[tuple[str, str, np.ndarray]]:
 def _without_batch_norm(layer: str, tensors: Tensors) -> bool:
     if layer.startswith("logits/") or "/squeeze_excite/" in layer:
         return True
-    # LR-ASPP: no classifier of its own, and no batch norm at the gate and in the decoder.
+    # LR-ASPP has no separate classifier, and no batch norm at the gate and in the decoder.
     is_lraspp = not any(name.startswith("logits/") for name in tensors)
     return is_lraspp and layer in (
         "image_pooling",

@@ -1,7 +1,7 @@
-"""PyTorch's checkpoint files, read and written; the one place that imports torch.
+"""Reads and writes PyTorch checkpoint files. No other module imports torch.
 
-A file is read with `weights_only=True`: what is in it can be tensors and plain values, and no code
-of it is run.
+Files are read with `weights_only=True`: they can only have tensors and plain values, and no code in
+them is run.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
 
-# Keys under which a training checkpoint stores its weights: "model" in SSSegmentation
-# (docs/reference/sssegmentation.md#checkpoints), "state_dict" in OpenMMLab. A file with neither
-# is a state_dict.
+# Keys of the weights in a training checkpoint: "model" in SSSegmentation
+# (docs/reference/sssegmentation.md#checkpoints), "state_dict" in OpenMMLab. A file with neither is
+# a state_dict.
 WEIGHTS = ("model", "state_dict")
 AGAIN = "download it again, or give another file"
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch checkpoint by name, without the prefix that DistributedDataParallel puts before them.
+    """Reads the tensors of a PyTorch checkpoint, without the prefix of DistributedDataParallel.
 
     Args:
-        path: a .pth file: a training checkpoint or a bare state_dict.
+        path: A .pth file: a training checkpoint or a bare state_dict.
 
     Returns:
-        The arrays; half-precision ones as float32, all others in their own type.
+        The arrays by name. Half-precision tensors are converted to float32; other types are kept.
 
     Raises:
-        UserError: torch is not installed, there is no such file, it is damaged, would run code when
-            loaded, or holds no weights.
+        UserError: If torch is not installed, or the file is missing, damaged, would run code when
+            loaded, or has no weights.
     """
     torch = import_torch()
     if not pathlib.Path(path).is_file():
@@ -50,11 +50,11 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         _check_archive(path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd pickles, which then are refused anyway
+                warnings.simplefilter("ignore")  # about unusual pickles, which are refused anyway
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except (MemoryError, OSError):
             raise
-        except Exception as error:  # the reasons that torch gives are pages long
+        except Exception as error:  # messages of torch are pages long
             raise UserError(f"{path}: {_reason(error)}") from error
         tensors = _tensors(path, content, torch)
     check_values(tensors, path, AGAIN)
@@ -62,23 +62,21 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _tensors(path: str | os.PathLike[str], content: Any, torch: Any) -> dict[str, np.ndarray]:
-    """The tensors of a loaded checkpoint."""
-    state = (
-        next((content[key] for key in WEIGHTS if key in content), content)
-        if isinstance(content, dict)
-        else None
-    )
+    """Returns the tensors of a loaded checkpoint."""
+    state = None
+    if isinstance(content, dict):
+        state = next((content[key] for key in WEIGHTS if key in content), content)
     if not isinstance(state, dict) or not any(
         isinstance(value, torch.Tensor) for value in state.values()
     ):
         found = (
-            f"the keys {', '.join(map(repr, list(content)[:5]))}"
+            f"a dict with the keys {', '.join(map(repr, list(content)[:5]))}"
             if isinstance(content, dict)
-            else "another thing"
+            else f"a {type(content).__name__}"
         )
         raise UserError(
-            f"{path}: holds no weights but {found}; needed is a state_dict, alone or under "
-            f"{WEIGHTS}"
+            f"{path}: has no weights but {found}; give a file with a state_dict, alone or under "
+            f"the key {' or '.join(map(repr, WEIGHTS))}"
         )
     tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     _check_sizes(path, tensors)
@@ -87,9 +85,9 @@ def _tensors(path: str | os.PathLike[str], content: Any, torch: Any) -> dict[str
 
 
 def _check_archive(path: str | os.PathLike[str]) -> None:
-    """Compares every member of a zip file with its checksum, which torch does not."""
+    """Compares every member of a zip file with its checksum, which torch does not do."""
     if not zipfile.is_zipfile(path):
-        return  # a file from before torch 1.6 has no checksums
+        return  # files written before torch 1.6 have no checksums
     with zipfile.ZipFile(path) as archive:
         packed = [
             member.filename
@@ -98,41 +96,40 @@ def _check_archive(path: str | os.PathLike[str]) -> None:
         ]
         if packed:
             raise UserError(
-                f"{path}: {packed[0]} is compressed, as torch.save never writes it; {AGAIN}"
+                f"{path}: {packed[0]} is compressed, which torch.save never does; {AGAIN}"
             )
         damaged = archive.testzip()
     if damaged:
-        raise UserError(f"{path}: {damaged} does not have its checksum; {AGAIN}")
+        raise UserError(f"{path}: {damaged} does not match its checksum; {AGAIN}")
 
 
 def _check_sizes(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -> None:
-    """Refuses tensors that repeat their stored values (stride 0) and would take any amount of memory."""
+    """Checks that tensors are not larger than their stored values.
+
+    With stride 0, a tensor repeats its values and can need any amount of memory.
+    """
     total = 0
     for name, tensor in tensors.items():
         taken = tensor.numel() * tensor.element_size()
         if str(tensor.layout) != "torch.strided" or taken > tensor.untyped_storage().nbytes():
             shape = "x".join(map(str, tensor.shape))
-            raise UserError(
-                f"{path}: {name} ({shape}) is larger than the values that are stored for it; "
-                f"{AGAIN}"
-            )
+            raise UserError(f"{path}: {name} ({shape}) is larger than its stored values; {AGAIN}")
         total += taken
     if total > 2 * os.path.getsize(path) + (1 << 20):
         raise UserError(
-            f"{path}: its tensors take {total >> 20} MiB, more than the file has; {AGAIN}"
+            f"{path}: its tensors need {total >> 20} MiB, more than the file has; {AGAIN}"
         )
 
 
 def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
-    """Writes weights as a checkpoint of SSSegmentation: a dict with `model`, which its scripts load strictly.
+    """Writes a checkpoint that SSSegmentation's scripts load strictly: a dict with `model`.
 
     Args:
-        path: the file; it appears under this name only when it is complete.
-        weights: the state_dict in its order; the counter that PyTorch's batch norm has besides is
-            added.
+        path: The file. It is written under a temporary name and renamed when it is complete.
+        weights: The state_dict in its order. The counters of PyTorch's batch norms are added.
 
     Raises:
-        UserError: torch is not installed, or the file cannot be written.
+        UserError: If torch is not installed, or the file cannot be written.
     """
     torch, file = import_torch(), pathlib.Path(path)
     state = OrderedDict()
@@ -155,7 +152,7 @@ def write_pth(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -
 
 
 def import_torch() -> Any:
-    """PyTorch, or a UserError that says how to install it."""
+    """Returns the module torch, or raises a UserError that says how to install it."""
     try:
         import torch
     except ImportError as error:
@@ -176,23 +173,21 @@ def _array(value: Any, torch: Any) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file that torch cannot load, in a few words."""
+    """Returns in a few words why torch cannot load a file."""
     text = " ".join(str(error).split())
     code = re.search(r"GLOBAL ([\w.]+)", text) or re.search(
         r"Trying to load unsupported GLOBAL ([\w.]+)", text
     )
     if code:
         return (
-            f"refused, because loading it would run code of its own ({code[1]}); take a file "
-            "that holds only weights"
+            f"refused, because loading it would run code in the file ({code[1]}); give a file "
+            "that only has weights"
         )
-    if (
-        "Unsupported operand 149" in text
-    ):  # with which every pickle of protocol 4 begins, and no file of torch
+    if "Unsupported operand 149" in text:  # the start of pickle protocol 4, which torch never uses
         return (
-            "a Python pickle that torch.save did not write; refused, because such a file can "
-            "run code when it is loaded"
+            "refused, because it is a Python pickle not written by torch.save, which can run code "
+            "when it is loaded; give a file written by torch.save"
         )
     if "invalid load key" in text or "Weights only load failed" in text:
-        return "not a PyTorch checkpoint; needed is a file that torch.save wrote"
+        return "not a PyTorch checkpoint; give a file written by torch.save"
     return f"truncated or damaged; {AGAIN}"

@@ -1,7 +1,8 @@
-"""SSSegmentation's names of our layers, for its five heads on MobileNetV2 and V3; OpenMMLab's of the same backbones.
+"""SSSegmentation's names for our layers: five heads on MobileNetV2 and V3.
 
-The tables follow the order of the reference's state_dict
-(docs/reference/sssegmentation.md#backbones and docs/reference/sssegmentation.md#heads).
+Also OpenMMLab's names for these backbones. The tables follow the order of the reference's
+state_dict (docs/reference/sssegmentation.md#backbones and
+docs/reference/sssegmentation.md#heads).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from deeplab_keras.convert.transfer import TORCH, Rules
 from deeplab_keras.models.backbones.mobilenet_v2 import STAGES
 from deeplab_keras.models.backbones.mobilenet_v3 import LARGE, LARGE_END, SMALL, SMALL_END
 
-COUNTERS = r".*\.num_batches_tracked"  # of batch norm; nothing reads them
+COUNTERS = r".*\.num_batches_tracked"  # counters of batch norm, which nothing reads
 BACKBONE = r"(stem|block\d+|last)_.*"
 LAST_LAYER = {
     "mobilenet_v3_large": len(LARGE + LARGE_END) + 1,
@@ -20,10 +21,10 @@ LAST_LAYER = {
 
 
 def rules(config: ModelConfig) -> Rules:
-    """The table of a whole system.
+    """Returns the rules for a complete system.
 
     Raises:
-        UserError: SSSegmentation has no such backbone or head.
+        UserError: If SSSegmentation has no such backbone or head.
     """
     if config.head not in HEADS:
         raise UserError(f"`head={config.head}`: SSSegmentation has {', '.join(HEADS)}")
@@ -32,7 +33,10 @@ def rules(config: ModelConfig) -> Rules:
 
 
 def imagenet_rules(config: ModelConfig) -> Rules:
-    """The table of OpenMMLab's ImageNet classifiers, from which SSSegmentation's systems start their training."""
+    """Returns the rules for OpenMMLab's ImageNet classifiers.
+
+    SSSegmentation's systems are trained from their weights.
+    """
     classifier = r"backbone\.conv2\..*|(classifier|head)\..*"
     return Rules(
         backbone_layers(config, "backbone"), TORCH, ignored=(COUNTERS, classifier), covers=BACKBONE
@@ -40,7 +44,7 @@ def imagenet_rules(config: ModelConfig) -> Rules:
 
 
 def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
-    """Their layer -> ours, for the backbone."""
+    """Returns the table of the backbone: their layer -> our layer."""
     if config.backbone == "mobilenet_v2":
         return _mobilenet_v2(prefix)
     if config.backbone in LAST_LAYER:
@@ -82,7 +86,7 @@ def _conv_and_bn(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _sequential(theirs: str, ours: str, first: int = 0) -> dict[str, str]:
-    """A convolution and its batch norm, counted from `first` in torch's Sequential."""
+    """Returns rows for a convolution and its batch norm, from index `first` of a Sequential."""
     return {f"{theirs}.{first}": f"{ours}_conv", f"{theirs}.{first + 1}": f"{ours}_bn"}
 
 
@@ -135,7 +139,7 @@ def _deeplab_v3_plus(config: ModelConfig) -> dict[str, str]:
 
 def _lraspp(config: ModelConfig) -> dict[str, str]:
     return {
-        # theirs count from the finest features, ours from the coarsest
+        # Their branches are numbered from the finest features, ours from the coarsest.
         "branch_convs.conv0": "branch1",
         "branch_convs.conv1": "branch0",
         **_sequential("branch_ups.conv0", "branch1_merge"),

@@ -1,4 +1,4 @@
-"""Which convolution of a foreign graph is which of our layers, found by what reads what, and where the two differ."""
+"""Finds our layers in a foreign graph by their connections, and compares them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from deeplab_keras.convert.graphs import IMAGE, OUTSIDE, Convolution, Network, Pool
 
-SAME_EPSILON = 2e-8  # TensorFlow raises an epsilon of 1e-5 to 1.001e-5
+SAME_EPSILON = 2e-8  # TensorFlow changes an epsilon of 1e-5 to 1.001e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Two graphs, compared.
+    """The comparison of two graphs.
 
     Attributes:
-        layers: our layer -> the convolution of the file.
-        differences: what the file computes otherwise, one phrase each.
+        layers: Our layer -> the convolution of the file.
+        differences: What the file computes differently, one phrase per difference.
     """
 
     layers: Mapping[str, Convolution]
@@ -34,12 +34,12 @@ def match(
     """Finds our layers in a foreign graph.
 
     Args:
-        source: the foreign graph.
-        model: our graph, whose convolutions' first names are layer names.
-        size: (height, width) of the image, if the foreign graph is for one size.
-        expected: the foreign name of one of our layers, which decides where the structure leaves a
-            choice.
-        named: the foreign name in the names of a convolution.
+        source: The foreign graph.
+        model: Our graph, where the first name of a convolution is that of its layer.
+        size: (height, width) of the image, if the foreign graph only takes one size.
+        expected: Returns the foreign name of one of our layers. It decides between convolutions
+            with the same connections.
+        named: Returns the foreign layer name from the names of a convolution.
     """
     maps = map_sizes(source, size)
     used, places = _used(source), {IMAGE: IMAGE, OUTSIDE: OUTSIDE}
@@ -76,22 +76,22 @@ def match(
     else:
         if left:
             differences.append(
-                f"{len(left)} more convolutions ({source.convolutions[min(left)].names[0]})"
+                f"{len(left)} additional convolutions ({source.convolutions[min(left)].names[0]})"
             )
         reads = frozenset(places[read] for read in model.reads)
         if source.reads != reads or source.through != model.through:
             through = ", ".join(source.through) or "nothing"
-            differences.append(f"after the last convolutions it computes {through}")
+            differences.append(f"operations after the last convolutions: {through}")
     if source.resizes and model.resizes and not source.resizes & model.resizes:
         aligned = any(aligned for aligned, _ in source.resizes)
         differences.append(
-            f"its bilinear resizes {'align' if aligned else 'do not align'} the corners"
+            f"its bilinear resizing {'aligns' if aligned else 'does not align'} the corners"
         )
     return Match(layers, tuple(differences))
 
 
 def _used(network: Network) -> set[int]:
-    """The convolutions that the class scores are computed from."""
+    """Returns the convolutions from which the class scores are computed."""
     found: set[int] = set()
     waiting = [place for place in network.reads if place >= 0]
     while waiting:
@@ -103,7 +103,10 @@ def _used(network: Network) -> set[int]:
 
 
 def map_sizes(network: Network, size: tuple[int, int] | None) -> dict[int, tuple[int, int]]:
-    """Height and width of the features after each convolution, those of the image under `IMAGE`."""
+    """Returns height and width of the features after each convolution.
+
+    The size of the image has the key `IMAGE`.
+    """
     if size is None:
         return {}
     sizes = {IMAGE: size}
@@ -116,7 +119,7 @@ def map_sizes(network: Network, size: tuple[int, int] | None) -> dict[int, tuple
 
 
 def pooling(pool: Pool | None, features: tuple[int, int] | None) -> Pool | None:
-    """A pooling without its stride and window where it covers the whole map."""
+    """Returns global pooling if the window covers the whole map, else the unchanged pooling."""
     if pool is None or pool.window is None or features is None:
         return pool
     covers = all(window >= length for window, length in zip(pool.window, features, strict=True))
@@ -126,21 +129,21 @@ def pooling(pool: Pool | None, features: tuple[int, int] | None) -> Pool | None:
 def _differences(
     theirs: Convolution, ours: Convolution, features: tuple[int, int] | None
 ) -> dict[str, str]:
-    """Kind of difference -> phrase."""
+    """Returns kind of difference -> phrase."""
     found = {}
     if theirs.kernel.shape != ours.kernel.shape:
         found["kernel"] = (
-            f"kernel {_by(theirs.kernel.shape)} in the file, {_by(ours.kernel.shape)} by the config"
+            f"kernel {_by(theirs.kernel.shape)} in the file, {_by(ours.kernel.shape)} in the config"
         )
     pools = [pooling(pool, features) for pool in (theirs.pool, ours.pool)]
     if pools[0] != pools[1]:
-        found["pool"] = f"{_pool(pools[0])} before it in the file, {_pool(pools[1])} by the config"
+        found["pool"] = f"{_pool(pools[0])} before it in the file, {_pool(pools[1])} in the config"
     if [kind for kind in theirs.through if kind != "POOL"] != [
         kind for kind in ours.through if kind != "POOL"
     ]:
         found["through"] = (
-            f"it reads through {_list(theirs.through)} in the file, {_list(ours.through)} by the "
-            "config"
+            f"operations before it: {_list(theirs.through)} in the file, {_list(ours.through)} in "
+            "the config"
         )
     rows: list[tuple[str, object, object]] = [("stride", theirs.stride, ours.stride)]
     if max(*theirs.kernel.shape[:2], *ours.kernel.shape[:2]) > 1:
@@ -151,14 +154,14 @@ def _differences(
     rows += [("activation", theirs.activation or "none", ours.activation or "none")]
     for kind, found_there, here in rows:
         if found_there != here:
-            found[kind] = f"{kind} {_show(found_there)} in the file, {_show(here)} by the config"
+            found[kind] = f"{kind} {_show(found_there)} in the file, {_show(here)} in the config"
     if (
         theirs.epsilon is not None
         and ours.epsilon is not None
         and abs(theirs.epsilon - ours.epsilon) > SAME_EPSILON
     ):
         found["epsilon"] = (
-            f"batch norm epsilon {theirs.epsilon:g} in the file, {ours.epsilon:g} by the config"
+            f"batch norm epsilon {theirs.epsilon:g} in the file, {ours.epsilon:g} in the config"
         )
     return found
 

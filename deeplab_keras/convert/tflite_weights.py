@@ -1,4 +1,4 @@
-"""Float TFLite files: what they compute, in the vocabulary of `graphs`, and how to run them."""
+"""Reads float TFLite files as a `Graph`, and runs them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from deeplab_keras.config import UserError
-from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, over_the_map
+from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, is_global_pooling
 from deeplab_keras.convert.identify import identify
 from deeplab_keras.inference.tflite_file import check_tflite
 from deeplab_keras.io.foreign import reading
 
 try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
-except ImportError:  # TensorFlow has it too, for now
+except ImportError:  # TensorFlow still has it, too
     import tensorflow as tf
 
     Interpreter, OpResolverType = tf.lite.Interpreter, tf.lite.experimental.OpResolverType
 
 KINDS = {
-    "CONV_2D": "CONV", "DEPTHWISE_CONV_2D": "DEPTHWISE", "ADD": "ADD", "SUB": "SUB", "MUL": "MUL", "RELU": "RELU",
-    "RELU6": "RELU6", "HARD_SWISH": "HARD_SWISH", "LOGISTIC": "SIGMOID", "AVERAGE_POOL_2D": "POOL", "MEAN": "MEAN",
-    "RESIZE_BILINEAR": "RESIZE", "CONCATENATION": "CONCAT", "PAD": "PAD", "SPACE_TO_BATCH_ND": "SPACE_TO_BATCH",
-    "BATCH_TO_SPACE_ND": "BATCH_TO_SPACE", "SOFTMAX": "SOFTMAX", "ARG_MAX": "ARGMAX", "FAKE_QUANT": "FAKE_QUANT",
+    "CONV_2D": "CONV", "DEPTHWISE_CONV_2D": "DEPTHWISE", "ADD": "ADD", "SUB": "SUB", "MUL": "MUL",
+    "RELU": "RELU", "RELU6": "RELU6", "HARD_SWISH": "HARD_SWISH", "LOGISTIC": "SIGMOID",
+    "AVERAGE_POOL_2D": "POOL", "MEAN": "MEAN", "RESIZE_BILINEAR": "RESIZE",
+    "CONCATENATION": "CONCAT", "PAD": "PAD", "SPACE_TO_BATCH_ND": "SPACE_TO_BATCH",
+    "BATCH_TO_SPACE_ND": "BATCH_TO_SPACE", "SOFTMAX": "SOFTMAX", "ARG_MAX": "ARGMAX",
+    "FAKE_QUANT": "FAKE_QUANT",
 }  # fmt: skip
 FIRST_ONLY = ("RESIZE", "PAD", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "MEAN", "ARGMAX")
 OPERATORS = {
@@ -42,20 +44,26 @@ ACTIVATIONS = {
     if not name.startswith("_")
 }
 TYPES = {
-    schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16, schema.TensorType.INT32: np.int32,
-    schema.TensorType.UINT8: np.uint8, schema.TensorType.INT8: np.int8, schema.TensorType.INT64: np.int64,
-}  # fmt: skip
-TO_TF1 = (1, 2, 3, 0)  # of [out, height, width, in] and of [1, height, width, channels]
+    schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.FLOAT16: np.float16,
+    schema.TensorType.INT32: np.int32,
+    schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT8: np.int8,
+    schema.TensorType.INT64: np.int64,
+}
+# Transposes [out, height, width, in] and [1, height, width, channels] to TF1's axes.
+TO_TF1 = (1, 2, 3, 0)
 VALID = schema.Padding.VALID
 LAYER = re.compile(
-    r"(Mobilenet\w+/(?:expanded_conv(?:_\d+)?/(?:expand|depthwise|project|squeeze_excite/Conv(?:_1)?)|Conv(?:_\d)?)"
+    r"(Mobilenet\w+/(?:expanded_conv(?:_\d+)?/"
+    r"(?:expand|depthwise|project|squeeze_excite/Conv(?:_1)?)|Conv(?:_\d)?)"
     r"|image_pooling|aspp\d+(?:_depthwise|_pointwise)?|concat_projection|logits/semantic(?:_\d+)?"
     r"|decoder/\w+(?:/decoder_conv\w+)?)/"
 )
 
 
 def layer_name(names: Sequence[str]) -> str:
-    """The official layer that the first telling of these names belongs to, or ""."""
+    """Returns the official layer name in the first of these names that has one, or ""."""
     return next((match[1] for name in names for match in LAYER.finditer(name + "/")), "")
 
 
@@ -63,10 +71,10 @@ class TFLiteGraph:
     """An open TFLite file.
 
     Args:
-        path: a .tflite file.
+        path: A .tflite file.
 
     Raises:
-        UserError: not a TFLite file, or one with quantized weights.
+        UserError: If the file is not a TFLite file, or has quantized weights.
     """
 
     kind = "TFLite file"
@@ -85,7 +93,7 @@ class TFLiteGraph:
         """The convolutions.
 
         Raises:
-            UserError: a convolution has no constant kernel.
+            UserError: If a convolution has no constant kernel.
         """
         with reading(self.path, "a TFLite file"):
             ops = [self._op(operator) for operator in self._subgraph.operators]
@@ -96,11 +104,11 @@ class TFLiteGraph:
 
     @property
     def image(self) -> str:
-        """The only input."""
+        """The name of the only input, or ""."""
         return str(self._subgraph.inputs[0]) if len(self._subgraph.inputs) == 1 else ""
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The value of a tensor that the file holds, in TF1's axes if it is a kernel; else None."""
+        """Returns the value of a constant tensor, else `None`. Kernels are in TF1's axes."""
         number, _, kernel = name.partition("/")
         if kernel:
             value = self.constant(number)
@@ -108,13 +116,13 @@ class TFLiteGraph:
         index = int(number)
         producer = self._producers.get(index)
         if producer is not None:
-            # A float16 file turns its weights into float32 first.
+            # A float16 file first converts its weights to float32.
             halves = self._kind(producer) == "DEQUANTIZE" and self._buffer(producer.inputs[0])
             return halves.astype(np.float32) if isinstance(halves, np.ndarray) else None
         return self._buffer(index)
 
     def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The values of tensors for the given value of the input."""
+        """Computes the values of tensors from the given value of the input."""
         key = tuple(tensors)
         if key not in self._interpreters:
             self._interpreters[key] = self._open(key)
@@ -126,11 +134,11 @@ class TFLiteGraph:
         return [interpreter.get_tensor(int(name)) for name in tensors]
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
-        """A tensor's shape."""
+        """Returns a tensor's shape."""
         return tuple(map(int, self._subgraph.tensors[int(name)].shape))
 
     def dtype(self, name: str) -> np.dtype:
-        """A tensor's type."""
+        """Returns a tensor's type."""
         return np.dtype(TYPES[self._subgraph.tensors[int(name)].type])
 
     @functools.cached_property
@@ -138,14 +146,14 @@ class TFLiteGraph:
         return {}
 
     def _open(self, tensors: tuple[str, ...]) -> Any:
-        """An interpreter of the same graph with other outputs."""
+        """Returns an interpreter of the same graph with other outputs."""
         own, self._subgraph.outputs = self._subgraph.outputs, np.array(tensors, np.int32)
         signatures, self._model.signatureDefs = self._model.signatureDefs, None
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(self._model.Pack(builder), b"TFL3")
         self._subgraph.outputs, self._model.signatureDefs = own, signatures
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tf.lite moves to ai-edge-litert
+            warnings.simplefilter("ignore")  # that tf.lite is moving to ai-edge-litert
             resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             content = bytes(builder.Output())
             interpreter = Interpreter(
@@ -198,7 +206,7 @@ class TFLiteGraph:
                 "stride": (options.strideH, options.strideW),
             }
             kind = "POOL" if options.padding == VALID else "POOL with padding"
-        elif kind == "MEAN" and over_the_map(self._buffer(indices[1])):
+        elif kind == "MEAN" and is_global_pooling(self._buffer(indices[1])):
             kind, attributes = "POOL", {"window": None, "stride": (1, 1)}
         elif kind == "RESIZE":
             attributes |= {
@@ -219,7 +227,7 @@ class TFLiteGraph:
         return Op(kind, tuple(inputs), str(output), names, attributes)
 
     def _check_types(self) -> None:
-        """Refuses quantized kernels."""
+        """Checks that no kernel is quantized."""
         shapes, example = {}, ""
         for operator in self._subgraph.operators:
             if self._kind(operator) not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
@@ -238,12 +246,11 @@ class TFLiteGraph:
                         f"{np.dtype(TYPES.get(tensor.type, np.void))}"
                     )
         if example:
-            seems = identify(shapes)
-            of = f"of {seems}, " if seems else ""
+            identity = identify(shapes)
+            of = f"of {identity}, " if identity else ""
             raise UserError(
-                f"{self.path}: a quantized file {of}whose float weights are lost ({example}); "
-                "give the release's archive or "
-                "its checkpoint as `checkpoint`, which hold them in float"
+                f"{self.path}: a quantized file {of}which no longer has the float weights "
+                f"({example}); give the release's archive or its checkpoint, which have them"
             )
 
     def _source(self, index: int) -> int:

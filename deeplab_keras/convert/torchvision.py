@@ -1,7 +1,7 @@
-"""torchvision's names of our layers: its MobileNet classifiers as backbones, and its two segmentation models whole.
+"""torchvision's names for our layers.
 
-classifiers     mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
-whole models    lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large
+* Classifiers, as backbones: mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small.
+* Complete segmentation models: lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ V2_BLOCKS = 17
 
 
 def rules(config: ModelConfig) -> Rules:
-    """The table of a whole segmentation model.
+    """Returns the rules for a complete segmentation model.
 
     Raises:
-        UserError: torchvision has no such backbone or head.
+        UserError: If torchvision has no such backbone or head.
     """
     if config.head not in HEADS:
         raise UserError(f"`head={config.head}`: torchvision has {', '.join(HEADS)}")
@@ -31,7 +31,7 @@ def rules(config: ModelConfig) -> Rules:
 
 
 def imagenet_rules(config: ModelConfig) -> Rules:
-    """The table of an ImageNet classifier, of which the backbone is taken."""
+    """Returns the rules for the backbone of an ImageNet classifier."""
     unused = r"classifier\..*" + (
         rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else ""
     )
@@ -41,7 +41,7 @@ def imagenet_rules(config: ModelConfig) -> Rules:
 
 
 def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
-    """Their layer -> ours, for the backbone."""
+    """Returns the table of the backbone: their layer -> our layer."""
     if config.backbone == "mobilenet_v2":
         return _mobilenet_v2(prefix)
     if config.backbone in V3_ROWS:
@@ -62,8 +62,8 @@ def _mobilenet_v2(prefix: str) -> dict[str, str]:
         parts = ("depthwise",) if block == 1 else ("expand", "depthwise")
         for place, part in enumerate(parts):
             layers |= _conv_and_bn(f"{theirs}.{place}", f"{ours}_{part}")
-        # The projection is no block of its own there: its convolution and batch norm are counted
-        # on.
+        # Their projection is not a separate block: its convolution and batch norm continue the
+        # numbering of the block.
         layers |= {
             f"{theirs}.{len(parts)}": f"{ours}_project_conv",
             f"{theirs}.{len(parts) + 1}": f"{ours}_project_bn",

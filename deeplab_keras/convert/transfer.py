@@ -1,25 +1,25 @@
-r"""The engine of all converters: foreign weights into our model and back, by a table of layer names, with a proof.
+r"""The engine of all converters: loads foreign weights by a table of layer names, and proves it.
 
-A converter is a table that a person can read, source layer -> our layer, and the dialect of its
-framework:
+A converter is a readable table, source layer -> our layer, and the dialect of its framework:
 
     RULES = Rules(
         {
             "backbone.conv1.conv": "stem_conv",
             "backbone.conv1.bn": "stem_bn",
-            "backbone.layer{n}.expand_conv.conv": "block{n}_expand_conv",  # {n}: a number, the same
-            on both sides ...
+            # {n} is the same number on both sides
+            "backbone.layer{n}.expand_conv.conv": "block{n}_expand_conv",
+            ...
         },
         TORCH,
         ignored=(r".*\.num_batches_tracked",),
     )
     proof = load_weights(model, tensors_by_name, RULES)
     print(proof)
-    tensors_by_name = dump_weights(model, RULES)  # the way back
+    tensors_by_name = dump_weights(model, RULES)  # the opposite direction
 
-The dialect says what a convolution's or a batch norm's tensors are called and how their axes lie;
-which tensors there are, and of what shape, comes from the model. So one table serves every width,
-output stride and number of classes.
+The dialect defines the names and axes of the tensors of a convolution or batch norm. Which tensors
+there are, and their shapes, comes from the model. So one table is enough for every depth
+multiplier, output stride and number of classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from deeplab_keras.convert.identify import hints
 
 # Our axes in the source's order: a source tensor is `ours.transpose(axes)`.
 Axes = tuple[int, ...]
-LISTED = 10  # names of a kind in an error's line
+LISTED = 10  # names per kind of mismatch in an error message
 CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 
 
@@ -51,10 +51,12 @@ class Dialect:
     """How a framework names and lays out the tensors of a layer.
 
     Attributes:
-        separator: stands between a layer's name and a tensor's.
-        convolution: our variable -> (their tensor, their axes); `()` for axes as ours.
-        depthwise: the same of a depthwise convolution, ours being `[height, width, channels, 1]`.
-        batch_norm: the same of a batch norm.
+        separator: The text between the names of a layer and a tensor.
+        convolution: Our variable -> (their tensor, their axes) for a convolution. `()` if the axes
+            are the same as ours.
+        depthwise: The same for a depthwise convolution, whose kernel here is
+            `[height, width, channels, 1]`.
+        batch_norm: The same for a batch norm.
     """
 
     separator: str
@@ -63,7 +65,7 @@ class Dialect:
     batch_norm: Mapping[str, tuple[str, Axes]]
 
     def tensors(self, layer: keras.layers.Layer) -> Mapping[str, tuple[str, Axes]]:
-        """Our variable -> (their tensor, their axes) for a layer of the model."""
+        """Returns our variable -> (their tensor, their axes) for a layer of the model."""
         if isinstance(layer, keras.layers.BatchNormalization):
             return self.batch_norm
         return (
@@ -84,7 +86,7 @@ TORCH = Dialect(
         "moving_variance": ("running_var", ()),
     },
 )
-TF1_SLIM = Dialect(  # a batch norm is a layer of its own here: "MobilenetV2/Conv/BatchNorm"
+TF1_SLIM = Dialect(  # a batch norm is a separate layer here: "MobilenetV2/Conv/BatchNorm"
     separator="/",
     convolution={"kernel": ("weights", ()), "bias": ("biases", ())},
     depthwise={"kernel": ("depthwise_weights", ()), "bias": ("biases", ())},
@@ -100,16 +102,16 @@ KERAS = Dialect(
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a source calls our layers.
+    """The names of our layers in a source.
 
     Attributes:
-        layers: source layer -> our layer. `{n}` stands for a number, the same on both sides. A rule
-            whose layer the model does not have is not used.
-        dialect: names and axes of the tensors.
-        ignored: regular expressions of whole source names that have no counterpart here (counters,
+        layers: Source layer -> our layer. `{n}` stands for a number, the same on both sides. Rows
+            for layers that the model does not have are not used.
+        dialect: Names and axes of the tensors.
+        ignored: Regular expressions of complete source names without counterpart here (counters,
             optimizer slots, an ImageNet classifier).
-        covers: regular expression of our layers' names that the source must fill, every one of
-            them; the others keep their weights. `stem_.*|block.*` for the files of a backbone.
+        covers: Regular expression of the names of our layers that the source must have. The other
+            layers keep their weights.
     """
 
     layers: Mapping[str, str]
@@ -118,7 +120,7 @@ class Rules:
     covers: str = ".*"
 
     def find(self, layer: str) -> tuple[int, str] | None:
-        """The row of our layer in the table and the source's name of it, or None."""
+        """Returns the index of our layer's row and its source name, or `None`."""
         for row, (source, pattern) in enumerate(self._rows):
             match = pattern.fullmatch(layer)
             if match:
@@ -135,7 +137,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One variable of ours and where its values come from."""
+    """A variable of our model and the source tensor for it."""
 
     source: str
     target: str
@@ -144,36 +146,36 @@ class Slot:
 
     @property
     def layer(self) -> str:
-        """Our layer."""
+        """The name of our layer."""
         return self.target.split("/")[0]
 
     @property
     def source_shape(self) -> tuple[int, ...]:
-        """Shape of the source's tensor."""
+        """The shape of the source tensor."""
         shape = tuple(self.variable.shape)
         return tuple(shape[axis] for axis in self.axes) if self.axes else shape
 
     def read(self) -> np.ndarray:
-        """The variable's values as the source has them."""
+        """Returns the variable's values with the source's axes."""
         values = keras.ops.convert_to_numpy(self.variable)
         return np.ascontiguousarray(values.transpose(self.axes)) if self.axes else values.copy()
 
     def write(self, values: np.ndarray) -> None:
-        """Assigns the source's values."""
+        """Assigns values of the source tensor."""
         values = self.rounded(values)
         self.variable.assign(values.transpose(np.argsort(self.axes)) if self.axes else values)
 
     def rounded(self, values: np.ndarray) -> np.ndarray:
-        """The source's values in the variable's precision."""
+        """Returns values of the source tensor in the variable's precision."""
         return np.asarray(values).astype(keras.backend.standardize_dtype(self.variable.dtype))
 
 
 def slots(model: keras.Model, rules: Rules) -> list[Slot]:
-    """Every variable that the rules cover, in the table's order, with its source name.
+    """Returns the variables that the source must have, in the table's order.
 
     Raises:
-        UserError: the source has no such layer, so that this architecture cannot come from there or
-            go there.
+        UserError: If the source has no such layer, so this architecture cannot be converted from or
+            to it.
     """
     layers, result = {layer.name: layer for layer in model.layers}, []
     for target, variable in model_variables(model).items():
@@ -183,8 +185,8 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
         found = rules.find(layer)
         if found is None:
             raise UserError(
-                f"layer {layer} of {model.name} has no counterpart there; give a `model` that has "
-                "one"
+                f"layer {layer} of {model.name} has no counterpart in this format; give another "
+                "`model`"
             )
         row, source = found
         name, axes = rules.dialect.tensors(layers[layer])[tensor]
@@ -195,7 +197,7 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
         name for name, count in Counter(slot.source for _, slot in result).items() if count > 1
     ]
     if repeated:
-        raise ValueError(f"the rules send one source tensor to several variables: {repeated}")
+        raise ValueError(f"the rules assign one source tensor to several variables: {repeated}")
     return [slot for _, slot in sorted(result, key=operator.itemgetter(0))]
 
 
@@ -207,30 +209,30 @@ def load_weights(
     keep: Collection[str] = (),
     origin: str = "the file",
 ) -> Proof:
-    """Fills the model with foreign weights; strict, and proven afterwards.
+    """Loads foreign weights strictly, and proves that they are where they belong.
 
     Args:
-        model: a segmentor, or a part of one.
-        source: the foreign tensors by name.
-        rules: what they are called.
-        keep: layers of ours that keep their own weights (classifiers for other classes); their
-            source tensors must be there, of whatever size.
-        origin: what errors call the source.
+        model: A segmentor, or a part of one.
+        source: The foreign tensors by name.
+        rules: The names of our layers in the source.
+        keep: Layers that keep their weights, such as classifiers for other classes. The source must
+            have tensors for them, of any shape.
+        origin: The source, for error messages.
 
     Returns:
-        The proof, to be printed.
+        The proof, to print.
 
     Raises:
-        UserError: tensors are missing, left over, of another shape or not finite; nothing is
+        UserError: If tensors are missing, unexpected, of another shape or not finite. Nothing is
             assigned then.
     """
     wanted = slots(model, rules)
     problems = mismatches(wanted, source, rules, keep)
     if problems:
-        seems = hints(
-            {name: tuple(np.shape(tensor)) for name, tensor in source.items()}, model.name
+        shapes = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
+        raise UserError(
+            f"{origin} does not fit {model.name}{hints(shapes, model.name)} ({problems})"
         )
-        raise UserError(f"{origin} does not fit {model.name}{seems} ({problems})")
     taken = [slot for slot in wanted if slot.layer not in keep]
     check_values(
         {slot.source: source[slot.source] for slot in taken},
@@ -243,7 +245,10 @@ def load_weights(
 
 
 def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
-    """The model's weights under the source's names, in its axes and the table's order: `load_weights` back."""
+    """Returns the model's weights with the source's names and axes, in the table's order.
+
+    This is the inverse of `load_weights`.
+    """
     return {slot.source: slot.read() for slot in slots(model, rules)}
 
 
@@ -253,13 +258,13 @@ def mismatches(
     rules: Rules,
     keep: Collection[str] = (),
 ) -> str:
-    """What of the source is missing, left over or of another shape, in one line; "" if all of it fits exactly."""
+    """Lists missing and unexpected tensors and wrong shapes in one line; "" if all of them fit."""
     shapes = {slot.source: slot.source_shape for slot in wanted}
     found = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
     fixed = [slot.source for slot in wanted if slot.layer not in keep and slot.source in found]
     lists = {
         "missing": [name for name in shapes if name not in found],
-        "left over": [name for name in found if name not in shapes and not _ignored(name, rules)],
+        "unexpected": [name for name in found if name not in shapes and not _ignored(name, rules)],
         "of another shape": [
             f"{name} {_by(found[name])} instead of {_by(shapes[name])}"
             for name in fixed
@@ -274,7 +279,7 @@ def mismatches(
 def fresh_classifiers(
     model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules
 ) -> tuple[str, ...]:
-    """Classifier layers whose tensors in the file differ from ours in the number of classes and in nothing else."""
+    """Returns the classifiers whose tensors in the file only differ in the number of classes."""
     names: dict[str, bool] = {}
     for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
         ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
@@ -293,7 +298,7 @@ def fresh_classifiers(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor, compared after the transfer: `difference` is the largest between the source and the model."""
+    """A tensor compared after the transfer, and the largest difference of source and model."""
 
     source: str
     target: str
@@ -303,15 +308,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What was transferred, read back from the model and compared with the source name by name.
+    """The proof of a transfer: every weight was read back and compared with its source tensor.
 
     Attributes:
-        rows: one a tensor.
-        ignored: source tensors that have no counterpart here.
-        kept: layers that no tensor filled and that kept their own weights.
-        alike: tensors that equal another one of the same shape; had those been swapped, nothing
-            would differ.
-        notes: what else is proven, and what is not.
+        rows: One row per tensor.
+        ignored: Source tensors without counterpart here.
+        kept: Layers that were not loaded and kept their weights.
+        alike: Tensors that equal another one of the same shape. If they were swapped, it would not
+            show.
+        notes: What else is proven, and what is not.
     """
 
     rows: tuple[Row, ...]
@@ -322,11 +327,11 @@ class Proof:
 
     @property
     def max_difference(self) -> float:
-        """Largest of the rows' differences."""
+        """The largest difference of all rows."""
         return max((row.difference for row in self.rows), default=0.0)
 
     def table(self) -> str:
-        """A line a tensor: source name, shape, our name, difference."""
+        """Returns one line per tensor: source name, shape, our name, difference."""
         width = max((len(row.source) for row in self.rows), default=0)
         return "\n".join(
             f"{row.source:{width}}  {_by(row.shape):>13} -> {row.target}  |difference| "
@@ -337,18 +342,18 @@ class Proof:
     def __str__(self) -> str:
         values = sum(math.prod(row.shape) for row in self.rows)
         lines = [
-            f"{len(self.rows)} tensors with {values} values: each went to one variable, each "
-            "variable was filled once,",
-            "each was read back by its source name, bit for bit the same (max |difference| "
-            f"{self.max_difference:g}).",
+            f"{len(self.rows)} tensors with {values} values: each was assigned to one variable, "
+            "and each variable was assigned once.",
+            "All were read back by their source names and are bit for bit the same (max "
+            f"|difference| {self.max_difference:g}).",
         ]
         if self.alike:
             lines.append(
-                f"{len(self.alike)} of them equal another one of their shape: a swap of those "
+                f"{len(self.alike)} of them equal another one of the same shape: swapping those "
                 "would not show."
             )
         if self.kept:
-            lines.append(f"newly initialised, not from the file: {_some(self.kept, LISTED)}")
+            lines.append(f"Not loaded, with initial weights: {_some(self.kept, LISTED)}")
         if self.ignored:
             lines.append(
                 f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}"
@@ -364,11 +369,11 @@ def prove(
     *,
     keep: Collection[str] = (),
 ) -> Proof:
-    """Reads every weight back from the model under its source name and compares it with the source, bit for bit.
+    """Reads every weight back by its source name and compares it with the source, bit for bit.
 
     Raises:
-        RuntimeError: a tensor is not where it belongs, which is a mistake in the converter and not
-            in the file.
+        RuntimeError: If a tensor is not where it belongs. This is an error of the converter, not of
+            the file.
     """
     covered = slots(model, rules)
     transferred = [slot for slot in covered if slot.layer not in keep]
@@ -384,14 +389,12 @@ def prove(
             else np.inf
         )
         rows.append(Row(slot.source, slot.target, slot.source_shape, float(difference)))
-    # Keras' own list of the weights, not ours, so that one which our names miss is seen.
+    # Keras' list of the weights, to find weights that are missing in our names.
     times = Counter(id(slot.variable) for slot in covered)
     in_reach = [v for v in model.weights if re.fullmatch(rules.covers, _layer(v))]
     wrong += [v.path for v in in_reach if times[id(v)] != 1]
     if wrong:
-        raise RuntimeError(
-            f"the transfer is wrong: {_some(wrong)} do not hold what the source says"
-        )
+        raise RuntimeError(f"the transfer is wrong: {_some(wrong)} do not have the source's values")
     digests = {name: (values.shape, values.tobytes()) for name, values in found.items()}
     counts, filled = Counter(digests.values()), {slot.layer for slot in transferred}
     return Proof(
