@@ -42,15 +42,19 @@ def pth(monkeypatch):
     return content
 
 
-def read(path: str = "a.pth", name: str = SMALL, other_classes: bool = False, **changes):
+def read(
+    path: str = "a.pth", name: str = SMALL, skip_mismatched_classifiers: bool = False, **changes
+):
     config = zoo.get_config(name).replace(**changes)
-    return convert.convert("sssegmentation", path, config, other_classes=other_classes)
+    return convert.convert(
+        "sssegmentation", path, config, skip_mismatched_classifiers=skip_mismatched_classifiers
+    )
 
 
 def test_only_counters_are_ignored(pth):
     pth.update(weights(golden(SMALL)) | {"aspp_conv.1.num_batches_tracked": np.array(7)})
     _, proof = read()
-    assert (len(proof.rows), proof.ignored, proof.kept) == (
+    assert (len(proof.rows), proof.ignored, proof.skipped_layers) == (
         231,
         ("aspp_conv.1.num_batches_tracked",),
         (),
@@ -84,23 +88,23 @@ def test_another_number_of_classes_is_an_error_by_default(pth):
         "with new classifiers ("
     )
     assert told in as_command_line(error.value)
-    model, proof = read(other_classes=True, num_classes=11)
-    assert proof.kept == ("logits",) and len(proof.rows) == 229
+    model, proof = read(skip_mismatched_classifiers=True, num_classes=11)
+    assert proof.skipped_layers == ("logits",) and len(proof.rows) == 229
     assert "Not loaded, with initial weights: logits" in str(proof)
     kernel = dump_weights(model, sssegmentation.rules(zoo.get_config(SMALL)))["aspp_conv.0.weight"]
     assert np.array_equal(kernel, pth["aspp_conv.0.weight"])
-    assert read(other_classes=True, num_classes=19)[1].kept == ()
+    assert read(skip_mismatched_classifiers=True, num_classes=19)[1].skipped_layers == ()
 
 
 def test_only_the_two_classifiers_are_skipped(pth):
     pth.update(weights(golden(FCN)))
-    assert read(name=FCN, other_classes=True, num_classes=11)[1].kept == (
+    assert read(name=FCN, skip_mismatched_classifiers=True, num_classes=11)[1].skipped_layers == (
         "logits",
         "auxiliary_logits",
     )
     pth["decoder.3.weight"] = np.zeros((256, 512, 3, 3), np.float32)
     with raises_line("1 of another shape: decoder.3.weight 256x512x3x3 instead of 512x512x3x3"):
-        read(name=FCN, other_classes=True, num_classes=11)
+        read(name=FCN, skip_mismatched_classifiers=True, num_classes=11)
 
 
 def test_an_imagenet_file_fills_the_backbone(pth):
@@ -116,8 +120,8 @@ def test_an_imagenet_file_fills_the_backbone(pth):
     _, proof = read()
     assert len(proof.rows) == 34 * 4 + 52 + 18 and proof.ignored == ("classifier.head.fc.weight",)
     assert (
-        all(not layer.startswith(("stem", "block", "last")) for layer in proof.kept)
-        and "logits" in proof.kept
+        all(not layer.startswith(("stem", "block", "last")) for layer in proof.skipped_layers)
+        and "logits" in proof.skipped_layers
     )
 
 

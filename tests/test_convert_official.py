@@ -21,6 +21,7 @@ from deeplab_keras.convert.initial import initialize
 from deeplab_keras.convert.official_files import read_source
 from deeplab_keras.convert.transfer import slots
 from deeplab_keras.inference import Predictor
+from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo.official import OFFICIAL, official_config
 
@@ -196,7 +197,7 @@ def test_initial_weights_with_another_head_only_fill_the_backbone(checkpoint, te
     config = CONFIG.replace(head="fcn", head_channels=16)
     model = build_segmentor(config, SIZE)
     before = named_weights(model)
-    initialize(model, config, str(checkpoint), last_layer=False)
+    initialize(model, config, str(checkpoint), skip_layers=layers_in_group(model, "head"))
     after = named_weights(model)
     np.testing.assert_array_equal(after["stem_conv/kernel"], tensors["MobilenetV2/Conv/weights"])
     same(

@@ -174,18 +174,20 @@ def test_the_error_names_a_layer_that_the_source_lacks(model):
         load_weights(model, {}, rules)
 
 
-def test_kept_layers_start_anew(model):
+def test_skipped_layers_keep_their_weights(model):
     source, before = file_for(model), dump_weights(model, RULES)
     source["decoder.1.weight"], source["decoder.1.bias"] = np.zeros((7, 4, 1, 1)), np.zeros(7)
-    proof = load_weights(model, source, RULES, keep=("logits",))
+    proof = load_weights(model, source, RULES, skip_layers=("logits",))
     after = dump_weights(model, RULES)
-    assert proof.kept == ("logits",) and "Not loaded, with initial weights: logits" in str(proof)
+    assert proof.skipped_layers == (
+        "logits",
+    ) and "Not loaded, with initial weights: logits" in str(proof)
     assert np.array_equal(after["decoder.1.weight"], before["decoder.1.weight"])
     assert np.array_equal(after["net.first.weight"], source["net.first.weight"])
 
 
-def test_rules_may_cover_a_part(model):
-    rules = dataclasses.replace(RULES, covers="stem_.*|block.*", ignored=("classifier.*",))
+def test_rules_for_a_group_of_layers(model):
+    rules = dataclasses.replace(RULES, group="backbone", ignored=("classifier.*",))
     source = file_for(model, rules) | {"classifier.weight": np.zeros(3)}
     before = dump_weights(model, RULES)
     proof = load_weights(model, source, rules)

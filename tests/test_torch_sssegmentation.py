@@ -344,7 +344,7 @@ def test_an_imagenet_classifier_of_openmmlab_gives_the_backbone(name, tmp_path):
     file["head.fc.weight"] = torch.zeros(1000, 1280)
     torch.save({"meta": {"epoch": 300}, "state_dict": file}, tmp_path / "imagenet.pth")
     model, proof = convert("sssegmentation", str(tmp_path / "imagenet.pth"), config)
-    assert "logits" in proof.kept and "head.fc.weight" in proof.ignored
+    assert "logits" in proof.skipped_layers and "head.fc.weight" in proof.ignored
     pictures, last = (
         images(129, 193),
         "block17_project_bn" if config.backbone == "mobilenet_v2" else "last_act",

@@ -109,7 +109,9 @@ def test_classifiers_give_the_backbone(name, tmp_path):
         backbone=name, head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=epsilon
     )
     model, proof = convert("torchvision", str(tmp_path / "tv.pth"), config)
-    assert "logits" in proof.kept and any(key.startswith("classifier.") for key in proof.ignored)
+    assert "logits" in proof.skipped_layers and any(
+        key.startswith("classifier.") for key in proof.ignored
+    )
     layers = module(name).features
     last, depth = (
         ("block17_project_bn", 18) if name == "mobilenet_v2" else ("last_act", len(layers))

@@ -585,13 +585,13 @@ def test_other_classes_start_with_fresh_classifiers_only(
         (
             ("road", "bus", "sky", "tree"),
             {},
-            "other classes: class 1 is 'car' there and 'bus' here; its classifiers",
+            "other classes: class 1 is 'car' there and 'bus' here; the classifiers",
         ),
         (
             ("road", "sky", "car", "tree"),
-            {"last_layer": False, "logits_only": True},
+            {"skip_layers": ("logits", "auxiliary_logits")},
             "",
-        ),  # fresh as the flag says
+        ),
     ],
 )
 def test_classifiers_of_other_names_or_another_order_start_fresh(

@@ -13,10 +13,11 @@ from contracts import script
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig
-from deeplab_keras.convert.initial import initialize, last_layers
+from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.models.heads import HEADS
+from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.optimizers import LAST_LAYERS
 
@@ -203,7 +204,7 @@ def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_last_layers_are_all_of_the_head(head):
-    """For the rate by parts of names, for the fresh start by what is not the backbone: both must be the same layers."""
+    """The layers with another learning rate are those that `skip_layers` can select."""
     narrow = dict(depth_multiplier=0.25, head_channels=8, auxiliary_channels=8)
     config = ModelConfig(head=head, auxiliary_head=True, num_classes=3, **narrow)
     model = build_segmentor(config)
@@ -212,22 +213,24 @@ def test_the_last_layers_are_all_of_the_head(head):
         for layer in model.layers
         if layer.weights and any(part in layer.name for part in LAST_LAYERS)
     }
-    assert named == set(last_layers(model, logits_only=False))
-    classifiers = {name.removeprefix("auxiliary_") for name in last_layers(model, logits_only=True)}
+    assert named == set(layers_in_group(model, "head"))
+    classifiers = {
+        name.removeprefix("auxiliary_") for name in layers_in_group(model, "classifiers")
+    }
     assert classifiers <= {"logits", "logits_high", "logits_low"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "fresh"),
+    ("group", "skipped"),
     [
-        ({"last_layer": True}, set()),
-        ({"last_layer": False}, {"aspp0", "image", "aspp", "logits0", "logits1"}),
-        ({"last_layer": False, "logits_only": True}, {"logits0", "logits1"}),
+        ("", set()),
+        ("head", {"aspp0", "image", "aspp", "logits0", "logits1"}),
+        ("classifiers", {"logits0", "logits1"}),
     ],
 )
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_which_layers_start_fresh(flags, fresh, batch_norm, start, tmp_path):
-    """Of DeepLab without ASPP the classifiers are one for each rate."""
+def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, start, tmp_path):
+    """DeepLab without ASPP has one classifier per rate."""
     config = ModelConfig(
         head="deeplab_v3",
         depth_multiplier=0.25,
@@ -239,15 +242,16 @@ def test_which_layers_start_fresh(flags, fresh, batch_norm, start, tmp_path):
     source, model = build_segmentor(config), build_segmentor(config)
     folder.save_checkpoint(tmp_path / "c", source, config, folder.read_info(start[0]))
     before, theirs = folder.named_weights(model), folder.named_weights(source)
-    initialize(model, config, str(tmp_path / "c"), **flags)
+    skip_layers = layers_in_group(model, group) if group else ()
+    initialize(model, config, str(tmp_path / "c"), skip_layers=skip_layers)
     if batch_norm:
-        fresh = {name.rstrip("01") if name.startswith("logits") else name for name in fresh}
+        skipped = {name.rstrip("01") if name.startswith("logits") else name for name in skipped}
     for name, value in folder.named_weights(model).items():
-        expected = before if name.split("/")[0].split("_")[0] in fresh else theirs
+        expected = before if name.split("/")[0].split("_")[0] in skipped else theirs
         assert np.array_equal(value, expected[name]), name
 
 
-def test_other_classes_start_with_a_fresh_classifier_for_each_rate(start, tmp_path):
+def test_other_classes_start_with_a_new_classifier_for_each_rate(start, tmp_path):
     config = ModelConfig(
         head="deeplab_v3",
         depth_multiplier=0.25,

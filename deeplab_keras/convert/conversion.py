@@ -16,8 +16,8 @@ from deeplab_keras.convert.pth import read_pth, write_pth
 from deeplab_keras.convert.transfer import (
     Proof,
     dump_weights,
-    fresh_classifiers,
     load_weights,
+    mismatched_classifiers,
     prove,
 )
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
@@ -36,7 +36,12 @@ FREE = {
 
 
 def convert(
-    source: str, path: str, config: ModelConfig, *, other_classes: bool = False, check: bool = True
+    source: str,
+    path: str,
+    config: ModelConfig,
+    *,
+    skip_mismatched_classifiers: bool = False,
+    check: bool = True,
 ) -> tuple[keras.Model, Proof]:
     """Builds a model and loads foreign weights. An ImageNet file only has weights of the backbone.
 
@@ -44,8 +49,8 @@ def convert(
         source: Where the weights are from, one of `SOURCES`.
         path: The file or folder of the weights.
         config: The architecture.
-        other_classes: Whether classifiers keep their initial weights if the file has another
-            number of classes than the config. By default, this is an error.
+        skip_mismatched_classifiers: Whether classifiers keep their initial weights if the file has
+            another number of classes than the config. By default, this is an error.
         check: Whether a graph (.pb, .tflite) is compared with the model: its operations, and the
             outputs of both on a few images. If false, weights are loaded by their names and
             nothing else is compared.
@@ -60,15 +65,16 @@ def convert(
     if source not in SOURCES:
         raise unknown_option("source", source, SOURCES)
     model = build_segmentor(config)
-    return model, SOURCES[source](model, config, path, other_classes, check)
+    return model, SOURCES[source](model, config, path, skip_mismatched_classifiers, check)
 
 
 def load_pth(
     model: keras.Model,
     config: ModelConfig,
     path: str,
-    other_classes: bool = False,
-    fresh: Collection[str] = (),
+    *,
+    skip_mismatched_classifiers: bool = False,
+    skip_layers: Collection[str] = (),
 ) -> Proof:
     """Loads the weights of a .pth file of SSSegmentation, OpenMMLab or torchvision.
 
@@ -78,8 +84,8 @@ def load_pth(
         model: A segmentor.
         config: Its architecture.
         path: The file.
-        other_classes: See `convert`.
-        fresh: Layers that keep their initial weights in any case.
+        skip_mismatched_classifiers: See `convert`.
+        skip_layers: Layers that keep their initial weights in any case.
 
     Raises:
         UserError: See `convert`.
@@ -93,24 +99,28 @@ def load_pth(
         rules = sssegmentation.imagenet_rules(config)
     else:
         rules = sssegmentation.rules(config)
-    keep = fresh_classifiers(model, tensors, rules) if other_classes else ()
-    return load_weights(model, tensors, rules, keep={*keep, *fresh}, origin=str(path))
+    if skip_mismatched_classifiers:
+        skip_layers = {*skip_layers, *mismatched_classifiers(model, tensors, rules)}
+    return load_weights(model, tensors, rules, skip_layers=skip_layers, origin=str(path))
 
 
 def _official(
-    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
 ) -> Proof:
-    return official_deeplab.load(model, config, path, other_classes=other_classes, check=check)
+    return official_deeplab.load(
+        model, config, path, skip_mismatched_classifiers=skip_mismatched, check=check
+    )
 
 
 def _pth(
-    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
 ) -> Proof:
-    return _with_note(load_pth(model, config, path, other_classes), config, "PyTorch checkpoint")
+    proof = load_pth(model, config, path, skip_mismatched_classifiers=skip_mismatched)
+    return _with_note(proof, config, "PyTorch checkpoint")
 
 
 def _keras_applications(
-    model: keras.Model, config: ModelConfig, path: str, other_classes: bool, check: bool
+    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
 ) -> Proof:
     return _with_note(
         keras_applications.load_imagenet(model, config, path, flag="checkpoint"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Collection
 
 import keras
@@ -23,10 +22,10 @@ from deeplab_keras.checkpoints.folder import (
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.convert import official_deeplab
 from deeplab_keras.convert.conversion import load_pth
-from deeplab_keras.convert.keras_applications import BACKBONE, load_imagenet
+from deeplab_keras.convert.keras_applications import load_imagenet
 from deeplab_keras.convert.official_files import is_official_file
-from deeplab_keras.convert.transfer import CLASSIFIERS
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.models.layer_groups import is_in_group
 from deeplab_keras.models.quantization import without_ranges
 
 PTH = (".pth", ".pt")
@@ -38,9 +37,8 @@ def initialize(
     model: keras.Model,
     config: ModelConfig,
     source: str,
-    last_layer: bool = True,
     *,
-    logits_only: bool = False,
+    skip_layers: Collection[str] = (),
     info: DatasetInfo | None = None,
 ) -> None:
     """Loads initial weights, and logs which layers keep their random weights.
@@ -58,25 +56,26 @@ def initialize(
         source: A checkpoint folder or workdir, "imagenet", a file of ImageNet weights, a .pth file
             of SSSegmentation, OpenMMLab or torchvision, or a file from which the official DeepLab
             can start: a TF1 checkpoint or a release archive.
-        last_layer: False: the last layers start fresh in any case.
-        logits_only: the last layers are the classifiers; False: the whole head.
+        skip_layers: Names of layers that keep their random weights in any case, such as those of
+            `models.layer_groups.layers_in_group(model, "head")`.
         info: The classes of the training run. If `None`, a checkpoint of ours is assumed to have
             the same classes.
 
     Raises:
         UserError: If the source does not exist, or its weights do not fit.
     """
-    fresh = () if last_layer else last_layers(model, logits_only)
     if is_official_file(source):
-        logging.info("%s: %s", source, official_deeplab.start_from(model, config, source, fresh))
+        proof = official_deeplab.start_from(model, config, source, skip_layers)
     elif source.endswith(PTH):
-        logging.info(
-            "%s: %s", source, load_pth(model, config, source, other_classes=True, fresh=fresh)
+        proof = load_pth(
+            model, config, source, skip_mismatched_classifiers=True, skip_layers=skip_layers
         )
     elif source == "imagenet" or not pathlib.Path(source).is_dir():
-        logging.info("%s: %s", source, load_imagenet(model, config, source))
+        proof = load_imagenet(model, config, source)
     else:
-        _from_folder(model, config, source, fresh, info)
+        _from_folder(model, config, source, skip_layers, info)
+        return
+    logging.info("%s: %s", source, proof)
 
 
 def start_config(source: str) -> ModelConfig:
@@ -99,26 +98,18 @@ def start_config(source: str) -> ModelConfig:
     return ours
 
 
-def last_layers(model: keras.Model, logits_only: bool) -> tuple[str, ...]:
-    """Returns the names of the classifiers, or of all layers of the head that have weights."""
-    heads = [
-        layer.name for layer in model.layers if layer.weights and not re.match(BACKBONE, layer.name)
-    ]
-    return tuple(name for name in heads if not logits_only or CLASSIFIERS.fullmatch(name))
-
-
 def _from_folder(
     model: keras.Model,
     config: ModelConfig,
     source: str,
-    fresh_layers: Collection[str],
+    skip_layers: Collection[str],
     info: DatasetInfo | None,
 ) -> None:
     folder = find_checkpoint(source)
-    theirs, weights, fresh = read_config(folder), read_weights(folder), named_weights(model)
-    names = {*fresh, *weights}
+    theirs, weights, initial = read_config(folder), read_weights(folder), named_weights(model)
+    names = {*initial, *weights}
     if theirs.head != config.head:
-        left_out = {name for name in names if not re.match(BACKBONE, name)}
+        skipped = {name for name in names if not is_in_group(_layer(name), "backbone")}
         fits = (
             f"`model={theirs.name}`"
             if theirs.name
@@ -133,32 +124,37 @@ def _from_folder(
             fits,
         )
     else:
-        left_out = {name for name in names if name.split("/")[0] in fresh_layers}
-        classifiers = {name for name in names if CLASSIFIERS.fullmatch(name.split("/")[0])}
-        if not classifiers <= left_out and (
+        skipped = {name for name in names if _layer(name) in skip_layers}
+        classifiers = {name for name in names if is_in_group(_layer(name), "classifiers")}
+        if not classifiers <= skipped and (
             theirs.num_classes != config.num_classes or _relabels(folder, info)
         ):
-            left_out |= classifiers
+            skipped |= classifiers
         if theirs.quantization_aware != config.quantization_aware:
-            left_out |= names - without_ranges(dict.fromkeys(names)).keys()
+            skipped |= names - without_ranges(dict.fromkeys(names)).keys()
         if theirs.auxiliary_head != config.auxiliary_head:
-            left_out |= {name for name in names if name.startswith("auxiliary")}
-    taken = {name: value for name, value in weights.items() if name not in left_out}
-    taken |= {name: value for name, value in fresh.items() if name in left_out}
-    assign_weights(model, taken, source=f"`tf_initial_checkpoint={source}`")
-    started = without_ranges(
-        dict.fromkeys(name for name in model_variables(model) if name in left_out)
+            skipped |= {name for name in names if name.startswith("auxiliary")}
+    assigned = {name: value for name, value in weights.items() if name not in skipped}
+    assigned |= {name: value for name, value in initial.items() if name in skipped}
+    assign_weights(model, assigned, source=f"`tf_initial_checkpoint={source}`")
+    random = without_ranges(
+        dict.fromkeys(name for name in model_variables(model) if name in skipped)
     )
-    layers = list(dict.fromkeys(name.split("/")[0] for name in started))
+    layers = list(dict.fromkeys(map(_layer, random)))
     listed = ", ".join(layers[:LISTED]) + (
         f" and {len(layers) - LISTED} more" if len(layers) > LISTED else ""
     )
     logging.info(
         "%d weights from %s%s",
-        len(taken) - len(started),
+        len(assigned) - len(random),
         folder,
         f"; layers with random weights: {listed}" if layers else "",
     )
+
+
+def _layer(weight: str) -> str:
+    """Returns the layer of a weight, named `<layer>/<variable>`."""
+    return weight.split("/")[0]
 
 
 def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:

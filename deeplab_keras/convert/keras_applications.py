@@ -33,7 +33,6 @@ WIDTHS = {
     "mobilenet_v3_small": (0.75, 1.0),
 }
 FITTING = {"normalization": "unit_range", "padding": "same", "backbone_bn_epsilon": 1e-3}
-BACKBONE = r"(stem|block\d+|last)_.*"
 MAX_BLOCKS = 17
 
 # Layer of a block in keras.applications -> our layer.
@@ -74,7 +73,7 @@ def rules(config: ModelConfig) -> Rules:
     for index in range(1, MAX_BLOCKS + 1):
         prefix = "expanded_conv" if index == 1 else f"{block}_{index - 1}"
         layers |= {f"{prefix}_{there}": f"block{index}_{here}" for there, here in parts.items()}
-    return Rules(layers, KERAS, ignored=ignored, covers=BACKBONE)
+    return Rules(layers, KERAS, ignored=ignored, group="backbone")
 
 
 def load_imagenet(

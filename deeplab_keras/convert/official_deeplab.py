@@ -26,14 +26,14 @@ from deeplab_keras.convert.keras_graph import read_model
 from deeplab_keras.convert.official_files import Source, read_source, tensors_of, unfold
 from deeplab_keras.convert.structure import SAME_EPSILON, map_sizes, match, pooling
 from deeplab_keras.convert.transfer import (
-    CLASSIFIERS,
     TF1_SLIM,
     Proof,
     Rules,
-    fresh_classifiers,
     load_weights,
+    mismatched_classifiers,
 )
 from deeplab_keras.models.blocks import make_divisible
+from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.models.segmentor import build_segmentor
 
 # Backbone -> the scope of its variables.
@@ -54,8 +54,6 @@ BOOKKEEPING = (
     r".*/(Momentum|RMSProp(_1)?|Adam(_1)?|ExponentialMovingAverage)",
     r".*(_quant|quant_\w+)/(min|max)(/.*)?",
 )
-BACKBONE = r"(stem|block\d+|last)_.*"
-WITHOUT_AUXILIARY = r"(?!auxiliary).*"  # no official model has an auxiliary head
 
 
 def rules(config: ModelConfig) -> Rules:
@@ -131,7 +129,7 @@ def load(
     config: ModelConfig,
     path: str,
     *,
-    other_classes: bool = False,
+    skip_mismatched_classifiers: bool = False,
     check: bool = True,
 ) -> Proof:
     """Loads the weights of an official file of any kind; see `read_source`.
@@ -143,7 +141,7 @@ def load(
         model: The segmentor of `config`.
         config: The architecture.
         path: The file.
-        other_classes: See `conversion.convert`.
+        skip_mismatched_classifiers: See `conversion.convert`.
         check: Whether a graph is compared with the model. If false, its weights are loaded by
             their names.
 
@@ -154,13 +152,15 @@ def load(
     tensors: dict[str, np.ndarray] = source.tensors
     note = not_proven(config, source.kind)
     if source.graph is not None and check:
-        tensors, note = _proven_tensors(source, model, config, other_classes)
+        tensors, note = _proven_tensors(source, model, config, skip_mismatched_classifiers)
     elif not tensors:
         raise UserError(
             f"{source.path}: {NAMELESS}; omit `check=False` to find its layers by their connections"
         )
-    keep = fresh_classifiers(model, tensors, rules(config)) if other_classes else ()
-    proof = load_official(model, config, tensors, origin=source.path, keep=keep)
+    skip_layers: tuple[str, ...] = ()
+    if skip_mismatched_classifiers:
+        skip_layers = mismatched_classifiers(model, tensors, rules(config))
+    proof = load_official(model, config, tensors, origin=source.path, skip_layers=skip_layers)
     return dataclasses.replace(proof, notes=(note,))
 
 
@@ -179,7 +179,7 @@ def not_proven(config: ModelConfig, kind: str) -> str:
 
 
 def _proven_tensors(
-    source: Source, model: keras.Model, config: ModelConfig, other_classes: bool
+    source: Source, model: keras.Model, config: ModelConfig, skip_mismatched_classifiers: bool
 ) -> tuple[dict[str, np.ndarray], str]:
     """Proves that a graph computes the same as the model of `config`.
 
@@ -195,7 +195,7 @@ def _proven_tensors(
         (network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0),
         default=0,
     )
-    if other_classes and classes != config.num_classes and classes > 1:
+    if skip_mismatched_classifiers and classes != config.num_classes and classes > 1:
         config = config.replace(num_classes=classes)
         model = build_segmentor(config)
     differences = option_differences(graph, size, config)
@@ -233,7 +233,7 @@ def _proven_tensors(
 
 
 def start_from(
-    model: keras.Model, config: ModelConfig, path: str, fresh: Collection[str] = ()
+    model: keras.Model, config: ModelConfig, path: str, skip_layers: Collection[str] = ()
 ) -> Proof:
     """Loads initial weights for training, as the official train.py does, but strictly.
 
@@ -246,7 +246,7 @@ def start_from(
         model: The segmentor.
         config: Its architecture.
         path: The file; see `read_source`.
-        fresh: Layers that keep their random weights in any case. If there are others than
+        skip_layers: Layers that keep their random weights in any case. If there are others than
             classifiers, only the backbone is loaded.
 
     Returns:
@@ -261,8 +261,8 @@ def start_from(
             f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py), and start from "
             "the result"
         )
-    found, tensors, keep = identify(source.tensors), source.tensors, set(fresh)
-    classifiers = {layer.name for layer in model.layers if CLASSIFIERS.fullmatch(layer.name)}
+    found, tensors, skipped = identify(source.tensors), source.tensors, set(skip_layers)
+    classifiers = set(layers_in_group(model, "classifiers"))
     other_head = found.get("head", config.head) != config.head
     if other_head:
         options = " ".join(
@@ -277,12 +277,14 @@ def start_from(
             config.head,
             options,
         )
-    if other_head or not keep <= classifiers:
+    if other_head or not skipped <= classifiers:
         tensors = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
     if found.get("num_classes", config.num_classes) != config.num_classes:
-        keep |= classifiers
+        skipped |= classifiers
+    # No official model has an auxiliary head.
+    group = "without_auxiliary"
     return load_official(
-        model, config, tensors, origin=source.path, keep=keep, covers=WITHOUT_AUXILIARY
+        model, config, tensors, origin=source.path, skip_layers=skipped, group=group
     )
 
 
@@ -292,8 +294,8 @@ def load_official(
     tensors: Mapping[str, np.ndarray],
     *,
     origin: str,
-    keep: Collection[str] = (),
-    covers: str = ".*",
+    skip_layers: Collection[str] = (),
+    group: str = "all",
 ) -> Proof:
     """Loads official weights strictly. If the tensors have no head, only the backbone is loaded.
 
@@ -302,8 +304,8 @@ def load_official(
         config: The architecture.
         tensors: The weights by their official names.
         origin: The source, for error messages.
-        keep: Layers of ours that keep their initial weights.
-        covers: Regular expression of the layers that must be filled.
+        skip_layers: Layers of ours that keep their initial weights.
+        group: The group of layers (`models.layer_groups`) that the tensors must have.
 
     Returns:
         The proof, to print.
@@ -312,11 +314,11 @@ def load_official(
         UserError: If the weights do not fit. If they are of another variant, the message has the
             options that would fit.
     """
-    _check_variant(config, tensors, origin, classes_matter=not keep)
-    table = dataclasses.replace(rules(config), covers=covers)
+    _check_variant(config, tensors, origin, classes_matter=not skip_layers)
     if not any(re.match(r"(aspp0|logits|decoder)/", name) for name in tensors):
-        table = dataclasses.replace(table, covers=BACKBONE)
-    return load_weights(model, tensors, table, keep=keep, origin=origin)
+        group = "backbone"
+    table = dataclasses.replace(rules(config), group=group)
+    return load_weights(model, tensors, table, skip_layers=skip_layers, origin=origin)
 
 
 # === Identifying the variant of a checkpoint ===

@@ -13,7 +13,6 @@ from deeplab_keras.models.backbones.mobilenet_v2 import STAGES
 from deeplab_keras.models.backbones.mobilenet_v3 import LARGE, LARGE_END, SMALL, SMALL_END
 
 COUNTERS = r".*\.num_batches_tracked"  # counters of batch norm, which nothing reads
-BACKBONE = r"(stem|block\d+|last)_.*"
 LAST_LAYER = {
     "mobilenet_v3_large": len(LARGE + LARGE_END) + 1,
     "mobilenet_v3_small": len(SMALL + SMALL_END) + 1,
@@ -39,7 +38,10 @@ def imagenet_rules(config: ModelConfig) -> Rules:
     """
     classifier = r"backbone\.conv2\..*|(classifier|head)\..*"
     return Rules(
-        backbone_layers(config, "backbone"), TORCH, ignored=(COUNTERS, classifier), covers=BACKBONE
+        backbone_layers(config, "backbone"),
+        TORCH,
+        ignored=(COUNTERS, classifier),
+        group="backbone",
     )
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.convert.sssegmentation import BACKBONE, COUNTERS
+from deeplab_keras.convert.sssegmentation import COUNTERS
 from deeplab_keras.convert.transfer import TORCH, Rules
 from deeplab_keras.models.backbones.mobilenet_v3 import LARGE, LARGE_END, SMALL, SMALL_END, Row
 
@@ -36,7 +36,7 @@ def imagenet_rules(config: ModelConfig) -> Rules:
         rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else ""
     )
     return Rules(
-        backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), covers=BACKBONE
+        backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), group="backbone"
     )
 
 

@@ -39,11 +39,11 @@ from deeplab_keras.checkpoints.folder import model_variables
 from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import UserError
 from deeplab_keras.convert.identify import hints
+from deeplab_keras.models.layer_groups import is_in_group
 
 # Our axes in the source's order: a source tensor is `ours.transpose(axes)`.
 Axes = tuple[int, ...]
 LISTED = 10  # names per kind of mismatch in an error message
-CLASSIFIERS = re.compile(r"(auxiliary_)?logits(\d+|_high|_low)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +110,14 @@ class Rules:
         dialect: Names and axes of the tensors.
         ignored: Regular expressions of complete source names without counterpart here (counters,
             optimizer slots, an ImageNet classifier).
-        covers: Regular expression of the names of our layers that the source must have. The other
+        group: The group of our layers (`models.layer_groups`) that the source must have. Other
             layers keep their weights.
     """
 
     layers: Mapping[str, str]
     dialect: Dialect
     ignored: tuple[str, ...] = ()
-    covers: str = ".*"
+    group: str = "all"
 
     def find(self, layer: str) -> tuple[int, str] | None:
         """Returns the index of our layer's row and its source name, or `None`."""
@@ -180,7 +180,7 @@ def slots(model: keras.Model, rules: Rules) -> list[Slot]:
     layers, result = {layer.name: layer for layer in model.layers}, []
     for target, variable in model_variables(model).items():
         layer, tensor = target.split("/")
-        if not re.fullmatch(rules.covers, layer):
+        if not is_in_group(layer, rules.group):
             continue
         found = rules.find(layer)
         if found is None:
@@ -206,7 +206,7 @@ def load_weights(
     source: Mapping[str, np.ndarray],
     rules: Rules,
     *,
-    keep: Collection[str] = (),
+    skip_layers: Collection[str] = (),
     origin: str = "the file",
 ) -> Proof:
     """Loads foreign weights strictly, and proves that they are where they belong.
@@ -215,8 +215,8 @@ def load_weights(
         model: A segmentor, or a part of one.
         source: The foreign tensors by name.
         rules: The names of our layers in the source.
-        keep: Layers that keep their weights, such as classifiers for other classes. The source must
-            have tensors for them, of any shape.
+        skip_layers: Layers that keep their weights, such as classifiers for other classes. The
+            source must have tensors for them, of any shape.
         origin: The source, for error messages.
 
     Returns:
@@ -227,21 +227,21 @@ def load_weights(
             assigned then.
     """
     wanted = slots(model, rules)
-    problems = mismatches(wanted, source, rules, keep)
+    problems = mismatches(wanted, source, rules, skip_layers)
     if problems:
         shapes = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
         raise UserError(
             f"{origin} does not fit {model.name}{hints(shapes, model.name)} ({problems})"
         )
-    taken = [slot for slot in wanted if slot.layer not in keep]
+    loaded = [slot for slot in wanted if slot.layer not in skip_layers]
     check_values(
-        {slot.source: source[slot.source] for slot in taken},
+        {slot.source: source[slot.source] for slot in loaded},
         origin,
         "give a file with intact weights",
     )
-    for slot in taken:
+    for slot in loaded:
         slot.write(source[slot.source])
-    return prove(model, source, rules, keep=keep)
+    return prove(model, source, rules, skip_layers=skip_layers)
 
 
 def dump_weights(model: keras.Model, rules: Rules) -> dict[str, np.ndarray]:
@@ -256,12 +256,13 @@ def mismatches(
     wanted: Sequence[Slot],
     source: Mapping[str, np.ndarray],
     rules: Rules,
-    keep: Collection[str] = (),
+    skip_layers: Collection[str] = (),
 ) -> str:
     """Lists missing and unexpected tensors and wrong shapes in one line; "" if all of them fit."""
     shapes = {slot.source: slot.source_shape for slot in wanted}
     found = {name: tuple(np.shape(tensor)) for name, tensor in source.items()}
-    fixed = [slot.source for slot in wanted if slot.layer not in keep and slot.source in found]
+    loaded = [slot for slot in wanted if slot.layer not in skip_layers]
+    fixed = [slot.source for slot in loaded if slot.source in found]
     lists = {
         "missing": [name for name in shapes if name not in found],
         "unexpected": [name for name in found if name not in shapes and not _ignored(name, rules)],
@@ -276,12 +277,12 @@ def mismatches(
     )
 
 
-def fresh_classifiers(
+def mismatched_classifiers(
     model: keras.Model, tensors: Mapping[str, np.ndarray], rules: Rules
 ) -> tuple[str, ...]:
     """Returns the classifiers whose tensors in the file only differ in the number of classes."""
-    names: dict[str, bool] = {}
-    for slot in slots(model, dataclasses.replace(rules, covers=CLASSIFIERS.pattern)):
+    mismatched: dict[str, bool] = {}
+    for slot in slots(model, dataclasses.replace(rules, group="classifiers")):
         ours, theirs = slot.source_shape, tuple(np.shape(tensors.get(slot.source, 0)))
         classes = slot.axes.index(len(ours) - 1) if slot.axes else len(ours) - 1
         same_but_classes = len(ours) == len(theirs) and ours == (
@@ -289,8 +290,9 @@ def fresh_classifiers(
             ours[classes],
             *theirs[classes + 1 :],
         )
-        names[slot.layer] = names.get(slot.layer, True) and same_but_classes and ours != theirs
-    return tuple(name for name, fresh in names.items() if fresh)
+        others = mismatched.get(slot.layer, True)
+        mismatched[slot.layer] = others and same_but_classes and ours != theirs
+    return tuple(layer for layer, found in mismatched.items() if found)
 
 
 # === The proof ===
@@ -313,7 +315,7 @@ class Proof:
     Attributes:
         rows: One row per tensor.
         ignored: Source tensors without counterpart here.
-        kept: Layers that were not loaded and kept their weights.
+        skipped_layers: Layers that were not loaded and kept their weights.
         alike: Tensors that equal another one of the same shape. If they were swapped, it would not
             show.
         notes: What else is proven, and what is not.
@@ -321,7 +323,7 @@ class Proof:
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]
-    kept: tuple[str, ...]
+    skipped_layers: tuple[str, ...]
     alike: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -352,8 +354,8 @@ class Proof:
                 f"{len(self.alike)} of them equal another one of the same shape: swapping those "
                 "would not show."
             )
-        if self.kept:
-            lines.append(f"Not loaded, with initial weights: {_some(self.kept, LISTED)}")
+        if self.skipped_layers:
+            lines.append(f"Not loaded, with initial weights: {_some(self.skipped_layers, LISTED)}")
         if self.ignored:
             lines.append(
                 f"{len(self.ignored)} tensors without counterpart here: {_some(self.ignored)}"
@@ -367,7 +369,7 @@ def prove(
     source: Mapping[str, np.ndarray],
     rules: Rules,
     *,
-    keep: Collection[str] = (),
+    skip_layers: Collection[str] = (),
 ) -> Proof:
     """Reads every weight back by its source name and compares it with the source, bit for bit.
 
@@ -376,7 +378,7 @@ def prove(
             the file.
     """
     covered = slots(model, rules)
-    transferred = [slot for slot in covered if slot.layer not in keep]
+    transferred = [slot for slot in covered if slot.layer not in skip_layers]
     found = {slot.source: slot.read() for slot in transferred}
     rows, wrong = [], []
     for slot in transferred:
@@ -391,8 +393,8 @@ def prove(
         rows.append(Row(slot.source, slot.target, slot.source_shape, float(difference)))
     # Keras' list of the weights, to find weights that are missing in our names.
     times = Counter(id(slot.variable) for slot in covered)
-    in_reach = [v for v in model.weights if re.fullmatch(rules.covers, _layer(v))]
-    wrong += [v.path for v in in_reach if times[id(v)] != 1]
+    in_group = [v for v in model.weights if is_in_group(_layer(v), rules.group)]
+    wrong += [v.path for v in in_group if times[id(v)] != 1]
     if wrong:
         raise RuntimeError(f"the transfer is wrong: {_some(wrong)} do not have the source's values")
     digests = {name: (values.shape, values.tobytes()) for name, values in found.items()}
@@ -400,7 +402,7 @@ def prove(
     return Proof(
         rows=tuple(rows),
         ignored=tuple(name for name in source if _ignored(name, rules)),
-        kept=tuple(
+        skipped_layers=tuple(
             dict.fromkeys(layer for layer in map(_layer, model.weights) if layer not in filled)
         ),
         alike=tuple(name for name, digest in digests.items() if counts[digest] > 1),

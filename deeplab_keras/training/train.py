@@ -32,6 +32,7 @@ from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
+from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.models.segmentor import (
     build_segmentor,
@@ -224,12 +225,15 @@ def _start(run: Run, training: TrainConfig) -> None:
     if run.restore():
         return
     if training.tf_initial_checkpoint:
+        skip_layers: tuple[str, ...] = ()
+        if not training.initialize_last_layer:
+            group = "classifiers" if training.last_layers_contain_logits_only else "head"
+            skip_layers = layers_in_group(run.model, group)
         initialize(
             run.model,
             run.config,
             training.tf_initial_checkpoint,
-            training.initialize_last_layer,
-            logits_only=training.last_layers_contain_logits_only,
+            skip_layers=skip_layers,
             info=run.info,
         )
     run.fresh_statistics = statistics.find_fresh(run.model)

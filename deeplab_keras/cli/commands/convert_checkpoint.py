@@ -87,7 +87,7 @@ def main(command: Command) -> None:
         options.source,
         options.checkpoint,
         config,
-        other_classes="num_classes" in given,
+        skip_mismatched_classifiers="num_classes" in given,
         check=options.check,
     )
     print(f"{proof.table()}\n{proof}")
