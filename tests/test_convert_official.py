@@ -237,43 +237,44 @@ SMALL_SEG = (
 
 
 @pytest.mark.parametrize(
-    "values, flags",
+    "values, options",
     [
         (v2(32, 16, 24, 320) | HEAD, {"depth_multiplier": 1.0}),
         (v2(16, 8, 12, 160) | HEAD, {"depth_multiplier": 0.5}),
-        (v2(16, 8, 16, 160), {"depth_multiplier": 0.5, "divisible_by": 8}),
+        (v2(16, 8, 16, 160), {"depth_multiplier": 0.5, "channel_divisor": 8}),
         (v2(11, 6, 8, 112) | HEAD | {"logits/semantic/biases": np.zeros(7)}, {"num_classes": 7}),
         (v2(11, 6, 8, 112) | HEAD | ATROUS, {"atrous_rates": 2}),
         (
             SMALL_SEG,
-            {"model_variant": "mobilenet_v3_small_seg", "head": "lraspp", "num_classes": 19},
+            {"backbone": "mobilenet_v3_small_seg", "head": "lraspp", "num_classes": 19},
         ),
         (
             channels("MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=80, Conv_1=480),
-            {"model_variant": "mobilenet_v3_large_seg"},
+            {"backbone": "mobilenet_v3_large_seg"},
         ),
         (
             channels(
                 "MobilenetV3", Conv=16, expanded_conv_11=112, expanded_conv_14=160, Conv_1=960
             ),
-            {"model_variant": "mobilenet_v3_large"},
+            {"backbone": "mobilenet_v3_large"},
         ),
         (
             channels(
                 "MobilenetEdgeTPU", Conv=24, expanded_conv_9=72, expanded_conv_21=144, Conv_1=960
             ),
-            {"model_variant": "mobilenet_edgetpu", "depth_multiplier": 0.75},
+            {"backbone": "mobilenet_edgetpu", "depth_multiplier": 0.75},
         ),
     ],
 )
-def test_the_error_about_another_variant_names_its_flags(model, values, flags):
-    assert flags.items() <= official_deeplab.identify(values).items()
+def test_the_error_about_another_variant_names_its_options(model, values, options):
+    assert options.items() <= official_deeplab.identify(values).items()
     with pytest.raises(UserError) as caught:
         official_deeplab.load_official(model, CONFIG, values, origin="model.ckpt")
     message = as_command_line(caught.value)
     assert "\n" not in message and message.startswith("model.ckpt seems to need")
-    for flag in flags:
-        assert f"--{flag}" in message
+    flags = {"backbone": "model_variant", "channel_divisor": "divisible_by"}
+    for name in options:
+        assert name in str(caught.value) and f"--{flags.get(name, name)}" in message
 
 
 def test_small_for_large(model):
@@ -284,11 +285,11 @@ def test_small_for_large(model):
 
 def test_identify(tensors):
     assert official_deeplab.identify(tensors) == {
-        "model_variant": "mobilenet_v2",
+        "backbone": "mobilenet_v2",
         "depth_multiplier": 0.35,
-        "divisible_by": 1,
+        "channel_divisor": 1,
         "num_classes": 5,
-        "aspp_convs_filters": 256,
+        "head_channels": 256,
         "head": "deeplab_v3",
         "atrous_rates": 0,
     }

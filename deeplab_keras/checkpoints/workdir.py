@@ -190,7 +190,7 @@ class Workdir:
         if (self.path / folder.WEIGHTS).exists():
             raise UserError(
                 f"`train_logdir={self.path}`: is a checkpoint, which a run would overwrite; give "
-                "another folder, and this one as `initial_checkpoint` to start from it"
+                "another folder, and this one as `tf_initial_checkpoint` to start from it"
             )
         if not path.exists():
             if folder.step_folders(self.path) or (self.path / folder.BEST).exists():

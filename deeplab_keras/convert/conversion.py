@@ -123,7 +123,7 @@ def _keras_applications(
     model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
 ) -> Proof:
     return _with_note(
-        keras_applications.load_imagenet(model, config, path, flag="checkpoint"),
+        keras_applications.load_imagenet(model, config, path, option="checkpoint"),
         config,
         "Keras weights file",
     )

@@ -40,6 +40,7 @@ def initialize(
     *,
     skip_layers: Collection[str] = (),
     info: DatasetInfo | None = None,
+    option: str = "tf_initial_checkpoint",
 ) -> None:
     """Loads initial weights, and logs which layers keep their random weights.
 
@@ -60,6 +61,7 @@ def initialize(
             `models.layer_groups.layers_in_group(model, "head")`.
         info: The classes of the training run. If `None`, a checkpoint of ours is assumed to have
             the same classes.
+        option: The option that has `source`, for error messages.
 
     Raises:
         UserError: If the source does not exist, or its weights do not fit.
@@ -71,9 +73,9 @@ def initialize(
             model, config, source, skip_mismatched_classifiers=True, skip_layers=skip_layers
         )
     elif source == "imagenet" or not pathlib.Path(source).is_dir():
-        proof = load_imagenet(model, config, source)
+        proof = load_imagenet(model, config, source, option)
     else:
-        _from_folder(model, config, source, skip_layers, info)
+        _from_folder(model, config, source, skip_layers, info, option)
         return
     logging.info("%s: %s", source, proof)
 
@@ -104,6 +106,7 @@ def _from_folder(
     source: str,
     skip_layers: Collection[str],
     info: DatasetInfo | None,
+    option: str,
 ) -> None:
     folder = find_checkpoint(source)
     theirs, weights, initial = read_config(folder), read_weights(folder), named_weights(model)
@@ -136,7 +139,7 @@ def _from_folder(
             skipped |= {name for name in names if name.startswith("auxiliary")}
     assigned = {name: value for name, value in weights.items() if name not in skipped}
     assigned |= {name: value for name, value in initial.items() if name in skipped}
-    assign_weights(model, assigned, source=f"`tf_initial_checkpoint={source}`")
+    assign_weights(model, assigned, source=f"`{option}={source}`")
     random = without_ranges(
         dict.fromkeys(name for name in model_variables(model) if name in skipped)
     )

@@ -77,7 +77,7 @@ def rules(config: ModelConfig) -> Rules:
 
 
 def load_imagenet(
-    model: keras.Model, config: ModelConfig, weights: str, flag: str = "tf_initial_checkpoint"
+    model: keras.Model, config: ModelConfig, weights: str, option: str = "tf_initial_checkpoint"
 ) -> Proof:
     """Loads ImageNet weights into the backbone of a model. All its layers must have weights.
 
@@ -86,14 +86,14 @@ def load_imagenet(
         config: Its architecture.
         weights: "imagenet", which Keras downloads once into ~/.keras/models, or a file of such
             weights, with or without the classifier.
-        flag: what errors call the flag that gave them.
+        option: The option that has `weights`, for error messages.
 
     Raises:
         UserError: If there are no such weights for this backbone, they cannot be downloaded, or
             the file is for another network.
     """
     proof = load_weights(
-        model, _read(config, weights, flag), rules(config), origin=f"`{flag}={weights}`"
+        model, _read(config, weights, option), rules(config), origin=f"`{option}={weights}`"
     )
     for field, value in FITTING.items():
         if getattr(config, field) != value:
@@ -103,20 +103,20 @@ def load_imagenet(
     return proof
 
 
-def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]:
+def _read(config: ModelConfig, weights: str, option: str) -> dict[str, np.ndarray]:
     """Reads the weights of the classifier network: `<layer>/<variable>` -> array."""
     if config.backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"`{flag}={weights}`: no ImageNet weights for {config.backbone}, only for {known}"
+            f"`{option}={weights}`: no ImageNet weights for {config.backbone}, only for {known}"
         )
     if weights == "imagenet":
-        network = _download(config, flag)
+        network = _download(config, option)
     elif pathlib.Path(weights).is_file():
-        network = _open(config, weights, flag)
+        network = _open(config, weights, option)
     else:
         raise UserError(
-            f"`{flag}={weights}`: no such file or folder; give 'imagenet', a file of ImageNet "
+            f"`{option}={weights}`: no such file or folder; give 'imagenet', a file of ImageNet "
             "weights, a checkpoint or a `train_logdir`"
         )
     return {
@@ -126,13 +126,13 @@ def _read(config: ModelConfig, weights: str, flag: str) -> dict[str, np.ndarray]
     }
 
 
-def _download(config: ModelConfig, flag: str) -> keras.Model:
+def _download(config: ModelConfig, option: str) -> keras.Model:
     widths = WIDTHS[config.backbone]
     if config.depth_multiplier not in widths:
         raise UserError(
-            f"`{flag}='imagenet'`: no ImageNet weights of {config.backbone} for "
+            f"`{option}='imagenet'`: no ImageNet weights of {config.backbone} for "
             f"`depth_multiplier={config.depth_multiplier}`, only for "
-            f"{', '.join(map(str, widths))}; give one of these, or omit `{flag}` to train from "
+            f"{', '.join(map(str, widths))}; give one of these, or omit `{option}` to train from "
             "random weights"
         )
     try:
@@ -145,12 +145,12 @@ def _download(config: ModelConfig, flag: str) -> keras.Model:
     except Exception as error:  # Keras raises a bare Exception when a download fails
         folder = os.path.join(os.path.expanduser("~"), ".keras", "models")
         raise UserError(
-            f"`{flag}='imagenet'`: {str(error).splitlines()[0]}; download this file on another "
+            f"`{option}='imagenet'`: {str(error).splitlines()[0]}; download this file on another "
             f"machine and put it into {folder}, or give its path"
         ) from error
 
 
-def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
+def _open(config: ModelConfig, path: str, option: str) -> keras.Model:
     what = (
         f"the weights of keras.applications' {ARCHITECTURES[config.backbone].__name__} at "
         f"`depth_multiplier={config.depth_multiplier}`"
@@ -158,7 +158,7 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
     next_step = (
         "give a file of these (.weights.h5), or the file's `backbone` and `depth_multiplier`"
     )
-    with reading(f"`{flag}={path}`", what, next_step):
+    with reading(f"`{option}={path}`", what, next_step):
         _check_size(path)
     cause: UserError | None = None
     for include_top in (False, True):
@@ -166,14 +166,14 @@ def _open(config: ModelConfig, path: str, flag: str) -> keras.Model:
             alpha=config.depth_multiplier, include_top=include_top, weights=None
         )
         try:
-            with reading(f"`{flag}={path}`", what, next_step), warnings.catch_warnings():
+            with reading(f"`{option}={path}`", what, next_step), warnings.catch_warnings():
                 # Keras warns about each object that does not fit before it raises an error.
                 warnings.simplefilter("ignore")
                 network.load_weights(path)
             return network
         except UserError as error:
             cause = cause or error
-    raise UserError(f"`{flag}={path}`: not {what}; {next_step}") from cause
+    raise UserError(f"`{option}={path}`: not {what}; {next_step}") from cause
 
 
 def _check_size(path: str) -> None:

@@ -266,7 +266,7 @@ def start_from(
     other_head = found.get("head", config.head) != config.head
     if other_head:
         options = " ".join(
-            f"`{name}={found[name]}`" for name in ("head", "aspp_convs_filters") if name in found
+            f"`{name}={found[name]}`" for name in ("head", "head_channels") if name in found
         )
         logging.warning(
             "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
@@ -387,7 +387,7 @@ def identify(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if classes:
         options["num_classes"] = classes[0]
     if "aspp0/weights" in shapes:
-        options["aspp_convs_filters"] = shapes["aspp0/weights"][-1]
+        options["head_channels"] = shapes["aspp0/weights"][-1]
         options["head"] = "lraspp" if "image_pooling/biases" in shapes else "deeplab_v3"
         if options["head"] == "deeplab_v3" and "decoder/feature_projection0/weights" in shapes:
             options["head"] = "deeplab_v3_plus"
@@ -412,9 +412,9 @@ def _identify_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 if found == [
                     make_divisible(width * multiplier, divisor) for width in widths.values()
                 ]:
-                    options = {"model_variant": variant, "depth_multiplier": multiplier}
+                    options = {"backbone": variant, "depth_multiplier": multiplier}
                     if variant == "mobilenet_v2" and multiplier != 1:
-                        options["divisible_by"] = divisor
+                        options["channel_divisor"] = divisor
                     return options
     return {}
 
@@ -439,16 +439,9 @@ def _check_variant(
         classes_matter: Whether another number of classes is an error.
         differences: Option -> (the file's value, the config's value); see `option_differences`.
     """
-    given: dict[str, Any] = {
-        "model_variant": config.backbone,
-        "depth_multiplier": config.depth_multiplier,
-        "divisible_by": config.channel_divisor,
-        "num_classes": config.num_classes,
-        "aspp_convs_filters": config.head_channels,
-        "head": config.head,
-        "atrous_rates": len(config.get("atrous_rates", ())),
-    }
     found = identify(tensors)
+    given = {name: config.get(name, 0) for name in found}
+    given["atrous_rates"] = len(config.get("atrous_rates", ()))
     if not classes_matter:
         found.pop("num_classes", None)
     if found.get("head") == "lraspp":

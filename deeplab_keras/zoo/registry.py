@@ -194,7 +194,7 @@ def build_segmentor(
         config = get_config(config)
     model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
     if weights is not None:
-        initialize(model, config, os.fspath(weights))
+        initialize(model, config, os.fspath(weights), option="weights")
     return model
 
 
