@@ -1,4 +1,4 @@
-"""Seeded damage to files: what a bad disk, a cut download and a hostile sender do to them."""
+"""Seeded damage to files, as by bad disks, interrupted downloads and attackers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = (
     0x7FFFFFFFFFFFFFFF,
     0x1000000000000000,
 )
-# Whole files that are no damaged copy of anything.
+# Complete files that are not damaged copies of the valid file.
 STRANGERS: dict[str, bytes] = {
     "empty": b"",
     "one byte": b"\0",
@@ -43,7 +43,7 @@ STRANGERS: dict[str, bytes] = {
 
 
 def _place(numbers: random.Random, size: int) -> int:
-    """A position in the file; half of them are near one of its ends."""
+    """Draws a position in the file; half of them are near one of its ends."""
     if size > 2 * EDGE and numbers.random() < 0.5:
         return numbers.choice((numbers.randrange(EDGE), size - 1 - numbers.randrange(EDGE)))
     return numbers.randrange(max(size, 1))
@@ -87,7 +87,7 @@ def _delete(data: bytearray, numbers: random.Random) -> None:
 
 
 def _size(data: bytearray, numbers: random.Random) -> None:
-    """Writes an extreme number where a length, an offset or a dimension may be stored."""
+    """Writes an extreme number at a place where a length, offset or dimension may be stored."""
     value, kind = numbers.choice(SIZES), numbers.choice("<H >H <I >I <Q >Q".split())
     packed = struct.pack(kind, value & (256 ** struct.calcsize(kind) - 1))
     start = _place(numbers, len(data))
@@ -95,7 +95,7 @@ def _size(data: bytearray, numbers: random.Random) -> None:
 
 
 def _digit(data: bytearray, numbers: random.Random) -> None:
-    """Changes a digit of a text: a field that another file has."""
+    """Changes a digit of a text."""
     digits = [index for index, byte in enumerate(data[:20_000]) if 48 <= byte <= 57]
     if digits:
         data[numbers.choice(digits)] = numbers.choice(b"0123456789-e.")
@@ -120,15 +120,15 @@ MUTATIONS = (
 
 
 def mutated(data: bytes, name: str, number: int) -> tuple[str, bytes]:
-    """The `number`-th damaged copy of `data`, the same in every run: the first ones are `STRANGERS`.
+    """Returns a damaged copy of a file, the same one in every run. The first ones are `STRANGERS`.
 
     Args:
-        data: a valid file.
-        name: part of the seed.
-        number: 0, 1, 2, ...
+        data: A valid file.
+        name: Part of the seed.
+        number: The number of the copy: 0, 1, 2, ...
 
     Returns:
-        What was done, and the file.
+        The kind of damage, and the damaged file.
     """
     if number < len(STRANGERS):
         return list(STRANGERS.items())[number]

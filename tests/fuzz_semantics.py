@@ -1,4 +1,4 @@
-"""Files that are well formed, checksums included, and say something impossible. Each must be refused."""
+"""Well-formed files with correct checksums and impossible contents. Each must be refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _objects(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _claims(shape: tuple[int, ...]) -> Rewrite:
-    """An array whose header claims a shape that its data does not have."""
+    """Writes an array whose header claims a shape that its data does not have."""
 
     def rewrite(data: bytes) -> bytes:
         stream = io.BytesIO()
@@ -168,7 +168,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png(change: Callable[[bytes, bytes], bytes]) -> Rewrite:
-    """Changes the content of chunks; their checksums are made anew."""
+    """Changes the contents of chunks and recomputes their checksums."""
 
     def rewrite(data: bytes) -> bytes:
         parts = [(kind, change(kind, content)) for kind, content in _chunks(data)]
@@ -213,7 +213,7 @@ PNG: dict[str, Rewrite] = {
 
 
 def _zip_bomb(data: bytes) -> bytes:
-    """A member of 2 GiB of zeros in the place of every mask: two megabytes in the file."""
+    """Replaces every mask by a member of 2 GiB of zeros, which takes two megabytes in the file."""
     del data
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -235,7 +235,7 @@ def _climbing_tar(data: bytes) -> bytes:
 
 
 def _sparse_tar(data: bytes) -> bytes:
-    """A gzip whose only member says that it has a petabyte."""
+    """Returns a gzip whose only member claims to have a petabyte."""
     del data
     member = tarfile.TarInfo("model.ckpt-1.index")
     member.size = 1 << 50
@@ -263,7 +263,7 @@ def _node(graph: Any, op: str) -> Any:
 
 
 def _cycle(graph: Any) -> None:
-    """The constant behind the kernel becomes two nodes that read each other."""
+    """Replaces the kernel's constant by two nodes that read each other."""
     kernel = _node(graph, "Conv2D").input[1]
     node = next(node for node in graph.node if node.name == kernel)
     node.op = "Identity"
@@ -273,7 +273,7 @@ def _cycle(graph: Any) -> None:
 
 
 def _loop_after(graph: Any) -> None:
-    """What follows the convolution follows itself."""
+    """Makes the node after the convolution read itself."""
     convolution = _node(graph, "Conv2D")
     convolution_reader = next(node for node in graph.node if convolution.name in node.input)
     convolution_reader.op = "Identity"
@@ -324,7 +324,7 @@ def _index(**changes: Any) -> Rewrite:
     return _arrays(change)
 
 
-# A damaged index is built again from the records, so these are read as the good one is.
+# A damaged index is rebuilt from the records, so these read the same as the good one.
 INDEX: dict[str, Rewrite] = {
     "sizes of 2^60": _index(sizes=1 << 60),
     "negative sizes": _index(sizes=-1),

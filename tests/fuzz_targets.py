@@ -1,4 +1,4 @@
-"""What the fuzz lane reads: a valid file of every kind, the reader behind which it lies, and whether its format has checksums."""
+"""The targets of the fuzz lane: for every kind of file, a valid file and its reader."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ class Target:
     """A kind of file.
 
     Attributes:
-        name: what a person calls it.
-        make: writes a valid folder.
-        victim: the file in it that is damaged.
-        read: reads the folder as a user's command does; returns what it found.
-        checked: the format has checksums over all that counts: a damaged file is refused or reads
-            as before.
-        inputs: how many damaged copies are tried.
-        package: a package that reading it needs, beyond those of the tests.
-        impossible: well-formed files that say something impossible, made of the good one; they come
-            first.
-        rebuilt: such a file is made again from others instead of being refused.
+        name: The name of the kind.
+        make: Writes a valid folder.
+        victim: The file in the folder that is damaged.
+        read: Reads the folder as a user's command does, and returns its contents.
+        checked: Whether checksums cover all relevant contents, so that a damaged file is refused or
+            has the same contents.
+        inputs: Number of damaged copies to test.
+        package: A package that the reader needs, in addition to those of the tests.
+        impossible: Functions that change the valid file to well-formed files with impossible
+            contents. These are tested first.
+        rebuilt: Whether such a file is rebuilt from other files instead of being refused.
     """
 
     name: str
@@ -88,7 +88,7 @@ def target(
     read: Callable[[Folder], Any],
     **more: Any,
 ) -> None:
-    """Enters a target."""
+    """Adds a target to `TARGETS`."""
     TARGETS[name] = Target(name, make, victim, read, **more)
 
 
@@ -128,7 +128,7 @@ def _pairs(folder: Folder, split: str = "train", **settings: Any) -> Any:
 
 
 def _streamed(folder: Folder) -> Any:
-    """Through TensorFlow's decoders and with its errors translated, as a training run reads them."""
+    """Reads images as a training run does: with TensorFlow's decoders and translated errors."""
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(folder)), "train")
     try:
         return [
@@ -315,7 +315,7 @@ def _cache(folder: Folder) -> None:
 
 
 def _cached(folder: Folder) -> Any:
-    """The damaged file lies in the cache under its name, which depends on the files' times."""
+    """Reads a damaged cache file, whose name depends on the modification times of the files."""
     source = _source(folder)
     cached = cache_on_disk(source, str(folder / "cache"), "train")
     shutil.copy(folder / "damaged.raw", pathlib.Path(cached.folder) / "00000001.raw")
@@ -360,7 +360,7 @@ def _checkpoint(folder: Folder) -> None:
 
 
 def _loaded(folder: Folder) -> Any:
-    """As `load_checkpoint` does, except that the network is built once."""
+    """Loads a checkpoint like `load_checkpoint`, but builds the network only once."""
     path = find_checkpoint(folder / "checkpoint")
     config, info = read_config(path), read_info(path)
     model = _model() if config == _config() else load_checkpoint(path).model

@@ -1,7 +1,7 @@
-"""A process that reads damaged files: `python tests/fuzz_worker.py TARGET FOLDER` answers each number on stdin with one line.
+"""A process that reads damaged files.
 
-It is a process of its own, so that a reader that kills it, hangs or takes all memory is seen from
-outside.
+`python tests/fuzz_worker.py TARGET FOLDER` answers each number on stdin with one line. It is a
+separate process, so that readers that crash, hang or use all memory can be observed from outside.
 """
 
 from __future__ import annotations
@@ -23,17 +23,12 @@ STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clea
 
 
 def _memory(field: str) -> int:
-    """Bytes of a line of /proc/self/status; 0 where there is no such file."""
+    """Returns a field of /proc/self/status in bytes; 0 if there is no such file."""
     if not STATUS.exists():
         return 0
-    return (
-        int(
-            next(
-                line for line in STATUS.read_text().splitlines() if line.startswith(field)
-            ).split()[1]
-        )
-        * 1024
-    )
+    lines = STATUS.read_text().splitlines()
+    kibibytes = next(line for line in lines if line.startswith(field)).split()[1]
+    return int(kibibytes) * 1024
 
 
 def _forget_peak() -> None:
@@ -42,7 +37,7 @@ def _forget_peak() -> None:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested results as one dict of arrays and plain values."""
+    """Flattens nested results to one dict of arrays and plain values."""
     if isinstance(value, dict):
         return {
             key: part
@@ -78,7 +73,7 @@ def _both_nan(first: Any, second: Any) -> bool:
 
 
 def finite(result: dict[str, Any]) -> bool:
-    """Whether every floating-point value is a number."""
+    """Whether every floating-point value is finite."""
     values = [np.asarray(value) for value in result.values() if not isinstance(value, str)]
     return all(np.isfinite(value).all() for value in values if value.dtype.kind == "f")
 
@@ -140,10 +135,8 @@ def main() -> None:
     """Reads numbers until stdin ends."""
     target, home = fuzz_targets.TARGETS[sys.argv[1]], pathlib.Path(sys.argv[2])
     good, folder = home / "good", home / "damaged"
-    answers, sys.stdout = (
-        sys.stdout,
-        sys.stderr,
-    )  # what libraries print must not be taken for an answer
+    # Output of libraries goes to stderr, because every line on stdout is an answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
     if not good.exists():
         good.mkdir(parents=True)
         target.make(good)
