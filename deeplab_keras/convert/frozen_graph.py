@@ -155,15 +155,15 @@ class FrozenGraph:
         for name, sources in missing.items():
             for source in sources:
                 readers.setdefault(source, []).append(name)
-        place = {name: index for index, name in enumerate(self._nodes)}
-        ready, order = [place[name] for name, sources in missing.items() if not sources], []
+        position = {name: index for index, name in enumerate(self._nodes)}
+        ready, order = [position[name] for name, sources in missing.items() if not sources], []
         names = list(self._nodes)
         while ready:
             order.append(name := names[heapq.heappop(ready)])
             for reader in readers.get(name, []):
                 missing[reader].discard(name)
                 if not missing[reader]:
-                    heapq.heappush(ready, place[reader])
+                    heapq.heappush(ready, position[reader])
         if len(order) < len(self._nodes):
             raise UserError(
                 f"{self.path}: its nodes form a cycle; freeze the graph of a float model"

@@ -198,14 +198,14 @@ class _ConvolutionFinder:
             for name in dict.fromkeys(op.inputs):
                 self.readers.setdefault(name, []).append(op)
         # Tensor after a convolution's activation -> index of the convolution.
-        self.place: dict[str, int] = {}
+        self.index_of: dict[str, int] = {}
 
     def network(self) -> Network:
         found = []
         for op in self.graph.ops:
             if op.kind in CONVOLUTIONS:
                 found.append(self._convolution(op))
-                self.place[found[-1].output] = len(found) - 1
+                self.index_of[found[-1].output] = len(found) - 1
         for convolution in found:
             convolution.reads, through, convolution.pool = self._trace_back(convolution.source)
             # OUTSIDE are sizes that the graph computes to preprocess the image.
@@ -442,8 +442,8 @@ class _ConvolutionFinder:
                 continue
             seen.add(name)
             op = self.producer.get(name)
-            if name in self.place:
-                reads.add(self.place[name])
+            if name in self.index_of:
+                reads.add(self.index_of[name])
             elif op is None or name == self.graph.image:
                 reads.add(IMAGE if name == self.graph.image else OUTSIDE)
             else:

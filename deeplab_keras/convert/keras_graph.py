@@ -67,8 +67,8 @@ def _ops(layer: Any, inputs: list[str], output: str, constants: dict[str, Any]) 
     names = (layer.name,)
     if isinstance(layer, ConcatConv2D):
         resized = [
-            f"{output} input {place}" if place in layer.resized else name
-            for place, name in enumerate(inputs)
+            f"{output} input {index}" if index in layer.resized else name
+            for index, name in enumerate(inputs)
         ]
         for name, new in zip(inputs, resized, strict=True):
             if new != name:

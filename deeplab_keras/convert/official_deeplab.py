@@ -192,7 +192,7 @@ def _proven_tensors(
     graph, origin, network = source.graph, source.path, source.graph.network
     size = image_size(graph, config)
     classes = max(
-        (network.convolutions[place].kernel.shape[-1] for place in network.reads if place >= 0),
+        (network.convolutions[index].kernel.shape[-1] for index in network.reads if index >= 0),
         default=0,
     )
     if skip_mismatched_classifiers and classes != config.num_classes and classes > 1:

@@ -215,23 +215,25 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
     """
     import tensorflow as tf
 
-    for place in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
+    for location in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
         with reading(
-            place / "checkpoint",
+            location / "checkpoint",
             "a list of checkpoints",
             "delete it, or give a checkpoint's prefix",
         ):
-            state = tf.train.latest_checkpoint(str(place))  # what the file `checkpoint` names
+            state = tf.train.latest_checkpoint(str(location))  # what the file `checkpoint` names
         if state:
             return pathlib.Path(state)
         for pattern in ("*.index", "*.pb", "*.tflite"):
-            found = sorted(place.glob(pattern))
+            found = sorted(location.glob(pattern))
             if len(found) > 1:
                 names = ", ".join(entry.name for entry in found)
-                raise UserError(f"{place}: several files with weights ({names}); give one of them")
+                raise UserError(
+                    f"{location}: several files with weights ({names}); give one of them"
+                )
             if found:
                 return found[0]
-        shards = sorted(place.glob("*.data-?????-of-?????"))
+        shards = sorted(location.glob("*.data-?????-of-?????"))
         if shards:
             raise UserError(f"{SHARD.sub('.index', str(shards[0]))}: missing; {COMPLETE}")
     raise UserError(f"{folder}: no TF1 checkpoint (*.index), frozen graph (*.pb) or *.tflite in it")

@@ -57,15 +57,15 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
 
 
 def _mobilenet_v2(prefix: str) -> dict[str, str]:
-    places = [
+    blocks = [
         (stage, block) for stage, row in enumerate(STAGES, start=1) for block in range(row[2])
     ]
     layers = _conv_and_bn(f"{prefix}.conv1", "stem")
-    for index, (stage, block) in enumerate(places, start=1):
+    for index, (stage, block) in enumerate(blocks, start=1):
         parts = ("depthwise", "project") if stage == 1 else ("expand", "depthwise", "project")
-        for place, part in enumerate(parts):
+        for position, part in enumerate(parts):
             layers |= _conv_and_bn(
-                f"{prefix}.layer{stage}.{block}.conv.{place}", f"block{index}_{part}"
+                f"{prefix}.layer{stage}.{block}.conv.{position}", f"block{index}_{part}"
             )
     return layers
 

@@ -42,14 +42,14 @@ def match(
         named: Returns the foreign layer name from the names of a convolution.
     """
     maps = map_sizes(source, size)
-    used, places = _used(source), {IMAGE: IMAGE, OUTSIDE: OUTSIDE}
-    left = {place for place in range(len(source.convolutions)) if place in used}
+    used, matched = _used(source), {IMAGE: IMAGE, OUTSIDE: OUTSIDE}
+    left = {index for index in range(len(source.convolutions)) if index in used}
     layers: dict[str, Convolution] = {}
     differences: list[str] = []
-    for place in sorted(_used(model)):
-        ours = model.convolutions[place]
+    for index in sorted(_used(model)):
+        ours = model.convolutions[index]
         layer = ours.names[0].partition("/")[0]
-        reads = frozenset(places.get(read, OUTSIDE) for read in ours.reads)
+        reads = frozenset(matched.get(read, OUTSIDE) for read in ours.reads)
         kind = (ours.depthwise, reads)
         fitting = [
             p
@@ -69,7 +69,7 @@ def match(
         best = min(
             fitting, key=lambda p: (_cost(found[p]), named(source.convolutions[p].names) != name, p)
         )
-        places[place] = best
+        matched[index] = best
         left.remove(best)
         layers[layer] = source.convolutions[best]
         differences += [f"{layer}: {difference}" for difference in found[best].values()]
@@ -78,7 +78,7 @@ def match(
             differences.append(
                 f"{len(left)} additional convolutions ({source.convolutions[min(left)].names[0]})"
             )
-        reads = frozenset(places[read] for read in model.reads)
+        reads = frozenset(matched[read] for read in model.reads)
         if source.reads != reads or source.through != model.through:
             through = ", ".join(source.through) or "nothing"
             differences.append(f"operations after the last convolutions: {through}")
@@ -93,12 +93,12 @@ def match(
 def _used(network: Network) -> set[int]:
     """Returns the convolutions from which the class scores are computed."""
     found: set[int] = set()
-    waiting = [place for place in network.reads if place >= 0]
+    waiting = [index for index in network.reads if index >= 0]
     while waiting:
-        place = waiting.pop()
-        if place not in found:
-            found.add(place)
-            waiting += [read for read in network.convolutions[place].reads if read >= 0]
+        index = waiting.pop()
+        if index not in found:
+            found.add(index)
+            waiting += [read for read in network.convolutions[index].reads if read >= 0]
     return found
 
 
@@ -110,11 +110,11 @@ def map_sizes(network: Network, size: tuple[int, int] | None) -> dict[int, tuple
     if size is None:
         return {}
     sizes = {IMAGE: size}
-    for place, convolution in enumerate(network.convolutions):
+    for index, convolution in enumerate(network.convolutions):
         before = [sizes[read] for read in convolution.reads if read in sizes]
         if before:
             height, width = max(before)
-            sizes[place] = (-(-height // convolution.stride[0]), -(-width // convolution.stride[1]))
+            sizes[index] = (-(-height // convolution.stride[0]), -(-width // convolution.stride[1]))
     return sizes
 
 

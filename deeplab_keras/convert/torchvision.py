@@ -60,8 +60,8 @@ def _mobilenet_v2(prefix: str) -> dict[str, str]:
     for block in range(1, V2_BLOCKS + 1):
         theirs, ours = f"{prefix}.{block}.conv", f"block{block}"
         parts = ("depthwise",) if block == 1 else ("expand", "depthwise")
-        for place, part in enumerate(parts):
-            layers |= _conv_and_bn(f"{theirs}.{place}", f"{ours}_{part}")
+        for position, part in enumerate(parts):
+            layers |= _conv_and_bn(f"{theirs}.{position}", f"{ours}_{part}")
         # Their projection is not a separate block: its convolution and batch norm continue the
         # numbering of the block.
         layers |= {
@@ -79,8 +79,8 @@ def _mobilenet_v3(prefix: str, rows: tuple[Row, ...]) -> dict[str, str]:
             parts.remove("expand")
         if not se:
             parts.remove("se")
-        for place, part in enumerate(parts):
-            theirs, ours = f"{prefix}.{block}.block.{place}", f"block{block}_{part}"
+        for position, part in enumerate(parts):
+            theirs, ours = f"{prefix}.{block}.block.{position}", f"block{block}_{part}"
             if part == "se":
                 layers |= {f"{theirs}.fc1": f"{ours}_reduce", f"{theirs}.fc2": f"{ours}_expand"}
             else:
