@@ -97,9 +97,9 @@ def test_calls_on_another_backend_get_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("package", "variable", "source"),
     [
-        ("jax", "", "/keras.json, or by default TensorFlow"),
+        ("jax", "", "/keras.json (default: tensorflow)"),
         ("torch", "torch", "KERAS_BACKEND=torch"),
-        ("tensorflow", "", "/keras.json, or by default TensorFlow"),
+        ("tensorflow", "", "/keras.json (default: tensorflow)"),
         ("jaxlib", "jax", "KERAS_BACKEND=jax"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_backend_that_is_not_installed_is_named(
     assert flags.call(["x.py"], "doc", lambda command: None) == 1
     error = capsys.readouterr().err
     assert error.startswith(
-        f"error: {package} is not installed, and Keras needs it here: pip install {package}; "
+        f"error: {package} is not installed, but Keras needs it: pip install {package}; "
     )
     assert (
         error.endswith(f"{tmp_path if source[0] == '/' else ''}{source}\n")

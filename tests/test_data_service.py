@@ -109,8 +109,8 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
     run = script("data_service.py")
     taken = dispatcher.rpartition(":")[2]
     for arguments, message in (
-        ([], "give --role=dispatcher or --role=worker"),
-        (["--role=worker"], "--role=worker needs --dispatcher=grpc://HOST:PORT"),
+        ([], "--role is required: --role=dispatcher or --role=worker"),
+        (["--role=worker"], "--role=worker requires --dispatcher=grpc://HOST:PORT"),
         (["--role=worker", "--dispatcher=http://x"], "--dispatcher=http://x: grpc://HOST:PORT"),
         (
             ["--role=worker", f"--dispatcher={nobody}"],

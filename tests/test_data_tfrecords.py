@@ -706,8 +706,8 @@ def test_the_script_builds_and_verifies(photos, tmp_path, capsys):
     assert build(*arguments) == 0
     assert re.search(rf"{tmp_path}/train: 7 pairs in 2 files, 0\.\d MB", capsys.readouterr().out)
     assert build(output, "--splits=train", "--verify") == 0
-    assert f"{tmp_path}/train: 7 pairs in 2 files, as the manifest says" in capsys.readouterr().out
+    assert f"{tmp_path}/train: 7 pairs in 2 files match the manifest" in capsys.readouterr().out
     assert build(output, "--verify", "--splits=val") == 1
-    assert "there are no records of the split 'val'" in capsys.readouterr().err
+    assert "no records of the split 'val' here" in capsys.readouterr().err
     assert build("--splits=train") == 1
-    assert "--output_dir=FOLDER is needed" in capsys.readouterr().err
+    assert "--output_dir is required: a folder" in capsys.readouterr().err

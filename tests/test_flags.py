@@ -202,18 +202,18 @@ def test_of_a_repeated_scalar_the_later_value_counts():
 def test_a_single_value_after_a_list_is_refused():
     with pytest.raises(
         UserError,
-        match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list with commas",
+        match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list, separated by commas",
     ):
         command("--atrous_rates=6,12", "--atrous_rates=18")
 
 
-def test_a_flagfile_that_reads_itself(tmp_path, monkeypatch):
+def test_a_flagfile_that_includes_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.flags").write_text("--flagfile=b.flags\n")
     (tmp_path / "b.flags").write_text("--epochs=3\n--flagfile=a.flags\n")
-    with pytest.raises(UserError, match=r"^--flagfile=a\.flags: reads itself by way of b\.flags"):
+    with pytest.raises(UserError, match=r"^--flagfile=a\.flags: includes itself through b\.flags"):
         command("--flagfile=a.flags")
-    with pytest.raises(UserError, match="--flagfile: give a file"):
+    with pytest.raises(UserError, match="--flagfile: the file is missing"):
         command("--flagfile")
 
 
@@ -241,7 +241,7 @@ def test_a_script_accepts_a_whole_recipe_but_no_useless_flag(tmp_path):
         0.5,
     )
     for argument in ("--epochs=3", "--nofine_tune_batch_norm"):
-        with pytest.raises(UserError, match=r"x\.py has no use for training flags; leave it out"):
+        with pytest.raises(UserError, match=r"x\.py does not use training flags; leave it out"):
             command(argument, sections=(EvalConfig,))
 
 
@@ -275,15 +275,15 @@ def test_the_data_of_the_training_are_the_default_of_an_evaluation(tmp_path):
             "--head_channels=3",
             r"^unknown flag --head_channels; did you mean --aspp_convs_filters\?",
         ),
-        ("--xyzzy", r"^unknown flag --xyzzy; scripts/x\.py --help lists all$"),
+        ("--xyzzy", r"^unknown flag --xyzzy; scripts/x\.py --help lists all flags$"),
         ("--noseed", r"^unknown flag --noseed"),
-        ("--epochs=x", r"^--epochs=x: a number is needed here, not 'x'$"),
-        ("--epochs=nan", r"^--epochs=nan: a number is needed here, not 'nan'$"),
-        ("--seed=1.5", r"^--seed=1\.5: a whole number is needed here, not '1\.5'$"),
-        ("--train_crop_size=3,y", r"^--train_crop_size=3,y: a whole number or several .* not 'y'$"),
-        ("--cache=perhaps", r"^--cache=perhaps: true or false is needed here$"),
-        ("--head", r"^Missing value for flag --head; flags are written --name=value$"),
-        ("fcn", r"^unexpected argument 'fcn'; flags are written --name=value$"),
+        ("--epochs=x", r"^--epochs=x: the value must be a number, not 'x'$"),
+        ("--epochs=nan", r"^--epochs=nan: the value must be a number, not 'nan'$"),
+        ("--seed=1.5", r"^--seed=1\.5: the value must be a whole number, not '1\.5'$"),
+        ("--train_crop_size=3,y", r"^--train_crop_size=3,y: the value must be whole numbers, separated by commas, not 'y'$"),
+        ("--cache=perhaps", r"^--cache=perhaps: the value must be true or false$"),
+        ("--head", r"^Missing value for flag --head; write flags as --name=value$"),
+        ("fcn", r"^unexpected argument 'fcn'; write flags as --name=value$"),
         (
             "--flagfile=no/such.flags",
             r"^--flagfile=no/such\.flags: No such file.* relative to the current folder, ",
@@ -324,8 +324,8 @@ def raising(error: BaseException):
         (
             OSError(errno.EROFS, "Read-only file system", "a/b"),
             1,
-            "error: a/b: read-only file system; choose a folder that can be written to and give "
-            "the same command again\n",
+            "error: a/b: read-only file system; choose a writable folder and run the same "
+            "command again\n",
         ),
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "aaa"),
@@ -336,8 +336,8 @@ def raising(error: BaseException):
         (
             OSError(errno.ENOTDIR, "Not a directory", "a/b"),
             1,
-            "error: a/b: not a directory; a part of this path is a file; choose another path and "
-            "give the same command again\n",
+            "error: a/b: not a directory; part of this path is a file; choose another path and "
+            "run the same command again\n",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def test_the_examples_of_the_help_are_right(name):
         (
             "train.py",
             ["--num_classes=5"],
-            "--num_classes: a training has as many classes as its dataset; leave it out",
+            "--num_classes: the dataset determines the number of classes; leave it out",
         ),
         ("eval.py", [], "--checkpoint_dir is required"),
         (
@@ -131,7 +131,7 @@ def test_the_examples_of_the_help_are_right(name):
         (
             "predict.py",
             ["--checkpoint_dir=x", "--output=y", "--input=x", "--seed=3"],
-            "no use for data flags",
+            "does not use data flags",
         ),
         ("export_model.py", [], "--checkpoint_dir is required"),
         (
@@ -144,7 +144,7 @@ def test_the_examples_of_the_help_are_right(name):
             ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"],
             "did you mean 'tflite'",
         ),
-        ("list_models.py", ["--match=nothing"], "--match=nothing: no model's name contains this"),
+        ("list_models.py", ["--match=nothing"], "--match=nothing: no model name contains this text"),
     ],
 )
 def test_mistakes_get_one_line(name, arguments, message, tmp_path, capsys):

@@ -57,7 +57,7 @@ def run(tmp_path):
 def test_a_script_names_the_missing_package(run):
     _, error = run(f"{ROOT}/scripts/list_models.py", status=1, KERAS_BACKEND="tensorflow")
     assert error.startswith(
-        "error: tensorflow is not installed, and Keras needs it here: pip install tensorflow; "
+        "error: tensorflow is not installed, but Keras needs it: pip install tensorflow; "
     )
     assert error.count("\n") == 1
 

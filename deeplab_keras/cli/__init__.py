@@ -1,7 +1,7 @@
-"""Command-line flags of the scripts, made from the dataclasses of config.
+"""The command line: flags are defined from the config classes, and turned into configs.
 
-Flags stop at the door: a script gets a `Command`, takes configs from it and calls the library with
-them.
+The library does not know flags. A command gets a `Command`, takes configs from it, and calls the
+library with them:
 
     @dataclasses.dataclass(frozen=True)
     class Options(Config):
@@ -13,11 +13,11 @@ them.
 
     SECTIONS = (Options, EvalConfig)
 
-as a module of `commands`, and three lines in scripts/ that run it.
+This is a module of `commands`; a script of three lines in scripts/ runs it.
 
-Every script accepts every flag of a recipe, so that one flagfile serves training, evaluation and
-export; a flag that a script has no use for is an error on its command line and ignored in a
-flagfile. Nothing here imports TensorFlow: `--help` and a mistyped flag answer at once.
+Every script accepts the flags of all recipes, so one flagfile serves training, evaluation and
+export. A flag that a script does not use is an error on the command line and ignored in a flagfile.
+This package does not import TensorFlow, so `--help` and errors in flags respond immediately.
 """
 
 from deeplab_keras.cli.command import RECIPE, Command
@@ -25,6 +25,15 @@ from deeplab_keras.cli.fields import ALIASES, HELP_WIDTH, TITLES, flag_name, hel
 from deeplab_keras.cli.script import call, require_tensorflow, run, run_command
 
 __all__ = [
-    "ALIASES", "HELP_WIDTH", "RECIPE", "TITLES", "Command", "call", "flag_name", "help_text", "require_tensorflow", "run",
+    "ALIASES",
+    "HELP_WIDTH",
+    "RECIPE",
+    "TITLES",
+    "Command",
+    "call",
+    "flag_name",
+    "help_text",
+    "require_tensorflow",
+    "run",
     "run_command",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""One call of a script: its flags, and the configs that they make."""
+"""Parses the command line of a script and turns its flags into configs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from deeplab_keras.config import (
     render_options,
 )
 
-# What a recipe may hold: the flags of these are accepted by every script.
+# Classes whose flags a recipe may set. Every script accepts these flags.
 RECIPE: tuple[type[Config], ...] = (ModelConfig, DataConfig, TrainConfig, EvalConfig)
 
 T = TypeVar("T", bound=Config)
 
 
 class Command:
-    """One call of a script: which flags were given, and the configs they make.
+    """The parsed command line of a script.
 
     Args:
-        argv: the command line, the script's name first.
-        sections: the dataclasses whose flags the script uses.
+        argv: The command line, beginning with the script's name.
+        sections: The config classes whose flags the script uses.
 
     Raises:
-        UserError: an unknown flag, a value of the wrong kind, a flag that this script does not use,
-            a missing flagfile.
+        UserError: A flag is unknown, its value has the wrong type, the script does not use it, or
+            a flagfile is missing.
     """
 
     def __init__(self, argv: Sequence[str], *sections: type[Config]) -> None:
@@ -55,36 +55,42 @@ class Command:
         self._refuse_unused([section for section in RECIPE if section not in sections])
 
     def given(self, section: type[Config]) -> dict[str, Any]:
-        """Field name -> value of the flags that were given, on the command line or in a flagfile."""
+        """Returns the fields that the command line or a flagfile sets, with their values."""
         flags = {field.name: self._values[flag_name(field)] for field in section.options().values()}
         return {name: flag.value for name, flag in flags.items() if flag.present}
 
     def config(self, section: type[T], base: T | None = None) -> T:
-        """`base`, or else the defaults, with the given flags put in.
+        """Returns the config that the flags describe.
+
+        Args:
+            section: The class of the config.
+            base: The config to change; `None` for the defaults.
 
         Raises:
-            UserError: a value is not allowed.
+            UserError: A value is not allowed.
         """
         given = self.given(section)
         return section(**given) if base is None else base.replace(**given)
 
     def model_config(self, base: ModelConfig | None = None) -> ModelConfig:
-        """As `config`, but starts from the model that `--model` names, if it was given.
+        """Returns the model's config, which starts from the model of the zoo that `--model` names.
+
+        Args:
+            base: The config to change if there is no `--model`; `None` for the defaults.
 
         Raises:
-            UserError: no model of that name, or a value is not allowed.
+            UserError: The zoo has no such model, or a value is not allowed.
         """
         name = self.given(ModelConfig).get("name")
         if name:
-            from deeplab_keras.zoo import (
-                registry as zoo,
-            )  # it builds on Keras, which takes seconds to import
+            # Imports Keras, which takes seconds.
+            from deeplab_keras.zoo import registry as zoo
 
             base = zoo.get_config(name)
         return self.config(ModelConfig, base)
 
     def data_config(self, checkpoint_dir: str) -> DataConfig:
-        """As `config`, but starts from the data that the run at `checkpoint_dir` was trained on, if recorded."""
+        """Returns the data config, which starts from that of the run in `checkpoint_dir`."""
         recorded = _recorded_data(pathlib.Path(checkpoint_dir))
         dataset = self.given(DataConfig).get("dataset")
         if recorded is None or dataset not in (None, recorded.get("dataset")):
@@ -96,7 +102,7 @@ class Command:
         return render_options(text, flag_writer(*self._sections))
 
     def text(self) -> str:
-        """The given flags as a flagfile, a line each: the record of a run, and its recipe."""
+        """Returns the given flags as a flagfile that reproduces the run, one flag per line."""
         flags = [self._values[name] for name in sorted(self._values) if name not in ALIASES]
         return "".join(f"{flag.serialize()}\n" for flag in flags if flag.present)
 
@@ -109,26 +115,25 @@ class Command:
             ]
         except absl_flags.UnrecognizedFlagError as error:
             name = error.flagname.replace("-", "_")
-            close = [
-                flag_name(field) for field in ModelConfig.options().values() if field.name == name
-            ]  # Python's name of it
+            fields = ModelConfig.options().values()
+            close = [flag_name(field) for field in fields if field.name == name]  # a Python name
             close = close or difflib.get_close_matches(name, list(self._values), n=1)
             hint = f"did you mean --{close[0]}? " if close else ""
             raise UserError(
-                f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all"
+                f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all flags"
             ) from error
         except absl_flags.IllegalFlagValueError as error:
             message = str(error).removeprefix("flag ")
             if "Non-boolean" in message:
-                message = message.partition(":")[0] + ": true or false is needed here"
+                message = message.partition(":")[0] + ": the value must be true or false"
             raise UserError(message) from error
-        except (absl_flags.Error, ValueError) as error:  # a flag without its value, --noflag=value
-            raise UserError(f"{error}; flags are written --name=value") from error
+        except (absl_flags.Error, ValueError) as error:  # a flag without a value, --noflag=value
+            raise UserError(f"{error}; write flags as --name=value") from error
         if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+            raise UserError(f"unexpected argument {rest[0]!r}; write flags as --name=value")
 
     def _spelled(self, argument: str) -> str:
-        """`--no_check` as absl spells it, `--nocheck`."""
+        """Returns a flag in absl's spelling: `--nocheck` for `--no_check`."""
         name = argument.removeprefix("--no_")
         return (
             f"--no{name}"
@@ -137,15 +142,15 @@ class Command:
         )
 
     def _parse_part(self, origin: str, arguments: list[str]) -> list[str]:
-        """Parses arguments that come from one place; returns those that are no flags."""
+        """Parses the arguments from one place; returns those that are not flags."""
         self._origin.name = origin
         return self._values([self.argv[0], *map(self._spelled, arguments)])[1:]
 
     def refuse(self, name: str, reason: str) -> None:
-        """Refuses a flag on the command line itself; in a flagfile, which serves several scripts, it is passed over.
+        """Refuses a flag on the command line, but not in a flagfile, which serves several scripts.
 
         Raises:
-            UserError: it was given.
+            UserError: The command line has the flag.
         """
         given = {
             argument.lstrip("-").partition("=")[0]
@@ -153,13 +158,12 @@ class Command:
             if argument.startswith("-")
         }
         if {name, f"no{name}"} & given:
-            raise UserError(f"--{name}: {reason}; leave it out (in a flagfile it may stay)")
+            raise UserError(f"--{name}: {reason}; leave it out (flagfiles may contain it)")
 
     def _refuse_unused(self, unused: Sequence[type[Config]]) -> None:
         for section in unused:
-            reason = (
-                f"{os.path.basename(self.argv[0])} has no use for {TITLES[section].lower()} flags"
-            )
+            script = os.path.basename(self.argv[0])
+            reason = f"{script} does not use {TITLES[section].lower()} flags"
             for field in section.options().values():
                 self.refuse(flag_name(field), reason)
 
@@ -167,18 +171,18 @@ class Command:
 def _by_origin(
     arguments: Sequence[str], origin: str = "", within: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, list[str]]]:
-    """The arguments in order, flagfiles read in their places, in pieces that come from one place each.
+    """Splits arguments by where they come from, and inserts the contents of flagfiles.
 
     Args:
-        arguments: of the command line or of a flagfile.
-        origin: that flagfile; "": the command line.
-        within: the flagfiles that led here.
+        arguments: The arguments of the command line or of a flagfile.
+        origin: The path of the flagfile; "" for the command line.
+        within: The flagfiles that include this one.
 
     Yields:
-        A flagfile's path, or "" for the command line, and arguments without flagfiles.
+        The path of a flagfile ("" for the command line), and consecutive arguments from it.
 
     Raises:
-        UserError: a flagfile cannot be read, or reads itself.
+        UserError: A flagfile cannot be read, or includes itself.
     """
     part: list[str] = []
     rest = iter(arguments)
@@ -188,20 +192,22 @@ def _by_origin(
             part.append(argument)
             continue
         if not given and (path := next(rest, "")) == "":
-            raise UserError("--flagfile: give a file, as --flagfile=configs/synthetic/demo.flags")
+            raise UserError(
+                "--flagfile: the file is missing; write --flagfile=configs/synthetic/demo.flags"
+            )
         yield origin, part
         part, path = [], os.path.expanduser(path.strip())
         if path in within:
             raise UserError(
-                f"--flagfile={path}: reads itself by way of {within[-1]}; take one of the two "
-                "lines out"
+                f"--flagfile={path}: includes itself through {within[-1]}; delete one of the two "
+                "lines"
             )
         yield from _by_origin(_flagfile_lines(path), path, (*within, path))
     yield origin, part
 
 
 def _flagfile_lines(path: str) -> list[str]:
-    """The lines of a flagfile without comments; of an empty path none, as in every program with absl flags."""
+    """Returns the lines of a flagfile without comments; none for an empty path, as absl does."""
     try:
         lines = pathlib.Path(path).read_text().splitlines() if path else []
     except OSError as error:
@@ -211,13 +217,13 @@ def _flagfile_lines(path: str) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--flagfile={path}: not a text file; a flagfile holds one --flag=value a line"
+            f"--flagfile={path}: not a text file; a flagfile has one --flag=value per line"
         ) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith(("#", "//"))]
 
 
 def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:
-    """The data settings that a training left in its workdir: the folder itself, or one or two above a checkpoint."""
+    """Returns the data settings in the workdir of a run, or in that of a checkpoint folder."""
     for folder in (checkpoint_dir, *checkpoint_dir.absolute().parents[:2]):
         try:
             recorded = json.loads((folder / "config.json").read_text())

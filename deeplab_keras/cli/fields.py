@@ -1,4 +1,4 @@
-"""Flags out of the fields of a dataclass, and the help text that lists them."""
+"""Defines flags from the fields of config classes, and writes their help text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deeplab_keras.config import (
     render_options,
 )
 
-# Every class whose options messages name.
+# The classes whose options occur in messages.
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, EvalConfig, PredictConfig, ExportConfig)
 
 TITLES = {
@@ -38,7 +38,7 @@ HELP_COLUMN = 44
 
 
 def flag_name(field: dataclasses.Field[Any]) -> str:
-    """The flag of a config's field: mostly of the same name, else the official DeepLab one."""
+    """Returns the name of a field's flag: the field's own, or the official DeepLab's."""
     return field.metadata.get("flag") or field.name
 
 
@@ -46,8 +46,8 @@ def flag_writer(*sections: type[Config]) -> Callable[[str, str | None], str]:
     """Returns a function that writes an option of a message as a flag, for `UserError.render`.
 
     Args:
-        sections: The dataclasses of the running command; where fields of several classes have one
-            name, theirs counts.
+        sections: The config classes of the running command, which take precedence if classes have
+            fields of the same name.
     """
     every: tuple[type[Config], ...] = (*CONFIGS, *sections)
     fields = [field for section in every for field in section.options().values()]
@@ -74,10 +74,10 @@ def flag_writer(*sections: type[Config]) -> Callable[[str, str | None], str]:
 
 @dataclasses.dataclass
 class Origin:
-    """Where the flags that are being parsed come from.
+    """Where the arguments that are being parsed come from.
 
     Attributes:
-        name: a flagfile, or "" for the command line.
+        name: The path of a flagfile, or "" for the command line.
     """
 
     name: str = ""
@@ -89,7 +89,7 @@ def define(
     field: dataclasses.Field[Any],
     origin: Origin,
 ) -> None:
-    """Adds the flag of one field; `origin` is kept up to date by whoever parses."""
+    """Defines the flag of a field; the parser sets `origin` before it parses arguments."""
     kind, element = _kind(section, field)
     name, help = flag_name(field), field.metadata["help"]
     default: Any = field.default
@@ -110,10 +110,10 @@ def define(
 
 
 class _ListFlag(absl_flags.Flag):
-    """A flag with several values: `--rates=6,12`, or `--rates=6 --rates=12` as the official scripts have it.
+    """A flag with several values: `--rates=6,12`, or the official form `--rates=6 --rates=12`.
 
-    Single values that are repeated in one place, a flagfile or the command line, form the list. A
-    list with commas, an empty value and a value from another place replace what came before.
+    Repeated single values in one flagfile or on the command line form a list. A list with commas,
+    an empty value, and a value from another place replace the previous value.
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class _ListFlag(absl_flags.Flag):
     ) -> None:
         super().__init__(parser, serializer, name, default, help)
         self._origin = origin
-        self._before: tuple[str, str] | None = None  # place and text of the value before
+        self._before: tuple[str, str] | None = None  # place and text of the previous value
 
     def parse(self, argument: Any) -> None:
-        """Takes one occurrence of the flag."""
+        """Parses one occurrence of the flag."""
         text, place = str(argument).strip(), self._origin.name
         continues = (
             self._before is not None
@@ -142,8 +142,7 @@ class _ListFlag(absl_flags.Flag):
         if continues and self._before is not None and "," in self._before[1]:
             raise absl_flags.IllegalFlagValueError(
                 f"--{self.name}={self._before[1]} is followed by --{self.name}={text}: give one "
-                "list with commas between its "
-                f"values, or every value in a --{self.name} of its own"
+                f"list, separated by commas, or repeat --{self.name} for each value"
             )
         found: Any = self.value if continues else ()
         super().parse(argument)
@@ -153,7 +152,7 @@ class _ListFlag(absl_flags.Flag):
 
 
 def _kind(section: type[Config], field: dataclasses.Field[Any]) -> tuple[type, type]:
-    """Type of a field's value without its None, and of its elements where it is a tuple."""
+    """Returns the type of a field's value (other than `None`) and of a tuple's elements."""
     annotation = section.types()[field.name]
     options = [option for option in typing.get_args(annotation) if option is not type(None)]
     if type(None) in typing.get_args(annotation):
@@ -163,11 +162,16 @@ def _kind(section: type[Config], field: dataclasses.Field[Any]) -> tuple[type, t
     return annotation, annotation
 
 
-_EXPECTED = {int: "a whole number", float: "a number", str: "a text"}
+_EXPECTED = {int: "a whole number", float: "a number", str: "text"}
+_EXPECTED_LIST = {
+    int: "whole numbers, separated by commas",
+    float: "numbers, separated by commas",
+    str: "text, separated by commas",
+}
 
 
 class _Parser(absl_flags.ArgumentParser):
-    """Text of a flag -> int, float, str, or a tuple of those from a comma-separated list."""
+    """Parses the text of a flag as an int, float or str, or as a comma-separated list of them."""
 
     def __init__(self, kind: type, element: type) -> None:
         super().__init__()
@@ -191,10 +195,8 @@ class _Parser(absl_flags.ArgumentParser):
                 raise ValueError(text)
             return value
         except ValueError:
-            expected = _EXPECTED[self._element]
-            if self._kind is tuple:
-                expected = f"{expected} or several with commas between them"
-            raise ValueError(f"{expected} is needed here, not {text!r}") from None
+            expected = (_EXPECTED_LIST if self._kind is tuple else _EXPECTED)[self._element]
+            raise ValueError(f"the value must be {expected}, not {text!r}") from None
 
     def flag_type(self) -> str:
         return self._kind.__name__
@@ -206,11 +208,9 @@ class _Serializer(absl_flags.ArgumentSerializer[Any]):
 
 
 def help_text(doc: str, *sections: type[Config]) -> str:
-    """The script's docstring and example, then its flags in sections, wrapped at HELP_WIDTH columns."""
-    rules = (
-        "Flags (--flagfile=FILE reads more of them from a file; of two values the later one wins)"
-    )
-    parts = [doc.strip(), f"{rules}\nSeveral values: --name=1,2, or --name=1 --name=2"]
+    """Returns the script's docstring and its flags by section, wrapped at HELP_WIDTH columns."""
+    rules = "Flags (--flagfile=FILE reads flags from a file; later values override earlier ones)"
+    parts = [doc.strip(), f"{rules}\nLists: --name=1,2, or --name=1 --name=2"]
     for section in sections:
         if section.options():
             lines = [TITLES.get(section, "This script") + ":"]
@@ -220,10 +220,8 @@ def help_text(doc: str, *sections: type[Config]) -> str:
 
 
 def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
-    left = (
-        "  "
-        f"--{'[no]' if _kind(section, field)[0] is bool else ''}{flag_name(field)}{_placeholder(section, field)}"
-    )
+    prefix = "[no]" if _kind(section, field)[0] is bool else ""
+    left = f"  --{prefix}{flag_name(field)}{_placeholder(section, field)}"
     text = render_options(field.metadata["help"], flag_writer(section))
     aliases = [alias for alias, name in ALIASES.items() if name == flag_name(field)]
     if aliases:

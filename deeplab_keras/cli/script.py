@@ -1,4 +1,4 @@
-"""A script's frame: runs its main and turns what went wrong into one line and an exit status."""
+"""Runs a script, and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from deeplab_keras.io.progress import without_noise
 def run(
     doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]
 ) -> typing.NoReturn:
-    """Runs a script and ends the process: status 0 when the job was done, 1 with one line on stderr when it was not.
+    """Runs a script and exits: with status 0, or 1 and one line on stderr after an error.
 
     Args:
-        doc: the script's docstring, the first part of its `--help`.
-        main: does the job; an int that it returns is the exit status.
-        sections: the dataclasses whose flags the script uses, its own first.
+        doc: The script's docstring, which begins the output of `--help`.
+        main: The function to run; if it returns an int, this is the exit status.
+        sections: The config classes whose flags the script uses, its own class first.
     """
     sys.exit(call(sys.argv, doc, main, *sections))
 
 
 def run_command(name: str) -> typing.NoReturn:
-    """Runs the module `deeplab_keras.cli.commands.<name>` as the command of this process, and ends the process."""
+    """Runs the command in `deeplab_keras.cli.commands.<name>`, and exits."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
     run(command.__doc__, command.main, *command.SECTIONS)
 
@@ -44,16 +44,15 @@ def call(
     main: Callable[[Command], int | None],
     *sections: type[Config],
 ) -> int:
-    """As `run`, for a given command line, and returns the exit status."""
+    """Runs a script with the given command line, see `run`, and returns the exit status."""
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         try:
             print(help_text(doc or "", *sections), flush=True)
         except BrokenPipeError:  # `script --help | head`
             _leave_stdout()
         return 0
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "2"
-    )  # TensorFlow's notes on the CPU's instruction sets
+    # Silences TensorFlow's messages about the CPU's instruction sets.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     out, err = (
         _Escaped(stream, kept) if stream else stream
         for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r"))
@@ -63,11 +62,13 @@ def call(
 
 
 class _Escaped:
-    r"""A stream that shows control characters, which names in files may hold and a terminal would obey, as `\\x1b`.
+    r"""A stream that writes control characters as escapes, such as `\\x1b`.
+
+    Names from files may contain control characters, which a terminal would interpret.
 
     Args:
-        stream: gets the text.
-        kept: control characters that are written as they are.
+        stream: The stream to write to.
+        kept: Control characters to write unchanged.
     """
 
     def __init__(self, stream: typing.TextIO, kept: str) -> None:
@@ -112,7 +113,7 @@ def _run(
         command = Command(argv, *sections)
         _load_keras()
         status = main(command) or 0
-        if sys.stdout is not None:  # as it is where the descriptor was closed: `script >&-`
+        if sys.stdout is not None:  # it is None if the descriptor is closed: `script >&-`
             sys.stdout.flush()
         return status
     except UserError as error:
@@ -120,11 +121,11 @@ def _run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `script | head`: the reader has what it wanted
+    except BrokenPipeError:  # `script | head`: the reader has stopped reading
         _leave_stdout()
         return 0
     except OSError as error:
-        message = _outside_trouble(error)
+        message = _file_error(error)
     print(f"error: {message}", file=sys.stderr)
     return 1
 
@@ -133,7 +134,7 @@ BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")
 
 
 def _load_keras() -> None:
-    """Imports Keras, and with it TensorFlow or whatever its backend is."""
+    """Imports Keras and its backend."""
     try:
         with without_noise():
             importlib.import_module("keras")
@@ -141,11 +142,9 @@ def _load_keras() -> None:
         if error.name not in BACKENDS:
             raise
         backend = os.environ.get("KERAS_BACKEND")
-        source = (
-            f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()}, or by default TensorFlow"
-        )
+        source = f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()} (default: tensorflow)"
         raise UserError(
-            f"{error.name} is not installed, and Keras needs it here: pip install {error.name}; "
+            f"{error.name} is not installed, but Keras needs it: pip install {error.name}; "
             f"the backend is set by {source}"
         ) from error
 
@@ -158,19 +157,22 @@ def _keras_json() -> str:
 
 
 def require_tensorflow(command: Command) -> None:
-    """Raises UserError for a script that needs TensorFlow where Keras runs on another backend."""
-    layers = importlib.import_module("deeplab_keras.models.layers")  # takes the import of Keras
+    """Raises a `UserError` if Keras runs on another backend than TensorFlow."""
+    layers = importlib.import_module("deeplab_keras.models.layers")  # imports Keras
     layers.require_tensorflow(os.path.basename(command.argv[0]))
 
 
 def _leave_stdout() -> None:
-    """Nobody reads it any more; what Python still holds of it goes nowhere instead of into an error at its end."""
+    """Discards the remaining output, so that Python does not fail to write it on exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_log(show: Callable[[str, str | None], str]) -> None:
-    """The library's log goes to stderr, a plain line each; of TensorFlow's, which has the same logger, only warnings do."""
+    """Writes the library's log to stderr as plain lines.
+
+    TensorFlow uses the same logger; only its warnings are written.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine(show))
     handler.addFilter(
@@ -193,15 +195,15 @@ class _LogLine(logging.Formatter):
         return prefix + render_options(record.getMessage(), self._show)
 
 
-def _outside_trouble(error: OSError) -> str:
-    """What to do about a full disk or a path that cannot be used; every other OSError is a bug and raised again."""
+def _file_error(error: OSError) -> str:
+    """Returns the message for a full disk or an unusable path; raises any other error again."""
     advice = {
         errno.ENOSPC: "free some space there",
         errno.EDQUOT: "free some space there",
-        errno.EACCES: "choose a folder that you may use, or change its permissions",
-        errno.EPERM: "choose a folder that you may use, or change its permissions",
-        errno.EROFS: "choose a folder that can be written to",
-        errno.ENOTDIR: "a part of this path is a file; choose another path",
+        errno.EACCES: "choose another folder, or change the permissions",
+        errno.EPERM: "choose another folder, or change the permissions",
+        errno.EROFS: "choose a writable folder",
+        errno.ENOTDIR: "part of this path is a file; choose another path",
         errno.EEXIST: "choose another path",
         errno.EISDIR: "choose another path",
         errno.ENAMETOOLONG: "choose a shorter path",
@@ -209,4 +211,4 @@ def _outside_trouble(error: OSError) -> str:
     if advice is None:
         raise error
     path, reason = error.filename or "writing a file", (error.strerror or "").lower()
-    return f"{path}: {reason}; {advice} and give the same command again"
+    return f"{path}: {reason}; {advice} and run the same command again"

@@ -1,8 +1,8 @@
-"""What a run is made of: frozen dataclasses, validated when made, to and from JSON.
+"""Configurations: frozen dataclasses that are validated when created and convert to and from JSON.
 
-Every field carries its help text; `cli/fields.py` turns the fields into command-line flags, so a
-flag, a JSON key and a Python keyword are one name. Fields that the official DeepLab scripts have
-keep their official names.
+Each field has a help text. `cli/fields.py` turns the fields into command-line flags, so a flag, a
+JSON key and a Python keyword have the same name. Options of the official DeepLab scripts keep
+their official names.
 """
 
 from deeplab_keras.config.base import Config, option

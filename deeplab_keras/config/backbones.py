@@ -11,7 +11,7 @@ from deeplab_keras.config.base import Config, option
 class BackboneConfig(Config):
     """Options that every backbone has."""
 
-    depth_multiplier: float = option(1.0, "width of the backbone as a factor on its channels")
+    depth_multiplier: float = option(1.0, "factor on the backbone's number of channels")
 
     def validate(self) -> None:
         self._require(
@@ -34,7 +34,7 @@ class MobileNetEdgeTPUConfig(BackboneConfig):
     """MobileNet-EdgeTPU."""
 
 
-# Name of the backbone -> its options. `models.backbones.BACKBONES` builds it.
+# Name of the backbone -> the class of its options. `models.backbones.BACKBONES` has the builders.
 BACKBONES: dict[str, type[BackboneConfig]] = {
     "mobilenet_v2": MobileNetV2Config,
     "mobilenet_v3_large": MobileNetV3Config,

@@ -1,4 +1,4 @@
-"""What the config dataclasses have in common: checks when made, JSON, and the error that a user's mistake gets."""
+"""Base class of the config dataclasses: type checks and conversion from and to JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ from deeplab_keras.config.errors import OptionError, UserError, unknown_name, un
 
 
 def option(
-    default: Any, help: str, *, flag: str | None = None, choices: tuple[str, ...] | None = None
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field with its help text, the allowed strings, and a flag name where it differs from the field's."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "flag": flag, "choices": choices}
-    )
+    """Returns a dataclass field for an option of a config.
+
+    Args:
+        default: The default value.
+        help: The help text.
+        flag: The name of the flag, where it differs from the field's.
+        choices: The allowed strings; `None`: any.
+        aliases: Other spellings of some choices, such as those of earlier versions.
+    """
+    metadata = {"help": help, "flag": flag, "choices": choices, "aliases": aliases or {}}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 T = TypeVar("T", bound="Config")
@@ -30,7 +42,7 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", st
 
 
 def typed(value: Any, kind: Any, field: str) -> Any:
-    """Returns the value in the type of an option: lists become tuples, paths become text.
+    """Converts a value to the type of an option: lists to tuples, paths to strings.
 
     Raises:
         UserError: The value has another type, or is NaN.
@@ -69,14 +81,18 @@ def _type_hints(cls: type[Config]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Base of all configs: checks types and `choices`, turns lists into tuples, reads and writes JSON."""
+    """Base class of all configs: checks types and choices, and converts from and to JSON."""
 
     def __post_init__(self) -> None:
         types = self.types()
         for field in dataclasses.fields(self):
-            if "help" not in field.metadata:  # a part, which checked itself
+            if "help" not in field.metadata:  # a nested config, which has checked itself
                 continue
             value = typed(getattr(self, field.name), types[field.name], field.name)
+            if aliases := field.metadata.get("aliases"):
+                several = isinstance(value, tuple)
+                renamed = tuple(aliases.get(one, one) for one in (value if several else (value,)))
+                value = renamed if several else renamed[0]
             object.__setattr__(self, field.name, value)
             choices = field.metadata.get("choices")
             for one in value if isinstance(value, tuple) else (value,):
@@ -85,13 +101,13 @@ class Config:
         self.validate()
 
     def validate(self) -> None:
-        """Raises UserError for values that no run could use."""
+        """Raises a `UserError` if a value is not allowed."""
 
     def replace(self: T, **changes: Any) -> T:
-        """A copy with some fields changed.
+        """Returns a copy with some fields changed.
 
         Raises:
-            UserError: a field of that name does not exist, or the new value is not allowed.
+            UserError: A field does not exist, or its new value is not allowed.
         """
         for name in changes:
             if name not in self.options():
@@ -99,19 +115,19 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Returns the values of the fields by name."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The fields as a JSON object, a line each."""
+        """Returns the fields as a JSON object with one line per field."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-        """The config of these fields; what is left out has its default.
+        """Returns a config with these values; fields that are left out have their defaults.
 
         Raises:
-            UserError: a field of that name does not exist, or a value is not allowed.
+            UserError: A field does not exist, or a value is not allowed.
         """
         for name in values:
             if name not in cls.options():
@@ -120,12 +136,12 @@ class Config:
 
     @classmethod
     def from_json(cls: type[T], text: str) -> T:
-        """The config that `to_json` wrote."""
+        """Returns the config that `to_json` wrote."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """Returns the fields by name."""
+        """Returns the dataclass fields by name."""
         return _fields(cls)  # type: ignore[arg-type]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The conventions in which the reference implementations differ, one consistent set per family."""
+"""Conventions in which the reference implementations differ: one consistent set per family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deeplab_keras.config.base import Config, option
 
 @dataclasses.dataclass(frozen=True)
 class Conventions(Config):
-    """How a family of networks pads, resizes, normalizes, dilates and initializes.
+    """Conventions for padding, resizing, normalization, dilation and initialization.
 
     The defaults are those of SSSegmentation's MobileNetV2 systems
     (docs/reference/sssegmentation.md#merged-configs).
@@ -17,7 +17,7 @@ class Conventions(Config):
 
     normalization: str = option(
         "imagenet",
-        "imagenet: (x - mean) / std with the ImageNet colours; unit_range: x / 127.5 - 1; none",
+        "imagenet: (x - mean) / std with the ImageNet statistics; unit_range: x / 127.5 - 1; none",
         choices=("imagenet", "unit_range", "none"),
     )
     padding: str = option(
@@ -26,48 +26,46 @@ class Conventions(Config):
         choices=("symmetric", "same"),
     )
     align_corners: bool = option(
-        False, "bilinear resizing aligns the corner pixels (official DeepLab), not the pixel areas"
+        False,
+        "bilinear resizing with aligned corners (official DeepLab) instead of half-pixel centers",
     )
     backbone_bn_epsilon: float = option(1e-5, "epsilon of the backbone's batch norm")
     backbone_bn_momentum: float = option(
-        0.9, "share of the old running statistics kept at a step, backbone"
+        0.9, "momentum of the backbone's batch norm, as Keras defines it"
     )
     head_bn_epsilon: float = option(1e-5, "epsilon of the head's batch norm")
-    head_bn_momentum: float = option(
-        0.9, "share of the old running statistics kept at a step, head"
-    )
+    head_bn_momentum: float = option(0.9, "momentum of the head's batch norm, as Keras defines it")
     dilation_placement: str = option(
         "first",
-        "where the dilation of a removed stride goes: first: the first block of each stage; all: "
-        "the de-strided block and all after it; "
-        "after: all blocks after the de-strided one",
+        "blocks that get the dilation when a stride is removed: first: the first block of each "
+        "stage; all: the block without its stride and all later ones; after: only the later ones",
         choices=("first", "all", "after"),
     )
     residual_by_table: bool = option(
-        True, "a block has a residual by its tabulated stride, not by the one really used"
+        True, "adds a block's residual depending on its stride in the table, not the stride in use"
     )
     channel_divisor: int = option(
         8,
-        "output channels under a depth multiplier are rounded to multiples of this",
+        "rounds the output channels under a depth multiplier to multiples of this",
         flag="divisible_by",
     )
     initialization: str = option(
         "pytorch",
-        "first weights: pytorch's uniform ones, or the official DeepLab's truncated normal and "
-        "Xavier ones",
+        "random initialization: pytorch: PyTorch's uniform; tf_slim: the official DeepLab's "
+        "truncated normal and Xavier",
         choices=("pytorch", "tf_slim"),
     )
     q_sigmoid: bool = option(
-        False, "squeeze-and-excite gates multiply by 0.16667 (official DeepLab) instead of 1/6"
+        False, "multiplies by 0.16667 (official DeepLab) instead of 1/6 in squeeze-and-excite gates"
     )
     dropout_placement: str = option(
         "classifier",
-        "classifier: whole channels, before the classifier; aspp: single values, after ASPP's "
-        "projection (official DeepLab)",
+        "classifier: drops whole channels before the classifier; aspp: drops single values after "
+        "ASPP's projection (official DeepLab)",
         choices=("classifier", "aspp"),
     )
     image_pooling_first: bool = option(
-        False, "image pooling is the first of ASPP's concatenated branches, not the last"
+        False, "puts image pooling first among ASPP's concatenated branches instead of last"
     )
 
     def validate(self) -> None:
@@ -103,8 +101,8 @@ CONVENTIONS: dict[str, Conventions] = {
     ),
 }
 
-# Normalization -> (mean, standard deviation) of RGB in 0..255. What is padded around an image has
-# the mean, so that it is 0 to the network.
+# Normalization -> (mean, standard deviation) of RGB in 0..255. Images are padded with the mean,
+# which the normalization turns into 0.
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "unit_range": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),

@@ -1,4 +1,4 @@
-"""The config of datasets and of what happens to their images."""
+"""The configuration of datasets and of the augmentation of their images."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import dataclasses
 
 from deeplab_keras.config.base import Config, option
 
-# images that are mixed with each other: neighbours in the stream, so that no other image of a batch
-# is needed
+# Number of consecutive images that CutMix and Mosaic mix with each other.
 MIXED = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Config):
-    """Which images, and what happens to them before the network sees them."""
+    """Which images to read, and how to augment them.
+
+    Example:
+        >>> data = dk.DataConfig(dataset="synthetic", train_crop_size=(64, 64), train_batch_size=8)
+        >>> dk.open_dataset(data, "val").info.num_classes
+        10
+    """
 
     dataset: str = option(
         "synthetic",
-        "dataset by name; 'folder' for a folder of your own, 'tfrecord' for records, 'tfds:NAME' "
-        "for one of tensorflow-datasets",
+        "name of the dataset; 'folder' for your own folder, 'tfrecord' for TFRecord files, "
+        "'tfds:NAME' for a dataset of tensorflow-datasets",
     )
     dataset_dir: str | None = option(
-        None, "folder that holds the dataset, or its .zip or .tar; not needed for 'synthetic'"
+        None, "folder of the dataset, or its .zip or .tar file; not used by 'synthetic'"
     )
     train_split: str = option(
-        "train", "split to train on; for 'folder' also a list: FILE.csv, or IMAGES.txt,LABELS.txt"
+        "train",
+        "split to train on; for 'folder' also a list: FILE.csv, or IMAGES.txt,LABELS.txt",
     )
     eval_split: str = option("val", "split to evaluate on")
-    ignore_label: int = option(255, "label of pixels that count nowhere; for 'folder'")
+    ignore_label: int = option(255, "'folder': label of pixels to ignore")
     mask_format: str = option(
         "index",
         "what a mask of a 'folder' holds: index: class ids, in a grey or palette PNG; colour: the "
@@ -37,53 +43,56 @@ class DataConfig(Config):
     train_crop_size: tuple[int, ...] = option(
         (512, 512), "size of the training crop, as height,width"
     )
-    train_batch_size: int = option(16, "images a training step, over all devices together")
+    train_batch_size: int = option(16, "images per training step, over all devices")
     min_resize_value: int | None = option(
-        None, "before all else the short side is resized to this length; 0: as it is"
+        None, "resizes images to this length of their short side first; 0: no resize"
     )
-    max_resize_value: int | None = option(None, "cap of the long side in that resize")
+    max_resize_value: int | None = option(None, "maximum length of the long side in that resize")
     resize_factor: int | None = option(
         None,
-        "after that resize, sides are rounded up to a multiple of this plus one (with "
-        "`preprocessing='official'`)",
+        "with `preprocessing='official'`: rounds the sides up to a multiple of this plus one "
+        "after that resize",
     )
     preprocessing: str = option(
         "default",
         "default: half-pixel resizing of images and labels; sssegmentation: labels by OpenCV's "
-        "nearest neighbour, up to half a pixel beside the image; "
-        "official: the official DeepLab's, aligned corners and truncated sizes",
+        "nearest neighbor, which are shifted by up to half a pixel; official: aligned corners and "
+        "truncated sizes, as in the official DeepLab",
         choices=("default", "sssegmentation", "official"),
     )
     min_scale_factor: float = option(0.5, "random scaling: smallest factor")
     max_scale_factor: float = option(2.0, "random scaling: largest factor")
     scale_factor_step_size: float = option(
-        0.0, "random scaling: step between the factors; 0: any factor in between"
+        0.0, "random scaling: step between the factors; 0: continuous"
     )
     crop_max_category_share: float = option(
         0.75,
-        "a crop in which one class has a larger share is drawn again, up to ten times; 1: never",
+        "draws a new crop, up to ten times, if a class covers more than this fraction; 1: never",
     )
-    random_flip: bool = option(True, "mirrors left and right with probability 1/2")
+    random_flip: bool = option(True, "random horizontal flip with probability 1/2")
     photometric_distortion: bool = option(True, "random brightness, contrast, saturation and hue")
-    rotation: float = option(0.0, "random rotation: largest angle in degrees, either way; 0: none")
+    rotation: float = option(
+        0.0, "random rotation: maximum angle in degrees, in both directions; 0: none"
+    )
     blur: float = option(
-        0.0, "random Gaussian blur of every second image: largest sigma in pixels; 0: none"
+        0.0,
+        "random Gaussian blur with probability 1/2: maximum standard deviation in pixels; 0: none",
     )
     cutout: float = option(
-        0.0, "random hole in every second image: its largest side as a share of the crop's; 0: none"
+        0.0,
+        "random cutout with probability 1/2: maximum side as a fraction of the crop's; 0: none",
     )
-    rand_augment: int = option(
-        0, "RandAugment's colour operations: how many an image gets; 0: none"
-    )
-    rand_augment_magnitude: float = option(0.5, "how strong RandAugment's operations are, 0 to 1")
+    rand_augment: int = option(0, "RandAugment: number of color operations per image; 0: none")
+    rand_augment_magnitude: float = option(0.5, "RandAugment: magnitude of the operations, 0 to 1")
     cut_mix: float = option(
-        0.0, "CutMix: probability that a rectangle of a crop comes from another image; 0: none"
+        0.0,
+        "CutMix: probability of replacing a rectangle of a crop by another image's; 0: none",
     )
-    mosaic: float = option(
-        0.0, "Mosaic: probability that a crop is put together from parts of four images; 0: none"
-    )
+    mosaic: float = option(0.0, "Mosaic: probability of composing a crop from four images; 0: none")
     padding_position: str = option(
-        "center", "where an image smaller than the crop lies in it", choices=("center", "top_left")
+        "center",
+        "position of an image that is smaller than the crop",
+        choices=("center", "top_left"),
     )
     train_samples: int = option(512, "'synthetic': number of training scenes")
     eval_samples: int = option(64, "'synthetic': number of validation scenes")
@@ -92,21 +101,21 @@ class DataConfig(Config):
     )
     skip_broken_files: bool = option(
         False,
-        "a file that cannot be read, or a mask of another size, is named, counted and left out, "
-        "instead of ending the run",
+        "reports and skips files that cannot be read and masks of the wrong size, instead of "
+        "stopping",
     )
     cache: bool = option(False, "keeps decoded images in memory")
     cache_dir: str | None = option(
         None,
-        "keeps decoded images in a folder: about 4 bytes a pixel, written before the first step",
+        "keeps decoded images in a folder: about 4 bytes per pixel, written before the first step",
     )
     data_service: str | None = option(
         None,
-        "batches are made by the tf.data service at this address, as grpc://HOST:PORT; see "
+        "address of a tf.data service that makes the batches, as grpc://HOST:PORT; see "
         "scripts/data_service.py",
     )
     seed: int = option(
-        0, "seed of every random draw: order, augmentation, initial weights, dropout"
+        0, "random seed of the order, the augmentation, the initial weights and dropout"
     )
 
     def validate(self) -> None:
@@ -122,7 +131,8 @@ class DataConfig(Config):
         self._require(
             self.train_batch_size * height * width * 3 < 2**31,
             "train_batch_size",
-            f"must be smaller with a crop size of {height}x{width}: a batch holds fewer than 2^31 values",
+            f"must be smaller with a crop size of {height}x{width}: a batch must have fewer than "
+            "2^31 values",
         )
         self._require(0 <= self.seed < 2**32, "seed", "must be between 0 and 4294967295")
         self._require(
@@ -156,7 +166,8 @@ class DataConfig(Config):
             self._require(
                 self.train_batch_size % MIXED == 0,
                 "train_batch_size",
-                f"must be a multiple of {MIXED} with `cut_mix` or `mosaic`, which mix {MIXED} images",
+                f"must be a multiple of {MIXED} with `cut_mix` or `mosaic`, which mix {MIXED} "
+                "images",
             )
         self._require(
             self.train_samples >= 1 and self.eval_samples >= 1,

@@ -1,4 +1,4 @@
-"""The error that a user's mistake raises."""
+"""Errors that tell users what to change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _show_option: contextvars.ContextVar[Callable[[str, str | None], str]] = context
 
 @contextlib.contextmanager
 def options_shown_by(option: Callable[[str, str | None], str]) -> Iterator[None]:
-    """Context in which `str(error)` shows options as `option(name, value)`; see `UserError.render`."""
+    """Makes `str(error)` show options as `option(name, value)`; see `UserError.render`."""
     token = _show_option.set(option)
     try:
         yield
@@ -32,26 +32,32 @@ def options_shown_by(option: Callable[[str, str | None], str]) -> Iterator[None]
 
 
 class UserError(ValueError):
-    """A user's mistake, in one line: what was received, what is allowed, what to do next.
+    """An error in one line: what was received, what is allowed, and what to do next.
 
-    In the message, options are in backticks under their Python names, alone or with a value:
-    `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows them as Python keywords, and
-    as flags while a command runs (`options_shown_by`).
+    Messages name options in backticks under their Python names, with or without a value:
+    `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows options as Python keywords,
+    or as flags while a command runs.
 
     Args:
-        message: One line.
-        field: The name of the option that has a wrong value, if there is one. A message that begins
-            with an option is about that option.
+        message: The message, one line.
+        field: The option with the wrong value. The default is the option at the beginning of the
+            message, if there is one.
         value: The value received.
         allowed: The allowed values, if they can be listed.
         hint: What to do next; appended to the message.
 
+    Attributes:
+        field, value, allowed, hint: As in the arguments.
+        text: The message and the hint, with options in backticks.
+
     Example:
-    >>> error = UserError("`head=psp`: has image pooling with `pool_scales` alone")
-    >>> str(error)
-    'head=psp: has image pooling with pool_scales alone'
-    >>> error.field, error.value
-    ('head', 'psp')
+        >>> try:
+        ...     dk.ModelConfig(output_stride=7)
+        ... except dk.UserError as error:
+        ...     print(error)
+        ...     print(error.field, error.value)
+        output_stride must be 8, 16 or 32. Received: output_stride=7
+        output_stride 7
     """
 
     def __init__(
@@ -74,32 +80,32 @@ class UserError(ValueError):
 
     @property
     def text(self) -> str:
-        """The message and the hint, options in backticks: what a longer message can be made of."""
+        """The message and the hint with options in backticks, for use in another message."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def render(self, option: Callable[[str, str | None], str]) -> str:
         """Returns the message with each option as `option(name, value)` shows it.
 
         Args:
-            option: Gets the name of an option and the text of its value, `None` where the message
-                names the option alone.
+            option: A function of an option's name and the text of its value. The value is `None`
+                where the message names only the option.
         """
         return render_options(self.text, option)
 
 
 class OptionError(UserError):
-    """An option that was given a value which is not allowed.
+    """An option has a value that is not allowed.
 
     Args:
         field: The name of the option.
         value: The value received.
-        requirement: What holds for allowed values, such as "must be 8, 16 or 32".
+        requirement: What is allowed, such as "must be 8, 16 or 32".
         allowed: The allowed values, if they can be listed.
         hint: What to do next.
 
     Example:
-    >>> str(OptionError("output_stride", 7, "must be 8, 16 or 32", allowed=(8, 16, 32)))
-    'output_stride must be 8, 16 or 32. Received: output_stride=7'
+        >>> str(OptionError("output_stride", 7, "must be 8, 16 or 32", allowed=(8, 16, 32)))
+        'output_stride must be 8, 16 or 32. Received: output_stride=7'
     """
 
     def __init__(
@@ -119,10 +125,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], field: str = "") ->
     """Returns the error for an unknown name; it suggests the most similar known one.
 
     Args:
-        kind: What the name should be one of, such as "model".
+        kind: What the name stands for, such as "model".
         name: The name received.
-        known: All names.
-        field: The option that has the name.
+        known: All known names.
+        field: The option with the name.
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
@@ -141,7 +147,7 @@ def render_options(text: str, option: Callable[[str, str | None], str] | None = 
 
     Args:
         text: A message.
-        option: See `UserError.render`; `None`: as `str(error)` shows options at this moment.
+        option: See `UserError.render`. The default shows options as `str(error)` does.
     """
     option = option or _show_option.get()
     return _OPTION.sub(lambda found: option(found[1], found[2]), text)

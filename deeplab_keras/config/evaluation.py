@@ -1,4 +1,4 @@
-"""The config of evaluation and prediction."""
+"""The configuration of inference and evaluation."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ from deeplab_keras.config.base import Config, option
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(Config):
-    """How a trained model is measured and used."""
+    """How to run a trained network on images of any size.
+
+    Example:
+        >>> evaluation = dk.EvalConfig(eval_scales=(0.75, 1.0, 1.25), add_flipped_images=True)
+        >>> dk.Predictor(dk.load_model("runs/demo"), evaluation)(np.zeros((40, 60, 3))).shape
+        (40, 60)
+    """
 
     inference: str = option(
         "whole",
-        "whole: the image in one piece; slide: overlapping windows; official: padded to "
-        "eval_crop_size as the official DeepLab does",
+        "whole: the whole image at once; slide: overlapping windows; official: padded to "
+        "`eval_crop_size`, as in the official DeepLab",
         choices=("whole", "slide", "official"),
     )
     eval_scales: tuple[float, ...] = option(
-        (1.0,), "scales of the image whose predictions are averaged"
+        (1.0,), "scales of the image over which predictions are averaged"
     )
-    add_flipped_images: bool = option(False, "averages the mirrored image's prediction too")
+    add_flipped_images: bool = option(False, "also averages the prediction of the flipped image")
     eval_crop_size: tuple[int, ...] = option(
         (512, 512),
-        "window of `inference='slide'`, size of the padded image of `inference='official'`, as "
-        "height,width",
+        "size of the window (`inference='slide'`) or of the padded image "
+        "(`inference='official'`), as height,width",
     )
     eval_stride: tuple[int, ...] = option(
-        (), "step of the window, as height,width; empty: two thirds of it"
+        (), "stride of the window, as height,width; empty: two thirds of `eval_crop_size`"
     )
-    eval_batch_size: int = option(4, "images a step")
+    eval_batch_size: int = option(4, "images per step")
     eval_short_side: int = option(
-        0, "the image is resized to this short side before the network; 0: as it is"
+        0, "resizes the image to this length of its short side before inference; 0: no resize"
     )
-    eval_long_side: int = option(0, "cap of the long side in that resize; 0: none")
+    eval_long_side: int = option(0, "maximum length of the long side in that resize; 0: no maximum")
     eval_resize_factor: int = option(
         0,
-        "with `inference='official'`, sides are rounded up to a multiple of this plus one after "
-        "that resize; 0: no",
+        "with `inference='official'`: rounds the sides up to a multiple of this plus one after "
+        "that resize; 0: no rounding",
     )
     palette: str = option(
         "dataset",

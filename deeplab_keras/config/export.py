@@ -1,4 +1,4 @@
-"""The config of export_model.py: which files, and how they are checked."""
+"""The configuration of export: which files to write, and how to check them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from deeplab_keras.config.base import Config, option
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig(Config):
-    """What to export, and how."""
+    """Which files to export from a checkpoint, and how to check them.
+
+    Example:
+        >>> config = dk.ExportConfig("runs/demo", "export", formats=("tflite",))
+        >>> config.output
+        'labels'
+    """
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     export_path: str = option(

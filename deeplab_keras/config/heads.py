@@ -12,9 +12,9 @@ class HeadConfig(Config):
     """Options that every head has."""
 
     head_channels: int = option(
-        512, "channels of the head's convolutions", flag="aspp_convs_filters"
+        512, "number of channels of the head's convolutions", flag="aspp_convs_filters"
     )
-    dropout_rate: float = option(0.1, "rate of the head's dropout in training")
+    dropout_rate: float = option(0.1, "dropout rate of the head in training")
 
     def validate(self) -> None:
         self._require(0 <= self.dropout_rate < 1, "dropout_rate", "must be at least 0 and below 1")
@@ -29,7 +29,9 @@ class FCNConfig(HeadConfig):
 class PSPConfig(HeadConfig):
     """PSPNet's pyramid pooling (arXiv:1612.01105)."""
 
-    pool_scales: tuple[int, ...] = option((1, 2, 3, 6), "PSPNet: bins a side of each pyramid level")
+    pool_scales: tuple[int, ...] = option(
+        (1, 2, 3, 6), "PSPNet: number of bins per side of each pyramid level"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +43,13 @@ class ImagePoolingConfig(HeadConfig):
     )
     image_pooling_crop_size: tuple[int, ...] = option(
         (),
-        "window of image pooling in pixels of the input, as height,width, so that it follows "
-        "output_stride; in place of image_pooling_size",
+        "window of image pooling in input pixels, as height,width, which is divided by "
+        "`output_stride`; replaces `image_pooling_size`",
     )
     image_pooling_stride: tuple[int, ...] = option(
         (1, 1), "stride of the image-pooling window, as height,width"
     )
-    use_bounded_activation: bool = option(False, "the head uses ReLU6 instead of ReLU")
+    use_bounded_activation: bool = option(False, "uses ReLU6 instead of ReLU in the head")
 
     def validate(self) -> None:
         super().validate()
@@ -65,20 +67,22 @@ class ASPPConfig(ImagePoolingConfig):
     """Options of atrous spatial pyramid pooling, in DeepLabV3 and DeepLabV3+."""
 
     atrous_rates: tuple[int, ...] = option(
-        (12, 24, 36), "dilations of ASPP's 3x3 branches; empty: none of them"
+        (12, 24, 36), "atrous rates of ASPP's 3x3 branches; empty: no such branches"
     )
     aspp_with_batch_norm: bool = option(
         True,
-        "False: DeepLab before ASPP: a classifier for each of atrous_rates on the backbone's "
-        "features, their scores added",
+        "False: DeepLabV2's head: one classifier per atrous rate on the backbone's features; "
+        "their logits are added",
     )
-    aspp_with_separable_conv: bool = option(False, "ASPP's 3x3 branches are depthwise-separable")
+    aspp_with_separable_conv: bool = option(
+        False, "uses depthwise-separable convolutions in ASPP's 3x3 branches"
+    )
     aspp_projection_kernel: int = option(
-        3, "kernel of the convolution after ASPP's concatenation: 3 or 1; 0: none"
+        3, "kernel size of the convolution after ASPP's concatenation: 3 or 1; 0: no convolution"
     )
-    add_image_level_feature: bool = option(True, "ASPP has an image-pooling branch")
+    add_image_level_feature: bool = option(True, "adds an image-pooling branch to ASPP")
     logits_kernel_size: int = option(
-        1, "kernel of the classifiers where aspp_with_batch_norm is false"
+        1, "kernel size of the classifiers with `aspp_with_batch_norm=False`"
     )
 
     def validate(self) -> None:
@@ -106,7 +110,8 @@ class DeepLabV3Config(ASPPConfig):
     """DeepLabV3 (arXiv:1706.05587)."""
 
     aspp_output_convs: int = option(
-        0, "3x3 convolutions between ASPP and DeepLabV3's classifier; torchvision has one"
+        0,
+        "number of 3x3 convolutions between ASPP and DeepLabV3's classifier; torchvision has one",
     )
 
     def validate(self) -> None:
@@ -119,19 +124,19 @@ class DeepLabV3PlusConfig(ASPPConfig):
     """DeepLabV3+ (arXiv:1802.02611)."""
 
     low_level_features: tuple[str, ...] = option(
-        ("c2",), "backbone features that the decoder merges, coarse to fine"
+        ("c2",), "names of the backbone features that the decoder merges, coarse to fine"
     )
     low_level_channels: tuple[int, ...] = option(
         (48,),
-        "channels to which each low-level feature is reduced; LR-ASPP: empty adds class scores "
+        "number of channels to which each low-level feature is reduced; LR-ASPP: empty adds logits "
         "instead (the paper's form)",
     )
     decoder_filters: int = option(512, "channels of the DeepLabV3+ decoder")
     decoder_use_separable_conv: bool = option(
-        True, "the DeepLabV3+ decoder's convolutions are depthwise-separable"
+        True, "uses depthwise-separable convolutions in the DeepLabV3+ decoder"
     )
     decoder_use_sum_merge: bool = option(
-        False, "the DeepLabV3+ decoder adds the low-level features instead of concatenating them"
+        False, "adds the low-level features in the DeepLabV3+ decoder instead of concatenating"
     )
 
 
@@ -140,23 +145,25 @@ class LRASPPConfig(ImagePoolingConfig):
     """LR-ASPP (arXiv:1905.02244, section 6.4)."""
 
     low_level_features: tuple[str, ...] = option(
-        ("c2",), "backbone features that the decoder merges, coarse to fine"
+        ("c2",), "names of the backbone features that the decoder merges, coarse to fine"
     )
     low_level_channels: tuple[int, ...] = option(
         (48,),
-        "channels to which each low-level feature is reduced; LR-ASPP: empty adds class scores "
+        "number of channels to which each low-level feature is reduced; LR-ASPP: empty adds logits "
         "instead (the paper's form)",
     )
     image_pooling_gate: str = option(
-        "sigmoid", "LR-ASPP's gate", choices=("sigmoid", "hard_sigmoid", "q_sigmoid")
+        "sigmoid",
+        "activation of LR-ASPP's gate",
+        choices=("sigmoid", "hard_sigmoid", "q_sigmoid"),
     )
     image_pooling_batch_norm: bool = option(
-        True, "LR-ASPP's image-pooling convolution is followed by batch norm"
+        True, "adds batch norm after LR-ASPP's image-pooling convolution"
     )
-    image_pooling_bias: bool = option(False, "LR-ASPP's image-pooling convolution has a bias")
+    image_pooling_bias: bool = option(False, "adds a bias to LR-ASPP's image-pooling convolution")
 
 
-# Name of the head -> its options. `models.heads.HEADS` builds it.
+# Name of the head -> the class of its options. `models.heads.HEADS` has the builders.
 HEADS: dict[str, type[HeadConfig]] = {
     "fcn": FCNConfig,
     "psp": PSPConfig,

@@ -13,18 +13,18 @@ from deeplab_keras.config.errors import UserError, unknown_name, unknown_option
 from deeplab_keras.config.heads import HEADS, HeadConfig, ImagePoolingConfig
 
 OUTPUT_STRIDES = (8, 16, 32)
-# Fields that hold a part -> what the part is, as messages name it.
+# Field that holds the options of a part -> name of the part in messages.
 PARTS = {"backbone_config": "backbone", "head_config": "head", "conventions": "conventions"}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class ModelConfig(Config):
-    """A segmentation network, completely: two equal configs give two equal graphs.
+    """Describes a segmentation network completely: equal configs build equal networks.
 
-    The options of the backbone, of the head and of the conventions are given by name along with the
-    others, and are kept in a part each: `backbone_config`, `head_config`, `conventions`. An option
-    that the chosen backbone or head does not have is refused. Every option can also be read from
-    the config itself: `config.atrous_rates` is `config.head_config.atrous_rates`.
+    Pass the options of the backbone, the head and the conventions by name, like all other options.
+    They are stored by part, in `backbone_config`, `head_config` and `conventions`. An option that
+    the chosen backbone or head does not have is refused. All options can also be read from the
+    config itself: `config.atrous_rates` is `config.head_config.atrous_rates`.
 
     Args:
         backbone: A name of `config.backbones.BACKBONES`.
@@ -37,52 +37,54 @@ class ModelConfig(Config):
             have, or a value that is not allowed.
 
     Example:
-    >>> config = ModelConfig(head="psp", num_classes=11, pool_scales=(1, 2, 4))
-    >>> config.head_config.pool_scales
-    (1, 2, 4)
-    >>> ModelConfig(head="fcn", pool_scales=(1, 2, 4))
-    Traceback (most recent call last):
-        ...
-    deeplab_keras.config.errors.UserError: pool_scales: the head fcn has no such option; psp has it
+        >>> config = dk.ModelConfig(head="psp", num_classes=11, pool_scales=(1, 2, 4))
+        >>> config.head_config.pool_scales
+        (1, 2, 4)
+        >>> dk.ModelConfig(head="fcn", pool_scales=(1, 2, 4))
+        Traceback (most recent call last):
+            ...
+        deeplab_keras.config.errors.UserError: pool_scales: the head fcn has no such option; ...
     """
 
     name: str = option(
         "",
-        "the model of the zoo to start from, which the other model flags then change; "
-        "list_models.py lists them",
+        "model of the zoo to start from; the other model flags change it; list_models.py lists "
+        "the names",
         flag="model",
     )
     backbone: str = option("mobilenet_v2", "backbone network", flag="model_variant")
     head: str = option(
         "deeplab_v3_plus", "decoding head: fcn, psp, deeplab_v3, deeplab_v3_plus or lraspp"
     )
-    num_classes: int = option(21, "number of classes, the background counted if it is one")
+    num_classes: int = option(21, "number of classes, including the background if it is a class")
     output_stride: int = option(
-        8, "input size over the size of the backbone's last features: 8, 16 or 32"
+        8, "ratio of the input size to the size of the backbone's last features: 8, 16 or 32"
     )
-    input_channels: int = option(3, "channels of the input image")
-    auxiliary_head: bool = option(False, "adds FCN's auxiliary head on c4 for training")
+    input_channels: int = option(3, "number of channels of the input image")
+    auxiliary_head: bool = option(False, "adds an FCN auxiliary head for training")
     auxiliary_feature: str = option("c4", "backbone features that the auxiliary head reads")
-    auxiliary_channels: int = option(512, "channels of the auxiliary head's 3x3 convolution")
+    auxiliary_channels: int = option(
+        512, "number of channels of the auxiliary head's 3x3 convolution"
+    )
     image_pyramid: tuple[float, ...] = option(
-        (), "scales of the image that the network sees, each with the same weights; empty: 1 alone"
+        (), "scales of the image that share one network; empty: only the scale 1"
     )
     merge_method: str = option(
-        "max", "how the class scores of image_pyramid are merged", choices=("max", "avg")
+        "max", "how the logits of `image_pyramid` are merged", choices=("max", "avg")
     )
     branchwise: bool = option(
         True,
-        "3x3 convolutions over concatenated branches are computed branch by branch, and for "
-        "pooled branches at the pooled size: "
-        "the same result, faster; False: concatenated, as 8-bit files have it",
+        "computes 3x3 convolutions over concatenated branches branch by branch, and pooled "
+        "branches at the pooled size: the same result, faster; False: concatenates, as 8-bit "
+        "files do",
     )
     quantization_aware: bool = option(
         False,
-        "inputs and kernels are rounded as an int8 file has them, for training on from "
-        "`tf_initial_checkpoint='RUN'` towards tflite_int8",
+        "rounds inputs and kernels as an int8 file does, to fine-tune "
+        "`tf_initial_checkpoint='RUN'` for tflite_int8",
     )
 
-    # Set by __init__, from their options.
+    # __init__ makes these from their options.
     backbone_config: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     head_config: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     conventions: Conventions = dataclasses.field(default_factory=Conventions)
@@ -153,7 +155,7 @@ class ModelConfig(Config):
 
     @property
     def image_pooling_window(self) -> tuple[int, ...]:
-        """Window of image pooling in feature pixels; empty: the whole map, or no image pooling."""
+        """The window of image pooling in feature pixels; empty: the whole map or no pooling."""
         head = self.head_config
         if not isinstance(head, ImagePoolingConfig):
             return ()
@@ -163,11 +165,11 @@ class ModelConfig(Config):
     def replace(self, **changes: Any) -> ModelConfig:
         """Returns a copy with some options changed.
 
-        With another backbone or head, the options that the old and the new one share keep their
+        If the backbone or head changes, the options that the old and the new part share keep their
         values.
 
         Raises:
-            UserError: An option that the new config does not have, or a value that is not allowed.
+            UserError: The new config does not have an option, or a value is not allowed.
         """
         backbone, head = (changes.get(key, getattr(self, key)) for key in ("backbone", "head"))
         known = set(_own_options(type(self))).union(
@@ -179,7 +181,7 @@ class ModelConfig(Config):
         return type(self)(**(values | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all options by name, those of the parts included."""
+        """Returns the values of all options by name, including those of the parts."""
         values = {name: getattr(self, name) for name in _own_options(type(self))}
         for field in PARTS:
             values |= getattr(self, field).to_dict()
@@ -187,13 +189,13 @@ class ModelConfig(Config):
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Reads what a checkpoint holds.
+        """Returns the config that a checkpoint holds.
 
-        Checkpoints of older versions list the options of every head; those of other heads had no
-        effect on the network, and are dropped.
+        Checkpoints of older versions list the options of all heads. The options of other heads
+        have no effect on the network and are dropped.
 
         Raises:
-            UserError: An unknown option, or a value that is not allowed.
+            UserError: An option is unknown, or a value is not allowed.
         """
         backbone, head = (
             values.get("backbone", "mobilenet_v2"),
@@ -205,7 +207,7 @@ class ModelConfig(Config):
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
-        """Returns every option that some network has, by name."""
+        """Returns the fields of all options of all parts, by name."""
         found = _own_options(cls)
         for part in _every_part():
             found = found | part.options()
@@ -213,7 +215,7 @@ class ModelConfig(Config):
 
     @classmethod
     def types(cls) -> dict[str, Any]:
-        """Returns the type of every option, by name."""
+        """Returns the types of all options by name."""
         found = dict(super().types())
         for part in _every_part():
             found |= part.types()
@@ -242,7 +244,7 @@ def _part_classes(backbone: str, head: str) -> dict[str, type[Config]]:
 
 
 def _no_such_option(name: str, backbone: str, head: str) -> UserError:
-    """The error for an option of another part, which it names, or of none."""
+    """Returns the error for an option that another part has, or that is unknown."""
     for kind, chosen, table in (("backbone", backbone, BACKBONES), ("head", head, HEADS)):
         owners = [other for other, part in table.items() if name in part.options()]
         if owners:

@@ -1,4 +1,4 @@
-"""The config of predict.py: what is predicted, and what is written of it."""
+"""The configuration of prediction on files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from deeplab_keras.config.base import Config, option
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig(Config):
-    """Files in, files out."""
+    """Which files to segment, and which results to write.
+
+    Example:
+        >>> dk.PredictConfig(checkpoint_dir="runs/demo", input="photos", output="results")
+        PredictConfig(checkpoint_dir='runs/demo', input='photos', output='results', ...)
+    """
 
     checkpoint_dir: str = option(
         "",
-        "a workdir (its best checkpoint), a checkpoint folder, or an exported model: a .tflite or "
-        ".onnx file, a SavedModel folder",
+        "a workdir (for its best checkpoint), a checkpoint folder, or an exported model: a "
+        ".tflite or .onnx file, or a SavedModel folder",
     )
     input: str = option(
         "",
-        "an image or video, a folder with its subfolders, a pattern like 'photographs/**/*.jpg', "
-        "or camera (camera:1 for the second)",
+        "an image, a video, a folder (searched with its subfolders), a pattern such as "
+        "'photos/**/*.jpg', or camera (camera:1 for the second one)",
     )
-    output: str = option("", "folder for the results; subfolders are kept")
+    output: str = option("", "folder for the results; keeps the subfolders of the input")
     outputs: tuple[str, ...] = option(
         (),
         "what is written; empty: labels,colour,overlay of images, overlay of videos",
@@ -29,34 +34,36 @@ class PredictConfig(Config):
     )
     submission: str = option(
         "",
-        "writes what a benchmark's server takes, instead of outputs",
+        "writes files in the format of a benchmark server instead of `outputs`",
         choices=("", "cityscapes", "voc", "ade20k"),
     )
-    legend: bool = option(True, "draws the classes that are there below the overlay")
+    legend: bool = option(True, "adds a legend of the predicted classes below the overlay")
     probability_type: str = option(
-        "float16", "of the numbers in *_probabilities.npz", choices=("float16", "float32")
+        "float16", "dtype of the arrays in *_probabilities.npz", choices=("float16", "float32")
     )
     tile_size: tuple[int, ...] = option(
         (),
-        "larger images are predicted in tiles of this height,width; empty: 1024,1024 above 12.5 "
-        "megapixels (with `inference='slide'` 25), unless the image is resized first",
+        "height,width of the tiles in which larger images are predicted; empty: 1024,1024 above "
+        "12.5 megapixels (25 with `inference='slide'`), unless the image is resized first",
     )
-    tile_overlap: int = option(128, "pixels that a tile sees beyond its edges")
+    tile_overlap: int = option(128, "overlap of neighboring tiles in pixels, on each side")
     max_megapixels: int = option(
-        200, "larger images are refused, because a small file may hold one that fills the memory"
+        200, "refuses larger images, because a small file can expand to fill the memory"
     )
     max_frames: int = option(
-        0, "a video or the camera ends after so many frames; 0: at its end, or by Ctrl-C"
+        0, "stops a video or the camera after this number of frames; 0: no limit"
     )
-    overwrite: bool = option(False, "replaces results of an earlier call")
+    overwrite: bool = option(False, "replaces results of an earlier run")
     skip_existing: bool = option(
-        False, "leaves out what has its results already: goes on after a call that was stopped"
+        False, "skips inputs that already have results, to resume an interrupted run"
     )
-    threads: int = option(4, "that read images, and as many that write results")
+    threads: int = option(
+        4, "number of threads that read images, and of threads that write results"
+    )
 
     def validate(self) -> None:
         self._require_given(
-            "checkpoint_dir", "the `train_logdir` of a training, or an exported file"
+            "checkpoint_dir", "the `train_logdir` of a training run, or an exported file"
         )
         self._require_given("input", "an image, a video, a folder, a pattern, or camera")
         self._require_given("output", "a folder for the results")

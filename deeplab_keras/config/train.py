@@ -1,4 +1,4 @@
-"""The config of a training."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
@@ -20,153 +20,183 @@ AT_LEAST_0 = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config):
-    """How the weights are found."""
+    """How to train: optimizer, schedule, loss, checkpoints and devices.
+
+    Example:
+        >>> training = dk.TrainConfig(optimizer="adamw", base_learning_rate=1e-3, epochs=20)
+        >>> training.replace(epochs=40).epochs
+        40
+        >>> dk.TrainConfig(momentum=1.5)
+        Traceback (most recent call last):
+            ...
+        deeplab_keras.config.errors.OptionError: momentum must be at least 0 and below 1. ...
+    """
 
     train_logdir: str = option(
-        "", "the run's folder (workdir); the same command again goes on from its last checkpoint"
+        "", "folder of the run (workdir); run the same command again to resume an interrupted run"
     )
     tf_initial_checkpoint: str | None = option(
         None,
-        "where the weights start: a checkpoint or workdir, a converted folder, 'imagenet', or a "
-        "file of ImageNet weights",
+        "initial weights: a checkpoint, a workdir, a converted folder, 'imagenet', or a file of "
+        "ImageNet weights",
     )
     initialize_last_layer: bool = option(
         True,
-        "False: the last layers start fresh instead of from the initial checkpoint; the "
-        "classifiers do anyway where the classes differ",
+        "False: initializes the last layers randomly instead of from the initial checkpoint; "
+        "classifiers with another number of classes are always initialized randomly",
     )
     last_layers_contain_logits_only: bool = option(
-        False, "what the last layers are: the classifiers; False: the whole head"
+        False, "True: the last layers are the classifiers; False: they are the whole head"
     )
     training_number_of_steps: int | None = option(
-        None, "length of the training in steps; this or `epochs`"
+        None, "number of training steps; give this or `epochs`"
     )
     epochs: float | None = option(
-        None, "length of the training in passes over the data; this or `training_number_of_steps`"
+        None, "number of passes over the training data; give this or `training_number_of_steps`"
     )
     optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw", "lion"))
     momentum: float = option(0.9, "momentum")
     adam_learning_rate: float | None = option(
         None,
-        "with `optimizer='adam'`: this constant rate, in place of the base rate and the learning "
-        "policy",
+        "with `optimizer='adam'`: a constant learning rate, instead of the base rate and the "
+        "learning policy",
     )
-    adam_epsilon: float = option(1e-8, "adam and adamw: added to the root of the second moment")
-    base_learning_rate: float = option(0.01, "learning rate at the start")
+    adam_epsilon: float = option(
+        1e-8, "adam and adamw: constant added to the square root of the second moment"
+    )
+    base_learning_rate: float = option(0.01, "initial learning rate")
     learning_policy: str = option(
         "poly", "learning rate schedule", choices=("poly", "cosine", "step", "constant")
     )
     end_learning_rate: float | None = option(
-        None, "poly and cosine: learning rate at the end; default: a hundredth of the base rate"
+        None, "poly and cosine: final learning rate; default: 1/100 of the base rate"
     )
     learning_power: float = option(0.9, "exponent of the polynomial decay")
     decay_steps: int = option(
         0,
-        "poly and cosine: steps until the rate has fallen to its end; 0: all steps after the start",
+        "poly and cosine: number of steps until the rate reaches its final value; 0: all steps "
+        "after the warm-up or slow start",
     )
-    learning_rate_decay_factor: float = option(0.1, "step: factor on the rate at each fall")
-    learning_rate_decay_step: int = option(2000, "step: steps between two falls")
-    warmup_steps: int = option(0, "steps in which the rate climbs linearly from 0")
+    learning_rate_decay_factor: float = option(
+        0.1, "step: factor by which the learning rate changes at each decay"
+    )
+    learning_rate_decay_step: int = option(2000, "step: number of steps between two decays")
+    warmup_steps: int = option(
+        0, "number of steps over which the learning rate increases linearly from 0"
+    )
     slow_start_step: int = option(
         0,
-        "steps at the constant `slow_start_learning_rate`, before the learning policy begins; in "
-        "place of a warm-up",
+        "number of steps with the constant `slow_start_learning_rate` before the learning policy "
+        "begins; cannot be combined with a warm-up",
     )
-    slow_start_learning_rate: float = option(1e-4, "learning rate of these steps")
+    slow_start_learning_rate: float = option(1e-4, "learning rate of the slow-start steps")
     backbone_learning_rate_multiplier: float = option(
-        1.0, "factor on the rate of the backbone's weights"
+        1.0, "factor on the learning rate of the backbone's weights"
     )
     last_layer_gradient_multiplier: float = option(
-        1.0, "factor on the rate of the last layers, see last_layers_contain_logits_only"
+        1.0,
+        "factor on the learning rate of the last layers; see `last_layers_contain_logits_only`",
     )
     bias_learning_rate_multiplier: float = option(
-        1.0, "factor on the rate of biases; the official DeepLab's is 2"
+        1.0, "factor on the learning rate of biases; the official DeepLab uses 2"
     )
     weight_decay: float = option(
         5e-4,
-        "L2 factor; coupled (added to the gradient) with momentum and adam, decoupled with adamw "
+        "L2 factor: coupled (added to the gradient) with momentum and adam, decoupled with adamw "
         "and lion",
     )
     weight_decay_on_all: bool = option(
         True,
-        "decay acts on every weight; False: on convolution kernels only, depthwise ones left out",
+        "True: decays every weight; False: decays convolution kernels except depthwise ones",
     )
     loss: str = option(
         "cross_entropy",
-        "terms of the loss with their weights, as cross_entropy+0.5*dice; also focal, lovasz",
+        "terms of the loss with their weights, such as cross_entropy+0.5*dice; terms: "
+        "cross_entropy, dice, focal, lovasz",
     )
     label_weights: tuple[float, ...] = option(
-        (), "weight of each class in the loss; empty: all equal"
+        (), "weight of each class in the loss; empty: equal weights"
     )
     top_k_percent_pixels: float = option(
         1.0,
-        "share of the pixels, from 0 to 1, whose cross-entropy counts: the hardest ones; 1: all",
+        "fraction of the pixels, from 0 to 1, that the cross-entropy includes: those with the "
+        "largest loss",
     )
     hard_example_mining_step: int = option(
-        0, "steps in which that share falls from 1 to top_k_percent_pixels"
+        0, "number of steps over which that fraction decreases from 1 to `top_k_percent_pixels`"
     )
     auxiliary_loss_weight: float = option(0.4, "weight of the auxiliary head's loss")
     label_smoothing: float = option(
-        0.0, "share of the probability that goes evenly to all classes in the loss"
+        0.0, "fraction of the target probability that is spread evenly over all classes"
     )
     ema_momentum: float = option(
-        0.0, "keeps a running average of the weights with this momentum and evaluates it; 0: none"
+        0.0,
+        "momentum of an exponential moving average of the weights, which is then evaluated; "
+        "0: no average",
     )
     clip_gradient_norm: float = option(
-        0.0, "largest norm of the gradient over all weights; a larger one is scaled down; 0: any"
+        0.0, "maximum global norm of the gradient; larger gradients are scaled down; 0: no limit"
     )
     gradient_accumulation_steps: int = option(
         1,
-        "the batch of a step goes through the network in so many parts, one after another, for "
-        "less memory; batch norm sees the parts",
+        "number of parts into which a batch is split to save memory; their gradients are added, "
+        "and batch norm sees one part at a time",
     )
     freeze_backbone: bool = option(
-        False, "the backbone stays as it starts, its batch statistics too; only the head learns"
+        False, "trains only the head; the backbone keeps its weights and batch statistics"
     )
     fine_tune_batch_norm: bool = option(
-        True, "False keeps the batch statistics of the initial checkpoint"
+        True, "False: keeps the batch statistics of the initial checkpoint"
     )
     recalibrate_batch_norm: int = option(
         0,
-        "training batches on which the statistics of batch norm are measured anew before each "
-        "evaluation, as 20; 0: the running statistics are used",
+        "number of training batches, such as 20, on which batch statistics are computed before "
+        "each evaluation; 0: evaluates with the running statistics",
     )
     strategy: str = option(
         "auto",
-        "auto: all visible GPUs; multi_worker: several machines, named by the variable TF_CONFIG",
+        "auto: all visible GPUs; multi_worker: several machines, listed in the environment "
+        "variable TF_CONFIG",
         choices=("auto", "none", "mirrored", "multi_worker"),
     )
     worker_timeout: int = option(
-        600, "multi_worker: seconds to wait for the other workers at the start"
+        600, "multi_worker: seconds to wait for the other workers at startup"
     )
     precision: str = option(
         "float32",
-        "arithmetic of the network; logits and loss stay float32",
+        "dtype policy of the network; logits and loss are always float32",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
     jit_compile: bool = option(False, "compiles the training step with XLA")
-    deterministic: bool = option(False, "bit-equal results for equal seeds, somewhat slower")
+    deterministic: bool = option(
+        False, "makes results bit-identical for equal seeds; somewhat slower"
+    )
     eval_interval_epochs: float = option(
-        1.0, "passes over the training data between two evaluations"
+        1.0, "number of passes over the training data between two evaluations"
     )
     early_stopping: int = option(
-        0, "ends the training after so many evaluations in a row without a better mIoU; 0: never"
+        0,
+        "stops after this number of consecutive evaluations without a better mIoU; 0: never",
     )
     save_interval_steps: int = option(
-        0, "steps between two checkpoints; 0: one at every evaluation"
+        0, "number of steps between two checkpoints; 0: one at each evaluation"
     )
     keep_checkpoints: int = option(
-        2, "how many of these checkpoints are kept, the newest ones; the best one is kept besides"
+        2, "number of latest checkpoints to keep, in addition to the best one"
     )
-    summary_images: int = option(4, "validation images drawn for TensorBoard at each evaluation")
+    summary_images: int = option(
+        4, "number of validation images that TensorBoard shows for each evaluation"
+    )
     summary_histograms: bool = option(
-        False, "shows TensorBoard the distribution of every weight at each evaluation"
+        False, "writes histograms of all weights to TensorBoard at each evaluation"
     )
     profile_steps: tuple[int, ...] = option(
-        (), "first and last step that TensorBoard's profiler records, as 10,20; empty: none"
+        (), "first and last step for TensorBoard's profiler, such as 10,20; empty: no profile"
     )
     html_report: bool = option(
-        True, "writes report.html at the end: curves, classes, confusions, best and worst images"
+        True,
+        "writes report.html at the end: curves, per-class results, confusions, best and worst "
+        "images",
     )
 
     def validate(self) -> None:
@@ -205,7 +235,7 @@ class TrainConfig(Config):
         self._require(
             0 < self.top_k_percent_pixels <= 1,
             "top_k_percent_pixels",
-            "must be above 0 and at most 1, which stands for all pixels",
+            "must be above 0 and at most 1 (all pixels)",
         )
         self._require(
             all(weight >= 0 for weight in self.label_weights),
@@ -226,16 +256,17 @@ class TrainConfig(Config):
         self._require(
             not self.freeze_backbone or bool(self.tf_initial_checkpoint),
             "freeze_backbone",
-            "requires `tf_initial_checkpoint`: random weights are not worth keeping",
+            "requires `tf_initial_checkpoint`; without it, the backbone has random weights",
         )
         self._require(
             not self.recalibrate_batch_norm or self.fine_tune_batch_norm,
             "recalibrate_batch_norm",
-            "cannot be combined with `fine_tune_batch_norm=False`, which keeps the statistics of the "
-            "initial checkpoint",
+            "cannot be combined with `fine_tune_batch_norm=False`, which keeps the statistics of "
+            "the initial checkpoint",
         )
         self._require(
             self.adam_learning_rate is None or self.optimizer == "adam",
             "adam_learning_rate",
-            f"requires `optimizer='adam'`; the learning rate of {self.optimizer} is `base_learning_rate`",
+            f"requires `optimizer='adam'`; the learning rate of {self.optimizer} is "
+            "`base_learning_rate`",
         )

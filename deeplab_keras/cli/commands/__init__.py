@@ -1,1 +1,1 @@
-"""One module per command: its options and what it does with them. scripts/NAME.py runs the command NAME."""
+"""One module per command, with its options and `main`. scripts/NAME.py runs the command NAME."""

@@ -1,8 +1,8 @@
-r"""Prepares a dataset for tensorflow-datasets, for those whose other code works with it.
+r"""Prepares a dataset for use with tensorflow-datasets.
 
-What is written is the builder deeplab_NAME, with images, masks of class ids and the classes'
-names in its metadata. tfds.load("deeplab_camvid") reads it where deeplab_keras.data.tfds.builders
-is imported, the scripts here with --dataset=tfds:deeplab_camvid.
+Writes the dataset deeplab_NAME with images, masks of class ids, and the class names in its
+metadata. tfds.load("deeplab_camvid") reads it after `import deeplab_keras.data.tfds.builders`, and
+all scripts read it with --dataset=tfds:deeplab_camvid.
 
     python scripts/build_tfds.py --dataset=camvid --dataset_dir=datasets/camvid
 """
@@ -17,16 +17,13 @@ from deeplab_keras.config import Config, DataConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """Where to."""
+    """Where to write the dataset."""
 
-    data_dir: str = option(
-        "",
-        "folder in which tensorflow-datasets keeps its datasets; by default ~/tensorflow_datasets",
-    )
+    data_dir: str = option("", "folder of tensorflow-datasets; default: ~/tensorflow_datasets")
 
 
 def main(command: Command) -> None:
-    """Prepares every split that there is."""
+    """Prepares all splits of the dataset."""
     options, config = command.config(Options), command.config(DataConfig)
 
     from deeplab_keras.data.tfds.builders import build_tfds

@@ -1,9 +1,9 @@
 r"""Writes a dataset as sharded TFRecords with the official DeepLab's feature names.
 
-Several files are written at once, each is read back before it counts, and the same command given
-again goes on where it stopped. Beside the records lie a manifest (classes, counts, checksums) and
-an index of where each record begins. Every script reads the records with --dataset=tfrecord, or
-under their dataset's own name, --dataset_dir being their folder.
+Writes several files in parallel and verifies each by reading it back. Run the same command again
+to resume after an interruption. A manifest (classes, counts, checksums) and an index of the
+records are written to the same folder. All scripts read the records with --dataset=tfrecord, or
+with the dataset's own name, and with --dataset_dir set to the folder of the records.
 
     python scripts/build_tfrecords.py --dataset=voc2012 --dataset_dir=datasets/voc2012 \
         --splits=trainaug,val --output_dir=datasets/voc2012_records
@@ -22,18 +22,16 @@ from deeplab_keras.config import Config, DataConfig, UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What is built, and where."""
+    """Which records to build, and where."""
 
-    output_dir: str = option("", "folder of the records; made if it is not there")
+    output_dir: str = option("", "folder for the records; created if it does not exist")
     splits: tuple[str, ...] = option(("train", "val"), "splits to build")
     num_shards: int = option(
-        0, "files a split; 0: as many as are about 128 MB each, but four at least"
+        0, "number of files per split; 0: files of about 128 MB, at least four"
     )
-    threads: int = option(0, "files written at once; 0: one a core")
-    overwrite: bool = option(False, "replaces records that were built of other files")
-    verify: bool = option(
-        False, "builds nothing, but reads the records and compares them with their manifest"
-    )
+    threads: int = option(0, "number of files to write in parallel; 0: one per core")
+    overwrite: bool = option(False, "replaces records that were built from other files")
+    verify: bool = option(False, "only verifies existing records against their manifest")
 
     def validate(self) -> None:
         self._require(
@@ -45,10 +43,10 @@ class Options(Config):
 
 
 def main(command: Command) -> None:
-    """Builds or verifies the splits one after another."""
+    """Builds or verifies each split."""
     options, config = command.config(Options), command.config(DataConfig)
     if not options.output_dir:
-        raise UserError("--output_dir=FOLDER is needed, the folder that the records are written to")
+        raise UserError("`output_dir` is required: a folder for the records")
 
     from deeplab_keras.data.records.build import build_records, verify_records
     from deeplab_keras.data.records.tfrecords import find_records
@@ -60,12 +58,12 @@ def main(command: Command) -> None:
             name, files = find_records(folder, split)
             if not files:
                 raise UserError(
-                    f"--output_dir={options.output_dir}: there are no records of the split "
-                    f"{split!r}"
+                    f"`output_dir={options.output_dir}`: no records of the split {split!r} here; "
+                    "build them first, without `verify`"
                 )
             print(
                 f"{folder}/{name}: {verify_records(folder, name, files)} pairs in {len(files)} "
-                "files, as the manifest says"
+                "files match the manifest"
             )
             continue
         source = open_dataset(config.replace(cache=False), split)

@@ -1,8 +1,9 @@
 """Reads a whole dataset and reports problems before you start training.
 
-Looked for: unreadable and missing files, masks of another size, ids that are no class, images that
-are in two splits; counted: pixels and images of each class, sizes. Writes report.html, report.json
-and contact_sheet.png to --output. Exit status 1 if anything is wrong.
+Finds unreadable and missing files, masks of the wrong size, ids that are not classes, and images
+that are in two splits. Counts the pixels and images of each class, and the image sizes. Writes
+report.html, report.json and contact_sheet.png to --output. The exit status is 1 if there are
+problems.
 
     python scripts/check_dataset.py --dataset=folder --dataset_dir=datasets/mine
 
@@ -20,16 +21,16 @@ from deeplab_keras.config import Config, DataConfig, UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to read, and where the report goes."""
+    """What to check, and where to write the report."""
 
     splits: tuple[str, ...] = option(
-        (), "splits to read, the one to train on first; default: --train_split and --eval_split"
+        (), "splits to check, the training split first; default: --train_split and --eval_split"
     )
     output: str = option("", "folder for the report; default: runs/check_NAME")
 
 
 def main(command: Command) -> None:
-    """Checks, prints what was found, writes the report."""
+    """Checks the dataset, prints a summary, and writes the report."""
     options, config = command.config(Options), command.config(DataConfig)
     name = os.path.basename(os.path.normpath(config.dataset_dir or config.dataset))
 

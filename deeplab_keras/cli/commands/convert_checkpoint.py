@@ -1,8 +1,8 @@
-r"""Foreign weights into a checkpoint folder of ours, and the way back to SSSegmentation.
+r"""Converts weights of other projects, or writes a checkpoint as a .pth file of SSSegmentation.
 
-Strict: a tensor that is missing, left over or of another shape ends the conversion. Prints which
-tensor went where, and the proof: every tensor read back from the model and compared bit for bit,
-and for a frozen graph or a .tflite the labels and logits of both on the same pictures.
+Stops at a tensor that is missing, unused, or has another shape. Prints the destination of each
+tensor, and the result of two checks: every tensor is compared bit for bit with the model's, and
+the labels and logits of a frozen graph or .tflite file are compared with the model's.
 
     python scripts/convert_checkpoint.py --source=sssegmentation \
         --model=deeplabv3_mobilenetv2os8_voc \
@@ -30,41 +30,43 @@ from deeplab_keras.config import Config, ModelConfig, UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to convert, from where and to where."""
+    """What to convert, and where to write the result."""
 
     source: str = option(
         "",
-        "whose weights: sssegmentation (.pth, also OpenMMLab's ImageNet files), official_deeplab "
-        "(TF1 checkpoint, "
-        "release archive, frozen graph, .tflite), torchvision (.pth) or keras_applications (.h5)",
+        "project of the weights: sssegmentation (.pth, also OpenMMLab's ImageNet files), "
+        "official_deeplab (TF1 checkpoint, release archive, frozen graph, .tflite), torchvision "
+        "(.pth) or keras_applications (.h5)",
     )
-    to: str = option("", "the way back: sssegmentation", choices=("", "sssegmentation"))
-    checkpoint: str = option("", "the foreign file")
-    checkpoint_dir: str = option("", "with --to: our checkpoint folder or workdir")
+    to: str = option(
+        "", "writes weights for another project: sssegmentation", choices=("", "sssegmentation")
+    )
+    checkpoint: str = option("", "file to convert")
+    checkpoint_dir: str = option("", "with --to: checkpoint folder or workdir to convert")
     check: bool = option(
         True,
-        "runs a frozen graph or .tflite and the new model on the same pictures, and refuses a "
-        "conversion that differs",
+        "runs a frozen graph or .tflite file and the new model on the same images, and refuses "
+        "to convert if they differ",
     )
-    output: str = option("", "the new checkpoint folder; with --to: the new .pth file")
+    output: str = option("", "new checkpoint folder; with --to: new .pth file")
     class_names: tuple[str, ...] = option(
-        (), "names of the classes; default: those that the model's dataset has"
+        (), "names of the classes; default: those of the model's dataset"
     )
 
     def validate(self) -> None:
-        """One direction, with its two ends."""
+        """Requires one direction, its input and its output."""
         self._require(
             bool(self.source) != bool(self.to),
             "source",
-            "must be given, or else `to`, and not both",
+            "or `to` is required, but not both",
         )
         needed = "checkpoint_dir" if self.to else "checkpoint"
-        self._require_given(needed, "what to convert")
-        self._require_given("output", "where the result goes")
+        self._require_given(needed, "the weights to convert")
+        self._require_given("output", "where to write the result")
 
 
 def main(command: Command) -> None:
-    """Converts, writes and says what became of every tensor."""
+    """Converts the weights, and prints the destination of each tensor."""
     options = command.config(Options)
 
     from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
@@ -78,7 +80,7 @@ def main(command: Command) -> None:
     given = command.given(ModelConfig)
     if not given:
         raise UserError(
-            "--model is needed: a name from scripts/list_models.py, or the model flags themselves"
+            "`name` is required: a model of scripts/list_models.py, or give the model flags instead"
         )
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)

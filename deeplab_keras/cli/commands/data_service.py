@@ -1,8 +1,8 @@
-r"""Runs a part of the tf.data service: training batches made on other machines than the trainer's.
+r"""Runs the dispatcher or a worker of the tf.data service, which makes batches on other machines.
 
-One dispatcher, as many workers as the trainer needs, all reading the dataset under the same path.
-It has to be one that is read without Python: image and mask files that are plain JPEG and PNG, or
-records. Batches come as the workers finish them, each once.
+Start one dispatcher and as many workers as the training run needs. All workers read the dataset
+under the same path. The dataset must be readable without Python: plain JPEG and PNG files, or
+TFRecords. Each batch arrives once, in the order in which the workers finish.
 
     python scripts/data_service.py --role=dispatcher --port=5050
     python scripts/data_service.py --role=worker --dispatcher=grpc://head:5050 --host=node7
@@ -20,22 +20,24 @@ from deeplab_keras.config import Config, UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """Which part, and where."""
+    """Which server to start."""
 
-    role: str = option("", "what this process is", choices=("", "dispatcher", "worker"))
-    port: int = option(0, "port to listen at; 0: a free one, which is printed")
-    dispatcher: str = option("", "of a worker: the dispatcher's address, as grpc://HOST:PORT")
-    host: str = option("localhost", "of a worker: this machine's name, as the trainer reaches it")
+    role: str = option("", "server to start", choices=("", "dispatcher", "worker"))
+    port: int = option(0, "port to listen on; 0: a free port, which is printed")
+    dispatcher: str = option("", "worker: address of the dispatcher, as grpc://HOST:PORT")
+    host: str = option(
+        "localhost", "worker: name of this machine under which the training run reaches it"
+    )
 
 
 def main(command: Command) -> None:
-    """Starts the part and serves until it is interrupted."""
+    """Starts the server, which runs until it is interrupted."""
     options = command.config(Options)
     if not options.role:
-        raise UserError("give --role=dispatcher or --role=worker")
+        raise UserError("`role` is required: --role=dispatcher or --role=worker")
     if options.role == "worker" and not options.dispatcher:
         raise UserError(
-            "--role=worker needs --dispatcher=grpc://HOST:PORT, which the dispatcher printed"
+            "--role=worker requires --dispatcher=grpc://HOST:PORT, which the dispatcher prints"
         )
 
     from deeplab_keras.data import service

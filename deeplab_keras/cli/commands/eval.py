@@ -1,7 +1,7 @@
-"""Measures a trained network on a split of a dataset: mIoU, IoU of each class, accuracies.
+"""Evaluates a trained network on a split of a dataset: mIoU, per-class IoU, accuracies.
 
-Writes metrics.json, .csv and .md and report.html, a page with the best and the worst images, to
---eval_logdir. The dataset is the one of the training, unless flags name another.
+Writes metrics.json, .csv and .md, and report.html with the best and worst images, to
+--eval_logdir. The default dataset is that of the training run.
 
     python scripts/eval.py --checkpoint_dir=runs/demo
 
@@ -22,20 +22,20 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to measure, and where the result goes."""
+    """What to evaluate, and where to write the results."""
 
-    checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
+    checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
     details: bool = option(
-        True, "boundary IoU, calibration error and report.html too; false takes less time"
+        True, "also computes boundary IoU and calibration error, and writes report.html"
     )
     compare: tuple[str, ...] = option(
-        (), "two checkpoints, side by side with the interval of their difference"
+        (), "two checkpoints to compare, with a confidence interval of their difference"
     )
-    eval_devices: int = option(0, "GPUs that share the images; 0: all")
+    eval_devices: int = option(0, "number of GPUs to use; 0: all")
 
     def validate(self) -> None:
-        """One checkpoint or two, and devices."""
+        """Requires one checkpoint, or two to compare."""
         self._require(
             len(self.compare) in (0, 2), "compare", "must be two checkpoints, separated by a comma"
         )
@@ -50,7 +50,7 @@ class Options(Config):
 
 
 def main(command: Command) -> None:
-    """Evaluates, prints the table, writes the results."""
+    """Evaluates, prints the table, and writes the results."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
     data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
     workdir, split = pathlib.Path(options.checkpoint_dir), data_config.eval_split
@@ -76,7 +76,7 @@ def main(command: Command) -> None:
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = open_dataset(data_config, split)
-    for path, info in trained.items():  # of the second one before the first one's minutes
+    for path, info in trained.items():  # both before the first evaluation, which takes minutes
         check_classes(path, info, source.info)
     evaluate_model = functools.partial(
         evaluate, source=source, config=eval_config, split=split, devices=devices

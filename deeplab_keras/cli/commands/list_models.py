@@ -1,4 +1,4 @@
-"""Lists the models that --model and load_model know, with the mIoU that their authors reported.
+"""Lists the models of the zoo, with the mIoU that their authors report.
 
 python scripts/list_models.py --match=lraspp
 """
@@ -13,13 +13,13 @@ from deeplab_keras.config import Config, UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to list."""
+    """Which models to list."""
 
-    match: str = option("", "only names that contain this")
+    match: str = option("", "lists only names that contain this text")
 
 
 def main(command: Command) -> None:
-    """Prints one line a model."""
+    """Prints one line per model."""
     match = command.config(Options).match
 
     from deeplab_keras.zoo import registry as zoo
@@ -27,7 +27,7 @@ def main(command: Command) -> None:
     names = [name for name in zoo.list_models() if match in name]
     if not names:
         raise UserError(
-            f"--match={match}: no model's name contains this; without the flag all are listed"
+            f"`match={match}`: no model name contains this text; leave `match` out to list all"
         )
     width = max(map(len, names))
     print(f"{'model':{width}}  {'head':15}  {'backbone':22}  stride  classes  reported mIoU")

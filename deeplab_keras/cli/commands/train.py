@@ -1,8 +1,8 @@
-r"""Trains a network; the run's folder, --train_logdir, holds all that is needed to go on and to use it.
+r"""Trains a network, and writes everything needed to resume and to use it to --train_logdir.
 
-The same command given again goes on where the run stopped. A recipe is a flagfile under configs/;
-flags after it change it. A run that starts from a checkpoint has its architecture, unless --model
-names another, but not the batch norm momenta of its training.
+Run the same command again to resume an interrupted run. A recipe is a flagfile under configs/;
+flags after it override it. A run that starts from a checkpoint has the checkpoint's architecture,
+unless --model names another, but not its batch norm momenta.
 
     python scripts/train.py --flagfile=configs/synthetic/demo.flags --train_logdir=runs/demo
 
@@ -19,8 +19,8 @@ from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfi
 
 
 def main(command: Command) -> None:
-    """Makes the configs and trains."""
-    command.refuse("num_classes", "a training has as many classes as its dataset")
+    """Trains, and prints the result."""
+    command.refuse("num_classes", "the dataset determines the number of classes")
     data_config, train_config = command.config(DataConfig), command.config(TrainConfig)
     eval_config = command.config(EvalConfig)
 
@@ -33,7 +33,7 @@ def main(command: Command) -> None:
     report = trainer.train(
         model_config, data_config, train_config, eval_config, flags_text=command.text()
     )
-    if report is not None:  # otherwise SIGTERM ended the run early, which is not a failure
+    if report is not None:  # otherwise SIGTERM has stopped the run, which is not a failure
         print(report.table())
         page = (
             f"; open {os.path.join(train_config.train_logdir, 'report.html')}"

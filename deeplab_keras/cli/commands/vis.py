@@ -1,7 +1,7 @@
-"""Draws what a trained network sees: image, label, prediction, and a panel with all of it.
+"""Draws the predictions of a trained network on a dataset, next to the images and labels.
 
 Writes NAME_image.png, NAME_prediction.png, NAME_overlay.png and NAME_panel.png for each image to
---vis_logdir. The dataset is the one of the training, unless flags name another.
+--vis_logdir. The default dataset is that of the training run.
 
     python scripts/vis.py --checkpoint_dir=runs/demo --vis_samples=8
 """
@@ -17,24 +17,24 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to draw, and where the pictures go."""
+    """What to draw, and where to write the images."""
 
-    checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
-    vis_logdir: str = option("", "folder for the pictures; default: vis in --checkpoint_dir")
-    vis_samples: int = option(16, "number of images, taken evenly over the split; 0: all")
+    checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
+    vis_logdir: str = option("", "folder for the images; default: vis in --checkpoint_dir")
+    vis_samples: int = option(16, "number of images, evenly spaced over the split; 0: all")
     vis_photographs: bool = option(
-        True, "shows the photographs; false: for pictures of data that may not be passed on"
+        True, "includes the photos; false: leaves them out, for data that must not be published"
     )
-    also_save_raw_predictions: bool = option(False, "writes the class ids too, as NAME_labels.png")
+    also_save_raw_predictions: bool = option(False, "also writes the class ids, as NAME_labels.png")
 
     def validate(self) -> None:
-        """A checkpoint is needed."""
+        """Requires a checkpoint."""
         self._require_given("checkpoint_dir", "the `train_logdir` of a training run")
         self._require(self.vis_samples >= 0, "vis_samples", "must be at least 0")
 
 
 def main(command: Command) -> None:
-    """Predicts and draws."""
+    """Predicts and draws each image."""
     options, eval_config = command.config(Options), command.config(EvalConfig)
     data_config = command.data_config(options.checkpoint_dir)
     require_tensorflow(command)
