@@ -1,4 +1,4 @@
-"""What holds for every test: the environment, and the lanes that are not run by default and say so."""
+"""Settings of all tests: environment variables, shared fixtures, and a summary of tests not run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 import toy
 from contracts import BROWSER, SHARED, script
 
-# Before anything imports TensorFlow. Two threads, so that parallel runs of the tests do not starve
-# each other.
+# Set before TensorFlow is imported. Two threads, so that parallel test processes do not compete.
 for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # else the processor decides which kernels round the golden values
+    # Otherwise the kernels, and the rounding of golden values, depend on the processor.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_NUM_INTRAOP_THREADS": "2",
     "TF_NUM_INTEROP_THREADS": "2",
@@ -30,12 +29,14 @@ for name, value in {
 LANES = {"slow": "make slow", "torch": "make torch", "jax": "make jax"}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
-# Packages that tests marked `package(name)` need -> how they are had.
+# Package required by tests marked `package(name)` -> how to install it.
 PACKAGES = {
-    "imageio_ffmpeg": "pip install -e '.[video]'", "sklearn": "pip install scikit-learn",
-    "torch": "pip install -e '.[convert]'", "onnxruntime": "pip install -e '.[onnx]'",
+    "imageio_ffmpeg": "pip install -e '.[video]'",
+    "sklearn": "pip install scikit-learn",
+    "torch": "pip install -e '.[convert]'",
+    "onnxruntime": "pip install -e '.[onnx]'",
     "chromium": "apt-get install chromium, or from chromium.org",
-}  # fmt: skip
+}
 _without_package: collections.Counter[str] = collections.Counter()
 _not_run: dict[str, Any] = {
     "deselected": _deselected,
@@ -66,17 +67,15 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Of several processes each collects every test and the first one prints the summary: it asks another."""
+    """Takes the counts from a worker: each worker collects all tests, the main process none."""
     _not_run.update(getattr(node, "workeroutput", {}).get("not_run", {}))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        counted = {
-            "deselected": dict(_deselected),
-            "without_package": dict(_without_package),
-        }  # what goes between processes
-        session.config.workeroutput["not_run"] = {**_not_run, **counted}
+        # Plain dictionaries: the output of a worker is serialized.
+        counts = {"deselected": dict(_deselected), "without_package": dict(_without_package)}
+        session.config.workeroutput["not_run"] = {**_not_run, **counts}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -86,11 +85,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     for package, count in sorted(_not_run["without_package"].items()):
         terminalreporter.write_line(
-            f"not run: {count} tests with {package}; it is had by: {PACKAGES[package]}"
+            f"not run: {count} tests that require {package}; install it with: {PACKAGES[package]}"
         )
     if names := _not_run["without_data"]:
         terminalreporter.write_line(
-            f"not run: {len(names)} tests on real data; no folder {SHARED}:"
+            f"not run: {len(names)} tests on real data; the folder {SHARED} does not exist:"
         )
         for nodeid in names:
             terminalreporter.write_line(f"  {nodeid}")
@@ -130,19 +129,19 @@ def toy_backbone() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny_flags(toy_backbone: None) -> list[str]:
-    """A network and a training so small that they cost seconds; the backbone is `toy`."""
+    """Flags of a training run that takes seconds, with the backbone `toy`."""
     return ["--model_variant=toy", *TINY]
 
 
 @pytest.fixture(scope="module")
 def tiny_run(toy_backbone: None, _tiny_run: pathlib.Path) -> pathlib.Path:
-    """The workdir of a training of two steps by scripts/train.py with `tiny_flags`."""
+    """The workdir of a training run of two steps by scripts/train.py with `tiny_flags`."""
     return _tiny_run
 
 
 @pytest.fixture(scope="session")
 def tiny_real_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The same with MobileNetV2, for tests whose processes cannot be started through `tests/toy.py`."""
+    """As `tiny_run`, with MobileNetV2, for tests that cannot start processes with `tests/toy.py`."""
     workdir = tmp_path_factory.mktemp("runs") / "real"
     assert script("train.py")(*TINY, f"--train_logdir={workdir}") == 0
     return workdir

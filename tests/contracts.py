@@ -1,4 +1,4 @@
-"""What several test files share: where the real data lies, and inputs that tell a wrong network from a right one."""
+"""Helpers of several test files: paths of real data, and inputs on which a wrong network fails."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from deeplab_keras.config import Config, UserError, render_options
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Real photographs and weights, which are not part of the repository. A test that reads them is
-# marked `@pytest.mark.shared`; conftest.py lists it as not run where the folder is absent.
+# Real photos and weights, which are not part of the repository. Tests that read them are marked
+# `@pytest.mark.shared`; conftest.py lists them as not run if the folder does not exist.
 SHARED = ROOT.parent / "shared"
 
-# Chromium, or what is one; None: tests marked `package("chromium")` are listed as not run.
+# Path of Chromium; if it is None, tests marked `package("chromium")` are listed as not run.
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """Uniform noise in [0, 255], float32: an image batch on which every weight of a network counts."""
+    """Returns uniform float32 noise in [0, 255], so that every weight of a network matters."""
     return np.random.default_rng(seed).uniform(0, 255, shape).astype(np.float32)
 
 
 def ramp(*shape: int) -> np.ndarray:
-    """`[batch, height, width, channels]` float32 in [0, 255] that rises right and down, other in each channel."""
+    """Returns a float32 ramp `[batch, height, width, channels]` in [0, 255].
+
+    It increases to the right and to the bottom, and differs between channels.
+    """
     _, height, width, channels = shape
     rows, columns, depth = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j, 0 : 1 : channels * 1j]
     image = 255 * (0.5 * rows + 0.3 * columns + 0.2 * depth)
@@ -49,7 +52,7 @@ def ramp(*shape: int) -> np.ndarray:
 def label_blocks(
     *shape: int, classes: int, seed: int = 0, ignore_label: int | None = 255, block: int = 8
 ) -> np.ndarray:
-    """`[batch, height, width]` int32 labels in blocks of one class; about one block in ten is ignored."""
+    """Returns int32 labels `[batch, height, width]` in blocks; about 10 % of the blocks are ignored."""
     batch, height, width = shape
     random = np.random.default_rng(seed)
     grid = random.integers(0, classes, (batch, -(-height // block), -(-width // block)))
@@ -60,7 +63,7 @@ def label_blocks(
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A script as it hands itself to `cli.run`, so that a test can call it in its own process."""
+    """A script that tests call in their own process."""
 
     path: str
     doc: str
@@ -68,17 +71,17 @@ class Script:
     sections: tuple[type[Config], ...]
 
     def __call__(self, *arguments: str) -> int:
-        """Runs it with these flags; returns the exit status."""
+        """Runs the script with these flags, and returns the exit status."""
         return flags.call([self.path, *arguments], self.doc, self.main, *self.sections)
 
     def parse(self, *arguments: str) -> flags.Command:
-        """Only reads the flags."""
+        """Parses the flags without running the script."""
         return flags.Command([self.path, *arguments], *self.sections)
 
 
 @contextlib.contextmanager
 def holding(lock: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that holds a file lock until it is killed."""
+    """Starts another process that holds a file lock until the context ends."""
     code = (
         "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
         "print(1, flush=True); input()"
@@ -95,14 +98,14 @@ def holding(lock: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def as_command_line(said: BaseException | str) -> str:
-    """An error, or a message with options in backticks, as the command line shows it."""
+    """Returns an error, or a message with options in backticks, as the command line shows it."""
     text = said.text if isinstance(said, UserError) else str(said)
     return render_options(text, flag_writer())
 
 
 @contextlib.contextmanager
 def raises_line(message: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
-    """As `pytest.raises(UserError, match=message)`, but `message` is as the command line shows it."""
+    """Expects a UserError whose text on the command line matches `message`."""
     with pytest.raises(UserError) as error:
         yield error
     assert re.search(message, as_command_line(error.value)), as_command_line(error.value)
@@ -112,7 +115,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
 def script(name: str) -> Script:
-    """The script `scripts/<name>`."""
+    """Returns the script `scripts/<name>`."""
     with mock.patch.object(flags, "run") as run, mock.patch("deeplab_keras.cli.script.run", run):
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     doc, main, *sections = run.call_args.args
@@ -120,7 +123,10 @@ def script(name: str) -> Script:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """The commands `python scripts/NAME ...` in a text, each as NAME and its arguments; variables before them are left out."""
+    """Returns the name and the arguments of each `python scripts/NAME ...` in a text.
+
+    Environment variables before a command are dropped.
+    """
     lines = [
         re.sub(r"^(\w+=\S+ +)+", "", line.strip())
         for line in text.replace("\\\n", " ").splitlines()

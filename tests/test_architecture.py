@@ -1,4 +1,4 @@
-"""Holds the code to docs/architecture.md: who may import whom, how files are named, what has a docstring."""
+"""Checks the rules of docs/architecture.md: imports, file names, docstrings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MODULES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
-# The rooms from the bottom to the top: a module imports from its own room and from rooms that stand
-# before it.
+# The rooms from the bottom to the top. A module imports only from its own room and from rooms
+# listed before it.
 ROOMS = (
     "version",
     "config",
@@ -51,7 +51,7 @@ ROOMS = (
     "scripts",
 )
 
-# Outside package -> the rooms that may import it.
+# Third-party package -> the rooms that may import it.
 CONFINED = {
     "tensorflow": "data training evaluation inference export benchmarks checkpoints convert models",
     "tensorflow_datasets": "data.tfds",
@@ -63,18 +63,41 @@ CONFINED = {
     "cv2": "benchmarks",
     "jax": "benchmarks",
 }
-# Within a room that may import TensorFlow, what has to work without it, on Keras' other backends.
+# Modules that must work on Keras' other backends, in rooms that may import TensorFlow.
 WITHOUT_TENSORFLOW = {
-    "data.info", "evaluation.metrics", "evaluation.labels", "training.losses", "training.optimizers", "checkpoints.folder",
-    "checkpoints.values", "models.segmentor", "models.blocks", "models.concat_conv", "models.quantization",
-}  # fmt: skip
+    "checkpoints.folder",
+    "checkpoints.values",
+    "data.info",
+    "evaluation.labels",
+    "evaluation.metrics",
+    "models.blocks",
+    "models.concat_conv",
+    "models.quantization",
+    "models.segmentor",
+    "training.losses",
+    "training.optimizers",
+}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "core"}
-# Methods that override one of Keras, where they are documented.
+# Methods that override a method of Keras, which documents them.
 KERAS_METHODS = {
-    "call", "build", "get_config", "from_config", "compute_output_shape", "compute_output_spec", "convolution_op",
-    "update_state", "result", "reset_state", "update_step", "on_train_begin", "on_train_end", "on_train_batch_begin",
-    "on_train_batch_end", "on_epoch_begin", "on_epoch_end",
-}  # fmt: skip
+    "build",
+    "call",
+    "compute_output_shape",
+    "compute_output_spec",
+    "convolution_op",
+    "from_config",
+    "get_config",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_train_begin",
+    "on_train_end",
+    "reset_state",
+    "result",
+    "update_state",
+    "update_step",
+}
 
 
 @functools.cache
@@ -83,7 +106,7 @@ def tree(path: pathlib.Path) -> ast.Module:
 
 
 def module_name(path: pathlib.Path) -> str:
-    """`deeplab_keras/data/info.py` -> `data.info`; `scripts/train.py` -> `scripts.train`; the package itself -> ``."""
+    """Returns `data.info` for deeplab_keras/data/info.py, and "" for the package's `__init__`."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     parts = parts[1:] if parts[0] == PACKAGE else parts
     return ".".join(parts[:-1] if parts[-1:] == ["__init__"] else parts)
@@ -97,7 +120,7 @@ def room(module: str) -> str:
 
 @functools.cache
 def imports(path: pathlib.Path) -> set[str]:
-    """Every module imported anywhere in the file, also within functions; `from a import b` gives both a and a.b."""
+    """Returns all modules that a file imports; `from a import b` counts as both `a` and `a.b`."""
     found: set[str] = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -115,12 +138,12 @@ def known_modules() -> set[str]:
 
 
 def own_modules(path: pathlib.Path) -> set[str]:
-    """The modules of this package among a file's imports."""
+    """Returns the modules of this package that a file imports."""
     known = known_modules()
     names = {
         name.removeprefix(PACKAGE + ".") for name in imports(path) if name.startswith(PACKAGE + ".")
     }
-    # `from deeplab_keras.data import info` names the package `data` only as the way to `data.info`.
+    # `from deeplab_keras.data import info` imports `data.info`, but not a name of `data` itself.
     through = {name.rpartition(".")[0] for name in names if name in known and "." in name}
     explicit = {
         node.module.removeprefix(PACKAGE + ".")
@@ -141,9 +164,9 @@ def relative(path: pathlib.Path) -> str:
 
 def test_imports_go_down():
     upward = [
-        f"{name} imports {other}, which is in a room above its own"
+        f"{name} imports {other}, which is in a higher room"
         for path in MODULES
-        if (name := module_name(path))  # the package's __init__ offers the names of every room
+        if (name := module_name(path))  # the package's __init__ imports from all rooms
         for other in own_modules(path)
         if ROOMS.index(room(other)) > ROOMS.index(room(name))
     ]
@@ -163,7 +186,7 @@ def test_packages_stay_in_their_rooms():
     assert outside == []
 
 
-def test_no_module_stands_outside_the_rooms():
+def test_no_module_is_outside_the_rooms():
     loose = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
     assert loose == {"__init__", "version"}
 
@@ -173,13 +196,13 @@ def test_the_tflite_converter_stays_in_export():
     assert [path for path in elsewhere if "TFLiteConverter" in path.read_text()] == []
 
 
-def test_torch_is_imported_in_one_place_and_in_what_is_measured_beside_us():
+def test_torch_is_imported_in_one_module_and_in_benchmarks_of_peers():
     places = [module_name(path) for path in MODULES if "torch" in imports(path)]
     assert len([name for name in places if not name.startswith("benchmarks.peers.")]) <= 1
 
 
 def test_file_names():
-    """A file is named after what it does; put a helper function next to its caller."""
+    """Files are named after what they do."""
     assert [relative(path) for path in MODULES if path.stem in FORBIDDEN_NAMES] == []
 
 
@@ -197,7 +220,7 @@ def public_definitions(
 
 @functools.cache
 def documented_methods() -> set[str]:
-    """Names of methods with a docstring; a class that overrides or implements one of them need not repeat it."""
+    """Returns the names of methods with a docstring, which overriding methods need not repeat."""
     definitions = [item for path in MODULES for item in public_definitions(tree(path).body)]
     return {
         name.rpartition(".")[2]
@@ -252,13 +275,13 @@ def test_the_wheel_has_every_file():
     assert wanted == {path for pattern in patterns for path in folder.glob(pattern)}
 
 
-def test_library_code_does_not_know_where_the_real_data_lie():
+def test_library_code_has_no_paths_of_this_machine():
     for path in MODULES:
         assert not re.search(r"\.\./shared|/work/|/tmp/", path.read_text(encoding="utf-8")), path
 
 
 def test_the_rooms_are_those_of_the_documentation():
-    """In the documented order too, which reads from the top to the bottom."""
+    """The documentation lists them from the top to the bottom."""
     section = (
         (ROOT / "docs/architecture.md")
         .read_text()

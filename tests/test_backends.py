@@ -1,4 +1,4 @@
-"""Settings of Keras that a machine or a caller has: another backend, another image data format, another dtype policy."""
+"""Other settings of Keras: another backend, image data format or dtype policy."""
 
 from __future__ import annotations
 
@@ -27,18 +27,27 @@ V3 = {
 }
 NETWORKS = {
     "padding, concatenations, auxiliary head": ModelConfig(
-        **SMALL, head="deeplab_v3_plus", decoder_filters=8, low_level_channels=(4,), atrous_rates=(2,), auxiliary_head=True
+        **SMALL,
+        head="deeplab_v3_plus",
+        decoder_filters=8,
+        low_level_channels=(4,),
+        atrous_rates=(2,),
+        auxiliary_head=True,
     ),
     "squeeze and excite, a pooling window": ModelConfig(
-        **V3, head="lraspp", low_level_features=("c2", "c1"), low_level_channels=(4, 4), image_pooling_size=(2, 2)
+        **V3,
+        head="lraspp",
+        low_level_features=("c2", "c1"),
+        low_level_channels=(4, 4),
+        image_pooling_size=(2, 2),
     ),
     "a pyramid of pools": ModelConfig(**{**V3, "head": "psp"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def channels_first():
-    """As a keras.json with "image_data_format": "channels_first" has it."""
+    """Sets channels_first, as a keras.json file can."""
     keras.config.set_image_data_format("channels_first")
     yield
     keras.config.set_image_data_format("channels_last")

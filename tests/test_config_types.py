@@ -1,4 +1,4 @@
-"""Configs and dataset descriptions refuse values of another type in one line, wherever they come from."""
+"""Configs and dataset descriptions refuse values of the wrong type in one line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The eighteen recipes have the values of the reference's configs.
 
-See docs/reference/sssegmentation.md#systems, docs/reference/sssegmentation.md#training and docs/reference/sssegmentation.md#data.
+See docs/reference/sssegmentation.md#systems, docs/reference/sssegmentation.md#training and
+docs/reference/sssegmentation.md#data.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def test_the_learning_rate_at_the_start_in_the_middle_and_at_the_end(name, monke
 
 
 def test_the_rates_that_the_reference_itself_gave(monkeypatch):
-    """Measured with the reference's scheduler over 39660 steps (docs/reference/sssegmentation.md#optimizer-and-schedule)."""
+    """The values were measured with the reference's scheduler over 39660 steps.
+
+    See docs/reference/sssegmentation.md#optimizer-and-schedule.
+    """
     training = read(RECIPES["fcn_mobilenetv2os8_voc"], monkeypatch)[2]
     schedule = make_optimizer(training, training.training_number_of_steps)._learning_rate
     measured = {0: 0.01, 20000: 0.0053643, 39659: 1.00720e-4}

@@ -1,4 +1,4 @@
-"""The backbone, the head and the dataset that CONTRIBUTING.md adds as examples work as written there."""
+"""The example backbone, head and dataset of CONTRIBUTING.md work as written there."""
 
 from __future__ import annotations
 

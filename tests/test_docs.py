@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its commands parse, its Python runs, its links lead somewhere."""
+"""The documentation is correct: its commands parse, its Python code runs, its links resolve."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_make_has_the_verbs(path):
     ids=relative,
 )
 def test_python_runs(path, tiny_run, tmp_path, monkeypatch):
-    """All blocks of a page one after another, where runs/demo and runs/mine are trained models and there are images."""
+    """Runs all blocks of a page in order; runs/demo and runs/mine are trained models."""
     monkeypatch.chdir(tmp_path)
     for folder in ("runs", "photographs"):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Facts about other projects live in docs/reference/, and every citation and link leads to one of its sections."""
+"""Every citation of docs/reference/ and every link leads to an existing section."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contracts import ROOT
 
 FOLDERS = ("deeplab_keras", "benchmarks", "tests", "scripts", "configs", "docs", "demo")
 SUFFIXES = (".py", ".flags", ".md", ".js", ".html")
-# A citation is "docs/reference/PAGE.md#section"; links of Markdown pages are tested below and in test_docs.py.
+# A citation is "docs/reference/PAGE.md#section". Links of pages are tested below.
 CITATION = re.compile(r"(?<!\]\()docs/reference/([\w.-]*\w)(?:#([\w-]*\w))?")
 ELSEWHERE = re.compile(
     r"\bspec/\w|\bSTACK\b|\bits spec\b|\bspec, (?:section|T\d)|\bspec's section|\(T\d+\)"

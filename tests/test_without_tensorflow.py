@@ -1,4 +1,4 @@
-"""Networks, losses, optimizers and checkpoints in a process that has no TensorFlow: on Keras' JAX backend."""
+"""Networks, losses, optimizers and checkpoints on Keras' JAX backend, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Blocked())
 
 @pytest.fixture
 def run(tmp_path):
-    """What a Python process without TensorFlow prints, and on stderr."""
+    """Returns a function that runs Python without TensorFlow and returns stdout and stderr."""
     (tmp_path / "path").mkdir()
     (tmp_path / "path/sitecustomize.py").write_text(BLOCKED)
 
@@ -96,11 +96,14 @@ def test_a_model_learns_and_is_saved_without_tensorflow(run):
         from deeplab_keras.training.optimizers import make_optimizer
 
         config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(
-            num_classes=5, depth_multiplier=0.5, output_stride=16, image_pooling_size=(), dropout_rate=0.0)
+            num_classes=5, depth_multiplier=0.5, output_stride=16, image_pooling_size=(),
+            dropout_rate=0.0)
         model = dk.build_segmentor(config)
+        training = dk.TrainConfig(learning_policy="constant", base_learning_rate=0.05)
         model.compile(
-            optimizer=make_optimizer(dk.TrainConfig(learning_policy="constant", base_learning_rate=0.05), 10),
-            loss=make_loss("cross_entropy+0.5*dice+0.5*lovasz"), metrics=[ConfusionMatrix(5)])
+            optimizer=make_optimizer(training, 10),
+            loss=make_loss("cross_entropy+0.5*dice+0.5*lovasz"),
+            metrics=[ConfusionMatrix(5)])
         random = np.random.default_rng(0)
         images = random.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
         labels = np.repeat(np.repeat(random.integers(0, 5, (2, 4, 4)), 16, 1), 16, 2)
@@ -108,9 +111,11 @@ def test_a_model_learns_and_is_saved_without_tensorflow(run):
         losses = [float(model.train_on_batch(images, labels)[0]) for _ in range(8)]
         assert losses[-1] < losses[0], losses
         save_checkpoint("saved", model, config, info_for_classes("five", "abcde"))
-        found, expected = (np.asarray(m.predict_on_batch(images)) for m in (dk.load_model("saved"), model))
+        found, expected = (
+            np.asarray(m.predict_on_batch(images)) for m in (dk.load_model("saved"), model))
         np.testing.assert_allclose(found, expected, atol=1e-5)
-        print("learned:", losses[0], losses[-1], [name for name in sys.modules if name.partition(".")[0] == "tensorflow"])
+        imported = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+        print("learned:", losses[0], losses[-1], imported)
         """
     out, _ = run("-c", textwrap.dedent(code))
     assert out.startswith("learned: ") and out.rstrip().endswith("[]")
