@@ -91,7 +91,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def left(folder) -> set[str]:
+def remaining(folder) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".file.bin.lock"}
 
 
@@ -108,7 +108,7 @@ def test_a_file_is_downloaded_once(server, tmp_path, capfd, length):
     server.length = length
     path = fetch(server.url + "file.bin", tmp_path / "new", CHECKSUM)
     assert path == tmp_path / "new" / "file.bin" and path.read_bytes() == CONTENT
-    assert left(path.parent) == {"file.bin"}
+    assert remaining(path.parent) == {"file.bin"}
     assert ("downloading file.bin, MB 1/1" in capfd.readouterr().err) == length
     assert fetch(server.url + "file.bin", tmp_path / "new", CHECKSUM) == path
     assert server.asked == [None]
@@ -131,7 +131,7 @@ def test_the_next_call_resumes_the_download(server, tmp_path, monkeypatch):
         and (tmp_path / "file.bin.part").stat().st_size == 100_000
     )
     assert fetch(server.url + "file.bin", tmp_path, CHECKSUM).read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=100000-"] and left(tmp_path) == {"file.bin"}
+    assert server.asked == [None, "bytes=100000-"] and remaining(tmp_path) == {"file.bin"}
 
 
 WRONG_PARTS = {
@@ -161,7 +161,7 @@ def test_a_too_large_file_is_refused(server, tmp_path, monkeypatch):
     for server.length in (True, False):
         with raises_line("no released model is this large, so check the address") as caught:
             fetch(server.url + "file.bin", tmp_path)
-        assert "\n" not in as_command_line(caught.value) and left(tmp_path) == set()
+        assert "\n" not in as_command_line(caught.value) and remaining(tmp_path) == set()
 
 
 def test_a_stalled_download_fails(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_partial_files_of_unknown_origin_start_over(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(b"what?" * 1000)
     (tmp_path / "file.bin.part.json").write_text('{"url": "http://elsewhere')
     assert fetch(server.url + "file.bin", tmp_path).read_bytes() == CONTENT
-    assert server.asked == [None] and left(tmp_path) == {"file.bin"}
+    assert server.asked == [None] and remaining(tmp_path) == {"file.bin"}
 
 
 @pytest.mark.parametrize("surplus", [b"", b"and more"])
@@ -234,7 +234,7 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     server.content = CONTENT[:-1] + b"!"
     with raises_line("corrupt or not the expected file; it was deleted .sha384 "):
         fetch(server.url + "file.bin", tmp_path, CHECKSUM)
-    assert left(tmp_path) == set()
+    assert remaining(tmp_path) == set()
 
 
 def test_a_cached_file_that_changed_is_refused(server, tmp_path):
@@ -258,7 +258,7 @@ def test_an_error_of_the_server_is_reported(server, tmp_path, status, reason):
         f"the server returned {reason}.; download it manually.* put it into {tmp_path}",
     ):
         fetch(server.url + "file.bin", tmp_path)
-    assert len(server.asked) == 1 and left(tmp_path) == set()
+    assert len(server.asked) == 1 and remaining(tmp_path) == set()
 
 
 def test_offline(tmp_path):

@@ -83,11 +83,11 @@ def test_another_number_of_classes_is_an_error_by_default(pth):
         "19 classes; .*2 of another shape: decoder.1.weight 19x128x1x1 instead of 21",
     ) as error:
         read()
-    told = (
+    expected = (
         "give --model=lrasppnet_mobilenetv3sos8_cityscapes, or also --num_classes to start "
         "with new classifiers ("
     )
-    assert told in as_command_line(error.value)
+    assert expected in as_command_line(error.value)
     model, proof = read(skip_mismatched_classifiers=True, num_classes=11)
     assert proof.skipped_layers == ("logits",) and len(proof.rows) == 229
     assert "Not loaded, with initial weights: logits" in str(proof)
@@ -305,21 +305,21 @@ def test_every_system_can_be_converted_to_sssegmentation():
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, expected",
     [
         ({"output_stride": 16}, "--output_stride=8 (not 16)"),
         ({"backbone_bn_epsilon": 1e-3}, "--backbone_bn_epsilon=1e-05 (not 0.001)"),
         ({"auxiliary_head": False}, "--auxiliary_head=true (not False)"),
     ],
 )
-def test_a_network_that_sssegmentation_lacks_cannot_be_converted_to_it(changes, told):
+def test_a_network_that_sssegmentation_lacks_cannot_be_converted_to_it(changes, expected):
     config = zoo.get_config(FCN).replace(**changes)
     with pytest.raises(UserError) as error:
         convert.find_system(config, zoo.SSSEGMENTATION, "runs/a")
     assert (
         "runs/a" in as_command_line(error.value)
         and "fcn_mobilenetv2os8" in as_command_line(error.value)
-        and told in as_command_line(error.value)
+        and expected in as_command_line(error.value)
     )
 
 
@@ -382,14 +382,11 @@ def test_other_files_are_not_replaced(tmp_path, capsys):
         with raises_line("give a new folder"):
             save_checkpoint(tmp_path / name, keras.Model(), TINY, VOC2012)
     assert (tmp_path / "run/best").is_dir() and (tmp_path / "file").read_text() == "mine"
-    for there in (
-        {"weights.npz", "notes.txt"},
-        {"config.json"},
-        set(),
-    ):  # an older one, or what is left of one
-        path = tmp_path / str(len(there))
+    # A checkpoint, an incomplete checkpoint and an empty folder are replaced.
+    for existing in ({"weights.npz", "notes.txt"}, {"config.json"}, set()):
+        path = tmp_path / str(len(existing))
         path.mkdir()
-        for file in there:
+        for file in existing:
             (path / file).touch()
         check_replaceable(path)
 

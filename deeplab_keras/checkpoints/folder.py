@@ -38,13 +38,11 @@ from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models.segmentor import build_segmentor
 
-CONFIG, DATASET, WEIGHTS, METRICS, STATE = (
-    "config.json",
-    "dataset.json",
-    "weights.npz",
-    "metrics.json",
-    "state.npz",
-)
+CONFIG = "config.json"
+DATASET = "dataset.json"
+WEIGHTS = "weights.npz"
+METRICS = "metrics.json"
+STATE = "state.npz"
 HASHES = "SHA256SUMS"
 ANOTHER = "delete this checkpoint and use another"
 BEST, STEPS = "best", "checkpoints"

@@ -92,6 +92,7 @@ class Workdir:
         self.flags_text = flags_text
         self.keep = keep
         self._lock: TextIO | None = None
+        self._owns = False
         self._ended = threading.Event()
 
     def __enter__(self) -> Workdir:
@@ -137,8 +138,6 @@ class Workdir:
             with contextlib.suppress(OSError):
                 self._lock.close()
             self._lock = None
-
-    _owns = False
 
     def _take_lock(self, lock: TextIO) -> None:
         held = not filelock.lock_descriptor(lock.fileno(), blocking=False)

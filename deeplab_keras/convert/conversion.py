@@ -23,8 +23,9 @@ from deeplab_keras.convert.transfer import (
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.models.segmentor import build_segmentor
 
-# Fields of ModelConfig that only affect training, or differ between datasets.
-FREE = {
+# Fields of ModelConfig that only affect training, or differ between datasets. SSSegmentation's
+# systems may differ in them.
+IGNORED_FIELDS = {
     "name",
     "num_classes",
     "dropout_rate",
@@ -230,5 +231,5 @@ def _differences(config: ModelConfig, system: ModelConfig) -> list[str]:
     return [
         f"`{name}={theirs.get(name)}` (not {ours.get(name)})"
         for name in ours | theirs
-        if name not in FREE and ours.get(name) != theirs.get(name)
+        if name not in IGNORED_FIELDS and ours.get(name) != theirs.get(name)
     ]

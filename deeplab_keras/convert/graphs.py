@@ -435,7 +435,9 @@ class _ConvolutionFinder:
         """
         reads: set[int] = set()
         through: list[str] = []
-        pool, seen, waiting = None, set(), [tensor]
+        pool: Pool | None = None
+        seen: set[str] = set()
+        waiting = [tensor]
         while waiting:
             name = self._skip_identities(waiting.pop())
             if name in seen:

@@ -109,7 +109,9 @@ def _from_folder(
     option: str,
 ) -> None:
     folder = find_checkpoint(source)
-    theirs, weights, initial = read_config(folder), read_weights(folder), named_weights(model)
+    theirs = read_config(folder)
+    weights = read_weights(folder)
+    initial = named_weights(model)
     names = {*initial, *weights}
     if theirs.head != config.head:
         skipped = {name for name in names if not is_in_group(_layer(name), "backbone")}

@@ -32,7 +32,8 @@ WIDTHS = {
     "mobilenet_v3_large": (0.75, 1.0),
     "mobilenet_v3_small": (0.75, 1.0),
 }
-FITTING = {"normalization": "unit_range", "padding": "same", "backbone_bn_epsilon": 1e-3}
+# The conventions with which the weights were trained.
+MATCHING = {"normalization": "unit_range", "padding": "same", "backbone_bn_epsilon": 1e-3}
 MAX_BLOCKS = 17
 
 # Layer of a block in keras.applications -> our layer.
@@ -95,7 +96,7 @@ def load_imagenet(
     proof = load_weights(
         model, _read(config, weights, option), rules(config), origin=f"`{option}={weights}`"
     )
-    for field, value in FITTING.items():
+    for field, value in MATCHING.items():
         if getattr(config, field) != value:
             logging.warning(
                 "%s was trained with %s=%s, not %s", weights, field, value, getattr(config, field)

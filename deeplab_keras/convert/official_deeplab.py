@@ -189,7 +189,8 @@ def _proven_tensors(
     Raises:
         UserError: If the graph computes something else.
     """
-    graph, origin, network = source.graph, source.path, source.graph.network
+    graph, origin = source.graph, source.path
+    network = graph.network
     size = image_size(graph, config)
     classes = max(
         (network.convolutions[index].kernel.shape[-1] for index in network.reads if index >= 0),
@@ -261,7 +262,9 @@ def start_from(
             f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py), and start from "
             "the result"
         )
-    found, tensors, skipped = identify(source.tensors), source.tensors, set(skip_layers)
+    tensors = source.tensors
+    found = identify(tensors)
+    skipped = set(skip_layers)
     classifiers = set(layers_in_group(model, "classifiers"))
     other_head = found.get("head", config.head) != config.head
     if other_head:

@@ -121,14 +121,9 @@ def without_noise() -> Iterator[None]:
 
     Stderr is held back until the end of the block. Only one thread at a time can be inside.
     """
-    with _redirecting:
-        yield from _without_noise()
-
-
-def _without_noise() -> Iterator[None]:
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with _redirecting, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
             yield
