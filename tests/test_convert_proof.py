@@ -66,7 +66,7 @@ def cases():
     return functools.cache(Case)
 
 
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     """Images that differ from the converter's."""
     random = np.random.default_rng(7)
     coarse = random.integers(0, 256, (2, 9, 13, 3)).astype(np.uint8)
@@ -77,7 +77,7 @@ def pictures() -> list[np.ndarray]:
 def agrees(model: keras.Model, run: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether model and source compute the same labels and logits."""
     same, difference, largest = [], 0.0, 0.0
-    for image in pictures():
+    for image in images():
         theirs, ours = run(image), np.asarray(model(image[None].astype(np.float32)))
         same.append(np.mean(theirs.argmax(-1) == ours.argmax(-1)))
         difference, largest = (

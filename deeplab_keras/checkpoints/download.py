@@ -95,9 +95,9 @@ def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
 
 
 def record(path: pathlib.Path) -> None:
-    """Writes the checksum of a file that proved correct next to it, unless there is one already.
+    """Writes a file's checksum next to it, unless there is one already.
 
-    It has the format of `sha256sum`.
+    `fetch` compares the file with it later. It has the format of `sha256sum`.
     """
     target = _checksum_file(path)
     if not target.exists():
