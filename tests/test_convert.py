@@ -330,7 +330,10 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
 
 
 def test_an_unknown_backbone_or_source_is_refused():
-    with raises_line("--model_variant=mobilenet_edgetpu: SSSegmentation has mobilenet_v2"):
+    with raises_line(
+        "--model_variant=mobilenet_edgetpu: for SSSegmentation's weights it must be one of "
+        "mobilenet_v2"
+    ):
         sssegmentation.rules(ModelConfig(backbone="mobilenet_edgetpu"))
     with raises_line("unknown --source 'sssegmentatoin'; did you mean 'sssegmentation'"):
         convert.convert("sssegmentatoin", "a.pth", zoo.get_config(FCN))

@@ -341,8 +341,8 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
     ]
     if problems:
         raise UserError(
-            f"{source}: the weights do not fit the architecture of {model.name}: "
-            f"{'; '.join(problems)}"
+            f"{source}: the weights do not fit the architecture of {model.name} "
+            f"({'; '.join(problems)}); give a checkpoint of this architecture"
         )
     for name, variable in variables.items():
         variable.assign(weights[name])

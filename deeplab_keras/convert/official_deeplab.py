@@ -65,7 +65,8 @@ def rules(config: ModelConfig) -> Rules:
     scope = SCOPES.get(config.backbone)
     if scope is None:
         raise UserError(
-            f"`backbone={config.backbone}`: the official DeepLab has {', '.join(SCOPES)}"
+            f"`backbone={config.backbone}`: for official weights it must be one of "
+            f"{', '.join(SCOPES)}"
         )
     layers = _with_batch_norm({f"{scope}/Conv": "stem", f"{scope}/Conv_1": "last"})
     for block in range(1, BLOCKS + 1):

@@ -98,7 +98,7 @@ def read_source(
         path = _find(path)
     if path.suffix in (".pb", ".tflite"):
         if not path.is_file():
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{path}: no such file; give a frozen graph or a TFLite file")
         graph, layers = _open_graph(path)
         tensors, folded = unfold(tensors_of(layers), epsilon, head_epsilon)
         check_values(tensors, path, AGAIN)
@@ -236,7 +236,10 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
         shards = sorted(location.glob("*.data-?????-of-?????"))
         if shards:
             raise UserError(f"{SHARD.sub('.index', str(shards[0]))}: missing; {COMPLETE}")
-    raise UserError(f"{folder}: no TF1 checkpoint (*.index), frozen graph (*.pb) or *.tflite in it")
+    raise UserError(
+        f"{folder}: no TF1 checkpoint (*.index), frozen graph (*.pb) or *.tflite in it; give a "
+        "folder with one of these"
+    )
 
 
 # === Archives ===
@@ -245,7 +248,7 @@ def _find(folder: pathlib.Path) -> pathlib.Path:
 def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
     """Unpacks the weights of a release. Refuses an archive that would write outside of `folder`."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; give a release archive (.tar.gz)")
     limit = LARGEST_RATIO * path.stat().st_size + (256 << 20)
     with reading(path, "a tar archive", "download it again"), tarfile.open(path) as archive:
         members, unpacked = [], 0
@@ -261,7 +264,10 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
         wanted = [member for member in members if member.isfile() and MEMBER.search(member.name)]
         archive.extractall(folder, wanted, filter="data")
     if not wanted:
-        raise UserError(f"{path}: no checkpoint, frozen graph or .tflite in this archive")
+        raise UserError(
+            f"{path}: no checkpoint, frozen graph or .tflite in this archive; give a release "
+            "archive"
+        )
 
 
 def _refuse_escape(path: pathlib.Path, member: tarfile.TarInfo) -> None:

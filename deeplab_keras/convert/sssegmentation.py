@@ -26,7 +26,10 @@ def rules(config: ModelConfig) -> Rules:
         UserError: If SSSegmentation has no such backbone or head.
     """
     if config.head not in HEADS:
-        raise UserError(f"`head={config.head}`: SSSegmentation has {', '.join(HEADS)}")
+        raise UserError(
+            f"`head={config.head}`: for SSSegmentation's weights it must be one of "
+            f"{', '.join(HEADS)}"
+        )
     layers = backbone_layers(config, "backbone_net") | HEADS[config.head](config) | AUXILIARY
     return Rules(layers, TORCH, ignored=(COUNTERS,))
 
@@ -52,7 +55,8 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
     if config.backbone in LAST_LAYER:
         return _mobilenet_v3(prefix, LAST_LAYER[config.backbone])
     raise UserError(
-        f"`backbone={config.backbone}`: SSSegmentation has mobilenet_v2, {', '.join(LAST_LAYER)}"
+        f"`backbone={config.backbone}`: for SSSegmentation's weights it must be one of "
+        f"mobilenet_v2, {', '.join(LAST_LAYER)}"
     )
 
 

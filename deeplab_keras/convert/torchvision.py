@@ -25,7 +25,9 @@ def rules(config: ModelConfig) -> Rules:
         UserError: If torchvision has no such backbone or head.
     """
     if config.head not in HEADS:
-        raise UserError(f"`head={config.head}`: torchvision has {', '.join(HEADS)}")
+        raise UserError(
+            f"`head={config.head}`: for torchvision's weights it must be one of {', '.join(HEADS)}"
+        )
     layers = backbone_layers(config, "backbone") | HEADS[config.head] | AUXILIARY
     return Rules(layers, TORCH, ignored=(COUNTERS,))
 
@@ -47,7 +49,8 @@ def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
     if config.backbone in V3_ROWS:
         return _mobilenet_v3(prefix, V3_ROWS[config.backbone])
     raise UserError(
-        f"`backbone={config.backbone}`: torchvision has mobilenet_v2, {', '.join(V3_ROWS)}"
+        f"`backbone={config.backbone}`: for torchvision's weights it must be one of mobilenet_v2, "
+        f"{', '.join(V3_ROWS)}"
     )
 
 
