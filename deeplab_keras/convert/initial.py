@@ -83,8 +83,8 @@ def initialize(
 def start_config(source: str) -> ModelConfig:
     """Returns the architecture of an initial checkpoint, with the default batch norm momenta.
 
-    The checkpoint's momenta depend on the length of its training run, not on its weights. For
-    example, the official 0.9997 averages over ten thousand steps.
+    The checkpoint's momenta depend on the length of its training run, not on its weights. With the
+    official 0.9997, batch norm takes ten thousand steps to forget old statistics.
 
     Args:
         source: A checkpoint folder or workdir.
