@@ -27,6 +27,7 @@ from deeplab_keras.io.foreign import reading
 # a state_dict.
 WEIGHTS = ("model", "state_dict")
 AGAIN = "download it again, or give another file"
+ZIP_START = b"PK\x03\x04"
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -87,7 +88,10 @@ def _tensors(path: str | os.PathLike[str], content: Any, torch: Any) -> dict[str
 def _check_archive(path: str | os.PathLike[str]) -> None:
     """Compares every member of a zip file with its checksum, which torch does not do."""
     if not zipfile.is_zipfile(path):
-        return  # files written before torch 1.6 have no checksums
+        with open(path, "rb") as file:
+            if file.read(4) == ZIP_START:  # torch reports "Invalid argument" for some of these
+                raise UserError(f"{path}: truncated or damaged; {AGAIN}")
+        return  # files written before torch 1.6 are not zip files and have no checksums
     with zipfile.ZipFile(path) as archive:
         packed = [
             member.filename
