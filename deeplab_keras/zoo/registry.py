@@ -143,11 +143,9 @@ def load_model(
         >>> model = dk.load_model("runs/demo")
         >>> model.predict(np.zeros((1, 64, 96, 3), np.uint8), verbose=0).shape
         (1, 64, 96, 11)
-
-        Other sources are the zoo and `.keras` files:
-
-        >>> dk.load_model("deeplabv3_mobilenetv2os8_voc", (512, 512))  # doctest: +SKIP
-        >>> dk.load_model("model.keras")  # doctest: +SKIP
+        >>> model.save("demo.keras")
+        >>> dk.load_model("demo.keras").name == model.name
+        True
     """
     if os.fspath(source).endswith(".keras"):
         if input_size is not None:
