@@ -249,7 +249,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: If the file is missing, truncated or damaged.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file; the checkpoint is incomplete")
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete; {ANOTHER}")
     check_hash(path)
     with (
         reading(path, "arrays of a checkpoint", ANOTHER),
@@ -353,7 +353,7 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray], source
 
 def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"{path}: no such file; the checkpoint is incomplete")
+        raise UserError(f"{path}: no such file; the checkpoint is incomplete; {ANOTHER}")
     if path.name != METRICS:
         check_hash(path)
     with reading(path, what, ANOTHER):

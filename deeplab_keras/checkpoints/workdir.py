@@ -84,7 +84,7 @@ class Workdir:
     ) -> None:
         if not str(path):
             raise UserError(
-                "`train_logdir` is required: the folder for checkpoints and logs, as "
+                "`train_logdir` is required: the folder for checkpoints and logs, such as "
                 "`train_logdir=runs/first`"
             )
         self.path = pathlib.Path(path)
