@@ -418,7 +418,7 @@ def test_bad_files_get_one_line_and_run_no_code(tmp_path, recwarn):
     with raises_line("a folder; give a PyTorch checkpoint"):
         read_pth(tmp_path)
     with raises_line("no such file; give a PyTorch checkpoint"):
-        read_pth(tmp_path / "none.pth")
+        read_pth(tmp_path / "absent.pth")
 
 
 def test_half_precision_and_a_place_that_cannot_be_written(tmp_path):

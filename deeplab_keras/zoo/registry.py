@@ -141,8 +141,9 @@ def load_model(
 
     Example:
         >>> model = dk.load_model("runs/demo")
-        >>> model.predict(np.zeros((1, 64, 96, 3), np.uint8), verbose=0).shape
-        (1, 64, 96, 11)
+        >>> images = np.zeros((1, 64, 96, 3), np.uint8)
+        >>> model.predict(images, verbose=0).argmax(-1).shape
+        (1, 64, 96)
         >>> model.save("demo.keras")
         >>> dk.load_model("demo.keras").name == model.name
         True
