@@ -1,36 +1,146 @@
-"""The predictor: an image in, its label map out."""
+"""The predictor: from an image to its label map."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig
-from deeplab_keras.inference import official as official_inference
+from deeplab_keras.inference import official
 from deeplab_keras.inference.exported import Path, open_exported
 from deeplab_keras.inference.images import as_batch, as_image
 from deeplab_keras.inference.logits import mean_logits, predict_labels
 from deeplab_keras.inference.network import Network
 
 
+class _Strategy(Protocol):
+    """A way to predict a batch of checked images `[batch, height, width, channels]` in 0..255."""
+
+    def __init__(self, network: Network, config: EvalConfig) -> None: ...
+
+    def labels(
+        self, images: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels, int32, and on request their probability, float32, both at the images' size."""
+
+    def probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, int32, and the probability of each class, float32, both at the images' size."""
+
+    def compare(
+        self, images: np.ndarray, labels: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Predicted and true labels, and on request the confidence, at the size to compare at."""
+
+
+class _WholeOrSlide:
+    """The whole image or sliding windows, resized to the image's size (`inference/logits.py`)."""
+
+    def __init__(self, network: Network, config: EvalConfig) -> None:
+        self.network, self.config = network, config
+
+    def labels(
+        self, images: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        return predict_labels(self.network, images, self.config, with_confidence=with_confidence)
+
+    def probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits = mean_logits(self.network, images, self.config)
+        labels = tf.argmax(logits, -1, output_type=tf.int32)
+        return labels.numpy(), tf.nn.softmax(logits).numpy()
+
+    def compare(
+        self, images: np.ndarray, labels: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        predicted, confidence = self.labels(images, with_confidence)
+        return predicted, labels, confidence
+
+
+class _Official:
+    """As in the official DeepLab scripts (`inference/official.py`)."""
+
+    def __init__(self, network: Network, config: EvalConfig) -> None:
+        self.network, self.config = network, config
+
+    def labels(
+        self, images: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        prediction = official.predict(self.network, images, self.config)
+        return self._at(images.shape[1:3], prediction, with_confidence)
+
+    def probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        prediction, size = official.predict(self.network, images, self.config), images.shape[1:3]
+        labels = official.restore_labels(prediction, size)
+        return labels, official.restore_probabilities(prediction, size)
+
+    def compare(
+        self, images: np.ndarray, labels: np.ndarray, with_confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        prediction = official.predict(self.network, images, self.config)
+        size = labels.shape[1:3]
+        if self.config.eval_short_side:
+            size = prediction.size
+            labels = official.prepare_labels(labels, size)
+        predicted, confidence = self._at(size, prediction, with_confidence)
+        return predicted, labels, confidence
+
+    @staticmethod
+    def _at(
+        size: tuple[int, ...], prediction: official.Prediction, with_confidence: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = official.restore_labels(prediction, size)
+        if not with_confidence:
+            return labels, None
+        return labels, official.restore_probabilities(prediction, size).max(-1)
+
+
+_STRATEGIES: dict[str, type[_Strategy]] = {
+    "whole": _WholeOrSlide,
+    "slide": _WholeOrSlide,
+    "official": _Official,
+}
+
+
 class Predictor:
-    """Labels of an image of any size: `labels = Predictor(model)(image)`.
+    """Predicts the label map of an image of any size.
 
-    A model that was built for one size gets the image resized to it, any other the image as it is.
+    A model of a fixed input size gets the image resized to it. Any other model gets the image at
+    its own size, unless the config resizes it.
 
-    Thread safety: one `Predictor` may be called from several threads at the same time, whatever it
-    was made from. Calls of a `.tflite` file run one after the other, since its interpreter computes
-    in one set of tensors; each of them already uses all processors. A call with images that are
-    refused does not affect the calls of other threads.
+    Several threads may call one `Predictor` at the same time, whatever the type of its model. Calls
+    of a `.tflite` file run one after the other, because its interpreter has a single set of
+    tensors; each call already uses all processors. A call that raises an error for its images does
+    not affect the calls of other threads.
 
     Args:
-        model: a segmentation model, a Network, or the path of an exported model: a .tflite or .onnx
-            file, or the folder of a SavedModel.
-        config: whole image or sliding window, scales, flip, and a resize before the network.
+        model: A segmentation model, a `Network`, or the path of an exported model: a .tflite or
+            .onnx file, or the folder of a SavedModel.
+        config: Whole image or sliding window, scales, flips, and the resize before the network.
+            Default: the whole image, at a single scale.
+
+    Attributes:
+        network: The model as a `Network`.
+        config: The config.
+
+    Raises:
+        UserError: If the model does not output one score per pixel and class, or the file is not an
+            exported model.
+
+    Example:
+        >>> model = dk.load_model("runs/demo")
+        >>> image = np.zeros((48, 64, 3), "uint8")
+        >>> predictor = dk.Predictor(model)
+        >>> labels = predictor(image)
+        >>> labels.shape, labels.dtype
+        ((48, 64), dtype('uint8'))
+        >>> predictor.probabilities(image).shape
+        (48, 64, 11)
+        >>> slow = dk.EvalConfig(eval_scales=(0.75, 1.0), add_flipped_images=True)
+        >>> dk.Predictor(model, slow)(image).shape
+        (48, 64)
     """
 
     def __init__(
@@ -40,108 +150,104 @@ class Predictor:
             open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
         )
         self.config = config
+        self._strategy: _Strategy = _STRATEGIES[config.inference](self.network, config)
+        self._dtype = np.uint8 if self.network.num_classes <= 256 else np.int32
 
     def __call__(self, image: Any) -> np.ndarray:
-        """Label map of an image.
+        """Returns the label map of an image.
 
         Args:
-            image: what `as_image` takes: uint8 `[height, width, 3]`, grey, with alpha, a PIL image.
+            image: An array `[height, width]` or `[height, width, 1, 3 or 4]` of integers or floats
+                in 0..255, gray, RGB or RGBA, or a PIL image.
 
         Returns:
             `[height, width]`, uint8, or int32 for more than 256 classes.
 
         Raises:
-            UserError: the image is none, or the model cannot take it.
+            UserError: If the image has another shape, dtype or range, or the model cannot take it.
         """
         return self._labels(as_image(image, self.network.channels)[None])[0]
 
-    def probabilities(self, image: Any) -> np.ndarray:
-        """Probability of each class: float32 `[height, width, num_classes]`; `image` as in a call."""
-        return self._labels_and_probabilities(as_image(image, self.network.channels)[None])[1][0]
-
-    def labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Label maps as `predict_batch` gives them, and the probabilities: float32 `[batch, height, width, num_classes]`."""
-        return self._labels_and_probabilities(as_batch(images, self.network.channels))
-
-    def _labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.inference == "official":
-            prediction = official_inference.predict(self.network, images, self.config)
-            size = images.shape[1:3]
-            labels = self._typed(official_inference.restore_labels(prediction, size))
-            return labels.numpy(), official_inference.restore_probabilities(prediction, size)
-        logits = mean_logits(self.network, images, self.config)
-        return self._typed(tf.argmax(logits, -1, output_type=tf.int32)).numpy(), tf.nn.softmax(
-            logits
-        ).numpy()
-
-    def labels_and_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Label maps as `predict_batch` gives them, and the probability of each label: float32 `[batch, height, width]`."""
-        images = as_batch(images, self.network.channels)
-        if self.config.inference == "official":
-            labels, probabilities = self._labels_and_probabilities(images)
-            return labels, probabilities.max(-1)
-        found, confidence = predict_labels(self.network, images, self.config, with_confidence=True)
-        assert confidence is not None
-        return self._typed(found).numpy(), confidence
-
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
-        """Label maps of images of one size.
+        """Returns the label maps of images of one size.
 
         Args:
-            images: `[batch, height, width, channels]` in 0..255, with the types and channels that a
-                single image may have.
+            images: `[batch, height, width, channels]` in 0..255, with the dtypes and channels that
+                a single image may have.
 
         Returns:
             `[batch, height, width]`, uint8, or int32 for more than 256 classes.
 
         Raises:
-            UserError: another shape or type, values outside of 0..255, or the model cannot take the
-                images.
+            UserError: If the images have another shape, dtype or range, or the model cannot take
+                them.
         """
         return self._labels(as_batch(images, self.network.channels))
 
-    def _labels(self, images: np.ndarray) -> np.ndarray:
-        if self.config.inference == "official":
-            prediction = official_inference.predict(self.network, images, self.config)
-            return self._typed(
-                official_inference.restore_labels(prediction, images.shape[1:3])
-            ).numpy()
-        return self._typed(predict_labels(self.network, images, self.config)[0]).numpy()
+    def probabilities(self, image: Any) -> np.ndarray:
+        """Returns the probability of each class, float32 `[height, width, num_classes]`.
 
-    def compare(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted and true label maps where they are compared: at the labels' size, unless the config says other.
+        Args:
+            image: See `__call__`.
+        """
+        images = as_image(image, self.network.channels)[None]
+        return self._strategy.probabilities(images)[1][0]
 
-        The official eval.py compares at the size that its resize gave the image.
+    def labels_and_probabilities(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns label maps and the probability of each class.
+
+        Args:
+            images: See `predict_batch`.
+
+        Returns:
+            The label maps of `predict_batch`, and float32 `[batch, height, width, num_classes]`.
         """
         images = as_batch(images, self.network.channels)
-        if self.config.inference == "official" and self.config.eval_short_side:
-            prediction = official_inference.predict(self.network, images, self.config)
-            height, width = prediction.size
-            found = self._typed(prediction.labels[:, :height, :width]).numpy()
-            return found, official_inference.prepare_labels(labels, prediction.size)
-        return self._labels(images), labels
+        labels, probabilities = self._strategy.probabilities(images)
+        return self._typed(labels), probabilities
+
+    def labels_and_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns label maps and the probability of each label.
+
+        Args:
+            images: See `predict_batch`.
+
+        Returns:
+            The label maps of `predict_batch`, and float32 `[batch, height, width]`.
+        """
+        images = as_batch(images, self.network.channels)
+        labels, confidence = self._strategy.labels(images, with_confidence=True)
+        assert confidence is not None
+        return self._typed(labels), confidence
+
+    def compare(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns predicted and true label maps at the size at which they are compared.
+
+        This is the labels' own size, except for `inference="official"` with a resize: the official
+        eval.py compares at the size of the resized image.
+
+        Args:
+            images: See `predict_batch`.
+            labels: The true labels, integers `[batch, height, width]`.
+        """
+        images = as_batch(images, self.network.channels)
+        predicted, labels, _ = self._strategy.compare(images, labels)
+        return self._typed(predicted), labels
 
     def compare_with_confidence(
         self, images: np.ndarray, labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `compare`, and the probability of each predicted label: float32 `[batch, height, width]`."""
-        images = as_batch(images, self.network.channels)
-        if self.config.inference == "official":
-            prediction, size = (
-                official_inference.predict(self.network, images, self.config),
-                labels.shape[1:3],
-            )
-            if self.config.eval_short_side:
-                size = prediction.size
-                labels = official_inference.prepare_labels(labels, size)
-            found = self._typed(official_inference.restore_labels(prediction, size))
-            return (
-                found.numpy(),
-                labels,
-                official_inference.restore_probabilities(prediction, size).max(-1),
-            )
-        predicted, confidence = self.labels_and_confidence(images)
-        return predicted, labels, confidence
+        """Returns what `compare` returns and the probability of each predicted label.
 
-    def _typed(self, labels: tf.Tensor) -> tf.Tensor:
-        return tf.cast(labels, tf.uint8 if self.network.num_classes <= 256 else tf.int32)
+        The probabilities are float32 `[batch, height, width]`.
+        """
+        images = as_batch(images, self.network.channels)
+        predicted, labels, confidence = self._strategy.compare(images, labels, with_confidence=True)
+        assert confidence is not None
+        return self._typed(predicted), labels, confidence
+
+    def _labels(self, images: np.ndarray) -> np.ndarray:
+        return self._typed(self._strategy.labels(images)[0])
+
+    def _typed(self, labels: np.ndarray) -> np.ndarray:
+        return labels.astype(self._dtype, copy=False)
