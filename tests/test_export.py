@@ -457,8 +457,12 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("none.tflite", None, "there is no such file"),
-        ("model.h5", b"x", "no exported model; give a .tflite or .onnx file or a SavedModel"),
+        ("none.tflite", None, "no such file; give a .tflite"),
+        (
+            "model.h5",
+            b"x",
+            "not an exported model; give a .tflite or .onnx file, or the folder of a SavedModel",
+        ),
         ("empty.tflite", b"", "empty.tflite: truncated, damaged or not a TFLite file"),
         ("noise.tflite", bytes(range(256)), "noise.tflite: truncated, damaged or not"),
     ],
@@ -474,7 +478,7 @@ def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):
 def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
     content = exported["tflite"].path.read_bytes()
     (tmp_path / "bare.tflite").write_bytes(content[: content.index(b"PK\x03\x04")])
-    with raises_line("model.json in it is missing"):
+    with raises_line("does not contain model.json; give a file that export_model.py wrote"):
         Predictor(tmp_path / "bare.tflite")
     shutil.copytree(exported["saved_model"].path, tmp_path / "cut")
     (tmp_path / "cut/saved_model.pb").write_bytes(
@@ -497,9 +501,7 @@ def test_a_label_file_of_another_length_is_refused(exported, tmp_path, kind):
     else:
         shutil.copytree(exported[kind].path, path)
         (path / "assets.extra/labels.txt").write_text("Himmel\nStrasse\n")
-    with raises_line(
-        r"labels\.txt in it names 2 classes, and the network gives 5; put one"
-    ) as error:
+    with raises_line(r"its labels\.txt has 2 lines, and the network 5 classes; write one") as error:
         Predictor(path)
     assert "\n" not in as_command_line(error.value)
 

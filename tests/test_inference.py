@@ -313,7 +313,7 @@ def test_a_grey_model() -> None:
         (np.zeros((4, 4, 3), bool), "dtype bool"),
         (
             np.full((4, 4, 3), 300, np.uint16),
-            "300 to 300; allowed are 0 to 255; divide 16-bit values by 257",
+            "300 to 300; must be 0 to 255; divide 16-bit values by 257",
         ),
         (Image.fromarray(np.full((4, 4), 300, np.uint16)), "divide 16-bit values by 257"),
         (np.full((4, 4, 3), -1), "-1 to -1"),
@@ -446,6 +446,6 @@ def test_an_exported_file_with_scores_that_are_not_finite_is_refused(value):
     np.testing.assert_array_equal(predictor(np.zeros((4, 4, 3), np.uint8)), np.ones((4, 4)))
     scores[0, 2, 3, 1] = value
     with raises_line(
-        "^model.onnx: its class scores are NaN or infinite; the file may be damaged",
+        "^model.onnx: outputs class scores that are NaN or infinite, so it may be damaged",
     ):
         predictor(np.zeros((4, 4, 3), np.uint8))

@@ -193,5 +193,5 @@ def test_what_is_no_segmentation_model_is_refused():
         def call(self, x):
             return x
 
-    with raises_line("has 0 outputs; allowed is a functional model with one"):
+    with raises_line("has 0 outputs; must be a functional model with a single output"):
         Network(Own())

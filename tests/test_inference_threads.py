@@ -165,7 +165,7 @@ def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
     """tf.function takes its lock before it binds its inputs, and keeps it where they do not fit."""
     network = Network(pointwise_model())
     predict_logits(network, BATCH)
-    with raises_line(r"images of shape .*; the model takes \[batch, height, width, 3\]"):
+    with raises_line(r"images of shape .*; must be \[batch, height, width, 3\]"):
         network(np.zeros(shape, np.float32))
     other = threading.Thread(target=predict_logits, args=(network, BATCH), daemon=True)
     other.start()
@@ -205,7 +205,7 @@ def test_a_first_call_by_all_threads_at_once(predictors):
 def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
     model = pointwise_model()
     model.export(tmp_path / "model", verbose=False)
-    with raises_line("not made by export_model.py but, for example, by Keras' model.export"):
+    with raises_line("not written by export_model.py but, for example, by Keras' model.export"):
         Predictor(tmp_path / "model")
 
 

@@ -122,7 +122,7 @@ def test_a_model_of_fixed_size_sees_tiles_of_that_size():
     free, fixed = pointwise_model(), pointwise_model((20, 24))
     labels = predict_tiles(Predictor(fixed), image, overlap=4)
     assert (labels == run(free, image).argmax(-1)).all()
-    with raises_line("--tile_overlap=10: nothing of a tile would be left"):
+    with raises_line("--tile_overlap=10 would be empty; give a larger --tile_size"):
         predict_tiles(Predictor(fixed), image, overlap=10)
 
 

@@ -1,4 +1,4 @@
-"""From an image of any size to the label map of its size: whole, by sliding window, by tiles, at several scales."""
+"""Inference: label maps of images of any size, whole, by sliding window or in tiles."""
 
 from deeplab_keras.inference.exported import ExportedNetwork, is_exported, open_exported
 from deeplab_keras.inference.images import (
@@ -15,6 +15,18 @@ from deeplab_keras.inference.tiles import predict_tiles
 from deeplab_keras.inference.windows import window_starts
 
 __all__ = [
-    "ExportedNetwork", "Network", "Predictor", "allow_pixels", "as_batch", "as_image", "is_exported", "open_exported",
-    "open_image", "open_picture", "predict_logits", "predict_tiles", "resized_size", "window_starts",
-]  # fmt: skip
+    "ExportedNetwork",
+    "Network",
+    "Predictor",
+    "allow_pixels",
+    "as_batch",
+    "as_image",
+    "is_exported",
+    "open_exported",
+    "open_image",
+    "open_picture",
+    "predict_logits",
+    "predict_tiles",
+    "resized_size",
+    "window_starts",
+]

@@ -1,6 +1,6 @@
-"""Exported models, TFLite files, ONNX files and SavedModels, behind the same calls as the Keras model.
+"""Exported models (TFLite, ONNX, SavedModel) with the same interface as a Keras model.
 
-An exported file carries its classes and its config; `open_exported` needs nothing beside it.
+An exported file contains its classes and its config, so `open_exported` needs only its path.
 """
 
 from __future__ import annotations
@@ -26,25 +26,23 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
 
 AGAIN = "export it again"
-EXTRAS, ABOUT, LABELS = (
-    "assets.extra",
-    "model.json",
-    "labels.txt",
-)  # where exports say what they are
+EXTRAS = "assets.extra"  # the folder of a SavedModel with the two text files
+ABOUT, LABELS = "model.json", "labels.txt"  # the text files stored with every export
 Path = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A file in its runtime, as it takes images and gives its answers. Several threads may call it at the same time.
+    """An exported file, opened in its runtime. Several threads may call it at the same time.
 
     Attributes:
-        dtype: of the images.
-        size: (height, width) of the images; None: any.
-        files: what lies in the file beside the network, by name.
-        logits: images `[batch, height, width, channels]` -> float32 `[batch, height, width,
-            num_classes]`.
-        labels: images -> int32 or uint8 `[batch, height, width]`, where the file gives them itself.
+        dtype: The dtype of the images.
+        size: The (height, width) of the images, or `None` for any size.
+        files: The text files stored with the network, by name.
+        logits: Function from images `[batch, height, width, channels]` to logits, float32 `[batch,
+            height, width, num_classes]`.
+        labels: Function from images to labels, int32 or uint8 `[batch, height, width]`; `None` if
+            labels are not an output of the file.
     """
 
     dtype: Any
@@ -55,55 +53,50 @@ class Runtime:
 
 
 class ExportedNetwork(Network):
-    """An exported file that is used as a Network.
+    """An exported file as a `Network`.
 
     Args:
-        path: the file or folder.
-        runtime: it, opened.
+        path: The file or folder.
+        runtime: The opened file.
 
     Attributes:
-        info: the classes that it was trained on.
-        path: the file or folder.
+        info: The classes that the network was trained on.
+        path: The file or folder.
 
     Raises:
-        UserError: it does not say what it is, or its label file, which people replace, is of
-            another length.
+        UserError: The file has no description of its model, or its label file, which users may
+            edit, has the wrong number of lines.
     """
 
     def __init__(self, path: Path, runtime: Runtime) -> None:
         if ABOUT not in runtime.files:
             raise UserError(
-                f"{os.fspath(path)}: {ABOUT} in it is missing; give a file that export_model.py "
-                "made"
+                f"{os.fspath(path)}: does not contain {ABOUT}; give a file that export_model.py "
+                "wrote"
             )
-        with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py made"):
+        with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py wrote"):
             about = json.loads(runtime.files[ABOUT])
-            config, self.info = (
-                ModelConfig.from_saved(about["model"]),
-                DatasetInfo.from_dict(about["dataset"]),
-            )
+            config = ModelConfig.from_saved(about["model"])
+            self.info = DatasetInfo.from_dict(about["dataset"])
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
         if len(names) != len(self.info.class_names):
             raise UserError(
-                f"{os.fspath(path)}: {LABELS} in it names {len(names)} classes, and the network "
-                "gives "
-                f"{len(self.info.class_names)}; put one name a line into it, in the classes' order"
+                f"{os.fspath(path)}: its {LABELS} has {len(names)} lines, and the network "
+                f"{len(self.info.class_names)} classes; write one class name per line into it, in "
+                "the order of the classes"
             )
-        self.path, self.name, self.input_size = (
-            pathlib.Path(path),
-            pathlib.Path(path).name,
-            runtime.size,
-        )
+        self.path = pathlib.Path(path)
+        self.name, self.input_size = self.path.name, runtime.size
         self.channels, self.num_classes = config.input_channels, config.num_classes
         self.runtime, self._windows = runtime, []
         self._mean = NORMALIZATIONS[config.normalization][0]
 
         def logits(images: tf.Tensor) -> tf.Tensor:
             scores = runtime.logits(self._prepared(images))
-            if not np.isfinite(np.sum(scores)):  # argmax gives NaN a label too
+            if not np.isfinite(np.sum(scores)):  # argmax would return a label for NaN too
                 raise UserError(
-                    f"{self.path}: its class scores are NaN or infinite; the file may be damaged: "
-                    "export it again"
+                    f"{self.path}: outputs class scores that are NaN or infinite, so it may be "
+                    "damaged; export it again"
                 )
             return tf.convert_to_tensor(scores, tf.float32)
 
@@ -122,7 +115,10 @@ class ExportedNetwork(Network):
         return False
 
     def own_labels(self, images: Any) -> np.ndarray | None:
-        """The file's own labels, int32 `[batch, height, width]`, if it gives any and the images have its size."""
+        """Returns the file's own labels, int32 `[batch, height, width]`.
+
+        Returns `None` if labels are not an output of the file, or if the images have another size.
+        """
         if self.runtime.labels is None or self.input_size not in (None, tuple(images.shape[1:3])):
             return None
         return self.runtime.labels(self._prepared(images)).astype(np.int32, copy=False)
@@ -135,42 +131,46 @@ class ExportedNetwork(Network):
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path is that of an exported model, and not of a checkpoint."""
+    """Returns whether a path is that of an exported model and not of a checkpoint."""
     path = pathlib.Path(path)
     return path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
 
 
 def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
-    """An exported file as a Network.
+    """Opens an exported file as a `Network`.
 
     Args:
-        path: a .tflite or .onnx file, or the folder of a SavedModel.
-        threads: on which TFLite and ONNX files run; 0: all processors.
+        path: A .tflite or .onnx file, or the folder of a SavedModel.
+        threads: The number of threads for TFLite and ONNX files; 0 for all processors.
 
     Raises:
-        UserError: there is none, it is broken, it was made by something else, or its runtime is not
-            installed.
+        UserError: The file does not exist, is damaged or was not written by `export_model`, or its
+            runtime is not installed.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise UserError(
-            f"{path}: there is no such file; give a .tflite or .onnx file, or the folder of a "
-            "SavedModel"
+            f"{path}: no such file; give a .tflite or .onnx file, or the folder of a SavedModel"
         )
     if not is_exported(path):
         raise UserError(
-            f"{path}: no exported model; give a .tflite or .onnx file or a SavedModel; load_model "
-            "opens checkpoints"
+            f"{path}: not an exported model; give a .tflite or .onnx file, or the folder of a "
+            "SavedModel (load_model opens checkpoints)"
         )
     kind = "saved_model" if path.is_dir() else path.suffix[1:]
     return ExportedNetwork(path, open_runtime(kind, path, threads))
 
 
 def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
-    """Opens a file of a kind, whatever its name: "saved_model", "onnx", or one that begins with "tflite".
+    """Opens a file of any name in the runtime of its format.
+
+    Args:
+        kind: "saved_model", "onnx", or a name that starts with "tflite".
+        path: The file or folder.
+        threads: The number of threads for TFLite and ONNX files; 0 for all processors.
 
     Raises:
-        UserError: it is broken, or its runtime is not installed.
+        UserError: The file is damaged, or its runtime is not installed.
     """
     threads = threads or os.cpu_count() or 1
     if kind == "saved_model":
@@ -179,7 +179,7 @@ def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
 
 
 def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of one image in a batch of 1 as one of any batch."""
+    """Turns a function of a batch of one image into a function of any batch."""
     return lambda images: np.concatenate([run(image[None]) for image in images])
 
 
@@ -196,10 +196,9 @@ def _open_saved_model(path: pathlib.Path) -> Runtime:
         signatures = tf.saved_model.load(str(path)).signatures
         if not {"serving_default", "logits"} <= set(signatures):
             raise UserError(
-                f"{path}: not made by export_model.py but, for example, by Keras' model.export; "
-                "it has the signatures "
-                f"{', '.join(sorted(signatures)) or 'none'}, and no {ABOUT}; give an export or a "
-                "checkpoint"
+                f"{path}: not written by export_model.py but, for example, by Keras' model.export: "
+                f"it has the signatures {', '.join(sorted(signatures)) or 'none'} and no {ABOUT}; "
+                "give an exported model or a checkpoint"
             )
         default, logits = signatures["serving_default"], signatures["logits"]
         spec = default.structured_input_signature[1]["image"]
@@ -222,24 +221,23 @@ def _open_saved_model(path: pathlib.Path) -> Runtime:
 
 
 def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) -> Any:
-    """LiteRT's interpreter where ai-edge-litert is installed, otherwise TensorFlow's own; tensors allocated.
+    """Opens a TFLite model and allocates its tensors.
+
+    Uses LiteRT's interpreter if ai-edge-litert is installed, otherwise TensorFlow's.
 
     Args:
-        model: a .tflite file, or what stands in one.
-        threads: on which it runs.
-        **options: of the interpreter.
+        model: A .tflite file, or the content of one.
+        threads: The number of threads.
+        **options: Options of the interpreter.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with (
-        without_noise(),
-        warnings.catch_warnings(),
-    ):  # in this order: the former lets only one thread in
-        warnings.simplefilter(
-            "ignore"
-        )  # that tf.lite moves to ai-edge-litert; that keeping all tensors costs memory
+    # In this order: without_noise admits one thread at a time; catch_warnings is not thread-safe.
+    with without_noise(), warnings.catch_warnings():
+        # Of the move to ai-edge-litert, and of the memory for experimental_preserve_all_tensors.
+        warnings.simplefilter("ignore")
         options |= (
             {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
         )
@@ -249,20 +247,23 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
 
 
 def packed_files(path: pathlib.Path) -> dict[str, str]:
-    """The text files packed into a TFLite file."""
+    """Returns the text files packed into a TFLite file, by name."""
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
-    """Where the file gives labels only, the logits are read in its graph, before the argmax, when they are first asked for.
+    """Opens a TFLite file.
 
-    An interpreter computes in one set of tensors, so calls from several threads run one after the
-    other. An interpreter for each thread would need that memory again for each, and gain little:
+    If labels are the file's only output, logits are read from the input of its argmax by a second
+    interpreter, which is opened at the first such call.
+
+    An interpreter has a single set of tensors, so calls from several threads run one after the
+    other. An interpreter per thread would need that memory once per thread and gain little, because
     one call already uses all processors.
     """
     check_tflite(path)
-    with reading(path, "an exported TFLite file", "export it again"):
+    with reading(path, "an exported TFLite file", AGAIN):
         interpreter = open_interpreter(path, threads)
         run = interpreter.get_signature_runner()
         (details,) = run.get_input_details().values()
@@ -310,7 +311,10 @@ def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], n
 
 
 def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
-    """Where the file gives labels only, its graph gets the argmax's input as a second output, in memory."""
+    """Opens an ONNX file.
+
+    If labels are its only output, the input of the argmax becomes a second output, in memory only.
+    """
     try:
         import onnx
         import onnxruntime

@@ -1,4 +1,4 @@
-"""Class scores of a batch of images: whole or by sliding window, at several scales and mirrored."""
+"""Logits of a batch of images: whole or by sliding window, at several scales, with flips."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.windows import WindowRows, slide
 
-STRIP_BYTES = 1 << 28  # of scores at the image's size that are in memory at a time
-SUM_BYTES = 1 << 26  # the same where windows are summed up, whose logits are in memory too
+STRIP_BYTES = 1 << 28  # of logits at the image's size that are in memory at a time
+SUM_BYTES = 1 << 26  # the same for sliding windows, whose own logits are in memory too
 
 
 def predict_logits(
     model: keras.Model | Network, images: Any, config: EvalConfig = EvalConfig()
 ) -> tf.Tensor:
-    """Class scores of a batch of images at the images' own size.
+    """Returns the logits of a batch of images at the images' own size.
 
-    Over several scales or the mirrored image, the mean is that of the probabilities, and its
-    logarithm is returned, so that in every case the softmax of the result is the probabilities and
-    its argmax the labels.
+    With several scales or flips, the result is the logarithm of the mean probabilities. In all
+    cases its softmax are the probabilities and its argmax are the labels.
 
     Args:
-        model: a model, or a Network for repeated calls: it is compiled only once.
+        model: A model, or a `Network` for repeated calls, which is compiled only once.
         images: `[batch, height, width, channels]`, uint8 or float32 in 0..255.
-        config: how to run the model.
+        config: How to run the model.
 
     Returns:
         float32 `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: the images have another shape or type, or values outside of 0..255; `config` does
-            not fit the model, or the model cannot take the images' size.
+        UserError: The images have another shape, dtype or range, `config` does not suit the model,
+            or the model cannot take the images' size.
     """
     network = Network.of(model)
     return mean_logits(network, as_batch(images, network.channels), config)
 
 
 def mean_logits(network: Network, images: Any, config: EvalConfig) -> tf.Tensor:
-    """As `predict_logits`, for images that `as_batch` has checked."""
+    """Returns what `predict_logits` returns, for images that `as_batch` has checked."""
     parts = _passes(network, images, config, in_strips=False)
     return tf.convert_to_tensor(_mean([resize(part, images.shape[1:3]) for part in parts]))
 
@@ -55,22 +54,22 @@ def mean_logits(network: Network, images: Any, config: EvalConfig) -> tf.Tensor:
 def predict_labels(
     network: Network, images: Any, config: EvalConfig, *, with_confidence: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The most probable class of each pixel at the images' own size, and its probability if that is wanted.
+    """Returns the most probable class of each pixel at the images' own size, and its probability.
 
-    Of large images, or many classes, the scores are enlarged and windows are added up strip by
-    strip, so that they never lie in memory as a whole: beyond `STRIP_BYTES` of scores.
+    If the logits take more than `STRIP_BYTES`, they are resized, or windows are summed, strip by
+    strip, so that they are never in memory as a whole.
 
     Args:
-        network: a model.
-        images: as `predict_logits` takes them.
-        config: how to run the model.
-        with_confidence: whether the probability is wanted.
+        network: The model.
+        images: Images that `as_batch` has checked.
+        config: How to run the model.
+        with_confidence: Whether to return the probabilities too.
 
     Returns:
-        int32 and float32 `[batch, height, width]`.
+        The labels, int32, and the probabilities, float32 or `None`, both `[batch, height, width]`.
 
     Raises:
-        UserError: see `predict_logits`.
+        UserError: See `predict_logits`.
     """
     if (
         isinstance(network, ExportedNetwork)
@@ -81,27 +80,23 @@ def predict_labels(
         if own is not None:
             return own, None
     needed = _bytes_of_logits(len(images), images.shape[1:3], network)
-    if (
-        config.inference == "slide" and len(images) > 1 and needed > STRIP_BYTES
-    ):  # windows are added up at the image's size
+    # Windows are summed at the image's size, so one image at a time needs less memory.
+    if config.inference == "slide" and len(images) > 1 and needed > STRIP_BYTES:
         single = [
             predict_labels(network, image[None], config, with_confidence=with_confidence)
             for image in images
         ]
         every_label, every_confidence = zip(*single, strict=True)
-        return np.concatenate(every_label), np.concatenate(
-            every_confidence
-        ) if with_confidence else None
+        confidences = np.concatenate(every_confidence) if with_confidence else None
+        return np.concatenate(every_label), confidences
     parts = _passes(network, images, config, in_strips=True)
-    (batch, height, width), found = images.shape[:3], []
-    row = _bytes_of_logits(batch, (1, width), network)
-    rows = min(
-        [
-            STRIP_BYTES // row,
-            *(_rows_of_windows(part, height) for part in parts if isinstance(part, WindowRows)),
-        ]
-    )
+    batch, height, width = images.shape[:3]
+    rows = STRIP_BYTES // _bytes_of_logits(batch, (1, width), network)
+    for part in parts:
+        if isinstance(part, WindowRows):
+            rows = min(rows, _rows_of_windows(part, height))
     rows = max(1, rows)
+    found = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         scores = _mean([resize_rows(part, (height, width), top, bottom) for part in parts])
@@ -114,7 +109,7 @@ def predict_labels(
 
 
 def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
-    """Whether an image goes through the network once, as it is."""
+    """Whether the network runs once, on the unmodified image."""
     once = (
         config.inference == "whole"
         and config.eval_scales == (1.0,)
@@ -124,7 +119,7 @@ def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
 
 
 def _mean(parts: list[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
-    """The logits themselves if there is one pass, else the logarithm of the mean probabilities."""
+    """Returns the logits of a single pass, or the log of the mean probabilities of several."""
     if len(parts) == 1:
         return parts[0]
     total = sum(tf.nn.softmax(part) for part in parts)
@@ -135,7 +130,10 @@ Scores: TypeAlias = tf.Tensor | np.ndarray | WindowRows
 
 
 def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) -> list[Scores]:
-    """Logits of every scale, mirrored and not, each at its own size; large ones of windows come by rows where `in_strips`."""
+    """Runs the network at every scale, with and without a flip.
+
+    With `in_strips`, large logits of sliding windows are `WindowRows`.
+    """
     flips = (False, True) if config.add_flipped_images else (False,)
     return [
         _one_pass(network, images, scale, flip, config, in_strips)
@@ -147,24 +145,23 @@ def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) 
 def _one_pass(
     network: Network, images: Any, scale: float, flip: bool, config: EvalConfig, in_strips: bool
 ) -> Scores:
-    """Logits from one run of the network, at one scale, mirrored or not, at the size in which they come."""
+    """Returns the logits of one pass at one scale, flipped or not, at the network's output size."""
     size = tuple(images.shape[1:3])
     run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
     if config.inference == "whole" and network.input_size:
         if config.eval_scales != (1.0,):
             raise UserError(
-                f"`eval_scales={','.join(map(str, config.eval_scales))}`: the model was built for "
-                "the input size "
-                f"{network.input_size[0]}x{network.input_size[1]} and would see every scale at it; "
-                "give `eval_scales=1.0` or `inference='slide'`, or build the model for any size"
+                f"`eval_scales={','.join(map(str, config.eval_scales))}`: the model has the fixed "
+                f"input size {network.input_size[0]}x{network.input_size[1]}, to which all scales "
+                "would be resized; give `eval_scales=1.0` or `inference='slide'`, or build the "
+                "model for any size"
             )
         run_size = network.input_size
     x = resize(images, run_size)
     if flip:
         x = tf.reverse(x, axis=[2])
-    if (
-        config.inference == "whole"
-    ):  # resized once, from the head's own size, as SSSegmentation does it
+    if config.inference == "whole":
+        # Resized once, from the head's output size, as in SSSegmentation.
         x = tf.cast(x, tf.float32)
         other_size = (
             run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
@@ -175,12 +172,15 @@ def _one_pass(
         rows = WindowRows(network, x, config, mirrored=flip)
         if rows.smaller:
             return rows
-    logits = slide(network, x, config)  # in NumPy, where mirroring copies nothing
+    logits = slide(network, x, config)  # a NumPy array, whose flip is a view
     return logits[:, :, ::-1] if flip else logits
 
 
 def _rows_of_windows(scores: WindowRows, height: int) -> int:
-    """Rows of an image of this height that take `SUM_BYTES` of windows; at scale 2 each takes two rows, twice as long."""
+    """Returns how many rows of an image of this height need `SUM_BYTES` for the sums of windows.
+
+    At scale 2, one row of the image takes two rows of sums, each twice as long.
+    """
     return SUM_BYTES * height // (4 * math.prod(scores.shape))
 
 
@@ -189,7 +189,10 @@ def _bytes_of_logits(batch: int, size: tuple[int, ...], network: Network) -> int
 
 
 def resized_size(size: tuple[int, ...], config: EvalConfig) -> tuple[int, int]:
-    """(height, width) after `--eval_short_side` and `--eval_long_side`: the ratio is kept, both limits are held."""
+    """Returns the (height, width) after the resize by `eval_short_side` and `eval_long_side`.
+
+    The aspect ratio is kept, and the sides meet both limits.
+    """
     height, width = size
     if not config.eval_short_side:
         return height, width

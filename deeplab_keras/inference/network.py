@@ -14,33 +14,35 @@ from deeplab_keras.models.layers import ResizeTo, WindowPooling, require_tensorf
 from deeplab_keras.models.quantization import Quantized
 from deeplab_keras.models.segmentor import AuxiliaryOutputs, pad_value
 
-# The layers by which `build_segmentor` leads from the layer "logits" to the model's output.
+# The layers that `build_segmentor` puts between the layer "logits" and the model's output.
 MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
 
 
 def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
-    """The layer or operation whose output a tensor is, and that operation's inputs; of an input layer there are none."""
+    """Returns the operation that outputs a tensor, and the input tensors of the operation."""
     operation, node, _ = tensor._keras_history
     return operation, list(operation._inbound_nodes[node].input_tensors)
 
 
 class Network:
-    """A model as one compiled function, traced once for every batch size and, if the model allows, every image size.
+    """A model as one compiled function.
 
-    Several threads may call one `Network` at the same time.
+    It is traced once for all batch sizes and, if the model allows it, all image sizes. Several
+    threads may call one `Network` at the same time.
 
     Args:
-        model: from `[batch, height, width, channels]` in 0..255 to logits `[batch, height, width,
-            num_classes]`.
+        model: A model from images `[batch, height, width, channels]` in 0..255 to logits
+            `[batch, height, width, num_classes]`.
 
     Attributes:
-        name: the model's name.
-        input_size: (height, width) for which the model was built, or None for any size.
-        channels: channels of the image.
-        num_classes: channels of the logits.
+        name: The model's name.
+        input_size: The model's fixed (height, width), or `None` for any size.
+        channels: The number of channels of an image.
+        num_classes: The number of channels of the logits.
 
     Raises:
-        UserError: the model has several outputs, or one that is not a score per pixel and class.
+        UserError: The model has several outputs, or its output is not one score per pixel and
+            class.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -48,15 +50,15 @@ class Network:
         outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
         if len(outputs) != 1:
             raise UserError(
-                f"model {model.name!r} has {len(outputs)} outputs; allowed is a functional model "
-                "with one: logits"
+                f"model {model.name!r} has {len(outputs)} outputs; must be a functional model with "
+                "a single output, the logits"
             )
         shape = tuple(outputs[0].shape)
         if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
             raise UserError(
-                f"model {model.name!r} has an output of shape {shape}; allowed are logits [batch, "
-                "height, width, classes] of at "
-                "least 2 classes: for one class against the rest, give it and the background"
+                f"model {model.name!r} has an output of shape {shape}; must be logits [batch, "
+                "height, width, classes] of at least 2 classes: for a single class, add the "
+                "background as the other"
             )
         self.name = model.name
         _, height, width, self.channels = model.input_shape
@@ -75,12 +77,15 @@ class Network:
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        """The color, in 0..255, that the model normalizes to 0."""
+        """The color in 0..255 that the model normalizes to 0."""
         return pad_value(self.model)
 
     @property
     def before_resize(self) -> Network:
-        """The same network up to its logits before the last resize; the network itself if it does not end as a segmentor does."""
+        """The network up to the logits before the last resize.
+
+        This is the network itself if the model does not end like a segmentor.
+        """
         with self._lock:
             return self._before_resize
 
@@ -90,17 +95,16 @@ class Network:
 
     @functools.cached_property
     def _head(self) -> Any:
-        """The output of the layer "logits", if nothing but a segmentor's own merges and resizes lies behind it.
+        """The output of the layer "logits", if only a segmentor's merges and resizes follow it.
 
-        Users build models on top of ours, in which a layer of that name is not what leads to the
-        output.
+        In a model that a user has built on top of a segmentor, other layers follow.
         """
         waiting, head = [self.model.outputs[0]], None
         while waiting:
             tensor = waiting.pop()
             operation, inputs = _made_by(tensor)
             if operation.name == "logits":
-                head = operation.output  # of an image pyramid, the scores at the image's own size
+                head = operation.output  # in an image pyramid, the one at scale 1
             elif isinstance(operation, AuxiliaryOutputs):
                 waiting += inputs[:1]
             elif isinstance(operation, MERGES):
@@ -111,7 +115,10 @@ class Network:
 
     @functools.cached_property
     def ends_with_resize(self) -> bool:
-        """Whether the model's last step is a half-pixel resize of `before_resize`, which may as well go to another size."""
+        """Whether the model ends with a half-pixel resize of `before_resize` to the image's size.
+
+        The logits can then be resized to another size directly.
+        """
         operation, inputs = _made_by(self.model.outputs[0])
         if isinstance(operation, AuxiliaryOutputs):
             operation, inputs = _made_by(inputs[0])
@@ -127,23 +134,23 @@ class Network:
 
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
-        """`model` itself if it is a Network already."""
+        """Returns `model` as a `Network`; a `Network` is returned unchanged."""
         return model if isinstance(model, Network) else cls(model)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits of images that have the model's input size, float32.
+        """Returns the float32 logits of images that have the model's input size.
 
         Raises:
-            UserError: the images have another shape, are too small for the model, or too large for
-                the memory.
+            UserError: The images have another shape, are too small for the model, or do not fit
+                into memory.
         """
-        # Before tf.function sees it: one that refuses its input keeps its lock, and every other
-        # thread waits for ever.
+        # Checked before calling the tf.function, which keeps its lock when it refuses an input:
+        # all other threads would wait forever.
         images = tf.cast(images, tf.float32)
         height, width = self.input_size or (None, None)
         if not images.shape.is_compatible_with([None, height, width, self.channels]):
             allowed = f"[batch, {height or 'height'}, {width or 'width'}, {self.channels}]"
-            raise UserError(f"images of shape {tuple(images.shape)}; the model takes {allowed}")
+            raise UserError(f"images of shape {tuple(images.shape)}; must be {allowed}")
         size = "x".join(map(str, images.shape[1:3]))
         for layer in self._windows:
             layer.check_size(*images.shape[1:3])
@@ -151,7 +158,7 @@ class Network:
             return self._compiled(images)
         except tf.errors.ResourceExhaustedError:
             raise UserError(
-                f"{len(images)} images of {size} do not fit into the memory; "
+                f"{len(images)} images of {size} do not fit into memory; "
                 "lower `eval_batch_size`, or give `inference='slide'` with a smaller `eval_crop_size`"
             ) from None
         except tf.errors.InvalidArgumentError as error:

@@ -1,10 +1,10 @@
-"""Inference as in the official vis.py, eval.py and export_model.py, for `--inference=official`.
+"""Inference as in the official vis.py, eval.py and export_model.py, for `inference="official"`.
 
-The image is resized into a range, padded to the crop size at the right and at the bottom with the
-mean pixel, and predicted as a whole at one or several scales. Labels are resized to the image's
-size by nearest neighbor, probabilities bilinearly, always with aligned corners
-(docs/reference/official_deeplab.md#inference, docs/reference/official_deeplab.md#preprocessing). The other modules
-of `inference/` are our own inference.
+The image is resized into a range, padded to the crop size at the right and the bottom with the mean
+pixel, and predicted as a whole at one or several scales. Labels are resized to the image's size by
+nearest neighbor and probabilities bilinearly, both with aligned corners
+(docs/reference/official_deeplab.md#inference,
+docs/reference/official_deeplab.md#preprocessing).
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from deeplab_keras.models.layers import scale_dimension
 
 
 class Network(Protocol):
-    """What is needed of `inference.Network`."""
+    """The part of `inference.Network` that this module uses."""
 
     input_size: tuple[int, int] | None
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        """The colour that is 0 to the network."""
+        """The color that the network normalizes to 0."""
 
     @property
     def before_resize(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The same network up to its merged logits."""
+        """The network up to its merged logits."""
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits at the size of the images."""
+        """Returns the logits at the size of the images."""
 
 
 class Prediction(NamedTuple):
-    """What the official graph gives for a batch of images of one size, at the padded size.
+    """The outputs of the official graph for a batch of images of one size, at the padded size.
 
     Attributes:
         labels: int64 `[batch, height, width]`.
-        probabilities: float32 `[batch, height, width, num_classes]`; over several scales the
-            softmax of the mean probabilities, as the reference returns it.
-        size: height and width within that hold the image.
+        probabilities: float32 `[batch, height, width, num_classes]`. With several scales the
+            softmax of the mean probabilities, as in the reference.
+        size: The (height, width) of the image inside the padding.
     """
 
     labels: tf.Tensor
@@ -53,13 +53,13 @@ class Prediction(NamedTuple):
 
 
 def predict(network: Network, images: Any, config: EvalConfig) -> Prediction:
-    """Prepares images `[batch, height, width, channels]` in 0..255 and predicts them.
+    """Prepares and predicts images `[batch, height, width, channels]` in 0..255.
 
     Raises:
-        UserError: they do not fit into the crop size.
+        UserError: The images do not fit into the crop size.
     """
     x, size = prepare(images, config, network.pad_value)
-    # The reference ignores --add_flipped_images at one scale; here it is heard.
+    # The reference ignores --add_flipped_images at a single scale. Here it takes effect.
     if config.eval_scales == (1.0,) and not config.add_flipped_images:
         logits = network(x)
         return Prediction(tf.argmax(logits, -1), tf.nn.softmax(logits), size)
@@ -70,7 +70,11 @@ def predict(network: Network, images: Any, config: EvalConfig) -> Prediction:
 def prepare(
     images: Any, config: EvalConfig, pad_value: tuple[float, ...]
 ) -> tuple[tf.Tensor, tuple[int, int]]:
-    """Images resized into the range and padded to the crop size, and the size they have within."""
+    """Resizes images into the range and pads them to the crop size.
+
+    Returns:
+        The padded images, and the (height, width) of the image inside the padding.
+    """
     size = tuple(images.shape[1:3])
     limits = (config.eval_short_side, config.eval_long_side, config.eval_resize_factor)
     height, width = (int(length) for length in size_in_range(size, *limits))
@@ -83,22 +87,20 @@ def prepare(
         crop = ",".join(map(str, config.eval_crop_size))
         raise UserError(
             f"an image of {height}x{width} does not fit into `eval_crop_size={crop}`; give a "
-            "multiple of the output "
-            f"stride plus one that is at least {height},{width}, or cap the size with "
-            "`eval_short_side` and `eval_long_side`"
+            f"multiple of the output stride plus one that is at least {height},{width}, or limit "
+            "the size with `eval_short_side` and `eval_long_side`"
         )
-    colour = tf.constant(pad_value, tf.float32)
+    color = tf.constant(pad_value, tf.float32)
     margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
-    return tf.pad(tf.cast(images, tf.float32) - colour, margins) + colour, (height, width)
+    return tf.pad(tf.cast(images, tf.float32) - color, margins) + color, (height, width)
 
 
 def _mean_probabilities(network: Network, x: tf.Tensor, config: EvalConfig) -> tf.Tensor:
     height, width = x.shape[1:3]
     if network.input_size:
         raise UserError(
-            "`inference='official'` at several scales: the model was built for "
-            f"{network.input_size[0]}x"
-            f"{network.input_size[1]}; build it for any size"
+            "`inference='official'` with several scales or flips: the model has the fixed input "
+            f"size {network.input_size[0]}x{network.input_size[1]}; build it for any size"
         )
     scores_of = network.before_resize
     natural = tuple(scores_of(x).shape[1:3]) if min(config.eval_scales) < 1 else None
@@ -108,7 +110,7 @@ def _mean_probabilities(network: Network, x: tf.Tensor, config: EvalConfig) -> t
         scaled = x if scale == 1 else resize_images(x, size)
         for mirrored in (False, True) if config.add_flipped_images else (False,):
             scores = scores_of(tf.reverse(scaled, [2]) if mirrored else scaled)
-            if scale < 1:  # the reference never leaves scores smaller than those of scale 1
+            if scale < 1:  # as in the reference, scores are at least as large as at scale 1
                 scores = resize_images(scores, natural)
             if mirrored:
                 scores = tf.reverse(scores, [2])
@@ -117,18 +119,18 @@ def _mean_probabilities(network: Network, x: tf.Tensor, config: EvalConfig) -> t
 
 
 def restore_labels(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
-    """Labels at the image's own size: int32 `[batch, height, width]`."""
+    """Returns the labels at the image's own size: int32 `[batch, height, width]`."""
     height, width = prediction.size
     labels = tf.cast(prediction.labels[:, :height, :width], tf.int32)
     return resize_labels(labels, size).numpy()
 
 
 def restore_probabilities(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
-    """Probabilities at the image's own size: float32 `[batch, height, width, num_classes]`."""
+    """Returns the probabilities at the image's own size: float32 `[..., num_classes]`."""
     height, width = prediction.size
     return resize_images(prediction.probabilities[:, :height, :width], size).numpy()
 
 
 def prepare_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Labels `[batch, height, width]` at the size within the padded image: where eval.py compares them."""
+    """Resizes labels `[batch, height, width]` to the size at which eval.py compares them."""
     return resize_labels(tf.cast(labels, tf.int32), size).numpy()

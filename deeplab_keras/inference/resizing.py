@@ -1,4 +1,4 @@
-"""Bilinear resize of class scores, as a whole or some rows of it."""
+"""Bilinear resize of class scores, complete or only some rows of the result."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ import tensorflow as tf
 
 
 def resize(x: Any, size: tuple[int, ...]) -> Any:
-    """`[batch, height, width, channels]` resized with half-pixel centres, float32 if that changes anything."""
+    """Resizes `[batch, height, width, channels]` with half-pixel centers to float32.
+
+    If `x` has that size already, it is returned unchanged.
+    """
     return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
 
 
 def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
-    """The rows from `top` to `bottom` of `resize(x, size)`; `x` may also be something that has a shape and gives `rows`."""
+    """Returns the rows from `top` to `bottom` of `resize(x, size)`.
+
+    Args:
+        x: A tensor or array, or an object with a `shape` and a method `rows(top, bottom)`.
+        size: The (height, width) of the complete result.
+        top: The first row.
+        bottom: The row after the last one.
+    """
     height, (full_height, width) = x.shape[1], size
     if (top, bottom) == (0, full_height):
         return resize(_rows(x, 0, height), size)
     if height == full_height:
         return resize(_rows(x, top, bottom), (bottom - top, width))
-    scale = np.float32(height) / np.float32(
-        full_height
-    )  # all in float32, as TensorFlow's own kernel does it
-    position = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(
-        0.5
-    )
+    # All in float32, like TensorFlow's kernel.
+    scale, half = np.float32(height) / np.float32(full_height), np.float32(0.5)
+    position = (np.arange(top, bottom, dtype=np.float32) + half) * scale - half
     low = np.floor(position).clip(0, height - 1).astype(np.int32)
     high = np.minimum(low + 1, height - 1)
     share = np.clip(position - low, 0, 1)[:, None, None]

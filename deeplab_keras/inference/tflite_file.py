@@ -1,4 +1,4 @@
-"""Whether a TFLite file is whole and says nothing impossible; the interpreters do not look and end the whole process."""
+"""Checks TFLite files for truncation and damage, which would crash an interpreter."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
 
 NEXT_STEP = "download, copy or export it again"
-# TensorType -> bits of a value; other types have no fixed size.
+# TensorType -> bits per value; other types have no fixed size.
 BITS = {
-    "FLOAT32": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT64": 64, "INT4": 4, "INT8": 8, "UINT8": 8, "INT16": 16, "UINT16": 16,
-    "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64, "BOOL": 8, "COMPLEX64": 64, "COMPLEX128": 128,
+    "FLOAT32": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT64": 64, "INT4": 4, "INT8": 8, "UINT8": 8,
+    "INT16": 16, "UINT16": 16, "INT32": 32, "UINT32": 32, "INT64": 64, "UINT64": 64, "BOOL": 8,
+    "COMPLEX64": 64, "COMPLEX128": 128,
 }  # fmt: skip
 LARGEST = 1 << 31  # bytes of a tensor
-# Operator -> fields of its options that the kernels divide by or allocate for.
+# Operator -> fields of its options that kernels divide by or allocate memory for.
 POSITIVE = {
     "CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
     "DEPTHWISE_CONV_2D": ("strideH", "strideW", "dilationHFactor", "dilationWFactor"),
@@ -29,7 +30,7 @@ POSITIVE = {
         ("strideH", "strideW", "filterHeight", "filterWidth"),
     ),
 }
-# Operator -> the beginning of its options' name, where that is not its own name.
+# Operator -> the prefix of its options' name, if it differs from the operator's name.
 OPTIONS = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), "Pool2D"),
     **dict.fromkeys(
@@ -40,10 +41,10 @@ OPTIONS = {
 
 
 def check_tflite(path: str | os.PathLike[str]) -> None:
-    """Reads every table of the file and checks that sizes, places and options are possible.
+    """Reads every table of the file and checks that sizes, offsets and options are valid.
 
     Raises:
-        UserError: it is truncated or damaged, or not a TFLite file.
+        UserError: The file is truncated, damaged or not a TFLite file.
     """
     from tensorflow.lite.python import schema_py_generated as schema  # takes TensorFlow's import
 
@@ -52,7 +53,7 @@ def check_tflite(path: str | os.PathLike[str]) -> None:
         content = pathlib.Path(path).read_bytes()
         try:
             if not schema.Model.ModelBufferHasIdentifier(content, 0):
-                raise ValueError("it does not begin like one")
+                raise ValueError("it has another header")
             _check(schema.ModelT.InitFromPackedBuf(content, 0), len(content), schema)
         except MemoryError:
             raise
@@ -74,23 +75,23 @@ def _check(model: Any, size: int, schema: Any) -> None:
     }
     _require(
         model.version == 3 and bool(model.subgraphs) and bool(model.buffers),
-        "no graph of version 3",
+        "it has no graph of version 3",
     )
     for buffer in model.buffers:
         _require(
             buffer.offset in (0, 1) or 0 < buffer.offset <= buffer.offset + buffer.size <= size,
-            "a buffer beyond the end",
+            "a buffer reaches beyond the end",
         )
     for graph in model.subgraphs:
-        _require(bool(graph.tensors), "a graph without tensors")
+        _require(bool(graph.tensors), "a graph has no tensors")
         for index, tensor in enumerate(graph.tensors):
             _check_tensor(index, tensor, model.buffers, types)
         _check_order(model, graph, schema)
     for signature in model.signatureDefs or []:
-        _require(signature.subgraphIndex < len(model.subgraphs), "a signature of no graph")
+        _require(signature.subgraphIndex < len(model.subgraphs), "a signature refers to no graph")
         tensors = len(model.subgraphs[signature.subgraphIndex].tensors)
         for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
-            _require(entry.tensorIndex < tensors, "a signature of no tensor")
+            _require(entry.tensorIndex < tensors, "a signature refers to no tensor")
 
 
 def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) -> None:
@@ -129,7 +130,7 @@ def _check_tensor(index: int, tensor: Any, buffers: Any, types: dict[int, str]) 
 
 
 def _check_order(model: Any, graph: Any, schema: Any) -> None:
-    """Operators read what is there when they run, and have the options of their kind."""
+    """Checks that operators read only tensors written before, and have their own options."""
     operators = {
         value: name
         for name, value in vars(schema.BuiltinOperator).items()
@@ -148,41 +149,43 @@ def _check_order(model: Any, graph: Any, schema: Any) -> None:
     }
     _require(
         all(0 <= index < count for index in (*graph.inputs, *graph.outputs)),
-        "an input or output that is no tensor",
+        "an input or output is not a tensor",
     )
     ready.update(map(int, graph.inputs))
-    made = set(ready)
+    written = set(ready)
     for place, operator in enumerate(graph.operators or ()):
         _require(operator.opcodeIndex < len(model.operatorCodes), f"operator {place} has no code")
         code = model.operatorCodes[operator.opcodeIndex]
         kind = operators.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
         inputs = [int(index) for index in (() if operator.inputs is None else operator.inputs)]
         outputs = [int(index) for index in (() if operator.outputs is None else operator.outputs)]
-        _require(bool(kind) and bool(outputs), f"operator {place} is of no kind or makes nothing")
+        _require(
+            bool(kind) and bool(outputs), f"operator {place} is of an unknown kind or has no output"
+        )
         _require(
             all(index == -1 or index in ready for index in inputs),
-            f"operator {place} ({kind}) reads a tensor too early",
+            f"operator {place} ({kind}) reads a tensor before it is written",
         )
-        new = all(0 <= index < count and index not in made for index in outputs)
-        _require(new, f"operator {place} ({kind}) makes no new tensor")
+        new = all(0 <= index < count and index not in written for index in outputs)
+        _require(new, f"operator {place} ({kind}) overwrites a tensor")
         ready.update(outputs)
-        made.update(outputs)
+        written.update(outputs)
         own = options.get(operator.builtinOptionsType, "")
         expected = f"{OPTIONS.get(kind, kind.replace('_', ''))}Options".lower()
         known = expected in {name.lower() for name in options.values()}
         _require(
             own == "NONE" or not known or own.lower() == expected,
-            f"operator {place} ({kind}) has {own}",
+            f"operator {place} ({kind}) has the options {own}",
         )
         for field in POSITIVE.get(kind, ()):
             value = getattr(operator.builtinOptions, field, 0)
             _require(0 < value < 1 << 16, f"operator {place} ({kind}) has {field}={value}")
-    _require(all(int(index) in ready for index in graph.outputs), "an output that nothing makes")
+    _require(all(int(index) in ready for index in graph.outputs), "an output is never written")
 
 
 def _has_data(tensor: Any, buffers: Any) -> bool:
     buffer = buffers[tensor.buffer]
-    # An empty constant (no values) has no data either.
+    # A constant without values has no data either.
     empty = (
         tensor.shape is not None
         and len(tensor.shape) > 0

@@ -1,4 +1,4 @@
-"""Huge images in tiles: each is predicted with its surroundings, and its middle is kept."""
+"""Prediction of huge images in tiles with a margin, of which the center is kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from deeplab_keras.config import UserError
 from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.predictor import Predictor
 
-TOGETHER = (
-    2_000_000  # pixels of the tiles that go through the network at a time, unless one has more
-)
+# Limit of the pixels of a batch of tiles; a larger tile is a batch of one.
+TOGETHER = 2_000_000
 
 
 class Span(NamedTuple):
-    """Along one side: what the network sees, and the part of it whose labels are kept."""
+    """One tile along one side: the range that the network sees, and the range that is kept."""
 
     start: int
     end: int
@@ -34,26 +33,25 @@ def predict_tiles(
     *,
     on_tile: Callable[[int, int], None] = lambda done, count: None,
 ) -> np.ndarray:
-    """The label map of an image of any size in little more memory than image and labels take.
+    """Predicts the label map of an image of any size in tiles.
 
-    A pixel has the label that the whole image would give it where what the network sees of its
-    surroundings is at most `overlap` wide; a network that looks at all of the image (image pooling)
-    decides by the tile instead.
+    Needs little more memory than the image and its labels. If the network's receptive field reaches
+    at most `overlap` pixels to each side, the labels equal those of the whole image. A network with
+    image pooling pools over the tile instead of the image.
 
     Args:
-        predictor: runs on one tile after the other, of small ones `eval_batch_size` at a time. A
-            model of a fixed size gets tiles that have this size together with their overlap.
-        image: an array as `as_image` takes it, or a PIL image, of which only a tile at a time
-            becomes an array.
-        tile_size: height and width of the part that is kept.
-        overlap: pixels that a tile sees to all sides beyond it.
-        on_tile: gets the number of tiles that are done and that of all.
+        predictor: Predicts up to `eval_batch_size` tiles at a time, fewer if they are large. A
+            model of a fixed size gets tiles that have this size including the overlap.
+        image: An array, see `as_image`, or a PIL image, which is converted tile by tile.
+        tile_size: The (height, width) of the part of a tile that is kept.
+        overlap: The number of pixels that a tile sees beyond that part on each side.
+        on_tile: Called with the number of finished tiles and the number of all tiles.
 
     Returns:
         `[height, width]`, uint8, or int32 for more than 256 classes.
 
     Raises:
-        UserError: the tile is not larger than nothing, or what the predictor raises.
+        UserError: The tile size is not positive, or the predictor raises an error.
     """
     if predictor.network.input_size:
         tile_size = (
@@ -62,8 +60,7 @@ def predict_tiles(
         )
     if min(tile_size) < 1 or overlap < 0:
         raise UserError(
-            f"tiles of {tile_size[0]}x{tile_size[1]} with `tile_overlap={overlap}`: nothing of a "
-            "tile would be left; "
+            f"tiles of {tile_size[0]}x{tile_size[1]} with `tile_overlap={overlap}` would be empty; "
             "give a larger `tile_size` or a smaller `tile_overlap`"
         )
     width, height = image.size if isinstance(image, Image.Image) else np.shape(image)[1::-1]
@@ -91,7 +88,10 @@ def predict_tiles(
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """The tiles along a side. All see equally much: at the edges, where nothing lies beyond, more of the inside."""
+    """Returns the tiles along a side.
+
+    The network sees the same length of each tile: at the edges of the image, more of its inside.
+    """
     seen = min(tile + 2 * overlap, length)
     starts = [min(max(first - overlap, 0), length - seen) for first in range(0, length, tile)]
     return [

@@ -1,4 +1,4 @@
-"""Overlapping windows over an image, their logits averaged: all of it at once, or some rows at a time."""
+"""Sliding-window inference: mean logits of overlapping windows, at once or some rows at a time."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from deeplab_keras.inference.resizing import resize, resize_rows
 
 
 class Windows:
-    """Where the windows lie in images of a size.
+    """The positions of the windows in images of one size.
 
     Args:
-        network: one of a fixed size gives the window's size.
-        size: height and width of the images.
-        config: size and step of the window.
+        network: The network; its fixed input size, if it has one, is the window's size.
+        size: The (height, width) of the images.
+        config: The size and stride of the windows.
 
     Attributes:
-        size: height and width of a window, at most the image's.
-        stride: step to the next one, at most the window.
-        corners: first row and column of each, row by row; the last ones end at the image's edge.
+        size: The (height, width) of a window, at most the image's.
+        stride: The step to the next window, at most the window's size.
+        corners: The first (row, column) of each window, row by row. The last windows end at the
+            image's edge.
 
     Raises:
-        UserError: the stride is larger than the window.
+        UserError: The stride is larger than the window.
     """
 
     def __init__(self, network: Network, size: tuple[int, int], config: EvalConfig) -> None:
@@ -36,8 +37,7 @@ class Windows:
         if self.stride[0] > window[0] or self.stride[1] > window[1]:
             raise UserError(
                 f"`eval_stride={self.stride[0]},{self.stride[1]}` leaves gaps between windows of "
-                f"{window[0]}x{window[1]}; "
-                "give at most their size"
+                f"{window[0]}x{window[1]}; give at most their size"
             )
         self.size = (min(window[0], size[0]), min(window[1], size[1]))
         columns = window_starts(size[1], self.size[1], self.stride[1])
@@ -47,28 +47,29 @@ class Windows:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along a side; the last window ends at the edge."""
+    """Returns the first pixel of each window along a side; the last ends at the edge."""
     steps = -(-max(length - window, 0) // stride)
     return [min(step * stride, length - window) for step in range(steps + 1)]
 
 
 class Seen:
-    """Logits of a window that went through the network; rows go as soon as others below them were asked for.
+    """The logits of a window; rows are freed when rows further down are requested.
 
     Args:
-        y: the window's first row in the image.
-        x: its first column.
+        y: The window's first row in the image.
+        x: The window's first column in the image.
         logits: `[batch, height, width, num_classes]`, at the window's size or smaller.
     """
 
     def __init__(self, y: int, x: int, logits: np.ndarray) -> None:
         self.y, self.x, self.shape = y, x, logits.shape
+        # Separate copies, so that they can be freed one by one.
         self._rows: list[np.ndarray | None] = [
             logits[:, row].copy() for row in range(logits.shape[1])
-        ]  # freed one by one
+        ]
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
-        """The rows from `top` to `bottom`; none above `top` may be asked for later."""
+        """Returns the rows from `top` to `bottom`; later calls must not start above `top`."""
         self._rows[:top] = [None] * top
         return np.stack([row for row in self._rows[top:bottom] if row is not None], axis=1)
 
@@ -80,7 +81,7 @@ def _run(
     together: int,
     scores: Callable[[tf.Tensor], tf.Tensor],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """First row, first column and logits of the windows in order; so many go through the network at a time."""
+    """Yields the first row, first column and logits of each window, computed in batches."""
     rows, columns = windows.size
     for first in range(0, len(windows.corners), together):
         group = windows.corners[first : first + together]
@@ -94,22 +95,26 @@ def _run(
 
 
 def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray:
-    """Mean of the logits of all windows at the images' size: float32 `[batch, height, width, num_classes]`.
+    """Returns the mean of the logits of all windows, at the images' size.
 
-    The arguments are those of `WindowRows`.
+    Args:
+        network: See `WindowRows`.
+        images: See `WindowRows`.
+        config: See `WindowRows`.
+
+    Returns:
+        float32 `[batch, height, width, num_classes]`.
 
     Raises:
-        UserError: the stride is larger than the window.
+        UserError: The stride is larger than the window.
     """
     batch, height, width = images.shape[:3]
     windows = Windows(network, (height, width), config)
     rows, columns = windows.size
     total = np.zeros((batch, height, width, network.num_classes), np.float32)
     count = np.zeros((height, width, 1), np.float32)
-    input_size, together = (
-        network.input_size or windows.size,
-        max(1, config.eval_batch_size // batch),
-    )
+    input_size = network.input_size or windows.size
+    together = max(1, config.eval_batch_size // batch)
     for y, x, part in _run(
         windows, images, input_size, together, lambda pieces: resize(network(pieces), windows.size)
     ):
@@ -120,27 +125,25 @@ def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray
 
 
 class WindowRows:
-    """What `slide` gives, some rows at a time from the top down, so that it never lies in memory as a whole.
+    """The result of `slide`, some rows at a time from the top down, never in memory as a whole.
 
-    Kept is of each window what later rows can ask for, and of a network that ends with a resize the
-    logits as they are before
-    it: for a window of 512 rows a band of the image that is about 700 rows high, at a quarter of
-        the width and height.
-    Sums are those of `slide` in the same order; the resize of some rows alone rounds otherwise in
-    the last digits.
+    Keeps the part of each window that later rows need. If the network ends with a resize, these are
+    the logits before the resize: for a window of 512 rows a band of the image about 700 rows high,
+    at a quarter of the width and height. Adds up in the same order as `slide`; resizing only some
+    rows differs in the last digits.
 
     Args:
-        network: a model.
+        network: The model.
         images: `[batch, height, width, channels]`, uint8 or float32 in 0..255.
-        config: size and step of the window, windows that go together.
-        mirrored: the rows are given mirrored, as of a mirrored image.
+        config: The size and stride of the windows, and the batch size.
+        mirrored: Whether to flip the rows, because the image is a flipped one.
 
     Attributes:
-        shape: of the whole: `[batch, height, width, num_classes]`.
-        smaller: whether less is kept than the whole.
+        shape: The shape of the complete result: `[batch, height, width, num_classes]`.
+        smaller: Whether this needs less memory than the complete result.
 
     Raises:
-        UserError: the stride is larger than the window.
+        UserError: The stride is larger than the window.
     """
 
     def __init__(
@@ -149,13 +152,14 @@ class WindowRows:
         batch, height, width = images.shape[:3]
         self.shape, self.mirrored = (batch, height, width, network.num_classes), mirrored
         self._windows = windows = Windows(network, (height, width), config)
-        input_size = (
-            network.input_size or windows.size
-        )  # one of fixed size gets what is lower or narrower resized to it
+        # A network of a fixed size gets windows that are smaller, at the size of a small image,
+        # resized to its input size.
+        input_size = network.input_size or windows.size
         before_resize = network.ends_with_resize and input_size == windows.size
+        # Rows and columns of windows that cover a pixel.
         rows, columns = (
             length / step for length, step in zip(windows.size, windows.stride, strict=True)
-        )  # of windows a pixel
+        )
         self.smaller = before_resize or windows.size[0] * (rows + 1) / 2 * columns < height
         together = max(1, config.eval_batch_size // batch)
 
@@ -167,11 +171,11 @@ class WindowRows:
             )
 
         self._coming = _run(windows, images, input_size, together, scores)
-        self._count = 0  # of those that came
+        self._count = 0  # of the windows computed so far
         self._kept: collections.deque[Seen] = collections.deque()
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
-        """The rows from `top` to `bottom`; `top` must not lie above that of an earlier call.
+        """Returns the rows from `top` to `bottom`; `top` must not decrease from call to call.
 
         Returns:
             float32 `[batch, bottom - top, width, num_classes]`.
