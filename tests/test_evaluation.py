@@ -266,7 +266,7 @@ def test_nothing_labelled() -> None:
 def test_label_outside_the_classes_names_the_image() -> None:
     source = make_source()
     source.pairs[4][1][3, 5] = CLASSES
-    with raises_line("drive/frame_4: the label holds 4; allowed are 0 to 3"):
+    with raises_line("drive/frame_4: the label has the values 4; allowed are 0 to 3"):
         evaluate(make_model(), source, progress=False)
 
 
@@ -407,7 +407,7 @@ def test_several_devices_give_what_one_gives() -> None:
     passes = 2 * len(SIZES)  # each image and its mirror image
     assert set(used[:passes]) == {"CPU:0"}
     assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
-    assert refused == "eval_devices=4: TensorFlow sees 3 CPU here; give at most that, or 0 for all"
+    assert refused == "eval_devices=4: only 3 CPU available; give at most that, or 0 for all"
 
 
 # --- A checkpoint of other classes ---
@@ -432,12 +432,11 @@ def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
         "runs/a", named("sky", "road", "car", dataset="city"), named("sky", "nail", "skin")
     )
     assert told == [
-        "runs/a was trained on other classes, those of 'city': class 1 is 'road' there and 'nail' "
-        "here, and 1 more; "
-        "compared by their numbers"
+        "runs/a was trained on other classes, those of 'city': class 1 is 'road' in the checkpoint "
+        "and 'nail' in the dataset, and 1 more; classes are compared by id"
     ]
     with raises_line(
-        "^runs/a: was trained on these classes in another order: class 0 is 'sky' there",
+        "^runs/a: was trained on these classes in another order: class 0 is 'sky' in the checkpoint",
     ):
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
     with raises_line(

@@ -354,7 +354,9 @@ def test_fit_takes_labels_with_a_last_axis(extra_axis, unknown_size):
 
 
 def test_one_class_is_no_segmentation():
-    with raises_line("num_classes=1; at least 2"):
+    with raises_line(
+        "num_classes must be at least 2, including the background. Received: num_classes=1"
+    ):
         ConfusionMatrix(1)
     with raises_line("at least 2"):
         ModelConfig(num_classes=1)

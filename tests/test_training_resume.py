@@ -388,7 +388,7 @@ def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
     assert script("train.py")(*flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        "was trained on these classes in another order: class 1 is 'red' there and 'blue' here; "
-        "give classes.txt" in error
+        "was trained on these classes in another order: class 1 is 'red' in the checkpoint and "
+        "'blue' in the dataset; put classes.txt" in error
     )
     assert [folder.read_info(path).class_names[1] for path in folder.step_folders(run)] == ["red"]

@@ -1,4 +1,4 @@
-"""Two models on the same images: the difference of their mIoU, and how sure it is."""
+"""Comparison of two models on the same images: the difference in mIoU and its interval."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ SAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare` found, IoUs in 0..1.
+    """The result of `compare`, with IoUs in 0..1.
 
     Attributes:
-        miou: mIoU of the two.
-        per_class_iou: class IoUs of the two, None for a class in neither labels nor predictions.
-        low: lower end of the interval that holds 95 % of the resampled differences of mIoU (the
-            second less the first).
-        high: its upper end.
-        images: number of images.
+        miou: The mIoU of both models.
+        per_class_iou: The IoU of each class for both models, `None` for a class in neither labels
+            nor predictions.
+        low: The lower bound of the 95 % bootstrap interval of the difference in mIoU, second minus
+            first.
+        high: The upper bound of the interval.
+        images: The number of images.
     """
 
     miou: tuple[float, float]
@@ -34,20 +35,20 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval says, in words."""
+        """The conclusion from the interval, in words."""
         if self.low > 0:
             return "the second is better"
-        return (
-            "the first is better" if self.high < 0 else "these images do not tell which is better"
-        )
+        if self.high < 0:
+            return "the first is better"
+        return "the difference is not significant on these images"
 
     def table(self, first: str, second: str, class_names: Sequence[str]) -> str:
-        """Both side by side as text, in per cent.
+        """Returns a text table of both models, in percent.
 
         Args:
-            first: name of the first model.
-            second: name of the second.
-            class_names: a name for each of `per_class_iou`.
+            first: The name of the first model.
+            second: The name of the second model.
+            class_names: The names of the classes in `per_class_iou`.
         """
         width = max(len("pixel classes"), *(len(name) for name in class_names))
         lines = [
@@ -74,25 +75,31 @@ class Comparison:
 def compare(
     first: Sequence[ImageScore], second: Sequence[ImageScore], samples: int = SAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compares two models' scores on the same images.
+    """Compares the scores of two models on the same images.
 
-    The interval is the paired bootstrap's: the images are drawn again, with replacement, and both
-    models scored on the same draw.
+    The interval is a paired bootstrap: it resamples the images with replacement, and scores both
+    models on the same sample.
+
+    Args:
+        first: The scores of the first model, one per image.
+        second: The scores of the second model.
+        samples: The number of bootstrap samples.
+        seed: The seed of the bootstrap.
 
     Raises:
-        UserError: the two were not scored on the same images.
+        UserError: The models were not evaluated on the same images.
     """
     names = [sorted(score.name for score in scores) for scores in (first, second)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
         raise UserError(
-            f"the two were not evaluated on the same images ({', '.join(odd[:3])}): give both the "
-            "same split"
+            f"the models were not evaluated on the same images ({', '.join(odd[:3])}); evaluate "
+            "both on the same split"
         )
     counts = np.stack(
         [
             [
-                (score.hits, score.labelled, score.predicted)
+                (score.hits, score.labeled, score.predicted)
                 for score in sorted(scores, key=lambda score: score.name)
             ]
             for scores in (first, second)
@@ -121,9 +128,9 @@ def compare(
 
 
 def _ious(counts: np.ndarray) -> np.ndarray:
-    """IoU `[..., classes]` of counts `[..., 3, classes]`; NaN for classes in neither map."""
-    hits, labelled, predicted = np.moveaxis(counts, -2, 0)
-    union = labelled + predicted - hits
+    """Returns the IoU `[..., classes]` of counts `[..., 3, classes]`; NaN if a class is absent."""
+    hits, labeled, predicted = np.moveaxis(counts, -2, 0)
+    union = labeled + predicted - hits
     return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
 
 

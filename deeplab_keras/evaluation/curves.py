@@ -1,4 +1,4 @@
-"""The course of a training run as line charts, which the page draws as SVG."""
+"""Line charts of a training run, drawn as SVG by the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 220, 58, 508, 28, 194
 TICKS = 4
-# Chart -> its lines: column of training.csv and name.
+# Chart -> its lines: column of training.csv -> name.
 CHARTS = {
     "loss": {"loss": "training"},
     "mIoU": {"val_miou": "validation", "train_miou": "training crops"},
@@ -24,7 +24,7 @@ Ticks = list[tuple[float, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart: its name, color, and points in pixels."""
+    """A line of a chart: its name, color and points in pixels."""
 
     name: str
     color: str
@@ -36,10 +36,10 @@ class Chart:
     """A line chart, laid out in pixels.
 
     Attributes:
-        title: the heading.
-        lines: the curves.
-        x_ticks: position and text of the labels below the chart.
-        y_ticks: the same for the labels on the left, which also have grid lines.
+        title: The heading.
+        lines: The lines.
+        x_ticks: The positions and texts of the labels below the chart.
+        y_ticks: The same for the labels on the left, which also have grid lines.
     """
 
     title: str
@@ -66,7 +66,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def charts(rows: Sequence[dict[str, float]]) -> list[Chart]:
-    """Lays out the charts of a training run. Lines with fewer than two points are left out."""
+    """Lays out the charts of a training run, without lines of fewer than two points."""
     drawn = []
     for title, lines in CHARTS.items():
         series = {name: _points(rows, column) for column, name in lines.items()}
@@ -104,7 +104,7 @@ def _chart(title: str, series: dict[str, Points]) -> Chart:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """A few round numbers between two."""
+    """Returns a few round numbers between `low` and `high`."""
     if high <= low:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / TICKS))

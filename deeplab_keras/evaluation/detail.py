@@ -1,12 +1,12 @@
-"""What an evaluation can measure beside the confusion matrix: each image's scores, boundaries, calibration.
+"""Measurements in addition to the confusion matrix: scores per image, boundaries and calibration.
 
-Boundary IoU is Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation"
-(2021), on semantic
-labels: of each class only the pixels count that lie within d of another class or of the image's
-    edge, d being 2 % of
-the image's diagonal. Ignored pixels are ignored in both maps, so that their outlines count for
-neither side. Calibration error is Guo et al., "On Calibration of Modern Neural Networks" (2017), of
-every pixel's top probability.
+Boundary IoU follows Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation
+Evaluation" (2021), applied to semantic labels: only those pixels of a class count that are within d
+of another class or of the image's edge, with d = 2 % of the image's diagonal. Ignored pixels are
+ignored in both maps, so their outlines count for neither.
+
+The calibration error follows Guo et al., "On Calibration of Modern Neural Networks" (2017), applied
+to the top probability of each pixel.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ CONFIDENCE_BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class ImageScore:
-    """One image's counts of each class, int64 `[num_classes]`: pixels hit, labelled, predicted."""
+    """The counts of correct, labeled and predicted pixels of one image, int64 `[num_classes]`."""
 
     name: str
     hits: np.ndarray
-    labelled: np.ndarray
+    labeled: np.ndarray
     predicted: np.ndarray
 
     @property
     def miou(self) -> float:
-        """mIoU of this image alone, over the classes in its label or its prediction; NaN where nothing is labelled."""
-        union = self.labelled + self.predicted - self.hits
-        return (
-            float((self.hits / np.maximum(union, 1))[union > 0].mean()) if union.any() else math.nan
-        )
+        """The mIoU of this image over the classes in its label or prediction; NaN without any."""
+        union = self.labeled + self.predicted - self.hits
+        if not union.any():
+            return math.nan
+        return float((self.hits / np.maximum(union, 1))[union > 0].mean())
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels with the right class; NaN where nothing is labelled."""
-        return float(self.hits.sum() / self.labelled.sum()) if self.labelled.any() else math.nan
+        """The share of labeled pixels with the correct class; NaN without labeled pixels."""
+        return float(self.hits.sum() / self.labeled.sum()) if self.labeled.any() else math.nan
 
 
 class Details:
-    """Collects what `evaluate(..., details=Details(info))` sees.
+    """Collects details during `evaluate(..., details=Details(info))`.
 
     Args:
-        info: the classes.
-        boundaries: measures boundary IoU too, which is its largest cost.
+        info: The classes.
+        boundaries: Whether to measure boundary IoU, the most expensive part.
 
     Attributes:
-        images: an `ImageScore` each, in no particular order.
+        images: One `ImageScore` per image, in no particular order.
     """
 
     def __init__(self, info: DatasetInfo, boundaries: bool = True) -> None:
         self.info, self.boundaries = info, boundaries
         self.images: list[ImageScore] = []
-        self.boundary_counts = np.zeros(
-            (3, info.num_classes), np.int64
-        )  # both, label's, prediction's
-        self.bins = np.zeros((3, CONFIDENCE_BINS))  # pixels, sum of confidence, hits
+        # Boundary pixels of each class in both maps, in the label, and in the prediction.
+        self.boundary_counts = np.zeros((3, info.num_classes), np.int64)
+        # For each bin of confidence: pixels, sum of their confidence, correct pixels.
+        self.bins = np.zeros((3, CONFIDENCE_BINS))
 
     def add(
         self,
@@ -77,13 +77,13 @@ class Details:
         """Counts a batch.
 
         Args:
-            names: of the images.
-            labels: int `[batch, height, width]`.
-            predictions: likewise.
-            confidence: probability of the predicted class, float `[batch, height, width]`.
+            names: The names of the images.
+            labels: True labels, int `[batch, height, width]`.
+            predictions: Predicted labels, int `[batch, height, width]`.
+            confidence: The probability of the predicted class, float `[batch, height, width]`.
 
         Returns:
-            The batch's confusion matrix, int64 `[num_classes, num_classes]`.
+            The confusion matrix of the batch, int64 `[num_classes, num_classes]`.
         """
         total = np.zeros((self.info.num_classes,) * 2, np.int64)
         for name, label, prediction in zip(names, labels, predictions, strict=True):
@@ -99,13 +99,13 @@ class Details:
         return total
 
     def complete(self, report: Report) -> Report:
-        """The report with what was collected."""
+        """Returns the report with the collected details."""
         pixels, confidence, hits = self.bins
         error = float(np.abs(confidence - hits).sum() / pixels.sum())
         if not self.boundaries:
             return dataclasses.replace(report, expected_calibration_error=error)
-        both, labelled, predicted = self.boundary_counts
-        union = labelled + predicted - both
+        both, labeled, predicted = self.boundary_counts
+        union = labeled + predicted - both
         ious = [float(hit / area) if area else None for hit, area in zip(both, union, strict=True)]
         return dataclasses.replace(
             report,
@@ -118,7 +118,11 @@ class Details:
 
 
 def count_confidence(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Pixels, sum of their confidence and number of right ones in equal bins of the confidence: float64 `[3, bins]`."""
+    """Returns pixels, sum of confidence and correct pixels per bin of confidence.
+
+    Returns:
+        float64 `[3, CONFIDENCE_BINS]`.
+    """
     index = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
     weights = (None, confidence, right)
     return np.stack(
@@ -127,7 +131,11 @@ def count_confidence(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def count_boundaries(label: np.ndarray, prediction: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """Pixels of each class near its outlines, int64 `[3, num_classes]`: in both maps alike, in the label, in the prediction."""
+    """Returns the boundary pixels of each class in both maps, in the label, and in the prediction.
+
+    Returns:
+        int64 `[3, num_classes]`.
+    """
     ignored = label == info.ignore_label
     prediction = np.where(ignored, label, prediction)
     distance = max(1, round(BOUNDARY_SHARE * math.hypot(*label.shape)))
@@ -145,11 +153,14 @@ def count_boundaries(label: np.ndarray, prediction: np.ndarray, info: DatasetInf
 
 
 def near_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
-    """Which pixels have another label, or the image's outside, within `distance` pixels across, along or diagonally."""
+    """Returns a mask of pixels with another label or the image's edge within `distance` pixels.
+
+    The neighborhood of a pixel is a square.
+    """
     near = np.ones(labels.shape, bool)
     near[distance : labels.shape[0] - distance, distance : labels.shape[1] - distance] = False
     for axis in (0, 1):
-        # A window holds two labels where it holds two neighbours with different ones.
+        # A window has two labels if two neighbors in it differ.
         changes = np.diff(labels.astype(np.int32), axis=axis) != 0
         for direction in (0, 1):
             changes = _any_within(changes, distance, direction, pairs=direction == axis)
@@ -158,10 +169,10 @@ def near_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _any_within(mask: np.ndarray, distance: int, axis: int, pairs: bool) -> np.ndarray:
-    """Whether any pixel of a mask within `distance` along an axis is true.
+    """Returns for each pixel whether a mask is true within `distance` along an axis.
 
-    With `pairs` an entry stands between two pixels, itself and the next, and the answer has one
-    entry more.
+    With `pairs`, each entry of the mask is about a pixel and the next one, and the result has one
+    more entry.
     """
     before, after = [(0, 0), (0, 0)], [(0, 0), (0, 0)]
     before[axis], after[axis] = (distance + 1, 0), (0, distance)

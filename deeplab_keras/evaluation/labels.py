@@ -1,4 +1,4 @@
-"""What losses and metrics accept: labels with one class id per pixel, and no sample weights."""
+"""Checks of the labels and sample weights passed to losses and metrics."""
 
 from __future__ import annotations
 
@@ -11,34 +11,31 @@ from deeplab_keras.config import UserError
 
 
 def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
-    """Labels as one class id per pixel, without a last axis of length 1.
+    """Returns labels as one class id per pixel, without a last axis of length 1.
 
-    Only static shapes are looked at, so that a compiled step does no more than before.
+    Checks only static shapes, which costs nothing in a compiled step.
 
     Args:
-        labels: class ids of `shape`, or with one more axis of length 1.
-        shape: the shape of the predictions without the axis of the classes; None: a length that is
-            not known.
+        labels: Class ids of `shape`, optionally with a last axis of length 1.
+        shape: The shape of the predictions without the class axis; `None` for unknown lengths.
 
     Returns:
         The labels, of `shape`.
 
     Raises:
-        UserError: one-hot labels, or labels of another shape.
+        UserError: The labels are one-hot or have another shape.
     """
-    given, wanted = tuple(labels.shape), tuple(shape)
-    squeezed = len(given) == len(wanted) + 1 and given[-1] in (
-        1,
-        None,
-    )  # None: one-hot labels fail when the step runs
+    given, expected = tuple(labels.shape), tuple(shape)
+    # If the last length is None, one-hot labels raise an error when the step runs.
+    squeezed = len(given) == len(expected) + 1 and given[-1] in (1, None)
     found = given[:-1] if squeezed else given
-    shapes = f"labels {given} for predictions of {wanted} pixels"
-    if len(found) != len(wanted):
+    shapes = f"labels {given} for predictions of {expected} pixels"
+    if len(found) != len(expected):
         raise UserError(
-            f"{shapes}: allowed is one class id per pixel; one-hot labels become class ids by "
+            f"{shapes}: labels must have one class id per pixel; convert one-hot labels with "
             "argmax(axis=-1)"
         )
-    if any(a != b for a, b in zip(found, wanted, strict=True) if a is not None and b is not None):
+    if any(a != b for a, b in zip(found, expected, strict=True) if a is not None and b is not None):
         raise UserError(
             f"{shapes} differ in height or width; resize the predictions to the labels first"
         )
@@ -46,7 +43,7 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
 
 
 def refuse_sample_weight(sample_weight: Any) -> None:
-    """Raises UserError for sample weights: Dice, Lovász and a confusion matrix of counts have no use for them."""
+    """Raises UserError for sample weights, which not all losses and metrics can apply."""
     if sample_weight is not None:
         raise UserError(
             "sample_weight is not supported; use class_weights, or the ignore label for pixels"

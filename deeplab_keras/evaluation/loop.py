@@ -1,4 +1,4 @@
-"""Evaluation of a model on a dataset's split: the loop over its images."""
+"""The evaluation loop over the images of a dataset."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.io.progress import Progress
 
-LOADER_THREADS = 4  # for each device
-MAX_AHEAD = 2  # batches in work beside one for each device, so that they do not fill the memory
+LOADER_THREADS = 4  # per device
+MAX_AHEAD = 2  # batches in progress in addition to one per device, a limit for memory
 Batch = tuple[list[int], np.ndarray, np.ndarray]
 
 
@@ -37,42 +37,53 @@ def evaluate(
     details: Details | None = None,
     devices: Sequence[str] = (),
 ) -> Report:
-    """Runs a model over a source and compares its labels with the source's, at the labels' own size.
+    """Evaluates a model on a dataset, at the labels' own size.
 
     Args:
-        model: a model, or a Network to evaluate it repeatedly without compiling it each time.
-        source: images and labels.
-        config: how the model is run.
-        info: the classes; default the source's.
-        model_name: the model's name in the report; default the model's own.
-        split: the split's name in the report.
-        progress: shows a progress line with the mIoU so far.
-        limit: evaluates only so many images, the first ones.
-        details: gets every image's counts, and those of boundaries and confidence; costs time.
-        devices: names of the devices that share the batches, see `find_devices`; none: the one that
-            TensorFlow takes.
+        model: A model, or a `Network` to evaluate it repeatedly without compiling it again.
+        source: The images and labels, for example from `dk.open_dataset`.
+        config: How to run the model. Default: the whole image, at a single scale.
+        info: The classes. Default: those of the source.
+        model_name: The model's name in the report. Default: `model.name`.
+        split: The split's name in the report.
+        progress: Whether to show a progress line with the mIoU so far.
+        limit: The number of images to evaluate, the first ones. Default: all.
+        details: Collects the counts of each image, of boundaries and of confidence, which takes
+            extra time.
+        devices: Names of the devices that share the batches, see `find_devices`. Default:
+            TensorFlow's default device.
+
+    Returns:
+        The `Report`.
 
     Raises:
-        UserError: no image, no labelled pixel, another number of classes than the model's, a label
-            outside the classes, or what the source raises for a broken file.
+        UserError: If there are no images or no labeled pixels, the model has another number of
+            classes, a label is not a class, or a file is damaged.
+
+    Example:
+        >>> source = dk.open_dataset(dk.DataConfig(dataset="synthetic"), "val")
+        >>> report = dk.evaluate(dk.load_model("runs/demo"), source, limit=4, progress=False)
+        >>> report.images, len(report.per_class_iou)
+        (4, 11)
+        >>> 0 <= report.miou <= 1
+        True
     """
     network = Network.of(model)
     info = info or source.info
     count = len(source) if limit is None else min(limit, len(source))
     where = f"dataset {info.name!r}" + (f", split {split!r}" if split else "")
     if count < 1:
-        raise UserError(f"{where}: no image to evaluate; check `eval_split` and `dataset_dir`")
+        raise UserError(f"{where}: no images to evaluate; check `eval_split` and `dataset_dir`")
     if network.num_classes != info.num_classes:
         raise UserError(
             f"{where} has {info.num_classes} classes and the model {network.num_classes}; "
             "give the dataset that the model was trained on"
         )
-    predictor, loaded = (
-        Predictor(network, config),
-        batches(source, count, config.eval_batch_size, info, len(devices) or 1),
-    )
+    predictor = Predictor(network, config)
+    loaded = batches(source, count, config.eval_batch_size, info, len(devices) or 1)
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
-    bar, done = Progress(count, "evaluation") if progress else None, 0
+    bar = Progress(count, "evaluation") if progress else None
+    done = 0
     for images, found in _counted(predictor, loaded, source, info, details, devices or [None]):
         matrix += found
         done += images
@@ -88,13 +99,15 @@ def evaluate(
 
 
 def find_devices(count: int = 0) -> tuple[str, ...]:
-    """Names of the devices that can share an evaluation: the visible GPUs; without one, TensorFlow's logical CPUs.
+    """Returns the names of the devices that can share an evaluation.
+
+    These are the visible GPUs or, without a GPU, TensorFlow's logical CPUs.
 
     Args:
-        count: so many of them; 0: all.
+        count: The number of devices, or 0 for all.
 
     Raises:
-        UserError: there are not so many.
+        UserError: Fewer devices are available.
     """
     found = [
         device.name
@@ -103,8 +116,8 @@ def find_devices(count: int = 0) -> tuple[str, ...]:
     if count > len(found):
         kind = found[0].split(":")[-2]
         raise UserError(
-            f"`eval_devices={count}`: TensorFlow sees {len(found)} {kind} here; give at most "
-            "that, or 0 for all"
+            f"`eval_devices={count}`: only {len(found)} {kind} available; give at most that, or 0 "
+            "for all"
         )
     return tuple(found[:count] if count else found)
 
@@ -120,12 +133,14 @@ def _counted(
     details: Details | None,
     devices: Sequence[str | None],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The number of images and the confusion matrix of each batch: a thread a device predicts, another one counts."""
+    """Yields the number of images and the confusion matrix of each batch.
+
+    One thread per device predicts, and another thread counts.
+    """
 
     def predict(device: str | None, images: np.ndarray, labels: np.ndarray) -> Prediction:
-        with tf.device(
-            device
-        ):  # the weights stay where they are, and are copied for each batch: they are small
+        # The weights stay on their device and are copied for each batch, because they are small.
+        with tf.device(device):
             if details is None:
                 predictions, labels = predictor.compare(images, labels)
                 return labels, predictions, None
@@ -158,11 +173,18 @@ def _counted(
 def batches(
     source: Source, count: int, batch_size: int, info: DatasetInfo, devices: int = 1
 ) -> Iterator[Batch]:
-    """The first `count` pairs, those of equal size together; every pair once, in no particular order; for so many devices.
+    """Yields batches of pairs of equal size, in no particular order.
+
+    Args:
+        source: The images and labels.
+        count: The number of pairs, the first ones of the source; each occurs once.
+        batch_size: The largest number of pairs in a batch.
+        info: The classes.
+        devices: The number of devices that share the batches.
 
     Yields:
-        Their indices, images uint8 `[batch, height, width, 3]` and labels uint8 `[batch, height,
-        width]`.
+        The indices of the pairs, the images, uint8 `[batch, height, width, 3]`, and the labels,
+        uint8 `[batch, height, width]`.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = {}
     ahead = _loaded_ahead(source, count, 2 * batch_size * devices, info, LOADER_THREADS * devices)
@@ -171,9 +193,7 @@ def batches(
         group.append((index, image, label))
         if len(group) == batch_size:
             yield _stacked(waiting.pop(image.shape))
-        elif (
-            sum(map(len, waiting.values())) > 4 * batch_size
-        ):  # so that many sizes do not fill the memory
+        elif sum(map(len, waiting.values())) > 4 * batch_size:  # a limit for many different sizes
             yield _stacked(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
     yield from map(_stacked, waiting.values())
 
@@ -186,7 +206,7 @@ def _stacked(pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Batch:
 def _loaded_ahead(
     source: Source, count: int, ahead: int, info: DatasetInfo, threads: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs in order, read by threads while the network runs; at most `ahead` of them wait."""
+    """Yields pairs in order, read by threads while the network runs, at most `ahead` in advance."""
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = source.load(index)
@@ -207,17 +227,18 @@ def _loaded_ahead(
 
 
 def _check_pair(name: str, image: np.ndarray, label: np.ndarray, info: DatasetInfo) -> None:
-    """Raises UserError for a label of another size than its image or with ids that are no class."""
+    """Raises UserError if a label has another size than its image, or unknown values."""
     if image.shape[:2] != label.shape:
         sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape[:2])]
         raise UserError(
-            f"{name}: the label is {sizes[0]} and the image {sizes[1]}; both must have one size"
+            f"{name}: the label is {sizes[0]} and the image {sizes[1]}; both must have the same "
+            "size"
         )
     present = np.flatnonzero(np.bincount(label.ravel()))
     strange = [int(i) for i in present if i >= info.num_classes and i != info.ignore_label]
     if strange:
         raise UserError(
-            f"{name}: the label holds {', '.join(map(str, strange[:8]))}; allowed are 0 to "
-            f"{info.num_classes - 1} and "
-            f"the ignore label {info.ignore_label}; check the label files or `ignore_label`"
+            f"{name}: the label has the values {', '.join(map(str, strange[:8]))}; allowed are 0 "
+            f"to {info.num_classes - 1} and the ignore label {info.ignore_label}; check the label "
+            "files or `ignore_label`"
         )

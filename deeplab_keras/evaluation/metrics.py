@@ -1,6 +1,6 @@
-"""The confusion matrix and what is read from it: mIoU, per-class IoU and the accuracies.
+"""The confusion matrix and its scores: mIoU, IoU per class and accuracies.
 
-`MeanIoU` counts inside a compiled step. `Scores` turns the finished counts into numbers.
+`MeanIoU` counts pixels inside a compiled step. `Scores` computes all scores from the counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from keras import ops
 from deeplab_keras.config import UserError
 from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
 
-# JAX has no 64-bit numbers unless it is told to.
+# JAX has no 64-bit numbers by default.
 COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else ("int64", "float64")
 
 
@@ -23,30 +23,33 @@ COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else 
 class MeanIoU(keras.metrics.Metric):
     """Mean intersection over union of all pixels since the last reset, from a confusion matrix.
 
-    The counts in `matrix` are int64: a float32 counter stops at 2**24 pixels, a few Cityscapes
-    images. On JAX they are uint32, which holds 4.29 billion pixels per pair of classes. A class
-    that occurs in neither the labels nor the predictions is left out of the mean. Without any
+    The counts in `matrix` are int64, because a float32 counter stops at 2**24 pixels, a few
+    Cityscapes images. On JAX they are uint32, up to 4.29 billion pixels per pair of classes. The
+    mean does not include classes that occur in neither the labels nor the predictions. Without any
     counted pixel the result is 0.
 
     A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class,
-    is counted in `out_of_range` only. If that is not 0, the labels do not match the list of
+    is only counted in `out_of_range`. If that is not 0, the labels do not match the list of
     classes.
 
-    Example:
-    ```python
-    metric = MeanIoU(num_classes=2, ignore_label=255)
-    metric.update_state([[[0, 0, 1, 255]]], [[[0, 1, 1, 1]]])
-    metric.result()  # 0.5: (1/2 + 1/2) / 2
-    ```
-
     Args:
-        num_classes: number of classes C.
-        ignore_label: label of the pixels to ignore.
-        name: name in the logs.
-        dtype: dtype of the result.
+        num_classes: The number of classes C, including the background if it is one.
+        ignore_label: The label of pixels to ignore.
+        name: The name in logs.
+        dtype: The dtype of the result.
 
     Raises:
-        UserError: fewer than two classes.
+        UserError: If there are fewer than two classes.
+
+    Example:
+        >>> metric = dk.metrics.MeanIoU(num_classes=2, ignore_label=255)
+        >>> metric.update_state([[[0, 0, 1, 255]]], [[[0, 1, 1, 1]]])
+        >>> float(metric.result())  # (1/2 + 1/2) / 2
+        0.5
+        >>> metric.scores().per_class_iou
+        (0.5, 0.5)
+        >>> model = dk.load_model("runs/demo")
+        >>> model.compile(metrics=[dk.metrics.MeanIoU(11)])
     """
 
     def __init__(
@@ -55,8 +58,8 @@ class MeanIoU(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         if num_classes < 2:
             raise UserError(
-                f"MeanIoU: num_classes={num_classes}; at least 2, the background counted "
-                "if it is one"
+                f"MeanIoU: num_classes must be at least 2, including the background. Received: "
+                f"num_classes={num_classes}"
             )
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -69,15 +72,15 @@ class MeanIoU(keras.metrics.Metric):
         """Counts a batch.
 
         Args:
-            y_true: class ids `[batch, height, width]` or `[batch, height, width, 1]`, as
-                `SegmentationLoss` takes them.
-            y_pred: logits, float `[batch, height, width, num_classes]`, or predicted labels, int
+            y_true: Class ids `[batch, height, width]` or `[batch, height, width, 1]`, as in
+                `SegmentationLoss`.
+            y_pred: Logits, float `[batch, height, width, num_classes]`, or predicted labels, int
                 `[batch, height, width]`.
-            sample_weight: must be None. The ignore label excludes pixels.
+            sample_weight: Must be `None`. Use the ignore label to exclude pixels.
 
         Raises:
-            UserError: one-hot labels, shapes that do not match, scores of another number of
-                classes, or sample weights.
+            UserError: If the labels are one-hot, the shapes do not match, the scores have another
+                number of classes, or sample weights are given.
         """
         refuse_sample_weight(sample_weight)
         predictions = ops.convert_to_tensor(y_pred)
@@ -91,19 +94,16 @@ class MeanIoU(keras.metrics.Metric):
         if are_scores:
             if predictions.shape[-1] not in (None, self.num_classes):
                 raise UserError(
-                    f"MeanIoU of {self.num_classes} classes: scores of shape "
-                    f"{tuple(predictions.shape)}; their last axis "
-                    "has one score per class, and predicted labels are integers"
+                    f"MeanIoU with {self.num_classes} classes: the last axis of scores must have "
+                    f"one score per class. Received: scores of shape {tuple(predictions.shape)}; "
+                    "predicted labels must be integers"
                 )
             predictions = ops.argmax(predictions, axis=-1)
-        labels = ops.cast(labels, "int32")
-        labels, predictions = (
-            ops.reshape(labels, [-1]),
-            ops.reshape(ops.cast(predictions, "int32"), [-1]),
-        )
+        labels = ops.reshape(ops.cast(labels, "int32"), [-1])
+        predictions = ops.reshape(ops.cast(predictions, "int32"), [-1])
 
-        # Two cells behind the matrix take what is not counted there, so that one pass over the
-        # pixels does it all. A segment sum, because XLA cannot compile a bincount.
+        # Two more cells after the matrix count all other pixels, so that one pass is enough. A
+        # segment sum, because XLA cannot compile a bincount.
         size = self.num_classes
         known = (labels >= 0) & (labels < size) & (predictions >= 0) & (predictions < size)
         cells = ops.where(known, labels * size + predictions, size * size)
@@ -114,7 +114,7 @@ class MeanIoU(keras.metrics.Metric):
         self.out_of_range.assign_add(counts[size * size])
 
     def result(self) -> Any:
-        """Mean IoU so far, a float scalar."""
+        """Returns the mean IoU so far, a float scalar."""
         matrix = ops.cast(ops.convert_to_tensor(self.matrix), SHARES)
         intersection = ops.diagonal(matrix)
         union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - intersection
@@ -123,11 +123,11 @@ class MeanIoU(keras.metrics.Metric):
         return ops.cast(ops.sum(iou) / ops.maximum(ops.sum(present), 1.0), self.dtype)
 
     def scores(self) -> Scores:
-        """All scores of the counts so far; outside of a compiled function."""
+        """Returns all `Scores` of the counts so far. Call it outside of compiled functions."""
         return Scores.from_matrix(ops.convert_to_numpy(self.matrix))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
@@ -135,19 +135,24 @@ class MeanIoU(keras.metrics.Metric):
         }
 
 
-ConfusionMatrix = MeanIoU  # its former name
+ConfusionMatrix = MeanIoU  # the former name of MeanIoU
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of a confusion matrix, all in 0..1; NaN where the matrix is empty.
+    """The scores of a confusion matrix, in 0..1; NaN for an empty matrix.
 
     Attributes:
-        miou: mean IoU over the classes in the labels or the predictions.
-        per_class_iou: IoU of each class; None for a class in neither.
-        pixel_accuracy: share of the pixels with the right class.
-        mean_accuracy: mean recall over the classes in the labels.
-        frequency_weighted_iou: mean IoU weighted by the classes' shares of the labelled pixels.
+        miou: The mean IoU over the classes in the labels or predictions.
+        per_class_iou: The IoU of each class, `None` for a class in neither.
+        pixel_accuracy: The share of pixels with the correct class.
+        mean_accuracy: The mean recall over the classes in the labels.
+        frequency_weighted_iou: The mean IoU weighted by the classes' shares of the labeled pixels.
+
+    Example:
+        >>> scores = dk.metrics.Scores.from_matrix(np.array([[3, 1], [0, 4]]))
+        >>> scores.pixel_accuracy, scores.per_class_iou
+        (0.875, (0.75, 0.8))
     """
 
     miou: float
@@ -158,13 +163,13 @@ class Scores:
 
     @classmethod
     def from_matrix(cls, matrix: np.ndarray) -> Scores:
-        """Scores of an integer matrix `[label, prediction]` of pixel counts."""
+        """Computes the scores of a matrix of pixel counts `[label, prediction]`."""
         counts = np.asarray(matrix, np.float64)
         total = counts.sum()
         if total == 0:
             return cls(np.nan, (None,) * len(counts), np.nan, np.nan, np.nan)
-        intersection, labelled = np.diagonal(counts), counts.sum(1)
-        union = labelled + counts.sum(0) - intersection
+        intersection, labeled = np.diagonal(counts), counts.sum(1)
+        union = labeled + counts.sum(0) - intersection
         iou = intersection / np.maximum(union, 1)
         return cls(
             miou=float(iou[union > 0].mean()),
@@ -172,27 +177,32 @@ class Scores:
                 float(value) if area > 0 else None for value, area in zip(iou, union, strict=True)
             ),
             pixel_accuracy=float(intersection.sum() / total),
-            mean_accuracy=float((intersection / np.maximum(labelled, 1))[labelled > 0].mean()),
-            frequency_weighted_iou=float((labelled * iou).sum() / total),
+            mean_accuracy=float((intersection / np.maximum(labeled, 1))[labeled > 0].mean()),
+            frequency_weighted_iou=float((labeled * iou).sum() / total),
         )
 
 
 def count_pixels(
     labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = 255
 ) -> np.ndarray:
-    """Confusion matrix of label maps on the host.
+    """Computes the confusion matrix of label maps in NumPy.
 
     Args:
-        labels: int label maps of any shape; each value a class or the ignore label.
-        predictions: predicted classes of the same shape.
-        num_classes: number of classes C.
-        ignore_label: label of pixels that do not count.
+        labels: Label maps of any shape, integers; each value is a class or the ignore label.
+        predictions: Predicted classes of the same shape.
+        num_classes: The number of classes C.
+        ignore_label: The label of pixels to ignore.
 
     Returns:
-        int64 `[C, C]`, rows: label, columns: prediction.
+        int64 `[C, C]`, with labels as rows and predictions as columns.
+
+    Example:
+        >>> labels, predictions = np.array([0, 0, 1, 255]), np.array([0, 1, 1, 1])
+        >>> dk.metrics.count_pixels(labels, predictions, num_classes=2).tolist()
+        [[1, 1], [0, 1]]
     """
-    # The ignore label has a row of its own, then dropped: three times faster than picking the
-    # counted pixels.
+    # Counting the ignore label in a separate row, which is then dropped, is three times faster than
+    # selecting the counted pixels.
     rows = max(num_classes, ignore_label + 1)
     cells = labels.astype(np.int64) * num_classes + predictions
     counts = np.bincount(cells.ravel(), minlength=rows * num_classes).reshape(rows, num_classes)

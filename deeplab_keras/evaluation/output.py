@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder: metrics.json, tables, and a page with the best and the worst images."""
+"""Output files of an evaluation: metrics.json, tables and a page."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deeplab_keras.visualization import panel
 def draw_panel(
     predictor: Predictor, image: np.ndarray, label: np.ndarray | None, info: DatasetInfo
 ) -> np.ndarray:
-    """Image, label, prediction, errors and confidence with the legend, in the colours that the predictor's config names.
+    """Draws image, label, prediction, errors and confidence, with a legend.
 
     Args:
-        predictor: the model, and how it is run.
+        predictor: The model and its config, which also selects the palette.
         image: uint8 `[height, width, 3]`.
-        label: `[height, width]`; None: there is none.
-        info: the classes.
+        label: `[height, width]`, or `None` for an image without a label.
+        info: The classes.
 
     Returns:
         uint8 `[height, width, 3]`.
@@ -49,19 +49,19 @@ def write_report(
     pictures: int = 4,
     training_csv: pathlib.Path | None = None,
 ) -> None:
-    """Writes metrics.json, metrics.csv and metrics.md and, where there are details, report.html.
+    """Writes metrics.json, metrics.csv, metrics.md and, with details, report.html.
 
     Args:
-        folder: where to; made if need be.
-        report: the scores.
-        details: what `evaluate` collected; None: no page.
-        predictor: draws the images of the page.
-        source: where they are.
-        pictures: how many of the worst and of the best images.
-        training_csv: the course of the training, for the page.
+        folder: The output folder; created if it does not exist.
+        report: The scores.
+        details: The details that `evaluate` collected; `None` for no page.
+        predictor: The predictor, for the images of the page.
+        source: The images and labels.
+        pictures: The number of worst images and of best images.
+        training_csv: The training.csv of the run, for the charts of the page.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: A file cannot be written.
     """
     report.save(folder / "metrics.json")
     write_text(folder / "metrics.csv", report.to_csv())

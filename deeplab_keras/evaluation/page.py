@@ -1,4 +1,4 @@
-"""The evaluation as one HTML page without other files: scores, confusions, the best and the worst images."""
+"""An evaluation as a single HTML page: scores, confusions, the best and worst images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from deeplab_keras.evaluation.detail import ImageScore
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.visualization.html import render
 
-LARGEST_MATRIX = 60  # classes; a larger one is not readable as a table
+LARGEST_MATRIX = 60  # classes; a larger matrix is not readable as a table
 
 Picture = tuple[ImageScore, np.ndarray]
 
 
 def extremes(images: Sequence[ImageScore], count: int) -> tuple[list[ImageScore], list[ImageScore]]:
-    """The images with the lowest and the highest mIoU, the extreme one first, none of them in both lists."""
+    """Returns the images with the lowest and the highest mIoU, the most extreme first.
+
+    No image is in both lists.
+    """
     ranked = sorted(
         (image for image in images if not math.isnan(image.miou)), key=lambda image: image.miou
     )
@@ -35,13 +38,13 @@ def html_page(
     best: Sequence[Picture] = (),
     course: Sequence[dict[str, float]] = (),
 ) -> str:
-    """Returns the page's text.
+    """Returns the text of the page.
 
     Args:
-        report: the scores.
-        worst: the worst images with a panel each, uint8 `[height, width, 3]`.
-        best: the best images, in the same form.
-        course: the rows of the run's training.csv, see `curves.read_rows`.
+        report: The scores.
+        worst: The worst images, each with its panel, uint8 `[height, width, 3]`.
+        best: The best images, in the same form.
+        course: The rows of the run's training.csv, see `curves.read_rows`.
     """
     classes = report.classes()
     return render(
@@ -60,7 +63,7 @@ def html_page(
 
 
 def _shares(report: Report) -> dict[str, list[float | None]]:
-    """For each class, the shares of its pixels by predicted class; None if it has no pixels."""
+    """Returns the confusion matrix as shares of each class's pixels, `None` for absent classes."""
     return {
         name: [count / sum(row) if any(row) else None for count in row]
         for name, row in zip(report.per_class_iou, report.confusion_matrix, strict=True)

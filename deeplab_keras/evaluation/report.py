@@ -1,4 +1,4 @@
-"""What a model scored: the report, its JSON and its tables."""
+"""The report of an evaluation, as JSON, CSV, Markdown and text."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ BAR_WIDTH = 20
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a model scored; the keys of metrics.json.
+    """The scores of a model on a dataset. The attributes are the keys of metrics.json.
 
     Attributes:
-        miou: mean IoU over the classes that are in the labels or the predictions.
-        pixel_accuracy: share of the pixels with the right class.
-        mean_accuracy: mean recall over the classes in the labels.
-        frequency_weighted_iou: mean IoU weighted by the classes' shares of the labelled pixels.
-        per_class_iou: class name -> IoU; None for a class that is in neither the labels nor the
+        miou: The mean IoU over the classes in the labels or predictions.
+        pixel_accuracy: The share of pixels with the correct class.
+        mean_accuracy: The mean recall over the classes in the labels.
+        frequency_weighted_iou: The mean IoU weighted by the classes' shares of the labeled pixels.
+        per_class_iou: The IoU by class name, `None` for a class in neither the labels nor the
             predictions.
-        confusion_matrix: pixel counts, rows: label, columns: prediction.
-        images: number of images.
-        model: name of the model.
-        dataset: name of the dataset.
-        split: name of the split.
-        boundary_iou: mean IoU of the classes' outlines, see `detail`; None where it was not
-            measured, as below.
-        per_class_boundary_iou: class name -> IoU of its outlines; None for a class without.
-        expected_calibration_error: mean distance between confidence and accuracy, 0..1.
+        confusion_matrix: Pixel counts, with labels as rows and predictions as columns.
+        images: The number of images.
+        model: The name of the model.
+        dataset: The name of the dataset.
+        split: The name of the split.
+        boundary_iou: The mean IoU of the classes' boundaries, see `evaluation/detail.py`; `None` if
+            not measured, as for the next two.
+        per_class_boundary_iou: The boundary IoU by class name, `None` for a class without
+            boundaries.
+        expected_calibration_error: The mean distance between confidence and accuracy, 0..1.
+
+    Example:
+        >>> source = dk.open_dataset(dk.DataConfig(dataset="synthetic"), "val")
+        >>> report = dk.evaluate(dk.load_model("runs/demo"), source, limit=4, progress=False)
+        >>> report.save("metrics.json")
+        >>> dk.Report.from_json(report.to_json()) == report
+        True
+        >>> print(report.to_csv().splitlines()[0])
+        class,iou,precision,recall,pixels
     """
 
     miou: float
@@ -59,7 +69,7 @@ class Report:
     def from_matrix(
         cls, matrix: np.ndarray, info: DatasetInfo, images: int, *, model: str = "", split: str = ""
     ) -> Report:
-        """The report of a confusion matrix, int `[num_classes, num_classes]`."""
+        """Makes the report of a confusion matrix, int `[num_classes, num_classes]`."""
         scores = Scores.from_matrix(matrix)
         return cls(
             miou=scores.miou,
@@ -75,7 +85,7 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what was not measured is left out."""
+        """Returns the scores as JSON values, without those that were not measured."""
         values = {
             **dataclasses.asdict(self),
             "confusion_matrix": [list(row) for row in self.confusion_matrix],
@@ -83,7 +93,7 @@ class Report:
         return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> str:
-        """JSON text with one line a row of the confusion matrix."""
+        """Returns the scores as JSON, with one line per row of the confusion matrix."""
         rows = ",\n    ".join(json.dumps(row) for row in self.confusion_matrix)
         text = json.dumps({**self.to_dict(), "confusion_matrix": None}, indent=2)
         return (
@@ -93,31 +103,31 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The inverse of `to_json`; other keys are left out, as a checkpoint's metrics.json holds some."""
+        """Reads the result of `to_json`; ignores other keys, as in a checkpoint's metrics.json."""
         names = [field.name for field in dataclasses.fields(cls)]
         values = {name: value for name, value in json.loads(text).items() if name in names}
         return cls(**{**values, "confusion_matrix": tuple(map(tuple, values["confusion_matrix"]))})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON file, complete or not at all.
+        """Writes the JSON file atomically.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: The file cannot be written.
         """
         write_text(path, self.to_json())
 
     def classes(self) -> list[dict[str, Any]]:
-        """Each class with its scores in 0..1 (None: not defined), and its share of the labelled pixels."""
+        """Returns the scores of each class, in 0..1 or `None`, and its share of labeled pixels."""
         matrix = np.array(self.confusion_matrix, np.float64)
-        hits, labelled, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
+        hits, labeled, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
         rows = []
         for i, (name, iou) in enumerate(self.per_class_iou.items()):
             row = {
                 "class": name,
                 "iou": iou,
                 "precision": _share(hits[i], predicted[i]),
-                "recall": _share(hits[i], labelled[i]),
-                "pixels": _share(labelled[i], matrix.sum()),
+                "recall": _share(hits[i], labeled[i]),
+                "pixels": _share(labeled[i], matrix.sum()),
             }
             if self.per_class_boundary_iou is not None:
                 row["boundary_iou"] = self.per_class_boundary_iou[name]
@@ -125,7 +135,7 @@ class Report:
         return rows
 
     def totals(self) -> dict[str, float]:
-        """The scores over all classes, by what people call them, in 0..1."""
+        """Returns the scores over all classes, in 0..1, by their display names."""
         totals = {
             "mIoU": self.miou,
             "pixel accuracy": self.pixel_accuracy,
@@ -137,23 +147,18 @@ class Report:
         return {name: value for name, value in totals.items() if value is not None}
 
     def about(self) -> str:
-        """What was measured on what, in a line."""
-        return ", ".join(
-            filter(
-                None,
-                [
-                    f"{self.images} {'image' if self.images == 1 else 'images'}",
-                    self.dataset,
-                    self.split,
-                    self.model,
-                ],
-            )
-        )
+        """Returns one line with the number of images, dataset, split and model."""
+        images = f"{self.images} {'image' if self.images == 1 else 'images'}"
+        return ", ".join(filter(None, [images, self.dataset, self.split, self.model]))
 
     def confusions(self, count: int = 10) -> list[tuple[str, str, float, float]]:
-        """The largest confusions: label, prediction, their share of the label's pixels and of all pixels."""
+        """Returns the largest confusions.
+
+        Returns:
+            Tuples of label, prediction, share of the label's pixels, and share of all pixels.
+        """
         matrix = np.array(self.confusion_matrix, np.float64)
-        labelled, total = matrix.sum(1), matrix.sum()
+        labeled, total = matrix.sum(1), matrix.sum()
         np.fill_diagonal(matrix, 0)
         names = list(self.per_class_iou)
         found = []
@@ -164,18 +169,18 @@ class Report:
                     (
                         names[row],
                         names[column],
-                        matrix[row, column] / labelled[row],
+                        matrix[row, column] / labeled[row],
                         matrix[row, column] / total,
                     )
                 )
         return found
 
     def table(self) -> str:
-        """All scores in per cent as text, one class a line."""
+        """Returns all scores in percent as text, one line per class."""
         width = max(len("class"), *(min(len(name), 32) for name in self.per_class_iou))
         lines = [
             f"{'class':<{width}} {'IoU':>6} {'precision':>9} {'recall':>6} {'pixels':>6}   all in "
-            "per cent"
+            "percent"
         ]
         for row in self.classes():
             values = [row[key] for key in ("iou", "precision", "recall", "pixels")]
@@ -190,7 +195,7 @@ class Report:
         return "\n".join([self.about(), *lines, summary]) + "\n"
 
     def to_csv(self) -> str:
-        """One class a line, in 0..1; empty where a score is not defined."""
+        """Returns CSV text with one line per class, in 0..1; undefined scores are empty."""
         rows = self.classes()
         lines = [list(rows[0]), *([row[key] for key in rows[0]] for row in rows)]
         text = io.StringIO()
@@ -198,7 +203,7 @@ class Report:
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """The table for a page of documentation, in per cent."""
+        """Returns a Markdown table, in percent."""
         rows = self.classes()
         names = {
             "class": "class",
@@ -229,6 +234,6 @@ def _percent(value: float | None, width: int) -> str:
 
 
 def _distinct(names: tuple[str, ...]) -> list[str]:
-    """The class names; one that stands there twice (ADE20k's short names) gets its id behind it."""
+    """Returns the class names, with the id added to duplicates (as in ADE20k's short names)."""
     counts = collections.Counter(names)
     return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
