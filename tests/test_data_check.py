@@ -79,7 +79,7 @@ def test_every_mistake_is_found_at_once(dataset, tmp_path):
     assert result.splits[0].strange == int((mask(23, 36, ids=(0, 1, 7)) == 7).sum())
     assert result.label_weights() == {}, "made of wrong counts they would mislead"
     text = dataset_report.summary(result)
-    assert "wrong: unreadable files: 1" in text and "label_weights" not in text
+    assert "problem: unreadable files: 1" in text and "label_weights" not in text
 
 
 def test_broken_masks_do_not_hide_the_others_where_the_classes_are_inferred(dataset):
@@ -208,7 +208,7 @@ def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, c
     assert script("check_dataset.py")(*arguments) == 0
     page = (tmp_path / "report/report.html").read_text()
     assert (
-        "Nothing is wrong." in page and "&lt;b&gt;wall&lt;/b&gt;" in page and "<b>wall" not in page
+        "No problems found." in page and "&lt;b&gt;wall&lt;/b&gt;" in page and "<b>wall" not in page
     )
     assert (tmp_path / "report/contact_sheet.png").exists() and 'src="contact_sheet.png"' in page
     assert "default-src 'none'" in page, "the browser runs no script and loads nothing"

@@ -1,4 +1,4 @@
-"""Boundary IoU, calibration, each image's scores, the comparison of two models, and the page."""
+"""Boundary IoU, calibration, scores per image, the comparison of two models, and the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deeplab_keras.evaluation.output import draw_panel, write_report
 from deeplab_keras.evaluation.page import extremes, html_page
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Predictor, predict_logits
-from deeplab_keras.visualization import class_colours
+from deeplab_keras.visualization import class_colors
 
 
 def boundary_oracle(labels: np.ndarray, distance: int) -> np.ndarray:
@@ -52,8 +52,8 @@ def test_near_boundary(seed):
     )
 
 
-def test_boundary_counts_are_those_of_each_class_apart():
-    """Against the paper's form, class by class: a mask less its erosion."""
+def test_boundary_counts_equal_those_of_each_class():
+    """Compares with the paper's definition per class: a mask minus its erosion."""
     rng = np.random.default_rng(0)
     label, prediction = (
         rng.integers(0, CLASSES, (8, 6)).repeat(8, 0).repeat(8, 1) for _ in range(2)
@@ -88,12 +88,12 @@ def test_the_details_of_an_evaluation():
         )
         assert score.miou == pytest.approx(single.miou)
         assert score.pixel_accuracy == pytest.approx(single.pixel_accuracy)
-        assert score.labelled.sum() == (label != 255).sum()
+        assert score.labeled.sum() == (label != 255).sum()
         np.testing.assert_array_equal(
             score.predicted, np.bincount(predictor(image)[label != 255], minlength=CLASSES)
         )
 
-    pixels = []  # (confidence, right) of each
+    pixels = []  # (confidence, correct) of each pixel
     for image, label in source.pairs:
         logits = predict_logits(model, image[None])[0].numpy().astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -130,23 +130,21 @@ def make_single(source, index):
 
 def scores(seed: int, quality: float, count: int = 12) -> list[ImageScore]:
     rng = np.random.default_rng(seed)
-    labelled = rng.integers(50, 100, (count, CLASSES))
-    hits = (labelled * np.clip(quality + rng.normal(0, 0.03, labelled.shape), 0, 1)).astype(
-        np.int64
-    )
+    labeled = rng.integers(50, 100, (count, CLASSES))
+    hits = (labeled * np.clip(quality + rng.normal(0, 0.03, labeled.shape), 0, 1)).astype(np.int64)
     return [
         ImageScore(f"image {i}", h, n, n)
-        for i, (h, n) in enumerate(zip(hits, labelled, strict=True))
+        for i, (h, n) in enumerate(zip(hits, labeled, strict=True))
     ]
 
 
-def test_a_clear_difference_and_none():
+def test_a_clear_difference_and_no_difference():
     better = compare(scores(0, 0.6), scores(1, 0.7))
     total = [
-        np.sum([(s.hits, s.labelled) for s in scores(seed, q)], 0)
+        np.sum([(s.hits, s.labeled) for s in scores(seed, q)], 0)
         for seed, q in ((0, 0.6), (1, 0.7))
     ]
-    mious = [float(np.mean(hits / (2 * labelled - hits))) for hits, labelled in total]
+    mious = [float(np.mean(hits / (2 * labeled - hits))) for hits, labeled in total]
     assert better.miou == pytest.approx(tuple(mious))
     assert (
         0 < better.low < mious[1] - mious[0] < better.high
@@ -154,18 +152,18 @@ def test_a_clear_difference_and_none():
     )
     assert compare(scores(1, 0.7), scores(0, 0.6)).low == pytest.approx(-better.high, abs=2e-3)
     same = compare(scores(0, 0.6), scores(0, 0.6)[::-1])
-    assert same.low == same.high == 0 and "do not tell" in same.verdict
+    assert same.low == same.high == 0 and "not significant" in same.verdict
     table = better.table("runs/a", "runs/b", INFO.class_names)
     assert "B: runs/b" in table and f"{100 * better.low:+.2f} to" in table
 
 
-def test_the_interval_is_the_paired_bootstrap_s():
+def test_the_interval_is_a_paired_bootstrap():
     first, second = scores(0, 0.6, 5), scores(1, 0.62, 5)
     draws = np.random.default_rng(3).integers(0, 5, (4000, 5))
 
     def miou(images):
-        hits, labelled = np.sum([(s.hits, s.labelled) for s in images], 0)
-        return np.mean(hits / (2 * labelled - hits))
+        hits, labeled = np.sum([(s.hits, s.labeled) for s in images], 0)
+        return np.mean(hits / (2 * labeled - hits))
 
     differences = [
         miou([second[i] for i in draw]) - miou([first[i] for i in draw]) for draw in draws
@@ -195,7 +193,7 @@ def test_extremes():
 
 
 class Tags(html.parser.HTMLParser):
-    """Sees that what is opened is closed, and collects the text."""
+    """Checks that all tags are closed, and collects the text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +219,7 @@ def make_report() -> Report:
     return Report.from_matrix(matrix, info, 3, model="m", split="val")
 
 
-def test_page_is_whole_and_escapes_names():
+def test_page_is_complete_and_escapes_names():
     report = make_report()
     picture = np.zeros((4, 5, 3), np.uint8)
     score = dataclasses.replace(scores(0, 0.5, 1)[0], name='"><script>alert(1)</script>')
@@ -261,7 +259,7 @@ def test_files(tmp_path):
     } == {7}
 
 
-def test_the_course_of_a_training(tmp_path):
+def test_the_charts_of_a_training_run(tmp_path):
     path = tmp_path / "training.csv"
     path.write_text(
         "step,loss,train_miou,learning_rate,val_miou\n10,2.0,0.1,0.01,\n20,1.0,nan,0.005,0.25\n30,0.5,0.3,0.001,0.5\n"
@@ -277,7 +275,7 @@ def test_the_course_of_a_training(tmp_path):
     xs, ys = zip(*points[0], strict=True)
     assert (
         xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1) and ys[0] < ys[1] < ys[2]
-    )  # SVG's y points down
+    )  # y points down in SVG
     assert (ys[1] - ys[0]) == pytest.approx(2 * (ys[2] - ys[1]), abs=0.2)
     for course in ([], rows[:1]):
         assert "<h2>Training" not in html_page(make_report(), course=course)
@@ -286,7 +284,7 @@ def test_the_course_of_a_training(tmp_path):
 def test_script_compares(tiny_run, capsys):
     assert script("eval.py")(f"--compare={tiny_run},{tiny_run}/best") == 0
     shown = capsys.readouterr().out
-    assert "do not tell which is better" in shown and "+0.00 to +0.00" in shown
+    assert "the difference is not significant" in shown and "+0.00 to +0.00" in shown
     assert script("eval.py")(f"--compare={tiny_run}") == 1
     assert "--compare=" in capsys.readouterr().err
     assert script("eval.py")(f"--checkpoint_dir={tiny_run}") == 0
@@ -297,7 +295,7 @@ def test_script_compares(tiny_run, capsys):
 
 
 def console(page: pathlib.Path, shot: pathlib.Path) -> list[str]:
-    """What a browser says on its console when it opens a page, of which it takes a picture."""
+    """Opens a page in a browser, takes a screenshot, and returns the console output."""
     flags = (
         "--headless",
         "--no-sandbox",
@@ -317,7 +315,7 @@ def console(page: pathlib.Path, shot: pathlib.Path) -> list[str]:
 
 
 @pytest.mark.package("chromium")
-def test_a_browser_shows_the_page_without_a_word(tmp_path):
+def test_a_browser_shows_the_page_without_errors(tmp_path):
     source, model = make_source(), make_model()
     details = Details(source.info)
     report = evaluate(model, source, progress=False, details=details)
@@ -325,37 +323,37 @@ def test_a_browser_shows_the_page_without_a_word(tmp_path):
     course.write_text(
         "step,loss,learning_rate,val_miou\n10,2.0,0.01,\n20,1.0,0.005,0.25\n30,0.5,0.001,0.5\n"
     )
-    predictor = Predictor(model, EvalConfig(palette="colour_blind"))
+    predictor = Predictor(model, EvalConfig(palette="color_blind"))
     write_report(tmp_path, report, details, predictor, source, pictures=2, training_csv=course)
     assert console(tmp_path / "report.html", tmp_path / "shot.png") == []
     shown = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB"))
     rows = {
-        name: (shown == colour).all(-1).any(1)
-        for name, colour in {
+        name: (shown == color).all(-1).any(1)
+        for name, color in {
             "totals": (241, 244, 246),
             "chart": (47, 125, 140),
-            "a class": class_colours(INFO, "colour_blind")[1],
+            "a class": class_colors(INFO, "color_blind")[1],
         }.items()
     }
     first = {name: int(found.argmax()) for name, found in rows.items() if found.any()}
     assert list(first) == sorted(first, key=first.__getitem__) == list(rows), (
         "the parts stand below each other, all seen"
     )
-    assert not (shown == INFO.palette[1]).all(-1).any(), "colours of one palette alone"
+    assert not (shown == INFO.palette[1]).all(-1).any(), "colors of one palette alone"
 
     broken = tmp_path / "broken.html"
     broken.write_text("<script>throw Error('this one is to be seen')</script>")
     assert "this one is to be seen" in console(broken, tmp_path / "broken.png")[0]
 
 
-@pytest.mark.parametrize("palette", ["dataset", "colour_blind"])
+@pytest.mark.parametrize("palette", ["dataset", "color_blind"])
 def test_a_panel_has_the_palette_of_the_config(palette):
     image, label = make_source([(40, 60)]).load(0)
     image = (image // 128 * 60 + 90).astype(
         np.uint8
-    )  # no pixel of it has by chance a class's colour
+    )  # no pixel happens to have the color of a class
     drawn = draw_panel(Predictor(make_model(), EvalConfig(palette=palette)), image, label, INFO)
-    other = {"dataset": "colour_blind", "colour_blind": "dataset"}[palette]
+    other = {"dataset": "color_blind", "color_blind": "dataset"}[palette]
     for chosen, seen in ((palette, True), (other, False)):
-        for colour in class_colours(INFO, chosen)[1:3]:
-            assert (drawn == colour).all(-1).any() == seen
+        for color in class_colors(INFO, chosen)[1:3]:
+            assert (drawn == color).all(-1).any() == seen

@@ -1,4 +1,4 @@
-"""predict.py: what it finds, what it writes, and what it says about files that are none."""
+"""predict.py: finding inputs, writing results, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from deeplab_keras.prediction import images as images_module
 from deeplab_keras.prediction import results as results_module
 from deeplab_keras.prediction.images import ImageJob
 from deeplab_keras.prediction.inputs import IMAGES
-from deeplab_keras.visualization import class_colours, colorize, legend, overlay
+from deeplab_keras.visualization import class_colors, colorize, legend, overlay
 
-COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
-INFO = DatasetInfo("three", ("sky", "tree", "car"), COLOURS)
+COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+INFO = DatasetInfo("three", ("sky", "tree", "car"), COLORS)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -48,7 +48,7 @@ def put(path: pathlib.Path, height: int = 6, width: int = 9, **options: object) 
 
 
 def strongest_channel(classes: int = 3) -> keras.Model:
-    """A network whose class is the strongest of red, green and blue; classes beyond these never win."""
+    """A network whose label is the strongest of red, green and blue; it predicts no other class."""
     image = keras.Input((None, None, 3))
     conv = keras.layers.Conv2D(classes, 1)
     model = keras.Model(image, conv(image))
@@ -86,14 +86,14 @@ def job(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Callable[
     return run
 
 
-# --- What is found ---
+# --- Inputs ---
 
 
 def names(given: pathlib.Path | str, output: pathlib.Path | str = "") -> list[str]:
     return [item.name for item in find_inputs(str(given), output)]
 
 
-def test_a_folder_is_searched_with_all_below_it(tmp_path):
+def test_a_folder_is_searched_recursively(tmp_path):
     for name in (
         "b.JPG",
         "a/c.png",
@@ -146,14 +146,14 @@ def test_links_to_folders_are_followed_once(tmp_path):
     )
 
 
-def test_a_pattern_gives_a_file_once_where_links_form_a_cycle(tmp_path):
+def test_a_pattern_finds_a_file_once_if_links_form_a_cycle(tmp_path):
     put(tmp_path / "photos/a.png"), put(tmp_path / "photos/real/b.png")
     (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
     (tmp_path / "photos/c.png").symlink_to("a.png")
     assert names(tmp_path / "photos/**/*.png") == ["a", "c", "real/b"]
 
 
-def test_a_pattern_keeps_the_folders_below_its_plain_part(tmp_path):
+def test_a_pattern_keeps_the_folders_that_it_matches(tmp_path):
     for name in ("x/a/1.png", "x/b/2.png", "x/b/c/3.png", "y/4.png"):
         put(tmp_path / name)
     assert names(tmp_path / "x/*/*.png") == ["a/1", "b/2"]
@@ -161,7 +161,7 @@ def test_a_pattern_keeps_the_folders_below_its_plain_part(tmp_path):
     assert names(tmp_path / "*/4.png") == ["y/4"]
 
 
-def test_a_file_is_taken_whatever_its_name(tmp_path, monkeypatch):
+def test_a_file_can_have_any_name(tmp_path, monkeypatch):
     assert names(put(tmp_path / "a[1].png")) == ["a[1]"]
     assert names(put(tmp_path / "scan", format="PNG")) == ["scan"]
     monkeypatch.chdir(tmp_path)
@@ -170,7 +170,7 @@ def test_a_file_is_taken_whatever_its_name(tmp_path, monkeypatch):
     )
 
 
-def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path):
+def test_names_that_differ_only_in_the_suffix_keep_it(tmp_path):
     for name in ("a.png", "a.jpg", "b.png", "sub/a.png", "c.png.png"):
         put(tmp_path / name)
     assert names(tmp_path) == ["a.jpg", "a.png", "b", "c.png.png", "sub/a"]
@@ -179,9 +179,9 @@ def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{}/none.png", "--input={}/none.png: there is no such file or folder"),
-        ("{}/none*.png", "no image or video there; known are .apng .avif .bmp"),
-        ("{}", "--input={}: no image or video there, among 1 other files"),
+        ("{}/none.png", "--input={}/none.png: no such file or folder"),
+        ("{}/none*.png", "contains no image or video; supported are .apng .avif .bmp"),
+        ("{}", "--input={}: contains no image or video, among 1 other files"),
     ],
 )
 def test_nothing_found(tmp_path, given, message):
@@ -191,21 +191,21 @@ def test_nothing_found(tmp_path, given, message):
     assert message.format(tmp_path) in as_command_line(error.value)
 
 
-# --- What is written ---
+# --- Outputs ---
 
 
 def test_every_output_of_an_image(job, tmp_path):
     image = np.asarray(Image.open(put(tmp_path / "in/sub/a.png", 7, 11)))
     job(
         tmp_path / "in",
-        outputs=("labels", "colour", "overlay", "probabilities"),
+        outputs=("labels", "color", "overlay", "probabilities"),
         legend=False,
         probability_type="float32",
     )
     out = tmp_path / "out/sub"
     labels = np.asarray(Image.open(out / "a_labels.png"))
     assert labels.dtype == np.uint8 and (labels == image.argmax(-1)).all()
-    assert (np.asarray(Image.open(out / "a_colour.png")) == np.array(COLOURS)[labels]).all()
+    assert (np.asarray(Image.open(out / "a_color.png")) == np.array(COLORS)[labels]).all()
     assert (np.asarray(Image.open(out / "a_overlay.png")) == overlay(image, labels, INFO)).all()
     with np.load(out / "a_probabilities.npz", allow_pickle=False) as file:
         assert file["class_names"].tolist() == ["sky", "tree", "car"]
@@ -214,7 +214,7 @@ def test_every_output_of_an_image(job, tmp_path):
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, scores / scores.sum(-1, keepdims=True), atol=1e-6)
     assert sorted(path.name for path in out.iterdir()) == [
-        "a_colour.png",
+        "a_color.png",
         "a_labels.png",
         "a_overlay.png",
         "a_probabilities.npz",
@@ -222,12 +222,12 @@ def test_every_output_of_an_image(job, tmp_path):
 
 
 def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
-    """A huge picture is made and written some rows at a time: the same as all at once, the legend too."""
+    """Drawing and writing a picture in strips equals drawing it at once, including the legend."""
     image = np.asarray(Image.open(put(tmp_path / "a.png", 70, 90)))
     job(tmp_path / "a.png")
     whole = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out").iterdir()}
     assert (
-        set(whole) == {"a_labels.png", "a_colour.png", "a_overlay.png"}
+        set(whole) == {"a_labels.png", "a_color.png", "a_overlay.png"}
         and len(whole["a_overlay.png"]) > 70 + 8
     )
     labels = image.argmax(-1)
@@ -250,7 +250,7 @@ def test_pictures_are_written_in_strips(job, tmp_path, monkeypatch):
         assert (np.asarray(Image.open(tmp_path / "out" / name)) == expected).all(), name
 
 
-def test_a_huge_picture_goes_before_the_next_is_read(job, tmp_path, monkeypatch):
+def test_a_huge_picture_is_freed_before_the_next_is_read(job, tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "AHEAD", 100)
     monkeypatch.setattr(images_module, "HUGE", {"whole": 100})
     held: list[weakref.ref] = []
@@ -270,19 +270,19 @@ def test_a_huge_picture_goes_before_the_next_is_read(job, tmp_path, monkeypatch)
     assert alive == [0, 0, 0]
 
 
-def test_probabilities_of_16_bits_are_the_default(job, tmp_path):
+def test_probabilities_are_float16_by_default(job, tmp_path):
     job(put(tmp_path / "a.png"), outputs=("probabilities",))
     with np.load(tmp_path / "out/a_probabilities.npz") as file:
         assert file["probabilities"].dtype == np.float16
 
 
-@pytest.mark.parametrize("palette", ["dataset", "colour_blind"])
-def test_the_legend_keeps_to_the_palette(job, tmp_path, palette):
-    image = Image.fromarray(np.full((300, 400, 3), (10, 250, 20), np.uint8))  # a tree alone
+@pytest.mark.parametrize("palette", ["dataset", "color_blind"])
+def test_the_legend_has_the_palette(job, tmp_path, palette):
+    image = Image.fromarray(np.full((300, 400, 3), (10, 250, 20), np.uint8))  # only a tree
     image.save(tmp_path / "a.png")
     job(tmp_path / "a.png", EvalConfig(palette=palette))
-    tree, sky = class_colours(INFO, palette)[[1, 0]]
-    assert (np.asarray(Image.open(tmp_path / "out/a_colour.png")) == tree).all()
+    tree, sky = class_colors(INFO, palette)[[1, 0]]
+    assert (np.asarray(Image.open(tmp_path / "out/a_color.png")) == tree).all()
     drawn = np.asarray(Image.open(tmp_path / "out/a_overlay.png"))
     assert (
         drawn[:300, :400]
@@ -291,7 +291,7 @@ def test_the_legend_keeps_to_the_palette(job, tmp_path, palette):
     assert (drawn[300:] == tree).all(-1).sum() > 50 and not (drawn[300:] == sky).all(-1).any()
 
 
-def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
+def test_batches_and_tiles_do_not_change_results(job, tmp_path, monkeypatch):
     calls = []
     whole = Predictor.predict_batch
     monkeypatch.setattr(
@@ -324,8 +324,8 @@ def test_batches_and_tiles_change_nothing(job, tmp_path, monkeypatch):
     ).all()
 
 
-def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys):
-    """Other labels than those of the whole image may come of it."""
+def test_automatic_tiles_are_reported(job, tmp_path, monkeypatch, capsys):
+    """Tiles can change labels compared with the whole image."""
     monkeypatch.setattr(images_module, "HUGE", {"whole": 500, "slide": 700})
     put(tmp_path / "big.png", 20, 30)
     job(tmp_path / "big.png", outputs=("labels",))
@@ -342,11 +342,11 @@ def test_what_goes_in_tiles_by_itself_is_told(job, tmp_path, monkeypatch, capsys
         assert "in tiles" not in capsys.readouterr().err
 
 
-def test_a_photograph_of_a_phone_goes_in_one_piece():
+def test_a_photo_of_a_phone_is_predicted_at_once():
     assert images_module.HUGE["whole"] >= 4032 * 3024
 
 
-def test_little_waits_at_a_time(job, tmp_path, monkeypatch):
+def test_few_pictures_wait_at_a_time(job, tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "AHEAD", 200)
     monkeypatch.setattr(images_module, "TOGETHER", 60)
     for index in range(8):
@@ -365,23 +365,23 @@ def test_probabilities_of_a_huge_image_are_refused(job, tmp_path, monkeypatch, c
     assert "big.png: its probabilities take 0.0 GiB" in capsys.readouterr().err
 
 
-# --- Files that are there ---
+# --- Existing files ---
 
 
-def test_earlier_results_are_not_replaced_without_a_word(tmp_path):
+def test_existing_results_are_not_replaced_by_default(tmp_path):
     first, second = (Input(str(tmp_path / f"{name}.png"), name) for name in "ab")
     results = Results(config(tmp_path), INFO)
     assert results.check([first, second]) == [first, second]
-    for kind in ("labels", "colour", "overlay"):
+    for kind in ("labels", "color", "overlay"):
         put(tmp_path / f"out/a_{kind}.png")
     put(tmp_path / "out/b_labels.png")
-    with raises_line(r"a_labels.png \(and 3 more\) is there already; --overwrite"):
+    with raises_line(r"a_labels.png \(and 3 more\) exists; give --overwrite"):
         results.check([first, second])
     assert Results(config(tmp_path, overwrite=True), INFO).check([first, second]) == [first, second]
     assert Results(config(tmp_path, skip_existing=True), INFO).check([first, second]) == [second]
 
 
-def test_what_a_killed_call_had_begun_is_removed(tmp_path):
+def test_partial_files_of_a_killed_call_are_removed(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     left = [
@@ -419,7 +419,7 @@ def submitted(
     return Image.open(file)
 
 
-def test_cityscapes_gets_label_ids_under_names_that_its_server_knows(tmp_path):
+def test_cityscapes_submissions_have_label_ids_and_the_server_s_names(tmp_path):
     labels = np.arange(19, dtype=np.uint8).reshape(1, 19)
     written = np.asarray(
         submitted(
@@ -432,14 +432,14 @@ def test_cityscapes_gets_label_ids_under_names_that_its_server_knows(tmp_path):
     assert [LABEL_MAP[label_id] for label_id in written[0]] == list(range(19))
     assert (
         tmp_path / "out/berlin_000000_000019_pred_labelIds.png"
-    ).is_file()  # CITY_SEQUENCE_FRAME*.png, and one alone
-    with raises_line("its name is not CITY_SEQUENCE_FRAME_leftImg8bit"):
+    ).is_file()  # exactly one CITY_SEQUENCE_FRAME*.png
+    with raises_line("its name must be CITY_SEQUENCE_FRAME_leftImg8bit"):
         Results(config(tmp_path, submission="cityscapes"), CITYSCAPES).files(
             Input("holiday.png", "holiday")
         )
 
 
-def test_voc_gets_palette_pictures_in_the_devkits_folder(tmp_path):
+def test_voc_submissions_are_palette_pictures_in_the_devkit_s_folder(tmp_path):
     labels = np.arange(21, dtype=np.uint8).reshape(3, 7)
     written = submitted(tmp_path, "voc", VOC2012, "2008_000006", labels)
     assert (tmp_path / "out/results/VOC2012/Segmentation/comp6_test_cls/2008_000006.png").is_file()
@@ -448,7 +448,7 @@ def test_voc_gets_palette_pictures_in_the_devkits_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("info", "first"), [(ADE20K, 0), (ADE20K_151, 1)])
-def test_ade20k_counts_from_one(tmp_path, info, first):
+def test_ade20k_submissions_count_from_one(tmp_path, info, first):
     labels = np.arange(first, first + 150, dtype=np.uint8).reshape(10, 15)
     written = submitted(tmp_path, "ade20k", info, "ADE_test_00000001", labels)
     assert written.mode == "L" and np.asarray(written).ravel().tolist() == list(range(1, 151))
@@ -469,14 +469,14 @@ def test_submissions_of_other_classes_are_refused(tmp_path, kind, info):
         Results(config(tmp_path, submission=kind), info)
 
 
-def test_two_images_of_one_name_are_not_one_submission(tmp_path):
+def test_two_images_of_the_same_name_are_refused_in_a_submission(tmp_path):
     found = [Input("north/1.jpg", "north/1"), Input("south/1.jpg", "south/1")]
-    with raises_line("north/1.jpg and south/1.jpg would both get 1.png"):
+    with raises_line("north/1.jpg and south/1.jpg would both be written to 1.png"):
         Results(config(tmp_path, submission="voc"), VOC2012).check(found)
 
 
-def test_pictures_of_every_format_are_found_and_predicted(job, tmp_path):
-    """Every suffix that a folder is searched for, as Pillow writes it or, where it does not, as another format's file."""
+def test_images_of_all_formats_are_found_and_predicted(job, tmp_path):
+    """All suffixes that are searched for, written by Pillow if it can, else as another format."""
     known = Image.registered_extensions()
     wanted = dict.fromkeys(IMAGES, "PNG") | {
         suffix: known[suffix] for suffix in IMAGES if known.get(suffix) in Image.SAVE
@@ -513,8 +513,8 @@ def test_pictures_of_every_format_are_found_and_predicted(job, tmp_path):
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
-def test_a_damaged_avif_file_costs_only_itself(job, tmp_path, capsys):
-    """Bytes cut off, zeroed and flipped, in the boxes and in the pixels; Pillow itself says what can still be decoded."""
+def test_a_damaged_avif_file_does_not_affect_others(job, tmp_path, capsys):
+    """Truncated, zeroed and flipped bytes; Pillow determines which files can still be decoded."""
     source, random = tmp_path / "in", np.random.default_rng(0)
     source.mkdir()
     picture(48, 64).save(tmp_path / "whole.avif", quality=90)
@@ -560,7 +560,7 @@ def test_a_damaged_avif_file_costs_only_itself(job, tmp_path, capsys):
     )
 
 
-TURNS = {  # EXIF orientation -> what makes the stored pixels upright
+TURNS = {  # EXIF orientation -> function that makes the stored pixels upright
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -575,7 +575,7 @@ TURNS = {  # EXIF orientation -> what makes the stored pixels upright
 @pytest.mark.parametrize(
     "kind", ["JPEG", "MPO", "PNG", "PNG with the note behind its pixels", "WEBP", "TIFF"]
 )
-def test_exif_turns_count_in_every_format(job, tmp_path, kind):
+def test_exif_orientation_in_all_formats(job, tmp_path, kind):
     source, suffix = (
         tmp_path / "in",
         {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "TIFF": "tif"}.get(kind, "png"),
@@ -599,7 +599,7 @@ def test_exif_turns_count_in_every_format(job, tmp_path, kind):
             assert stored.format == kind.split()[0]
             pixels = np.asarray(
                 stored if suffix == "jpg" else picture(12, 16)
-            )  # of the others Pillow may turn some itself
+            )  # Pillow rotates some other formats itself
         expected[path.stem] = upright(pixels).argmax(-1)
     assert job(source, outputs=("labels",)).failed == 0
     for name, labels in expected.items():
@@ -610,8 +610,8 @@ def test_exif_turns_count_in_every_format(job, tmp_path, kind):
 # --- The command ---
 
 
-def test_the_command_on_a_folder_of_everything(tiny_run, tmp_path):
-    """Mixed sizes and modes, names with blanks and umlauts, broken files: as a person would run it."""
+def test_the_command_on_a_mixed_folder(tiny_run, tmp_path):
+    """Mixed sizes and modes, names with spaces and umlauts, and damaged files."""
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "süd").mkdir(parents=True)
     base = picture(40, 60)
@@ -623,7 +623,7 @@ def test_the_command_on_a_folder_of_everything(tiny_run, tmp_path):
     base.convert("CMYK").save(folder / "print.jpg")
     Image.fromarray(np.asarray(base.convert("L"), np.uint16) * 257).save(folder / "deep.png")
     turned = Image.Exif()
-    turned[0x0112] = 6  # the camera was held upright
+    turned[0x0112] = 6  # the camera was held in portrait orientation
     base.save(folder / "turned.jpg", exif=turned)
     (folder / "broken.jpg").write_bytes((folder / "same.jpg").read_bytes()[:200])
     (folder / "empty.png").write_bytes(b"")
@@ -664,11 +664,11 @@ def test_the_command_on_a_folder_of_everything(tiny_run, tmp_path):
     checkpoint = load_checkpoint(tiny_run)
     assert (labels == Predictor(checkpoint.model)(base)).all()
     assert (
-        np.asarray(Image.open(out / "a b_colour.png")) == colorize(labels, checkpoint.info)
+        np.asarray(Image.open(out / "a b_color.png")) == colorize(labels, checkpoint.info)
     ).all()
 
 
-def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
+def test_resuming_with_skip_existing(tiny_run, tmp_path, capsys):
     put(tmp_path / "in/a.png", 33, 40)
     arguments = [
         f"--checkpoint_dir={tiny_run}",
@@ -679,7 +679,7 @@ def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
     assert script("predict.py")(*arguments) == 0
     put(tmp_path / "in/b.png", 33, 40)
     assert script("predict.py")(*arguments) == 1
-    assert "a_labels.png is there already" in capsys.readouterr().err
+    assert "a_labels.png exists" in capsys.readouterr().err
     assert script("predict.py")(*arguments, "--skip_existing") == 0
     assert "written: 1 of 2 images" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -693,14 +693,14 @@ def test_going_on_after_a_stop(tiny_run, tmp_path, capsys):
     [
         (
             ["--outputs=labels,pictures"],
-            "unknown --outputs 'pictures'; known: colour, labels, overlay, probabilities",
+            "unknown --outputs 'pictures'; known: color, labels, overlay, probabilities",
         ),
         (
             ["--outputs=labels", "--submission=voc"],
             "--submission cannot be combined with --outputs",
         ),
         (["--submission=coco"], "unknown --submission 'coco'; "),
-        (["--palette=red"], "unknown --palette 'red'; known: colour_blind, dataset"),
+        (["--palette=red"], "unknown --palette 'red'; known: color_blind, dataset"),
         (["--tile_size=5"], "Received: --tile_size=5"),
         (["--overwrite", "--skip_existing"], "--skip_existing cannot be combined with --overwrite"),
         (["--eval_stride=999,999", "--inference=slide"], "--eval_stride=999,999 leaves gaps"),
@@ -717,8 +717,8 @@ def test_mistakes_get_one_line(tiny_run, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_more_pixels_by_a_flag(tiny_run, tmp_path, capsys, recwarn):
-    """Pillow's own limit is for the web; here a person names the file."""
+def test_max_megapixels(tiny_run, tmp_path, capsys, recwarn):
+    """The flag raises Pillow's own limit."""
     Image.new("RGB", (1100, 1000)).save(tmp_path / "large.png")
     given = (
         f"--checkpoint_dir={tiny_run}",
@@ -732,7 +732,7 @@ def test_more_pixels_by_a_flag(tiny_run, tmp_path, capsys, recwarn):
     assert before == Image.MAX_IMAGE_PIXELS and not recwarn.list
 
 
-def test_a_picture_is_opened_upright_and_without_its_file(tmp_path):
+def test_a_picture_is_opened_upright_and_detached_from_its_file(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     picture(6, 9).save(tmp_path / "a.png", exif=turned)

@@ -1,4 +1,4 @@
-"""Videos and the camera: a video in, a video out."""
+"""Prediction of videos and cameras."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deeplab_keras.prediction.video import (
     read_camera,
     read_video,
 )
-from deeplab_keras.visualization import class_colours
+from deeplab_keras.visualization import class_colors
 
 # --- Videos ---
 
@@ -36,7 +36,7 @@ def film(
     rate: float = 12,
     **options: object,
 ) -> pathlib.Path:
-    """A green field in which a red block moves to the right."""
+    """Frames of a red block that moves to the right on green."""
     import imageio_ffmpeg
 
     stream = imageio_ffmpeg.write_frames(
@@ -73,7 +73,7 @@ def frames_of(path: pathlib.Path) -> tuple[Frames, np.ndarray]:
 
 @pytest.mark.package("imageio_ffmpeg")
 @pytest.mark.parametrize("left", [0.5, 0.999])
-def test_a_video_that_a_full_disk_cut_short_gets_no_name(tmp_path, monkeypatch, left):
+def test_a_video_truncated_by_a_full_disk_is_not_kept(tmp_path, monkeypatch, left):
     import imageio_ffmpeg
 
     source = film(tmp_path / "a.mp4")
@@ -87,36 +87,36 @@ def test_a_video_that_a_full_disk_cut_short_gets_no_name(tmp_path, monkeypatch, 
             pathlib.Path(path).write_bytes(whole[: int(left * len(whole))])
 
     monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_frames)
-    with raises_line("a_overlay.mp4: the video cannot be written; make room there"):
+    with raises_line("a_overlay.mp4: the video cannot be written; free some space"):
         predicted(str(source), tmp_path)
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_a_video_in_a_video_out(tmp_path, capsys):
+def test_a_video_becomes_videos(tmp_path, capsys):
     source = film(tmp_path / "a b.mp4", rate=29.97)
-    predicted(str(source), tmp_path, outputs=("colour", "overlay"), palette="colour_blind")
+    predicted(str(source), tmp_path, outputs=("color", "overlay"), palette="color_blind")
     given, images = frames_of(source)
     labels = images.argmax(-1)
-    for kind in ("colour", "overlay"):
+    for kind in ("color", "overlay"):
         video, found = frames_of(tmp_path / f"out/a b_{kind}.mp4")
         assert (video.size, video.rate, video.length) == (
             (64, 48),
             Fraction(30000, 1001),
             30,
         ) and found.shape == images.shape
-        drawn = class_colours(INFO, "colour_blind")[labels].astype(int)
-        expected = drawn if kind == "colour" else (drawn + images) // 2
+        drawn = class_colors(INFO, "color_blind")[labels].astype(int)
+        expected = drawn if kind == "color" else (drawn + images) // 2
         assert np.abs(found - expected).mean() < 8, "compression changes a little, not the classes"
     legend = np.asarray(Image.open(tmp_path / "out/a b_legend.png"))
-    sky, tree, car = class_colours(INFO, "colour_blind")[:3]
+    sky, tree, car = class_colors(INFO, "color_blind")[:3]
     assert (
         (legend == sky).all(-1).any()
         and (legend == tree).all(-1).any()
         and not (legend == car).all(-1).any()
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a b_colour.mp4",
+        "a b_color.mp4",
         "a b_legend.png",
         "a b_overlay.mp4",
     ]
@@ -134,17 +134,17 @@ def test_a_video_of_odd_size_keeps_it(tmp_path):
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_what_can_be_read_of_a_cut_video_is_kept(tmp_path):
+def test_the_readable_part_of_a_truncated_video_is_kept(tmp_path):
     content = film(tmp_path / "whole.mkv", codec="ffv1", pix_fmt_out="bgr0").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
-    with raises_line(r"cut.mkv: is cut off after \d+ of 30 frames; these were written"):
+    with raises_line(r"cut.mkv: is truncated after \d+ of 30 frames, which were written"):
         predicted(str(tmp_path / "cut.mkv"), tmp_path)
     assert 5 < len(frames_of(tmp_path / "out/cut_overlay.mp4")[1]) < 25
 
 
 @pytest.mark.package("imageio_ffmpeg")
 @pytest.mark.parametrize("content", [b"", b"no video", None])
-def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
+def test_an_invalid_video_gets_one_line_and_leaves_no_file(tmp_path, content):
     path = tmp_path / "a.mp4"
     path.write_bytes(
         film(tmp_path / "whole.mp4").read_bytes()[:2000] if content is None else content
@@ -155,7 +155,7 @@ def test_what_is_no_video_gets_one_line_and_leaves_nothing(tmp_path, content):
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     source = film(tmp_path / "a.mp4")
 
     def fail(*arguments: object, **values: object) -> np.ndarray:
@@ -168,7 +168,7 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
+def test_ctrl_c_stops_the_camera(tmp_path, monkeypatch):
     def pictures() -> Iterator[np.ndarray]:
         for seed in range(5):
             yield np.asarray(picture(32, 48, seed))
@@ -184,7 +184,7 @@ def test_the_camera_ends_by_ctrl_c(tmp_path, monkeypatch):
 
 
 def seen_by_a_camera(count: int) -> np.ndarray:
-    """A tree, and the sky that moves to the right."""
+    """Frames of a tree, and of the sky, which moves to the right."""
     frames = np.full((count, 32, 48, 3), (20, 200, 40), np.uint8)
     for index, frame in enumerate(frames):
         frame[8:24, 8 * index : 8 * index + 16] = (220, 30, 10)
@@ -192,7 +192,7 @@ def seen_by_a_camera(count: int) -> np.ndarray:
 
 
 class Capture:
-    """What imageio gives of a camera: its size and rate, and frames until it is taken away or Ctrl-C is pressed."""
+    """A fake imageio camera: frames until it is unplugged or Ctrl-C is pressed."""
 
     def __init__(self, ending: type[BaseException] | None, count: int = 4) -> None:
         self.ending, self.count, self.closed = ending, count, False
@@ -215,7 +215,7 @@ class Capture:
     [(KeyboardInterrupt, {}), (IndexError, {}), (None, {}), (RuntimeError, {"max_frames": 3})],
     ids=["Ctrl-C", "unplugged", "its end", "enough frames"],
 )
-def test_a_camera_as_imageio_gives_it(tmp_path, monkeypatch, ending, options):
+def test_a_camera(tmp_path, monkeypatch, ending, options):
     capture, asked = Capture(ending), []
     monkeypatch.setattr(
         "imageio.v2.get_reader", lambda *given, **named: asked.append((given, named)) or capture
@@ -229,7 +229,7 @@ def test_a_camera_as_imageio_gives_it(tmp_path, monkeypatch, ending, options):
         and len(frames) == options.get("max_frames", 4)
     )
     expected = seen_by_a_camera(len(frames))
-    drawn = class_colours(INFO)[expected.argmax(-1)].astype(int)
+    drawn = class_colors(INFO)[expected.argmax(-1)].astype(int)
     assert np.abs(frames - (drawn + expected) // 2).mean() < 8, (
         "compression changes a little, not the classes"
     )
@@ -237,20 +237,20 @@ def test_a_camera_as_imageio_gives_it(tmp_path, monkeypatch, ending, options):
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_a_camera_that_gives_nothing_leaves_nothing(tmp_path, monkeypatch):
+def test_a_camera_without_frames_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr("imageio.v2.get_reader", lambda *given, **named: Capture(RuntimeError, 0))
-    with raises_line("no frame of it can be read"):
+    with raises_line("no frame can be read; replace the file"):
         predicted("camera", tmp_path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_there_is_no_such_camera():
-    with raises_line("^--input=camera:87: there is no such camera"):
+def test_an_unknown_camera_is_refused():
+    with raises_line("^--input=camera:87: no such camera"):
         read_camera("87")
 
 
-def test_without_the_extra_a_video_says_what_to_install(tmp_path, monkeypatch):
+def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     (tmp_path / "a.mp4").write_bytes(b"x")
     with raises_line(
@@ -261,8 +261,8 @@ def test_without_the_extra_a_video_says_what_to_install(tmp_path, monkeypatch):
         read_camera("0")
 
 
-def test_of_a_video_there_are_pictures_alone(tmp_path):
-    with raises_line("--outputs=labels: there is none of a video, a.mp4"):
+def test_videos_have_no_label_maps(tmp_path):
+    with raises_line("--outputs=labels: not available for a video, a.mp4"):
         Results(config(tmp_path, outputs=("labels",)), INFO).files(Input("a.mp4", "a", "video"))
 
 
@@ -280,7 +280,7 @@ def test_rates_are_exact(rate, fraction):
 
 
 @pytest.mark.package("imageio_ffmpeg")
-def test_a_folder_of_images_and_videos_of_which_some_are_broken(tiny_run, tmp_path, capsys):
+def test_a_folder_of_images_and_videos_some_damaged(tiny_run, tmp_path, capsys):
     (tmp_path / "in/sub").mkdir(parents=True)
     picture(40, 60).save(tmp_path / "in/a.png")
     Image.fromarray(np.zeros((40, 60), np.float32)).save(tmp_path / "in/b.tif")
@@ -292,7 +292,7 @@ def test_a_folder_of_images_and_videos_of_which_some_are_broken(tiny_run, tmp_pa
         f"--checkpoint_dir={tiny_run}",
         f"--input={tmp_path}/in",
         f"--output={tmp_path}/out",
-        "--outputs=colour",
+        "--outputs=colour",  # the former spelling
     )
     assert script("predict.py")(*given) == 1
     said = capsys.readouterr()
@@ -308,4 +308,4 @@ def test_a_folder_of_images_and_videos_of_which_some_are_broken(tiny_run, tmp_pa
         for path in (tmp_path / "out").rglob("*")
         if path.is_file()
     }
-    assert written == {"a_colour.png", "sub/c_colour.mp4", "sub/c_legend.png"}
+    assert written == {"a_color.png", "sub/c_color.mp4", "sub/c_legend.png"}

@@ -126,7 +126,7 @@ def test_the_examples_of_the_help_are_right(name):
         (
             "predict.py",
             ["--checkpoint_dir=x", "--output=y", "--input={tmp}"],
-            "--input={tmp}: no image or video there",
+            "--input={tmp}: contains no image or video",
         ),
         (
             "predict.py",

@@ -1,4 +1,4 @@
-"""Pictures: the right colour at the right place, at the right size."""
+"""Pictures have the right colors at the right places, and the right size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pytest
 from contracts import label_blocks, noise, raises_line
 from PIL import Image
 
-from deeplab_keras.config import UserError
+from deeplab_keras import visualization
+from deeplab_keras.config import EvalConfig, PredictConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.visualization import (
-    COLOUR_BLINDNESS,
+    COLOR_BLINDNESS,
     LARGEST,
     SMALLEST,
     WRONG,
-    class_colours,
+    class_colors,
     colorblind_palette,
     colorize,
     confidence_map,
@@ -37,12 +38,12 @@ PALETTE = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 40))
 INFO = DatasetInfo("blocks", ("__sky__", "traffic_light", "car, auto", "tree"), PALETTE)
 
 
-def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((picture == colour).all(-1).any())
+def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((picture == color).all(-1).any())
 
 
-def share_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
-    return float((picture == colour).all(-1).mean())
+def share_of(picture: np.ndarray, color: tuple[int, int, int]) -> float:
+    return float((picture == color).all(-1).mean())
 
 
 def scene(
@@ -56,10 +57,10 @@ def scene(
     return noise(height, width, 3).astype(np.uint8), label, prediction
 
 
-# --- Colours ---
+# --- Colors ---
 
 
-def test_every_label_has_its_colour() -> None:
+def test_each_label_has_its_color() -> None:
     labels = np.array([[0, 1, 2], [3, 255, 77]], np.uint8)
     picture = colorize(labels, INFO)
     assert picture.dtype == np.uint8
@@ -80,9 +81,9 @@ def test_ignore_label_among_the_classes() -> None:
     assert colorize(np.array([[0, 1]]), info).tolist() == [[[0, 0, 0], list(PALETTE[1])]]
 
 
-def oklab(colour: np.ndarray) -> np.ndarray:
-    """Of one linear RGB colour; Ottosson's formulas written out."""
-    r, g, b = np.clip(colour, 0, 1)
+def oklab(color: np.ndarray) -> np.ndarray:
+    """Converts a linear RGB color to OKLab, by Ottosson's formulas."""
+    r, g, b = np.clip(color, 0, 1)
     l, m, s = np.cbrt(  # noqa: E741
         [
             0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b,
@@ -100,37 +101,48 @@ def oklab(colour: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("classes", "apart"), [(7, 0.07), (19, 0.07), (60, 0.03)])
-def test_colorblind_colours_stay_apart_for_every_eye(classes: int, apart: float) -> None:
+def test_the_colorblind_palette_is_distinct_for_all_kinds_of_vision(
+    classes: int, apart: float
+) -> None:
     palette = colorblind_palette(classes)
     assert len(set(palette)) == classes and palette[:5] == colorblind_palette(5)
     encoded = np.array([*palette, (0, 0, 0), (255, 255, 255)]) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    for eye in (np.eye(3), *COLOUR_BLINDNESS):
-        seen = np.array([oklab(np.asarray(eye) @ colour) for colour in linear])
+    for eye in (np.eye(3), *COLOR_BLINDNESS):
+        seen = np.array([oklab(np.asarray(eye) @ color) for color in linear])
         distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(len(seen))
         assert distance.min() > apart
-    assert (
-        np.min([oklab(colour)[0] for colour in linear[:classes]]) > 0.35
-    )  # none of them looks black
+    assert np.min([oklab(color)[0] for color in linear[:classes]]) > 0.35  # no color looks black
 
 
-def test_camvids_own_colours_do_not_stay_apart() -> None:
-    """The measure of the test above can fail: red and green of one lightness are one colour for some eyes."""
+def test_red_and_green_are_not_distinct() -> None:
+    """The previous test can fail: red and green of equal lightness look alike to some."""
     red, green = (
-        np.asarray(COLOUR_BLINDNESS[1]) @ np.array(c) for c in ([0.3, 0.0, 0.0], [0.0, 0.13, 0.0])
+        np.asarray(COLOR_BLINDNESS[1]) @ np.array(c) for c in ([0.3, 0.0, 0.0], [0.0, 0.13, 0.0])
     )
     assert np.linalg.norm(oklab(red) - oklab(green)) < 0.07
 
 
 def test_palette_by_name() -> None:
-    assert class_colours(INFO, "colour_blind")[:4].tolist() == [
+    assert class_colors(INFO, "color_blind")[:4].tolist() == [
         list(c) for c in colorblind_palette(4)
     ]
-    with raises_line("palette 'colourblind'; did you mean 'colour_blind'"):
-        class_colours(INFO, "colourblind")
+    with raises_line("palette 'colorblind'; did you mean 'color_blind'"):
+        class_colors(INFO, "colorblind")
 
 
-def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
+def test_former_spellings_are_accepted() -> None:
+    assert visualization.class_colours is class_colors
+    assert visualization.COLOUR_BLINDNESS is COLOR_BLINDNESS
+    np.testing.assert_array_equal(
+        class_colors(INFO, "colour_blind"), class_colors(INFO, "color_blind")
+    )
+    assert EvalConfig(palette="colour_blind") == EvalConfig(palette="color_blind")
+    config = PredictConfig("model", "photos", "out", outputs=("labels", "colour"))
+    assert config.outputs == ("labels", "color")
+
+
+def test_overlay_blends_all_but_ignored_pixels() -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
     mixed = overlay(image, labels, INFO, alpha=0.25)
@@ -148,31 +160,29 @@ def test_error_map() -> None:
     right = picture[(label == prediction)]
     assert (
         right[:, 0] == right[:, 1]
-    ).all() and right.std() > 5  # grey, and the image still to be seen
+    ).all() and right.std() > 5  # gray, with the image still visible
 
 
 # --- Legends, panels, grids ---
 
 
-def test_legend_lists_what_is_there() -> None:
+def test_legend_lists_present_classes() -> None:
     picture = legend(INFO, present=[3, 1, 255, 3, 99], width=500)
     assert picture.shape[1] == 500 and picture.dtype == np.uint8
-    assert [has_colour(picture, colour) for colour in PALETTE] == [False, True, False, True]
-    assert has_colour(
-        picture, (0, 0, 0)
-    )  # the swatch of ignored pixels; the text is not quite black
-    assert not has_colour(legend(INFO, present=[0], width=500), (0, 0, 0))
-    assert all(has_colour(legend(INFO), colour) for colour in PALETTE)
+    assert [has_color(picture, color) for color in PALETTE] == [False, True, False, True]
+    assert has_color(picture, (0, 0, 0))  # the swatch of ignored pixels; the text is not pure black
+    assert not has_color(legend(INFO, present=[0], width=500), (0, 0, 0))
+    assert all(has_color(legend(INFO), color) for color in PALETTE)
 
 
-def test_letters_that_the_font_lacks_are_drawn_without_their_accents() -> None:
+def test_accents_that_the_font_lacks_are_dropped() -> None:
     plain, accented = (
         legend(info_for_classes("x", [name, "b"])) for name in ("Universitat", "Universität")
     )
     assert np.array_equal(plain, accented)
 
 
-def test_legend_wraps_and_widens() -> None:
+def test_legend_wraps_and_grows() -> None:
     info = info_for_classes("many", [f"class number {i}" for i in range(30)])
     low, high = legend(info, width=1600, text_size=14), legend(info, width=400, text_size=14)
     assert low.shape[0] < high.shape[0]
@@ -182,7 +192,7 @@ def test_legend_wraps_and_widens() -> None:
     assert legend(INFO, present=[]).shape[0] > 0
 
 
-def test_names_are_shortened_for_people() -> None:
+def test_names_are_shortened() -> None:
     names = (
         "__background__",
         "traffic_light",
@@ -202,9 +212,7 @@ def test_panel_with_a_label(size: tuple[int, int], factor: float) -> None:
     image, label, prediction = scene(*size)
     height, width = round(size[0] * factor), round(size[1] * factor)
     picture = panel(image, label, prediction, INFO, with_legend=False)
-    assert (picture[-1] == RIM).all(-1).sum() == 4 * (
-        width + 2
-    )  # around each, so that a white one ends somewhere
+    assert (picture[-1] == RIM).all(-1).sum() == 4 * (width + 2)  # the border of each picture
     picture = picture[:-1, 1:-1]
     caption, gap = picture.shape[0] - height, max(4, width // 50)
     assert SMALLEST <= max(height, width) <= LARGEST
@@ -234,30 +242,30 @@ def test_panel_without_a_label() -> None:
     np.testing.assert_array_equal(picture[caption:, 1020:], overlay(image, prediction, INFO))
 
 
-def test_panels_legend_lists_the_classes_of_label_and_prediction() -> None:
+def test_the_legend_of_a_panel_lists_classes_of_label_and_prediction() -> None:
     image = noise(400, 400, 3).astype(np.uint8)
     label, prediction = np.full((400, 400), 1, np.uint8), np.full((400, 400), 2, np.uint8)
     bare = panel(image, label, prediction, INFO, with_legend=False)
     below = panel(image, label, prediction, INFO)[bare.shape[0] :]
-    assert [has_colour(below, colour) for colour in PALETTE] == [False, True, True, False]
-    assert not has_colour(below, (0, 0, 0))
+    assert [has_color(below, color) for color in PALETTE] == [False, True, True, False]
+    assert not has_color(below, (0, 0, 0))
     label[:9] = 255
-    below = panel(image, label, prediction, INFO, palette="colour_blind")[bare.shape[0] :]
-    assert has_colour(below, (0, 0, 0)) and has_colour(below, colorblind_palette(4)[1])
+    below = panel(image, label, prediction, INFO, palette="color_blind")[bare.shape[0] :]
+    assert has_color(below, (0, 0, 0)) and has_color(below, colorblind_palette(4)[1])
 
 
-def test_panels_legend_has_the_ends_of_the_confidence() -> None:
+def test_the_legend_of_a_panel_has_the_scale_of_the_confidence() -> None:
     image, label, prediction = scene(400, 500)
     without = panel(image, label, prediction, INFO)
     with_it = panel(image, label, prediction, INFO, confidence=np.full((400, 500), 0.5, np.float32))
     for end in confidence_map(np.array([0, 1])):
-        assert has_colour(with_it, tuple(end.tolist())) and not has_colour(
+        assert has_color(with_it, tuple(end.tolist())) and not has_color(
             without, tuple(end.tolist())
         )
 
 
-def test_panel_without_the_photograph() -> None:
-    """Nothing of it is in the picture: neither as a tile nor under the errors."""
+def test_panel_without_the_image() -> None:
+    """The image is not in the panel: neither as a tile nor below the errors."""
     image, label, prediction = scene(400, 500)
     picture = panel(None, label, prediction, INFO, with_legend=False)[:-1, 1:-1]
     assert picture.shape[1] == 3 * 500 + 2 * 10
@@ -275,10 +283,10 @@ def test_panel_of_a_very_narrow_image_keeps_its_captions_apart() -> None:
     assert picture.shape[1] > 200
 
 
-def test_panel_with_nothing_labelled() -> None:
+def test_panel_with_nothing_labeled() -> None:
     image, label, prediction = scene()
     picture = panel(image, np.full_like(label, 255), prediction, INFO)
-    assert share_of(picture, (0, 0, 0)) > 0.3 and not has_colour(picture, WRONG)
+    assert share_of(picture, (0, 0, 0)) > 0.3 and not has_color(picture, WRONG)
 
 
 def test_grid() -> None:
@@ -293,7 +301,7 @@ def test_grid() -> None:
     two = grid([a, b, c], columns=2, gap=1)
     assert two.shape == (5 + 3 + 1, 6 + 2 + 1, 3)
     assert (two[:5, 7:] == 2).all() and (two[6:, :3] == 3).all()
-    with raises_line("no pictures"):
+    with raises_line("a grid without pictures"):
         grid([])
 
 
@@ -320,10 +328,10 @@ def test_confusion_matrix_figure(classes: int) -> None:
     )  # the blue of the diagonal
     assert len(rows) > 20
     assert np.corrcoef(rows, columns)[0, 1] > 0.9  # from the upper left to the lower right
-    assert has_colour(picture, (230, 230, 230))  # the class without a labelled pixel is grey
+    assert has_color(picture, (230, 230, 230))  # a class without labeled pixels is gray
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with raises_line(r"needs matplotlib.*deeplab-keras\[viz\]"):
         confusion_matrix_figure(report(3))
@@ -350,14 +358,14 @@ def test_save_png_in_strips(tmp_path, rows: int, channels: tuple[int, ...]) -> N
     )
     with Image.open(tmp_path / "new" / "a.png") as picture:
         assert picture.mode == ("RGB" if channels else "L")
-        picture.verify()  # every checksum
+        picture.verify()  # all checksums
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), array)
     assert os.listdir(tmp_path / "new") == ["a.png"]
     with raises_line("a.png/x.png: cannot be written"):
         save_png_strips(tmp_path / "new" / "a.png" / "x.png", [array])
 
 
-def test_strips_that_fail_leave_nothing(tmp_path) -> None:
+def test_failing_strips_leave_no_file(tmp_path) -> None:
     def broken():
         yield scene()[0]
         raise UserError("no")
@@ -367,7 +375,7 @@ def test_strips_that_fail_leave_nothing(tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_confidence_rises_from_dark_to_light() -> None:
+def test_confidence_is_drawn_from_dark_to_light() -> None:
     drawn = confidence_map(np.linspace(0, 1, 101)[None])[0].astype(int)
     assert drawn[0].tolist() == [0, 32, 77] and drawn[100].tolist() == [255, 234, 70]
     assert (np.diff(drawn @ (0.2126, 0.7152, 0.0722)) > 0).all(), (
@@ -380,4 +388,4 @@ def test_a_panel_shows_the_confidence() -> None:
     confidence = np.full(label.shape, 0.25, np.float32)
     plain, more = (panel(image, label, prediction, INFO, confidence=c) for c in (None, confidence))
     assert more.shape[1] > plain.shape[1]
-    assert has_colour(more, (66, 78, 108)) and not has_colour(plain, (66, 78, 108))
+    assert has_color(more, (66, 78, 108)) and not has_color(plain, (66, 78, 108))

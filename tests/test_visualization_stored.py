@@ -1,7 +1,7 @@
-"""Every kind of picture beside a stored one that a person has looked at.
+"""Pictures of all kinds, compared with stored ones.
 
-After a change that is meant, `PYTHONPATH=. python tests/test_visualization_stored.py` stores them
-anew: look at them.
+After an intended change, `PYTHONPATH=. python tests/test_visualization_stored.py` stores them
+again. Look at them before you commit them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ INFO = DatasetInfo(
 )
 HEIGHT, WIDTH = 48, 64
 KINDS = (
-    "colour", "colour_blind", "overlay", "overlay_with_legend", "errors", "confidence", "legend", "panel", "panel_without_label",
+    "color", "color_blind", "overlay", "overlay_with_legend", "errors", "confidence", "legend", "panel", "panel_without_label",
     "confusion_matrix",
 )  # fmt: skip
 
 
 def draw(kind: str) -> np.ndarray:
-    """A made scene: sky over ground, a light, a car, a tree; the prediction has the car's edge and half of the tree wrong."""
+    """Draws a scene of which the car's edge and half of the tree are predicted wrongly."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     label = np.where(rows < 20, 1, 0).astype(np.uint8)
     label[28:42, 8:30], label[8:36, 40:44] = 3, 2
@@ -58,25 +58,25 @@ def draw(kind: str) -> np.ndarray:
         miou=0.7,
     )
     pictures = {
-        "colour": lambda: colorize(prediction, INFO),
-        "colour_blind": lambda: colorize(prediction, INFO, "colour_blind"),
+        "color": lambda: colorize(prediction, INFO),
+        "color_blind": lambda: colorize(prediction, INFO, "color_blind"),
         "overlay": lambda: overlay(image, prediction, INFO),
         "overlay_with_legend": lambda: grid(
             [overlay(image, prediction, INFO), legend(INFO, classes_in(prediction), 160)]
         ),
         "errors": lambda: error_map(image, label, prediction, INFO),
         "confidence": lambda: confidence_map(confidence),
-        "legend": lambda: legend(INFO, [0, 2, 3, 255], 300, palette="colour_blind"),
+        "legend": lambda: legend(INFO, [0, 2, 3, 255], 300, palette="color_blind"),
         "panel": lambda: panel(image, label, prediction, INFO, confidence=confidence),
-        "panel_without_label": lambda: panel(image, None, prediction, INFO, palette="colour_blind"),
+        "panel_without_label": lambda: panel(image, None, prediction, INFO, palette="color_blind"),
         "confusion_matrix": lambda: confusion_matrix_figure(report),
     }
     return pictures[kind]()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_is_the_stored_one(kind: str) -> None:
-    """Letters may lie a little otherwise with another version of the font's library; areas and colours may not."""
+def test_a_picture_equals_the_stored_one(kind: str) -> None:
+    """Other versions of the font library may move letters slightly, but not areas and colors."""
     drawn = draw(kind)
     stored = np.asarray(Image.open(FOLDER / f"{kind}.png"))
     assert drawn.shape == stored.shape

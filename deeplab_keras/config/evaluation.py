@@ -47,8 +47,9 @@ class EvalConfig(Config):
     )
     palette: str = option(
         "dataset",
-        "colours of the classes in pictures; colour_blind: colours that stay apart for every eye",
-        choices=("dataset", "colour_blind"),
+        "colors of the classes in pictures; color_blind: a color-blind-safe palette",
+        choices=("dataset", "color_blind"),
+        aliases={"colour_blind": "color_blind"},
     )
 
     def validate(self) -> None:

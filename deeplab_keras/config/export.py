@@ -19,46 +19,45 @@ class ExportConfig(Config):
 
     checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
     export_path: str = option(
-        "", "folder for the files; for one format also the name of a .tflite or .onnx file"
+        "", "folder for the files; for a single format also the name of a .tflite or .onnx file"
     )
     formats: tuple[str, ...] = option(
         ("saved_model", "tflite"),
         "saved_model, tflite, tflite_float16, tflite_dynamic, tflite_int8, tflite_mixed, onnx",
     )
-    input_size: tuple[int, ...] = option((), "height,width that TFLite and ONNX files take")
-    output: str = option("labels", "what the files give", choices=("labels", "logits", "both"))
-    label_type: str = option("int32", "type of the labels", choices=("int32", "uint8"))
+    input_size: tuple[int, ...] = option((), "input size of TFLite and ONNX files, as height,width")
+    output: str = option("labels", "outputs of the files", choices=("labels", "logits", "both"))
+    label_type: str = option("int32", "dtype of the labels", choices=("int32", "uint8"))
     representative_dir: str = option(
         "",
-        "pictures from which tflite_int8 and tflite_mixed get their ranges; default: the training "
-        "split",
+        "images for the ranges of tflite_int8 and tflite_mixed; default: the training split",
     )
     mixed_agreement: float = option(
         0.99,
-        "tflite_mixed: layers stay in float until this share of the labels is the float32 file's",
+        "tflite_mixed: keeps layers in float until this share of labels agrees with float32",
     )
     check_images: int = option(
-        8, "images of the validation split on which each file is checked; 0: all"
+        8, "images of the validation split for the check of each file; 0: all"
     )
     min_agreement: float | None = option(
         None,
-        "share of the pixels whose label must be Keras' own; default: 0.995, for 8-bit files 0",
+        "share of labels that must agree with Keras; default: 0.995, and 0 for 8-bit files",
     )
     max_miou_loss: float | None = option(
-        None, "points of mIoU that a file may be below Keras; default: any"
+        None, "points of mIoU that a file may lose compared with Keras; default: no limit"
     )
     half_pixel_resizes: bool = option(
         False,
-        "resizes with aligned corners, which some delegates do not take, get half-pixel centres; "
-        "costs agreement",
+        "replaces resizes with aligned corners, which some delegates lack, by resizes with "
+        "half-pixel centers; changes labels",
     )
     keep_concatenations: bool = option(
         False,
-        "3x3 convolutions over concatenated branches (PSPNet, ASPP) stay whole: slower, but "
-        "without BATCH_MATMUL, which NNAPI lacks",
+        "keeps 3x3 convolutions over concatenated branches (PSPNet, ASPP): slower, but without "
+        "BATCH_MATMUL, which NNAPI lacks",
     )
-    overwrite: bool = option(False, "replaces files of an earlier export")
-    threads: int = option(2, "threads of the runtimes in the check")
+    overwrite: bool = option(False, "replaces existing files")
+    threads: int = option(2, "threads of the runtimes during the check")
 
     def validate(self) -> None:
         self._require(

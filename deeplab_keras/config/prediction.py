@@ -29,8 +29,9 @@ class PredictConfig(Config):
     output: str = option("", "folder for the results; keeps the subfolders of the input")
     outputs: tuple[str, ...] = option(
         (),
-        "what is written; empty: labels,colour,overlay of images, overlay of videos",
-        choices=("labels", "colour", "overlay", "probabilities"),
+        "what to write; empty: labels,color,overlay for images, overlay for videos",
+        choices=("labels", "color", "overlay", "probabilities"),
+        aliases={"colour": "color"},
     )
     submission: str = option(
         "",

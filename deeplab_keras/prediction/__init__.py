@@ -1,4 +1,4 @@
-"""Files of a person's own: images, videos and the camera in; label maps, pictures and submissions out."""
+"""Prediction for files: images, videos and cameras to label maps, pictures and submissions."""
 
 from deeplab_keras.prediction.files import Summary, predict
 from deeplab_keras.prediction.inputs import Input, find_inputs

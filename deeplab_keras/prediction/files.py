@@ -1,4 +1,4 @@
-"""The whole of predict.py: find, predict, write, count."""
+"""Prediction of all inputs: finds them, predicts, writes and counts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deeplab_keras.prediction.video import predict_video
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What came of it.
+    """The result of `predict`.
 
     Attributes:
-        total: images and videos that were found.
-        skipped: of them, those whose results were there.
-        failed: those that could not be read or predicted; each was named.
-        folder: where the results are.
-        what: what was counted.
+        total: The number of images and videos found.
+        skipped: The number of those with existing results.
+        failed: The number of those that could not be read or predicted.
+        folder: The folder of the results.
+        what: The kind of inputs: "images", "videos" or "files" for both.
     """
 
     total: int
@@ -41,7 +41,7 @@ class Summary:
         done = self.total - self.skipped - self.failed
         parts = [f"written: {done} of {self.total} {self.what} to {self.folder}"]
         if self.skipped:
-            parts.append(f"{self.skipped} were there already")
+            parts.append(f"{self.skipped} skipped")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return "; ".join(parts)
@@ -53,16 +53,30 @@ def predict(
     *,
     log: Callable[[str], None] = print,
 ) -> Summary:
-    """Predicts files, and writes what is asked for; a file that cannot be read is named, and the others go on.
+    """Predicts images and videos and writes the results.
+
+    Reports a file that cannot be read, and continues with the others.
 
     Args:
-        config: the model, the files, and what is written where.
-        eval_config: how the model is run.
-        log: gets the summary.
+        config: The model, the inputs, and the outputs.
+        eval_config: How to run the model. Default: the whole image, at a single scale.
+        log: Called with the summary.
+
+    Returns:
+        A `Summary` with the counts of inputs.
 
     Raises:
-        UserError: nothing to predict, no model, a result that would replace a file, or one that
-            cannot be written.
+        UserError: If there is no model or no input, or if a result would replace a file or cannot
+            be written.
+
+    Example:
+        >>> config = dk.PredictConfig(
+        ...     checkpoint_dir="runs/demo", input="photos", output="predictions", legend=False
+        ... )
+        >>> summary = dk.predict(config)
+        written: 1 of 1 images to predictions
+        >>> summary.failed
+        0
     """
     found = find_inputs(config.input, config.output)
     check_folder(config.output, "output")
@@ -82,10 +96,13 @@ def predict(
 
 
 def open_network(path: str) -> tuple[Network, DatasetInfo]:
-    """The network at a path, and its classes: of a checkpoint, a workdir or an exported model.
+    """Opens a checkpoint, a workdir or an exported model.
+
+    Returns:
+        The network and its classes.
 
     Raises:
-        UserError: none is there, or it is broken.
+        UserError: There is no model at the path, or it is damaged.
     """
     if is_exported(path):
         network = open_exported(path)
@@ -93,7 +110,7 @@ def open_network(path: str) -> tuple[Network, DatasetInfo]:
     exports = [file for file in sorted(pathlib.Path(path).glob("*")) if is_exported(file)]
     if exports and not any(pathlib.Path(path).rglob("weights.npz")):
         raise UserError(
-            f"{path}: holds exported models; give one of them: `checkpoint_dir={exports[0]}`"
+            f"{path}: contains exported models; give one of them: `checkpoint_dir={exports[0]}`"
         )
     checkpoint = load_checkpoint(path)
     return Network(checkpoint.model), checkpoint.info
@@ -116,9 +133,8 @@ def _videos(
             predict_video(predictor, item, results, config.max_frames)
         except UserError as error:
             text = str(error)
-            print(
-                f"error: {text if error.field or text.startswith(item.path) else f'{item.path}: {text}'}",
-                file=sys.stderr,
-            )
+            if not error.field and not text.startswith(item.path):
+                text = f"{item.path}: {text}"
+            print(f"error: {text}", file=sys.stderr)
             failed += 1
     return failed

@@ -1,4 +1,4 @@
-"""Many images through a network: read ahead, of one size together, huge ones in tiles, written behind."""
+"""Prediction of many images: reading ahead, batches, tiles, writing in the background."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from deeplab_keras.io.progress import Progress
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.prediction.results import Results
 
-AHEAD = 64_000_000  # pixels that are read, or wait to be written, beside those in work
-TOGETHER = 8_000_000  # pixels of a batch at most, unless one image has more
-# Pixels above which an image is predicted in tiles. In one piece full-width networks take 450 to
-# 600 bytes a pixel, whatever their output stride: the largest layers are the first ones. Sliding
+AHEAD = 64_000_000  # pixels that are read ahead, and pixels that wait to be written
+TOGETHER = 8_000_000  # largest number of pixels of a batch; a larger image is a batch of one
+# Images with more pixels are predicted in tiles. A whole image takes 450 to 600 bytes per pixel in
+# full-width networks at any output stride, because the first layers are the largest. Sliding
 # windows have bounded activations.
 HUGE = {"whole": 12_500_000, "slide": 25_000_000}
 TILE = (1024, 1024)
@@ -31,13 +31,14 @@ class ImageJob:
     """Predicts images and writes their results.
 
     Args:
-        predictor: the network, and how it is run.
-        results: what is written.
-        config: tiles and threads.
-        bar: shows how far it is.
+        predictor: The predictor.
+        results: Writes the results.
+        config: The tiles and the number of threads.
+        bar: The progress line.
 
     Attributes:
-        failed: how many images could not be read or predicted.
+        done: The number of finished images, including failed ones.
+        failed: The number of images that could not be read or predicted.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class ImageJob:
         self.done = self.failed = 0
 
     def run(self, inputs: Sequence[Input]) -> None:
-        """Predicts all of them; one that fails is named, and the others go on.
+        """Predicts all inputs; reports those that fail and continues.
 
         Raises:
-            UserError: a result cannot be written, or the settings fit no image.
+            UserError: A result cannot be written, or the config suits no image.
         """
         with (
             ThreadPoolExecutor(self.config.threads) as readers,
@@ -60,7 +61,7 @@ class ImageJob:
             try:
                 for batch in self._batches(self._read(inputs, readers)):
                     self._predict_and_write(batch, writers, writing)
-                    batch.clear()  # a huge picture goes before the next one is read
+                    batch.clear()  # frees a huge picture before the next one is read
                 while writing:
                     self._finish(writing.popleft()[1])
             finally:
@@ -74,12 +75,8 @@ class ImageJob:
         writing: collections.deque[tuple[int, Future[None]]],
     ) -> None:
         for item, image, labels, probabilities in self._predict(batch):
-            writing.append(
-                (
-                    labels.size,
-                    writers.submit(self.results.write, item, image, labels, probabilities),
-                )
-            )
+            write = writers.submit(self.results.write, item, image, labels, probabilities)
+            writing.append((labels.size, write))
             while sum(size for size, _ in writing) > AHEAD:
                 self._finish(writing.popleft()[1])
 
@@ -100,7 +97,7 @@ class ImageJob:
     # --- Reading ---
 
     def _read(self, inputs: Iterable[Input], pool: ThreadPoolExecutor) -> Iterator[Picture]:
-        """The pictures in order; so many are read ahead that those that wait have `AHEAD` pixels together, or one has more."""
+        """Yields the pictures in order, reading ahead up to `AHEAD` pixels or one picture."""
         waiting: collections.deque[tuple[Input, int, Future[Image.Image]]] = collections.deque()
         for item in inputs:
             size = _pixels(item.path)
@@ -114,13 +111,13 @@ class ImageJob:
             yield from self._opened(waiting)
 
     def _open(self, item: Input) -> Image.Image:
-        self.results.files(item)  # a name that gives no result is refused before the work
+        self.results.files(item)  # refuses names without a result before any work
         return open_picture(item.path)
 
     def _opened(
         self, waiting: collections.deque[tuple[Input, int, Future[Image.Image]]]
     ) -> Iterator[Picture]:
-        """The first one that waits; what is yielded is kept by nobody else, so that a huge picture goes when it is done."""
+        """Yields the first waiting picture without keeping a reference, so that it can be freed."""
         item, _, future = waiting.popleft()
         try:
             opened = [future.result()]
@@ -131,7 +128,7 @@ class ImageJob:
         yield item, opened.pop()
 
     def _batches(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-        """Pictures of one size together."""
+        """Yields batches of pictures of equal size."""
         groups: dict[tuple[int, int], list[Picture]] = {}
         for pair in pictures:
             size = pair[1].size
@@ -170,7 +167,7 @@ class ImageJob:
                 else:
                     labels, probabilities = self.predictor.predict_batch(images), None
         except UserError as error:
-            if error.field:  # of the settings: no image would do
+            if error.field:  # about an option, so it would fail for every image
                 raise
             for item, _ in batch:
                 self._fail(item, error)
@@ -199,18 +196,15 @@ class ImageJob:
         item, image = picture
         if self.results.with_probabilities:
             raise UserError(
-                "no probabilities of an image in tiles; leave them out of `outputs`, or give a "
-                "larger `tile_size`"
+                "probabilities are not available for an image in tiles; omit them from `outputs`, "
+                "or give a larger `tile_size`"
             )
         height, width = self.config.tile_size or TILE
         if not self.config.tile_size:
-            size, limit = (
-                f"{image.width}x{image.height}",
-                HUGE[self.predictor.config.inference] / 1e6,
-            )
+            limit = HUGE[self.predictor.config.inference] / 1e6
             self.bar.write(
-                f"{item.path}: {size}, above {limit:g} megapixels, is predicted in tiles of "
-                f"{height}x{width}; see {render_options('`tile_size`')}"
+                f"{item.path}: {image.width}x{image.height}, above {limit:g} megapixels, is "
+                f"predicted in tiles of {height}x{width}; see {render_options('`tile_size`')}"
             )
         bar = Progress(1, item.path, unit="tiles")
 
@@ -223,17 +217,16 @@ class ImageJob:
         )
 
     def _check_probabilities(self, size: tuple[int, int]) -> None:
-        if (
-            needed := 4 * size[0] * size[1] * self.predictor.network.num_classes
-        ) > MAX_PROBABILITIES:
+        needed = 4 * size[0] * size[1] * self.predictor.network.num_classes
+        if needed > MAX_PROBABILITIES:
             raise UserError(
-                f"its probabilities take {needed / 2**30:.1f} GiB; leave them out of `outputs`, "
-                "or cut it into parts"
+                f"its probabilities take {needed / 2**30:.1f} GiB; omit them from `outputs`, or "
+                "split the image"
             )
 
 
 def _pixels(path: str) -> int:
-    """Of an image file, by its header; 0 where that cannot be read, which is told later."""
+    """Reads the number of pixels in an image's header; 0 if that fails, reported later."""
     try:
         with Image.open(path) as picture:
             return picture.width * picture.height

@@ -1,4 +1,4 @@
-"""What `--input` names: files, folders, patterns and cameras."""
+"""The inputs of a prediction: files, folders, patterns and cameras."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from collections import Counter
 from deeplab_keras.config import UserError
 
 IMAGES = (
-    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pcx", ".pgm",
-    ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif",
+    ".tiff", ".webp",
 )  # fmt: skip
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 CAMERA = re.compile(r"camera(?::(\d+))?")
@@ -22,11 +23,11 @@ CAMERA = re.compile(r"camera(?::(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One thing to predict.
+    """An image, a video or a camera.
 
     Attributes:
-        path: the file; of a camera its number.
-        name: of its results, with the folders that are kept: "north/photo".
+        path: The path of the file, or the number of the camera.
+        name: The name of the results, including subfolders, such as "north/photo".
         kind: "image", "video" or "camera".
     """
 
@@ -36,18 +37,18 @@ class Input:
 
 
 def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
-    """The images and videos that a path, a pattern or the word "camera" names, in the order of their paths.
+    """Finds the images and videos of a path, a pattern or the word "camera", sorted by path.
 
-    Folders are searched with all below them, links to folders included, but for hidden files and
-    for `output` where it lies within. A name is the file's without its suffix, or with it where two
-    differ in the suffix alone.
+    Folders are searched recursively, including links to folders, but without hidden files and
+    without `output`. The name of an input is that of the file without its suffix, or with it if two
+    files differ only in the suffix.
 
     Args:
-        given: as the flag has it.
-        output: folder of the results.
+        given: The value of `input`.
+        output: The folder of the results.
 
     Raises:
-        UserError: nothing is there.
+        UserError: There is no image or video.
     """
     if camera := CAMERA.fullmatch(given):
         return [Input(camera[1] or "0", given.replace(":", "_"), "camera")]
@@ -63,14 +64,14 @@ def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
         files = _matching(str(path))
     else:
         raise UserError(
-            f"`input={given}`: there is no such file or folder; check the path, or give camera "
-            "for the camera"
+            f"`input={given}`: no such file or folder; check the path, or give camera for the "
+            "camera"
         )
     found = [file for file in files if _kind(file)]
     if not found:
         other = f", among {len(files)} other files" if files else ""
         raise UserError(
-            f"`input={given}`: no image or video there{other}; known are "
+            f"`input={given}`: contains no image or video{other}; supported are "
             f"{' '.join(IMAGES + VIDEOS)}"
         )
     stems = Counter(file.with_suffix("") for file in found)
@@ -88,16 +89,14 @@ def _kind(path: pathlib.Path) -> str:
 
 
 def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Path]:
-    """The files of a folder and of those below it, those of a folder before its subfolders'.
+    """Returns the files of a folder and its subfolders, the files of each folder first.
 
-    Links to folders are followed, but each folder is searched once, under its own path where it has
-    one below `folder`, and a link to a folder around it is not followed.
+    Follows links to folders, but searches each folder once, under its own path if that is inside
+    `folder`, and ignores links to a parent folder.
     """
     found: list[pathlib.Path] = []
-    waiting, seen = (
-        collections.deque([folder]),
-        {output} - {folder.resolve()},
-    )  # results may go into the folder itself
+    waiting = collections.deque([folder])
+    seen = {output} - {folder.resolve()}  # the results may go into the folder itself
     while waiting:
         for where, folders, files in os.walk(waiting.popleft()):
             here, real = pathlib.Path(where), pathlib.Path(where).resolve()
@@ -117,7 +116,7 @@ def _files_first(path: pathlib.Path) -> list[tuple[bool, str]]:
 
 
 def _matching(pattern: str) -> list[pathlib.Path]:
-    """The files that fit a pattern, each once: `**` follows links to folders, round and round where they form a cycle."""
+    """Returns the files that match a pattern, each once, even if links to folders form a cycle."""
     found: dict[tuple[str, str], pathlib.Path] = {}
     for path in sorted(
         map(pathlib.Path, glob.glob(pattern, recursive=True)),

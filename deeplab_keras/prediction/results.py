@@ -1,4 +1,4 @@
-"""What is written of a prediction: label maps, pictures, probabilities, and what the servers of benchmarks take."""
+"""Output files of a prediction: label maps, pictures, probabilities and benchmark submissions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from deeplab_keras.io.writing import remove_leftovers, replacing
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.visualization import classes_in, colorize, legend, overlay, save_png_strips
 
-IMAGE_OUTPUTS = ("labels", "colour", "overlay")
+IMAGE_OUTPUTS = ("labels", "color", "overlay")
 VIDEO_OUTPUTS = ("overlay",)
 CITYSCAPES_NAME = re.compile(r"(.+_\d+_\d+)(_leftImg8bit)?")
-STRIP_ROWS = 512  # of a picture that are made and written at a time
+STRIP_ROWS = 512  # rows of a picture that are drawn and written at a time
 LEGEND_GAP = 8  # white rows above the legend
 CLASS_COUNTS = {"voc": 21, "ade20k": 150}
 
 
 class Results:
-    """Names the files of each input and writes them.
+    """Names and writes the output files of each input.
 
     Args:
-        config: which, how and where.
-        info: the model's classes.
-        palette: colours of the pictures, as for `visualization.class_colours`.
+        config: The outputs, their options and their folder.
+        info: The classes of the model.
+        palette: The palette of the pictures, see `visualization.class_colors`.
 
     Raises:
-        UserError: a submission for other classes than the model's.
+        UserError: The classes of the model are not those of the submission's benchmark.
     """
 
     def __init__(self, config: PredictConfig, info: DatasetInfo, palette: str = "dataset") -> None:
@@ -47,30 +47,30 @@ class Results:
 
     @property
     def with_probabilities(self) -> bool:
-        """Whether the probabilities are wanted beside the labels."""
+        """Whether the outputs need probabilities."""
         return "probabilities" in self.outputs and not self.config.submission
 
     @property
     def with_image(self) -> bool:
-        """Whether the image is shown in what is written of it."""
+        """Whether the outputs need the image."""
         return "overlay" in self.outputs and not self.config.submission
 
     @property
     def video_outputs(self) -> tuple[str, ...]:
-        """The pictures that become videos."""
+        """The outputs of videos."""
         return self.config.outputs or VIDEO_OUTPUTS
 
     def files(self, item: Input) -> dict[str, pathlib.Path]:
-        """Output -> the file that it gets.
+        """Returns the path of each output.
 
         Raises:
-            UserError: a submission's name cannot be made of the input's, or a video has no such
+            UserError: The input's name is not valid for the submission, or videos do not have this
                 output.
         """
         if self.config.submission:
             if item.kind != "image":
                 raise UserError(
-                    f"`submission={self.config.submission}`: takes images; give `outputs` for a "
+                    f"`submission={self.config.submission}`: needs images; give `outputs` for a "
                     "video"
                 )
             return {"submission": self.folder / SUBMISSIONS[self.config.submission].file(item)}
@@ -81,23 +81,24 @@ class Results:
                 for kind in self.outputs
             }
         for kind in self.video_outputs:
-            if kind not in ("colour", "overlay"):
+            if kind not in ("color", "overlay"):
                 raise UserError(
-                    f"`outputs={kind}`: there is none of a video, {item.path}; give colour, "
+                    f"`outputs={kind}`: not available for a video, {item.path}; give color, "
                     "overlay or both"
                 )
         files = {kind: self.folder / f"{item.name}_{kind}.mp4" for kind in self.video_outputs}
-        return files | (
-            {"legend": self.folder / f"{item.name}_legend.png"} if self.config.legend else {}
-        )
+        if self.config.legend:
+            files["legend"] = self.folder / f"{item.name}_legend.png"
+        return files
 
     def check(self, inputs: Sequence[Input]) -> list[Input]:
-        """The inputs that are to be predicted, after a look at what stands where their results will go.
+        """Returns the inputs to predict, after checking for existing results.
 
-        Files that an earlier call had begun when it was killed are removed.
+        Removes temporary files of an earlier call that was killed.
 
         Raises:
-            UserError: a result would replace an input, or, without a word, an earlier result.
+            UserError: A result would replace an input, or an existing result without `overwrite`,
+                or two inputs would have the same result.
         """
         sources = {pathlib.Path(item.path).resolve() for item in inputs if item.kind != "camera"}
         left: list[Input] = []
@@ -113,8 +114,8 @@ class Results:
             for path in files:
                 if path in targets:
                     raise UserError(
-                        f"{targets[path]} and {item.path} would both get {path.name}; give them "
-                        "in two calls"
+                        f"{targets[path]} and {item.path} would both be written to {path.name}; "
+                        "predict them in two calls"
                     )
                 targets[path] = item.path
             existing = [path for path in files if path.exists()]
@@ -127,14 +128,13 @@ class Results:
         if there and not self.config.overwrite:
             more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
             raise UserError(
-                f"`output={self.config.output}`: {there[0].name}{more} is there already; "
-                "`overwrite` replaces results, "
-                "`skip_existing` leaves out what has them, or give another folder"
+                f"`output={self.config.output}`: {there[0].name}{more} exists; give `overwrite` to "
+                "replace results, `skip_existing` to skip inputs that have them, or another folder"
             )
         return list(inputs)
 
     def _files_or_none(self, item: Input) -> Iterable[pathlib.Path]:
-        """A name that gives no file is told when it is that input's turn."""
+        """Returns the paths, or none for an invalid name, which is reported later."""
         try:
             return self.files(item).values()
         except UserError:
@@ -147,16 +147,16 @@ class Results:
         labels: np.ndarray,
         probabilities: np.ndarray | None,
     ) -> None:
-        """Writes all outputs of an image, each complete or not at all.
+        """Writes all outputs of an image, each atomically.
 
         Args:
-            item: the input.
-            image: in mode RGB, where it is wanted.
+            item: The input.
+            image: The image in mode RGB, if `with_image`.
             labels: `[height, width]`.
-            probabilities: `[height, width, num_classes]`, where they are wanted.
+            probabilities: `[height, width, num_classes]`, if `with_probabilities`.
 
         Raises:
-            UserError: a file cannot be written.
+            UserError: A file cannot be written.
         """
         for kind, path in self.files(item).items():
             if kind == "submission":
@@ -165,9 +165,8 @@ class Results:
                     picture.save(aside, format="PNG")
             elif kind == "probabilities":
                 assert probabilities is not None
-                names = np.array(
-                    self.info.class_names
-                )  # fixed-width text: nothing in the file is a pickle
+                # An array of fixed-width text does not need pickle to load.
+                names = np.array(self.info.class_names)
                 with replacing(path) as aside, open(aside, "wb") as file:
                     np.savez_compressed(
                         file,
@@ -178,8 +177,8 @@ class Results:
                 save_png_strips(path, self._strips(kind, image, labels))
 
     def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
-        """The "colour" or "overlay" picture, uint8 RGB `[height, width, 3]`; of a frame `image` is an array."""
-        if kind == "colour":
+        """Draws the output "color" or "overlay", uint8 RGB `[height, width, 3]`."""
+        if kind == "color":
             return colorize(labels, self.info, self.palette)
         assert image is not None
         return overlay(image, labels, self.info, palette=self.palette)
@@ -187,14 +186,13 @@ class Results:
     def _strips(
         self, kind: str, image: Image.Image | None, labels: np.ndarray
     ) -> Iterator[np.ndarray]:
-        """The rows of the "labels", the "colour" or the "overlay" picture, the latter with its legend below if that is wanted."""
+        """Yields the rows of the output "labels", "color" or "overlay", with its legend."""
         height, width = labels.shape
         below = None
         if kind == "overlay" and self.config.legend:
             below = legend(self.info, classes_in(labels).tolist(), width, palette=self.palette)
-        full_width = (
-            width if below is None else below.shape[1]
-        )  # a long name is wider than a small image
+        # A legend with a long name is wider than a small image.
+        full_width = width if below is None else below.shape[1]
         for top in range(0, height, STRIP_ROWS):
             part = labels[top : top + STRIP_ROWS]
             if kind == "labels":
@@ -208,7 +206,7 @@ class Results:
 
 
 def _widened(picture: np.ndarray, width: int) -> np.ndarray:
-    """With white to its right."""
+    """Pads a picture with white on the right."""
     return np.pad(picture, [(0, 0), (0, width - picture.shape[1]), (0, 0)], constant_values=255)
 
 
@@ -217,12 +215,12 @@ def _widened(picture: np.ndarray, width: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """What a benchmark's server takes.
+    """The format of the files that a benchmark's server accepts.
 
     Attributes:
-        check: raises UserError where the model's classes are not the benchmark's.
-        file: the path of an input's file below the output folder.
-        encode: a label map as a picture.
+        check: Function that raises UserError if the model's classes are not the benchmark's.
+        file: Function that returns the path of an input's file, relative to the output folder.
+        encode: Function from a label map to a picture.
     """
 
     check: Callable[[DatasetInfo], None]
@@ -237,8 +235,8 @@ def _check_count(name: str) -> Callable[[DatasetInfo], None]:
         ):
             raise UserError(
                 f"`submission={name}`: the model has the {info.num_classes} classes of "
-                f"{info.name!r}, and the benchmark "
-                f"{CLASS_COUNTS[name]}; give a model that was trained on it"
+                f"{info.name!r}, and the benchmark {CLASS_COUNTS[name]}; give a model that was "
+                "trained on it"
             )
 
     return check
@@ -248,20 +246,20 @@ def _check_cityscapes(info: DatasetInfo) -> None:
     if info.class_names != CITYSCAPES.class_names:
         raise UserError(
             f"`submission='cityscapes'`: the model has the classes of {info.name!r}: "
-            f"{', '.join(info.class_names[:3])}, ..., and "
-            f"the server wants {', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that "
-            "was trained on Cityscapes"
+            f"{', '.join(info.class_names[:3])}, ..., and the server expects "
+            f"{', '.join(CITYSCAPES.class_names[:3])}, ...; give a model that was trained on "
+            "Cityscapes"
         )
 
 
 def _cityscapes_file(item: Input) -> str:
-    """All in one folder: the server's script looks for CITY_SEQUENCE_FRAME*.png, and wants one."""
+    """Returns a name in a single folder; the server looks for one file CITY_SEQUENCE_FRAME*.png."""
     name = item.name.rpartition("/")[2]
     match = CITYSCAPES_NAME.fullmatch(name)
     if not match:
         raise UserError(
-            "`submission='cityscapes'`: its name is not CITY_SEQUENCE_FRAME_leftImg8bit, by which "
-            "the server knows it"
+            "`submission='cityscapes'`: its name must be CITY_SEQUENCE_FRAME_leftImg8bit, by which "
+            "the server identifies it"
         )
     return f"{match[1]}_pred_labelIds.png"
 
@@ -278,17 +276,15 @@ def _with_palette(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
 
 
 def _from_one(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
-    other = (
-        info.num_classes - CLASS_COUNTS["ade20k"]
-    )  # the official DeepLab's 151 classes begin with "something else"
+    # 1 for the official DeepLab's 151 classes, which start with "something else".
+    other = info.num_classes - CLASS_COUNTS["ade20k"]
     return Image.fromarray(labels + np.uint8(1 - other))
 
 
 SUBMISSIONS = {
-    # Ids of cityscapesScripts' labels.py, not the 19 that networks are trained on.
+    # The ids of cityscapesScripts' labels.py, not the 19 training ids.
     "cityscapes": Submission(_check_cityscapes, _cityscapes_file, _label_ids),
-    # The folder that the devkit names, from which the server's archive is made: tar czf results.tgz
-    # results.
+    # The folder layout of the devkit. The archive to upload is made by tar czf results.tgz results.
     "voc": Submission(
         _check_count("voc"),
         lambda item: (
@@ -296,7 +292,7 @@ SUBMISSIONS = {
         ),
         _with_palette,
     ),
-    # Classes from 1 on; 0 is "something else".
+    # Classes start at 1; 0 is "something else".
     "ade20k": Submission(
         _check_count("ade20k"), lambda item: f"{item.name.rpartition('/')[2]}.png", _from_one
     ),

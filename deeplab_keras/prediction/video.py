@@ -1,4 +1,4 @@
-"""Videos and the camera: frames streamed through the network into a video of the same size and rate."""
+"""Prediction of videos and cameras, written as videos of the same size and frame rate."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.prediction.results import Results
 from deeplab_keras.visualization import legend, save_png
 
-TOGETHER = 8_000_000  # pixels of a batch at most, unless one frame has more
-USUAL_RATE = Fraction(25)  # frames a second where a file does not say
-MISSING = 0.05  # share of the frames that a file may have fewer than its header says
+TOGETHER = 8_000_000  # largest number of pixels of a batch; a larger frame is a batch of one
+USUAL_RATE = Fraction(25)  # frames per second for files without a frame rate
+MISSING = 0.05  # share of the frames in the header that may be missing in a file
 
 
 class Frames(NamedTuple):
-    """A video as it is read.
+    """A stream of frames.
 
     Attributes:
-        size: width and height.
-        rate: frames a second.
-        length: how many there are, as the header says; 0: it does not.
-        frames: uint8 `[height, width, 3]`.
+        size: The (width, height).
+        rate: The frames per second.
+        length: The number of frames according to the header, 0 if unknown.
+        frames: Iterator of frames, uint8 `[height, width, 3]`.
     """
 
     size: tuple[int, int]
@@ -42,19 +42,19 @@ class Frames(NamedTuple):
 
 
 def predict_video(predictor: Predictor, item: Input, results: Results, max_frames: int = 0) -> None:
-    """Predicts a video or the camera frame by frame; `Results.files` names the videos that are written.
+    """Predicts a video or a camera and writes the videos in `results.files`.
 
-    Of a file that is cut off, what can be read is written. The camera ends by Ctrl-C.
+    Writes the readable part of a truncated file. Ctrl-C stops a camera.
 
     Args:
-        predictor: the network, and how it is run.
-        item: of kind "video" or "camera".
-        results: which pictures.
-        max_frames: it ends after so many; 0: at its end.
+        predictor: The predictor.
+        item: An input of kind "video" or "camera".
+        results: Names the files and draws the pictures.
+        max_frames: The number of frames to predict, 0 for all.
 
     Raises:
-        UserError: the extra `video` is not installed, the file cannot be read or ends too early, or
-            a video cannot be written.
+        UserError: The extra `video` is not installed, the file cannot be read or is truncated, or a
+            video cannot be written.
     """
     files = results.files(item)
     source = read_camera(item.path) if item.kind == "camera" else read_video(item.path)
@@ -87,17 +87,16 @@ def predict_video(predictor: Predictor, item: Input, results: Results, max_frame
     bar.update(done)
     if item.kind == "video" and expected - done > max(2, MISSING * expected):
         raise UserError(
-            f"{item.path}: is cut off after {done} of {expected} frames; these were written"
+            f"{item.path}: is truncated after {done} of {expected} frames, which were written; "
+            "replace the file"
         )
 
 
 def _batch_size(predictor: Predictor, source: Frames, item: Input) -> int:
+    if item.kind == "camera":
+        return 1
     pixels = source.size[0] * source.size[1]
-    return (
-        1
-        if item.kind == "camera"
-        else min(predictor.config.eval_batch_size, max(1, TOGETHER // pixels))
-    )
+    return min(predictor.config.eval_batch_size, max(1, TOGETHER // pixels))
 
 
 def _stream(
@@ -108,7 +107,7 @@ def _stream(
     bar: Progress,
     item: Input,
 ) -> int:
-    """Reads, predicts and writes at the same time; returns the number of frames."""
+    """Reads, predicts and writes in parallel, and returns the number of frames."""
     done = 0
 
     def read() -> list[np.ndarray]:
@@ -152,17 +151,17 @@ def _ffmpeg() -> Any:
 
 
 def read_video(path: str) -> Frames:
-    """A video file.
+    """Opens a video file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The file cannot be read.
     """
     stream = _ffmpeg().read_frames(path)
     try:
         about = next(stream)
     except Exception as error:  # a damaged file can raise anything
         lines = [line for line in str(error).splitlines() if path in line and ":" in line]
-        reason = lines[-1].rpartition(": ")[2] if lines else "no video, or cut off"
+        reason = lines[-1].rpartition(": ")[2] if lines else "not a video, or truncated"
         raise UserError(f"{path}: cannot be read as a video ({reason}); replace it") from error
     (width, height), rate = about["size"], exact_rate(about["fps"])
     return Frames(
@@ -175,7 +174,7 @@ def _decoded(stream: Iterator[bytes], shape: tuple[int, ...]) -> Iterator[np.nda
         try:
             frame = next(stream, None)
             picture = None if frame is None else np.frombuffer(frame, np.uint8).reshape(shape)
-        except Exception:  # it ends within a frame
+        except Exception:  # the file ends within a frame
             return
         if picture is None:
             return
@@ -183,7 +182,7 @@ def _decoded(stream: Iterator[bytes], shape: tuple[int, ...]) -> Iterator[np.nda
 
 
 def exact_rate(rate: float) -> Fraction:
-    """Frames a second as the fraction that a header's two decimals stand for: 29.97 is 30000/1001."""
+    """Returns the exact frame rate for a header's two decimals, such as 30000/1001 for 29.97."""
     if not rate > 0:
         return USUAL_RATE
     american = Fraction(round(rate) * 1000, 1001)
@@ -191,10 +190,10 @@ def exact_rate(rate: float) -> Fraction:
 
 
 def read_camera(number: str) -> Frames:
-    """A camera of this machine, by its number.
+    """Opens a camera of this machine by its number.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: The camera cannot be opened.
     """
     _ffmpeg()
     try:
@@ -206,15 +205,14 @@ def read_camera(number: str) -> Frames:
         raise UserError("the camera needs imageio: pip install 'deeplab-keras[video]'") from error
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"`input='camera'`:{number}: there is no such camera, or it is in use; give another "
-            "number"
+            f"`input=camera:{number}`: no such camera, or it is in use; give another number"
         ) from error
     width, height = about["size"]
     return Frames((width, height), exact_rate(about["fps"]), 0, _captured(reader))
 
 
 def _captured(reader: Any) -> Iterator[np.ndarray]:
-    """The camera's frames until it is unplugged, or nobody wants more; then it is free for others."""
+    """Yields the frames of a camera until it is unplugged, and releases it at the end."""
     with contextlib.closing(reader), contextlib.suppress(OSError, RuntimeError, IndexError):
         for frame in reader.iter_data():
             yield np.asarray(frame)
@@ -222,7 +220,7 @@ def _captured(reader: Any) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that takes the frames of a video file, which gets its name at the block's end."""
+    """Context with a function that appends a frame to a video file, written at its end."""
     even = source.size[0] % 2 == source.size[1] % 2 == 0
     with replacing(path) as aside, contextlib.ExitStack() as opened:
         sink = None
@@ -237,9 +235,9 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
                     macro_block_size=1,
                     quality=7,
                     ffmpeg_log_level="fatal",
-                    pix_fmt_out="yuv420p"
-                    if even
-                    else "yuv444p",  # players want colours at half the size; an odd one has none
+                    # Most players need yuv420p, which halves the size of the colors, so it cannot
+                    # have an odd size.
+                    pix_fmt_out="yuv420p" if even else "yuv444p",
                     output_params=["-f", "mp4", "-movflags", "+faststart"],
                 )
                 opened.callback(sink.close)
@@ -251,29 +249,34 @@ def _written(path: pathlib.Path, source: Frames) -> Iterator[Callable[[np.ndarra
             opened.close()
         except OSError as error:
             raise UserError(
-                f"{path}: the video cannot be written; make room there, or give another `output`"
+                f"{path}: the video cannot be written; free some space, or give another `output`"
             ) from error
         if sink is None:
-            raise UserError("no frame of it can be read; replace it")
-        if not _is_whole(aside):  # ffmpeg, at the end, says nothing of a full disk
+            raise UserError("no frame can be read; replace the file")
+        if not _is_whole(aside):  # ffmpeg does not report a full disk at the end
             raise UserError(
-                f"{path}: the video cannot be written; make room there, or give another `output`"
+                f"{path}: the video cannot be written; free some space, or give another `output`"
             )
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether an MP4 file's boxes (ISO/IEC 14496-12) end with the file, and the table of its frames is one of them."""
+    """Returns whether an MP4 file is complete.
+
+    That is the case if its boxes (ISO/IEC 14496-12) end where the file ends, and one of them is the
+    table of its frames.
+    """
     if not path.is_file():
         return False
-    position, kinds, end = 0, set(), path.stat().st_size
+    position, end = 0, path.stat().st_size
+    kinds = set()
     with open(path, "rb") as file:
         while position < end:
             file.seek(position)
             head = file.read(16)
             size = int.from_bytes(head[:4], "big")
-            if size == 1:  # of 4 GiB and more
+            if size == 1:  # a box of 4 GiB or more
                 size = int.from_bytes(head[8:], "big")
-            if size < 8:  # not known yet
+            if size < 8:  # the size was not written yet
                 return False
             kinds.add(head[4:8])
             position += size

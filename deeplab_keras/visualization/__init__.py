@@ -1,16 +1,18 @@
-"""Pictures of label maps: colours, overlays, panels with captions and legend, the confusion matrix.
+"""Pictures of label maps: colors, overlays, panels with captions and legend, confusion matrices.
 
-Every picture is a uint8 array `[height, width, 3]`; text is drawn at its final size, so that it
-stays crisp.
+Every picture is a uint8 array `[height, width, 3]`. Text is drawn at its final size, so that it is
+sharp.
 """
 
-from deeplab_keras.visualization.colours import (
+from deeplab_keras.visualization.colors import (
     BLACK,
+    COLOR_BLINDNESS,
     COLOUR_BLINDNESS,
     OKABE_ITO,
     PALETTES,
     WHITE,
     WRONG,
+    class_colors,
     class_colours,
     classes_in,
     colorblind_palette,
@@ -24,6 +26,7 @@ from deeplab_keras.visualization.panels import LARGEST, SMALLEST, captioned, gri
 
 __all__ = [
     "BLACK",
+    "COLOR_BLINDNESS",
     "COLOUR_BLINDNESS",
     "LARGEST",
     "OKABE_ITO",
@@ -32,6 +35,7 @@ __all__ = [
     "WHITE",
     "WRONG",
     "captioned",
+    "class_colors",
     "class_colours",
     "classes_in",
     "colorblind_palette",

@@ -1,4 +1,4 @@
-"""The report of a dataset's check, for people: a page, a sheet of labelled samples, and lines for the terminal."""
+"""The report of a dataset check: an HTML page, a contact sheet, and text for the terminal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from deeplab_keras.config import UserError
 from deeplab_keras.data.check.findings import DatasetCheck, SplitCheck
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.writing import write_text
-from deeplab_keras.visualization import captioned, class_colours, colorize, grid, legend, save_png
+from deeplab_keras.visualization import captioned, class_colors, colorize, grid, legend, save_png
 from deeplab_keras.visualization.html import render
 
-SAMPLES, SIDE = 12, 320  # of the contact sheet: pairs, and the long side of a picture
-SHOWN = 20  # problems of one kind, images of one size: the page lists so many, report.json all
-ROWS = 40  # of more classes, those without a pixel are left out of the terminal's table
-STRANGE = (255, 0, 255)  # ids outside the classes
+SAMPLES, SIDE = 12, 320  # pairs in the contact sheet, and the long side of a picture in it
+SHOWN = 20  # problems of each kind and image sizes listed in the page; report.json lists all
+ROWS = 40  # with more classes, the terminal's table omits those without pixels
+STRANGE = (255, 0, 255)  # the color of ids that are not classes
 
 
 def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
-    """Writes report.html, report.json and contact_sheet.png; returns the page's path.
+    """Writes report.html, report.json and contact_sheet.png, and returns the path of report.html.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: A file cannot be written.
     """
     path = pathlib.Path(folder)
     if (sheet := contact_sheet(check.splits[0], check.info)) is not None:
@@ -42,7 +42,11 @@ def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
 
 
 def choose_samples(split: SplitCheck, count: int) -> list[int]:
-    """Places of pairs in `split.scans` that together show as many classes as they can, filled up evenly."""
+    """Chooses pairs that show as many classes as possible, then evenly spaced ones.
+
+    Returns:
+        Indices into `split.scans`.
+    """
     classes = np.array(
         [
             np.bincount(split.class_of_id[scan.ids > 0].clip(0), minlength=256) > 0
@@ -58,35 +62,32 @@ def choose_samples(split: SplitCheck, count: int) -> list[int]:
             break
         chosen.append(best)
         seen |= classes[best]
-    rest = (
-        [int(i) for i in np.linspace(0, len(split.scans) - 1, count) if int(i) not in chosen]
-        if split.scans
-        else []
-    )
+    spread = np.linspace(0, len(split.scans) - 1, count).astype(int).tolist() if split.scans else []
+    rest = [index for index in spread if index not in chosen]
     return sorted([*chosen, *dict.fromkeys(rest)][:count])
 
 
 def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) -> np.ndarray | None:
-    """Images beside their labels in the classes' colours, and the legend; None where no pair can be read.
+    """Draws images next to their labels, with a legend; returns `None` if no pair can be read.
 
-    Ids that are no class are striped in magenta.
+    Ids that are not classes get magenta stripes.
     """
     cells, present = [], set()
     for place in choose_samples(split, count):
         scan = split.scans[place]
         try:
             image, ids = split.load(scan.index)
-        except UserError:  # it could be read a moment ago
+        except UserError:  # the file has changed since the scan
             continue
         labels = split.class_of_id[ids]
         present |= {int(label) for label in np.unique(labels) if label >= 0}
-        coloured = (0.25 * image + 0.75 * colorize(labels, info) + 0.5).astype(np.uint8)
-        coloured[(labels < 0) & _stripes(*labels.shape)] = STRANGE
+        colored = (0.25 * image + 0.75 * colorize(labels, info) + 0.5).astype(np.uint8)
+        colored[(labels < 0) & _stripes(*labels.shape)] = STRANGE
         share = (labels == info.ignore_label).mean()
         name = scan.name if len(scan.name) <= 40 else f"…{scan.name[-39:]}"
         cells.append(
             captioned(
-                {name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(coloured, False)}
+                {name: _thumbnail(image, True), f"{share:.0%} ignored": _thumbnail(colored, False)}
             )
         )
     if not cells:
@@ -96,7 +97,7 @@ def contact_sheet(split: SplitCheck, info: DatasetInfo, count: int = SAMPLES) ->
 
 
 def _stripes(height: int, width: int) -> np.ndarray:
-    """Diagonal stripes, as wide on every thumbnail: bool `[height, width]`."""
+    """Returns diagonal stripes, equally wide on every thumbnail: bool `[height, width]`."""
     step = max(1, round(6 * max(height, width) / SIDE))
     return (np.arange(height)[:, None] + np.arange(width)) // step % 2 == 0
 
@@ -113,25 +114,25 @@ def _thumbnail(picture: np.ndarray, smooth: bool) -> np.ndarray:
 
 
 def summary(check: DatasetCheck) -> str:
-    """What was found, for the terminal: the classes' shares, notes, problems, weights."""
+    """Returns the findings as text: shares of the classes, notes, problems and class weights."""
     lines = list(_table(check))
     lines += [f"note: {note}" for note in check.notes]
     for kind, problems in check.kinds().items():
         lines += [
-            f"wrong: {kind}: {len(problems)}",
+            f"problem: {kind}: {len(problems)}",
             *(f"  {problem.message}" for problem in problems[:3]),
         ]
         if len(problems) > 3:
             lines.append(f"  ... and {len(problems) - 3} more")
     if check.looks_like:
-        lines.append(f"it looks like this: {check.looks_like}")
+        lines.append(f"likely cause: {check.looks_like}")
     for name, weights in check.label_weights().items():
         lines.append(f"{name.replace('_', ' ')}: {flag_of(weights)}")
     return "\n".join(lines)
 
 
 def flag_of(weights: Sequence[float]) -> str:
-    """Weights of classes as the flag that training takes."""
+    """Returns class weights as a flag of train.py."""
     return f"--label_weights={','.join(f'{weight:.4g}' for weight in weights)}"
 
 
@@ -168,9 +169,9 @@ def _table(check: DatasetCheck) -> Iterator[str]:
 
 
 def page(check: DatasetCheck, with_sheet: bool = True) -> str:
-    """Returns the report as a page of HTML."""
+    """Returns the report as an HTML page."""
     shares = [split.pixels / max(split.total, 1) for split in check.splits]
-    colors = [*check.info.palette, class_colours(check.info)[-1].tolist()]
+    colors = [*check.info.palette, class_colors(check.info)[-1].tolist()]
     return render(
         "dataset.html",
         title=f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}",

@@ -9,11 +9,11 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a page of HTML. Values are escaped, so class and file names may contain anything.
+    """Returns an HTML page. Values are escaped, so class and file names may contain anything.
 
     Args:
-        template: the name of a file in `templates/`.
-        values: what the template shows.
+        template: The name of a file in `templates/`.
+        **values: The values that the template shows.
     """
     return _environment().get_template(template).render(**values)
 

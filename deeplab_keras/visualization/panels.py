@@ -1,4 +1,4 @@
-"""Pictures side by side with captions, and the legend of the classes."""
+"""Panels of pictures with captions, and the legend of the classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.visualization.colours import (
+from deeplab_keras.visualization.colors import (
     WHITE,
     Array,
-    class_colours,
+    class_colors,
     colorize,
     confidence_map,
     error_map,
@@ -24,8 +24,8 @@ from deeplab_keras.visualization.colours import (
 
 INK, RIM = (32, 33, 36), (160, 160, 160)
 
-# A panel shows an image with its long side in this range: small ones are enlarged by a whole
-# factor, large ones shrunk.
+# Range of an image's long side in a panel. Smaller images are enlarged by an integer factor, larger
+# ones are reduced.
 SMALLEST, LARGEST = 400, 640
 NAME_LENGTH = 24
 
@@ -36,7 +36,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _without_accents(text: str) -> str:
-    """The text in letters that the font has."""
+    """Replaces accented letters, which the font lacks."""
     return "".join(
         letter
         for letter in unicodedata.normalize("NFKD", text)
@@ -45,7 +45,7 @@ def _without_accents(text: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """ADE20k's names list synonyms, VOC's and Cityscapes' hold underscores."""
+    """Shortens a class name: without ADE20k's synonyms, and without underscores."""
     name = _without_accents(name.split(",")[0].strip("_ ").replace("_", " "))
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "…"
 
@@ -59,23 +59,31 @@ def legend(
     palette: str = "dataset",
     with_confidence: bool = False,
 ) -> Array:
-    """Swatches with the classes' names, in columns.
+    """Draws a legend: the colors and names of the classes, in columns.
 
     Args:
-        info: the classes.
-        present: ids to list, in any order; the ignore label is listed as "not labelled". Default:
-            all classes.
-        width: width of the picture; more, if the longest name needs it.
-        text_size: height of the text in pixels; default by the width.
-        palette: as for `class_colours`.
-        with_confidence: lists the scale of `confidence_map` too.
+        info: The classes.
+        present: The ids to list, in any order. The ignore label is listed as "not labeled".
+            Default: all classes.
+        width: The width of the picture, which is larger if the longest name needs it.
+        text_size: The height of the text in pixels. Default: depends on the width.
+        palette: See `class_colors`.
+        with_confidence: Whether to list the two ends of the scale of `confidence_map`.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Example:
+        >>> info = dk.open_dataset(dk.DataConfig(dataset="synthetic"), "val").info
+        >>> dk.visualization.legend(info, width=800).shape[1]
+        800
     """
     listed = set(range(info.num_classes) if present is None else map(int, present))
     classes = sorted(listed & set(range(info.num_classes)) - {info.ignore_label})
-    colours = class_colours(info, palette)
-    entries = [(short_name(info.class_names[i]), colours[i]) for i in classes]
+    colors = class_colors(info, palette)
+    entries = [(short_name(info.class_names[i]), colors[i]) for i in classes]
     if info.ignore_label in listed:
-        entries.append(("not labelled", colours[-1]))
+        entries.append(("not labeled", colors[-1]))
     if with_confidence:
         entries += zip(("0 % sure", "100 % sure"), confidence_map(np.array([0, 1])), strict=True)
     size = text_size or _text_size(width)
@@ -89,21 +97,21 @@ def legend(
     width = max(width, column)
     picture = Image.new("RGB", (width, line * max(1, -(-len(entries) // columns))), WHITE)
     draw = ImageDraw.Draw(picture)
-    for i, (name, colour) in enumerate(entries):
+    for i, (name, color) in enumerate(entries):
         x, y = i % columns * column + gap, i // columns * line
         top = y + (line - swatch) // 2
-        draw.rectangle((x, top, x + swatch, top + swatch), fill=tuple(colour.tolist()), outline=RIM)
+        draw.rectangle((x, top, x + swatch, top + swatch), fill=tuple(color.tolist()), outline=RIM)
         draw.text((x + swatch + gap, y + line / 2), name, fill=INK, font=_font(size), anchor="lm")
     return np.array(picture)
 
 
 def _text_size(width: int) -> int:
-    """Text that can still be read when a picture of this width is shown 800 pixels wide."""
+    """Returns a text size that is readable if a picture of this width is shown 800 pixels wide."""
     return max(14, round(width / 60))
 
 
 def _tile(picture: Array, smooth: bool) -> Array:
-    """A picture enlarged or reduced into the range of sizes of a panel; label colours are never mixed."""
+    """Resizes a picture into the range of sizes of a panel; label colors are never mixed."""
     height, width = picture.shape[:2]
     longest = max(height, width)
     factor = -(-SMALLEST // longest) if longest < SMALLEST else min(1, LARGEST / longest)
@@ -124,34 +132,45 @@ def panel(
     palette: str = "dataset",
     with_legend: bool = True,
 ) -> Array:
-    """Image, label, prediction and errors side by side; without a label image, prediction and overlay.
+    """Draws image, label, prediction and errors side by side.
+
+    Without a label, draws image, prediction and overlay.
 
     Args:
-        image: uint8 `[height, width, 3]`; None leaves it out, for photographs that may not be
-            passed on.
-        label: `[height, width]`, or None.
-        prediction: `[height, width]`.
-        info: the classes.
-        confidence: probability of the predicted class, `[height, width]` in 0..1: adds the map of
-            it.
-        palette: as for `class_colours`.
-        with_legend: adds the classes that are there below.
+        image: uint8 `[height, width, 3]`, or `None` to omit it, for photos that must not be shared.
+        label: The true labels, `[height, width]`, or `None`.
+        prediction: The predicted labels, `[height, width]`.
+        info: The classes.
+        confidence: The probability of the predicted class, `[height, width]` in 0..1. Adds a
+            confidence map.
+        palette: See `class_colors`.
+        with_legend: Whether to add a legend of the classes in the panel.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Example:
+        >>> source = dk.open_dataset(dk.DataConfig(dataset="synthetic"), "val")
+        >>> image, label = source.load(0)
+        >>> prediction = dk.Predictor(dk.load_model("runs/demo"))(image)
+        >>> picture = dk.visualization.panel(image, label, prediction, source.info)
+        >>> dk.visualization.save_png("panel.png", picture)
     """
     present = np.unique(prediction)
-    coloured = _tile(colorize(prediction, info, palette), smooth=False)
+    colored = _tile(colorize(prediction, info, palette), smooth=False)
     tiles = {} if image is None else {"image": _tile(image, smooth=True)}
     if image is None:
         image = np.full((*prediction.shape, 3), 128, np.uint8)
     if label is None:
         mixed = overlay(image, prediction, info, palette=palette)
-        tiles |= {"prediction": coloured, "overlay": _tile(mixed, smooth=True)}
+        tiles |= {"prediction": colored, "overlay": _tile(mixed, smooth=True)}
     else:
         counted = rows_of(label, info) < info.num_classes
         wrong = np.mean(label[counted] != prediction[counted]) if counted.any() else 0.0
         present = np.union1d(present, np.where(counted, label, info.ignore_label))
         tiles |= {
             "label": _tile(colorize(label, info, palette), smooth=False),
-            "prediction": coloured,
+            "prediction": colored,
             f"errors: {100 * wrong:.1f} %": _tile(
                 error_map(image, label, prediction, info), smooth=False
             ),
@@ -170,14 +189,26 @@ def panel(
 
 
 def captioned(tiles: dict[str, Array]) -> Array:
-    """Pictures of one size side by side, each below its caption and within a thin rim: white ones end somewhere too."""
+    """Draws pictures of one size side by side, each with a caption above it and a thin border.
+
+    Args:
+        tiles: Pictures by caption, uint8 `[height, width, 3]`.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Example:
+        >>> black, white = np.zeros((90, 120, 3), "uint8"), np.full((90, 120, 3), 255, "uint8")
+        >>> row = dk.visualization.captioned({"before": black, "after": white})
+        >>> row.shape[0] > 90 and row.shape[1] > 240
+        True
+    """
     tiles = {_without_accents(caption): tile for caption, tile in tiles.items()}
     height, width = next(iter(tiles.values())).shape[:2]
     gap = max(4, width // 50)
     size = _text_size(len(tiles) * (width + gap) - gap)
-    cell = max(
-        width, *(round(_font(size).getlength(caption)) for caption in tiles)
-    )  # wider than a very narrow image
+    # A caption can be wider than a very narrow picture.
+    cell = max(width, *(round(_font(size).getlength(caption)) for caption in tiles))
     total = len(tiles) * (cell + gap) - gap + 2
     bar = round(1.8 * size)
     picture = Image.new("RGB", (total, bar + height + 1), WHITE)
@@ -192,9 +223,26 @@ def captioned(tiles: dict[str, Array]) -> Array:
 
 
 def grid(panels: Sequence[Array], columns: int = 1, gap: int = 16) -> Array:
-    """Pictures of any sizes in rows of `columns`, on white."""
+    """Draws pictures of any sizes in rows, on white.
+
+    Args:
+        panels: The pictures, uint8 `[height, width, 3]`.
+        columns: The number of pictures per row.
+        gap: The distance between pictures in pixels.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Raises:
+        UserError: If there are no pictures.
+
+    Example:
+        >>> pictures = [np.zeros((10, 20, 3), "uint8")] * 4
+        >>> dk.visualization.grid(pictures, columns=2, gap=4).shape
+        (24, 44, 3)
+    """
     if not panels:
-        raise UserError("a grid of no pictures; give at least one")
+        raise UserError("a grid without pictures; give at least one")
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(len(rows[0]))]
     heights = [max(picture.shape[0] for picture in row) for row in rows]

@@ -1,6 +1,6 @@
 // The page: segments a photo or camera frames and shows the overlay with its legend.
 
-import {colourLabels, shares} from './pixels.js';
+import {colorLabels, shares} from './pixels.js';
 import {Segmenter} from './segmenter.js';
 
 const LARGEST = 1600; // maximum long side of the displayed image, in pixels
@@ -21,15 +21,15 @@ function draw() {
   context.putImageData(shown.photo, 0, 0);
   context.globalAlpha = element('opacity').value / 100;
   context.imageSmoothingEnabled = false;
-  context.drawImage(shown.colours, 0, 0, canvas.width, canvas.height);
+  context.drawImage(shown.colors, 0, 0, canvas.width, canvas.height);
   context.globalAlpha = 1;
 }
 
 function list(labels) {
   element('legend').replaceChildren(...shares(labels, segmenter.classes.length).map(({id, share}) => {
-    const item = document.createElement('li'), colour = document.createElement('span');
-    colour.style.background = `rgb(${segmenter.palette[id].join(' ')})`;
-    item.append(colour, `${segmenter.classes[id]} ${(100 * share).toFixed(1)} %`);
+    const item = document.createElement('li'), color = document.createElement('span');
+    color.style.background = `rgb(${segmenter.palette[id].join(' ')})`;
+    item.append(color, `${segmenter.classes[id]} ${(100 * share).toFixed(1)} %`);
     return item;
   }));
 }
@@ -44,10 +44,10 @@ async function show(source, width, height) {
   context.drawImage(source, 0, 0, pad.width, pad.height);
   const photo = context.getImageData(0, 0, pad.width, pad.height);
   const {labels, milliseconds} = await segmenter.run(photo);
-  const colours = new OffscreenCanvas(segmenter.width, segmenter.height);
-  const picture = colourLabels(labels, segmenter.height, segmenter.width, segmenter.palette);
-  colours.getContext('2d').putImageData(picture, 0, 0);
-  shown = {photo, colours};
+  const colors = new OffscreenCanvas(segmenter.width, segmenter.height);
+  const picture = colorLabels(labels, segmenter.height, segmenter.width, segmenter.palette);
+  colors.getContext('2d').putImageData(picture, 0, 0);
+  shown = {photo, colors};
   element('error').hidden = element('hint').hidden = true;
   canvas.hidden = false;
   element('time').value = `${milliseconds.toFixed(0)} ms`;

@@ -44,7 +44,7 @@ function places(length, size) {
  * @param {ArrayLike<number>} labels [height, width] class ids.
  * @param {number[][]} palette RGB color per class.
  */
-export function colourLabels(labels, height, width, palette) {
+export function colorLabels(labels, height, width, palette) {
   const picture = new ImageData(width, height);
   for (let i = 0; i < labels.length; i++) {
     const [red, green, blue] = palette[labels[i]] ?? [0, 0, 0];

@@ -1,13 +1,13 @@
 r"""Segments images and videos of your own: one file, all of a folder, a pattern, or the camera.
 
-Writes NAME_labels.png (a class id a pixel), NAME_colour.png and NAME_overlay.png to --output; label
-map and colours are as large as the image. A file that can't be read is named and left out; the
-exit status is 1 then.
+Writes NAME_labels.png (one class id per pixel), NAME_color.png and NAME_overlay.png to --output.
+Labels and colors have the size of the image. A file that cannot be read is reported and skipped;
+the exit status is then 1.
 
     python scripts/predict.py --checkpoint_dir=runs/demo --input=photographs --output=predictions
 
     python scripts/predict.py --checkpoint_dir=runs/demo --input='camera/**/*.jpg' \
-        --output=predictions --outputs=overlay,probabilities --palette=colour_blind
+        --output=predictions --outputs=overlay,probabilities --palette=color_blind
 """
 
 from __future__ import annotations

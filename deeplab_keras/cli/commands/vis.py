@@ -61,13 +61,13 @@ def main(command: Command) -> None:
         image, label = source.load(index)
         ready = inference.as_image(image, predictor.network.channels)
         (prediction,), (confidence,) = predictor.labels_and_confidence(ready[None])
-        shown, colours = image if options.vis_photographs else None, eval_config.palette
-        drawn = panel(shown, label, prediction, info, confidence=confidence, palette=colours)
-        pictures = {"prediction": colorize(prediction, info, colours), "panel": drawn}
+        shown, palette = image if options.vis_photographs else None, eval_config.palette
+        drawn = panel(shown, label, prediction, info, confidence=confidence, palette=palette)
+        pictures = {"prediction": colorize(prediction, info, palette), "panel": drawn}
         if shown is not None:
             pictures |= {
                 "image": shown,
-                "overlay": overlay(shown, prediction, info, palette=colours),
+                "overlay": overlay(shown, prediction, info, palette=palette),
             }
         if options.also_save_raw_predictions:
             pictures["labels"] = prediction
