@@ -1,4 +1,4 @@
-"""Exported files: they answer as Keras does, hold no slow operator, and are never half-written."""
+"""Exported files agree with Keras, contain no slow operators, and are written atomically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from deeplab_keras.models.segmentor import build_segmentor
 
 SIZE = (65, 97)
 CLASSES = ("sky", "road", "car", "tree", "pole")
-# No dropout, and batch statistics that two steps suffice to learn.
+# No dropout, and batch statistics that converge in two steps.
 SMALL = dict(
     num_classes=len(CLASSES),
     depth_multiplier=0.35,
@@ -78,7 +78,7 @@ HEADS = {
     ),
 }
 
-# For tests of what does not depend on the backbone.
+# For tests that do not depend on the backbone.
 TOY = toy_config(**SMALL, head="deeplab_v3_plus", decoder_filters=16, aspp_with_separable_conv=True)
 # Aligned corners, and resizes that are more than copies.
 with registered():
@@ -88,7 +88,7 @@ with registered():
 def lively(
     config: ModelConfig, size: tuple[int, int] = SIZE, info: DatasetInfo | None = None
 ) -> LoadedCheckpoint:
-    """A network of random weights whose label maps hold several classes.
+    """A network with random weights that predicts several classes.
 
     Its batch norms have learnt the statistics of their inputs, so that signals do not die away from
     layer to layer.
@@ -125,7 +125,7 @@ def toy_checkpoint(toy_backbone):
 
 @pytest.fixture(scope="module")
 def pictures():
-    """A split of 20 pictures as a dataset would give it."""
+    """A split of a dataset with 20 images."""
 
     class Pictures:
         info = info_for_classes("test", CLASSES)
@@ -143,7 +143,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def exported(checkpoint, pictures, tmp_path_factory):
-    """Format -> ExportedFile, of one export of every format with both outputs."""
+    """The `ExportedFile` of each format, from one export with both outputs."""
     formats = [name for name in export.FORMATS if name not in ("onnx", "tflite_mixed")]
     workdir = tmp_path_factory.mktemp("export")
     save_checkpoint(workdir / "best", checkpoint.model, checkpoint.config, checkpoint.info)
@@ -161,7 +161,7 @@ def exported(checkpoint, pictures, tmp_path_factory):
 
 @pytest.fixture
 def copying(monkeypatch, exported):
-    """An export that copies what `exported` holds, for tests of what surrounds the conversion."""
+    """Replaces the conversion by copies of the files in `exported`."""
 
     def copy(job, kind, path):
         source = exported[kind].path
@@ -174,7 +174,7 @@ def leftovers(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# === What the files answer ===
+# === Agreement with Keras ===
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
         np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4 * np.ptp(expected))
 
 
-def test_int8_takes_the_bytes_of_a_picture(exported):
+def test_int8_takes_the_unmodified_bytes_of_an_image(exported):
     (details,) = open_interpreter(exported["tflite_int8"].path, 1).get_input_details()
     assert details["dtype"] == np.uint8 and details["quantization"] == (1.0, 0)
     kernels = [
@@ -236,14 +236,14 @@ def test_batch_norm_folds_and_hard_swish_fuses(exported, checkpoint):
         if checkpoint.model.get_layer(name).activation.__name__ == "hard_sigmoid"
     ]
     assert operators["HARD_SWISH"] == len(swishes) - len(gates) > 5
-    # Additions that are left: residuals, and one in each gate. A batch norm would show as a
-    # multiplication and one.
+    # The remaining additions are residuals and one per gate. A batch norm would be a
+    # multiplication and an addition.
     assert operators["ADD"] <= kinds.count("Add") + len(gates)
     assert not any(name.startswith(tflite.UNWANTED) for name in operators)
     assert "slow operator" not in str(exported["tflite"])
 
 
-def test_what_delegates_make_of_a_file_is_told(exported):
+def test_verdicts_on_delegates(exported):
     file, int8 = exported["tflite"], exported["tflite_int8"]
     by_name = {verdict.delegate: verdict for verdict in file.verdicts}
     assert (
@@ -253,28 +253,28 @@ def test_what_delegates_make_of_a_file_is_told(exported):
     assert list(by_name["GPU (TFLite's delegate)"].stopped_by) == ["ARG_MAX"]
     assert (
         not by_name["GPU and WebGPU (LiteRT)"].stopped_by
-        and not by_name["NNAPI (Android 11 on)"].stopped_by
+        and not by_name["NNAPI (Android 11 and later)"].stopped_by
     )
-    resizes = by_name["NNAPI (Android 10)"].stopped_by["RESIZE_BILINEAR with half-pixel centres"]
+    resizes = by_name["NNAPI (Android 10)"].stopped_by["RESIZE_BILINEAR with half-pixel centers"]
     assert len(resizes) == file.operators["RESIZE_BILINEAR"] and resizes[-1].tensor == "logits"
-    assert len(by_name["Edge TPU"].stopped_by["operator in float"]) == sum(file.operators.values())
+    assert len(by_name["Edge TPU"].stopped_by["float operator"]) == sum(file.operators.values())
     stopped = {verdict.delegate: verdict.stopped_by for verdict in int8.verdicts}
     assert set(stopped["Edge TPU"]) == {
         "ARG_MAX",
         "HARD_SWISH",
-        "operator in float",
-    }  # the logits leave it as float
-    assert len(stopped["Edge TPU"]["operator in float"]) == 1
+        "float operator",
+    }  # the logits are a float output
+    assert len(stopped["Edge TPU"]["float operator"]) == 1
     assert "HARD_SWISH" in stopped["XNNPACK (CPU)"] and int8.verdicts[0].pieces > 5
     report = file.report().splitlines()
     assert (
         f"{file.operators['CONV_2D']} CONV_2D" in report[1]
-        and "all in 1 piece but 1 x ARG_MAX" in report[2]
+        and "runs all in 1 piece except 1 x ARG_MAX" in report[2]
     )
-    assert "takes the whole graph" in report[4] and exported["saved_model"].report() == ""
+    assert "runs the whole graph" in report[4] and exported["saved_model"].report() == ""
 
 
-def test_a_layer_of_several_operators_is_named_once():
+def test_a_layer_with_several_operators_is_listed_once():
     operators = [
         delegates.Operator(name, tensor, ())
         for name, tensor in (
@@ -286,11 +286,11 @@ def test_a_layer_of_several_operators_is_named_once():
     ]
     assert (
         str(delegates.Verdict("X", {"in float": operators}))
-        == "X: all but 4 x in float (normalize, stem_conv, logits)"
+        == "X: runs all except 4 x in float (normalize, stem_conv, logits)"
     )
 
 
-def test_aligned_corners_can_be_left_out_and_cost_agreement(toy_backbone, tmp_path):
+def test_half_pixel_resizes_replace_aligned_corners(toy_backbone, tmp_path):
     source = lively(ALIGNED)
     lines = []
     plain, changed = (
@@ -314,16 +314,16 @@ def test_aligned_corners_can_be_left_out_and_cost_agreement(toy_backbone, tmp_pa
         0
     ].stopped_by
     assert list(old) == ["RESIZE_BILINEAR with aligned corners"] and list(new) == [
-        "RESIZE_BILINEAR with half-pixel centres"
+        "RESIZE_BILINEAR with half-pixel centers"
     ]
     assert (
         not plain.verdicts[0].stopped_by and "ARG_MAX" not in plain.operators
-    )  # logits alone: XNNPACK takes all
+    )  # with only logits, XNNPACK runs everything
     assert plain.label_agreement >= 0.999 > changed.label_agreement > 0.5
     assert '"align_corners": false' in packed_files(changed.path)["model.json"]
 
 
-def test_concatenations_are_kept_in_8_bits_and_by_flag(toy_backbone, tmp_path, pictures):
+def test_concatenations_are_kept_in_8_bits_and_on_request(toy_backbone, tmp_path, pictures):
     source, lines = lively(toy_config(**SMALL, head="psp")), []
     kinds = ["tflite", "tflite_dynamic", "tflite_int8"]
     options = dict(input_size=SIZE, representative_images=pictures, log=lines.append)
@@ -343,7 +343,7 @@ def test_concatenations_are_kept_in_8_bits_and_by_flag(toy_backbone, tmp_path, p
 
 
 @pytest.mark.parametrize("kind", ["tflite", "saved_model"])
-def test_labels_can_be_bytes(toy_checkpoint, tmp_path, kind):
+def test_labels_can_be_uint8(toy_checkpoint, tmp_path, kind):
     (file,) = export.export_model(
         toy_checkpoint,
         tmp_path / "out",
@@ -364,7 +364,7 @@ def test_labels_can_be_bytes(toy_checkpoint, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_a_network_trained_for_8_bits_is_exported_without_their_simulation(tmp_path):
+def test_quantization_aware_networks_are_exported_without_simulated_quantization(tmp_path):
     config = HEADS["psp"].replace(quantization_aware=True)
     aware = lively(config)
     plain = build_segmentor(HEADS["psp"])
@@ -385,13 +385,15 @@ def test_a_network_trained_for_8_bits_is_exported_without_their_simulation(tmp_p
     )
 
 
-def test_class_names_lie_in_the_tflite_file(exported):
+def test_the_tflite_file_contains_the_class_names(exported):
     files = packed_files(exported["tflite"].path)
     assert files["labels.txt"].splitlines() == list(CLASSES)
     assert '"palette"' in files["model.json"]
 
 
-def test_labels_only_are_checked_to_the_logits(checkpoint, exported, tmp_path, capsys):
+def test_files_with_labels_only_are_checked_by_their_hidden_logits(
+    checkpoint, exported, tmp_path, capsys
+):
     path = tmp_path / "small.tflite"
     (file,) = export.export_model(checkpoint, path, formats=["tflite"], input_size=SIZE)
     assert file.path == path and leftovers(tmp_path) == ["small.tflite"]
@@ -406,13 +408,11 @@ def test_labels_only_are_checked_to_the_logits(checkpoint, exported, tmp_path, c
     alone, with_logits = Predictor(path), Predictor(exported["tflite"].path)
     found = alone(other)
     assert (found == with_logits(other)).all() and len(np.unique(found)) >= 3
-    alone.network._compiled = (
-        None  # the logits are not asked for where the picture has the file's own size
-    )
+    alone.network._compiled = None  # logits are not needed for an image of the file's input size
     assert (alone(picture) == labels).all() and (with_logits(picture) == labels).all()
 
 
-# === The same Predictor ===
+# === Predictor ===
 
 
 def agreement(a, b):
@@ -423,7 +423,7 @@ def agreement(a, b):
 @pytest.mark.parametrize(
     "kind, least", [("tflite", 0.999), ("tflite_int8", 0.8), ("saved_model", 0.999)]
 )
-def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint, kind, least):
+def test_predictor_with_a_file_agrees_with_keras(exported, checkpoint, kind, least):
     found, keras_model = Predictor(exported[kind].path), Predictor(checkpoint.model)
     assert found.network.info == checkpoint.info and found.network.num_classes == len(CLASSES)
     batch = np.stack(images.made_images(SIZE, 3, 3))
@@ -434,7 +434,7 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
     assert agreement(labels, expected) >= least
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     other = images.made_images((80, 120), 3, 1)[0]
-    if kind == "saved_model":  # it takes any size
+    if kind == "saved_model":  # any input size
         assert found.network.input_size is None
         mirrored = EvalConfig(add_flipped_images=True, eval_scales=(0.75, 1.0))
         assert (
@@ -451,7 +451,7 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
     assert agreement(found(other), keras_model(other)) >= (0.999 if kind == "saved_model" else 0.7)
     assert (
         agreement(found(other[..., 0]), found(np.repeat(other[..., :1], 3, -1))) == 1.0
-    )  # grey, as everywhere
+    )  # a gray image
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_a_file_answers_behind_the_predictor_as_keras_does(exported, checkpoint,
         ("noise.tflite", bytes(range(256)), "noise.tflite: truncated, damaged or not"),
     ],
 )
-def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):
+def test_invalid_exports_get_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with raises_line(message) as error:
@@ -475,7 +475,7 @@ def test_what_is_no_export_gets_one_line(tmp_path, name, content, message):
     assert "\n" not in as_command_line(error.value)
 
 
-def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
+def test_foreign_and_damaged_files_are_refused(exported, tmp_path):
     content = exported["tflite"].path.read_bytes()
     (tmp_path / "bare.tflite").write_bytes(content[: content.index(b"PK\x03\x04")])
     with raises_line("does not contain model.json; give a file that export_model.py wrote"):
@@ -489,7 +489,7 @@ def test_a_file_of_others_and_a_broken_one_are_refused(exported, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tflite", "saved_model"])
-def test_a_label_file_of_another_length_is_refused(exported, tmp_path, kind):
+def test_a_label_file_of_the_wrong_length_is_refused(exported, tmp_path, kind):
     path = tmp_path / exported[kind].path.name
     if kind == "tflite":
         content = exported[kind].path.read_bytes()
@@ -525,13 +525,13 @@ def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
     assert file.bytes == sum(path.stat().st_size for path in file.path.rglob("*") if path.is_file())
 
 
-def test_saved_model_serves_in_a_process_without_us(exported, tmp_path):
-    """A fresh process that cannot import this package answers the body of docs/export.md's request as a server does."""
+def test_saved_model_serves_without_this_package(exported, tmp_path):
+    """A process that cannot import this package answers the request in docs/export.md."""
     pictures = images.made_images((50, 60), 3, 2)
     (tmp_path / "image.json").write_text(json.dumps({"inputs": np.stack(pictures).tolist()}))
     (tmp_path / "serve.py").write_text(
         "import json, sys\n"
-        "sys.modules['deeplab_keras'] = None\n"  # an import of it raises
+        "sys.modules['deeplab_keras'] = None\n"  # makes an import raise
         "import numpy as np, tensorflow as tf\n"
         "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
         "(spec,) = serve.structured_input_signature[1].values()\n"
@@ -553,7 +553,7 @@ def test_saved_model_serves_in_a_process_without_us(exported, tmp_path):
     )
 
 
-def test_the_dockerfile_takes_what_the_export_writes(exported):
+def test_the_dockerfile_copies_what_the_export_writes(exported):
     lines = (ROOT / "docs/serving/Dockerfile").read_text().splitlines()
     (copied,) = [line.split() for line in lines if line.startswith("COPY")]
     assert (exported["saved_model"].path.parent / copied[1] / "saved_model.pb").is_file()
@@ -574,7 +574,7 @@ def test_every_head_converts_without_slow_operators(head, pictures, tmp_path):
         input_size=SIZE,
         representative_images=pictures,
         min_agreement=0.4,
-    )  # a random network is undecided nearly everywhere, which float16 and int8 show
+    )  # a random network has nearly equal scores, so float16 and int8 change labels
     for file in files:
         assert not any(name.startswith(tflite.UNWANTED) for name in file.operators), file.operators
         assert file.classes >= 2
@@ -603,14 +603,14 @@ def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatc
     assert agreement(found(other), expected(other)) >= 0.7
 
 
-# === The check itself ===
+# === The check ===
 
 
 def test_compare_counts_labels_and_differences():
     image = keras.Input((None, None, 3))
     model = keras.Model(
         image, keras.layers.Identity()(image)
-    )  # the label of a pixel is its strongest colour
+    )  # the label of a pixel is its strongest channel
     picture = np.zeros((4, 5, 3), np.uint8)
     picture[..., 0], picture[2:, :, 1] = 10, 20  # two classes
 
@@ -635,11 +635,11 @@ def test_compare_counts_labels_and_differences():
 
     truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(
         np.uint8
-    )  # Keras is right wherever it counts
+    )  # Keras is correct on all counted pixels
     found = check.compare(wrong_in_one_row, Network(model), [picture], None, [truth])
     assert (
         found.keras_miou == 1.0 and found.miou == (5 / 10 + 5 / 5 + 0) / 3
-    )  # class 2 is found where it is not
+    )  # class 2 is a false positive
     assert found.miou_loss == pytest.approx(50)
     assert (
         check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou
@@ -648,8 +648,8 @@ def test_compare_counts_labels_and_differences():
 
 
 @pytest.mark.parametrize(("added", "rows_wrong"), [(15, 0), (25, 1)])
-def test_a_file_is_compared_at_the_images_own_size_too(added, rows_wrong):
-    """The file sees 8x5 pixels of a 4x5 picture: its scores come back as the means of two rows each."""
+def test_a_file_is_also_compared_at_the_images_own_size(added, rows_wrong):
+    """The file gets a 4x5 image resized to 8x5; its resized scores are means of two rows."""
     image = keras.Input((None, None, 3))
     network = Network(keras.Model(image, keras.layers.Identity()(image)))
     picture = np.zeros((4, 5, 3), np.uint8)
@@ -657,7 +657,7 @@ def test_a_file_is_compared_at_the_images_own_size_too(added, rows_wrong):
 
     def wrong_in_one_row(image):
         logits = image.astype(np.float32)
-        logits[0, :, 2] += added  # of class 2 half of it is left, and class 0 has 10
+        logits[0, :, 2] += added  # half of it remains for class 2, and class 0 has 10
         return logits.argmax(-1), logits
 
     truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(np.uint8)
@@ -686,49 +686,46 @@ def test_a_file_is_compared_at_the_images_own_size_too(added, rows_wrong):
     )
 
 
-def own_size_told(own: check.OwnSize, size: tuple[int, int]) -> str:
+def text_at_own_size(own: check.OwnSize, size: tuple[int, int]) -> str:
     compared = check.Comparison(1.0, 0.9999, 5, 8, own.miou and 0.7, own.miou and 0.7, own)
     return str(ExportedFile(pathlib.Path("x"), "tflite", 1, compared, input_size=size))
 
 
-def test_another_aspect_ratio_is_warned_of_with_both_numbers():
-    text = own_size_told(check.OwnSize(0.84, 8, 8, (320, 480), 0.61, 0.76), (257, 257))
+def test_the_warning_about_the_aspect_ratio_has_both_numbers():
+    text = text_at_own_size(check.OwnSize(0.84, 8, 8, (320, 480), 0.61, 0.76), (257, 257))
     assert (
-        "; at the images' own size mIoU 61.00 where Keras has 76.00; warning: "
+        "; at the images' own size mIoU 61.00 (Keras 76.00); warning: "
         "input_size=257,257 changes the aspect" in text
     )
     assert (
-        "of 8 of 8 images (most are 320x480), which gives mIoU 61.00 instead of 76.00; "
+        "of 8 of 8 images (most are 320x480): mIoU 61.00 instead of 76.00; "
         "input_size=209,313 keeps it" in text
     )
-    text = own_size_told(check.OwnSize(0.84, 8, 3, (640, 480)), (512, 512))
+    text = text_at_own_size(check.OwnSize(0.84, 8, 3, (640, 480)), (512, 512))
     assert (
-        "at the images' own size 84.000 % of labels as Keras gives them; warning: "
+        "at the images' own size 84.000 % of labels agree with Keras; warning: "
         "input_size=512,512" in text
     )
     assert (
-        "of 3 of 8 images (most are 640x480), which gives 84.000 % of labels as Keras gives them "
-        "instead of 99.990 %" in text
+        "of 3 of 8 images (most are 640x480): 84.000 % of labels agree instead of 99.990 %" in text
     )
     assert "input_size=592,440 keeps it" in text
-    text = own_size_told(check.OwnSize(0.84, 8, 0, (320, 480), 0.75, 0.76), (160, 240))
-    assert (
-        "at the images' own size mIoU 75.00 where Keras has 76.00" in text and "warning" not in text
-    )
+    text = text_at_own_size(check.OwnSize(0.84, 8, 0, (320, 480), 0.75, 0.76), (160, 240))
+    assert "at the images' own size mIoU 75.00 (Keras 76.00)" in text and "warning" not in text
 
 
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((320, 480), (257, 257)), ((1080, 1920), (512, 512)), ((500, 375), (513, 513))],
 )
-def test_the_size_that_is_offered_keeps_the_ratio_and_the_work(shape, size):
+def test_the_suggested_size_keeps_the_ratio_and_the_number_of_pixels(shape, size):
     height, width = fitting_size(shape, size)
     assert height % 8 == size[0] % 8 and width % 8 == size[1] % 8
     assert height / width == pytest.approx(shape[0] / shape[1], rel=0.02)
     assert height * width == pytest.approx(size[0] * size[1], rel=0.05)
 
 
-def test_a_file_says_that_8_bits_lose_accuracy():
+def test_the_warning_about_8_bits():
     def told(kind, agreement, miou=None):
         compared = check.Comparison(1.0, agreement, 5, 8, miou, miou and 0.7)
         return "8 bits lose accuracy" in str(ExportedFile(pathlib.Path("x"), kind, 1, compared))
@@ -736,7 +733,7 @@ def test_a_file_says_that_8_bits_lose_accuracy():
     assert told("tflite_int8", 0.97) and not told("tflite_int8", 0.99) and not told("tflite", 0.97)
     assert told("tflite_int8", 0.99, 0.68) and not told(
         "tflite_int8", 0.97, 0.691
-    )  # where it is known, mIoU decides
+    )  # mIoU decides, if it is known
 
 
 def test_percent_never_rounds_up():
@@ -744,7 +741,7 @@ def test_percent_never_rounds_up():
     assert check.percent(1.0) == "100.000 %"
 
 
-def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictures, tmp_path):
+def test_a_file_that_fails_its_check_is_kept_as_failed(checkpoint, copying, pictures, tmp_path):
     with raises_line(r"model_int8\.tflite\.failed.*--min_agreement=1: do not use"):
         export.export_model(
             checkpoint,
@@ -757,7 +754,7 @@ def test_too_little_agreement_fails_and_is_kept_aside(checkpoint, copying, pictu
     assert leftovers(tmp_path) == ["out", "out/model_int8.tflite.failed"]
 
 
-def test_nothing_half_written_is_left(checkpoint, copying, tmp_path, monkeypatch):
+def test_no_partial_file_is_left(checkpoint, copying, tmp_path, monkeypatch):
     def full(kind, path, threads):
         raise OSError("disk full")
 
@@ -767,7 +764,7 @@ def test_nothing_half_written_is_left(checkpoint, copying, tmp_path, monkeypatch
     assert leftovers(tmp_path) == []
 
 
-def test_a_full_disk_is_told_with_the_path(checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_path(checkpoint, tmp_path, monkeypatch):
     def full(job, kind, path):
         path.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -790,7 +787,7 @@ def test_overwrite_replaces_a_folder(checkpoint, copying, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt", "saved_model"]
 
 
-# === What a person may get wrong ===
+# === Mistakes ===
 
 
 def rejected(checkpoint, path, match, **options):
@@ -801,7 +798,7 @@ def rejected(checkpoint, path, match, **options):
     assert "\n" not in as_command_line(error.value)
 
 
-def test_mistakes_are_told_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
     rejected(
         checkpoint, out, r"unknown --formats 'tflit'; did you mean 'tflite'\?", formats=["tflit"]
@@ -901,7 +898,7 @@ def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
 
 
 def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_path):
-    """Classes 0, 1 and 2 of the five stay; a format that builds the network anew would lose the layer."""
+    """A layer selects three of five classes; rebuilding the network would lose it."""
     checkpoint = toy_checkpoint
     kept = np.eye(5, 3, dtype=np.float32)[None, None]
     layer = keras.layers.Conv2D(3, 1, use_bias=False, name="own")
@@ -935,7 +932,7 @@ def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_pa
     assert agreement(Predictor(tmp_path / "out/model.tflite")(picture), expected) >= 0.999
 
 
-def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
+def test_existing_files_are_not_overwritten(checkpoint, tmp_path):
     (tmp_path / "full").mkdir()
     for name in ("full/model.tflite", "a.tflite", "file"):
         (tmp_path / name).touch()
@@ -963,7 +960,7 @@ def test_what_exists_is_not_overwritten(checkpoint, tmp_path):
 # === Images ===
 
 
-def test_images_from_a_folder_spread_over_all(tmp_path):
+def test_images_from_a_folder_are_evenly_spaced(tmp_path):
     for index in range(10):
         Image.new("L", (4, 3), index).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").touch()
@@ -975,7 +972,7 @@ def test_images_from_a_folder_spread_over_all(tmp_path):
         images.read_images(tmp_path, 99)
 
 
-def test_made_images_are_lively_and_repeatable():
+def test_synthetic_images_vary_and_are_reproducible():
     first, again = images.made_images((40, 30), 3), images.made_images((40, 30), 3)
     np.testing.assert_array_equal(first, again)
     assert all(

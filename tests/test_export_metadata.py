@@ -1,4 +1,4 @@
-"""TFLite metadata, read back by a reader of its own: only the flatbuffer format and the schemas' numbers of fields."""
+"""TFLite metadata, read by an independent reader that knows only the schemas' field numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int8")
 
 
 class Fields:
-    """A table of a flatbuffer, its fields by their number in the schema."""
+    """A flatbuffer table with access to fields by their number in the schema."""
 
     def __init__(self, content, position=None):
         self.table = Table(content, 0)
@@ -55,7 +55,7 @@ class Fields:
 
 
 def entry(content):
-    """The bytes of the entry of metadata, in the buffer that it names."""
+    """Returns the content of the metadata buffer."""
     root = Fields(content)
     (found,) = [one for one in root.list(6) if one.text(0) == "TFLITE_METADATA"]
     return root.list(4)[found.number(1, number_types.Uint32Flags)].array(0, np.uint8).tobytes()
@@ -68,7 +68,7 @@ def checkpoint(toy_backbone):
 
 @pytest.fixture(scope="module")
 def plain(checkpoint):
-    """Kind -> a converted file without metadata, with both outputs."""
+    """The converted file of each kind without metadata, with both outputs."""
     config = ExportConfig(input_size=SIZE, output="both", threads=1)
     job = export._Job(checkpoint, checkpoint, config, images.made_images(SIZE, 3, 16))
     files = {
@@ -79,7 +79,7 @@ def plain(checkpoint):
 
 
 @pytest.mark.parametrize("output", ["labels", "logits", "both"])
-def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
+def test_metadata_describes_the_tensors(checkpoint, tmp_path, output):
     path = tmp_path / "model.tflite"
     export.export_model(
         checkpoint, path, formats=["tflite"], input_size=SIZE, output=output, log=lambda line: None
@@ -125,7 +125,7 @@ def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
         (names,) = found.list(6)
         assert (
             names.text(0) == "labels.txt" and names.number(2) == {3: 3, 4: 2}[rank]
-        )  # of its values, of its axis
+        )  # for its values, for its axis
         area = found.inner(3).inner(2)
         assert [area.number(bound, number_types.Int32Flags) for bound in (0, 1)] == [
             1,
@@ -141,11 +141,11 @@ def test_a_file_says_what_its_tensors_are(checkpoint, tmp_path, output):
         assert options[4:8] == b"V001" and Fields(options).number(0) == 2
     assert (
         len(np.unique(Predictor(path)(images.made_images(SIZE, 3, 1)[0]))) >= 3
-    )  # it is read as before
+    )  # the predictor reads it as before
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_computes_as_it_did_without(plain, kind):
+def test_metadata_does_not_change_results(plain, kind):
     before = plain[kind]
     after = metadata.describe(before, "a", "b", "c")
     assert tflite.named_operators(after) == tflite.named_operators(before)
@@ -162,7 +162,7 @@ def test_a_file_computes_as_it_did_without(plain, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_buffers_stay_and_are_aligned(plain, kind):
+def test_buffers_are_unchanged_and_aligned(plain, kind):
     before = plain[kind]
     after = metadata.describe(before, "a", "b", "c")
     assert after == metadata.describe(before, "a", "b", "c") and len(after) < len(before) + 10_000

@@ -1,4 +1,4 @@
-"""int8 files whose sensitive layers stay in float: which they are is measured, and only as many as are needed."""
+"""int8 files with their most sensitive layers in float, as few as necessary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = ("sky", "road", "car", "tree")
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """Four convolutions; the values that one of them gives lie so far apart that 8 bits round the small ones away."""
+    """Four convolutions; the outputs of one span a range too wide for 8 bits."""
     keras.utils.set_random_seed(0)
     image = x = keras.Input((*SIZE, 3), name="image")
     x = keras.layers.Rescaling(1 / 255, name="normalize")(x)
@@ -48,7 +48,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def files(checkpoint, tmp_path_factory):
-    """Format -> ExportedFile."""
+    """The `ExportedFile` of each format."""
     folder, lines = tmp_path_factory.mktemp("mixed"), []
     found = export.export_model(
         checkpoint,
@@ -60,7 +60,7 @@ def files(checkpoint, tmp_path_factory):
         check_images=images.made_images(SIZE, 3, 6),
         log=lines.append,
     )
-    assert "8 bits lose accuracy here: formats='tflite_mixed'" in lines[0]
+    assert "warning: 8 bits lose accuracy; formats='tflite_mixed'" in lines[0]
     assert "2 layers in float: " in lines[1] and "8 bits lose" not in lines[1]
     return {file.kind: file for file in found}
 
@@ -82,7 +82,7 @@ def test_the_sensitive_layer_stays_in_float(files):
     assert details["dtype"] == np.uint8 and some.operators["DEQUANTIZE"] >= 1
 
 
-def test_every_operator_is_measured_and_the_costliest_come_first(checkpoint):
+def test_all_operators_are_measured_and_sorted(checkpoint):
     from deeplab_keras.export.graph import freeze
 
     frozen = freeze(checkpoint.model, (1, *SIZE, 3), "float32", ("labels",))
@@ -107,7 +107,7 @@ def test_every_operator_is_measured_and_the_costliest_come_first(checkpoint):
     ) and found[0].lost > 0.2
 
 
-def test_no_more_layers_stay_in_float_than_are_needed(monkeypatch):
+def test_no_more_layers_stay_in_float_than_necessary(monkeypatch):
     order = [mixed_int8.Sensitivity(f"m/layer{index}_conv/x", 0.1) for index in range(11)]
     monkeypatch.setattr(mixed_int8, "sensitivities", lambda calibrated, agrees: order)
     monkeypatch.setattr(tflite, "quantize", lambda calibrated, names=(): b"%d" % len(names))
@@ -115,7 +115,7 @@ def test_no_more_layers_stay_in_float_than_are_needed(monkeypatch):
         mixed_int8, "_labels", lambda model, pictures, threads: np.arange(12) * (model != b"none")
     )
 
-    def labels(model, pictures, threads):  # one more pixel is right with every layer in float
+    def labels(model, pictures, threads):  # each float layer makes one more pixel correct
         return (
             np.arange(12)
             if model == b"float"
@@ -131,7 +131,7 @@ def test_no_more_layers_stay_in_float_than_are_needed(monkeypatch):
     assert len(names) == 11
 
 
-def test_layers_are_named_by_their_convolution():
+def test_layers_are_named_after_their_convolution():
     fused = "net_1/block1_act_1/Relu6;net_1/block1_bn_1/batchnorm/add_1;net_1/block1_depthwise_conv_1/depthwise"
     assert mixed_int8.layer_name(fused) == "block1_depthwise_conv"
     assert mixed_int8.layer_name("net_1/resized_logits_1/resize/ResizeBilinear") == "resized_logits"
@@ -154,7 +154,7 @@ def test_limits(checkpoint, tmp_path):
     )
 
 
-def test_a_file_that_loses_more_miou_than_is_allowed_fails(checkpoint, tmp_path):
+def test_a_file_that_loses_too_much_miou_fails(checkpoint, tmp_path):
     class Split:
         info = checkpoint.info
 
@@ -168,7 +168,7 @@ def test_a_file_that_loses_more_miou_than_is_allowed_fails(checkpoint, tmp_path)
             ].argmax(-1).astype("uint8")
 
     with raises_line(
-        r"mIoU \d+\.\d+ where Keras has 100\.00 \(20 images\).*--max_miou_loss=1: do not use",
+        r"mIoU \d+\.\d+ \(Keras 100\.00\) on 20 images.*--max_miou_loss=1: do not use",
     ):
         export.export_model(
             checkpoint,

@@ -1,4 +1,4 @@
-"""Every model of the zoo as SavedModel and TFLite file, and the VOC ones in every kind; the slow lane."""
+"""All models of the zoo as SavedModel and TFLite, and the VOC models in all formats (slow)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ OFFICIAL = ["deeplabv3_mnv2_dm05_pascal_trainval", "deeplab_mnv3_small_cityscape
 
 @pytest.fixture(autouse=True)
 def memory():
-    """What one model took is free before the next one comes."""
+    """Frees the memory of each model before the next one."""
     yield
     keras.backend.clear_session()
 
 
 def smallest(config: ModelConfig) -> tuple[int, int]:
-    """An odd size that the model's pooling window fits into."""
+    """Returns an odd size that is at least as large as the model's pooling window."""
     for size in (SMALL, (209, 241), (401, 433), (777, 777), (769, 1537)):
         try:
             check_input_size(config, *size)
@@ -45,13 +45,13 @@ def smallest(config: ModelConfig) -> tuple[int, int]:
 
 
 def scenes(split: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Built-in scenes with their labels."""
+    """Returns synthetic scenes with their labels."""
     pairs = [make_scene(0, SPLITS[split], index, *size) for index in range(count)]
     return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
 
 
 def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128) -> LoadedCheckpoint:
-    """A network that decides: random weights, trained for a minute or two on built-in scenes."""
+    """A network trained for a minute or two on synthetic scenes."""
     keras.utils.set_random_seed(1)
     model = build_segmentor(config)
     pictures, labels = scenes("train", 64, SMALL)
@@ -68,7 +68,7 @@ def taught(config: ModelConfig, info: DatasetInfo, steps: int = 128) -> LoadedCh
 
 
 def exported(name, folder, formats, trained=False, **options):
-    """Format -> ExportedFile, of a model that gives several classes.
+    """Returns the `ExportedFile` of each format, for a model that predicts several classes.
 
     Its weights come from a twin with a small pooling window, so that small pictures do: no weight
     depends on the window.
@@ -128,7 +128,7 @@ def test_every_model_becomes_a_saved_model_and_a_tflite_file(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*VOC, *OFFICIAL])
 def test_every_kind(name, tmp_path):
-    """On scenes that the network was not trained on; what 8 bits cost networks of use is in docs/results.md."""
+    """On scenes not used for training. docs/results.md has the loss of 8 bits for real networks."""
     kinds = ["tflite", "tflite_float16", "tflite_dynamic", "tflite_int8"]
     files = exported(name, tmp_path, kinds, trained=True, min_agreement=0.0)
     assert files["tflite"].label_agreement >= 0.999

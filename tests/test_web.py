@@ -1,4 +1,4 @@
-"""The web page: what its build refuses, and the page itself in a real browser where there is one."""
+"""The web page: errors of its build, and the page in a browser if one is installed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VOC = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
 
 @pytest.fixture
 def model_file(tmp_path) -> pathlib.Path:
-    """A file with the packed text of an export; its network is none."""
+    """A file with the packed text of an export, but without a network."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("model.json", json.dumps({"dataset": {"class_names": ["a"]}, "model": {}}))
@@ -48,7 +48,7 @@ def model_file(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def modules(tmp_path) -> pathlib.Path:
-    """A node_modules folder with files of the runtime's names."""
+    """A node_modules folder with the file names of the runtime."""
     for package, patterns in RUNTIME.items():
         for pattern in patterns:
             path = (
@@ -65,7 +65,7 @@ def modules(tmp_path) -> pathlib.Path:
     return tmp_path / "node_modules"
 
 
-def test_the_page_is_whole(model_file, modules, tmp_path):
+def test_the_page_is_complete(model_file, modules, tmp_path):
     folder = build_page(model_file, tmp_path / "page", PAGE, modules)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {path.name for path in PAGE.iterdir()} <= found
@@ -103,7 +103,7 @@ class Tags(html.parser.HTMLParser):
 
 
 def forbidden(text: str) -> list[str]:
-    """What of a page its policy forbids: inline scripts and styles, handlers, and addresses of other servers."""
+    """Returns what the policy forbids: inline scripts and styles, handlers, other servers."""
     page = Tags(text)
     found = [data for data in page.inline if data.strip()]
     for tag, attributes in page.tags:
@@ -122,7 +122,7 @@ def forbidden(text: str) -> list[str]:
 
 
 def imports(folder: pathlib.Path) -> dict[str, list[str]]:
-    """What the scripts of a folder import -> by which."""
+    """Returns the imports of the scripts in a folder, each with the scripts that have it."""
     found: dict[str, list[str]] = {}
     for path in folder.rglob("*.js"):
         for name in IMPORTED.findall(path.read_text()):
@@ -131,7 +131,7 @@ def imports(folder: pathlib.Path) -> dict[str, list[str]]:
 
 
 def check_imports(folder: pathlib.Path) -> None:
-    """Each import is a relative path of a file that is there."""
+    """Checks that each import is a relative path of an existing file."""
     for name, scripts in imports(folder).items():
         assert name.startswith(("./", "../")), f"{scripts}: {name}"
         for path in scripts:
@@ -214,14 +214,14 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
             json.dumps({"dataset": {"class_names": ["a"]}, "model": {}, "outputs": ["logits"]}),
         )
     with raises_line(
-        "scores.tflite: gives no labels, which the page shows; export it with --output=labels",
+        "scores.tflite: does not output labels, which the page shows; export it with --output=labels",
     ):
         build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
-    with raises_line("is no page of this project"):
+    with raises_line("is not a page of this project"):
         build_page(model_file, modules, PAGE, modules, overwrite=True)
-    with raises_line("no page here"):
+    with raises_line("has no index.html; give demo/web"):
         build_page(model_file, tmp_path / "page", tmp_path, modules)
-    with raises_line("not there; give a node_modules folder with @litertjs/core"):
+    with raises_line("no such file; give a node_modules folder with @litertjs/core"):
         build_page(model_file, tmp_path / "page", PAGE, tmp_path)
     monkeypatch.setenv("PATH", "")
     said: list[str] = []
@@ -229,7 +229,7 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     with raises_line("npm is not installed"):
         build_page(model_file, tmp_path / "page", PAGE)
     assert not (tmp_path / "page").exists()
-    assert said == ["fetching @litertjs/core@2.5.3 from the npm registry"], (
+    assert said == ["downloading @litertjs/core@2.5.3 from the npm registry"], (
         "a download takes its time"
     )
 
@@ -238,7 +238,7 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Gives out the page and takes what it posts."""
+    """Serves the page and collects what it posts."""
 
     posted: queue.Queue[tuple[str, bytes]]
 
@@ -253,7 +253,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Iterator[tuple[pathlib.Path, str, queue.Queue]]:
-    """The page with the official 0.5 model, if its weights are there, served on this machine."""
+    """The page with the official 0.5 model, served locally; skipped without the weights."""
     from deeplab_keras.export import export_model
 
     place = tmp_path_factory.mktemp("web")
@@ -296,7 +296,7 @@ def browse(url: str, *flags: str) -> subprocess.Popen[str]:
 
 
 def wrong(log: str) -> list[str]:
-    """What the browser's console has of errors and of what the policy refused; the runtime writes its notes there too."""
+    """Returns errors and policy violations in the browser's console, without the runtime's notes."""
     pattern = re.compile(
         r"CONSOLE.*(Uncaught|Refused|Content Security Policy|Failed to (load|fetch))"
     )
@@ -311,7 +311,7 @@ needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not insta
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("photo", ["2007_000042.jpg", "2011_000003.jpg"])
-def test_the_browser_s_labels_are_python_s(page, photo):
+def test_the_browser_predicts_the_same_labels_as_python(page, photo):
     from deeplab_keras.export.check import runner
     from deeplab_keras.export.images import resize
 
@@ -320,7 +320,7 @@ def test_the_browser_s_labels_are_python_s(page, photo):
         image = np.asarray(picture.convert("RGB"))
     Image.fromarray(image).save(
         folder / "photo.png"
-    )  # so that both sides see the same decoder's pixels
+    )  # so that both get the pixels of the same decoder
     browser = browse(address + "web_check.html")
     try:
         path, body = posted.get(timeout=120)
@@ -352,8 +352,8 @@ def test_the_page_shows_the_photo_without_an_error(page, tmp_path):
 @needs_npm
 @pytest.mark.slow
 @pytest.mark.shared
-def test_the_browser_keeps_to_the_policy(page):
-    """What is not the page's own is not run: the same page with such things put into it."""
+def test_the_browser_enforces_the_policy(page):
+    """Scripts injected into the page do not run."""
     folder, address, posted = page
     text = (folder / "index.html").read_text()
     (folder / "attack.js").write_text(

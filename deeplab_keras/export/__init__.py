@@ -1,4 +1,4 @@
-"""Exports to SavedModel, TFLite and ONNX, each file checked against Keras before it gets its name."""
+"""Export to SavedModel, TFLite and ONNX, with a check of each file against Keras."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Job:
 
     @functools.cached_property
     def frozen_for_8_bits(self) -> Any:
-        """The same graph, with concatenations convolved whole so that no partial sums are rounded to 8 bits."""
+        """The same graph with unsplit convolutions, so that no partial sums are rounded."""
         branchwise = any(isinstance(layer, ConcatConv2D) for layer in self.exported.model.layers)
         return self._freeze(rebuilt(self.exported, branchwise=False)) if branchwise else self.frozen
 
@@ -89,7 +89,7 @@ class _Job:
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
-        """The text files stored with every exported network: class names, one per line, and its origin."""
+        """The text files stored with every export: class names, one per line, and its origin."""
         info, config = self.exported.info, self.exported.config
         about = {
             "made_by": f"deeplab_keras {__version__}",
@@ -102,7 +102,7 @@ class _Job:
         return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}
 
     def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
-        """Writes the file or folder of a format, and returns the float layers of a mixed int8 file."""
+        """Writes the file or folder of a format; returns the float layers of a mixed int8 file."""
         if kind == "saved_model":
             model, label_type = self.exported.model, self.config.label_type
             saved_model.save(model, path, self.outputs, self.files, label_type)
@@ -186,7 +186,10 @@ def export_model(
 
     Example:
         >>> files = dk.export_model(
-        ...     "runs/demo", "phone.tflite", formats=["tflite"], input_size=(64, 64), overwrite=True,
+        ...     "runs/demo",
+        ...     "phone.tflite",
+        ...     formats=["tflite"],
+        ...     input_size=(64, 64),
         ...     log=lambda line: None,
         ... )
         >>> files[0].path.name, files[0].label_agreement > 0.99
@@ -246,7 +249,8 @@ def _prepared(
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and size is None:
         raise UserError(
-            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the fixed size of its input"
+            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the fixed size of its "
+            "input"
         )
     if not isinstance(checkpoint, LoadedCheckpoint):
         checkpoint = load_checkpoint(checkpoint)

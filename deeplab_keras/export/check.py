@@ -1,4 +1,4 @@
-"""The check of an exported file: its answers beside Keras' on the same images."""
+"""The check of an exported file: its outputs compared with Keras' on the same images."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from deeplab_keras.export.images import resize, resize_labels
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_runtime
 
-# An exported file: from a uint8 image `[height, width, channels]` to labels `[height, width]` and
-# logits.
+# An exported file as a function from a uint8 image `[height, width, channels]` to labels `[height,
+# width]` and logits.
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 TIMED = 5  # calls
-# pixels of an image that Keras predicts in one piece for the comparison at its own size
-LARGEST = 12_500_000
-STRETCHED = 1.02  # change of the aspect ratio that is more than the rounding of a side
+LARGEST = 12_500_000  # pixels; larger images are not compared at their own size
+STRETCHED = 1.02  # a larger change of the aspect ratio is not explained by rounding a side
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnSize:
-    """A file of one size beside Keras, which sees the images at their own sizes; labels are compared there.
+    """A file of a fixed input size compared with Keras at the images' own sizes.
 
     Attributes:
-        label_agreement: share of the pixels with equal labels, 0..1.
-        images: how many were looked at.
-        stretched: how many of them have another aspect ratio than the file.
-        example: the most frequent (height, width) among those.
-        miou: the file's mean IoU, 0..1, where the true labels are known.
-        keras_miou: Keras'.
+        label_agreement: The share of pixels with equal labels, 0..1.
+        images: The number of images compared.
+        stretched: The number of images with another aspect ratio than the file's input.
+        example: The most frequent (height, width) of those images.
+        miou: The file's mean IoU, 0..1, if the true labels are known.
+        keras_miou: Keras' mean IoU.
     """
 
     label_agreement: float
@@ -49,16 +48,16 @@ class OwnSize:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """An exported file beside Keras.
+    """An exported file compared with Keras.
 
     Attributes:
-        max_logit_difference: largest absolute difference of a logit.
-        label_agreement: share of the pixels with equal labels, 0..1.
-        classes: number of different labels that Keras gave.
-        images: how many were looked at.
-        miou: the file's mean IoU, 0..1, where the true labels are known.
-        keras_miou: Keras' on the same images.
-        own_size: the same at the images' own sizes, where some have another size than the file.
+        max_logit_difference: The largest absolute difference of a logit.
+        label_agreement: The share of pixels with equal labels, 0..1.
+        classes: The number of different classes that Keras predicted.
+        images: The number of images compared.
+        miou: The file's mean IoU, 0..1, if the true labels are known.
+        keras_miou: Keras' mean IoU on the same images.
+        own_size: The comparison at the images' own sizes, if some differ from the file's.
     """
 
     max_logit_difference: float
@@ -71,16 +70,14 @@ class Comparison:
 
     @property
     def miou_loss(self) -> float | None:
-        """Points of mIoU that the file is below Keras."""
-        return (
-            None
-            if self.miou is None or self.keras_miou is None
-            else 100 * (self.keras_miou - self.miou)
-        )
+        """How many points of mIoU the file is below Keras."""
+        if self.miou is None or self.keras_miou is None:
+            return None
+        return 100 * (self.keras_miou - self.miou)
 
 
 def runner(kind: str, path: pathlib.Path, threads: int) -> Runner:
-    """A file of a format, or a SavedModel's folder, as a function from an image to its labels and logits."""
+    """Opens an exported file or folder as a function from an image to its labels and logits."""
     runtime = open_runtime(kind, path, threads)
 
     def labels_and_logits(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,14 +89,15 @@ def runner(kind: str, path: pathlib.Path, threads: int) -> Runner:
 
 
 def milliseconds(kind: str, path: pathlib.Path, threads: int, image: np.ndarray) -> float:
-    """Median time of an image in the file's runtime."""
+    """Returns the median time per image in the file's runtime."""
     runtime = open_runtime(kind, path, threads)
-    run, batch, times = runtime.labels or runtime.logits, image[None].astype(runtime.dtype), []
+    run, batch = runtime.labels or runtime.logits, image[None].astype(runtime.dtype)
+    times = []
     for _ in range(TIMED + 1):
         start = time.perf_counter()
         run(batch)
         times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[1:])  # the first prepares
+    return statistics.median(times[1:])  # the first call also initializes
 
 
 def compare(
@@ -110,29 +108,27 @@ def compare(
     labels: Sequence[np.ndarray] = (),
     ignore_label: int = 255,
 ) -> Comparison:
-    """An exported file beside Keras.
+    """Compares an exported file with Keras.
 
     Args:
-        run: the file.
-        network: the Keras model.
-        images: uint8 `[height, width, channels]`.
-        size: to which the images are resized; None: as they are.
-        labels: the true labels of the images, int32 `[height, width]`, if they are known.
-        ignore_label: of pixels that do not count.
+        run: The file.
+        network: The Keras model.
+        images: uint8 arrays `[height, width, channels]`.
+        size: The (height, width) to which images are resized; `None` for unmodified images.
+        labels: The true labels of the images, int32 `[height, width]`, if they are known.
+        ignore_label: The label of pixels to ignore.
     """
-    difference, classes = 0.0, set()
-    same, own = (
-        _Counts(network.num_classes, ignore_label),
-        _Counts(network.num_classes, ignore_label),
-    )
-    shapes = []
+    difference = 0.0
+    classes: set[int] = set()
+    shapes: list[tuple[int, int]] = []
+    same = _Counts(network.num_classes, ignore_label)
+    own = _Counts(network.num_classes, ignore_label)
     for index, picture in enumerate(images):
         image = resize(picture, size) if size else picture
         expected = network(tf.constant(image[None], tf.float32))[0].numpy()
         found, logits = run(image)
-        difference = float(
-            np.maximum(difference, np.abs(logits - expected).max())
-        )  # unlike max(), it keeps a NaN
+        # Unlike max(), np.maximum propagates NaN.
+        difference = float(np.maximum(difference, np.abs(logits - expected).max()))
         of_keras = expected.argmax(-1)
         classes.update(np.unique(of_keras).tolist())
         truth = labels[index] if labels else None
@@ -147,9 +143,8 @@ def compare(
             and height * width <= LARGEST
         ):
             shapes.append((height, width))
-            enlarged = (
-                tf.image.resize(logits, (height, width)).numpy().argmax(-1)
-            )  # as `Predictor` answers with such a file
+            # What `Predictor` returns for such a file.
+            enlarged = tf.image.resize(logits, (height, width)).numpy().argmax(-1)
             own.add(enlarged, Predictor(network)(picture), truth)
     at_own_size = None
     if shapes and size:
@@ -162,19 +157,19 @@ def compare(
 
 
 class _Counts:
-    """Equal labels, and the confusion matrices of file and Keras, over several images."""
+    """Counts over several images: equal labels, and confusion matrices of the file and of Keras."""
 
     def __init__(self, num_classes: int, ignore_label: int) -> None:
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.equal = self.total = 0
         self.matrices = np.zeros((2, num_classes, num_classes), np.int64)
-        self.labelled = False
+        self.labeled = False
 
     def add(self, found: np.ndarray, of_keras: np.ndarray, truth: np.ndarray | None) -> None:
         self.equal += int((found == of_keras).sum())
         self.total += found.size
         if truth is not None:
-            self.labelled = True
+            self.labeled = True
             for matrix, answer in zip(self.matrices, (found, of_keras), strict=True):
                 matrix += count_pixels(truth, answer, self.num_classes, self.ignore_label)
 
@@ -184,19 +179,19 @@ class _Counts:
 
     @property
     def mious(self) -> tuple[float | None, float | None]:
-        """The file's mean IoU and Keras'."""
-        if not self.labelled:
+        """The mean IoU of the file and of Keras."""
+        if not self.labeled:
             return None, None
         file, of_keras = (float(Scores.from_matrix(matrix).miou) for matrix in self.matrices)
         return file, of_keras
 
 
 def stretch(shape: tuple[int, int], size: tuple[int, int]) -> float:
-    """By which factor a resize from `shape` to `size` changes the aspect ratio, at least 1."""
+    """Returns by which factor, at least 1, a resize to `size` changes the aspect ratio."""
     ratio = shape[0] * size[1] / (shape[1] * size[0])
     return max(ratio, 1 / ratio)
 
 
 def percent(share: float) -> str:
-    """0.99996 -> 99.996 %: rounded down, so that only a whole is called 100 %."""
+    """Formats 0.99996 as "99.996 %", rounded down so that only 1.0 becomes 100 %."""
     return f"{np.floor(share * 1e5) / 1e3:.3f} %"

@@ -1,7 +1,8 @@
-"""Which delegates take a TFLite file as a whole, and which of its operators stop the others.
+"""Which delegates can run a whole TFLite file, and which operators prevent it.
 
-XNNPACK is asked: the file is opened with it. The others are not on this machine; what they take is
-read from their sources and manuals, cited beside each rule and in docs/export.md.
+For XNNPACK this is measured, by opening the file with it. The other delegates are not available
+here; the operators that they support come from their sources and manuals, cited at each rule and in
+docs/export.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from deeplab_keras.export.mixed_int8 import layer_name
 from deeplab_keras.inference.exported import open_interpreter
 
-SHOWN = 4  # layers that a line names of the operators of one kind
+SHOWN = 4  # layers listed per kind of operator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Operator:
     """An operator of a file.
 
     Attributes:
-        name: as CONV_2D.
-        tensor: name of what it gives; of an output of the file, the output's.
-        types: of its inputs that are computed, and of its output, as FLOAT32.
-        aligned: a resize with aligned corners.
-        half_pixel: a resize with half-pixel centres.
+        name: The operator's name, such as CONV_2D.
+        tensor: The name of its output tensor. For an output of the file, the output's name.
+        types: The types of its non-constant inputs and of its output, such as FLOAT32.
+        aligned: Whether it is a resize with aligned corners.
+        half_pixel: Whether it is a resize with half-pixel centers.
     """
 
     name: str
@@ -38,13 +39,13 @@ class Operator:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a delegate makes of a file.
+    """What a delegate does with a file.
 
     Attributes:
-        delegate: its name.
-        stopped_by: the operators that it leaves to the CPU, by the reason; none: it takes the whole
+        delegate: The delegate's name.
+        stopped_by: The operators that it leaves to the CPU, by reason. Empty if it runs the whole
             graph.
-        pieces: into how many parts its share falls, where that is known.
+        pieces: The number of subgraphs that it runs, if known.
     """
 
     delegate: str
@@ -56,25 +57,26 @@ class Verdict:
         if self.pieces is not None:
             parts = " in 1 piece" if self.pieces == 1 else f" in {self.pieces} pieces"
         if not self.stopped_by:
-            return f"{self.delegate}: takes the whole graph{parts}"
+            return f"{self.delegate}: runs the whole graph{parts}"
         reasons = []
         for reason, found in self.stopped_by.items():
             layers = list(dict.fromkeys(layer_name(operator.tensor) for operator in found))
             names = ", ".join(layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
             reasons.append(f"{len(found)} x {reason} ({names})")
-        return f"{self.delegate}: all{parts} but {'; '.join(reasons)}"
+        return f"{self.delegate}: runs all{parts} except {'; '.join(reasons)}"
 
 
-# What operators of segmentation networks each delegate takes.
+# The operators of segmentation networks that each delegate supports.
 ARITHMETIC = {
-    "ADD", "SUB", "MUL", "CONV_2D", "DEPTHWISE_CONV_2D", "AVERAGE_POOL_2D", "MEAN", "CONCATENATION", "PAD", "RESHAPE",
-    "RELU", "RELU6", "LOGISTIC", "MAXIMUM", "MINIMUM", "RESIZE_BILINEAR", "SOFTMAX", "STRIDED_SLICE", "TRANSPOSE", "SPLIT",
-    "FULLY_CONNECTED", "QUANTIZE",
+    "ADD", "SUB", "MUL", "CONV_2D", "DEPTHWISE_CONV_2D", "AVERAGE_POOL_2D", "MEAN",
+    "CONCATENATION", "PAD", "RESHAPE", "RELU", "RELU6", "LOGISTIC", "MAXIMUM", "MINIMUM",
+    "RESIZE_BILINEAR", "SOFTMAX", "STRIDED_SLICE", "TRANSPOSE", "SPLIT", "FULLY_CONNECTED",
+    "QUANTIZE",
 }  # fmt: skip
 # tensorflow/lite/tools/versioning/gpu_compatibility.cc, CheckGpuDelegateCompatibility
 GPU = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV"}
-# LiteRT's ML Drift, the switch over builtin_code of its IR model builder; WebGPU in @litertjs/core
-# runs on it
+# LiteRT's ML Drift: the switch over builtin_code of its IR model builder. @litertjs/core uses it
+# for WebGPU.
 ML_DRIFT = GPU | {"ARG_MAX", "CAST"}
 # tensorflow/lite/delegates/nnapi/nnapi_delegate.cc, Validate, for Android 11 and later
 NNAPI = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "ARG_MAX", "CAST", "SUM", "DIV"}
@@ -101,7 +103,7 @@ def _nnapi(operator: Operator) -> str:
 
 def _edge_tpu(operator: Operator) -> str:
     if not set(operator.types) <= INTEGER:
-        return "operator in float"
+        return "float operator"
     return "" if operator.name in EDGE_TPU else operator.name
 
 
@@ -109,23 +111,23 @@ def _old_nnapi(operator: Operator) -> str:
     if operator.aligned or operator.half_pixel:
         return (
             "RESIZE_BILINEAR with "
-            f"{'aligned corners' if operator.aligned else 'half-pixel centres'}"
+            f"{'aligned corners' if operator.aligned else 'half-pixel centers'}"
         )
     return _nnapi(operator)
 
 
-# Delegate -> why it leaves an operator to the CPU, or nothing.
+# Delegate -> function that returns why it leaves an operator to the CPU, or "".
 RULES: dict[str, Callable[[Operator], str]] = {
     "GPU (TFLite's delegate)": _gpu,
     "GPU and WebGPU (LiteRT)": _ml_drift,
-    "NNAPI (Android 11 on)": _nnapi,
+    "NNAPI (Android 11 and later)": _nnapi,
     "NNAPI (Android 10)": _old_nnapi,
     "Edge TPU": _edge_tpu,
 }
 
 
 def verdicts(path: pathlib.Path, threads: int = 1) -> list[Verdict]:
-    """What each delegate makes of a TFLite file."""
+    """Returns what each delegate does with a TFLite file."""
     found = read_operators(path)
     return [
         _xnnpack(path, found, threads),
@@ -134,8 +136,8 @@ def verdicts(path: pathlib.Path, threads: int = 1) -> list[Verdict]:
 
 
 def read_operators(path: pathlib.Path) -> list[Operator]:
-    """The operators of a TFLite file, in their order."""
-    from tensorflow.lite.python import schema_py_generated as schema  # takes TensorFlow's import
+    """Returns the operators of a TFLite file in execution order."""
+    from tensorflow.lite.python import schema_py_generated as schema  # slow: imports TensorFlow
 
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     operators = {
@@ -181,10 +183,10 @@ def _by_rule(name: str, rule: Callable[[Operator], str], operators: Sequence[Ope
 
 
 def _xnnpack(path: pathlib.Path, operators: Sequence[Operator], threads: int) -> Verdict:
-    """What XNNPACK has left over of a file that is opened with it, as interpreters do by themselves.
+    """Finds the operators that XNNPACK, the default delegate, leaves to the CPU kernels.
 
-    The interpreter does not say so, but tells which tensors go into the delegate's pieces and which
-    come out of them.
+    The interpreter does not list them. It lists the input and output tensors of the delegate's
+    subgraphs, from which they follow.
     """
     interpreter = open_interpreter(path, threads)
     details = interpreter._get_ops_details()

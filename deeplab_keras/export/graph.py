@@ -1,7 +1,7 @@
-"""The network as a TensorFlow graph whose weights are constants: what every exported file is made from.
+"""The network as a TensorFlow graph with constant weights, the source of all exported files.
 
-With constants for weights TensorFlow folds batch norm into the convolutions, and a conversion to
-TFLite takes a tenth of the time that it takes from a Keras model, with the same operators.
+With constant weights, TensorFlow folds batch norm into the convolutions, and a conversion to TFLite
+takes a tenth of the time of a conversion from the Keras model, with the same operators.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from deeplab_keras.models.segmentor import build_segmentor
 Shape = tuple[int | None, int | None, int | None, int]
 Function = Any  # tf.types.experimental.ConcreteFunction
 
-# Name of an output -> how it comes from the logits `[batch, height, width, num_classes]` and the
-# dtype of labels.
+# Output -> function from the logits `[batch, height, width, num_classes]` and the dtype of labels.
 OUTPUTS: dict[str, Callable[[tf.Tensor, str], tf.Tensor]] = {
     "labels": lambda logits, label_type: tf.cast(
         tf.argmax(logits, axis=-1, output_type=tf.int32), label_type
@@ -40,20 +39,20 @@ def freeze(
     outputs: Sequence[str],
     label_type: str = "int32",
 ) -> Function:
-    """The model as a graph of constants, for images of one shape and dtype.
+    """Freezes a model into a graph with constant weights, for images of one shape and dtype.
 
-    A shape without None is what converters for devices want: only then do they see through the
-    dilated convolutions, which TensorFlow spells SpaceToBatch, convolution, BatchToSpace.
+    Converters for devices need a shape without `None`. Only then do they recognize dilated
+    convolutions, which TensorFlow writes as SpaceToBatch, convolution and BatchToSpace.
 
     Args:
-        model: a segmentor for any size, or for this one.
-        shape: `(batch, height, width, channels)` of the images; None: any.
-        dtype: of the images, which are in 0..255.
-        outputs: names out of OUTPUTS.
-        label_type: of the labels, "int32" or "uint8".
+        model: A segmentor for any size, or for this size.
+        shape: The shape `(batch, height, width, channels)` of the images; `None` for any length.
+        dtype: The dtype of the images, which are in 0..255.
+        outputs: Names in OUTPUTS.
+        label_type: The dtype of labels, "int32" or "uint8".
 
     Returns:
-        A concrete function from images to the list of the outputs.
+        A concrete function from images to the list of outputs.
     """
 
     def serve(image: tf.Tensor) -> list[tf.Tensor]:
@@ -65,11 +64,10 @@ def freeze(
 
 
 def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
-    """The checkpoint's network with some fields of its config changed that leave its weights as they are.
+    """Rebuilds a checkpoint's network with changes to its config that do not affect its weights.
 
     Raises:
-        UserError: the network is not the one that its config describes, so that a new one would not
-            be the same.
+        UserError: The network has layers that its config does not describe, which would be lost.
     """
     model, config = checkpoint.model, checkpoint.config.replace(**changes)
     height, width = model.input_shape[1:3]
@@ -77,10 +75,9 @@ def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
     if _layers(model) != _layers(build_segmentor(checkpoint.config, size)):
         raise UserError(
             f"the layers of {model.name!r} are not those that its config describes, and this "
-            "export builds the network anew "
-            f"with {', '.join(f'{name}={value}' for name, value in changes.items())}; export the "
-            "unmodified network, or "
-            "leave the format or flag out"
+            "export rebuilds the network with "
+            f"{', '.join(f'{name}={value}' for name, value in changes.items())}; export the "
+            "unmodified network, or omit the format or option"
         )
     changed = build_segmentor(config, size)
     assign_weights(changed, without_ranges(named_weights(model)), str(checkpoint.path))
@@ -96,7 +93,7 @@ def _layers(model: keras.Model) -> list[tuple[str, str]]:
 
 
 def named(frozen: Function, outputs: Sequence[str]) -> Function:
-    """A frozen graph from "image" to a dict: with names for its outputs, which freezing loses."""
+    """Restores the names of a frozen graph's outputs: a function from "image" to a dict."""
     shapes = [output.shape for output in frozen.outputs]
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Images for an export: on which the file is checked, and from which int8 takes its ranges."""
+"""Images for the check of an export and for the ranges of int8 files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_images(images: Images, limit: int) -> list[np.ndarray]:
-    """At most `limit` uint8 images `[height, width, channels]`, evenly spread over those that there are.
+    """Returns at most `limit` evenly spaced uint8 images `[height, width, channels]`.
 
     Args:
-        images: a split of a dataset, a folder of pictures, with folders in it, or the images
-            themselves.
-        limit: how many are wanted.
+        images: A split of a dataset, a folder of images (searched recursively), or the images.
+        limit: The largest number of images to return.
 
     Raises:
-        UserError: there is no such folder, or a picture cannot be read.
+        UserError: The folder does not exist, or an image cannot be read.
     """
     if isinstance(images, str | os.PathLike):
         folder = pathlib.Path(images).expanduser()
         if not folder.is_dir():
             raise UserError(
-                f"{folder}: no such folder; give one with pictures ({' '.join(SUFFIXES)})"
+                f"{folder}: no such folder; give one with images ({' '.join(SUFFIXES)})"
             )
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
@@ -42,7 +41,7 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
 
 
 def read_pairs(source: Source, limit: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """At most `limit` images of a split with their labels, evenly spread over it."""
+    """Returns at most `limit` evenly spaced images of a split, and their labels."""
     pairs = [source.load(index) for index in _spread(len(source), limit)]
     return [image for image, _ in pairs], [label for _, label in pairs]
 
@@ -52,24 +51,24 @@ def _spread(length: int, limit: int) -> list[int]:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image in uint8 at `size`, bilinear."""
+    """Resizes an image bilinearly, to uint8."""
     if image.shape[:2] == tuple(size):
         return image
     return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8).numpy()
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The label map at `size`, each pixel the nearest one's."""
+    """Resizes a label map by nearest neighbor."""
     if labels.shape == tuple(size):
         return labels
     return tf.image.resize(labels[..., None], size, "nearest")[..., 0].numpy()
 
 
 def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:
-    """Pictures for want of real ones: flat and textured rectangles on a ramp, under noise. The same at every call.
+    """Returns synthetic images: flat and textured rectangles on a gradient, with noise.
 
-    They have edges, large areas and texture, so that a network that knows something answers with
-    several classes.
+    They have edges, large areas and texture, so that a trained network predicts several classes.
+    All calls return the same images.
     """
     random = np.random.default_rng(0)
     height, width = size

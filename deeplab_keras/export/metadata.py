@@ -1,6 +1,6 @@
-"""TFLite metadata: what a file says of its input and its outputs to Android's and MediaPipe's tools.
+"""TFLite metadata: the description of inputs and outputs for Android's and MediaPipe's tools.
 
-Tables are written as `{number of a field: value}`, with the numbers of `metadata_schema.fbs` 1.5.0
+Tables are written as `{field number: value}`, with the field numbers of `metadata_schema.fbs` 1.5.0
 (tensorflow/tflite-support) and of MediaPipe's `image_segmenter_metadata_schema.fbs`.
 """
 
@@ -18,38 +18,38 @@ from tensorflow.lite.python import schema_py_generated as schema
 from deeplab_keras.inference.exported import ABOUT, LABELS
 
 ENTRY, IDENTIFIER = "TFLITE_METADATA", b"M001"
-# Numbers of the schema: kinds of content and of process units, colours, types of files.
+# Constants of the schema: content types, process units, color spaces, file types.
 IMAGE_CONTENT, NORMALIZATION = 2, 1
-RGB, GREY = 1, 2
+RGB, GRAY = 1, 2
 DESCRIPTION_FILE, AXIS_LABELS, VALUE_LABELS = 1, 2, 3
-SOFTMAX = 2  # of MediaPipe's activations
-ALIGNMENT = 16  # of what stands in a buffer
+SOFTMAX = 2  # an activation of MediaPipe's schema
+ALIGNMENT = 16  # bytes, of the content of a buffer
 
 Table = Mapping[int, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scalar:
-    """A number that stands in its table, of one of the flatbuffers package's types."""
+    """A scalar stored inline in its table, with its flatbuffers type."""
 
     flags: Any
     value: int
 
 
 def describe(model: bytes, name: str, description: str, version: str) -> bytes:
-    """A TFLite file with the entry that tools look for; its operators, tensors and buffers stay byte for byte.
+    """Adds TFLite metadata to a file; its operators, tensors and buffers do not change.
 
-    It says that the input is an RGB image in 0..255 that needs no normalisation, and which file
-    names the classes: those that are the values of "labels", and those that are the last axis of
-    "logits". Equal arguments give equal bytes. A licence is not
-    named: it is the owner's of the weights to give.
+    The metadata says that the input is an RGB image in 0..255 that needs no normalization, and
+    which packed file has the class names, for the values of "labels" and for the last axis of
+    "logits". Equal arguments result in equal bytes. It names no license, which is up to the owner
+    of the weights.
 
     Args:
-        model: a file with the input "image" and outputs out of "labels" and "logits", without such
-            an entry.
-        name: of the network.
-        description: a sentence for people.
-        version: of what made it.
+        model: A TFLite file with the input "image", outputs "labels", "logits" or both, and no
+            metadata.
+        name: The network's name.
+        description: A sentence that describes the network.
+        version: The version of this package.
     """
     outputs = _output_names(model)
     graph: dict[int, Any] = {
@@ -57,9 +57,8 @@ def describe(model: bytes, name: str, description: str, version: str) -> bytes:
         3: [_labels() if output == "labels" else _logits() for output in outputs],
     }
     if "logits" in outputs:
-        activation = _finished(
-            {0: _Scalar(Int8Flags, SOFTMAX)}, b"V001"
-        )  # by which MediaPipe makes confidences of them
+        # MediaPipe applies this activation to get confidences.
+        activation = _finished({0: _Scalar(Int8Flags, SOFTMAX)}, b"V001")
         graph[9] = [{0: "SEGMENTER_METADATA", 1: activation}]
     about = {
         0: name,
@@ -68,27 +67,25 @@ def describe(model: bytes, name: str, description: str, version: str) -> bytes:
         3: [graph],
         4: "deeplab_keras",
         6: [
-            _file(
-                ABOUT, "Classes with their colours, architecture and input size", DESCRIPTION_FILE
-            )
+            _file(ABOUT, "Classes with their colors, architecture and input size", DESCRIPTION_FILE)
         ],
-        7: "1.5.0" if 9 in graph else "1.0.0",  # the schema's version that the fields need
+        7: "1.5.0" if 9 in graph else "1.0.0",  # the first schema version with these fields
     }
     return _with_entry(model, _finished(about, IDENTIFIER))
 
 
-# === What is said ===
+# === Content ===
 
 
 def _image() -> Table:
     return {
         0: "image",
-        1: "RGB image, values 0 to 255; normalisation is inside the model",
+        1: "RGB image, values 0 to 255; normalization is part of the model",
         3: {0: _Scalar(Uint8Flags, IMAGE_CONTENT), 1: {0: _Scalar(Int8Flags, RGB)}},
         4: [
             {0: _Scalar(Uint8Flags, NORMALIZATION), 1: {0: (0.0,), 1: (1.0,)}}
         ],  # mean, standard deviation
-        5: {0: (255.0,), 1: (0.0,)},  # largest, least
+        5: {0: (255.0,), 1: (0.0,)},  # maximum, minimum
     }
 
 
@@ -111,9 +108,9 @@ def _logits() -> Table:
 
 
 def _map_content() -> Table:
-    """One grey picture over the axes 1 and 2, as the schema wants a map of pixels."""
+    """A gray image over the axes 1 and 2, the schema's way to describe a map of pixels."""
     spatial = {0: _Scalar(Int32Flags, 1), 1: _Scalar(Int32Flags, 2)}
-    return {0: _Scalar(Uint8Flags, IMAGE_CONTENT), 1: {0: _Scalar(Int8Flags, GREY)}, 2: spatial}
+    return {0: _Scalar(Uint8Flags, IMAGE_CONTENT), 1: {0: _Scalar(Int8Flags, GRAY)}, 2: spatial}
 
 
 def _file(name: str, description: str, kind: int) -> Table:
@@ -121,7 +118,7 @@ def _file(name: str, description: str, kind: int) -> Table:
 
 
 def _output_names(model: bytes) -> list[str]:
-    """The outputs by the names that the signature gives them, in the graph's own order."""
+    """Returns the names that the signature gives to the outputs, in the order of the graph."""
     root = schema.Model.GetRootAs(model)
     signature, graph = root.SignatureDefs(0), root.Subgraphs(0)
     names = {}
@@ -131,7 +128,7 @@ def _output_names(model: bytes) -> list[str]:
     return [names[graph.Outputs(index)] for index in range(graph.OutputsLength())]
 
 
-# === How it is written ===
+# === Serialization ===
 
 
 def _finished(table: Table, identifier: bytes) -> bytes:
@@ -141,7 +138,7 @@ def _finished(table: Table, identifier: bytes) -> bytes:
 
 
 def _put(builder: flatbuffers.Builder, value: Any) -> int:
-    """Writes a string, bytes, a tuple of floats, a list of tables or a table; gives its offset."""
+    """Writes text, bytes, a tuple of floats, a table or a list of tables; returns its offset."""
     if isinstance(value, str):
         return builder.CreateString(value)
     if isinstance(value, Mapping):
@@ -165,13 +162,13 @@ def _put(builder: flatbuffers.Builder, value: Any) -> int:
     else:
         width, alignment, prepend = 4, 4, builder.PrependFloat32
     builder.StartVector(width, len(value), alignment)
-    for part in reversed(value):  # flatbuffers are written from their end
+    for part in reversed(value):  # flatbuffers are written from the end
         prepend(part)
     return builder.EndVector()
 
 
 class _AlignedBuffer(schema.BufferT):
-    """A buffer that is written where the schema wants it (`force_align: 16`); the generated classes forget that."""
+    """A buffer with the schema's `force_align: 16`, which the generated class ignores."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:
         if self.data is not None:
@@ -180,7 +177,7 @@ class _AlignedBuffer(schema.BufferT):
 
 
 def _with_entry(model: bytes, metadata: bytes) -> bytes:
-    """The file with one more buffer, and one more entry of metadata that names it."""
+    """Adds a buffer and a metadata entry that refers to it."""
     tables = schema.ModelT.InitFromPackedBuf(model, 0)
     tables.metadata = [
         *(tables.metadata or []),

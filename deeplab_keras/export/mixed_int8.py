@@ -1,4 +1,4 @@
-"""int8 files whose most sensitive layers stay in float32: which they are is measured."""
+"""int8 files with the most sensitive layers in float32, selected by measurement."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from deeplab_keras.export import tflite
 from deeplab_keras.inference.exported import open_interpreter
 from deeplab_keras.io.progress import Progress
 
-IMAGES = 3  # on which layers are measured
+IMAGES = 3  # the number of images for the measurement
 
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What one operator alone costs.
+    """The sensitivity of one operator.
 
     Attributes:
-        tensor: name of the tensor that it gives.
-        lost: share of the pixels, 0..1, whose label changes when it alone computes in 8 bits.
+        tensor: The name of its output tensor.
+        lost: The share of pixels, 0..1, whose label changes if only this operator computes in 8
+            bits.
     """
 
     tensor: str
@@ -31,21 +32,21 @@ class Sensitivity:
 def mixed(
     calibrated: bytes, images: Sequence[np.ndarray], agreement: float, threads: int = 2
 ) -> tuple[bytes, tuple[str, ...]]:
-    """An int8 file in which as few layers as will do stay in float32.
+    """Converts to an int8 file with as few layers in float32 as the agreement requires.
 
-    The layers are ordered by what each of them changes when it alone is in 8 bits. Then the number
-    of those that stay in float is doubled until the labels agree with the float32 file's, and the
-    smallest such number is searched for.
+    Sorts the layers by how many labels change if only that layer is in 8 bits. Doubles the number
+    of float layers until enough labels agree with the float32 file, then finds the smallest such
+    number by bisection.
 
     Args:
-        calibrated: a float32 file with ranges, see `tflite.calibrate`.
-        images: uint8 `[height, width, channels]` of the file's size; IMAGES of them, evenly spread,
-            are used.
-        agreement: share of the pixels, 0..1, whose labels must be the float32 file's.
-        threads: of the runtime.
+        calibrated: A float32 file with ranges, see `tflite.calibrate`.
+        images: uint8 arrays `[height, width, channels]` of the file's input size. `IMAGES` of them,
+            evenly spaced, are used.
+        agreement: The required share of pixels, 0..1, with the same label as the float32 file.
+        threads: The number of threads of the runtime.
 
     Returns:
-        The file, and the names of the layers in float, the most sensitive first.
+        The file, and the names of the float layers, the most sensitive first.
     """
     images = [
         images[index]
@@ -60,7 +61,7 @@ def mixed(
     if agrees(model) >= agreement:
         return model, ()
     order = [found.tensor for found in sensitivities(calibrated, agrees)]
-    low, high = 0, 1  # with so many in float it does not agree enough, and with so many it may
+    low, high = 0, 1  # `low` float layers are too few; `high` may be enough
     while agrees(tflite.quantize(calibrated, order[:high])) < agreement and high < len(order):
         low, high = high, min(2 * high, len(order))
     while high - low > 1:
@@ -69,20 +70,19 @@ def mixed(
             high = middle
         else:
             low = middle
-    return tflite.quantize(calibrated, order[:high]), tuple(
-        layer_name(tensor) for tensor in order[:high]
-    )
+    layers = tuple(layer_name(tensor) for tensor in order[:high])
+    return tflite.quantize(calibrated, order[:high]), layers
 
 
 def sensitivities(calibrated: bytes, agrees: Callable[[bytes], float]) -> list[Sensitivity]:
-    """What each operator of a file costs when it alone is in 8 bits, the costliest first.
+    """Measures the sensitivity of each operator of a file, and returns the most sensitive first.
 
     Args:
-        calibrated: a float32 file with ranges.
-        agrees: the share of labels that an int8 file has in common with it.
+        calibrated: A float32 file with ranges.
+        agrees: Function from an int8 file to the share of labels that agree with the float32 file.
     """
     tensors = [tensor for _, tensor in tflite.named_operators(calibrated)]
-    progress = Progress(len(tensors), "layers measured for int8", unit="layers")
+    progress = Progress(len(tensors), "measuring layers for int8", unit="layers")
     found = []
     for index, tensor in enumerate(tensors):
         alone = tflite.quantize(calibrated, [other for other in tensors if other != tensor])
@@ -92,9 +92,9 @@ def sensitivities(calibrated: bytes, agrees: Callable[[bytes], float]) -> list[S
 
 
 def layer_name(tensor: str) -> str:
-    """The layer behind a tensor, whose name is that of every operation that was fused into its operator.
+    """Returns the layer of a tensor, whose name lists all operations fused into its operator.
 
-    `model/block1_act_1/Relu6;model/block1_conv_1/convolution` -> `block1_conv`.
+    Example: `model/block1_act_1/Relu6;model/block1_conv_1/convolution` -> `block1_conv`.
     """
     layers = [
         re.sub(r"_\d+$", "", part.split("/")[1])
@@ -107,7 +107,7 @@ def layer_name(tensor: str) -> str:
 
 
 def _labels(model: bytes, images: Sequence[np.ndarray], threads: int) -> np.ndarray:
-    """The file's labels, int32 `[images, height, width]`."""
+    """Returns the labels of a file's content: int32 `[images, height, width]`."""
     run = open_interpreter(model, threads).get_signature_runner()
     (details,) = run.get_input_details().values()
     answers = [run(image=image[None].astype(details["dtype"])) for image in images]

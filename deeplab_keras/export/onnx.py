@@ -1,4 +1,4 @@
-"""ONNX files, by the extra `onnx`: tf2onnx converts, ONNX Runtime runs them."""
+"""ONNX files, converted by tf2onnx and run by ONNX Runtime; requires the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ NUDGE = np.float32(1 + 2**-22)
 
 
 def require_packages() -> None:
-    """Raises UserError where a package of the extra is not installed."""
+    """Raises UserError if a package of the extra is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"`formats='onnx'` needs the packages {', '.join(missing)}; "
-            "install them with pip install 'deeplab-keras[onnx]', or leave onnx out"
+            "install them with pip install 'deeplab-keras[onnx]', or omit onnx"
         )
 
 
 def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) -> bytes:
-    """An ONNX file for one image of one size, inputs and outputs as in a float32 TFLite file.
+    """Converts to an ONNX file for one image of a fixed size.
+
+    The inputs and outputs are those of a float32 TFLite file.
 
     Args:
-        frozen: the graph of a segmentor for a batch of 1 and one size, float32.
-        outputs: the names of its outputs.
-        files: name -> text, kept as the model's metadata.
+        frozen: The graph of a segmentor for a batch of 1 and a fixed size, float32.
+        outputs: The names of its outputs.
+        files: Texts by name, stored as the model's metadata.
+
+    Returns:
+        The content of the file.
     """
     import onnx
     import tf2onnx
@@ -57,7 +62,7 @@ def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Within the block TensorFlow does not warn: tf2onnx calls what TensorFlow has declared outdated."""
+    """Context without TensorFlow's warnings, because tf2onnx uses deprecated functions."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -68,12 +73,11 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _round_resizes_up(model: object) -> None:
-    """Makes the factors of all resizes a hair larger.
+    """Increases the factors of all resizes by two units in the last place.
 
-    tf2onnx writes 97 / 13 as the factor of a resize from 13 to 97, and ONNX Runtime takes the floor
-    of 13 times its
-    float32: 96. Two units in the last place more, and the floor is right for every size below two
-        million.
+    For a resize from 13 to 97, tf2onnx writes the factor 97 / 13, and ONNX Runtime computes the
+    floor of 13 times its float32: 96. The larger factor leads to the right size for every size
+    below two million.
     """
     from onnx import numpy_helper
 

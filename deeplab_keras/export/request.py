@@ -1,4 +1,4 @@
-"""Checks of an export request: formats, file names, input size and images, before the conversion starts."""
+"""Checks before an export: formats, file names, input size and images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANY_SIZE_CHECK = (193, 257)  # size of the synthetic images for a model of any i
 
 
 def input_size(config: ExportConfig) -> tuple[int, int] | None:
-    """Returns the (height, width) of the input of TFLite and ONNX files, `None` if it is not given."""
+    """Returns the (height, width) of the input of TFLite and ONNX files, `None` if not given."""
     return (config.input_size[0], config.input_size[1]) if config.input_size else None
 
 
@@ -132,7 +132,9 @@ def representative(
 def check_images(
     images: Images | None, limit: int, checkpoint: LoadedCheckpoint, size: tuple[int, int] | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns the images of the check, and their labels if `images` is a dataset with the same classes.
+    """Returns the images of the check, and their labels.
+
+    There are labels only if `images` is a dataset with the classes of the checkpoint.
 
     Args:
         images: See `export_model`; `None`: synthetic images.

@@ -1,4 +1,4 @@
-"""SavedModel folders: for TensorFlow Serving and every other runtime of TensorFlow; they need neither us nor Keras."""
+"""SavedModel folders, which TensorFlow runs without this package and without Keras."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def save(
     files: Mapping[str, str],
     label_type: str = "int32",
 ) -> None:
-    """Writes a SavedModel for uint8 images of any number and size.
+    """Writes a SavedModel for batches of uint8 images of any size.
 
-    The signature "serving_default" gives `outputs`; "labels", "logits" and "probabilities" give
-    each its one. All share one graph: input "image" `[batch, height, width, channels]` uint8 in
-    0..255, outputs at the images' size.
+    The signature "serving_default" returns `outputs`. The signatures "labels", "logits" and
+    "probabilities" return the output of that name. All share one graph, with the input "image",
+    uint8 `[batch, height, width, channels]` in 0..255, and outputs at the images' size.
 
     Args:
-        model: a segmentor; one that was built for a size gives a SavedModel for that size.
-        path: the folder.
-        outputs: out of "labels", "logits" and "probabilities".
-        files: name -> text, put into the folder's assets.extra.
-        label_type: of the labels, "int32" or "uint8".
+        model: A segmentor. If it has a fixed input size, so has the SavedModel.
+        path: The folder to write.
+        outputs: Names out of "labels", "logits" and "probabilities".
+        files: Texts by name, written to the subfolder assets.extra.
+        label_type: The dtype of labels, "int32" or "uint8".
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The folder cannot be written.
     """
     frozen = freeze(model, model.input_shape, tf.uint8, ["logits"])
     signatures = {name: _signature(frozen, [name], label_type) for name in OUTPUTS}

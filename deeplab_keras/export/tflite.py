@@ -1,4 +1,4 @@
-"""TFLite files: converting, and what lies in them."""
+"""TFLite files: conversion, quantization, packed text files and operators."""
 
 from __future__ import annotations
 
@@ -17,28 +17,25 @@ from tensorflow.lite.python.convert import mlir_quantize
 from deeplab_keras.export.graph import Function, named
 from deeplab_keras.io.progress import without_noise
 
-# Operators that make a file slow or unusable on a device, by the start of their names.
+# Prefixes of operators that make a file slow or unusable on a device.
 UNWANTED = ("Flex", "SPACE_TO_BATCH", "BATCH_TO_SPACE", "VAR_HANDLE")
-MADE_AT = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # time stamp of the files packed into a model, so that equal models are equal files
+# The time stamp of packed text files, so that equal models are equal files.
+TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 
 def convert(frozen: Function, outputs: Sequence[str], kind: str) -> bytes:
-    """A TFLite file for one image of one size that computes in float32.
+    """Converts to a TFLite file that computes in float32, for one image of a fixed size.
 
-    Input "image": float32 `[1, height, width, channels]` in 0..255. Outputs: "labels", int32 `[1,
-    height, width]`; "logits", float32 `[1, height, width, num_classes]`.
+    The input "image" is float32 `[1, height, width, channels]` in 0..255. The outputs are "labels",
+    int32 `[1, height, width]`, and "logits", float32 `[1, height, width, num_classes]`.
 
     Args:
-        frozen: the graph of a segmentor for a batch of 1 and one size, float32.
-        outputs: the names of its outputs.
-        kind: "float32"; "float16": weights of 16 bits; "dynamic": weights of 8 bits.
+        frozen: The graph of a segmentor for a batch of 1 and a fixed size, float32.
+        outputs: The names of its outputs.
+        kind: "float32", "float16" (16-bit weights) or "dynamic" (8-bit weights).
+
+    Returns:
+        The content of the file.
     """
     converter = _converter(frozen, outputs)
     if kind != "float32":
@@ -50,12 +47,15 @@ def convert(frozen: Function, outputs: Sequence[str], kind: str) -> bytes:
 
 
 def calibrate(frozen: Function, outputs: Sequence[str], images: Sequence[np.ndarray]) -> bytes:
-    """The float32 file of a graph with the range of every tensor on the images, from which `quantize` makes int8 files.
+    """Converts to a float32 file with the ranges of all tensors, the input of `quantize`.
 
     Args:
-        frozen: the graph of a segmentor for a batch of 1 and one size, float32.
-        outputs: the names of its outputs.
-        images: uint8 `[height, width, channels]` pictures of the kind that the model will see.
+        frozen: The graph of a segmentor for a batch of 1 and a fixed size, float32.
+        outputs: The names of its outputs.
+        images: uint8 arrays `[height, width, channels]`, similar to those that the model will see.
+
+    Returns:
+        The content of the file.
     """
     converter = _converter(frozen, outputs)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -63,41 +63,42 @@ def calibrate(frozen: Function, outputs: Sequence[str], images: Sequence[np.ndar
         [image[None].astype(np.float32)] for image in _full_range(images)
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter._experimental_calibrate_only = (
-        True  # the ranges take nearly all of the time: many files from one pass
-    )
+    # Calibration takes nearly all of the time, so several files share it.
+    converter._experimental_calibrate_only = True
     with without_noise():
         return converter.convert()
 
 
 def quantize(calibrated: bytes, float_tensors: Sequence[str] = ()) -> bytes:
-    """An int8 file: all arithmetic in 8 bits, with a scale for each channel of a kernel.
+    """Quantizes to an int8 file: all arithmetic in 8 bits, with one scale per channel of a kernel.
 
-    The input is uint8; the outputs are as in a float32 file.
+    The input is uint8. The outputs are those of a float32 file.
 
     Args:
-        calibrated: as `calibrate` gives it.
-        float_tensors: names of tensors whose operators stay in float32.
+        calibrated: The result of `calibrate`.
+        float_tensors: Names of tensors whose operators stay in float32.
+
+    Returns:
+        The content of the file.
     """
     with warnings.catch_warnings(), without_noise():
-        warnings.filterwarnings(
-            "ignore", message="Statistics for quantized inputs"
-        )  # they come from the images
+        # The statistics of the inputs come from the calibration.
+        warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
         return mlir_quantize(
             calibrated, input_data_type=tf.uint8, denylisted_nodes=list(float_tensors)
         )
 
 
 def _converter(frozen: Function, outputs: Sequence[str]) -> Any:
-    # tf.lite is announced to leave TensorFlow: its converter is used in this file and nowhere else.
+    # TensorFlow plans to remove tf.lite, so only this file uses its converter.
     return tf.lite.TFLiteConverter.from_concrete_functions([named(frozen, outputs)], tf.Module())
 
 
 def _full_range(images: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    """The images, the first with one pixel black and one white.
+    """Yields the images, the first with one black and one white pixel.
 
-    The input then has the range 0..255 and so the scale 1: an int8 file takes a picture's bytes as
-    they are.
+    The range of the input is then 0..255 and its scale 1, so an int8 file takes the unmodified
+    bytes of an image.
     """
     for index, image in enumerate(images):
         if index == 0:
@@ -107,21 +108,21 @@ def _full_range(images: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
 
 
 def pack(model: bytes, files: Mapping[str, str]) -> bytes:
-    """The file with text files packed behind it, as TFLite metadata packs label files: `unzip` shows them."""
+    """Appends text files to a TFLite file as a zip archive, like TFLite metadata's label files."""
     buffer = io.BytesIO(model)
     with zipfile.ZipFile(buffer, "a") as archive:
         for name, text in files.items():
-            archive.writestr(zipfile.ZipInfo(name, MADE_AT), text)
+            archive.writestr(zipfile.ZipInfo(name, TIMESTAMP), text)
     return buffer.getvalue()
 
 
 def operators(path: pathlib.Path) -> dict[str, int]:
-    """Operator -> how often it stands in a TFLite file, the most frequent first."""
+    """Returns the number of occurrences of each operator in a TFLite file, most frequent first."""
     return dict(collections.Counter(name for name, _ in named_operators(path)).most_common())
 
 
 def named_operators(model: pathlib.Path | bytes) -> list[tuple[str, str]]:
-    """The operators of a TFLite file in their order, each with the name of the tensor that it gives."""
+    """Returns the operators of a TFLite file in order, each with the name of its output tensor."""
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:

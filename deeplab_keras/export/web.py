@@ -1,4 +1,4 @@
-"""The web page: a .tflite file in the browser, as a folder that any static server can give out."""
+"""The web page: a folder for any static server that runs a .tflite file in the browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deeplab_keras.config import UserError
 from deeplab_keras.inference.exported import packed_files
 from deeplab_keras.io.foreign import reading
 
-# Package of the npm registry -> what of it the page needs. npm checks what it downloads.
+# npm package -> the files of it that the page needs. npm verifies the checksum of a download.
 RUNTIME = {
     "@litertjs/core@2.5.3": (
         "dist/index.js",
@@ -27,7 +27,7 @@ RUNTIME = {
     ),
     "@litertjs/wasm-utils@2.5.3": ("dist/index.js",),
 }
-ON_DEMAND = "compat"  # kept for later use only by browsers that load it
+ON_DEMAND = "compat"  # cached for offline use only by browsers that load it
 BARE_IMPORT = re.compile(
     r"""^((?:import|export)\b[^'"]*["'])@litertjs/([\w-]+)(?=["'])""", re.MULTILINE
 )
@@ -40,22 +40,22 @@ def build_page(
     runtime: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Puts a page together: its own files, the model, its classes, and LiteRT.js.
+    """Builds a page from its own files, the model, its classes, and LiteRT.js.
 
     Args:
-        model: a .tflite file with labels among its outputs, as `export_model` wrote it: its classes
-            are packed into it.
-        output: the folder to be written; complete or not at all.
-        page: the folder of the page's own files.
-        runtime: a node_modules folder that has LiteRT.js; None: it is had by `npm pack`.
-        overwrite: an earlier page there is replaced.
+        model: A .tflite file of `export_model` with labels as an output. Its classes are packed
+            into it.
+        output: The folder to write. It is written completely or not at all.
+        page: The folder of the page's own files.
+        runtime: A node_modules folder with LiteRT.js; `None` to download it with `npm pack`.
+        overwrite: Whether to replace an existing page.
 
     Returns:
         `output`.
 
     Raises:
-        UserError: the model or the page is not there or is none, the folder exists, npm is missing
-            or fails.
+        UserError: The model or the page does not exist or is not valid, the folder exists, or npm
+            is missing or fails.
     """
     model, output, page = pathlib.Path(model), pathlib.Path(output), pathlib.Path(page)
     if output.exists() and not overwrite:
@@ -65,12 +65,10 @@ def build_page(
         )
     if output.exists() and any(output.iterdir()) and not (output / "offline.js").is_file():
         raise UserError(
-            f"`output={output}`: exists and is no page of this project; give another folder"
+            f"`output={output}`: exists and is not a page of this project; give another folder"
         )
     if not (page / "index.html").is_file():
-        raise UserError(
-            f"`page={page}`: no page here (index.html is missing); it is demo/web of the repository"
-        )
+        raise UserError(f"`page={page}`: has no index.html; give demo/web of the repository")
     about = _about(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -90,7 +88,7 @@ def build_page(
 def _about(model: pathlib.Path) -> str:
     if not model.exists():
         raise UserError(
-            f"`model_file={model}`: no such file; export one by export_model.py --formats=tflite"
+            f"`model_file={model}`: no such file; export one with export_model.py --formats=tflite"
         )
     with reading(
         model,
@@ -99,14 +97,13 @@ def _about(model: pathlib.Path) -> str:
     ):
         text = packed_files(model)["model.json"]
         about = json.loads(text)
-        about["dataset"]["class_names"], about["model"]  # the page shows them
-        gives_labels = "labels" in about.get(
-            "outputs", ["labels"]
-        )  # files of earlier versions do not say
-    if not gives_labels:
+        about["dataset"]["class_names"], about["model"]  # shown by the page
+        # Files of earlier versions do not list their outputs.
+        has_labels = "labels" in about.get("outputs", ["labels"])
+    if not has_labels:
         raise UserError(
-            f"`model_file={model}`: gives no labels, which the page shows; export it with "
-            "`output='labels'` or both"
+            f"`model_file={model}`: does not output labels, which the page shows; export it with "
+            "`output='labels'` or `output='both'`"
         )
     return text
 
@@ -121,7 +118,7 @@ def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
                 found = sorted(home.glob(pattern))
                 if not found:
                     raise UserError(
-                        f"{home / pattern}: not there; give a node_modules folder with {package}"
+                        f"{home / pattern}: no such file; give a node_modules folder with {package}"
                     )
                 for file in found:
                     copy = (
@@ -134,8 +131,8 @@ def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
 
 
 def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
-    """The unpacked package of the npm registry."""
-    logging.info("fetching %s from the npm registry", package)
+    """Downloads a package from the npm registry, and returns its unpacked folder."""
+    logging.info("downloading %s from the npm registry", package)
     place = folder / package.replace("/", "-")
     place.mkdir()
     try:
@@ -149,13 +146,12 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
         )
     except FileNotFoundError:
         raise UserError(
-            f"npm is not installed, and {package} is had by it; install Node.js, or give "
-            "`runtime='node_modules'` "
-            "from a machine that has it"
+            f"npm is not installed, and is needed to download {package}; install Node.js, or give "
+            "`runtime='node_modules'` from another machine"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"npm pack {package}: no answer in five minutes; check the connection, or give "
+            f"npm pack {package}: timed out after five minutes; check the connection, or give "
             "`runtime`"
         ) from None
     archives = list(place.glob("*.tgz"))
@@ -170,7 +166,10 @@ def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _relative_imports(folder: pathlib.Path) -> None:
-    """Replaces the names of packages in imports by paths: an import map would be an inline script, which the page forbids."""
+    """Replaces package names in imports by paths.
+
+    An import map would be an inline script, which the page's Content-Security-Policy forbids.
+    """
     for script in sorted(folder.rglob("*.js")):
         up = "../" * (len(script.relative_to(folder).parts) - 1) or "./"
         text = script.read_text(encoding="utf-8")
@@ -180,7 +179,10 @@ def _relative_imports(folder: pathlib.Path) -> None:
 
 
 def _list_files(folder: pathlib.Path) -> None:
-    """Tells the service worker which files there are, and a checksum of them, so that a changed page is loaded anew."""
+    """Writes the list of files and their checksum into the service worker.
+
+    A changed checksum makes browsers reload the page.
+    """
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != "offline.js"
     )
