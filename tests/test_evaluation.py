@@ -1,4 +1,4 @@
-"""The evaluation loop on a source made for the test, against the confusion matrix counted by hand."""
+"""The evaluation loop on a synthetic source, compared with a hand-counted confusion matrix."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_source(sizes=SIZES, ignore_label: int = 255) -> FakeSource:
 
 
 def make_model(classes: int = CLASSES - 1) -> keras.Model:
-    """Never predicts the last class, which the labels do not hold either."""
+    """A model that never predicts the last class, which is not in the labels either."""
     image = keras.Input((None, None, 3))
     layer = keras.layers.Conv2D(CLASSES, 3, padding="same")
     model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)), name="tiny")
@@ -78,7 +78,7 @@ def oracle(source: FakeSource, predictor, count: int | None = None) -> np.ndarra
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("ignore_label", [255, 0])
-def test_report_has_the_oracles_numbers(batch_size: int, ignore_label: int) -> None:
+def test_report_equals_the_oracle(batch_size: int, ignore_label: int) -> None:
     source, model = make_source(ignore_label=ignore_label), make_model()
     config = EvalConfig(eval_batch_size=batch_size)
     report = evaluate(model, source, config, split="val", progress=False)
@@ -117,7 +117,7 @@ def test_config_reaches_the_predictor() -> None:
 
 
 def definition_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear with half-pixel centers, without antialiasing, by its definition."""
+    """Bilinear resize with half-pixel centers, without antialiasing, by definition."""
     for axis, length in enumerate(size):
         at = np.clip(
             (np.arange(length) + 0.5) * image.shape[axis] / length - 0.5, 0, image.shape[axis] - 1
@@ -130,8 +130,8 @@ def definition_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", ["any size", "built for a size", "short side", "two layers"])
-def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
-    """A model whose classes another layer merges: what is evaluated is its output, not that of the layer 'resized_logits'."""
+def test_layers_after_the_model_s_own_resize_take_effect(variant: str) -> None:
+    """If another layer merges classes, its output is evaluated and not that of 'resized_logits'."""
     size = (24, 20) if variant == "built for a size" else None
     image = keras.Input((*(size or (None, None)), 3))
     scores = keras.layers.Conv2D(9, 4, 4, padding="same", name="logits")
@@ -147,7 +147,9 @@ def test_layers_behind_the_model_s_own_resize_count(variant: str) -> None:
     output = layer(network.output)
     layer.set_weights([merge[None, None], bias])
     if variant == "two layers":
-        output = keras.layers.Rescaling(-1.0)(output)  # the least likely class is the strongest one
+        output = keras.layers.Rescaling(-1.0)(
+            output
+        )  # the least likely class gets the highest score
     model = keras.Model(network.input, output)
     source = make_source([(33, 29), (18, 40)])
     config = (
@@ -190,7 +192,7 @@ def test_limit_and_names() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_batches_hold_every_pair_once(batch_size: int) -> None:
+def test_batches_contain_each_pair_once(batch_size: int) -> None:
     sizes = [(4 + i % 11, 5) for i in range(60)]
     pairs = [
         (np.full((*size, 3), i, np.uint8), np.full(size, i % 3, np.uint8))
@@ -206,7 +208,7 @@ def test_batches_hold_every_pair_once(batch_size: int) -> None:
     assert sorted(seen) == list(range(60))
 
 
-def test_batches_are_full_where_they_can_be() -> None:
+def test_batches_are_as_full_as_possible() -> None:
     source = make_source([(6, 5), (5, 6)] * 8)
     assert [len(images) for _, images, _ in batches(source, 16, 4, INFO)] == [4, 4, 4, 4]
 
@@ -223,7 +225,9 @@ def test_many_sizes_do_not_fill_the_memory() -> None:
     source = CountingSource(INFO, make_source([(4 + i, 5) for i in range(60)]).pairs)
     stream = batches(source, 60, 2, INFO)
     next(stream)
-    assert len(source.loaded) <= 4 * 2 + 1 + 2 * 2 + 1  # waiting for their like, and read ahead
+    assert (
+        len(source.loaded) <= 4 * 2 + 1 + 2 * 2 + 1
+    )  # waiting for pairs of their size, and read ahead
     assert len(list(stream)) == 59
 
 
@@ -236,8 +240,8 @@ def test_progress_line_shows_the_miou(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"mIoU {report.miou:.4g}" in last
 
 
-def test_no_miou_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images without a labelled pixel come first: the line says nothing then, and not nan."""
+def test_no_miou_without_labeled_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress line has no mIoU, instead of nan, until an image has labeled pixels."""
     stream, source = io.StringIO(), make_source([(12, 16)] * 2)
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(
@@ -257,7 +261,7 @@ def test_empty_source() -> None:
         evaluate(make_model(), FakeSource(INFO, []), split="val", progress=False)
 
 
-def test_nothing_labelled() -> None:
+def test_without_labeled_pixels() -> None:
     pair = (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 255, np.uint8))
     with raises_line("every pixel of the 2 images has the ignore label 255"):
         evaluate(make_model(), FakeSource(INFO, [pair, pair]), progress=False)
@@ -292,7 +296,7 @@ def make_report(matrix=((8, 2, 0), (1, 5, 0), (0, 0, 0)), names=("sky", "road", 
     )
 
 
-def test_json_has_the_keys_of_the_interface_and_goes_back() -> None:
+def test_json_has_the_documented_keys_and_round_trips() -> None:
     report = make_report()
     values = json.loads(report.to_json())
     assert list(values) == [
@@ -318,7 +322,7 @@ def test_json_has_the_keys_of_the_interface_and_goes_back() -> None:
     assert Report.from_json(json.dumps({**values, "step": 7})) == report
 
 
-def test_classes_of_one_name_stay_apart() -> None:
+def test_classes_of_the_same_name_get_distinct_names() -> None:
     assert list(make_report(names=("screen", "road", "screen")).per_class_iou) == [
         "screen (0)",
         "road",
@@ -326,7 +330,7 @@ def test_classes_of_one_name_stay_apart() -> None:
     ]
 
 
-def test_save_leaves_nothing_but_the_file(tmp_path) -> None:
+def test_save_leaves_only_the_file(tmp_path) -> None:
     path = tmp_path / "new" / "metrics.json"
     make_report().save(path)
     make_report().save(path)
@@ -347,7 +351,7 @@ def test_table() -> None:
     )
     assert (
         len({line.rstrip("#").rstrip().rfind(".") for line in lines[2:4]}) == 1
-    )  # the columns stand below each other
+    )  # the columns are aligned
 
 
 def test_an_unpredicted_class_has_no_precision() -> None:
@@ -391,7 +395,7 @@ print(json.dumps([found, used]))
 """
 
 
-def test_several_devices_give_what_one_gives() -> None:
+def test_several_devices_equal_one() -> None:
     done = subprocess.run(
         [sys.executable, "-c", THREE_DEVICES], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -404,7 +408,7 @@ def test_several_devices_give_what_one_gives() -> None:
             make_source(), Predictor(make_model(), EvalConfig(add_flipped_images=True))
         ).tolist()
     )
-    passes = 2 * len(SIZES)  # each image and its mirror image
+    passes = 2 * len(SIZES)  # each image and its flip
     assert set(used[:passes]) == {"CPU:0"}
     assert Counter(used[passes : 2 * passes]) == {"CPU:0": 6, "CPU:1": 4, "CPU:2": 4}
     assert refused == "eval_devices=4: only 3 CPU available; give at most that, or 0 for all"
@@ -420,12 +424,12 @@ def named(*names: str, dataset: str = "mine") -> DatasetInfo:
 @pytest.mark.parametrize(
     "names", [("Sky", "traffic light"), ("class_0", "class_1"), ("sky_", "class_1")]
 )
-def test_the_same_classes_in_another_spelling_are_the_same(names, caplog) -> None:
+def test_other_spellings_of_the_same_classes_are_accepted(names, caplog) -> None:
     check_classes("runs/a", named("__sky__", "traffic_light"), named(*names))
     assert not caplog.records
 
 
-def test_a_checkpoint_of_other_classes_is_told(monkeypatch) -> None:
+def test_a_checkpoint_of_other_classes_is_reported(monkeypatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
     check_classes(
@@ -474,7 +478,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 def test_150_classes_at_the_labels_size_stay_under_two_gibibytes() -> None:
-    """Four images of 1500x2000 go together: all their scores at once would be 6.7 GiB."""
+    """A batch of four images of 1500x2000, whose scores at once would take 6.7 GiB."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE_ADE20K], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -501,7 +505,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 def test_150_classes_by_sliding_window_stay_under_two_gibibytes() -> None:
-    """Of 4000x3000 pixels all scores would be 6.7 GiB; the network's own activations of four windows count too."""
+    """All scores of 4000x3000 pixels would take 6.7 GiB; the limit includes activations."""
     done = subprocess.run(
         [sys.executable, "-c", SLIDING_ADE20K],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The released VOC model through the scripts: the official graph's confusion matrix, every count of it."""
+"""The released VOC model, evaluated by the scripts: the official graph's confusion matrix."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_the_confusion_matrix_is_the_official_one(converted, tmp_path):
     assert found["pixel_accuracy"] == pytest.approx(expected["pixel_accuracy"], abs=1e-12)
 
 
-@pytest.mark.slow  # the confusion matrix above holds every counted label
+@pytest.mark.slow  # the confusion matrix above has all counted labels
 @pytest.mark.shared
-def test_the_one_other_label_is_a_tie_that_nobody_counts(converted):
-    """Of 711500 pixels one has another label than in the official graph; there two classes are equal to float32's last places."""
+def test_the_only_other_label_is_an_ignored_tie(converted):
+    """One of 711500 pixels has another label, where two scores are equal up to rounding."""
     predictor = Predictor(
         load_checkpoint(converted).model,
         EvalConfig(inference="official", eval_crop_size=(513, 513)),

@@ -1,4 +1,4 @@
-"""Inference on images of any size, against models whose answer is known for every pixel."""
+"""Inference on images of any size, with models whose output is known for every pixel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSES = 5
 def pointwise_model(
     size: tuple[int | None, int | None] = (None, None), channels: int = 3
 ) -> keras.Model:
-    """Logits of a pixel depend on this pixel alone."""
+    """A model whose logits of a pixel depend only on that pixel."""
     image = keras.Input((*size, channels))
     layer = keras.layers.Conv2D(CLASSES, 1, activation="tanh")
     model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
@@ -42,7 +42,7 @@ def pointwise_model(
 
 
 def wide_model() -> keras.Model:
-    """Logits depend on a neighbourhood of 7 by 7, differently to the left and to the right."""
+    """A model whose logits depend on an asymmetric 7x7 neighborhood."""
     image = keras.Input((None, None, 3))
     layer = keras.layers.Conv2D(CLASSES, 7, padding="same")
     model = keras.Model(image, layer(keras.layers.Rescaling(1 / 127.5, -1)(image)))
@@ -56,7 +56,7 @@ def wide_model() -> keras.Model:
 
 
 def run(model: keras.Model, image: np.ndarray) -> np.ndarray:
-    """The logits of one image."""
+    """Returns the logits of one image."""
     return model(image[None].astype(np.float32), training=False)[0].numpy()
 
 
@@ -66,7 +66,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def half_pixel_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear by its definition, `[height, width, channels]`."""
+    """Bilinear resize by definition, `[height, width, channels]`."""
     for axis, target in enumerate(size):
         source = image.shape[axis]
         position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
@@ -90,7 +90,7 @@ def test_one_trace_serves_all_sizes_and_batches() -> None:
     assert network._compiled.experimental_get_tracing_count() == 1
 
 
-def test_new_weights_are_seen() -> None:
+def test_new_weights_take_effect() -> None:
     model = pointwise_model()
     predictor = Predictor(model)
     image = noise(6, 6, 3).astype(np.uint8)
@@ -105,7 +105,7 @@ def test_several_outputs_are_refused() -> None:
         Predictor(keras.Model(image, [image, image]))
 
 
-def test_an_image_too_small_for_the_model_is_told() -> None:
+def test_an_image_too_small_for_the_model_is_reported() -> None:
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.AveragePooling2D(9, strides=1)(image))
     with raises_line("cannot take an input of 5x6"):
@@ -144,19 +144,19 @@ def test_resize_before_the_network() -> None:
     np.testing.assert_allclose(predict_logits(model, image[None], config)[0], expected, atol=1e-5)
 
 
-def test_resized_sizes_of_the_specification() -> None:
+def test_resized_sizes() -> None:
     config = EvalConfig(eval_short_side=512, eval_long_side=2048)
     assert resized_size((375, 500), config) == (512, 683)
     assert resized_size((500, 333), config) == (769, 512)
     assert resized_size((1024, 2048), config.replace(eval_short_side=1024)) == (1024, 2048)
-    assert resized_size((100, 1000), config) == (205, 2048)  # the cap of the long side
+    assert resized_size((100, 1000), config) == (205, 2048)  # the limit of the long side
     assert resized_size((375, 500), EvalConfig()) == (375, 500)
 
 
 # --- Scales and flip ---
 
 
-def test_flip_averages_the_mirrored_probabilities() -> None:
+def test_flip_averages_probabilities() -> None:
     model, image = wide_model(), noise(9, 14, 3)
     logits, mirrored = (run(model, x) for x in (image, image[:, ::-1]))
     expected = (softmax(logits) + softmax(mirrored[:, ::-1])) / 2
@@ -198,7 +198,7 @@ def slide(**options) -> EvalConfig:
 
 @pytest.mark.parametrize("size", [(8, 8), (21, 34), (5, 30), (3, 4)])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_windows_over_a_pointwise_model_are_the_whole(
+def test_windows_of_a_pointwise_model_equal_the_whole_image(
     size: tuple[int, int], batch_size: int
 ) -> None:
     model, images = pointwise_model(), noise(2, *size, 3)
@@ -208,7 +208,7 @@ def test_windows_over_a_pointwise_model_are_the_whole(
     )
 
 
-def test_one_window_is_the_whole() -> None:
+def test_one_window_equals_the_whole_image() -> None:
     model, images = wide_model(), noise(1, 11, 13, 3)
     np.testing.assert_allclose(
         predict_logits(model, images, slide(eval_crop_size=(11, 13))),
@@ -254,7 +254,7 @@ def test_fixed_size_model_slides_with_its_own_window() -> None:
         3,
         31,
         CLASSES,
-    )  # lower than the window
+    )  # an image lower than the window
 
 
 def test_windows_cover_every_pixel() -> None:
@@ -270,36 +270,36 @@ def test_gaps_between_windows_are_refused() -> None:
         )
 
 
-# --- What is taken for an image ---
+# --- Images ---
 
 
-def test_kinds_of_images_that_mean_the_same() -> None:
+def test_equivalent_images() -> None:
     predictor = Predictor(wide_model())
-    grey = noise(9, 11).astype(np.uint8)
-    rgb = np.repeat(grey[..., None], 3, -1)
+    gray = noise(9, 11).astype(np.uint8)
+    rgb = np.repeat(gray[..., None], 3, -1)
     expected = predictor(rgb)
     alpha = np.full((9, 11, 1), 7, np.uint8)
     same = [
-        grey,
-        grey[..., None],
+        gray,
+        gray[..., None],
         np.concatenate([rgb, alpha], -1),
         rgb.astype(np.int64),
         rgb.astype(np.float64),
         rgb.tolist(),
         np.asfortranarray(rgb)[::-1][::-1],
-        Image.fromarray(grey),
+        Image.fromarray(gray),
         Image.fromarray(rgb).convert("RGBA"),
-        Image.fromarray(grey).convert("P"),
+        Image.fromarray(gray).convert("P"),
         tf.constant(rgb),
     ]
     for image in same:
         np.testing.assert_array_equal(predictor(image), expected)
 
 
-def test_a_grey_model() -> None:
+def test_a_gray_model() -> None:
     predictor = Predictor(pointwise_model(channels=1))
-    grey = noise(5, 6).astype(np.uint8)
-    np.testing.assert_array_equal(predictor(grey), predictor(Image.fromarray(grey)))
+    gray = noise(5, 6).astype(np.uint8)
+    np.testing.assert_array_equal(predictor(gray), predictor(Image.fromarray(gray)))
     with raises_line("3 channels; the model takes 1"):
         predictor(np.zeros((5, 6, 3), np.uint8))
 
@@ -322,12 +322,12 @@ def test_a_grey_model() -> None:
         ("photo.jpg", "shape"),
     ],
 )
-def test_what_is_no_image_is_told(image, message: str) -> None:
+def test_invalid_images_are_reported(image, message: str) -> None:
     with raises_line(message):
         as_image(image)
 
 
-def test_many_classes_need_wider_labels() -> None:
+def test_more_than_256_classes_need_int32_labels() -> None:
     image = keras.Input((None, None, 3))
     layer = keras.layers.Conv2D(300, 1, kernel_initializer="zeros")
     model = keras.Model(image, layer(image))
@@ -342,7 +342,7 @@ def test_image_files(tmp_path) -> None:
     Image.fromarray(rgb).convert("RGBA").save(tmp_path / "alpha.png")
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 256 + 77).save(tmp_path / "deep.png")
     exif = Image.Exif()
-    exif[274] = 6  # the camera was turned: the picture is to be shown a quarter turn clockwise
+    exif[274] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(open_image(tmp_path / "rgb.png"), rgb)
     np.testing.assert_array_equal(open_image(tmp_path / "alpha.png"), rgb)
@@ -350,7 +350,7 @@ def test_image_files(tmp_path) -> None:
     np.testing.assert_array_equal(open_image(tmp_path / "turned.png"), np.rot90(rgb, -1))
 
 
-def test_broken_image_files_are_named(tmp_path) -> None:
+def test_damaged_image_files_are_reported(tmp_path) -> None:
     Image.fromarray(noise(50, 80, 3).astype(np.uint8)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:5000])
     (tmp_path / "text.jpg").write_text("no picture")
@@ -365,15 +365,13 @@ def test_broken_image_files_are_named(tmp_path) -> None:
 
 @pytest.mark.parametrize("classes", [2, 19, decide.MOST_CLASSES + 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 53), (1, 300, 437)])
-@pytest.mark.parametrize(
-    "sizes", [0, decide.MOST_SIZES], ids=["in blocks", "with programs of their own"]
-)
-def test_the_compiled_decision_is_numpys(classes, shape, sizes, monkeypatch):
+@pytest.mark.parametrize("sizes", [0, decide.MOST_SIZES], ids=["blocks", "own programs"])
+def test_the_compiled_decision_equals_numpy(classes, shape, sizes, monkeypatch):
     monkeypatch.setattr(decide, "MOST_SIZES", sizes)
     monkeypatch.setattr(decide, "_sizes", set())
     logits = (
         np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)
-    )  # with ties: the first one counts
+    )  # with ties, for which the first class wins
     labels, confidence = decide.decide(logits, with_confidence=True)
     exact = logits.astype(np.float64)
     expected = 1 / np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)
@@ -383,8 +381,8 @@ def test_the_compiled_decision_is_numpys(classes, shape, sizes, monkeypatch):
 
 
 @pytest.mark.parametrize("with_confidence", [False, True])
-def test_many_sizes_are_decided_without_a_warning(with_confidence, monkeypatch):
-    """TensorFlow warns of a function that is traced again and again."""
+def test_many_sizes_do_not_retrace(with_confidence, monkeypatch):
+    """TensorFlow warns about functions that it traces repeatedly."""
     monkeypatch.setattr(decide, "_sizes", set())
     for side in range(2, 2 + decide.MOST_SIZES + 1):
         decide.decide(noise(1, side, side, 3), with_confidence)
@@ -397,7 +395,7 @@ def test_many_sizes_are_decided_without_a_warning(with_confidence, monkeypatch):
     "error",
     [RuntimeError("avif"), MemoryError(), RecursionError(), SyntaxError("x"), KeyError("x")],
 )
-def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch):
+def test_all_errors_of_a_decoder_become_one_line(error, tmp_path, monkeypatch):
     def broken(path):
         raise error
 
@@ -408,9 +406,9 @@ def test_whatever_a_decoder_raises_becomes_one_line(error, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_files_of_16_bits_that_would_be_black_are_refused(tmp_path, channels):
-    grey = np.linspace(0, 4000, 20 * 30).reshape(20, 30).astype(np.uint16)
-    dark, bright = (np.stack([values] * channels, -1).squeeze() for values in (grey, grey * 16))
+def test_dark_16_bit_files_are_refused(tmp_path, channels):
+    gray = np.linspace(0, 4000, 20 * 30).reshape(20, 30).astype(np.uint16)
+    dark, bright = (np.stack([values] * channels, -1).squeeze() for values in (gray, gray * 16))
     png16(tmp_path / "dark.png", dark)
     png16(tmp_path / "bright.png", bright)
     with raises_line(
@@ -418,12 +416,12 @@ def test_files_of_16_bits_that_would_be_black_are_refused(tmp_path, channels):
     ):
         open_image(tmp_path / "dark.png")
     np.testing.assert_array_equal(
-        open_image(tmp_path / "bright.png"), np.stack([grey * 16 >> 8] * 3, -1)
+        open_image(tmp_path / "bright.png"), np.stack([gray * 16 >> 8] * 3, -1)
     )
 
 
-def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
-    """Pillow skips the checksums of the pixels."""
+def test_a_png_with_a_wrong_checksum_is_refused(tmp_path):
+    """Pillow does not verify the checksums of pixel data."""
     for name, seed in (("photo", 0), ("other", 1)):
         Image.fromarray(noise(20, 30, 3, seed=seed).astype(np.uint8)).save(
             tmp_path / f"{name}.png", compress_level=0
@@ -437,7 +435,7 @@ def test_a_png_whose_pixels_are_not_those_of_its_checksum_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_exported_file_with_scores_that_are_not_finite_is_refused(value):
+def test_an_exported_file_with_non_finite_scores_is_refused(value):
     info = info_for_classes("mine", ("a", "b"))
     about = json.dumps({"model": ModelConfig(num_classes=2).to_dict(), "dataset": info.to_dict()})
     scores = np.arange(32, dtype=np.float32).reshape(1, 4, 4, 2) - 15

@@ -17,7 +17,7 @@ from deeplab_keras.models.segmentor import AuxiliaryOutputs, build_segmentor
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel centres, edges repeated, no antialiasing: torch's align_corners=False and OpenCV's INTER_LINEAR."""
+    """Resizes like torch's align_corners=False and OpenCV's INTER_LINEAR, without antialiasing."""
     image = image.astype(np.float64)
     for axis in (0, 1):
         length = image.shape[axis]
@@ -39,7 +39,7 @@ def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         ((683, 512), 512, (683, 512)),
     ],
 )
-def test_the_size_that_the_network_sees(size, short, expected):
+def test_the_size_of_the_network_s_input(size, short, expected):
     config = EvalConfig(eval_short_side=short, eval_long_side=2048)
     assert resized_size(size, config) == expected
     factor = min(2048 / max(size), short / min(size))
@@ -52,7 +52,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def network(align_corners: bool = False) -> keras.Model:
-    """Class scores at an eighth of the image's size, resized to it: a segmentor's layers without the network."""
+    """The last layers of a segmentor: scores at an eighth of the image's size, and the resize."""
     keras.utils.set_random_seed(1)
     image = keras.Input((None, None, 3))
     weights = keras.initializers.RandomNormal(stddev=0.002)
@@ -64,7 +64,7 @@ def network(align_corners: bool = False) -> keras.Model:
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("seen", [(96, 144), (50, 75), (64, 96)])
-def test_logits_go_to_the_image_s_size_in_one_resize(seen, flip):
+def test_logits_are_resized_once_to_the_image_s_size(seen, flip):
     model = network()
     head = keras.Model(model.input, model.get_layer("logits").output)
     image = noise(64, 96, 3).astype(np.uint8)
@@ -96,7 +96,7 @@ def test_which_models_end_with_a_half_pixel_resize():
 
 
 def segmentor(size: tuple[int, int] | None = None, kind: str = "") -> keras.Model:
-    """The layers by which a segmentor ends, under the names that it gives them, on a single convolution."""
+    """The last layers of a segmentor with their names, on a single convolution."""
     keras.utils.set_random_seed(1)
     image = keras.Input((*(size or (None, None)), 3))
     weights = keras.initializers.RandomNormal(stddev=0.002)
@@ -154,10 +154,10 @@ MODIFIED = {
         (None, EvalConfig(inference="official", eval_crop_size=(65, 97), add_flipped_images=True)),
     ],
 )
-def test_layers_behind_the_last_resize_count(kind, size, config):
-    """A model that hides what it was made of gives the answer that is right: no layer of it has a known name."""
+def test_layers_after_the_last_resize_take_effect(kind, size, config):
+    """Compares with the same model nested in another one, in which no layer has a known name."""
     model = MODIFIED[kind](size)
-    image = keras.Input(model.input_shape[1:])  # its layers lie in a model within the model
+    image = keras.Input(model.input_shape[1:])  # its layers are in a nested model
     hidden, found = Predictor(keras.Model(image, model(image)), config), Predictor(model, config)
     assert hidden.network.before_resize is hidden.network and not hidden.network.ends_with_resize
     picture = noise(60, 90, 3).astype(np.uint8)
@@ -167,8 +167,8 @@ def test_layers_behind_the_last_resize_count(kind, size, config):
     np.testing.assert_array_equal(found(picture), probabilities.argmax(-1))
 
 
-def test_a_segmentor_s_own_layers_are_known():
-    """What a multi-scale prediction of an image pyramid reads is its scores at scale 1, as the official DeepLab has it."""
+def test_the_layers_of_a_segmentor_are_recognized():
+    """A multi-scale prediction uses an image pyramid's scores at scale 1, as the official DeepLab."""
     small = ModelConfig(
         head="fcn", num_classes=6, depth_multiplier=0.1, head_channels=8, output_stride=32
     )
@@ -183,7 +183,7 @@ def test_a_segmentor_s_own_layers_are_known():
         assert not network.ends_with_resize, changes
 
 
-def test_what_is_no_segmentation_model_is_refused():
+def test_models_without_logits_are_refused():
     image = keras.Input((None, None, 3))
     for output in (keras.layers.Conv2D(1, 1)(image), keras.layers.GlobalAveragePooling2D()(image)):
         with raises_line("at least 2 classes"):

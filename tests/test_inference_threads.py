@@ -1,4 +1,4 @@
-"""One predictor called by many threads at once, with refused calls in between: every answer is that of one thread."""
+"""One predictor called from many threads, with invalid calls in between, equals a single thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = (33, 49)
 KINDS = ["keras", "saved_model", "tflite", "tflite_int8", "onnx"]
 IMAGES = made_images(SIZE, 3, 4) + made_images((40, 31), 3, 2)
 BATCH = np.stack(IMAGES[:1])
-# Refused: each of these reached TensorFlow once. The first two made a tf.function keep its lock.
+# Invalid batches that once reached TensorFlow. The first two made a tf.function keep its lock.
 MALFORMED = {
     "one image": BATCH[0], "channels": np.zeros((1, 8, 8, 5), np.uint8), "no images": BATCH[:0],
     "no height": BATCH[:, :0],
@@ -43,7 +43,7 @@ MALFORMED = {
 
 
 def small_model() -> keras.Model:
-    """A network of two convolutions for any size, whose label maps hold several classes."""
+    """A network of two convolutions for any size that predicts several classes."""
     keras.utils.set_random_seed(2)
     image = keras.Input((None, None, 3), name="image")
     x = keras.layers.Conv2D(8, 3, 2, padding="same", activation="relu")(
@@ -55,13 +55,13 @@ def small_model() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def predictors(tmp_path_factory) -> dict[str, Predictor]:
-    """Kind -> a predictor. The .tflite and .onnx files take one size, to which other images are resized."""
+    """The predictor of each kind. The .tflite and .onnx files have a fixed input size."""
     info = info_for_classes("test", CLASSES)
     checkpoint = LoadedCheckpoint(
         small_model(), ModelConfig(num_classes=len(CLASSES)), info, pathlib.Path(), {}
     )
     folder = tmp_path_factory.mktemp("threads")
-    # Written without the checks of `export_model`, which take longer than the tests here.
+    # Written without the checks of `export_model`, which take longer than these tests.
     job = export._Job(
         checkpoint, checkpoint, ExportConfig(input_size=SIZE), made_images(SIZE, 3, 16)
     )
@@ -75,7 +75,7 @@ def predictors(tmp_path_factory) -> dict[str, Predictor]:
 
 
 def refused(predictor: Predictor, name: str) -> bool:
-    """Whether a malformed batch gets one line from every call that takes a batch."""
+    """Returns whether all methods for batches refuse a malformed batch with one line."""
     for call in (
         predictor.predict_batch,
         predictor.labels_and_probabilities,
@@ -91,7 +91,7 @@ def refused(predictor: Predictor, name: str) -> bool:
 
 
 def equal_answers(predictor: Predictor, calls: int) -> int:
-    """How many of `calls` calls of each of the threads give labels and probabilities as one thread did before."""
+    """Counts the calls of all threads whose labels and probabilities equal those of one thread."""
     labels, probabilities = (
         [predictor(image) for image in IMAGES],
         [predictor.probabilities(image) for image in IMAGES],
@@ -126,13 +126,13 @@ def available(predictors: dict[str, Predictor], kind: str) -> Predictor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_get_the_answers_of_one_thread(predictors, kind):
+def test_threads_equal_one_thread(predictors, kind):
     assert equal_answers(available(predictors, kind), 20) == THREADS * 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_get_the_answers_of_one_thread_many_times(predictors, kind):
+def test_many_calls_from_threads_equal_one_thread(predictors, kind):
     predictor = available(predictors, kind)
     right = [equal_answers(predictor, 160) for _ in range(20)]
     print(
@@ -148,7 +148,7 @@ def test_a_malformed_batch_is_refused(predictors, kind, name):
     assert refused(predictors[kind], name)
 
 
-def test_a_batch_may_be_what_an_image_may_be(predictors):
+def test_a_batch_can_have_the_dtypes_and_channels_of_an_image(predictors):
     predictor = predictors["keras"]
     expected = predictor.predict_batch(BATCH)
     with_alpha = np.concatenate([BATCH, 7 * np.ones_like(BATCH[..., :1])], -1)
@@ -161,8 +161,8 @@ def test_a_batch_may_be_what_an_image_may_be(predictors):
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 3), (1, 8, 9, 4), (1, 2, 8, 9, 3)])
-def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
-    """tf.function takes its lock before it binds its inputs, and keeps it where they do not fit."""
+def test_a_network_refuses_a_shape_without_keeping_its_lock(shape):
+    """tf.function acquires its lock before it binds its inputs, and keeps it if they do not fit."""
     network = Network(pointwise_model())
     predict_logits(network, BATCH)
     with raises_line(r"images of shape .*; must be \[batch, height, width, 3\]"):
@@ -173,8 +173,8 @@ def test_a_network_refuses_a_shape_and_keeps_no_lock(shape):
     assert not other.is_alive()
 
 
-def test_noise_is_held_back_by_one_thread_at_a_time(capfd):
-    """Two that overlap would leave stderr redirected to a file that is gone."""
+def test_noise_is_suppressed_by_one_thread_at_a_time(capfd):
+    """Overlapping contexts would leave stderr redirected to a deleted file."""
 
     def hold(_: int) -> None:
         for _ in range(20):
@@ -187,8 +187,8 @@ def test_noise_is_held_back_by_one_thread_at_a_time(capfd):
     assert "still there" in capfd.readouterr().err
 
 
-def test_a_first_call_by_all_threads_at_once(predictors):
-    """Nothing is traced, and no interpreter for the logits opened, before."""
+def test_the_first_call_from_all_threads_at_once(predictors):
+    """No function is traced and no interpreter for logits is opened before."""
     image = noise(*SIZE, 3).astype(np.uint8)
     for source in (pointwise_model(), predictors["tflite"].network.path):
         expected, fresh = Predictor(source).probabilities(image), Predictor(source)
@@ -199,7 +199,7 @@ def test_a_first_call_by_all_threads_at_once(predictors):
         assert all(np.allclose(one, expected, atol=1e-6) for one in found), source
 
 
-# --- SavedModels of others, and paths ---
+# --- Foreign SavedModels, and paths ---
 
 
 def test_a_savedmodel_of_keras_gets_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""Large images: scores strip by strip and tiles with their surroundings, against the whole at once."""
+"""Large images: strips of scores and tiles, compared with the whole image at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rows_of_a_resize(source, size):
     ids=["plain", "scales", "short side", "slide"],
 )
 @pytest.mark.parametrize("model", [wide_model, pointwise_model])
-def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
+def test_labels_in_strips_equal_the_labels_at_once(monkeypatch, config, model):
     images = noise(2, 23, 31, 3).astype(np.uint8)
     network = Network(model())
     scores = predict_logits(network, images, config).numpy()
@@ -69,7 +69,7 @@ def test_labels_in_strips_are_the_labels_at_once(monkeypatch, config, model):
 
 
 def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
-    """The model's own last resize is left out then, and the labels are the same."""
+    """Omitting the model's last resize does not change the labels."""
     small = toy_config(output_stride=16, head="fcn", head_channels=8, num_classes=7)
     network = Network(build_segmentor(small))
     image = ramp(1, 65, 90, 3).astype(np.uint8)
@@ -88,7 +88,7 @@ def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 5, 16, 17, 40, 100])
 @pytest.mark.parametrize("tile, overlap", [(8, 0), (8, 3), (16, 16)])
-def test_spans_keep_every_pixel_once_and_see_equally_much(length, tile, overlap):
+def test_spans_keep_each_pixel_once_and_have_equal_lengths(length, tile, overlap):
     found = spans(length, tile, overlap)
     kept = [pixel for span in found for pixel in range(span.kept_start, span.kept_end)]
     assert kept == list(range(length))
@@ -101,8 +101,11 @@ def test_spans_keep_every_pixel_once_and_see_equally_much(length, tile, overlap)
 
 @pytest.mark.parametrize("size", [(50, 61), (16, 16), (7, 90), (3, 3)])
 @pytest.mark.parametrize("as_picture", [False, True])
-def test_tiles_of_a_model_that_sees_less_than_the_overlap_are_the_whole(size, as_picture):
-    model, image = wide_model(), noise(*size, 3).astype(np.uint8)  # it sees three pixels far
+def test_tiles_equal_the_whole_image_if_the_overlap_is_large_enough(size, as_picture):
+    model, image = (
+        wide_model(),
+        noise(*size, 3).astype(np.uint8),
+    )  # a receptive field of three pixels to each side
     expected = run(model, image).argmax(-1)
     predictor = Predictor(model, EvalConfig(eval_batch_size=3))
     given = Image.fromarray(image) if as_picture else image
@@ -117,7 +120,7 @@ def test_tiles_of_a_model_that_sees_less_than_the_overlap_are_the_whole(size, as
         assert (predict_tiles(predictor, given, (16, 16), overlap=1) != expected).any()
 
 
-def test_a_model_of_fixed_size_sees_tiles_of_that_size():
+def test_a_model_of_fixed_size_gets_tiles_of_that_size():
     image = noise(40, 50, 3).astype(np.uint8)
     free, fixed = pointwise_model(), pointwise_model((20, 24))
     labels = predict_tiles(Predictor(fixed), image, overlap=4)
@@ -126,7 +129,7 @@ def test_a_model_of_fixed_size_sees_tiles_of_that_size():
         predict_tiles(Predictor(fixed), image, overlap=10)
 
 
-def test_tiles_of_a_grey_model():
+def test_tiles_of_a_gray_model():
     image = noise(20, 30, 1).astype(np.uint8)
     predictor = Predictor(pointwise_model(channels=1))
     whole = predictor(image)
@@ -135,7 +138,7 @@ def test_tiles_of_a_grey_model():
 
 
 def test_tiles_need_the_memory_of_a_tile():
-    """Of NumPy's memory: labels and a few tiles; the scores of the whole would be 60 times as much."""
+    """NumPy's memory: labels and a few tiles. All scores would take 60 times as much."""
     layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(64, 1)]
     predictor = Predictor(keras.Sequential(layers), EvalConfig(eval_batch_size=1))
     image = noise(256, 256, 3).astype(np.uint8).repeat(4, 0).repeat(4, 1)
@@ -163,7 +166,7 @@ def slide_config(**options) -> EvalConfig:
 
 
 def random_slides(count: int):
-    """Sizes, windows, strides, scales, mirrored or not, rows of a strip."""
+    """Returns random sizes, windows, strides, scales, flips and rows per strip."""
     random = np.random.default_rng(7)
     for _ in range(count):
         window = random.integers(33, 60, 2)
@@ -184,8 +187,8 @@ def random_slides(count: int):
 
 @pytest.mark.parametrize("align_corners", [False, True], ids=["half-pixel", "aligned corners"])
 @pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners, count):
-    """Of the plain form, which holds all scores: equal to rounding, labels too; also of windows at their full size."""
+def test_windows_by_rows_equal_the_mean_of_all_windows(monkeypatch, align_corners, count):
+    """Equal to `slide` up to rounding, with equal labels, also for windows at their full size."""
     network, by_rows = Network(segmentor(align_corners)), []
     made = WindowRows.__init__
     monkeypatch.setattr(
@@ -211,7 +214,7 @@ def test_windows_by_rows_are_the_mean_of_all_at_once(monkeypatch, align_corners,
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
-    """Windows of a network without a last resize are added up in the same order: equal to the bit, for any rows."""
+    """Without a last resize, windows are added up in the same order, so sums are bit-identical."""
     network, images = Network(wide_model()), noise(2, 90, 31, 3).astype(np.uint8)
     config = slide_config(eval_crop_size=(13, 17), eval_stride=(6, 17), eval_batch_size=5)
     whole = slide(network, images, config)
@@ -223,14 +226,14 @@ def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
         )
 
 
-def test_dense_windows_of_a_network_without_a_resize_are_added_up_at_once():
-    """Kept one by one they would be more than the whole."""
+def test_dense_windows_without_a_resize_are_added_up_at_once():
+    """Keeping them would take more memory than the complete result."""
     config = slide_config(eval_crop_size=(40, 40), eval_stride=(5, 5))
     assert not WindowRows(Network(wide_model()), noise(1, 60, 60, 3), config).smaller
 
 
-def test_windows_by_rows_need_the_memory_of_some_rows(monkeypatch):
-    """Of NumPy's memory: labels twice, which are a third of what the whole would be, and some windows."""
+def test_windows_by_rows_need_the_memory_of_a_few_rows(monkeypatch):
+    """NumPy's memory: the labels twice, a third of all scores, and some windows."""
     network = Network(segmentor())
     image = noise(1, 150, 32, 3).astype(np.uint8).repeat(10, 1).repeat(16, 2)
     monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 20)

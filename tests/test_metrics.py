@@ -1,4 +1,4 @@
-"""The confusion matrix and its scores against plain loops, at sizes and in settings where counters go wrong."""
+"""The confusion matrix and its scores, compared with plain loops, also for large counts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def oracle_miou(*arguments) -> float:
 
 @pytest.mark.package("sklearn")
 @pytest.mark.parametrize("case", ["random", "an absent class", "one class", "all ignored"])
-def test_scores_are_those_of_scikit_learn(case: str) -> None:
+def test_scores_equal_scikit_learn(case: str) -> None:
     from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
     labels, predictions = random_case(6, 3)
@@ -113,12 +113,12 @@ def test_logits_count_like_their_argmax() -> None:
     ).all()
 
 
-def test_absent_classes_are_left_out_of_the_mean() -> None:
+def test_absent_classes_are_not_in_the_mean() -> None:
     labels = np.array([[[0, 0, 1, 255]]])
     metric = ConfusionMatrix(4)
     metric.update_state(
         labels, np.array([[[0, 2, 1, 3]]])
-    )  # 2 is predicted only; 3 on an ignored pixel only
+    )  # 2 is only predicted; 3 only on an ignored pixel
     assert float(metric.result()) == pytest.approx((0.5 + 1 + 0) / 3)
     assert metric.scores().per_class_iou == (0.5, 1.0, 0.0, None)
 
@@ -143,7 +143,7 @@ def test_ignore_label_inside_and_outside_the_classes(ignore_label: int) -> None:
     assert int(metric.out_of_range) == 0
 
 
-def test_labels_and_predictions_outside_the_classes_are_counted_apart() -> None:
+def test_labels_and_predictions_outside_the_classes_are_counted_separately() -> None:
     metric = ConfusionMatrix(3)
     metric.update_state(np.array([[[0, 3, -1, 254, 255, 1]]]), np.array([[[0, 0, 0, 0, 9, 7]]]))
     assert (
@@ -239,7 +239,7 @@ def test_two_replicas_are_added_up() -> None:
 def test_scores_against_loops() -> None:
     classes = 6
     labels, predictions = random_case(classes, 3)
-    predictions[labels == 4] = 5  # class 4 is never right, and class 3 is nowhere
+    predictions[labels == 4] = 5  # class 4 is never correct, and class 3 is absent
     labels[labels == 3], predictions[predictions == 3] = 255, 0
     scores = Scores.from_matrix(oracle_matrix(labels, predictions, classes))
 
@@ -257,7 +257,7 @@ def test_scores_against_loops() -> None:
 
 
 @pytest.mark.parametrize("ignore_label", [0, 255])
-def test_counting_on_the_host(ignore_label: int) -> None:
+def test_counting_in_numpy(ignore_label: int) -> None:
     labels, predictions = random_case(4, 4)
     labels[labels == 255] = ignore_label
     counts = count_pixels(labels.astype(np.uint8), predictions.astype(np.uint8), 4, ignore_label)
@@ -267,7 +267,7 @@ def test_counting_on_the_host(ignore_label: int) -> None:
     )
 
 
-def test_config_makes_an_equal_metric() -> None:
+def test_config_round_trip() -> None:
     copy = ConfusionMatrix.from_config(ConfusionMatrix(4, 0, "score").get_config())
     assert (copy.num_classes, copy.ignore_label, copy.name) == (4, 0, "score")
 
@@ -280,10 +280,10 @@ def test_golden_cases_of_the_official_deeplab() -> None:
         assert Scores.from_matrix(np.array(matrix)).miou == pytest.approx(miou, abs=1e-6)
 
 
-# --- Labels in other forms, alike in the loss ---
+# --- Labels in other forms, as in the loss ---
 
 IDS = label_blocks(2, 8, 8, classes=3, ignore_label=None, block=2)
-LOGITS = 10.0 * np.eye(3, dtype=np.float32)[IDS] - 5  # every pixel right
+LOGITS = 10.0 * np.eye(3, dtype=np.float32)[IDS] - 5  # all pixels correct
 
 
 @pytest.mark.parametrize(
@@ -317,10 +317,10 @@ def test_class_ids_with_and_without_a_last_axis(labels):
             IDS,
             np.eye(8, dtype=np.float32)[IDS, :8],
             ".",
-        ),  # of other classes: the metric alone knows how many
+        ),  # another number of classes, which only the metric knows
     ],
 )
-def test_what_is_not_one_class_id_per_pixel_is_refused(labels, scores, message):
+def test_labels_other_than_class_ids_are_refused(labels, scores, message):
     metric = ConfusionMatrix(3)
     with raises_line(message):
         metric.update_state(labels, scores)
@@ -330,7 +330,7 @@ def test_what_is_not_one_class_id_per_pixel_is_refused(labels, scores, message):
             make_loss()(labels, scores)
 
 
-def test_scores_without_an_axis_of_classes_are_no_labels():
+def test_scores_without_a_class_axis_are_refused():
     with pytest.raises(UserError):
         ConfusionMatrix(3).update_state(IDS, IDS / 3)
 
@@ -338,7 +338,7 @@ def test_scores_without_an_axis_of_classes_are_no_labels():
 @pytest.mark.parametrize("extra_axis", [False, True])
 @pytest.mark.parametrize("unknown_size", [False, True])
 def test_fit_takes_labels_with_a_last_axis(extra_axis, unknown_size):
-    """Every pixel is right, in loss and metric, also where the graph does not know the sizes."""
+    """All pixels are correct in loss and metric, also in a graph with unknown sizes."""
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.Activation("linear")(image))
     model.compile(keras.optimizers.SGD(0.0), loss=make_loss(), metrics=[ConfusionMatrix(3)])
@@ -353,7 +353,7 @@ def test_fit_takes_labels_with_a_last_axis(extra_axis, unknown_size):
     )
 
 
-def test_one_class_is_no_segmentation():
+def test_a_single_class_is_refused():
     with raises_line(
         "num_classes must be at least 2, including the background. Received: num_classes=1"
     ):

@@ -15,6 +15,8 @@ from keras import ops
 from deeplab_keras.config import UserError
 from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
 
+__all__ = ["ConfusionMatrix", "MeanIoU", "Scores", "count_pixels"]
+
 # JAX has no 64-bit numbers by default.
 COUNTS, SHARES = ("uint32", "float32") if keras.backend.backend() == "jax" else ("int64", "float64")
 
@@ -49,7 +51,7 @@ class MeanIoU(keras.metrics.Metric):
         >>> metric.scores().per_class_iou
         (0.5, 0.5)
         >>> model = dk.load_model("runs/demo")
-        >>> model.compile(metrics=[dk.metrics.MeanIoU(11)])
+        >>> model.compile(metrics=[dk.metrics.MeanIoU(10)])
     """
 
     def __init__(

@@ -236,7 +236,7 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
         Interpreter = tf.lite.Interpreter
     # In this order: without_noise admits one thread at a time; catch_warnings is not thread-safe.
     with without_noise(), warnings.catch_warnings():
-        # Of the move to ai-edge-litert, and of the memory for experimental_preserve_all_tensors.
+        # Warnings about the move to ai-edge-litert, and about the memory for keeping all tensors.
         warnings.simplefilter("ignore")
         options |= (
             {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}

@@ -159,7 +159,8 @@ class Network:
         except tf.errors.ResourceExhaustedError:
             raise UserError(
                 f"{len(images)} images of {size} do not fit into memory; "
-                "lower `eval_batch_size`, or give `inference='slide'` with a smaller `eval_crop_size`"
+                "lower `eval_batch_size`, or give `inference='slide'` with a smaller "
+                "`eval_crop_size`"
             ) from None
         except tf.errors.InvalidArgumentError as error:
             reason = error.message.splitlines()[0].split("}} ")[-1].strip()

@@ -80,7 +80,7 @@ class _Official:
         self, images: np.ndarray, labels: np.ndarray, with_confidence: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         prediction = official.predict(self.network, images, self.config)
-        size = labels.shape[1:3]
+        size = images.shape[1:3]
         if self.config.eval_short_side:
             size = prediction.size
             labels = official.prepare_labels(labels, size)
@@ -89,7 +89,7 @@ class _Official:
 
     @staticmethod
     def _at(
-        size: tuple[int, ...], prediction: official.Prediction, with_confidence: bool
+        size: tuple[int, int], prediction: official.Prediction, with_confidence: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         labels = official.restore_labels(prediction, size)
         if not with_confidence:
@@ -137,7 +137,7 @@ class Predictor:
         >>> labels.shape, labels.dtype
         ((48, 64), dtype('uint8'))
         >>> predictor.probabilities(image).shape
-        (48, 64, 11)
+        (48, 64, 10)
         >>> slow = dk.EvalConfig(eval_scales=(0.75, 1.0), add_flipped_images=True)
         >>> dk.Predictor(model, slow)(image).shape
         (48, 64)
