@@ -356,7 +356,7 @@ def test_bad_options():
     ):
         with raises_line(next(iter(options))):
             losses.SegmentationLoss(**options)
-    with raises_line("3 numbers; the model has 4 classes"):
+    with raises_line("class_weights has 3 values, but the model has 4 classes"):
         losses.SegmentationLoss(class_weights=[1.0] * 3)(labels, logits)
     with raises_line("differ in height or width"):
         losses.SegmentationLoss()(labels[:, ::2], logits)

@@ -343,9 +343,9 @@ def test_schedules_against_their_formulas(policy):
 def test_bad_schedules():
     with raises_line("did you mean 'poly'"):
         optimizers.make_schedule("polly", 0.1, 10)
-    with raises_line("shorter"):
+    with raises_line("must be below the length of the run, 10 steps"):
         optimizers.make_schedule("poly", 0.1, 10, warmup_steps=10)
-    with raises_line("one of them"):
+    with raises_line("warmup_steps=1 and slow_start_steps=1 cannot be combined"):
         optimizers.make_schedule("poly", 0.1, 10, warmup_steps=1, slow_start_steps=1)
 
 

@@ -310,7 +310,7 @@ def test_mining_follows_the_compiled_model_s_steps() -> None:
     model = small(auxiliary=False)
     options = dict(hard_example_fraction=0.25, hard_example_mining_step=2)
     loss = make_loss(**options)
-    with pytest.raises(UserError, match="hard_example_mining_step=2 needs the training step"):
+    with pytest.raises(UserError, match="hard_example_mining_step=2 requires the training step"):
         loss(LABELS, np.zeros((2, *SIZE, 3), np.float32))
     logits = model(IMAGES)
     model.compile(keras.optimizers.SGD(0.0), loss=loss, jit_compile=False)

@@ -113,7 +113,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, "what was asked of it is done: nothing is lost"
     step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
-    assert f"stopped at step {step} of 1000000 by SIGTERM" in errors
+    assert f"stopped by SIGTERM at step {step} of 1000000" in errors
 
 
 @pytest.mark.slow
@@ -126,7 +126,10 @@ def test_control_c_says_what_is_saved(tiny_flags: list[str], tmp_path: pathlib.P
     _, errors = process.communicate(timeout=300)
     step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
     assert process.returncode == 130 and errors.endswith("interrupted\n")
-    assert f"{tmp_path}: saved is step {step}; the same command goes on from there" in errors
+    assert (
+        f"{tmp_path}: interrupted; the latest checkpoint is of step {step}, and the same command "
+        "resumes from there" in errors
+    )
 
 
 class Killer:
@@ -160,22 +163,22 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
         patch.setattr("deeplab_keras.training.validation.evaluate", killer)
         assert script("train.py")(*flags) == 0
     log = capsys.readouterr().err
-    assert killer.calls == 1 and "stopped at step 2 of 4 by SIGTERM; it is saved" in log
+    assert killer.calls == 1 and "stopped by SIGTERM at step 2 of 4; the run is saved" in log
     lines = log.splitlines()
     for start in (
         "model: deeplab_v3_plus on toy",
-        "data: synthetic, 8 images to train on (train), 4 to evaluate",
+        "data: synthetic, 8 training images (train), 4 validation images",
     ):
         number = next(i for i, line in enumerate(lines) if line.startswith(start))
-        assert number < lines.index("compiling the training step; 4 steps to go"), (
-            "what run this is, before the wait"
+        assert number < lines.index("compiling the training step; 4 steps remaining"), (
+            "the run is described before the wait"
         )
-    assert f"run: {tmp_path}, a new one" in lines
+    assert f"run: {tmp_path}, new" in lines
     assert not (tmp_path / "training.csv").exists() and not (tmp_path / folder.BEST).exists()
     assert script("train.py")(*flags) == 0
     rows = (tmp_path / "training.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "2", "4"] and "nan" not in "".join(rows)
-    assert f"run: {tmp_path}, goes on from step 2" in capsys.readouterr().err
+    assert f"run: {tmp_path}, resuming from step 2" in capsys.readouterr().err
 
 
 def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
@@ -315,7 +318,11 @@ def test_a_diverging_training_stops_with_step_rate_layer_and_images(
     flags += ["--eval_interval_epochs=100", "--learning_policy=constant"]
     assert script("train.py")(*tiny_flags, *flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match(r"error: the loss is (nan|inf) at step \d+ .learning rate 1e\+38.:", error)
+    assert re.match(
+        r"error: training diverged at step \d+ .learning rate 1e\+38.: the loss is (nan|inf); "
+        r"the first layer with a non-finite output is ",
+        error,
+    )
     assert "--base_learning_rate" in error and str(tmp_path / "diverged") in error
     assert not folder.step_folders(tmp_path)
     report = json.loads((tmp_path / "diverged" / "report.json").read_text())
@@ -346,11 +353,12 @@ def test_an_exploding_loss_stops_the_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("deeplab_keras.training.steps.EXPLODED", 0.1)
+    monkeypatch.setattr("deeplab_keras.training.steps.DIVERGED", 0.1)
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(
-        r"error: the loss is \d\.\d+, 0.1 times the first step's at step 1 .* the largest output, ",
+        r"error: training diverged at step 1 .*: the loss is \d\.\d+, more than 0.1 times the "
+        r"first step's loss; layer \S+ has the largest output, ",
         error,
     )
     report = json.loads((tmp_path / "diverged" / "report.json").read_text())
@@ -391,7 +399,7 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     assert page.count("<figure") == 4 and "<h2>Training" in page, (
         "a training that ended early has its page too"
     )
-    assert "stopped early: the last evaluation was no better" in capsys.readouterr().err
+    assert "stopped early: mIoU did not improve in the last evaluation" in capsys.readouterr().err
     (last,) = folder.step_folders(tmp_path)
     assert last.name == "step_00000004"
     before, after = folder.read_weights(folder.find_checkpoint(tiny_run)), folder.read_weights(last)
@@ -407,8 +415,9 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     [
         (
             ["--training_number_of_steps=3", "--epochs=2"],
-            "either --training_number_of_steps or --epochs",
+            "--training_number_of_steps=3 and --epochs=2.0 are both set",
         ),
+        (["--training_number_of_steps=0"], "either --training_number_of_steps or --epochs"),
         (["--head=unicorn"], "unknown --head 'unicorn'"),
         (["--train_logdir="], "--train_logdir is required"),
         (
@@ -426,9 +435,9 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
         ),
         (
             ["--loss=dice", "--top_k_percent_pixels=0.5"],
-            "acts on cross_entropy, which --loss=dice has not",
+            "requires the term cross_entropy, which --loss=dice does not have",
         ),
-        (["--label_weights=1,2"], "--label_weights: 2 numbers; synthetic has"),
+        (["--label_weights=1,2"], "--label_weights has 2 values, but synthetic has"),
         (["--train_logdir=/proc/nowhere"], "/proc/nowhere: cannot be used"),
         (["--train_logdir=setup.py"], "--train_logdir=setup.py: is a file; give a folder"),
         (
@@ -437,7 +446,8 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
         ),
         (
             ["--gradient_accumulation_steps=3"],
-            "--train_batch_size=4: must divide by --gradient_accumulation_steps=3; give 6",
+            "--train_batch_size must be a multiple of --gradient_accumulation_steps=3. Received: "
+            "--train_batch_size=4; use 6",
         ),
         (["--freeze_backbone"], "--freeze_backbone requires --tf_initial_checkpoint"),
         (
@@ -448,9 +458,12 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
         (["--profile_steps=5,4"], "Received: --profile_steps=5,4"),
         (
             ["--strategy=multi_worker", "--jit_compile"],
-            "--jit_compile: not with --strategy=multi_worker",
+            "--jit_compile cannot be combined with --strategy=multi_worker",
         ),
-        (["--strategy=multi_worker"], "--strategy=multi_worker: the variable TF_CONFIG is not set"),
+        (
+            ["--strategy=multi_worker"],
+            "--strategy=multi_worker requires the environment variable TF_CONFIG, which is not set",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_line(
@@ -474,8 +487,8 @@ def test_another_backend_is_refused(
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
     assert (
-        "error: KERAS_BACKEND=jax: this training runs on TensorFlow; leave the variable out"
-        in capsys.readouterr().err
+        "error: training requires the TensorFlow backend. Received: KERAS_BACKEND=jax; unset the "
+        "variable" in capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,7 @@ from toy import toy_config
 
 import deeplab_keras as dk
 from deeplab_keras.training import train as trainer
-from deeplab_keras.training.process import settings_kept
+from deeplab_keras.training.process import preserve_settings
 
 pytestmark = pytest.mark.usefixtures("toy_backbone")
 SIZES = {
@@ -102,11 +102,11 @@ def test_everything_is_put_back_by_a_training_that_raises(tmp_path, monkeypatch)
 
 def test_a_process_without_seeds_has_none_afterwards():
     tf.random.set_seed(None)
-    with settings_kept():
+    with preserve_settings():
         keras.utils.set_random_seed(3)
         tf.config.experimental.enable_op_determinism()
     first = tf.random.uniform(()).numpy()
-    with settings_kept():
+    with preserve_settings():
         keras.utils.set_random_seed(3)
     assert tf.random.uniform(()).numpy() != first, "unseeded draws differ"
 
@@ -114,7 +114,7 @@ def test_a_process_without_seeds_has_none_afterwards():
 def test_determinism_that_the_caller_asked_for_stays():
     tf.config.experimental.enable_op_determinism()
     try:
-        with settings_kept():
+        with preserve_settings():
             pass
         assert tf_config.is_op_determinism_enabled()
     finally:

@@ -313,7 +313,7 @@ def test_a_best_model_that_is_lost_is_replaced(undisturbed, tmp_path, capsys):
     log = capsys.readouterr().err
     assert (
         f"{run / folder.BEST / folder.WEIGHTS}: damaged" in log
-        and "the model of the next evaluation takes its place" in log
+        and "the model of the next evaluation will replace it" in log
     )
     assert folder.load_checkpoint(run).metrics["step"] == 4
 

@@ -160,7 +160,7 @@ def test_a_checkpoint_gives_its_weights_and_not_its_momenta(tmp_path):
 @pytest.mark.parametrize(
     ("momentum", "steps", "fresh", "message"),
     [
-        (0.9997, 368, 0, "after 368 steps .* (90% at momentum 0.9997)"),
+        (0.9997, 368, 0, "after 368 steps, .* (90% at momentum 0.9997)"),
         (0.997, 500, 0, "(22% at momentum 0.997)"),
         (0.9997, 368, 1, None),  # warms up
         (0.997, 2000, 0, None),  # 0.2 %
@@ -190,7 +190,8 @@ def test_frozen_statistics_that_are_fresh_are_told():
         statistics.warn_of_lag(model, np.eye(1, len(norms(model)), dtype=np.uint8)[0], 10**6)
     assert (
         len(warnings) == 1
-        and "1 batch norm layers start fresh and keep mean 0 and variance 1 (stem_bn, ...)"
+        and "1 batch norm layers are not initialized from the checkpoint and keep mean 0 and "
+        "variance 1 (stem_bn, ...)"
         in warnings[0]
     )
 
@@ -333,11 +334,11 @@ def test_a_gap_that_statistics_close(monkeypatch):
     text, evaluations = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.70, on_training=0.2)
     text = as_command_line(text)
     assert text.startswith(
-        "validation mIoU is 0.2200 and training mIoU 0.7300 because the running statistics of "
+        "validation mIoU is 0.2200, but training mIoU is 0.7300, because the running statistics of "
         "batch norm lag"
     )
     assert (
-        "measured anew on 20 training batches they give 0.7000" in text
+        "with statistics measured on 20 training batches, validation mIoU is 0.7000" in text
         and "--recalibrate_batch_norm=20" in text
     )
     assert evaluations == 2
@@ -346,8 +347,8 @@ def test_a_gap_that_statistics_close(monkeypatch):
 def test_a_gap_that_statistics_leave(monkeypatch):
     text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.71)
     assert (
-        "training images evaluated like validation images give 0.7100: the network knows these "
-        "images better" in text
+        "training images evaluated like validation images have mIoU 0.7100: the model overfits"
+        in text
     )
     text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.30)
     assert "0.3000: inference differs from training" in text and "statistics" not in text

@@ -52,13 +52,13 @@ def test_the_cluster_is_tensorflows(monkeypatch):
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("", "the variable TF_CONFIG is not set; TF_CONFIG holds on every worker"),
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
-        ('{"cluster": {"worker": ["a:1"]}}', "cannot be read"),
+        ("", "TF_CONFIG, which is not set; on every worker, set TF_CONFIG to the same hosts"),
+        ("{", "cannot parse TF_CONFIG={;"),
+        ("[]", "cannot parse TF_CONFIG=[];"),
+        ('{"cluster": {"worker": ["a:1"]}}', "cannot parse TF_CONFIG={"),
         (
             '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}',
-            "cannot be read",
+            "cannot parse TF_CONFIG={",
         ),
         (
             '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
@@ -70,15 +70,15 @@ def test_the_cluster_is_tensorflows(monkeypatch):
         ),
         (
             '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
-            "knows workers, and a chief",
+            "TF_CONFIG may only have tasks of the types 'worker' and 'chief'",
         ),
         (
             '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
-            "names the host 'a'; a host is written name:port",
+            "the hosts in TF_CONFIG must have the form name:port. Received: 'a'",
         ),
         (
             '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
-            "names a host twice",
+            "TF_CONFIG must list each host once",
         ),
     ],
 )
@@ -116,9 +116,7 @@ def test_workers_wait_for_each_other():
 def test_a_worker_with_other_flags():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
     told = meet(hosts, ["a", "b"], seconds=2)
-    assert (
-        f"worker 1 ({hosts[1]}) was started with other settings than this one, worker 0" in told[0]
-    )
+    assert f"worker 1 ({hosts[1]}) has different settings from this one, worker 0" in told[0]
     assert told[1], "nobody trains"
 
 
@@ -141,7 +139,7 @@ def test_something_else_on_the_port():
     with socket.create_server(("", ports[0])):
         told = meet([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
     assert told[0].startswith(
-        f"port {ports[0]}, which TF_CONFIG gives this worker (127.0.0.1:{ports[0]}), cannot be used"
+        f"cannot listen on port {ports[0]}, this worker's port in TF_CONFIG (127.0.0.1:{ports[0]})"
     )
 
 
@@ -269,8 +267,8 @@ def test_a_worker_that_is_killed(tmp_path):
     assert pair[0].returncode != 0
     last = [line for line in err.splitlines() if "UserError" in line][-1]
     assert (
-        "another worker has gone, after step" in last
-        and "it goes on from the newest checkpoint" in last
+        "lost the connection to another worker after step" in last
+        and "run the same command again on each to resume from the latest checkpoint" in last
     )
     assert all(np.isfinite(value).all() for value in arrays(tmp_path).values())
     saved = int(folder.step_folders(tmp_path)[-1].name.rpartition("_")[2])

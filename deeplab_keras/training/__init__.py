@@ -1,1 +1,1 @@
-"""Training: from configs to a workdir of checkpoints. Also losses, optimizers and learning rate schedules."""
+"""Training runs, losses, optimizers and learning rate schedules."""

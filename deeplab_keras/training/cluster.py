@@ -1,4 +1,4 @@
-"""The machines of a training with --strategy=multi_worker: who they are, and waiting until all of them are there."""
+"""The workers of a run with strategy "multi_worker", and waiting until all of them respond."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ EXAMPLE = (
     '"index": 0}}'
 )
 REPLY = b"deeplab_keras\n"
-PATIENCE = 2.0  # seconds for one greeting
-PAUSE = 0.3  # seconds between two rounds of greetings
+CONNECTION_TIMEOUT = 2.0  # seconds
+PAUSE = 0.3  # seconds between two attempts to reach the other workers
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """All workers, and which of them this process is.
+    """All workers, and the index of this one.
 
     Attributes:
-        hosts: 'host:port' of every worker; the first one is the chief, which keeps the run's
+        hosts: "host:port" of every worker. The first one is the chief, which writes the run's
             folder.
-        index: this worker's place among them.
+        index: The index of this worker in `hosts`.
     """
 
     hosts: tuple[str, ...]
@@ -39,16 +39,21 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> Cluster:
-        """Reads TensorFlow's variable TF_CONFIG.
+        """Reads TensorFlow's environment variable TF_CONFIG.
 
         Raises:
-            UserError: it is not set, or does not say what it must.
+            UserError: If the variable is not set or is invalid.
         """
         text = os.environ.get("TF_CONFIG", "")
-        wanted = f"TF_CONFIG holds on every worker the same hosts and its own index, like {EXAMPLE}"
+        hint = (
+            "on every worker, set TF_CONFIG to the same hosts and the worker's own index, such as "
+            f"{EXAMPLE}"
+        )
         if not text:
             raise UserError(
-                f"`strategy='multi_worker'`: the variable TF_CONFIG is not set; {wanted}"
+                "`strategy='multi_worker'` requires the environment variable TF_CONFIG, which is "
+                "not set",
+                hint=hint,
             )
         try:
             config = json.loads(text)
@@ -56,98 +61,103 @@ class Cluster:
             chiefs, workers = list(jobs.get("chief", [])), list(jobs.get("worker", []))
             kind, index = str(task["type"]), int(task["index"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"TF_CONFIG={text}: cannot be read; {wanted}") from None
+            raise UserError(f"cannot parse TF_CONFIG={text}", hint=hint) from None
         hosts = tuple(map(str, chiefs + workers))
         place = index + (len(chiefs) if kind == "worker" else 0)
         if kind not in ("chief", "worker") or set(jobs) - {"chief", "worker"}:
             raise UserError(
-                f"TF_CONFIG={text}: knows workers, and a chief if one is wanted, nothing else; "
-                f"{wanted}"
+                "TF_CONFIG may only have tasks of the types 'worker' and 'chief'. Received: "
+                f"TF_CONFIG={text}",
+                hint=hint,
             )
         if len(chiefs) > 1 or index < 0 or index >= len(jobs.get(kind, [])):
-            raise UserError(f"TF_CONFIG={text}: the cluster has no {kind} {index}; {wanted}")
+            raise UserError(
+                f"the cluster has no {kind} {index}. Received: TF_CONFIG={text}", hint=hint
+            )
         if bad := [
             host
             for host in hosts
             if not host.rpartition(":")[0] or not host.rpartition(":")[2].isdigit()
         ]:
-            raise UserError(f"TF_CONFIG names the host {bad[0]!r}; a host is written name:port")
+            raise UserError(
+                f"the hosts in TF_CONFIG must have the form name:port. Received: {bad[0]!r}"
+            )
         if len(set(hosts)) < len(hosts):
             raise UserError(
-                f"TF_CONFIG={text}: names a host twice; every worker has a port of its own"
+                f"TF_CONFIG must list each host once. Received: TF_CONFIG={text}; use a different "
+                "port for each worker"
             )
         return cls(hosts, place)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker keeps the run's folder."""
+        """Whether this worker writes the run's folder."""
         return self.index == 0
 
     def wait_for_all(self, seconds: float, run: str) -> None:
-        """Returns when all workers have heard from each other.
+        """Waits until all workers have exchanged messages with this one.
 
-        TensorFlow's own rendezvous waits without an end and without a word. This one goes before
-        it, on the same ports.
+        TensorFlow's own rendezvous has no timeout and logs nothing. This one runs before it, on the
+        same ports.
 
         Args:
-            seconds: how long.
-            run: what all workers must have in common: a digest of their settings.
+            seconds: The timeout in seconds.
+            run: A digest of the settings that all workers must have in common.
 
         Raises:
-            UserError: a worker did not answer, or has other settings, or this one's port is in use.
+            UserError: If a worker does not answer or has different settings, or if this worker's
+                port is in use.
         """
         others = {index: host for index, host in enumerate(self.hosts) if index != self.index}
-        heard: dict[int, str] = {}
-        greeted: set[int] = set()
-        deadline, said = time.monotonic() + seconds, False
-        with self._listening(heard):
+        received: dict[int, str] = {}
+        answered: set[int] = set()
+        deadline, logged = time.monotonic() + seconds, False
+        with self._listening(received):
             while True:
-                for index in sorted(set(others) - greeted):
-                    if _greet(others[index], self.index, run):
-                        greeted.add(index)
-                known = dict(heard)
-                other = next((index for index, name in known.items() if name != run), None)
+                for index in sorted(set(others) - answered):
+                    if _send(others[index], self.index, run):
+                        answered.add(index)
+                runs = dict(received)  # the thread that listens may add to it
+                other = next((index for index, name in runs.items() if name != run), None)
                 if other is not None:
                     raise UserError(
-                        f"worker {other} ({others[other]}) was started with other settings than "
-                        f"this one, worker {self.index}: "
-                        "give all workers the same flags"
+                        f"worker {other} ({others[other]}) has different settings from this one, "
+                        f"worker {self.index}; use the same flags on all workers"
                     )
                 missing = [
                     host
                     for index, host in others.items()
-                    if index not in greeted or index not in known
+                    if index not in answered or index not in runs
                 ]
                 if not missing:
                     return
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"`strategy='multi_worker'`: no answer from {', '.join(missing)} within "
-                        f"{seconds:g} seconds; start the "
-                        "same command there, look whether its port can be reached from here, or "
-                        "give a longer `worker_timeout`"
+                        f"{seconds:g} seconds; start the same command there, check that the port "
+                        "can be reached from this machine, or increase `worker_timeout`"
                     )
-                if not said:
+                if not logged:
                     logging.info(
                         "worker %d of %d: waiting for %s",
                         self.index,
                         len(self.hosts),
                         ", ".join(missing),
                     )
-                    said = True
+                    logged = True
                 time.sleep(PAUSE)
 
     @contextlib.contextmanager
-    def _listening(self, heard: dict[int, str]) -> Iterator[None]:
-        """Within the block the other workers' greetings are answered and noted."""
+    def _listening(self, received: dict[int, str]) -> Iterator[None]:
+        """Context in which a thread answers other workers and records their runs by index."""
         port = int(self.hosts[self.index].rpartition(":")[2])
         try:
             server = socket.create_server(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port}, which TF_CONFIG gives this worker ({self.hosts[self.index]}), "
-                "cannot be used "
-                f"({error.strerror}): end what uses it, or choose another port on every worker"
+                f"cannot listen on port {port}, this worker's port in TF_CONFIG "
+                f"({self.hosts[self.index]}): {error.strerror}; stop the process that uses the "
+                "port, or choose another port on every worker"
             ) from None
         ends = threading.Event()
 
@@ -157,9 +167,9 @@ class Cluster:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                     connection, _ = server.accept()
                     with connection:
-                        connection.settimeout(PATIENCE)
-                        greeting = json.loads(connection.makefile("rb").readline(1000))
-                        heard[int(greeting["worker"])] = str(greeting["run"])
+                        connection.settimeout(CONNECTION_TIMEOUT)
+                        message = json.loads(connection.makefile("rb").readline(1000))
+                        received[int(message["worker"])] = str(message["run"])
                         connection.sendall(REPLY)
 
         thread = threading.Thread(target=listen, daemon=True)
@@ -172,12 +182,12 @@ class Cluster:
             server.close()
 
 
-def _greet(host: str, index: int, run: str) -> bool:
-    """Tells a worker that this one is there; whether it answered."""
+def _send(host: str, index: int, run: str) -> bool:
+    """Sends this worker's index and run to another worker, and returns whether it answered."""
     name, _, port = host.rpartition(":")
     try:
         with socket.create_connection(
-            (name.strip("[]"), int(port)), timeout=PATIENCE
+            (name.strip("[]"), int(port)), timeout=CONNECTION_TIMEOUT
         ) as connection:
             connection.sendall(json.dumps({"worker": index, "run": run}).encode() + b"\n")
             return connection.makefile("rb").readline(100) == REPLY

@@ -1,4 +1,4 @@
-"""What a training that has diverged leaves behind: where in the network the numbers broke, and on which images."""
+"""The report of a diverged run: the layer where the outputs became non-finite, and the batch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FOLDER = "diverged"
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a step was trained on.
+    """The batch of a training step.
 
     Attributes:
-        names: of the images, as their source calls them.
-        images: float32 `[batch, height, width, channels]` in 0..255, augmented.
-        labels: int32 `[batch, height, width]`.
+        names: The names of the images in their source.
+        images: The augmented images, `[batch, height, width, channels]`, float32 in 0..255.
+        labels: Class index of each pixel, `[batch, height, width]`, int32.
     """
 
     names: tuple[str, ...]
@@ -35,15 +35,23 @@ class Batch:
 
 
 def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
-    """Writes `diverged/report.json` and `diverged/batch.npz` into the workdir, and returns what they say in one line.
+    """Writes `diverged/report.json` and `diverged/batch.npz` to the workdir.
 
-    The training step changes no weight by what is no number, so the weights are those it was
-    computed with, but for the momentum.
+    The training step does not apply non-finite gradients. So the weights are still those of the
+    forward pass, except for the update from momentum.
+
+    Args:
+        run: The run, after the step that diverged.
+        batch: The batch of that step.
+        values: The step's loss and gradient norm, for the report.
+
+    Returns:
+        A summary of the report in one line.
     """
     outputs = largest_outputs(run, batch.images)
     broken = next((name for name, value in outputs.items() if not math.isfinite(value)), None)
     largest = max(outputs, key=lambda name: outputs[name], default=None) if broken is None else None
-    where = run.workdir.path / FOLDER
+    path = run.workdir.path / FOLDER
     report = {
         "step": run.step,
         "learning_rate": run.learning_rate(),
@@ -53,21 +61,24 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
         "images": batch.names,
         "largest_output_of_each_layer": outputs,
     }
-    write_text(where / "report.json", json.dumps(report, indent=2) + "\n")
-    with replacing(where / "batch.npz") as aside, aside.open("wb") as file:
+    write_text(path / "report.json", json.dumps(report, indent=2) + "\n")
+    with replacing(path / "batch.npz") as aside, aside.open("wb") as file:
         np.savez_compressed(
             file, images=np.rint(batch.images).astype(np.uint8), labels=batch.labels
         )
-    layer = "no layer could be looked into"
+    summary = "the layers' outputs could not be computed"
     if broken:
-        layer = f"the first layer whose output is no number is {broken}"
+        summary = f"the first layer with a non-finite output is {broken}"
     elif largest:
-        layer = f"the largest output, {outputs[largest]:.3g}, is that of layer {largest}"
-    return f"{layer}; the batch and the names of its images are in {where}"
+        summary = f"layer {largest} has the largest output, {outputs[largest]:.3g}"
+    return f"{summary}; see {path} for the batch and the names of its images"
 
 
 def largest_outputs(run: Run, images: np.ndarray) -> dict[str, float]:
-    """Layer -> its largest absolute output in training, in the network's order; NaN where one is no finite number."""
+    """Returns the largest absolute output of each layer in training mode, in the network's order.
+
+    The value is NaN if an output is not finite. The result is empty if memory does not suffice.
+    """
     model = build_segmentor(run.config)
     variables = folder.model_variables(model)
     for name, value in folder.named_weights(run.model).items():
@@ -76,14 +87,14 @@ def largest_outputs(run: Run, images: np.ndarray) -> dict[str, float]:
     probe = keras.Model(model.input, [layer.output for layer in layers])
 
     @tf.function
-    def look(images: tf.Tensor) -> tf.Tensor:
+    def largest_of_each(images: tf.Tensor) -> tf.Tensor:
         outputs = [tf.cast(output, tf.float32) for output in probe(images, training=True)]
         finite = [tf.reduce_all(tf.math.is_finite(output)) for output in outputs]
         largest = [tf.reduce_max(tf.abs(output)) for output in outputs]
         return tf.where(tf.stack(finite), tf.stack(largest), float("nan"))
 
     try:
-        values = look(tf.constant(images)).numpy()
+        values = largest_of_each(tf.constant(images)).numpy()
     except tf.errors.ResourceExhaustedError:
         return {}
     return {layer.name: float(value) for layer, value in zip(layers, values, strict=True)}

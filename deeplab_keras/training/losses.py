@@ -1,9 +1,9 @@
-"""Losses on logits and index masks with ignored pixels: cross-entropy, focal, Dice, Lovász-softmax and sums of them.
+"""Losses for semantic segmentation: cross-entropy, focal, Dice, Lovász-softmax and weighted sums.
 
-Everything here uses `keras.ops` and runs on every Keras backend. Labels and logits have the same
-height and width. A label outside the classes that is not the ignore label costs nothing, but still
-counts as a pixel (docs/reference/official_deeplab.md#loss): a compiled step cannot raise an error, and
-the data checks find such labels before training.
+They take logits and one class index per pixel, at the same height and width, and run on every Keras
+backend. Pixels with the ignore label do not count. Any other label outside the range of the classes
+adds no loss, but still counts as a valid pixel (docs/reference/official_deeplab.md#loss), because a
+compiled step cannot raise an error. The dataset checks find such labels before training.
 """
 
 from __future__ import annotations
@@ -17,26 +17,49 @@ from keras import ops
 from deeplab_keras.config import UserError, unknown_name
 from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
 
+__all__ = [
+    "SegmentationLoss",
+    "dice",
+    "hardest_pixels",
+    "label_masks",
+    "lovasz_softmax",
+    "make_loss",
+    "parse_terms",
+    "pixel_cross_entropy",
+]
+
 IGNORE_LABEL = 255
-DICE_SMOOTHING = (
-    1.0  # pixels added to both sides of the Dice ratio, so that a class of few pixels has no jump
-)
+# Pixels added to the numerator and the denominator of the Dice score, which makes the score of a
+# class with few pixels smooth.
+DICE_SMOOTHING = 1.0
 
 
 def label_masks(
     labels: Any, num_classes: int, ignore_label: int = IGNORE_LABEL
 ) -> tuple[Any, Any, Any]:
-    """Splits labels into what can be looked up and what counts.
+    """Returns class indices that are safe to look up, and masks of the pixels that count.
 
     Args:
-        labels: `[batch, height, width]`, any number type.
-        num_classes: number of classes.
-        ignore_label: label of pixels that count nowhere.
+        labels: Class index of each pixel, `[batch, height, width]`, any numeric dtype.
+        num_classes: Number of classes.
+        ignore_label: Label of the pixels to ignore.
 
     Returns:
-        int32 labels inside the classes (anything else replaced by the nearest class), a bool mask
-        of the pixels that count, and a bool mask of those of them whose label is one of the
-        classes; all `[batch, height, width]`.
+        A tuple `(index, valid, known)` of tensors of shape `[batch, height, width]`:
+
+        * `index`: int32 labels clipped to the range of the classes.
+        * `valid`: bool, `True` where the label is not `ignore_label`.
+        * `known`: bool, `True` where the pixel is valid and its label is one of the classes.
+
+    Example:
+        >>> labels = np.array([[[0, 1, 7, 255]]])
+        >>> index, valid, known = dk.losses.label_masks(labels, num_classes=3)
+        >>> keras.ops.convert_to_numpy(index).tolist()
+        [[[0, 1, 2, 2]]]
+        >>> keras.ops.convert_to_numpy(valid).tolist()
+        [[[True, True, True, False]]]
+        >>> keras.ops.convert_to_numpy(known).tolist()
+        [[[True, True, False, False]]]
     """
     labels = ops.cast(labels, "int32")
     valid = ops.not_equal(labels, ignore_label)
@@ -47,17 +70,26 @@ def label_masks(
 def pixel_cross_entropy(
     labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL, label_smoothing: float = 0.0
 ) -> tuple[Any, Any]:
-    """Softmax cross-entropy of every pixel, without a one-hot tensor.
+    """Returns the softmax cross-entropy of each pixel, without creating a one-hot tensor.
 
     Args:
-        labels: `[batch, height, width]` class indices.
-        logits: `[batch, height, width, classes]` float32.
-        ignore_label: label of pixels that count nowhere.
-        label_smoothing: share of the target probability that goes evenly to all classes.
+        labels: Class index of each pixel, `[batch, height, width]`.
+        logits: `[batch, height, width, classes]`, float32.
+        ignore_label: Label of the pixels to ignore.
+        label_smoothing: Share of the target probability that is spread evenly over all classes,
+            from 0 to below 1.
 
     Returns:
-        The loss, `[batch, height, width]`, 0 where the pixel is ignored or its label is none of the
-        classes, and a bool mask of the same shape of the pixels that count.
+        A tuple `(loss, valid)` of tensors of shape `[batch, height, width]`:
+
+        * `loss`: 0 where the pixel is ignored or its label is not one of the classes.
+        * `valid`: bool, `True` where the label is not `ignore_label`.
+
+    Example:
+        >>> logits = np.zeros((1, 1, 2, 4), "float32")
+        >>> loss, valid = dk.losses.pixel_cross_entropy(np.array([[[3, 255]]]), logits)
+        >>> keras.ops.convert_to_numpy(loss).round(4).tolist()  # log(4) for the valid pixel
+        [[[1.3863, 0.0]]]
     """
     index, valid, known = label_masks(labels, logits.shape[-1], ignore_label)
     loss = ops.sparse_categorical_crossentropy(index, logits, from_logits=True)
@@ -68,19 +100,27 @@ def pixel_cross_entropy(
 
 
 def hardest_pixels(pixel_loss: Any, fraction: Any) -> tuple[Any, Any]:
-    """Weights that keep the hardest fraction of all pixels.
+    """Returns weights that select the pixels with the largest loss.
 
-    The fraction refers to all pixels, ignored ones included
-    (docs/reference/official_deeplab.md#hard-pixel-mining). Pixels that tie for the last place share
-    the remaining weight.
+    `fraction` refers to all pixels, including ignored ones
+    (docs/reference/official_deeplab.md#hard-pixel-mining). Pixels that tie at the threshold share
+    the remaining weight equally.
 
     Args:
-        pixel_loss: loss of every pixel, any shape, at least 0.
-        fraction: share of the pixels that is kept, above 0 and at most 1; may be a tensor.
+        pixel_loss: Loss of each pixel, any shape, at least 0.
+        fraction: Share of the pixels to keep, above 0 and at most 1. May be a tensor.
 
     Returns:
-        Weights of the shape of `pixel_loss`, and how many of the kept pixels have a loss above 0
-        (int32).
+        A tuple `(weights, count)`:
+
+        * `weights`: same shape as `pixel_loss`, from 0 to 1.
+        * `count`: int32, the number of kept pixels with a loss above 0.
+
+    Example:
+        >>> pixel_loss = np.array([0.1, 3.0, 0.5, 2.0], "float32")
+        >>> weights, count = dk.losses.hardest_pixels(pixel_loss, 0.5)
+        >>> keras.ops.convert_to_numpy(weights).tolist(), int(count)
+        ([0.0, 1.0, 0.0, 1.0], 2)
     """
     pixel_loss = ops.stop_gradient(pixel_loss)
     ordered = ops.sort(ops.reshape(pixel_loss, (-1,)))
@@ -102,44 +142,63 @@ def dice(
     ignore_label: int = IGNORE_LABEL,
     sum_over_replicas: Callable[[Any], Any] = lambda x: x,
 ) -> Any:
-    """1 - the soft Dice score of the batch, averaged over the classes that its labels hold; 0 when they hold none.
+    """Computes the soft Dice loss of a batch: 1 - Dice, averaged over the classes in the labels.
 
-    Dice of a class is (2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over the valid pixels, with the
-    softmax probabilities p.
+    The Dice score of a class is `(2 sum(p y) + 1) / (sum(p) + sum(y) + 1)` over the valid pixels,
+    where `p` is the softmax probability and `y` is 1 for pixels of the class, else 0.
 
     Args:
-        labels: `[batch, height, width]` class indices.
-        logits: `[batch, height, width, classes]` float32.
-        ignore_label: label of pixels that count nowhere.
-        sum_over_replicas: see `SegmentationLoss`; must let gradients through.
+        labels: Class index of each pixel, `[batch, height, width]`.
+        logits: `[batch, height, width, classes]`, float32.
+        ignore_label: Label of the pixels to ignore.
+        sum_over_replicas: See `SegmentationLoss`. Gradients must flow through it.
+
+    Returns:
+        The loss, a scalar. 0 if no class occurs in the labels.
+
+    Example:
+        >>> labels = np.array([[[0, 1]]])
+        >>> logits = np.zeros((1, 1, 2, 2), "float32")
+        >>> round(float(dk.losses.dice(labels, logits)), 4)  # 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+        0.3333
     """
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
     flat_index, hits = ops.reshape(index, (-1,)), ops.cast(known, logits.dtype)
-    # exp(-cross-entropy) is the probability of the labelled class: one fused operation instead of a
-    # gather.
+    # exp(-cross-entropy) is the probability of the labeled class. It is one fused operation and
+    # avoids a gather.
     right = hits * ops.exp(-ops.sparse_categorical_crossentropy(index, logits, from_logits=True))
     overlap = ops.segment_sum(ops.reshape(right, (-1,)), flat_index, num_segments=num_classes)
-    labelled = ops.segment_sum(ops.reshape(hits, (-1,)), flat_index, num_segments=num_classes)
+    labeled = ops.segment_sum(ops.reshape(hits, (-1,)), flat_index, num_segments=num_classes)
     predicted = ops.einsum(
         "bhw,bhwc->c", ops.cast(valid, logits.dtype), ops.softmax(logits, axis=-1)
     )
-    overlap, labelled, predicted = ops.unstack(
-        sum_over_replicas(ops.stack([overlap, labelled, predicted])), 3
+    overlap, labeled, predicted = ops.unstack(
+        sum_over_replicas(ops.stack([overlap, labeled, predicted])), 3
     )
-    scores = (2.0 * overlap + DICE_SMOOTHING) / (predicted + labelled + DICE_SMOOTHING)
-    return _mean_over_present(1.0 - scores, labelled > 0)
+    scores = (2.0 * overlap + DICE_SMOOTHING) / (predicted + labeled + DICE_SMOOTHING)
+    return _mean_over_present(1.0 - scores, labeled > 0)
 
 
 def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -> Any:
-    """Lovász-softmax (Berman et al., arXiv:1705.08790) of the batch, averaged over the classes that its labels hold.
+    """Computes the Lovász-softmax loss of a batch, averaged over the classes in the labels.
 
-    Sorts the errors of every class: several tensors of the size of the logits are alive at once.
+    See Berman et al., arXiv:1705.08790. The loss sorts the errors of every class, so several
+    tensors of the size of the logits are in memory at the same time.
 
     Args:
-        labels: `[batch, height, width]` class indices.
-        logits: `[batch, height, width, classes]` float32.
-        ignore_label: label of pixels that count nowhere.
+        labels: Class index of each pixel, `[batch, height, width]`.
+        logits: `[batch, height, width, classes]`, float32.
+        ignore_label: Label of the pixels to ignore.
+
+    Returns:
+        The loss, a scalar. 0 if no class occurs in the labels.
+
+    Example:
+        >>> labels = np.array([[[0, 1]]])
+        >>> logits = np.zeros((1, 1, 2, 2), "float32")
+        >>> float(dk.losses.lovasz_softmax(labels, logits))
+        0.5
     """
     num_classes = logits.shape[-1]
     index, valid, known = label_masks(labels, num_classes, ignore_label)
@@ -148,19 +207,19 @@ def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -
         ops.equal(index, ops.reshape(ops.arange(num_classes, dtype="int32"), (-1, 1))), logits.dtype
     )
     probabilities = ops.transpose(ops.reshape(ops.softmax(logits, axis=-1), (-1, num_classes)))
-    # Ignored pixels get the error 0, which sorts them last, where they weigh nothing.
+    # Ignored pixels get the error 0, so they are sorted last and do not contribute.
     errors = ops.abs(foreground - probabilities) * ops.cast(
         ops.reshape(valid, (1, -1)), logits.dtype
     )
     order = ops.argsort(ops.stop_gradient(-errors), axis=1)
     hits = ops.take_along_axis(foreground, order, axis=1)
-    labelled = ops.sum(foreground, axis=1, keepdims=True)
-    jaccard = 1.0 - (labelled - ops.cumsum(hits, axis=1)) / (
-        labelled + ops.cumsum(1.0 - hits, axis=1)
+    labeled = ops.sum(foreground, axis=1, keepdims=True)
+    jaccard = 1.0 - (labeled - ops.cumsum(hits, axis=1)) / (
+        labeled + ops.cumsum(1.0 - hits, axis=1)
     )
     slope = ops.concatenate([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], axis=1)
     losses = ops.sum(ops.take_along_axis(errors, order, axis=1) * slope, axis=1)
-    return _mean_over_present(losses, labelled[:, 0] > 0)
+    return _mean_over_present(losses, labeled[:, 0] > 0)
 
 
 def _mean_over_present(losses: Any, present: Any) -> Any:
@@ -170,37 +229,52 @@ def _mean_over_present(losses: Any, present: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class SegmentationLoss(keras.losses.Loss):
-    """A weighted sum of loss terms on logits `[batch, height, width, classes]` and labels `[batch, height, width]`.
+    """Computes a weighted sum of segmentation losses from labels and logits.
 
-    The pixel terms are means over the valid pixels of the batch, 0 where there is none.
+    Labels have the shape `[batch, height, width]`, logits `[batch, height, width, classes]`.
+    Cross-entropy and focal loss are means over the valid pixels of the batch, or 0 if there are no
+    valid pixels.
 
-    Several replicas (tf.distribute): Keras adds the replicas' gradients up. With
-    `sum_over_replicas` every mean is over the global batch, so that two replicas compute what one
-    would; only hard pixels and the Lovász term's ranking are still those of each replica. Without
-    it the loss is the mean of the replicas' own means, as under PyTorch's DDP.
+    With several replicas (`tf.distribute`), Keras sums the replicas' gradients. With
+    `sum_over_replicas`, every mean is over the global batch, so two replicas compute the same loss
+    as one. The exceptions are hard pixel mining and the ranking of the Lovász term, which are
+    computed per replica. Without `sum_over_replicas`, the loss is the mean of the replicas' means,
+    as in PyTorch's DDP.
 
     Args:
-        terms: name of a term -> its weight; the names are those of `TERMS`.
-        ignore_label: label of pixels that count nowhere.
-        class_weights: one factor per class, for cross-entropy and focal loss. They scale the sum
-            over the pixels, not the number of pixels that divides it
+        terms: Weight of each term by name: "cross_entropy", "focal", "dice" or "lovasz". Defaults
+            to `{"cross_entropy": 1.0}`.
+        ignore_label: Label of the pixels to ignore.
+        class_weights: One factor per class, for cross-entropy and focal loss. The factors scale the
+            sum over the pixels, not the number of pixels that it is divided by
             (docs/reference/official_deeplab.md#loss).
-        label_smoothing: share of the target probability that goes evenly to all classes;
-            cross-entropy only.
-        hard_example_fraction: cross-entropy of this share of the pixels only, the hardest ones; 1:
-            of all.
-        hard_example_mining_step: steps in which that share goes from 1 to `hard_example_fraction`.
-        step: the 0-based training step for that, as a variable or a callable, such as `lambda:
-            optimizer.iterations`. `None`: the step of the segmentor that is compiled with this
-            loss (`follow`). On JAX, only a callable that returns the traced step works, because
-            `fit` would freeze a variable's value there.
-        focal_gamma: focal loss is (1 - p)^gamma times the cross-entropy.
-        sum_over_replicas: takes a float32 tensor and returns its sum over all replicas, with a
-            gradient; the identity outside a distributed step. The trainer has it.
-        name: name of the loss.
+        label_smoothing: Share of the target probability that is spread evenly over all classes,
+            from 0 to below 1. Applies to cross-entropy only.
+        hard_example_fraction: Share of the pixels whose cross-entropy counts, above 0 and at most
+            1. These are the pixels with the largest loss.
+        hard_example_mining_step: Number of steps in which this share goes linearly from 1 to
+            `hard_example_fraction`. 0 uses `hard_example_fraction` from the start.
+        step: The 0-based training step for this ramp, as a variable or a callable such as
+            `lambda: optimizer.iterations`. Defaults to the step of the segmentor that is compiled
+            with this loss (see `follow`). On JAX, pass a callable that returns the traced step,
+            because `fit` would treat a variable as a constant.
+        focal_gamma: Exponent of the focal loss, at least 1. The focal loss of a pixel is
+            `(1 - p)^focal_gamma` times its cross-entropy.
+        sum_over_replicas: Function that returns the sum of a float32 tensor over all replicas.
+            Gradients must flow through it. Outside a distributed step, it returns its argument.
+        name: Name of the loss.
 
     Raises:
-        UserError: an unknown term, or a number that no run could use.
+        UserError: If a term is unknown or an argument is out of range.
+
+    Example:
+        >>> loss = dk.losses.SegmentationLoss({"cross_entropy": 1.0, "dice": 0.5})
+        >>> labels = np.array([[[0, 1, 255]]])
+        >>> logits = np.zeros((1, 1, 3, 2), "float32")
+        >>> round(float(loss(labels, logits)), 4)  # log(2) + 0.5 / 3
+        0.8598
+        >>> model = dk.load_model("runs/demo")
+        >>> model.compile(optimizer="sgd", loss=loss)
     """
 
     def __init__(
@@ -236,37 +310,45 @@ class SegmentationLoss(keras.losses.Loss):
             if term not in TERMS:
                 raise unknown_name("loss", term, TERMS)
         if self.class_weights is not None and any(weight < 0 for weight in self.class_weights):
-            raise UserError(f"class_weights={self.class_weights}: 0 or above")
+            raise UserError(
+                f"class_weights must be at least 0. Received: class_weights={self.class_weights}"
+            )
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing={self.label_smoothing}: at least 0 and below 1")
+            raise UserError(
+                "label_smoothing must be at least 0 and below 1. Received: "
+                f"label_smoothing={self.label_smoothing}"
+            )
         if not 0 < self.hard_example_fraction <= 1:
             raise UserError(
-                f"hard_example_fraction={self.hard_example_fraction}: above 0 and at most 1"
+                "hard_example_fraction must be above 0 and at most 1. Received: "
+                f"hard_example_fraction={self.hard_example_fraction}"
             )
         if self.hard_example_mining_step and self.hard_example_fraction == 1 and self.step is None:
             raise UserError(
                 f"hard_example_mining_step={self.hard_example_mining_step} has no effect with "
-                "hard_example_fraction=1; give a fraction below 1"
+                "hard_example_fraction=1; set hard_example_fraction below 1"
             )
         if self.focal_gamma < 1:
             raise UserError(
-                f"focal_gamma={self.focal_gamma}: at least 1 (below, gradients can be infinite)"
+                "focal_gamma must be at least 1, because gradients can be infinite below 1. "
+                f"Received: focal_gamma={self.focal_gamma}"
             )
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Returns the loss. Sample weights are refused: some of the terms have no use for them."""
+        """Returns the loss. Raises `UserError` for sample weights, which some terms cannot use."""
         refuse_sample_weight(sample_weight)
         return super().__call__(y_true, y_pred)
 
     def follow(self, step: Callable[[], Any]) -> None:
-        """Makes hard-pixel mining follow the training step that `step` returns, unless the loss was given one."""
+        """Uses the training step that `step` returns, unless the loss was created with a step."""
         if self.step is None:
             self._step = step
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The loss of one replica's batch: a scalar, or without `sum_over_replicas` a tensor of one element.
+        """Returns the loss of one replica's batch.
 
-        Keras divides what has elements by the number of replicas and leaves a scalar alone.
+        It is a scalar with `sum_over_replicas`, else a tensor of shape `[1]`: Keras divides a
+        tensor with elements by the number of replicas, but not a scalar.
         """
         _check_scores(y_pred, self.class_weights)
         labels = class_ids(y_true, y_pred.shape[:-1])
@@ -276,7 +358,7 @@ class SegmentationLoss(keras.losses.Loss):
         return ops.reshape(loss, (1,)) if self.sum_over_replicas is None else loss
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments that rebuild the loss, without `step` and `sum_over_replicas`, which belong to a run."""
+        """Returns the arguments of the loss, except `step` and `sum_over_replicas`."""
         names = (
             "name",
             "terms",
@@ -293,11 +375,11 @@ class SegmentationLoss(keras.losses.Loss):
         return value if self.sum_over_replicas is None else self.sum_over_replicas(value)
 
     def _share(self, whole: Any) -> Any:
-        """This replica's share of a value that is a mean over all replicas."""
+        """Divides a loss by the number of replicas, so that the replicas' sum is their mean."""
         return whole / self._sum_over_replicas(ops.ones(()))
 
     def _mean(self, pixel_loss: Any, count: Any) -> Any:
-        """The sum of this replica's pixels over the number of all replicas' pixels; 0 when that is 0."""
+        """Divides this replica's sum by the pixel count of all replicas; 0 if that count is 0."""
         count = ops.cast(
             self._sum_over_replicas(ops.stop_gradient(ops.cast(count, "float32"))), pixel_loss.dtype
         )
@@ -316,8 +398,8 @@ class SegmentationLoss(keras.losses.Loss):
             return self.hard_example_fraction
         if self._step is None:
             raise UserError(
-                f"hard_example_mining_step={self.hard_example_mining_step} needs the training step; "
-                "give step=lambda: optimizer.iterations"
+                f"hard_example_mining_step={self.hard_example_mining_step} requires the training "
+                "step; pass step=lambda: optimizer.iterations"
             )
         step = self._step() if callable(self._step) else self._step
         ramp = ops.minimum(ops.cast(step, "float32") / self.hard_example_mining_step, 1.0)
@@ -335,7 +417,7 @@ class SegmentationLoss(keras.losses.Loss):
 
     def _focal(self, labels: Any, logits: Any) -> Any:
         pixel_loss, valid = pixel_cross_entropy(labels, logits, self.ignore_label)
-        wrong = -ops.expm1(-pixel_loss)  # 1 - p of the labelled class, exact for p near 1
+        wrong = -ops.expm1(-pixel_loss)  # 1 - p of the labeled class, accurate for p near 1
         pixel_loss = self._weighted(pixel_loss * ops.power(wrong, self.focal_gamma), labels)
         return self._mean(pixel_loss, ops.sum(ops.cast(valid, "int32")))
 
@@ -358,20 +440,31 @@ def _check_scores(logits: Any, class_weights: tuple[float, ...] | None) -> None:
     shape = tuple(logits.shape)
     if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
         raise UserError(
-            f"logits of shape {shape}; allowed is [batch, height, width, classes] with at least 2 "
-            "classes"
+            "logits must have the shape [batch, height, width, classes] with at least 2 classes. "
+            f"Received: shape {shape}"
         )
     if class_weights is not None and len(class_weights) != shape[-1]:
         raise UserError(
-            f"class_weights has {len(class_weights)} numbers; the model has {shape[-1]} classes"
+            f"class_weights has {len(class_weights)} values, but the model has {shape[-1]} "
+            "classes; pass one weight per class"
         )
 
 
 def parse_terms(spec: str) -> dict[str, float]:
-    """'cross_entropy + 0.5*dice' -> {'cross_entropy': 1.0, 'dice': 0.5}.
+    """Parses a sum of loss terms.
+
+    Args:
+        spec: Names of terms, each with an optional factor above 0, joined by "+".
+
+    Returns:
+        The weight of each term by name, as the `terms` of `SegmentationLoss`.
 
     Raises:
-        UserError: a term that is unknown or named twice, or a weight that is not a number above 0.
+        UserError: If a term is unknown or occurs twice, or if a factor is not a number above 0.
+
+    Example:
+        >>> dk.losses.parse_terms("cross_entropy + 0.5*dice")
+        {'cross_entropy': 1.0, 'dice': 0.5}
     """
     terms: dict[str, float] = {}
     for part in spec.split("+"):
@@ -385,21 +478,29 @@ def parse_terms(spec: str) -> dict[str, float]:
             weight = 0.0
         if not 0 < weight < float("inf") or name in terms:
             raise UserError(
-                f"loss {spec!r}: name each term once, with a factor above 0: "
-                "'cross_entropy+0.5*dice'"
+                "loss must name each term once, with a factor above 0, such as "
+                f"'cross_entropy+0.5*dice'. Received: loss={spec!r}"
             )
         terms[name] = weight
     return terms
 
 
 def make_loss(spec: str = "cross_entropy", **options: Any) -> SegmentationLoss:
-    """The loss of a specification such as 'cross_entropy+0.5*dice'.
+    """Creates a `SegmentationLoss` from a text such as "cross_entropy+0.5*dice".
 
     Args:
-        spec: terms of `TERMS`, each with an optional factor, joined by '+'.
-        **options: arguments of `SegmentationLoss`.
+        spec: Names of terms, each with an optional factor above 0, joined by "+".
+        **options: Other arguments of `SegmentationLoss`.
+
+    Returns:
+        The loss.
 
     Raises:
-        UserError: see `parse_terms` and `SegmentationLoss`.
+        UserError: If `spec` cannot be parsed (see `parse_terms`), or if an option is out of range.
+
+    Example:
+        >>> loss = dk.losses.make_loss("focal+dice", focal_gamma=2.0, ignore_label=255)
+        >>> loss.terms
+        {'focal': 1.0, 'dice': 1.0}
     """
     return SegmentationLoss(parse_terms(spec), **options)

@@ -1,8 +1,8 @@
-"""Optimizers in the form of the references, with rules by variable path, and learning-rate schedules.
+"""Optimizers with per-variable rules, as in the reference projects, and learning rate schedules.
 
-Everything here is Keras alone, so it runs on every Keras backend. A variable's path is
-`<layer>/<variable>`, such as `block3_depthwise_conv/kernel`; the backbone's layers are `stem_*`,
-`block<i>_*` and `last_*`, all others are the head.
+They run on every Keras backend. The rules are regular expressions that are searched for in a
+variable's path, `<layer>/<variable>`, such as `block3_depthwise_conv/kernel`. The backbone's layers
+are named `stem_*`, `block<i>_*` and `last_*`. All other layers belong to the head.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from deeplab_keras.config import TrainConfig, UserError, unknown_option
 
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Lion",
+    "MomentumSGD",
+    "SlowStart",
+    "make_optimizer",
+    "make_schedule",
+    "multiplier",
+    "official_multipliers",
+]
+
 BACKBONE = r"(^|/)(stem|block\d+|last)_"
-# No weight decay for variables that match one of these patterns: everything but convolution kernels,
-# and depthwise kernels (docs/reference/official_deeplab.md#weight-decay).
+# Variables that are not convolution kernels, and depthwise kernels: the official DeepLab does not
+# decay them (docs/reference/official_deeplab.md#weight-decay).
 NOT_CONV_KERNELS = (r"(?<!kernel)$", r"depthwise")
-# Parts of the layers' names of every head: the last layers, which can get a larger rate or start
-# fresh. The first row is the official DeepLab's.
+# Parts of the layer names of every head's last layers, which can have a larger learning rate or
+# start from random weights.
 CLASSIFIERS = ("logits",)
 OFFICIAL_LAST_LAYERS = (
     "logits",
@@ -36,7 +48,22 @@ LAST_LAYERS = (*OFFICIAL_LAST_LAYERS, "auxiliary", "fcn", "psp", "bottleneck", "
 
 
 def multiplier(path: str, multipliers: Mapping[str, float]) -> float:
-    """The factor on a variable's learning rate: the product over all patterns found in its path."""
+    """Returns the learning rate factor of a variable: the product over all matching patterns.
+
+    Args:
+        path: Path of the variable, such as "logits/bias".
+        multipliers: Factor by regular expression, which is searched for in the path.
+
+    Returns:
+        The factor, 1.0 if no pattern matches.
+
+    Example:
+        >>> rules = {r"bias$": 2.0, "logits": 10.0}
+        >>> dk.optimizers.multiplier("logits/bias", rules)
+        20.0
+        >>> dk.optimizers.multiplier("stem_conv/kernel", rules)
+        1.0
+    """
     factor = 1.0
     for pattern, value in multipliers.items():
         if re.search(pattern, path):
@@ -47,16 +74,25 @@ def multiplier(path: str, multipliers: Mapping[str, float]) -> float:
 def official_multipliers(
     last_layers: Sequence[str], last_layer_multiplier: float = 1.0, bias_multiplier: float = 2.0
 ) -> dict[str, float]:
-    """Learning-rate factors of the official DeepLab: one for biases, one for last layers, their product for both.
+    """Returns the learning rate factors of the official DeepLab, for biases and last layers.
 
-    See docs/reference/official_deeplab.md#gradient-multipliers. The patterns match the official
+    A bias of a last layer gets the product of both factors. See
+    docs/reference/official_deeplab.md#gradient-multipliers. The patterns match the official
     variable names (`logits/semantic/biases`) and ours (`logits/bias`).
 
     Args:
-        last_layers: layer names or parts of them: `CLASSIFIERS`, or `LAST_LAYERS` for the whole
+        last_layers: Layer names or parts of them: `CLASSIFIERS`, or `LAST_LAYERS` for the whole
             head.
-        last_layer_multiplier: factor of the last layers.
-        bias_multiplier: factor of all biases.
+        last_layer_multiplier: Factor of the last layers.
+        bias_multiplier: Factor of all biases.
+
+    Returns:
+        Factor by regular expression, as the `learning_rate_multipliers` of the optimizers. Factors
+        of 1 are left out.
+
+    Example:
+        >>> dk.optimizers.official_multipliers(["logits"], last_layer_multiplier=10.0)
+        {'bias(es)?$': 2.0, 'logits': 10.0}
     """
     rules = {
         r"bias(es)?$": bias_multiplier,
@@ -66,11 +102,11 @@ def official_multipliers(
 
 
 class _Rules(keras.optimizers.Optimizer):
-    """Mixed into a Keras optimizer: learning-rate factors and weight decay by variable path.
+    """Mixin for Keras optimizers: learning rate factors and weight decay by variable path.
 
-    The L2 form of weight decay (`coupled`) is added to the gradient, as torch and TF1 do it; the
-    other one takes rate * decay * weight off the weight, with the variable's own rate. Keras itself
-    has only the second.
+    Coupled weight decay (L2, `coupled=True`) is added to the gradient, as in torch and TF1.
+    Decoupled weight decay subtracts `rate * decay * weight` from the weight, where `rate` is the
+    variable's own learning rate. Keras only has decoupled weight decay.
     """
 
     coupled = True
@@ -87,11 +123,11 @@ class _Rules(keras.optimizers.Optimizer):
         self.no_weight_decay = tuple(no_weight_decay)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the state, in the order of the variables, and looks up each variable's factor and decay."""
+        """Creates the optimizer's state, and looks up the factor and decay of each variable."""
         if self.built:
             return
         super().build(variables)
-        # By index: under tf.distribute the update sees raw variables, which have no path.
+        # By index, because under tf.distribute `update_step` gets raw variables without a path.
         self._multipliers = [
             multiplier(variable.path, self.learning_rate_multipliers) for variable in variables
         ]
@@ -105,10 +141,10 @@ class _Rules(keras.optimizers.Optimizer):
         return self.weight_decay if self._use_weight_decay(variable) else 0.0
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """Nothing: `update_step` decays."""
+        """Does nothing, because `update_step` applies weight decay."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One step of one variable, with its own rate and decay."""
+        """Updates one variable with its own learning rate and weight decay."""
         index = self._get_variable_index(variable)
         gradient = ops.cast(gradient, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype) * self._multipliers[index]
@@ -120,7 +156,7 @@ class _Rules(keras.optimizers.Optimizer):
         super().update_step(gradient, variable, rate)
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments that rebuild the optimizer."""
+        """Returns the arguments of the optimizer."""
         config = super().get_config()
         multipliers = dict(self.learning_rate_multipliers)
         return {
@@ -131,7 +167,10 @@ class _Rules(keras.optimizers.Optimizer):
 
 
 class _Momentum(keras.optimizers.Optimizer):
-    """v <- momentum v + g; w <- w - rate v. Keras' SGD holds the rate in v, which differs whenever the rate changes."""
+    """SGD with momentum: v <- momentum v + g; w <- w - rate v.
+
+    In Keras' SGD, v contains the learning rate, so it differs whenever the rate changes.
+    """
 
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.9, **kwargs: Any) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -158,39 +197,94 @@ class _Momentum(keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class MomentumSGD(_Rules, _Momentum):
-    """SGD with momentum as torch.optim.SGD and TF1's MomentumOptimizer have it, and coupled weight decay.
+    """SGD with momentum and coupled weight decay.
 
-    g <- g + weight_decay w;  v <- momentum v + g (v is g at the first step);  w <- w - rate
-    multiplier v.
+    It takes the same steps as torch.optim.SGD and TF1's MomentumOptimizer. A weight `w` with the
+    gradient `g` and the velocity `v`, which starts at 0, is updated as follows:
+
+        g <- g + weight_decay * w
+        v <- momentum * v + g
+        w <- w - learning_rate * multiplier * v
 
     Args:
-        learning_rate: a float or a schedule.
-        momentum: share of the velocity that is kept; 0: no velocity.
-        weight_decay: L2 factor.
-        learning_rate_multipliers: pattern -> factor on the rate of variables in whose path it is
-            found (`re.search`); several that match multiply.
-        no_weight_decay: patterns of paths that are not decayed; `exclude_from_weight_decay` works
-            too.
-        **kwargs: clipnorm, global_clipnorm, clipvalue (before the decay is added), use_ema,
-            ema_momentum and the other arguments of every Keras optimizer.
+        learning_rate: A float or a schedule.
+        momentum: Share of the velocity that is kept at each step. 0 turns momentum off.
+        weight_decay: L2 factor, or `None` for no weight decay.
+        learning_rate_multipliers: Factor on the learning rate by regular expression. A factor
+            applies to the variables in whose path the expression is found (`re.search`). If several
+            match, their factors are multiplied.
+        no_weight_decay: Regular expressions for the paths of variables without weight decay.
+            `exclude_from_weight_decay` also works.
+        **kwargs: The other arguments of a Keras optimizer, such as `clipnorm`, `global_clipnorm`
+            and `clipvalue` (applied before weight decay is added), `use_ema` and `ema_momentum`.
+
+    Example:
+        >>> rules = {"logits": 10.0}
+        >>> optimizer = dk.optimizers.MomentumSGD(
+        ...     0.1, momentum=0.9, weight_decay=1e-4, learning_rate_multipliers=rules
+        ... )
+        >>> weight = keras.Variable([1.0], name="kernel")
+        >>> optimizer.apply([np.array([2.0])], [weight])  # 1 - 0.1 * (2 + 1e-4 * 1)
+        >>> round(float(weight[0]), 6)
+        0.79999
     """
 
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class Adam(_Rules, keras.optimizers.Adam):
-    """Keras' Adam with coupled weight decay, as torch.optim.Adam has it, and the rules of `MomentumSGD`."""
+    """Keras' Adam with coupled weight decay, as in torch.optim.Adam.
+
+    Args:
+        *args: The arguments of `keras.optimizers.Adam`.
+        learning_rate_multipliers: See `MomentumSGD`.
+        no_weight_decay: See `MomentumSGD`.
+        **kwargs: The keyword arguments of `keras.optimizers.Adam`.
+
+    Example:
+        >>> optimizer = dk.optimizers.Adam(
+        ...     1e-3, weight_decay=1e-4, no_weight_decay=[r"bias$", "_bn/"]
+        ... )
+        >>> model = dk.load_model("runs/demo")
+        >>> model.compile(optimizer=optimizer, loss=dk.losses.make_loss())
+    """
 
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class AdamW(_Rules, keras.optimizers.AdamW):
-    """Keras' AdamW (decoupled decay, by the variable's own rate) with the rules of `MomentumSGD`."""
+    """Keras' AdamW with per-variable rules; its decoupled decay uses the variable's own rate.
+
+    Args:
+        *args: The arguments of `keras.optimizers.AdamW`.
+        learning_rate_multipliers: See `MomentumSGD`.
+        no_weight_decay: See `MomentumSGD`.
+        **kwargs: The keyword arguments of `keras.optimizers.AdamW`.
+
+    Example:
+        >>> optimizer = dk.optimizers.AdamW(
+        ...     1e-3, weight_decay=0.01, learning_rate_multipliers={"^logits": 10.0}
+        ... )
+        >>> model = dk.load_model("runs/demo")
+        >>> model.compile(optimizer=optimizer, loss=dk.losses.make_loss())
+    """
 
     coupled = False
 
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class Lion(_Rules, keras.optimizers.Lion):
-    """Keras' Lion (Chen et al., arXiv:2302.06675; decoupled decay) with the rules of `MomentumSGD`."""
+    """Keras' Lion (Chen et al., arXiv:2302.06675) with per-variable rules and decoupled decay.
+
+    Args:
+        *args: The arguments of `keras.optimizers.Lion`.
+        learning_rate_multipliers: See `MomentumSGD`.
+        no_weight_decay: See `MomentumSGD`.
+        **kwargs: The keyword arguments of `keras.optimizers.Lion`.
+
+    Example:
+        >>> optimizer = dk.optimizers.Lion(1e-4, weight_decay=0.1, no_weight_decay=[r"bias$"])
+        >>> model = dk.load_model("runs/demo")
+        >>> model.compile(optimizer=optimizer, loss=dk.losses.make_loss())
+    """
 
     coupled = False
 
@@ -200,13 +294,20 @@ OPTIMIZERS = {"momentum": MomentumSGD, "adam": Adam, "adamw": AdamW, "lion": Lio
 
 @keras.saving.register_keras_serializable(package="deeplab_keras")
 class SlowStart(LearningRateSchedule):
-    """A schedule that begins `steps` later; before, a constant rate or a straight line up to the schedule's first rate.
+    """A schedule with a linear warm-up or a constant slow start before another schedule.
 
     Args:
-        schedule: what follows; its step 0 is step `steps` of the training.
-        steps: length of the start.
-        start_rate: learning rate at step 0.
-        linear: True: climbs from there; False: stays there.
+        schedule: The schedule that follows. Its step 0 is step `steps` of the run.
+        steps: Length of the start in steps.
+        start_rate: Learning rate at step 0.
+        linear: Whether the rate then increases linearly to the first rate of `schedule`. If
+            `False`, it stays at `start_rate`.
+
+    Example:
+        >>> poly = keras.optimizers.schedules.PolynomialDecay(0.1, 100)
+        >>> schedule = dk.optimizers.SlowStart(poly, steps=10)
+        >>> [round(float(schedule(step)), 3) for step in (0, 5, 10)]
+        [0.0, 0.05, 0.1]
     """
 
     def __init__(
@@ -222,7 +323,7 @@ class SlowStart(LearningRateSchedule):
         self.linear = linear
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of a 0-based step."""
+        """Returns the learning rate of a 0-based step."""
         step = ops.cast(step, "float32")
         before = ops.convert_to_tensor(self.start_rate, "float32")
         if self.linear:
@@ -232,7 +333,7 @@ class SlowStart(LearningRateSchedule):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments that rebuild the schedule."""
+        """Returns the arguments of the schedule."""
         schedule = keras.saving.serialize_keras_object(self.schedule)
         return {
             "schedule": schedule,
@@ -243,7 +344,7 @@ class SlowStart(LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SlowStart:
-        """The schedule of `get_config`'s arguments."""
+        """Creates the schedule from the arguments that `get_config` returned."""
         return cls(
             **{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])}
         )
@@ -266,42 +367,52 @@ def make_schedule(
     decay_factor: float = 0.1,
     decay_every: int = 2000,
 ) -> LearningRateSchedule:
-    """The learning rate of each step i = 0, 1, ..., total_steps - 1, as it is when the step is taken.
+    """Creates a learning rate schedule over the steps 0, 1, ..., `total_steps - 1`.
 
-    After the warm-up or slow start, with i counted from there and D = `decay_steps`:
+    After the warm-up or slow start, with `i` counted from its end and `D = decay_steps`:
 
-    * poly: (base - end) (1 - min(i, D) / D)^power + end
-    * cosine: (base - end) (1 + cos(pi min(i, D) / D)) / 2 + end
-    * step: base decay_factor^floor(i / decay_every)
-    * constant: base
+    * "poly": `(base - end) * (1 - min(i, D) / D)^power + end`
+    * "cosine": `(base - end) * (1 + cos(pi * min(i, D) / D)) / 2 + end`
+    * "step": `base * decay_factor^floor(i / decay_every)`
+    * "constant": `base`
 
     Args:
-        policy: one of `POLICIES`.
-        base: learning rate at the start.
-        total_steps: length of the training.
-        end: rate at the end of poly and cosine.
-        power: exponent of poly.
-        warmup_steps: steps in which the rate climbs linearly from 0 to base.
-        slow_start_steps: steps at the constant `slow_start_rate` (official DeepLab); in place of a
-            warm-up.
-        slow_start_rate: rate of these steps.
-        decay_steps: length of the decay; None: all steps that are left after the start.
-        decay_factor: factor of step.
-        decay_every: steps between two falls of step.
+        policy: "poly", "cosine", "step" or "constant".
+        base: Learning rate after the warm-up or slow start.
+        total_steps: Length of the run in steps.
+        end: Learning rate at the end of "poly" and "cosine".
+        power: Exponent of "poly".
+        warmup_steps: Number of steps in which the rate increases linearly from 0 to `base`.
+        slow_start_steps: Number of steps at the constant `slow_start_rate`, as in the official
+            DeepLab. Cannot be combined with `warmup_steps`.
+        slow_start_rate: Learning rate of these steps.
+        decay_steps: Length of the decay in steps. Defaults to all steps after the start.
+        decay_factor: Factor on the rate at each decay of "step".
+        decay_every: Number of steps between two decays of "step".
+
+    Returns:
+        The schedule, a function of the 0-based step.
 
     Raises:
-        UserError: an unknown policy, or numbers that contradict each other.
+        UserError: If the policy is unknown, or if the numbers of steps contradict each other.
+
+    Example:
+        >>> schedule = dk.optimizers.make_schedule("poly", 0.01, 1000, end=1e-4, warmup_steps=100)
+        >>> [round(float(schedule(step)), 4) for step in (0, 50, 100, 999)]
+        [0.0, 0.005, 0.01, 0.0001]
     """
     if warmup_steps and slow_start_steps:
         raise UserError(
-            f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps}: give one of them"
+            f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps} cannot be "
+            "combined; set one of them to 0"
         )
     start = warmup_steps or slow_start_steps
     decay_steps = decay_steps or total_steps - start
     if decay_steps < 1:
         name = "warmup_steps" if warmup_steps else "slow_start_step"
         raise UserError(
-            f"`{name}={start}` leaves none of the training's {total_steps} steps: make it shorter"
+            f"`{name}={start}` must be below the length of the run, {total_steps} steps; "
+            "use fewer steps"
         )
     schedules = keras.optimizers.schedules
     if policy == "poly":
@@ -324,14 +435,23 @@ def make_schedule(
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a configuration, with its learning-rate schedule over `total_steps` steps.
+    """Creates the optimizer of a config, with a learning rate schedule over `total_steps` steps.
 
     Args:
-        config: what to build.
-        total_steps: length of the training.
+        config: The optimizer's type, learning rates, schedule and weight decay.
+        total_steps: Length of the run in steps.
+
+    Returns:
+        The optimizer.
 
     Raises:
-        UserError: see `make_schedule`.
+        UserError: See `make_schedule`.
+
+    Example:
+        >>> config = dk.TrainConfig(optimizer="adamw", base_learning_rate=1e-3)
+        >>> optimizer = dk.optimizers.make_optimizer(config, total_steps=1000)
+        >>> type(optimizer).__name__
+        'AdamW'
     """
     last_layers = CLASSIFIERS if config.last_layers_contain_logits_only else LAST_LAYERS
     rules = official_multipliers(

@@ -1,8 +1,8 @@
-"""What a training changes in the process that calls it, and puts back.
+"""Saves and restores the process-wide settings that a training run changes.
 
-A training sets the dtype policy, the seeds of Python, NumPy, Keras and TensorFlow, and with
-`deterministic` TensorFlow's determinism; for its time it also handles SIGTERM
-(`run.stop_on_sigterm`). Nothing else of the process is changed.
+A run sets the dtype policy and the seeds of Python, NumPy, Keras and TensorFlow, and, with
+`deterministic`, TensorFlow's determinism. While it runs, it also handles SIGTERM
+(`run.stop_on_sigterm`). It changes no other process-wide setting.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from tensorflow.python.framework import (
-    config as tf_config,
-)  # nothing public tells or ends the determinism
+
+# The public API can neither query nor disable determinism.
+from tensorflow.python.framework import config as tf_config
 
 KERAS_SEEDS = ("global_random_seed", "global_seed_generator")
-UNSEEDED = 87654321  # what TensorFlow's get_seed has for the global seed where none was set
+UNSEEDED = 87654321  # TensorFlow's `get_seed` returns this if no global seed is set
 
 
 @contextlib.contextmanager
-def settings_kept() -> Iterator[None]:
-    """Restores the process' settings when the block ends, also by an exception.
+def preserve_settings() -> Iterator[None]:
+    """Restores the process-wide settings when the block ends, also after an exception.
 
-    Generators of Python, NumPy and Keras continue where they were. TensorFlow does not tell how far
-    its global generator
-    is: it starts again from the seed that it had.
+    The generators of Python, NumPy and Keras continue where they were. TensorFlow does not expose
+    the state of its global generator, so that one starts again from its previous seed.
     """
     policy, python, numpy = keras.config.dtype_policy(), random.getstate(), np.random.get_state()
     seeds = {name: global_state.get_global_attribute(name) for name in KERAS_SEEDS}

@@ -1,4 +1,7 @@
-"""What happens at the end of every round: a checkpoint, an evaluation, the best model, CSV and TensorBoard."""
+"""The end of each round: a checkpoint, an evaluation, the best model, training.csv, TensorBoard.
+
+A round is the steps between two evaluations.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +17,32 @@ import tensorflow as tf
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.training.run import Run, Stopped
+from deeplab_keras.training.run import Run, StopRequested
 from deeplab_keras.training.steps import Steps
 from deeplab_keras.visualization import confusion_matrix_figure
 
 
 class Rounds(keras.callbacks.Callback):
-    """Saves first and evaluates then: what comes in between costs an evaluation and no training.
+    """Saves and evaluates at the end of each round.
+
+    Saves before it evaluates, so that an interrupted evaluation loses no training steps.
 
     Args:
-        run: the training.
-        steps: its step counter and progress line.
-        round_steps: steps between two evaluations.
-        save_steps: steps between two training checkpoints; 0: at the evaluations only.
-        patience: evaluations in a row without a better mIoU after which the training ends; 0: it
-            goes on.
-        histograms: shows TensorBoard the weights' distributions.
-        evaluate: evaluates the model.
-        pictures: draws validation panels, uint8 `[height, width, 3]`, all of one size or not.
-        conclude: is given the last evaluation's report when the training is over.
-        measure: measures batch norm's statistics for the weights that are evaluated; empty: the
-            running ones are used.
-        diagnose: is given a report, and says in a line why validation is far below training; "": it
-            is not.
+        run: The run.
+        steps: The run's step counter and progress line.
+        round_steps: Number of steps between two evaluations.
+        save_steps: Number of steps between two training checkpoints. 0 saves only before
+            evaluations.
+        patience: Number of consecutive evaluations without a better mIoU after which the run ends.
+            0 turns early stopping off.
+        histograms: Whether to write histograms of the weights to TensorBoard.
+        evaluate: Evaluates the model.
+        pictures: Draws validation panels, uint8 `[height, width, 3]`. Their sizes may differ.
+        conclude: Called with the report of the last evaluation when the run ends.
+        measure: Measures the statistics of batch norm for the weights to evaluate. Returns an empty
+            dict to use the running statistics.
+        diagnose: Returns one line that explains why the validation mIoU in a report is far below
+            the training mIoU, or "" if it is not.
     """
 
     def __init__(
@@ -57,25 +63,21 @@ class Rounds(keras.callbacks.Callback):
         super().__init__()
         self.run, self.steps = run, steps
         self.round_steps, self.save_steps, self.patience = round_steps, save_steps, patience
-        self.evaluate, self.pictures, self.conclude, self.histograms = (
-            evaluate,
-            pictures,
-            conclude,
-            histograms,
-        )
+        self.histograms = histograms
+        self.evaluate, self.pictures, self.conclude = evaluate, pictures, conclude
         self.measure, self.diagnose = measure, diagnose
         self.writer = tf.summary.create_file_writer(str(run.workdir.path / "tensorboard"))
         self.round_start = (run.step, time.monotonic())
         self.finished = False
 
     def resume(self) -> None:
-        """Ends the round at whose end the run was stopped, if it was; the checkpoint is older than its evaluation."""
+        """Evaluates a run that was stopped between the checkpoint and the evaluation of a round."""
         if self.run.step and self._ends_round():
             self.end_round()
             self.run.start_round()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Does what is due at this step."""
+        """Saves, evaluates and stops, where this step requires it."""
         run, ends = self.run, self._ends_round()
         if ends:
             seconds = max(time.monotonic() - self.round_start[1], 1e-9)
@@ -101,15 +103,18 @@ class Rounds(keras.callbacks.Callback):
         return self.run.step % self.round_steps == 0 or self.run.step >= self.run.total_steps
 
     def end_round(self) -> None:
-        """Evaluates, keeps the best, writes CSV and TensorBoard; leaves off where the run is told to stop."""
+        """Evaluates, saves the best model and writes training.csv and TensorBoard events.
+
+        Returns without a result if the run is asked to stop meanwhile.
+        """
         run = self.run
         try:
-            with run.may_be_left():
+            with run.interruptible():
                 statistics = self.measure()
                 with run.averaged(statistics):
                     report, panels = self.evaluate(), self.pictures()
                 diagnosis = self.diagnose(report)
-        except Stopped:
+        except StopRequested:
             return
         run.last_report = report
         is_best = report.miou > run.best_miou
@@ -122,42 +127,44 @@ class Rounds(keras.callbacks.Callback):
             folder.save_checkpoint(
                 best, run.model, run.config, run.info, metrics=metrics, weights=weights
             )
-        nothing = float("nan")
+        unknown = float("nan")
         row = {
             "step": run.step,
-            "loss": run.row.get("loss", nothing),
-            "train_miou": run.row.get("train_miou", nothing),
+            "loss": run.row.get("loss", unknown),
+            "train_miou": run.row.get("train_miou", unknown),
             "learning_rate": run.learning_rate(),
             "val_miou": report.miou,
             "val_pixel_accuracy": report.pixel_accuracy,
-            "images_per_second": run.row.get("images_per_second", nothing),
+            "images_per_second": run.row.get("images_per_second", unknown),
         }
         run.workdir.log_row(row)
-        self._summarise(row, report, panels)
+        self._write_summaries(row, report, panels)
         text = (
             f"step {run.step}: validation mIoU {report.miou:.4f}, pixel accuracy "
             f"{report.pixel_accuracy:.4f}"
         )
-        self._say(text + (", the best so far" if is_best else f" (best {run.best_miou:.4f})"))
+        self._print(text + (" (new best)" if is_best else f" (best: {run.best_miou:.4f})"))
         if diagnosis:
-            self._say(f"warning: {diagnosis}")
+            self._print(f"warning: {diagnosis}")
         self.finished = run.step >= run.total_steps
         if self.patience and run.stale_rounds >= self.patience and not self.finished:
             self.finished = True
-            stale = (
-                "the last evaluation was"
+            evaluations = (
+                "the last evaluation"
                 if run.stale_rounds == 1
-                else f"{run.stale_rounds} evaluations in a row were"
+                else f"{run.stale_rounds} evaluations"
             )
-            self._say(f"stopped early: {stale} no better than the best")
+            self._print(f"stopped early: mIoU did not improve in {evaluations}")
         if self.finished:
-            with contextlib.suppress(Stopped), run.averaged(statistics), run.may_be_left():
+            with contextlib.suppress(StopRequested), run.averaged(statistics), run.interruptible():
                 self.conclude(report)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.steps.progress.write(text)
 
-    def _summarise(self, row: dict[str, Any], report: Report, panels: list[np.ndarray]) -> None:
+    def _write_summaries(
+        self, row: dict[str, Any], report: Report, panels: list[np.ndarray]
+    ) -> None:
         with self.writer.as_default(step=self.run.step):
             for name, value in row.items():
                 if name != "step":

@@ -1,4 +1,4 @@
-"""One training as it goes: how far it is, its averaged weights, saving and going on, and being told to stop."""
+"""The state of a run: progress, averaged weights, saving and restoring, stopping on SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
 
 
-class Stopped(Exception):
-    """SIGTERM came while the run was doing what can be left off."""
+class StopRequested(Exception):
+    """SIGTERM arrived during work that can be interrupted."""
 
 
 @dataclasses.dataclass
 class Run:
-    """One training as its callbacks see it: the model, where it is saved, and how far it is.
+    """The state of a run, shared by its callbacks.
 
     Attributes:
-        model: the segmentor.
-        config: its architecture.
-        info: its classes.
-        optimizer: its state is saved too.
-        workdir: where the run is kept.
-        total_steps: its length.
-        batch_size: images a step.
-        metric: counts the training batches' pixels since the last evaluation.
-        average_momentum: of the averaged weights; 0: there are none.
-        step: steps that were taken.
-        best_miou: of all evaluations so far.
-        stale_rounds: evaluations in a row that were not better than the best before them.
-        loss_sum: of the steps since the last evaluation.
-        steps_in_round: their number.
-        row: training loss and mIoU of the round that ends with this step, and images/s in it.
-        last_report: the last evaluation.
-        stop_requested: SIGTERM came.
-        averages: averaged weights by name.
-        fresh_statistics: for each batch norm 1 where its running statistics started fresh; None:
-            not known yet.
+        model: The segmentor.
+        config: The model's architecture.
+        info: The dataset's classes.
+        optimizer: The optimizer, whose state is saved too.
+        workdir: The folder of the run.
+        total_steps: Length of the run in steps.
+        batch_size: Number of images per step.
+        metric: Mean IoU of the training batches since the last evaluation.
+        average_momentum: Momentum of the averaged weights. 0 turns averaging off.
+        step: Number of steps taken so far.
+        best_miou: Best mIoU of all evaluations so far, -1 before the first one.
+        stale_rounds: Number of consecutive evaluations without a new best mIoU.
+        loss_sum: Sum of the losses of the steps since the last evaluation.
+        steps_in_round: Number of steps since the last evaluation.
+        row: Training loss, training mIoU and images per second of the last complete round.
+        last_report: Report of the last evaluation.
+        stop_requested: Whether SIGTERM arrived.
+        averages: Averaged weights by name.
+        fresh_statistics: 1 for each batch norm layer whose running statistics were initialized with
+            mean 0 and variance 1, else 0. `None` if not known yet.
     """
 
     model: keras.Model
@@ -73,7 +73,7 @@ class Run:
     stop_requested: bool = False
     averages: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
     fresh_statistics: np.ndarray | None = None
-    _may_be_left: bool = False
+    _interruptible: bool = False
     _restored_counts: np.ndarray | None = None
 
     @property
@@ -82,11 +82,11 @@ class Run:
         return self.loss_sum / max(self.steps_in_round, 1)
 
     def start_round(self) -> None:
-        """Starts the means over the steps of a round; the metric is reset by whoever owns the trained model."""
+        """Resets the mean loss. The metric is reset by the owner of the trained model."""
         self.loss_sum, self.steps_in_round, self._restored_counts = 0.0, 0, None
 
     def restore_counts(self) -> None:
-        """Once after a restart, gives the metric the counts that the checkpoint holds."""
+        """Restores the metric's counts from the checkpoint, once after the run was resumed."""
         if self._restored_counts is not None:
             for part, counts in zip(
                 _replicas(self.metric.matrix), self._restored_counts, strict=False
@@ -95,10 +95,9 @@ class Run:
             self._restored_counts = None
 
     def learning_rate(self) -> float:
-        """The rate that the last step used."""
-        rate = getattr(
-            self.optimizer, "inner_optimizer", self.optimizer
-        )._learning_rate  # inner: under loss scaling
+        """Returns the learning rate of the last step."""
+        # Loss scaling wraps the optimizer.
+        rate = getattr(self.optimizer, "inner_optimizer", self.optimizer)._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             return float(rate(max(self.step - 1, 0)))
         return float(rate)
@@ -106,13 +105,13 @@ class Run:
     # --- Averaged weights ---
 
     def start_averages(self) -> None:
-        """From now on, with --ema_momentum, keeps a running average of all weights, the statistics of batch norm included.
+        """Starts averaging all weights and the statistics of batch norm, if it is turned on.
 
-        Keras' own averages leave these out, so that they are evaluated with the statistics of other
-        weights (measured on CamVid after 10 passes: mIoU 0.10 where the weights themselves have
-        0.61). Averaged statistics are those of the averaged weights as long as the weights move
-        little within the average's window; --recalibrate_batch_norm measures them instead
-        (docs/results.md compares the two).
+        Keras does not average the statistics, so its averaged weights are evaluated with the
+        statistics of other weights. On CamVid after 10 epochs, this gave mIoU 0.10, where the
+        weights without averaging had 0.61. Averaged statistics suit the averaged weights as long as
+        the weights change little within the averaging window. `recalibrate_batch_norm` measures
+        them instead (docs/results.md compares both).
         """
         if not self.average_momentum:
             return
@@ -123,7 +122,10 @@ class Run:
         }
 
     def update_averages(self) -> None:
-        """Takes the present weights into the averages; the first steps' count less for long than momentum would have it."""
+        """Updates the averages with the current weights.
+
+        The momentum is smaller in the first steps, so that the initial weights are soon forgotten.
+        """
         if self.averages:
             momentum = min(self.average_momentum, (1 + self.step) / (10 + self.step))
             variables = folder.model_variables(self.model)
@@ -134,7 +136,7 @@ class Run:
             )
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights to evaluate and to use: averaged ones where there are some."""
+        """Returns the weights to evaluate and save: the averages, if they are turned on."""
         averages = {name: average.numpy() for name, average in self.averages.items()}
         return {**folder.named_weights(self.model), **averages}
 
@@ -142,7 +144,11 @@ class Run:
     def averaged(
         self, statistics: Mapping[str, np.ndarray] = MappingProxyType({})
     ) -> Iterator[None]:
-        """Within the block the model has its averaged weights and, where they are given, these statistics of batch norm."""
+        """Context in which the model has the averaged weights and the given statistics.
+
+        Args:
+            statistics: Statistics of batch norm by weight name. The others stay the same.
+        """
         variables, raw = folder.model_variables(self.model), {}
         for name, value in {**self.averages, **statistics}.items():
             raw[name] = keras.ops.convert_to_numpy(variables[name])
@@ -153,10 +159,14 @@ class Run:
             for name, value in raw.items():
                 variables[name].assign(value)
 
-    # --- Saving and going on ---
+    # --- Saving and resuming ---
 
     def random_states(self) -> list[keras.Variable]:
-        """The states of the dropout layers' random generators, in order; their names say how many were made before."""
+        """Returns the random states of the dropout layers, in the model's order.
+
+        They are saved by position: their names depend on how many generators the process has
+        created before.
+        """
         return [variable for variable in self.model.variables if "seed_generator" in variable.path]
 
     def save(self) -> None:
@@ -183,11 +193,14 @@ class Run:
         )
 
     def restore(self) -> bool:
-        """Resumes from the newest training checkpoint that is intact; False where there is none at all.
+        """Resumes from the latest intact training checkpoint.
+
+        Returns:
+            Whether the workdir has a training checkpoint.
 
         Raises:
-            UserError: all of them are damaged, or the run has its classes in another order or
-                another architecture.
+            UserError: If all checkpoints are damaged, or if the run has different classes or a
+                different architecture.
         """
         newest = self.workdir.newest()
         if newest is None:
@@ -206,7 +219,7 @@ class Run:
         self._assign("optimizer", self.optimizer.variables, state)
         self._assign("random", self.random_states(), state)
         self.step, self.best_miou = int(state["step"]), float(state["best_miou"])
-        # A checkpoint of an older version had no warm-up, and continues without it.
+        # Checkpoints of older versions had no warm-up, and continue without it.
         norms = [layer for layer in self.model.layers if isinstance(layer, BatchNormalization)]
         self.fresh_statistics = state.get("fresh_statistics", np.zeros(len(norms), np.uint8))
         self.stale_rounds = int(state.get("stale_rounds", 0))
@@ -224,13 +237,13 @@ class Run:
         return True
 
     def _check_best(self) -> None:
-        """Where the best model so far is lost, the next evaluation's takes its place."""
+        """Resets the best mIoU if the best model cannot be read, so that the next replaces it."""
         if self.best_miou < 0:
             return
         try:
             folder.read_weights(self.workdir.path / folder.BEST)
         except UserError as error:
-            logging.warning("%s; the model of the next evaluation takes its place", error)
+            logging.warning("%s; the model of the next evaluation will replace it", error)
             self.best_miou = -1.0
 
     def _assign(
@@ -240,35 +253,37 @@ class Run:
             value = state.get(f"{kind}/{index}")
             if value is None or tuple(value.shape) != tuple(variable.shape):
                 raise UserError(
-                    f"`train_logdir={self.workdir.path}`: its checkpoints have another {kind} "
-                    "state than this version of the "
-                    f"program (number {index}); give another folder, and this one as "
-                    "`initial_checkpoint`"
+                    f"`train_logdir={self.workdir.path}`: the {kind} state of its checkpoints does "
+                    f"not match this version (variable {index}); use a new folder, and this one as "
+                    "`tf_initial_checkpoint`"
                 )
             variable.assign(value)
 
-    # --- Being told to stop ---
+    # --- Stopping ---
 
     @contextlib.contextmanager
-    def may_be_left(self) -> Iterator[None]:
-        """Within the block, which changes nothing that is kept, SIGTERM raises `Stopped` at once."""
-        self._may_be_left = True
+    def interruptible(self) -> Iterator[None]:
+        """Context in which SIGTERM raises `StopRequested` immediately.
+
+        For work that changes nothing in the state of the run.
+        """
+        self._interruptible = True
         try:
             if self.stop_requested:
-                raise Stopped
+                raise StopRequested
             yield
         finally:
-            self._may_be_left = False
+            self._interruptible = False
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
-        """The handler of SIGTERM: the training ends when the step is done and saved."""
+        """Handles SIGTERM: the run ends after the current step, which is saved."""
         self.stop_requested = True
-        if self._may_be_left:
-            raise Stopped
+        if self._interruptible:
+            raise StopRequested
 
 
 def _replicas(variable: keras.Variable) -> Sequence[tf.Variable]:
-    """The variable of each of this process' replicas."""
+    """Returns the variable's copy on each replica of this process."""
     return getattr(variable.value, "values", None) or [variable.value]
 
 
@@ -281,13 +296,16 @@ def _average(values: list[tf.Tensor], averages: list[tf.Variable], momentum: tf.
 
 @contextlib.contextmanager
 def stop_on_sigterm(run: Run) -> Iterator[None]:
-    """Within the block SIGTERM (a preempted machine) lets the step end, saves it and ends the training."""
+    """Context in which SIGTERM ends the run after the current step, which is saved.
+
+    Preemptible machines send SIGTERM before they are shut down.
+    """
     try:
-        before = signal.signal(signal.SIGTERM, run.request_stop)
-    except ValueError:  # not in the main thread, where signals cannot be caught
+        previous = signal.signal(signal.SIGTERM, run.request_stop)
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,8 +1,7 @@
-"""The running statistics of batch norm in a training: where they start, whether they keep up, and measuring them anew.
+"""The running statistics of batch norm during a run: warm-up, warnings and recalibration.
 
-Only the layers' running means and variances are touched here. The weights of a training do not
-depend on them, so a run takes the same steps as the reference implementations whatever happens in
-this module.
+This module only changes the running means and variances of the layers. The training steps do not
+depend on them, so a run takes the same steps as the reference implementations.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.layers import BatchNormalization, warm_up
 from deeplab_keras.models.segmentor import build_segmentor
 
-LONG_MOMENTUM = 0.99  # from here on a momentum is worth a warning in a short training
-LEFT_OVER = 0.05  # share of the initial statistics at the end of a training that is worth one
+LARGE_MOMENTUM = 0.99  # smaller momentums do not cause a warning
+MAX_INITIAL_SHARE = 0.05  # share of the initial statistics at the end of a run without a warning
 
 
 def updated_layers(model: keras.Model) -> list[BatchNormalization]:
-    """The layers whose statistics a training step updates, in the model's order."""
+    """Returns the layers whose statistics a training step updates, in the model's order."""
     layers = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
     return [layer for layer in layers if layer.trainable and not layer.freeze_statistics]
 
 
 def find_fresh(model: keras.Model) -> np.ndarray:
-    """For each batch norm of the model, 1 where its statistics are those of a new layer (mean 0, variance 1), else 0."""
+    """Returns 1 for each batch norm layer with initial statistics (mean 0, variance 1), else 0."""
     return np.array(
         [_is_fresh(layer) for layer in model.layers if isinstance(layer, BatchNormalization)],
         np.uint8,
@@ -44,14 +43,15 @@ def _is_fresh(layer: BatchNormalization) -> bool:
 
 
 def warm_up_fresh(model: keras.Model, fresh: np.ndarray, updates: Callable[[], Any]) -> None:
-    """Lets fresh statistics warm up; those of an initial checkpoint follow their momentum, as in the references.
+    """Makes fresh statistics warm up, with a momentum that depends on the number of steps.
 
-    Must be called before the training step is traced.
+    Statistics from an initial checkpoint use their layer's momentum, as in the references. Must be
+    called before the training step is traced.
 
     Args:
-        model: the segmentor.
-        fresh: as `find_fresh` returned it when the training started, not when it was resumed.
-        updates: returns the number of steps so far, a tensor that is saved with the training.
+        model: The segmentor.
+        fresh: The result of `find_fresh` when the run started, not when it was resumed.
+        updates: Returns the number of steps so far, as a tensor that is saved with the run.
     """
     layers = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
     for layer, is_fresh in zip(layers, fresh, strict=True):
@@ -59,7 +59,7 @@ def warm_up_fresh(model: keras.Model, fresh: np.ndarray, updates: Callable[[], A
 
 
 def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
-    """Warns of statistics that will not follow the weights within a training of so many steps."""
+    """Warns about statistics that will not follow the weights within a run of `steps` steps."""
     layers = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
     updated = {layer.name for layer in updated_layers(model)}
     frozen = [
@@ -69,9 +69,9 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
     ]
     if frozen:
         logging.warning(
-            "%d batch norm layers start fresh and keep mean 0 and variance 1 (%s, ...): "
-            "`fine_tune_batch_norm=False` and "
-            "`freeze_backbone` fit layers whose statistics come from the initial checkpoint",
+            "%d batch norm layers are not initialized from the checkpoint and keep mean 0 and "
+            "variance 1 (%s, ...); use `fine_tune_batch_norm=False` and `freeze_backbone` only "
+            "for layers whose statistics come from the initial checkpoint",
             len(frozen),
             frozen[0],
         )
@@ -80,17 +80,17 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
         for layer, new in zip(layers, fresh, strict=True)
         if layer.name in updated
         and not new
-        and layer.momentum >= LONG_MOMENTUM
-        and layer.momentum**steps > LEFT_OVER
+        and layer.momentum >= LARGE_MOMENTUM
+        and layer.momentum**steps > MAX_INITIAL_SHARE
     }
     if kept:
         shares = " and ".join(
             f"{share:.0%} at momentum {momentum:g}" for momentum, share in kept.items()
         )
         logging.warning(
-            "after %d steps batch norm still has a share of the initial checkpoint's statistics "
-            "(%s), so validation will fall "
-            "behind training: give `backbone_bn_momentum=0.9` `head_bn_momentum=0.9`, or "
+            "after %d steps, the statistics of batch norm will still contain a share of the "
+            "initial checkpoint's statistics (%s), so validation scores will lag behind training; "
+            "set `backbone_bn_momentum=0.9` and `head_bn_momentum=0.9`, or "
             "`recalibrate_batch_norm=20`",
             steps,
             shares,
@@ -103,23 +103,24 @@ def measure(
     layers: Iterable[str],
     batches: Iterable[Any],
 ) -> dict[str, np.ndarray]:
-    """The statistics that these weights have on some batches: the mean over the batches, each counting the same.
+    """Measures the statistics of batch norm on some batches, with equal weight for each batch.
 
-    Dropout is left out, as in inference. The running model, its statistics and its random state
-    stay as they are.
+    Dropout is turned off, as in inference. The model that is being trained, its statistics and its
+    random state do not change.
 
     Args:
-        config: the architecture.
-        weights: all weights by name.
-        layers: names of the batch norm layers to measure; the others keep their statistics, in use
-            too.
-        batches: of images `[batch, height, width, channels]`, or of pairs of images and labels.
+        config: The architecture.
+        weights: All weights by name.
+        layers: Names of the batch norm layers to measure. The other layers normalize with their
+            statistics in `weights`.
+        batches: Batches of images, `[batch, height, width, channels]`, or of pairs of images and
+            labels.
 
     Returns:
-        The running means and variances of `layers`, by weight name.
+        The means and variances of `layers`, by weight name.
     """
     model, layers = build_segmentor(config.replace(dropout_rate=0.0)), set(layers)
-    folder.assign_weights(model, weights, source="the training's weights")
+    folder.assign_weights(model, weights, source="the weights of the run")
     seen = tf.Variable(0.0, trainable=False)
     for layer in model.layers:
         if isinstance(layer, BatchNormalization):
@@ -127,13 +128,14 @@ def measure(
             layer.share = lambda momentum: seen / (seen + 1)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def look(images: tf.Tensor) -> None:
+    def update(images: tf.Tensor) -> None:
         model(images, training=True)
         seen.assign_add(1.0)
 
     for batch in batches:
-        look(batch[0] if isinstance(batch, tuple) else batch)
-    found = folder.named_weights(model)
+        update(batch[0] if isinstance(batch, tuple) else batch)
     return {
-        name: found[name] for name in found if name.split("/")[0] in layers and "/moving_" in name
+        name: value
+        for name, value in folder.named_weights(model).items()
+        if name.split("/")[0] in layers and "/moving_" in name
     }

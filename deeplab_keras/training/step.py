@@ -1,4 +1,4 @@
-"""One training step: forward pass, loss, gradients and update, on one device or on one of several replicas."""
+"""The training step: forward pass, loss, gradients and update, on each replica."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensors = list[tf.Tensor]
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """The sum of a tensor over all replicas of a distributed step; elsewhere the tensor itself."""
+    """Returns the sum of a tensor over all replicas, or the tensor outside a distributed step."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return value
@@ -25,14 +25,13 @@ def sum_over_replicas(value: Any) -> Any:
 class TrainedModel(Segmentor):
     """A segmentor whose training step also clips, accumulates and checks gradients.
 
-    Keras' own step returns neither the loss of the step nor the gradient's norm, cannot weight the
-    parts of a batch by their valid pixels, and updates the weights with gradients that are not
-    finite.
+    Keras' own step does not return the loss of the step or the gradient norm, cannot weight the
+    parts of a batch by their valid pixels, and applies non-finite gradients.
 
-    The loss must be a sum over the replicas, as `SegmentationLoss` with `sum_over_replicas`
-    computes it. Besides the metrics, a step returns "loss", the loss of this step over all
-    replicas, and "gradient_norm". With several replicas and without clipping, the latter is the
-    norm of the concatenated gradients of all replicas.
+    The replicas' losses must add up to the loss of the step, as those of `SegmentationLoss` with
+    `sum_over_replicas` do. Besides the metrics, a step returns "loss", the loss of this step over
+    all replicas, and "gradient_norm". With several replicas and without clipping, "gradient_norm"
+    is the norm of the concatenated gradients of all replicas.
     """
 
     parts = 1
@@ -43,7 +42,7 @@ class TrainedModel(Segmentor):
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
-        """The trainable variables in the order in which checkpoints hold the optimizer's state."""
+        """The trainable variables in the order of the optimizer's state in checkpoints."""
         path = self if self._paths is None else self._paths.training
         return path.trainable_variables
 
@@ -51,16 +50,19 @@ class TrainedModel(Segmentor):
         """Sets the options of a training step.
 
         Args:
-            parts: number of parts of a batch that go through the network one after another. Their
-                gradients are added up, weighted by their valid pixels.
-            clip_norm: largest norm of the gradient over all weights. A larger gradient is scaled
+            parts: Number of parts of a batch that go through the network one after another. Their
+                gradients are summed, weighted by their valid pixels.
+            clip_norm: Largest norm of the gradient over all weights. A larger gradient is scaled
                 down to it. 0 turns clipping off.
-            ignore_label: label of the pixels that are not valid.
+            ignore_label: Label of the pixels that are not valid.
         """
         self.parts, self.clip_norm, self.ignore_label = parts, clip_norm, ignore_label
 
     def reset_metrics(self) -> None:
-        """Resets the metrics of this process inside its replicas: outside, all workers would have to take part."""
+        """Resets the metrics of this process.
+
+        The reset runs in the replica context, because elsewhere it would wait for all workers.
+        """
         count = len(self.metrics_variables)  # Keras creates them in the first step
         if self._reset[0] != count:
             reset = super().reset_metrics
@@ -68,7 +70,10 @@ class TrainedModel(Segmentor):
         self._reset[1]()
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Updates the weights. Gradients that are not finite are set to zero, so only momentum moves the weights."""
+        """Updates the weights and returns the metrics, the loss and the gradient norm.
+
+        Non-finite gradients are set to zero, so only momentum changes the weights in such a step.
+        """
         images, labels = data
         loss, gradients, metrics = self._gradients(images, labels)
         loss = sum_over_replicas(loss)
@@ -76,7 +81,7 @@ class TrainedModel(Segmentor):
         if self.clip_norm:
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
             gradients = [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
-        # A scaled loss may overflow: its optimizer skips that step.
+        # A scaled loss may overflow. Its optimizer skips that step.
         if not self._scales_loss:
             finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
             gradients = tf.cond(
@@ -93,12 +98,12 @@ class TrainedModel(Segmentor):
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor
     ) -> tuple[tf.Tensor, Tensors, dict[str, Any]]:
-        """This replica's share of the loss and of the gradients, and its metrics."""
+        """Returns this replica's share of the loss and of the gradients, and its metrics."""
         sums: Tensors = []
         metrics: dict[str, Any] = {}
         total = tf.zeros((), keras.config.floatx())
         for part, (part_images, part_labels, share) in enumerate(self._split(images, labels)):
-            with tf.control_dependencies(sums):  # the previous part is done and its memory free
+            with tf.control_dependencies(sums):  # starts after the previous part, to reuse memory
                 part_images = tf.identity(part_images)
             with tf.GradientTape() as tape, self.training_step():
                 outputs = self(part_images, training=True)
@@ -115,7 +120,7 @@ class TrainedModel(Segmentor):
     def _split(
         self, images: tf.Tensor, labels: tf.Tensor
     ) -> list[tuple[tf.Tensor, tf.Tensor, Any]]:
-        """The parts of a batch, each with its share of the batch's valid pixels over all replicas."""
+        """Splits a batch into parts, each with its share of the valid pixels of all replicas."""
         if self.parts == 1:
             return [(images, labels, 1.0)]
         label_parts = tf.split(labels, self.parts)
@@ -130,7 +135,7 @@ class TrainedModel(Segmentor):
         ]
 
     def _norm(self, gradients: Tensors) -> tf.Tensor:
-        """The norm of the gradient over all weights, without the loss scale."""
+        """Returns the norm of the gradient over all weights, without the loss scale."""
         if self.clip_norm:
             gradients = sum_over_replicas(gradients)
             squares = tf.square(tf.linalg.global_norm(gradients))

@@ -1,4 +1,4 @@
-"""Counts the steps, draws the progress line, and stops a training that has diverged."""
+"""Counts the steps, shows the progress and stops a run that has diverged."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from deeplab_keras.io.progress import Progress
 from deeplab_keras.training.divergence import Batch, describe
 from deeplab_keras.training.run import Run
 
-EXPLODED = 1000.0  # times the first step's loss, or times 1 where that is less
+# A run has diverged if its loss is larger than this many times the first step's loss, or than this
+# value if the first loss is below 1.
+DIVERGED = 1000.0
 
 
 class Steps(keras.callbacks.Callback):
-    """Must come first: the other callbacks read `run.step`.
+    """Counts the steps, shows the progress and stops a run that has diverged.
+
+    It must be the first callback, because the others read `run.step`.
 
     Args:
-        run: the training.
-        batch_of: gives the batch of a step, counted from 1, once more.
-        profile: first and last step that TensorBoard's profiler records; empty: none.
+        run: The run.
+        batch_of: Returns the batch of a step, counted from 1.
+        profile: First and last step that TensorBoard's profiler records, or empty.
     """
 
     def __init__(
@@ -36,10 +40,10 @@ class Steps(keras.callbacks.Callback):
         self.progress, self.train_miou = self._progress(), float("nan")
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Says what the wait is for."""
+        """Prints why the first step takes long."""
         self.progress = self._progress()
         self.progress.write(
-            f"compiling the training step; {self.run.total_steps - self.run.step} steps to go"
+            f"compiling the training step; {self.run.total_steps - self.run.step} steps remaining"
         )
 
     def _progress(self) -> Progress:
@@ -47,20 +51,19 @@ class Steps(keras.callbacks.Callback):
         return Progress(run.total_steps, "step", start=run.step, images_per_step=run.batch_size)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the profiler where it is due; continues counting where the checkpoint was written within a round."""
-        self.run.restore_counts()  # `fit` has set the metrics back by now
+        """Restores the metric of a resumed run, and starts the profiler at its first step."""
+        self.run.restore_counts()  # here, because `fit` resets the metrics before the first step
         if self.profile and not self.profiling and self.run.step + 1 == self.profile[0]:
             tf.profiler.experimental.start(str(self.run.workdir.path / "tensorboard"))
             self.profiling = True
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts and shows."""
+        """Counts the step, checks its loss and updates the averages and the progress line."""
         run, logs = self.run, dict(logs or {})
         run.step += 1
         loss = float(logs["loss"])
-        if (
-            self.first_loss is None
-        ):  # that step held the compilation, which says nothing about the speed
+        if self.first_loss is None:
+            # The first step includes the compilation, so it does not count for the speed.
             self.progress, self.first_loss = self._progress(), loss
         self._check(loss, float(logs["gradient_norm"]))
         run.loss_sum, run.steps_in_round = run.loss_sum + loss, run.steps_in_round + 1
@@ -71,35 +74,34 @@ class Steps(keras.callbacks.Callback):
         if self.profiling and run.step >= min(self.profile[1], run.total_steps):
             self.stop_profiler()
             self.progress.write(
-                f"steps {self.profile[0]} to {run.step} are profiled: tensorboard "
-                f"--logdir={run.workdir.path}"
+                f"profiled steps {self.profile[0]} to {run.step}; view the profile with: "
+                f"tensorboard --logdir={run.workdir.path}"
             )
         self.progress.update(run.step, loss=run.loss, mIoU=self.train_miou, lr=run.learning_rate())
 
     def stop_profiler(self) -> None:
-        """Ends a recording that is on; also when training stops early."""
+        """Stops the profiler if it is recording, also when the run ends early."""
         if self.profiling:
             tf.profiler.experimental.stop()
             self.profiling = False
 
     def _check(self, loss: float, gradient_norm: float) -> None:
-        """Raises UserError where there is nothing left to learn from."""
-        bound = EXPLODED * max(self.first_loss or 0.0, 1.0)
+        """Raises `UserError` if the run has diverged."""
+        bound = DIVERGED * max(self.first_loss or 0.0, 1.0)
         if math.isfinite(loss) and math.isfinite(gradient_norm) and loss <= bound:
             return
         self.model.stop_training = True
-        what = f"the loss is {loss:.4g}"
+        reason = f"the loss is {loss:.4g}"
         if bound < loss < math.inf:
-            what += f", {EXPLODED:g} times the first step's"
+            reason += f", more than {DIVERGED:g} times the first step's loss"
         elif math.isfinite(loss):
-            what = f"the gradient's norm is {gradient_norm:.4g}"
+            reason = f"the gradient norm is {gradient_norm:.4g}"
         run = self.run
-        found = describe(
+        summary = describe(
             run, self.batch_of(run.step), {"loss": loss, "gradient_norm": gradient_norm}
         )
         raise UserError(
-            f"{what} at step {run.step} (learning rate {run.learning_rate():.3g}): the training "
-            f"has diverged; {found}; "
-            "give a lower `base_learning_rate`, `warmup_steps` or `clip_gradient_norm`, and a new "
-            "`train_logdir`"
+            f"training diverged at step {run.step} (learning rate {run.learning_rate():.3g}): "
+            f"{reason}; {summary}; lower `base_learning_rate`, or set `warmup_steps` or "
+            "`clip_gradient_norm`, and use a new `train_logdir`"
         )

@@ -1,4 +1,4 @@
-"""Training: from four configs to a workdir with a trained model."""
+"""Trains a model from four configs and writes its checkpoints to a workdir."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from deeplab_keras.config import (
     DataConfig,
     EvalConfig,
     ModelConfig,
+    OptionError,
     TrainConfig,
     UserError,
 )
@@ -43,7 +44,7 @@ from deeplab_keras.training.cluster import Cluster
 from deeplab_keras.training.divergence import Batch
 from deeplab_keras.training.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.training.optimizers import BACKBONE, make_optimizer
-from deeplab_keras.training.process import settings_kept
+from deeplab_keras.training.process import preserve_settings
 from deeplab_keras.training.rounds import Rounds
 from deeplab_keras.training.run import Run, stop_on_sigterm
 from deeplab_keras.training.step import TrainedModel, sum_over_replicas
@@ -51,10 +52,10 @@ from deeplab_keras.training.steps import Steps
 from deeplab_keras.training.validation import Validation
 
 MULTI_WORKER = "multi_worker"
-# Settings in which workers may differ: paths, and what only the chief does.
+# Options that may differ between workers: paths, and options that only the chief uses.
 DIFFER_BY_WORKER = {
-    "train_logdir", "tf_initial_checkpoint", "dataset_dir", "cache", "cache_dir", "data_service", "summary_images",
-    "summary_histograms", "profile_steps", "html_report", "worker_timeout",
+    "train_logdir", "tf_initial_checkpoint", "dataset_dir", "cache", "cache_dir", "data_service",
+    "summary_images", "summary_histograms", "profile_steps", "html_report", "worker_timeout",
 }  # fmt: skip
 
 
@@ -72,33 +73,37 @@ def train(
     The dtype policy, the seeds and TensorFlow's determinism are restored afterwards.
 
     Args:
-        model: The architecture. Its number of classes becomes the dataset's.
+        model: The architecture. The dataset's number of classes replaces the one in this config.
         data: The dataset and its augmentation.
-        training: Length, optimizer, strategy and folder of the run.
+        training: The length, optimizer, distribution strategy and workdir of the run.
         evaluation: How predictions for validation images are computed.
-        callbacks: Keras callbacks, called after those of the run itself. A run is one epoch; the
-            steps are counted from the step at which the run resumes. Not with several workers.
-        flags_text: The flags of the command, which the workdir keeps.
+        callbacks: Keras callbacks, called after the run's own callbacks. A run is one epoch, whose
+            steps are counted from the step at which the run resumes. Not supported with several
+            workers.
+        flags_text: The flags of the command, which are saved in the workdir.
 
     Returns:
-        The report of the last evaluation on `data.eval_split`. `None` if SIGTERM ended the run: it
-        is saved, and the same call resumes it. Of several workers, only the chief gets the report.
+        The report of the last evaluation on `data.eval_split`, or `None` if SIGTERM ended the run.
+        Such a run is saved, and the same call resumes it. With several workers, only the chief gets
+        the report.
 
     Raises:
-        UserError: For user errors, before the first step where possible.
+        UserError: If a config or the dataset is invalid, if the run's folder belongs to a different
+            run, or if the run diverges. Checks run before the first step where possible.
 
     Example:
-    ```python
-    import keras
-
-    class PrintLoss(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            print(batch, logs["loss"])
-
-    dk.train(config, data, training, callbacks=[PrintLoss()])
-    ```
+        >>> model = dk.ModelConfig(backbone="mobilenet_v3_small", head="lraspp")
+        >>> data = dk.DataConfig(dataset="synthetic", train_batch_size=2, train_crop_size=(33, 33))
+        >>> training = dk.TrainConfig(train_logdir="runs/first", training_number_of_steps=1)
+        >>> class Losses(keras.callbacks.Callback):
+        ...     values = []
+        ...     def on_train_batch_end(self, batch, logs=None):
+        ...         self.values.append(float(logs["loss"]))
+        >>> report = dk.train(model, data, training, callbacks=[Losses()])
+        >>> report.images, len(Losses.values)
+        (1, 1)
     """
-    with settings_kept():
+    with preserve_settings():
         return _train(model, data, training, evaluation, flags_text, callbacks)
 
 
@@ -113,11 +118,13 @@ def _train(
     _check(training)
     if callbacks and training.strategy == MULTI_WORKER:
         raise UserError(
-            "`callbacks`: not with `strategy='multi_worker'`, whose steps Keras does not take; "
-            "leave them out"
+            "`callbacks` cannot be combined with `strategy='multi_worker'`, which does not use "
+            "Keras' fit; leave them out"
         )
     cluster = (
-        _meet(model, data, training, evaluation) if training.strategy == MULTI_WORKER else None
+        _join_cluster(model, data, training, evaluation)
+        if training.strategy == MULTI_WORKER
+        else None
     )
     strategy = (
         make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
@@ -133,8 +140,8 @@ def _train(
     model = model.replace(num_classes=info.num_classes)
     if training.label_weights and len(training.label_weights) != info.num_classes:
         raise UserError(
-            f"`label_weights`: {len(training.label_weights)} numbers; {info.name} has "
-            f"{info.num_classes} classes: give as many"
+            f"`label_weights` has {len(training.label_weights)} values, but {info.name} has "
+            f"{info.num_classes} classes; give one weight per class"
         )
     check_input_size(model, *_pair(data.train_crop_size))
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
@@ -154,7 +161,7 @@ def _train(
             workdir.check_space(run.model)
             _start(run, training)
         if cluster is not None:
-            workers.share_start(strategy, run)
+            workers.sync_with_chief(strategy, run)
         assert run.fresh_statistics is not None
         statistics.warm_up_fresh(
             run.model, run.fresh_statistics, lambda: trained.optimizer.iterations
@@ -165,8 +172,8 @@ def _train(
             return None
         if run.last_report is None or run.stop_requested:
             logging.info(
-                "stopped at step %d of %d by SIGTERM; it is saved, and the same command goes on "
-                "from there",
+                "stopped by SIGTERM at step %d of %d; the run is saved, and the same command "
+                "resumes it",
                 run.step,
                 total_steps,
             )
@@ -174,8 +181,8 @@ def _train(
         return run.last_report
 
 
-def _meet(*configs: Config) -> Cluster:
-    """This process' place among the workers, all of which are there."""
+def _join_cluster(*configs: Config) -> Cluster:
+    """Waits until all workers are available, and returns this worker's place among them."""
     cluster = Cluster.from_environment()
     common = [
         {name: value for name, value in config.to_dict().items() if name not in DIFFER_BY_WORKER}
@@ -190,7 +197,7 @@ def _meet(*configs: Config) -> Cluster:
         "worker %d of %d%s",
         cluster.index,
         len(cluster.hosts),
-        " keeps the run" if cluster.is_chief else "",
+        " is the chief" if cluster.is_chief else "",
     )
     return cluster
 
@@ -199,7 +206,7 @@ def _meet(*configs: Config) -> Cluster:
 def _workdir(
     training: TrainConfig, configs: Mapping[str, Config], flags_text: str, cluster: Cluster | None
 ) -> Iterator[Workdir]:
-    """The run's folder; on the other workers than the chief one that is thrown away."""
+    """Opens the run's folder; workers other than the chief get a temporary one."""
     with contextlib.ExitStack() as stack:
         path = training.train_logdir
         if cluster is not None and not cluster.is_chief:
@@ -212,16 +219,17 @@ def _workdir(
         except KeyboardInterrupt:
             step = workdir.newest_step()
             saved = (
-                "nothing was saved yet"
+                "interrupted before the first checkpoint"
                 if step is None
-                else f"saved is step {step}; the same command goes on from there"
+                else f"interrupted; the latest checkpoint is of step {step}, and the same command "
+                "resumes from there"
             )
             logging.info("%s: %s", workdir.path, saved)
             raise
 
 
 def _start(run: Run, training: TrainConfig) -> None:
-    """Goes on from the newest checkpoint, or starts as told."""
+    """Resumes from the latest checkpoint, or initializes the weights as the config says."""
     if run.restore():
         return
     if training.tf_initial_checkpoint:
@@ -251,7 +259,7 @@ def _announce(
     total_steps: int,
     workdir: Workdir,
 ) -> None:
-    """Says what run this is, before the minutes that it takes."""
+    """Logs the model, the data and the folder of the run before it starts."""
     start = (
         f"from {training.tf_initial_checkpoint}"
         if training.tf_initial_checkpoint
@@ -266,10 +274,10 @@ def _announce(
         info.num_classes,
         start,
     )
-    passes = total_steps * data.train_batch_size / images[0]
+    epochs = total_steps * data.train_batch_size / images[0]
     logging.info(
-        "data: %s, %d images to train on (%s), %d to evaluate on (%s); %d steps of %d images: "
-        "%.3g passes",
+        "data: %s, %d training images (%s), %d validation images (%s); %d steps of %d images: "
+        "%.3g epochs",
         info.name,
         images[0],
         data.train_split,
@@ -277,23 +285,28 @@ def _announce(
         data.eval_split,
         total_steps,
         data.train_batch_size,
-        passes,
+        epochs,
     )
     step = workdir.newest_step()
     logging.info(
-        "run: %s, %s", workdir.path, "a new one" if step is None else f"goes on from step {step}"
+        "run: %s, %s", workdir.path, "new" if step is None else f"resuming from step {step}"
     )
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and the backend; with `deterministic`, operations give bit-equal results each time."""
+    """Seeds Python, NumPy and the backend.
+
+    Args:
+        seed: The seed of all generators.
+        deterministic: Whether operations give bit-equal results in every run.
+    """
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 
 
 def training_steps(training: TrainConfig, images: int, batch_size: int) -> int:
-    """Length of the training in steps, given in steps or in passes over the images."""
+    """Returns the length of a run in steps, from `training_number_of_steps` or `epochs`."""
     if training.training_number_of_steps:
         return training.training_number_of_steps
     assert training.epochs
@@ -301,7 +314,7 @@ def training_steps(training: TrainConfig, images: int, batch_size: int) -> int:
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The distribution strategy by its flag; `auto`: every visible GPU, or the one device that there is."""
+    """Returns a distribution strategy by name: "auto" uses all visible GPUs, else the CPU."""
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if name == "none" or (name == "auto" and len(devices) == 1):
         return tf.distribute.get_strategy()
@@ -311,42 +324,46 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 def _check(training: TrainConfig) -> None:
     if keras.backend.backend() != "tensorflow":
         raise UserError(
-            f"KERAS_BACKEND={keras.backend.backend()}: this training runs on TensorFlow; leave "
-            "the variable out, or train by "
-            "Keras' own fit as docs/python.md shows"
+            "training requires the TensorFlow backend. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}; unset the variable, or train with Keras' "
+            "own fit as docs/python.md shows"
         )
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
-            f"`training_number_of_steps={steps}` and `epochs={epochs}` are both given, perhaps "
-            "one in the flagfile: give either "
-            "`training_number_of_steps` or `epochs`, and the other as 0"
+            f"`training_number_of_steps={steps}` and `epochs={epochs}` are both set, perhaps one "
+            "of them in the flagfile; set one of them to 0"
         )
     if not steps and not epochs:
         raise UserError(
-            "give the length of the training: either `training_number_of_steps` or `epochs`"
+            "the length of the run is not set; set either `training_number_of_steps` or `epochs`"
         )
     if training.top_k_percent_pixels < 1 and "cross_entropy" not in parse_terms(training.loss):
         raise UserError(
-            f"`top_k_percent_pixels={training.top_k_percent_pixels}`: acts on cross_entropy, "
-            f"which `loss={training.loss}` has "
-            "not; give 1, or another `loss`"
+            f"`top_k_percent_pixels={training.top_k_percent_pixels}` requires the term "
+            f"cross_entropy, which `loss={training.loss}` does not have; set it to 1, or add "
+            "cross_entropy to `loss`"
         )
     if training.strategy == MULTI_WORKER and training.jit_compile:
-        raise UserError("`jit_compile`: not with `strategy='multi_worker'`; leave it out")
+        raise UserError(
+            "`jit_compile` cannot be combined with `strategy='multi_worker'`; leave it out"
+        )
 
 
 def _check_batch(data: DataConfig, training: TrainConfig, replicas: int) -> None:
     parts = training.gradient_accumulation_steps
     if data.train_batch_size % (replicas * parts):
-        needs = []
+        factors = []
         if replicas > 1:
-            needs.append(f"the number of devices, {replicas}")
+            factors.append(f"the number of devices, {replicas}")
         if parts > 1:
-            needs.append(f"`gradient_accumulation_steps={parts}`")
-        raise UserError(
-            f"`train_batch_size={data.train_batch_size}`: must divide by {' times '.join(needs)}; "
-            f"give {-(-data.train_batch_size // (replicas * parts)) * replicas * parts}"
+            factors.append(f"`gradient_accumulation_steps={parts}`")
+        next_size = -(-data.train_batch_size // (replicas * parts)) * replicas * parts
+        raise OptionError(
+            "train_batch_size",
+            data.train_batch_size,
+            f"must be a multiple of {' times '.join(factors)}",
+            hint=f"use {next_size}",
         )
 
 
@@ -480,7 +497,7 @@ def _fit(
                 rounds.resume()
             finished = rounds.finished or run.stop_requested
             if cluster is not None:
-                finished = bool(workers.chiefs_values(strategy, [np.array([finished])])[0])
+                finished = bool(workers.broadcast_from_chief(strategy, [np.array([finished])])[0])
             if finished:
                 return
             batches = pipeline.train_dataset(
@@ -497,9 +514,9 @@ def _fit(
                 callbacks=[steps, rounds, *callbacks],
             )
     except tf.errors.OpError as error:
-        mistake = pipeline.user_error(error, train_source)
-        if mistake is None:
+        user_error = pipeline.user_error(error, train_source)
+        if user_error is None:
             raise
-        raise mistake from error
+        raise user_error from error
     finally:
         steps.stop_profiler()

@@ -1,4 +1,4 @@
-"""What a training does with its validation images: scores at every round, pictures, and a page at the end."""
+"""Validation during a run: the scores of each round, pictures, and a report page at the end."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.training.run import Run
 
-GAP = 0.1  # mIoU that validation may be below training without a word about it
-BATCHES, IMAGES = 20, 64  # what a diagnosis measures statistics on, and evaluates
+MAX_GAP = 0.1  # largest difference of training and validation mIoU without a diagnosis
+BATCHES = 20  # number of training batches on which a diagnosis measures statistics
+IMAGES = 64  # number of images that a diagnosis evaluates
 
 
 class Validation:
     """Evaluates a run on the images of a source.
 
     Args:
-        run: its model has the weights to evaluate whenever a method is called.
-        source: the validation images.
-        config: how they are inferred.
-        training: how many pictures are drawn, and whether there is a page.
-        split: its name in the reports.
-        train_source: the training images.
-        measure: measures batch norm's statistics for the run's weights on so many training batches.
+        run: The run. Its model must have the weights to evaluate when a method is called.
+        source: The validation images.
+        config: How predictions are computed.
+        training: The number of pictures to draw, and whether to write report.html.
+        split: The name of the validation split in the reports.
+        train_source: The training images.
+        measure: Measures the statistics of batch norm for the run's weights. Its argument is the
+            number of training batches.
     """
 
     def __init__(
@@ -43,82 +45,84 @@ class Validation:
         train_source: Source,
         measure: Callable[[int], dict[str, np.ndarray]],
     ) -> None:
-        self.run, self.source, self.config, self.training, self.split = (
-            run,
-            source,
-            config,
-            training,
-            split,
-        )
-        self.train_source, self.measure, self.diagnosed = train_source, measure, False
+        self.run, self.config, self.training = run, config, training
+        self.source, self.split, self.train_source = source, split, train_source
+        self.measure = measure
+        self.diagnosed = False
         self.network = Network(run.model)
         self.predictor = Predictor(self.network, config)
         self.details: Details | None = None
 
     def evaluate(self) -> Report:
-        """The scores; those of the last step with what the page needs."""
+        """Evaluates the model. After the last step, also collects the details for report.html."""
         return self._evaluate(self.training.html_report and self.run.step >= self.run.total_steps)
 
     def pictures(self) -> list[np.ndarray]:
-        """Panels of the first images, uint8 `[height, width, 3]`."""
+        """Draws panels of the first validation images, uint8 `[height, width, 3]`."""
         count = min(self.training.summary_images, len(self.source))
         samples = [self.source.load(index) for index in range(count)]
         return [draw_panel(self.predictor, image, label, self.run.info) for image, label in samples]
 
     def diagnose(self, report: Report) -> str:
-        """Why validation is far below training, in one line; "" where it is not, or was said before.
+        """Returns one line that explains why the validation mIoU is far below the training mIoU.
 
-        The running statistics of batch norm are the usual reason in a short training: the steps
-        themselves use those of the batch. So they are measured anew; where that does not help,
-        training images are inferred as validation images are.
+        In short runs, the usual reason is that the running statistics of batch norm lag behind the
+        weights, because training steps use the statistics of the batch instead. So this method
+        evaluates with newly measured statistics first. If they do not help, it evaluates training
+        images in the same way as validation images.
 
         Args:
-            report: the evaluation that a diagnosis is wanted of.
+            report: The report of an evaluation.
+
+        Returns:
+            The explanation, or "" if the difference is small or has been explained before.
         """
-        trained = self.run.row.get("train_miou", math.nan)
-        if not trained - report.miou > GAP or (
+        train_miou = self.run.row.get("train_miou", math.nan)
+        if not train_miou - report.miou > MAX_GAP or (
             self.diagnosed and self.run.step < self.run.total_steps
         ):
             return ""
         self.diagnosed = True
-        gap = f"validation mIoU is {report.miou:.4f} and training mIoU {trained:.4f}"
+        gap = f"validation mIoU is {report.miou:.4f}, but training mIoU is {train_miou:.4f}"
         try:
-            now, anew = (
-                self._some(self.source, statistics) for statistics in ({}, self.measure(BATCHES))
+            running, measured = (
+                self._miou(self.source, statistics) for statistics in ({}, self.measure(BATCHES))
             )
-            if self.training.fine_tune_batch_norm and anew - now > (trained - report.miou) / 2:
+            if (
+                self.training.fine_tune_batch_norm
+                and measured - running > (train_miou - report.miou) / 2
+            ):
                 return (
-                    f"{gap} because the running statistics of batch norm lag behind the weights: "
-                    f"measured anew on {BATCHES} "
-                    f"training batches they give {anew:.4f}; the same command with "
-                    f"`recalibrate_batch_norm={BATCHES}` evaluates "
-                    "and saves such statistics; a new run can have lower `backbone_bn_momentum` "
-                    "and `head_bn_momentum`"
+                    f"{gap}, because the running statistics of batch norm lag behind the weights: "
+                    f"with statistics measured on {BATCHES} training batches, validation mIoU is "
+                    f"{measured:.4f}; run the same command with `recalibrate_batch_norm={BATCHES}` "
+                    "to evaluate and save such statistics, or start a new run with a lower "
+                    "`backbone_bn_momentum` and `head_bn_momentum`"
                 )
-            known = self._some(self.train_source, {})
-        except UserError:  # of a dataset that can be trained on and not be evaluated
+            on_training_images = self._miou(self.train_source, {})
+        except UserError:  # the dataset can be used for training, but not for evaluation
             return ""
-        cause = (
-            "the network knows these images better than others: more images, more "
-            "augmentation or fewer steps help"
-        )
-        if trained - known > GAP:
+        cause = "the model overfits: use more images, more augmentation or fewer steps"
+        if train_miou - on_training_images > MAX_GAP:
             cause = (
                 "inference differs from training: compare the size of the images with "
-                "`train_crop_size`, and `inference`"
+                "`train_crop_size`, and check `inference`"
             )
-        return f"{gap}; training images evaluated like validation images give {known:.4f}: {cause}"
+        return (
+            f"{gap}; training images evaluated like validation images have mIoU "
+            f"{on_training_images:.4f}: {cause}"
+        )
 
-    def _some(self, source: Source, statistics: dict[str, np.ndarray]) -> float:
-        """The mIoU of the first images with the run's weights and, where they are given, these statistics of batch norm."""
+    def _miou(self, source: Source, statistics: dict[str, np.ndarray]) -> float:
+        """Returns the mIoU of the first images, with the given statistics of batch norm."""
         with self.run.averaged(statistics):
             return evaluate(
                 self.network, source, self.config, progress=False, limit=min(IMAGES, len(source))
             ).miou
 
     def conclude(self, report: Report) -> None:
-        """Writes the last evaluation's metrics and report.html into the run's folder."""
-        if self.training.html_report and self.details is None:  # the training has stopped early
+        """Writes the metrics and report.html of the last evaluation to the workdir."""
+        if self.training.html_report and self.details is None:  # the run stopped early
             report = self._evaluate(detailed=True)
         folder = self.run.workdir.path
         write_report(

@@ -1,7 +1,8 @@
-"""Training on several machines: the same step as `fit` takes, in a loop of our own, which Keras' fit does not offer there.
+"""Training on several machines.
 
-Every worker loads its own part of each batch. Only the chief has the run's folder: it evaluates,
-saves and is resumed; when a training starts or goes on, the others get everything from it.
+It takes the same steps as `fit`, but in our own loop, because Keras' fit does not support this
+strategy. Every worker loads its own part of each batch. Only the chief writes the run's folder and
+evaluates. When a run starts or resumes, the other workers get the entire state from the chief.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from deeplab_keras.training.run import Run
 from deeplab_keras.training.statistics import find_fresh
 from deeplab_keras.training.step import TrainedModel, sum_over_replicas
 
-LOST = (
-    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
-    tf.errors.DeadlineExceededError,
+WORKER_LOST = (
+    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+    tf.errors.InternalError, tf.errors.DeadlineExceededError,
 )  # fmt: skip
 
 
 def make_strategy(cluster: Cluster) -> tf.distribute.Strategy:
-    """TensorFlow's strategy over the cluster that TF_CONFIG names, all of whose workers are there.
+    """Creates TensorFlow's strategy for the cluster in TF_CONFIG. All workers must be running.
 
     Raises:
-        UserError: TensorFlow was in use before, when it is too late.
+        UserError: If TensorFlow has already run operations in this process.
     """
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -37,16 +38,19 @@ def make_strategy(cluster: Cluster) -> tf.distribute.Strategy:
         if "program startup" not in str(error):
             raise
         raise UserError(
-            "`strategy='multi_worker'`: TensorFlow has computed something before; start the "
-            "training first thing in a new process"
+            "`strategy='multi_worker'` must be set up before TensorFlow runs any operation; start "
+            "the run at the beginning of a new process"
         ) from error
 
 
-def chiefs_values(
+def broadcast_from_chief(
     strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """The chief's values of arrays that have equal shapes on all workers; waits for all of them."""
-    # Double precision holds all that there is exactly: float32, step numbers, 32-bit random states.
+    """Returns the chief's values of arrays, which must have equal shapes on all workers.
+
+    Waits until all workers have called it.
+    """
+    # float64 represents all of them exactly: float32, step numbers and 32-bit random states.
     flat = np.concatenate([np.ravel(array).astype(np.float64) for array in arrays])
 
     def on_replica(vector: tf.Tensor) -> tf.Tensor:
@@ -56,24 +60,24 @@ def chiefs_values(
         )
 
     @tf.function
-    def everywhere(vector: tf.Tensor) -> Any:
+    def broadcast(vector: tf.Tensor) -> Any:
         return strategy.run(on_replica, (vector,))
 
-    found = strategy.experimental_local_results(everywhere(tf.constant(flat)))[0].numpy()
-    parts = np.split(found, np.cumsum([array.size for array in arrays])[:-1])
+    values = strategy.experimental_local_results(broadcast(tf.constant(flat)))[0].numpy()
+    parts = np.split(values, np.cumsum([array.size for array in arrays])[:-1])
     return [
         part.reshape(array.shape).astype(array.dtype)
         for part, array in zip(parts, arrays, strict=True)
     ]
 
 
-def share_start(strategy: tf.distribute.Strategy, run: Run) -> None:
-    """Every worker's weights, optimizer state, random state, step and fresh statistics become the chief's."""
+def sync_with_chief(strategy: tf.distribute.Strategy, run: Run) -> None:
+    """Copies the chief's weights, optimizer and random state, step and fresh statistics to all."""
     state = [*run.model.variables, *run.optimizer.variables]
     variables = list({id(variable): variable for variable in state}.values())
     fresh = find_fresh(run.model) if run.fresh_statistics is None else run.fresh_statistics
     arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    *values, step, run.fresh_statistics = chiefs_values(
+    *values, step, run.fresh_statistics = broadcast_from_chief(
         strategy, [*arrays, np.array([run.step]), fresh]
     )
     for variable, value in zip(variables, values, strict=True):
@@ -88,22 +92,22 @@ def fit(
     run: Run,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Takes the steps that are left, in step with the other workers.
+    """Takes the remaining steps, in sync with the other workers.
 
     Args:
-        strategy: over all workers.
-        trained: the model, compiled under the strategy.
-        batches: this worker's part of each batch.
-        run: the training; on the other workers than the chief one that is kept nowhere.
-        callbacks: the chief's; the other workers have none.
+        strategy: The strategy over all workers.
+        trained: The model, compiled under the strategy.
+        batches: This worker's part of each batch.
+        run: The run. Only the chief's run is saved.
+        callbacks: The callbacks of the chief. Empty on the other workers.
 
     Raises:
-        UserError: another worker has gone.
+        UserError: If the connection to another worker is lost.
     """
     local = len(strategy.extended.worker_devices)
 
     def on_replica(batch: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        # The identity is computed on the replica's device; a sum must know where its terms are.
+        # The identity places the value on the replica's device, which the sum requires.
         return trained.train_step(batch), sum_over_replicas(tf.identity(stop))
 
     @tf.function
@@ -111,9 +115,9 @@ def fit(
         return strategy.run(on_replica, (batch, stop))
 
     size = next(iter(tf.nest.flatten(batches.element_spec))).shape[0] // local
-    # Of a stream that may end the workers would ask each other before every step whether it has.
-    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    stream = batches.rebatch(size, drop_remainder=True).apply(endless)
+    # If the stream could end, the workers would have to agree before every step on whether it has.
+    infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    stream = batches.rebatch(size, drop_remainder=True).apply(infinite)
     batches = strategy.distribute_datasets_from_function(lambda _: stream)
     for callback in callbacks:
         callback.set_model(trained)
@@ -121,15 +125,15 @@ def fit(
     trained.stop_training = False
     try:
         for number, batch in enumerate(batches):
-            # Whoever wants to stop says so with its next step, after which all do.
             for callback in callbacks:
                 callback.on_train_batch_begin(number)
-            wants = tf.constant(float(trained.stop_training or run.stop_requested))
+            # A worker that should stop tells the others in its next step, after which all stop.
+            stop = tf.constant(float(trained.stop_training or run.stop_requested))
             logs, stops = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0], step(batch, wants)
+                lambda value: strategy.experimental_local_results(value)[0], step(batch, stop)
             )
             if trained.stop_training:
-                break  # the step before is saved; this one only told the others
+                break  # the previous step is saved; this one only notified the other workers
             run.stop_requested = run.stop_requested or bool(stops)
             if not callbacks:
                 run.step += 1
@@ -137,10 +141,10 @@ def fit(
                 callback.on_train_batch_end(number, logs)
             if stops or run.step >= run.total_steps:
                 break
-        chiefs_values(strategy, [np.zeros(1)])  # nobody leaves before the chief has saved
-    except LOST as error:
+        broadcast_from_chief(strategy, [np.zeros(1)])  # waits until the chief has saved
+    except WORKER_LOST as error:
         raise UserError(
-            f"another worker has gone, after step {run.step} (its own output says why); end this "
-            "training on all workers and "
-            "give the same command again on each: it goes on from the newest checkpoint"
+            f"lost the connection to another worker after step {run.step}; see the output of that "
+            "worker for the reason, stop this run on all workers, and run the same command again "
+            "on each to resume from the latest checkpoint"
         ) from error
