@@ -89,17 +89,16 @@ def test_scripts_on_another_backend_get_one_line(
     assert script(name)("--checkpoint_dir=runs/none", *arguments) == 1
     source = "KERAS_BACKEND" if variable else "keras.json"
     assert capsys.readouterr().err == (
-        f"error: {name} runs on Keras' TensorFlow backend; the backend here is {backend}, set by "
-        f"{source}: "
-        "set KERAS_BACKEND=tensorflow\n"
+        f"error: {name} requires Keras' TensorFlow backend. Received: backend {backend}, set by "
+        f"{source}; set KERAS_BACKEND=tensorflow\n"
     )
 
 
 def test_calls_on_another_backend_get_one_line(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
-    with raises_line("inference runs on Keras' TensorFlow backend; the backend here is torch"):
+    with raises_line("inference requires Keras' TensorFlow backend. Received: backend torch"):
         Network(keras.Sequential())
-    with raises_line("the export runs on Keras' TensorFlow backend"):
+    with raises_line("the export requires Keras' TensorFlow backend"):
         export_model("runs/none", "out")
 
 

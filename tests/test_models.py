@@ -251,7 +251,7 @@ def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> Non
     assert re.fullmatch(
         r"input size 96x160 is too small for --image_pooling_size=4,5 at --output_stride=32: the "
         r"smallest is 97x129; "
-        r"give a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for "
+        r"use a larger size, --image_pooling_size=3,5, or --image_pooling_size= \(empty\) for "
         r"global pooling",
         as_command_line(error.value),
     )
@@ -262,7 +262,11 @@ def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> Non
     [
         ({"backbone": "mobilenet_v4"}, "unknown --model_variant .*mobilenet_v2"),
         ({"head": "deeplabv3"}, "did you mean 'deeplab_v3'"),
-        ({"low_level_features": ("c9",)}, "--low_level_features=c9: mobilenet_v2 has c1"),
+        (
+            {"low_level_features": ("c9",)},
+            "--low_level_features must be features of mobilenet_v2: c1, .* Received: "
+            "--low_level_features=c9",
+        ),
     ],
 )
 def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> None:
@@ -272,12 +276,15 @@ def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> No
 
 @pytest.mark.parametrize("size", [513, (0, 5), (65,), (33, None)])
 def test_an_input_size_that_is_none_is_named(size: object) -> None:
-    with raises_line(r"input_size=.* is not \(height, width\)"):
+    with raises_line(r"input_size must be \(height, width\), .* Received: input_size="):
         build_segmentor(NARROW, size)
 
 
 def test_a_name_is_no_config() -> None:
-    with raises_line(r"'fcn_mobilenetv2os8_voc' is no ModelConfig; give get_config\(NAME\)"):
+    with raises_line(
+        r"config must be a ModelConfig. Received: config='fcn_mobilenetv2os8_voc'; "
+        r"use get_config\(NAME\)"
+    ):
         build_segmentor("fcn_mobilenetv2os8_voc")
 
 

@@ -1,3 +1,3 @@
-"""Segmentation networks: backbones, heads, and the layers they are made of."""
+"""Segmentation networks: backbones, heads and their layers."""
 
-import keras  # noqa: F401  first, so that `deeplab_keras.__init__` registers every class of saved files
+import keras  # noqa: F401  first, because `deeplab_keras` registers its classes with this import

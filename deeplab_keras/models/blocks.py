@@ -1,6 +1,6 @@
-"""Functional blocks that backbones and heads are made of.
+"""Functional building blocks of backbones and heads.
 
-Every block takes the name under which its weights are saved: `<name>_conv/kernel`,
+The `name` of a block is the prefix of the names of its weights: `<name>_conv/kernel`,
 `<name>_bn/gamma` and so on. These names are the weight file's ABI.
 """
 
@@ -18,7 +18,7 @@ from deeplab_keras.models.layers import DATA_FORMAT, BatchNormalization, Conv2D,
 
 @dataclasses.dataclass(frozen=True)
 class BlockStyle:
-    """The conventions in which the families differ, as every block of a backbone or of a head needs them."""
+    """The conventions of a model family that the blocks of a backbone or head need."""
 
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
@@ -28,7 +28,7 @@ class BlockStyle:
 
 
 def backbone_style(config: ModelConfig) -> BlockStyle:
-    """The conventions of the backbone's blocks."""
+    """Returns the conventions of the backbone's blocks."""
     return BlockStyle(
         padding=config.padding,
         bn_epsilon=config.backbone_bn_epsilon,
@@ -39,7 +39,7 @@ def backbone_style(config: ModelConfig) -> BlockStyle:
 
 
 def head_style(config: ModelConfig) -> BlockStyle:
-    """The conventions of the head's blocks."""
+    """Returns the conventions of the head's blocks."""
     return BlockStyle(
         padding=config.padding,
         bn_epsilon=config.head_bn_epsilon,
@@ -49,13 +49,16 @@ def head_style(config: ModelConfig) -> BlockStyle:
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded to a multiple of `divisor`, never by more than 10 % down (MobileNetV2's reference code)."""
+    """Rounds `value` to a multiple of `divisor`, and never down by more than 10 %.
+
+    This is the rule of MobileNetV2's reference code.
+    """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def activation(x: Tensor, kind: str | None, name: str) -> Tensor:
-    """`x` through the activation `kind` (Keras' names, and q_sigmoid); None: unchanged."""
+    """Applies an activation: a name of Keras or "q_sigmoid", or `None` for no activation."""
     if kind is None:
         return x
     if kind == "relu":
@@ -78,7 +81,10 @@ def conv(
     stddev: float | None = None,
     dtype: str | None = None,
 ) -> Tensor:
-    """A convolution with the family's padding and initial weights; `stddev` is the official DeepLab's for this one."""
+    """Applies a convolution with the padding and initial weights of the model family.
+
+    `stddev` is the standard deviation of this layer's initial weights in the official DeepLab.
+    """
     x, padding = _pad(x, kernel_size, stride, name, style)
     fan_in = int(x.shape[-1]) * kernel_size**2
     return Conv2D(
@@ -107,7 +113,7 @@ def concat_conv(
     resized: tuple[int, ...] = (),
     align_corners: bool = False,
 ) -> Tensor:
-    """The convolution over concatenated maps, no bias, with the family's initial weights; see ConcatConv2D."""
+    """Applies a `ConcatConv2D` without bias, with the initial weights of the model family."""
     fan_in = sum(int(x.shape[-1]) for x in maps) * kernel_size**2
     return ConcatConv2D(
         filters,
@@ -130,7 +136,7 @@ def depthwise_conv(
     dilation: int = 1,
     stddev: float | None = None,
 ) -> Tensor:
-    """A depthwise convolution with the family's padding and initial weights, no bias."""
+    """Applies a depthwise convolution without bias, in the conventions of the model family."""
     x, padding = _pad(x, kernel_size, stride, name, style)
     return keras.layers.DepthwiseConv2D(
         kernel_size,
@@ -147,8 +153,8 @@ def depthwise_conv(
 def _pad(
     x: Tensor, kernel_size: int, stride: int, name: str, style: BlockStyle
 ) -> tuple[Tensor, str]:
-    # Without a stride, "same" is symmetric; with one, PyTorch pads both sides and TensorFlow the
-    # end first.
+    # Without a stride, "same" pads symmetrically. With a stride, PyTorch pads both sides, but
+    # TensorFlow pads the end first.
     if stride == 1 or style.padding == "same" or kernel_size == 1:
         return x, "same"
     return keras.layers.ZeroPadding2D(
@@ -159,9 +165,10 @@ def _pad(
 def _initializer(
     style: BlockStyle, fan_in: int, stddev: float | None
 ) -> keras.initializers.Initializer:
-    """The initializer of PyTorch or of the official DeepLab, where some layers have a `stddev`.
+    """Returns the weight initializer of PyTorch or of the official DeepLab.
 
-    See docs/reference/sssegmentation.md#head-initialization and
+    Some layers of the official DeepLab have their own `stddev`. See
+    docs/reference/sssegmentation.md#head-initialization and
     docs/reference/official_deeplab.md#weight-initialization.
     """
     if style.initialization == "pytorch":
@@ -173,7 +180,7 @@ def _initializer(
 
 
 def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
-    """The family's batch norm, synchronised over replicas."""
+    """Applies batch norm in the conventions of the model family, synchronized over replicas."""
     return BatchNormalization(
         momentum=style.bn_momentum, epsilon=style.bn_epsilon, synchronized=True, name=name
     )(x)
@@ -191,7 +198,7 @@ def conv_bn_act(
     dilation: int = 1,
     stddev: float | None = None,
 ) -> Tensor:
-    """Convolution without bias, batch norm, activation."""
+    """Applies a convolution without bias, batch norm and an activation."""
     x = conv(
         x,
         filters,
@@ -216,7 +223,7 @@ def depthwise_bn_act(
     dilation: int = 1,
     stddev: float | None = None,
 ) -> Tensor:
-    """Depthwise convolution, batch norm, activation."""
+    """Applies a depthwise convolution, batch norm and an activation."""
     x = depthwise_conv(
         x,
         kernel_size,
@@ -239,7 +246,7 @@ def separable_conv_bn_act(
     act: str = "relu",
     dilation: int = 1,
 ) -> Tensor:
-    """Depthwise-separable convolution with batch norm and activation after both halves."""
+    """Applies a depthwise and a 1x1 convolution, each followed by batch norm and an activation."""
     x = depthwise_bn_act(
         x,
         kernel_size,
@@ -253,7 +260,14 @@ def separable_conv_bn_act(
 
 
 def squeeze_excite(x: Tensor, channels: int, *, name: str, style: BlockStyle) -> Tensor:
-    """`x` times a gate a channel, computed from the mean over the image through `channels` channels."""
+    """Multiplies each channel by a gate that is computed from the mean over the image.
+
+    Args:
+        x: `[batch, h, w, channels]`.
+        channels: Number of channels between the two convolutions that compute the gate.
+        name: Prefix of the layer names.
+        style: The conventions of the model family.
+    """
     gate = keras.layers.GlobalAveragePooling2D(DATA_FORMAT, keepdims=True, name=f"{name}_pool")(x)
     gate = conv(gate, channels, name=f"{name}_reduce", style=style, use_bias=True)
     gate = activation(gate, "relu", f"{name}_reduce_act")
@@ -277,11 +291,11 @@ def inverted_residual(
     act: str = "relu6",
     residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """MobileNetV2's and V3's block: expand, depthwise, squeeze-and-excite, project, add.
+    """Applies the block of MobileNetV2 and V3: expand, depthwise, squeeze-and-excite, project, add.
 
     Returns:
-        The block's output, and the tap that the official decoder reads: after the depthwise
-        activation, before squeeze-and-excite.
+        The block's output, and the features that the official decoder uses: those after the
+        depthwise activation, before squeeze-and-excite.
     """
     y = x
     if expanded != x.shape[-1]:
@@ -316,7 +330,9 @@ def fused_inverted_residual(
     act: str = "relu",
     residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """MobileNet EdgeTPU's early block: one full convolution in place of expand and depthwise; project, add.
+    """Applies the early block of MobileNet EdgeTPU: full convolution, project, add.
+
+    The full convolution replaces the expansion and the depthwise convolution.
 
     Returns:
         The block's output, and the features before the projection.

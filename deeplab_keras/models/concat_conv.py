@@ -1,10 +1,11 @@
-"""The convolution over concatenated maps, computed map by map.
+"""A convolution over concatenated feature maps, computed map by map.
 
-A convolution is linear, so that of concatenated maps is the sum of one a map, each with its part of
-the kernel. Nothing is copied, and a part of the kernel stays in the processor's cache. Of a small
-map that would be enlarged before, the sums over the channels are taken at its own size, and only
-they are enlarged: in PSPNet's and ASPP's projections pooled maps are four fifths and one fifth of
-the channels. The result is the same but for the order of its sums.
+A convolution is linear, so the convolution over concatenated maps is the sum of one convolution per
+map, each with its part of the kernel. This avoids the copy, and a part of the kernel fits into the
+processor's cache. A small map that would be enlarged before the convolution is first summed over
+its channels at its own size, and only these sums are enlarged. Such pooled maps have four fifths of
+the channels in PSPNet's projection, and one fifth in ASPP's. The result is the same except for the
+order of summation.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from deeplab_keras.models.layers import PACKAGE, Conv2D, Tensor, interpolation
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ConcatConv2D(Conv2D):
-    """`Conv2D(...)(Concatenate()(maps))` for a list of maps, without a stride or dilation, padded to the maps' size.
+    """Computes `Conv2D(...)(Concatenate()(maps))` for a list of maps, with padding "same".
 
-    The kernel is that convolution's: `[height, width, channels of all maps in their order,
-    filters]`.
+    Strides and dilation are not supported. The kernel has the same shape as that of the `Conv2D`:
+    `[height, width, channels of all maps in their order, filters]`.
 
     Args:
-        filters: as of Conv2D.
-        kernel_size: as of Conv2D.
-        resized: which of the maps, by their place in the list, are resized before, bilinearly, to
-            the size of the others.
-        align_corners: how they are, see `layers.ResizeTo`.
-        **kwargs: as of Conv2D.
+        filters: See `Conv2D`.
+        kernel_size: See `Conv2D`.
+        resized: Indices of the maps that are resized, bilinearly, to the size of the others before
+            the convolution.
+        align_corners: How they are resized, see `layers.ResizeTo`.
+        **kwargs: Other arguments of `Conv2D`.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ConcatConv2D(Conv2D):
     ) -> None:
         super().__init__(filters, kernel_size, **{"padding": "same", **kwargs})
         self.resized, self.align_corners = tuple(resized), align_corners
-        self.input_spec = None  # Keras' own wants a single input
+        self.input_spec = None  # the one of Conv2D requires a single input
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
         super().build((*input_shape[0][:-1], sum(shape[-1] or 0 for shape in input_shape)))
@@ -58,7 +59,7 @@ class ConcatConv2D(Conv2D):
             part = kernel[:, :, first : first + x.shape[-1]]
             first += x.shape[-1]
             y = (
-                self._of_small(x, part, size)
+                self._resized_conv(x, part, size)
                 if index in self.resized
                 else self.convolution_op(x, part)
             )
@@ -68,32 +69,37 @@ class ConcatConv2D(Conv2D):
     def _reference(self, count: int) -> int:
         return next(index for index in range(count) if index not in self.resized)
 
-    def _of_small(self, x: Tensor, kernel: Tensor, size: tuple[Any, Any]) -> Tensor:
-        """The convolution of `x` resized to `size`: each tap of the kernel at the size of `x`, then resized and moved."""
+    def _resized_conv(self, x: Tensor, kernel: Tensor, size: tuple[Any, Any]) -> Tensor:
+        """Returns the convolution over `x` resized to `size`.
+
+        Computes each tap of the kernel at the size of `x`, then resizes and shifts it.
+        """
         (rows, columns), channels = self.kernel_size, x.shape[-1]
         height, width = ops.shape(x)[1:3]
         taps = ops.reshape(
             ops.transpose(kernel, (2, 0, 1, 3)), (channels, rows * columns * self.filters)
         )
-        dtype = (
-            "float64" if self.compute_dtype == "float64" else "float32"
-        )  # of what is added up here, even in half precision
+        # Sums are computed in float32, also in half precision.
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
         y = ops.cast(ops.matmul(ops.reshape(x, (-1, height * width, channels)), taps), dtype)
         y = ops.reshape(y, (-1, height, width, rows, columns * self.filters))
         y = ops.reshape(
             ops.transpose(y, (0, 3, 1, 2, 4)), (-1, rows * height, width * columns * self.filters)
         )
-        y = ops.matmul(self._moved(height, size[0], rows, dtype), y)
+        y = ops.matmul(self._shifted(height, size[0], rows, dtype), y)
         y = ops.reshape(y, (-1, size[0], width, columns, self.filters))
         y = ops.reshape(
             ops.transpose(y, (0, 1, 3, 2, 4)), (-1, size[0], columns * width, self.filters)
         )
         return ops.cast(
-            ops.matmul(self._moved(width, size[1], columns, dtype), y), self.compute_dtype
+            ops.matmul(self._shifted(width, size[1], columns, dtype), y), self.compute_dtype
         )
 
-    def _moved(self, source: Any, target: Any, taps: int, dtype: str) -> Tensor:
-        """`[target, taps * source]`: the weights that resize a side, for each tap moved by its place, 0 from outside."""
+    def _shifted(self, source: Any, target: Any, taps: int, dtype: str) -> Tensor:
+        """Returns weights that resize a side and shift each tap, `[target, taps * source]`.
+
+        Samples from outside the side are 0.
+        """
         before = (taps - 1) // 2
         weights = ops.pad(
             interpolation(source, target, self.align_corners, dtype),
@@ -102,9 +108,8 @@ class ConcatConv2D(Conv2D):
         return ops.concatenate([weights[tap : tap + target] for tap in range(taps)], axis=1)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        if not isinstance(
-            input_shape[0], list | tuple
-        ):  # of the concatenated maps, as `build` asks
+        if not isinstance(input_shape[0], list | tuple):
+            # The shape of the concatenated maps, with which `build` calls the base class.
             return super().compute_output_shape(input_shape)
         return (*input_shape[self._reference(len(input_shape))][:3], self.filters)
 

@@ -1,4 +1,4 @@
-"""The layers that Keras lacks, or has in another form than the reference implementations."""
+"""Layers that Keras lacks, or that differ from Keras' layers in the reference implementations."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
 PACKAGE = "deeplab_keras"
-HAS_XLA = sys.platform != "win32"  # TensorFlow for Windows comes without
-DATA_FORMAT = "channels_last"  # of every layer, whatever keras.json says
+HAS_XLA = sys.platform != "win32"  # TensorFlow for Windows does not include XLA
+DATA_FORMAT = "channels_last"  # used by every layer, regardless of keras.json
 Tensor = Any
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Normalize(keras.layers.Layer):
-    """`(image - mean) / std`, one value a channel or one for all; the first layer of every segmentor."""
+    """Computes `(image - mean) / std`. The first layer of a segmentor.
+
+    Args:
+        mean: One value per channel, or one for all channels.
+        std: One value per channel, or one for all channels.
+        **kwargs: Arguments of every layer.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -40,19 +46,23 @@ class Normalize(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch norm whose running variance is updated with the unbiased batch variance, as in PyTorch and TF1.
+    """Batch norm that updates the running variance with the unbiased batch variance.
 
-    Keras uses the biased batch variance (docs/reference/libraries.md#batch-norm).
-    `freeze_statistics` is the official DeepLab's `fine_tune_batch_norm=False`: training uses the
-    running statistics and leaves them unchanged, while gamma and beta still train. With
-    `synchronized`, the statistics are those of the global batch, as they always are on JAX, whose
-    arrays are global. On one TensorFlow device the fused kernel is used, which reduces the time of
-    a training step of MobileNetV2 on the CPU to 70 %.
+    This is what PyTorch and TF1 do. Keras uses the biased batch variance
+    (docs/reference/libraries.md#batch-norm). On a single TensorFlow device, the layer uses the
+    fused kernel, which reduces the time of a training step of MobileNetV2 on the CPU to 70 %.
+
+    Args:
+        freeze_statistics: Whether training uses the running statistics without updating them, while
+            gamma and beta are still trained. This is the official DeepLab's
+            `fine_tune_batch_norm=False`.
+        synchronized: Whether the statistics are those of the global batch. On JAX they always are,
+            because its arrays are global.
+        **kwargs: Arguments of `keras.layers.BatchNormalization`.
 
     Attributes:
-        share: function from the momentum to the share of the old statistics that an update keeps;
-            None: the momentum itself. The trainer sets it, see `warm_up`. Without it, the layer
-            follows the references.
+        share: Function from the momentum to the share of the old statistics that an update keeps.
+            `None` uses the momentum, as the references do. `dk.train` sets it, see `warm_up`.
     """
 
     share: Callable[[float], Tensor] | None = None
@@ -79,9 +89,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             new = ops.cast(moving, batch.dtype) * share + batch * (1 - share)
-            moving.assign(
-                ops.cast(new, moving.dtype)
-            )  # under the policy "float16" the variables are rounded to it
+            # Under the policy "float16", the variables are float16 too.
+            moving.assign(ops.cast(new, moving.dtype))
         return outputs
 
     def _can_fuse(self) -> bool:
@@ -103,8 +112,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         x = inputs if self.compute_dtype == "float64" else ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
         count = _over_replicas(ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype), self.synchronized)
-        # In two passes: the mean of the squares less the square of the mean, as Keras has it, loses
-        # most digits where the mean is large.
+        # In two passes. Keras subtracts the square of the mean from the mean of the squares, which
+        # loses most digits if the mean is large.
         mean = _over_replicas(ops.sum(x, axis=axes), self.synchronized) / count
         variance = (
             _over_replicas(ops.sum(ops.square(x - mean), axis=axes), self.synchronized) / count
@@ -120,32 +129,33 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def require_tensorflow(what: str) -> None:
-    """Raises UserError where Keras runs on another backend.
+    """Raises `UserError` if Keras uses a different backend.
 
     Args:
-        what: what needs TensorFlow, as the subject of a sentence: "prediction".
+        what: What requires TensorFlow, as the subject of a sentence, such as "prediction".
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return
     source = "KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else "keras.json"
     raise UserError(
-        f"{what} runs on Keras' TensorFlow backend; the backend here is {backend}, set by "
-        f"{source}: set KERAS_BACKEND=tensorflow"
+        f"{what} requires Keras' TensorFlow backend. Received: backend {backend}, set by {source}; "
+        "set KERAS_BACKEND=tensorflow"
     )
 
 
 def warm_up(momentum: float, updates: Tensor) -> Tensor:
-    """`min(momentum, (1 + updates) / (10 + updates))`: a running average that forgets its first value within a few updates.
+    """Returns the momentum of a running average after a number of updates.
 
-    A momentum of 0.9997 alone takes ten thousand updates for that.
+    The value is `min(momentum, (1 + updates) / (10 + updates))`. The average forgets its initial
+    value within a few updates, where a constant momentum of 0.9997 takes ten thousand.
     """
     updates = ops.cast(updates, "float32")
     return ops.minimum(momentum, (1 + updates) / (10 + updates))
 
 
 def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
-    """The sum over all replicas of a tf.distribute step; elsewhere the value itself."""
+    """Returns the sum over all replicas of a tf.distribute step, or the value outside of one."""
     if not synchronized or keras.backend.backend() != "tensorflow":
         return value
     context = tf.distribute.get_replica_context()
@@ -154,11 +164,11 @@ def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
 
 @functools.cache
 def _native_dilation() -> bool:
-    """Whether TensorFlow computes a dilated convolution, and its gradient, without cutting the image into phases.
+    """Returns whether TensorFlow computes dilated convolutions and their gradients natively.
 
-    On a CPU only oneDNN does (seven times faster forward at dilation 36); without it the gradient
-    raises. TensorFlow decides by the processor's features and by TF_ENABLE_ONEDNN_OPTS, and has no
-    public way to ask.
+    On a CPU, this requires oneDNN, which is seven times as fast in the forward pass at dilation 36.
+    Without oneDNN, the gradient raises an error. TensorFlow uses oneDNN depending on the
+    processor's features and on TF_ENABLE_ONEDNN_OPTS, and has no public API to query it.
     """
     if keras.backend.backend() != "tensorflow":
         return False
@@ -166,14 +176,14 @@ def _native_dilation() -> bool:
         return True
     try:
         from tensorflow.python.util._pywrap_util_port import IsMklEnabled
-    except ImportError:  # the slower form is right everywhere
+    except ImportError:  # the slower implementation always works
         return False
     return bool(IsMklEnabled())
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Conv2D(keras.layers.Conv2D):
-    """Keras' convolution, with dilated kernels run natively instead of through SpaceToBatch where TensorFlow can."""
+    """Keras' convolution, with native dilation instead of SpaceToBatch where TensorFlow has it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
@@ -192,11 +202,14 @@ class Conv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ResizeTo(keras.layers.Layer):
-    """Bilinear resize of the first input to the height and width that the second input has at run time.
+    """Resizes the first input to the height and width of the second input, bilinearly.
 
-    `align_corners=False` uses half-pixel centers as PyTorch and Keras do, `True` aligned corners as
-    the official DeepLab does (docs/reference/official_deeplab.md#resizing). With a `scale`, the size
-    of the second input is scaled by the official `scale_dimension` first.
+    Args:
+        align_corners: Whether to align corners, as the official DeepLab does
+            (docs/reference/official_deeplab.md#resizing). If `False`, uses half-pixel centers, as
+            PyTorch and Keras do.
+        scale: Factor on the size of the second input, see `scale_dimension`.
+        **kwargs: Arguments of every layer.
     """
 
     def __init__(self, align_corners: bool = False, scale: float = 1.0, **kwargs: Any) -> None:
@@ -224,7 +237,7 @@ class ResizeTo(keras.layers.Layer):
 
 
 def scale_dimension(length: Any, scale: float) -> Any:
-    """Length of a side after scaling, the corner pixels kept: `int((length - 1) * scale + 1)` (official DeepLab)."""
+    """Returns `int((length - 1) * scale + 1)`, the official DeepLab's length of a scaled side."""
     if isinstance(length, int):
         return int((length - 1) * scale + 1)
     return (
@@ -235,22 +248,23 @@ def scale_dimension(length: Any, scale: float) -> Any:
 
 
 def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = False) -> Tensor:
-    """`[batch, h, w, channels]` resized to `[batch, *size, channels]`, bilinear, in the dtype of `x`."""
-    known = all(
-        isinstance(length, int) for length in size
-    )  # else only at run time, in a model for any size
+    """Resizes `[batch, h, w, channels]` to `[batch, *size, channels]`, bilinearly.
+
+    The result has the dtype of `x`.
+    """
+    # In a model for any size, the size is only known at run time.
+    known = all(isinstance(length, int) for length in size)
     if known and tuple(x.shape[1:3]) == tuple(size):
         return x
-    double = (
-        keras.backend.standardize_dtype(x.dtype) == "float64"
-    )  # TensorFlow's own would round it to float32
+    # TensorFlow's operation would round float64 to float32.
+    double = keras.backend.standardize_dtype(x.dtype) == "float64"
     if keras.backend.backend() == "tensorflow" and not double:
         if align_corners:
             size = tf.stack(list(size))
             y = tf.raw_ops.ResizeBilinear(
                 images=x, size=size, align_corners=True, half_pixel_centers=False
             )
-        else:  # keras.ops' resize refuses a size that is not known yet
+        else:  # keras.ops.image.resize requires a size that is known when the graph is built
             y = tf.image.resize(x, tf.stack(list(size)), "bilinear")
         return tf.cast(y, x.dtype)
     if not align_corners and not double:
@@ -264,7 +278,15 @@ def resize_bilinear(x: Tensor, size: tuple[Any, Any], align_corners: bool = Fals
 
 
 def interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> Tensor:
-    """`[target, source]` weights, with the first and last samples on each other or with half-pixel centres."""
+    """Returns the weights of a bilinear resize along one side, `[target, source]`.
+
+    Args:
+        source: Length of the side before.
+        target: Length of the side after.
+        align_corners: Whether the first and last samples stay in place. If `False`, uses half-pixel
+            centers.
+        dtype: The dtype of the weights.
+    """
     positions, source_length = ops.arange(target, dtype=dtype), ops.cast(source, dtype)
     if align_corners:
         positions = positions * ((source_length - 1) / ops.cast(ops.maximum(target - 1, 1), dtype))
@@ -280,7 +302,14 @@ def interpolation(source: Any, target: Any, align_corners: bool, dtype: str) -> 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class AdaptiveAveragePooling(keras.layers.Layer):
-    """PyTorch's AdaptiveAvgPool2d(bins): bin i of n over length L is [floor(iL/n), ceil((i+1)L/n)); bins may overlap."""
+    """PyTorch's `AdaptiveAvgPool2d(bins)`.
+
+    Bin i of n on a side of length L is [floor(iL/n), ceil((i+1)L/n)). Bins may overlap.
+
+    Args:
+        bins: Number of bins per side.
+        **kwargs: Arguments of every layer.
+    """
 
     def __init__(self, bins: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -313,13 +342,13 @@ class AdaptiveAveragePooling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class WindowPooling(keras.layers.AveragePooling2D):
-    """The mean over a window that moves by a stride, without padding; an image below the window is told as what it is.
+    """Average pooling without padding, with a clear error if the image is smaller than the window.
 
     Args:
-        pool_size: the window, in feature pixels.
-        output_stride: pixels of the image to a feature pixel.
-        crop_size: the window in pixels of the image, if it was given so.
-        **kwargs: as of AveragePooling2D.
+        pool_size: Size of the window in feature pixels.
+        output_stride: Stride of the features, in image pixels.
+        crop_size: Size of the window in image pixels, if the config gives it in this form.
+        **kwargs: Arguments of `keras.layers.AveragePooling2D`.
     """
 
     def __init__(
@@ -335,14 +364,13 @@ class WindowPooling(keras.layers.AveragePooling2D):
 
     def call(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[1:3]
-        if (
-            height is not None and width is not None
-        ):  # a model for any size may know it only at run time
+        # In a model for any size, the size may only be known at run time.
+        if height is not None and width is not None:
             self.check_size(height * self.output_stride, width * self.output_stride)
         return super().call(inputs)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises UserError for an image of this size, if the window does not fit into its features."""
+        """Raises `UserError` if the window is larger than the features of an image of this size."""
         check_window(height, width, tuple(self.pool_size), self.output_stride, self.crop_size)
 
     def get_config(self) -> dict[str, Any]:
@@ -360,7 +388,7 @@ def check_window(
     output_stride: int,
     crop_size: tuple[int, ...] = (),
 ) -> None:
-    """Raises UserError for an image whose features are smaller than the window of image pooling."""
+    """Raises `UserError` if the image pooling window is larger than the features of an image."""
     smallest = [(length - 1) * output_stride + 1 for length in window]
     if height >= smallest[0] and width >= smallest[1]:
         return
@@ -374,13 +402,17 @@ def check_window(
         f"input size {height}x{width} is too small for "
         f"`{flag}={','.join(map(str, crop_size or window))}` at "
         f"`output_stride={output_stride}`: the smallest is {smallest[0]}x{smallest[1]}; "
-        f"give a larger size, `{flag}={fitting}`, or `{flag}=` (empty) for global pooling"
+        f"use a larger size, `{flag}={fitting}`, or `{flag}=` (empty) for global pooling"
     )
-    error._keras_call_info_injected = True  # type: ignore[attr-defined]  # else Keras adds the image's values to the line
+    # Otherwise Keras appends the values of the image to the message.
+    error._keras_call_info_injected = True  # type: ignore[attr-defined]
     raise error
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 def q_sigmoid(x: Tensor) -> Tensor:
-    """The official DeepLab's gate, relu6(x + 3) * 0.16667 (docs/reference/official_deeplab.md#activations)."""
+    """Computes `relu6(x + 3) * 0.16667`, the official DeepLab's gate.
+
+    See docs/reference/official_deeplab.md#activations.
+    """
     return ops.relu6(x + 3) * 0.16667

@@ -1,4 +1,4 @@
-"""How much a network computes."""
+"""Counts the multiply-adds of a network."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from deeplab_keras.config import UserError
 
 
 def count_multiply_adds(model: keras.Model, auxiliary: bool = False) -> int:
-    """Multiply-adds of a segmentor's convolutions on one image of the model's input size.
+    """Returns the multiply-adds of a segmentor's convolutions on one image of its input size.
 
-    Counted as the papers do: convolutions alone, without batch norm, pooling and resizing.
+    As in the papers, batch norm, pooling and resizing do not count.
 
     Args:
-        model: a segmentor.
-        auxiliary: counts the auxiliary head too, which is not computed at inference.
+        model: A segmentor.
+        auxiliary: Whether to count the auxiliary head too, which inference does not compute.
 
     Raises:
-        UserError: the model takes images of any size.
+        UserError: If the model accepts images of any size.
     """
     if None in model.input_shape[1:3]:
         raise UserError(
-            f"{model.name} takes any image size; build it with an input_size to count multiply-adds"
+            f"the model {model.name} must have a fixed input size to count multiply-adds. "
+            f"Received: input shape {model.input_shape}; build it with `input_size`"
         )
     total = 0
     for layer in model.layers:
@@ -36,5 +37,5 @@ def count_multiply_adds(model: keras.Model, auxiliary: bool = False) -> int:
 
 
 def is_auxiliary(layer: keras.layers.Layer) -> bool:
-    """Whether a segmentor's layer belongs to its auxiliary head."""
+    """Returns whether a layer of a segmentor belongs to its auxiliary head."""
     return str(layer.name).startswith("auxiliary_")

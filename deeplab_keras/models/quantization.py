@@ -1,14 +1,16 @@
-"""Quantization-aware training: a network whose convolutions see their inputs and kernels as an int8 file will have them.
+"""Quantization-aware training: convolutions compute with inputs and kernels rounded to int8.
 
-A kernel is rounded with a scale for each of its channels, symmetric around 0; what goes into a
-layer with one scale and zero point, over a range that follows the data. So does TFLite. Batch norm
-needs no folding for that: folded, it multiplies each channel of the kernel by a number, and that
-channel's scale with it, so that the same values round to the same steps. The gradient passes
-through the rounding as if there were none, and is 0 where a value was cut off (Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877).
+The rounding is that of an int8 TFLite file (Jacob et al. 2018, https://arxiv.org/abs/1712.05877):
 
-The network keeps its layers' names, and so its weight file; each quantized layer adds the ranges of
-its inputs.
+* A kernel has one scale per output channel and is symmetric around 0.
+* A layer's input has one scale and zero point, for a range that follows the data.
+* The gradient passes through the rounding unchanged, and is 0 where a value was clipped.
+
+Batch norm does not have to be folded into the kernel. Folding multiplies each channel and its scale
+by the same factor, so the same values are rounded to the same steps.
+
+The network keeps the names of its layers and thus its weight file. Each quantized layer adds the
+ranges of its inputs.
 """
 
 from __future__ import annotations
@@ -22,27 +24,29 @@ from keras import ops
 from deeplab_keras.models.layers import PACKAGE, ResizeTo, Tensor
 
 BITS = 8
-MOMENTUM = 0.99  # of the ranges
-RANGES = (
-    "input_low",
-    "input_high",
-    "input_batches",
-)  # names of the variables that a quantized layer adds
+MOMENTUM = 0.99  # momentum of the ranges
+# Names of the variables that a quantized layer adds.
+RANGES = ("input_low", "input_high", "input_batches")
 WITH_KERNEL = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 T = TypeVar("T")
 
 
 def round_within(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """`x` rounded to the 256 values of an int8 tensor for the range [low, high], which is moved so that 0 is one of them."""
+    """Rounds `x` to the 256 values of an int8 tensor for the range [low, high].
+
+    The range is shifted so that 0 is one of the values.
+    """
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 1e-6)
     return keras.quantizers.fake_quant_with_min_max_vars(x, low, high, num_bits=BITS)
 
 
 def round_kernel(kernel: Tensor, depthwise: bool) -> Tensor:
-    """A kernel `[height, width, in, out]` rounded to 255 values for each output channel, symmetric around 0.
+    """Rounds a kernel to 255 values per output channel, symmetric around 0.
 
-    A depthwise kernel, `[height, width, channels, multiplier]`, has `channels * multiplier` output
-    channels.
+    Args:
+        kernel: `[height, width, in, out]`, or `[height, width, channels, multiplier]` for a
+            depthwise kernel, which has `channels * multiplier` output channels.
+        depthwise: Whether the kernel is a depthwise kernel.
     """
     shape = tuple(kernel.shape)
     flat = ops.reshape(kernel, (-1, shape[2] * shape[3] if depthwise else shape[3]))
@@ -56,10 +60,14 @@ def round_kernel(kernel: Tensor, depthwise: bool) -> Tensor:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Quantized(keras.layers.Wrapper):
-    """A layer that gets its input, or each of several, and its kernel in 8 bits; it has the layer's name.
+    """Wraps a layer so that it computes with 8-bit inputs and an 8-bit kernel; keeps its name.
 
     In training, the range of an input is the running mean of the batches' smallest and largest
     values.
+
+    Args:
+        layer: The layer to wrap.
+        **kwargs: Arguments of every layer.
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
@@ -67,12 +75,9 @@ class Quantized(keras.layers.Wrapper):
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        count = (
-            len(input_shape) if isinstance(input_shape[0], list | tuple) else 1
-        )  # of several inputs, a shape each
-        count = (
-            1 if isinstance(self.layer, ResizeTo) else count
-        )  # its second input only tells the size
+        has_several = isinstance(input_shape[0], list | tuple)
+        # The second input of ResizeTo only has the size.
+        count = len(input_shape) if has_several and not isinstance(self.layer, ResizeTo) else 1
         self.low, self.high, self.batches = (
             self.add_weight(
                 shape=(count,),
@@ -90,7 +95,7 @@ class Quantized(keras.layers.Wrapper):
         several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         count = int(self.low.shape[0])
         if training:
-            self._follow(several[:count])
+            self._update_ranges(several[:count])
         rounded = [
             self._round(x, index, training) for index, x in enumerate(several[:count])
         ] + several[count:]
@@ -101,13 +106,12 @@ class Quantized(keras.layers.Wrapper):
             ops.convert_to_tensor(self.layer.kernel),
             isinstance(self.layer, keras.layers.DepthwiseConv2D),
         )
-        with keras.StatelessScope(
-            state_mapping=[(self.layer.kernel, kernel)]
-        ):  # the layer reads this in its place
+        # The layer uses the rounded kernel instead of its variable.
+        with keras.StatelessScope(state_mapping=[(self.layer.kernel, kernel)]):
             return self.layer(layer_inputs)
 
-    def _follow(self, inputs: list[Tensor]) -> None:
-        """Moves the ranges towards those of this batch; the first batches count as in a plain mean."""
+    def _update_ranges(self, inputs: list[Tensor]) -> None:
+        """Updates the ranges with a batch. The first batches are averaged with equal weights."""
         inputs = [ops.cast(ops.stop_gradient(x), "float32") for x in inputs]
         lows, highs = (
             ops.stack([ops.min(x) for x in inputs]),
@@ -122,7 +126,7 @@ class Quantized(keras.layers.Wrapper):
         low, high = (ops.convert_to_tensor(value)[index] for value in (self.low, self.high))
         if training:
             return round_within(x, low, high)
-        # Of a network that has not been trained yet no range is known.
+        # The ranges of a network that has not been trained yet are unknown.
         return ops.cond(
             self.batches[index] > 0,
             lambda: round_within(x, low, high),
@@ -134,11 +138,11 @@ class Quantized(keras.layers.Wrapper):
 
 
 def quantized(model: keras.Model) -> keras.Model:
-    """A clone of a segmentor, with fresh weights, whose layers compute with inputs and kernels in 8 bits.
+    """Returns a clone of a segmentor, with new weights, whose layers compute in 8 bits.
 
-    Quantized are convolutions, sums and products, activations that are no part of a convolution in
-    TFLite (hard-swish and its like), and the logits before their last resize. Everything else
-    passes on what it got.
+    It quantizes the inputs of convolutions, sums, products, activations that TFLite does not fuse
+    into a convolution (such as hard-swish), and the last resize of the logits. All other layers
+    stay the same.
     """
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -150,5 +154,5 @@ def quantized(model: keras.Model) -> keras.Model:
 
 
 def without_ranges(weights: Mapping[str, T]) -> dict[str, T]:
-    """The weights of a network, by name, less what quantization added to them."""
+    """Returns the weights of a network by name, without those that quantization added."""
     return {name: value for name, value in weights.items() if name.rpartition("/")[2] not in RANGES}

@@ -1,4 +1,4 @@
-"""The segmentation network: normalization, backbone, head and resize in one functional `keras.Model`."""
+"""The segmentation network: normalization, backbone, head and resize in a functional model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deeplab_keras.models.heads.fcn import auxiliary
 from deeplab_keras.models.layers import PACKAGE, Normalize, ResizeTo, Tensor, check_window
 from deeplab_keras.models.quantization import quantized
 
-# Weight of the auxiliary head's loss, see docs/reference/sssegmentation.md#loss.
+# Weight of the auxiliary head's loss (docs/reference/sssegmentation.md#loss).
 AUXILIARY_LOSS_WEIGHT = 0.4
 
 
@@ -28,33 +28,29 @@ class Segmentor(keras.Model):
 
     The auxiliary outputs are the auxiliary head and the scales of an image pyramid. `compile` takes
     one loss. A training step applies it to the logits and to every auxiliary output, with the
-    weights of `auxiliary_loss_weights`. Metrics are computed on the logits only, and so is the loss
-    of `evaluate`.
-    Calling the model returns the logits. Nothing that serves training alone is computed then,
-    unless `training=True`.
+    weights of `auxiliary_loss_weights`. Metrics and the loss of `evaluate` are computed on the
+    logits only. Calling the model returns the logits, and computes the auxiliary outputs only with
+    `training=True`.
 
     `save`, `keras.models.load_model`, `keras.models.clone_model` and `export` work as for every
     functional model.
 
-    Example:
-    ```python
-    import numpy as np
-    import deeplab_keras as dk
-    from deeplab_keras.evaluation.metrics import MeanIoU
-    from deeplab_keras.training.losses import make_loss
-
-    images, labels = np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64))
-    model = dk.build_segmentor(dk.get_config("fcn_mobilenetv2os8_voc"), input_size=(64, 64))
-    model.auxiliary_loss_weights["auxiliary_logits"] = 0.2  # 0.4 by default
-    model.compile("adam", loss=make_loss(), metrics=[MeanIoU(num_classes=21)])
-    model.fit(images, labels)
-    ```
-
     Args:
-        inputs: the image, a `keras.Input`.
-        outputs: the logits, possibly through an `AuxiliaryOutputs` layer.
-        name: name of the model.
-        **kwargs: `trainable`.
+        inputs: The image, a `keras.Input`.
+        outputs: The logits, possibly the output of an `AuxiliaryOutputs` layer.
+        name: Name of the model.
+        **kwargs: Other arguments of `keras.Model`, such as `trainable`.
+
+    Example:
+        >>> model = dk.load_model("runs/demo")
+        >>> type(model).__name__
+        'Segmentor'
+        >>> images, labels = np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64))
+        >>> metric = dk.metrics.MeanIoU(num_classes=11)
+        >>> model.compile("adam", loss=dk.losses.make_loss(), metrics=[metric])
+        >>> history = model.fit(images, labels, verbose=0)
+        >>> sorted(history.history)
+        ['loss', 'mean_io_u']
     """
 
     def __init__(
@@ -66,7 +62,7 @@ class Segmentor(keras.Model):
 
     @property
     def auxiliary_loss_weights(self) -> dict[str, float]:
-        """Name of each auxiliary output -> the weight of its loss. Changes to the dict take effect.
+        """Weight of the loss of each auxiliary output by name. The dict can be changed.
 
         Set the weights before the first training step, which is compiled with them.
         """
@@ -74,12 +70,15 @@ class Segmentor(keras.Model):
 
     @property
     def training_outputs(self) -> dict[str, Tensor]:
-        """Symbolic outputs of a training step at the size of the image, "logits" among them."""
+        """Symbolic outputs of a training step at the size of the image, by name.
+
+        They include "logits".
+        """
         return {"logits": self.output} if self._paths is None else self._paths.training.output
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        """The color, in 0..255, that the reference implementation pads images with; normalized it is 0."""
+        """The color in 0..255 with which the reference pads images. Its normalized value is 0."""
         return pad_value(self)
 
     def call(
@@ -113,8 +112,8 @@ class Segmentor(keras.Model):
         sample_weight: Tensor = None,
         training: bool = True,
     ) -> Tensor:
-        """The loss of the logits plus, in a training step, the weighted losses of the auxiliary outputs."""
-        if keras.backend.backend() != "jax":  # whose compilation would freeze the step
+        """Returns the loss of the logits and, in a training step, of the auxiliary outputs."""
+        if keras.backend.backend() != "jax":  # JAX would compile the step as a constant
             for function in keras.tree.flatten(self.loss):
                 if hasattr(function, "follow"):
                     function.follow(lambda: self.optimizer.iterations)
@@ -133,12 +132,12 @@ class Segmentor(keras.Model):
         y_pred: Tensor | Mapping[str, Tensor],
         sample_weight: Tensor = None,
     ) -> dict[str, Tensor]:
-        """The metrics of the logits."""
+        """Returns the metrics of the logits."""
         logits = y_pred["logits"] if isinstance(y_pred, Mapping) else y_pred
         return super().compute_metrics(x, y, logits, sample_weight)
 
 
-# The model whose training step is running: per thread, because replicas run in threads.
+# The model whose training step is running. Per thread, because replicas run in threads.
 _in_training_step: contextvars.ContextVar[Segmentor | None] = contextvars.ContextVar(
     "_in_training_step", default=None
 )
@@ -146,12 +145,14 @@ _in_training_step: contextvars.ContextVar[Segmentor | None] = contextvars.Contex
 
 @dataclasses.dataclass(frozen=True)
 class _Paths:
-    """The two ways through a segmentor's layers. Keras tracks neither, so they add no layers to the model.
+    """The two paths through a segmentor's layers.
+
+    Keras does not track them, so they add no layers to the model.
 
     Attributes:
-        inference: from the image to the logits.
-        training: from the image to the logits and the auxiliary outputs.
-        loss_weights: see `Segmentor.auxiliary_loss_weights`.
+        inference: From the image to the logits.
+        training: From the image to the logits and the auxiliary outputs.
+        loss_weights: See `Segmentor.auxiliary_loss_weights`.
     """
 
     inference: keras.Model
@@ -174,15 +175,15 @@ class _Paths:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class AuxiliaryOutputs(keras.layers.Layer):
-    """Makes outputs that only training needs part of a segmentor's graph. Returns its first input.
+    """Returns its first input, and keeps outputs that only training needs in the model's graph.
 
     The inputs are the logits, the class scores of the auxiliary outputs in the order of
-    `loss_weights`, and possibly tensors whose layers the model keeps without computing them.
+    `loss_weights`, and possibly tensors whose layers belong to the model but are not computed.
 
     Args:
-        loss_weights: name of each auxiliary output -> weight of its loss.
-        align_corners: how training resizes the scores to the size of the image, see `ResizeTo`.
-        **kwargs: arguments of every layer.
+        loss_weights: Weight of the loss of each auxiliary output by name.
+        align_corners: How training resizes the scores to the size of the image, see `ResizeTo`.
+        **kwargs: Arguments of every layer.
     """
 
     def __init__(
@@ -208,13 +209,13 @@ class AuxiliaryOutputs(keras.layers.Layer):
 def build_segmentor(
     config: ModelConfig, input_size: tuple[int, int] | None = None, *, batch_size: int | None = None
 ) -> Segmentor:
-    """Builds the network that `config` describes, with fresh weights.
+    """Builds the network of a config, with random weights.
 
     Args:
-        config: the architecture.
+        config: The architecture.
         input_size: (height, width) of the images. `None` accepts any size.
-        batch_size: number of images per batch. `None` accepts any number. On-device converters
-            need 1.
+        batch_size: Number of images per batch. `None` accepts any number. On-device converters
+            require 1.
 
     Returns:
         A functional model from images `[batch, height, width, channels]`, RGB in 0..255, to logits
@@ -224,18 +225,18 @@ def build_segmentor(
         Inference does not compute it.
 
     Raises:
-        UserError: `config` is not a ModelConfig, names an unknown backbone or head, or
-            `input_size` is not a size that the network accepts.
+        UserError: If `config` is not a `ModelConfig`, or if the network does not accept images of
+            `input_size`.
     """
     if not isinstance(config, ModelConfig):
         raise UserError(
-            f"build_segmentor: {config!r} is no ModelConfig; give get_config(NAME), list_models() "
-            "names them"
+            f"config must be a ModelConfig. Received: config={config!r}; use get_config(NAME) with "
+            "a name from list_models()"
         )
     if input_size is not None and not _is_size(input_size):
         raise UserError(
-            f"build_segmentor: input_size={input_size!r} is not (height, width) of at least 1; "
-            "None takes any size"
+            "input_size must be (height, width), each at least 1, or None for any size. Received: "
+            f"input_size={input_size!r}"
         )
     height, width = input_size or (None, None)
     if input_size is not None:
@@ -258,7 +259,7 @@ def build_segmentor(
         loss_weights["auxiliary_logits"] = AUXILIARY_LOSS_WEIGHT
         kept.append(auxiliary(features, config))
     if config.image_pyramid and 1.0 not in config.image_pyramid:
-        kept.append(logits)  # so that get_layer("logits").output is the same in a loaded model
+        kept.append(logits)  # so that get_layer("logits").output is the same after loading
     if kept:
         output = AuxiliaryOutputs(
             loss_weights, config.align_corners, dtype=keras.config.floatx(), name="segmentation"
@@ -277,11 +278,11 @@ def _is_size(size: object) -> bool:
 def _merge_pyramid(
     image: Tensor, logits: Tensor, config: ModelConfig
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Class scores of the image at every scale of `image_pyramid`, and all of them merged.
+    """Returns the class scores of each scale of `image_pyramid`, and the merged scores.
 
-    See docs/reference/official_deeplab.md#image-pyramid. The scores are resized to the size of
-    those of the largest scale. All scales share the layers of the network from `image` to `logits`. With one scale there
-    is nothing to merge and no scale has a loss of its own.
+    See docs/reference/official_deeplab.md#image-pyramid. All scores are resized to the size of the
+    scores of the largest scale. The scales share the layers from `image` to `logits`. With a single
+    scale, nothing is merged and the scale has no loss of its own.
 
     Returns:
         The scores by layer name ("logits_0.50" and so on), and the merged scores.
@@ -310,19 +311,19 @@ def _merge_pyramid(
 
 
 def pad_value(model: keras.Model) -> tuple[float, ...]:
-    """The color, in 0..255, that `model` normalizes to 0; black if it has no `Normalize` layer."""
+    """Returns the color in 0..255 that `model` normalizes to 0, or black without normalization."""
     channels = model.input_shape[-1]
     mean = next((layer.mean for layer in model.layers if isinstance(layer, Normalize)), (0.0,))
     return mean * channels if len(mean) == 1 else mean
 
 
 def with_auxiliary_output(model: Segmentor) -> keras.Model:
-    """A model with the layers of `model` and all its `training_outputs`, for training loops of your own."""
+    """Returns a model with all `training_outputs` of a segmentor, for custom training loops."""
     return keras.Model(model.input, model.training_outputs, name=model.name)
 
 
 def check_input_size(config: ModelConfig, height: int, width: int) -> None:
-    """Raises UserError for an input that is too small for the image-pooling window."""
+    """Raises `UserError` if an image of this size is too small for the image pooling window."""
     if not config.image_pooling_window:
         return
     check_window(

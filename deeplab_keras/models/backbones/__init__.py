@@ -1,10 +1,12 @@
-"""Backbones by name, and the contract they keep.
+"""Backbones by name.
 
-A backbone is a function `(image, config) -> dict[str, KerasTensor]`: from a normalised image
-`[batch, height, width, channels]` to features by name. `c1` to `c5` are the last outputs at nominal
-stride 2, 4, 8, 16 and 32; once the network's output stride is reached, later stages keep that size.
-`block<i>` is the output of block i, `block<i>_depthwise` the same block's features after its
-depthwise convolution.
+A backbone is a function `(image, config) -> features`. It takes a normalized image,
+`[batch, height, width, channels]`, and returns a dict of features by name:
+
+* `c1` to `c5`: the last outputs at nominal stride 2, 4, 8, 16 and 32. Stages after the network's
+  output stride keep the size of that stride.
+* `block<i>`: the output of block i.
+* `block<i>_depthwise`: the features of block i after its depthwise convolution.
 """
 
 from __future__ import annotations
@@ -28,5 +30,5 @@ BACKBONES: dict[str, Callable[[Tensor, ModelConfig], Features]] = {
 
 
 def build_backbone(image: Tensor, config: ModelConfig) -> Features:
-    """The features of `config.backbone` for a normalised image `[batch, height, width, channels]`."""
+    """Builds the backbone of a config on a normalized image, and returns its features by name."""
     return BACKBONES[config.backbone](image, config)

@@ -1,4 +1,4 @@
-"""Strides that become dilations once the output stride is reached: the one rule that all backbones share."""
+"""Converts strides into dilation rates once the output stride is reached, for all backbones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from deeplab_keras.config import ModelConfig
 
 @dataclasses.dataclass
 class StridePlan:
-    """Walks the blocks from the stem on and returns the stride and dilation that each block uses.
+    """Returns the stride and dilation of each block in turn, beginning with the stem.
 
-    `config.dilation_placement` selects one of three conventions
-    (docs/reference/sssegmentation.md#conventions, docs/reference/official_deeplab.md#output-stride-and-dilation).
+    `config.dilation_placement` selects one of three conventions, see
+    docs/reference/sssegmentation.md#conventions and
+    docs/reference/official_deeplab.md#output-stride-and-dilation.
     """
 
     config: ModelConfig
@@ -21,7 +22,7 @@ class StridePlan:
     dilation: int = 1
 
     def next(self, stride: int, first_of_stage: bool = True) -> tuple[int, int]:
-        """The stride and dilation of the next block, whose table gives `stride`."""
+        """Returns the stride and dilation of the next block; `stride` is the one in its table."""
         before = self.dilation
         self.nominal_stride *= stride
         if self.stride * stride > self.config.output_stride:
@@ -36,5 +37,5 @@ class StridePlan:
 
     @property
     def level(self) -> str:
-        """The feature key of the block just planned: c1 for nominal stride 2, to c5 for 32."""
+        """Name of the last block's feature, from c1 for nominal stride 2 to c5 for 32."""
         return f"c{self.nominal_stride.bit_length() - 1}"

@@ -1,6 +1,7 @@
-"""MobileNet EdgeTPU: a relative of MobileNetV3 whose early blocks fuse expansion and depthwise convolution.
+"""MobileNet EdgeTPU, a variant of MobileNetV3.
 
-The official DeepLab uses slim's `V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py;
+Its early blocks fuse the expansion and the depthwise convolution. The official DeepLab uses slim's
+`V3_EDGETPU` (research/slim/nets/mobilenet/mobilenet_v3.py, see
 docs/reference/official_deeplab.md#mobilenet-edgetpu).
 """
 
@@ -17,7 +18,7 @@ from deeplab_keras.models.blocks import (
 )
 from deeplab_keras.models.layers import Tensor
 
-# Fused, expansion, output channels, kernel, stride, residual; blocks 1 to 22.
+# Blocks 1 to 22: fused, expansion, output channels, kernel size, stride, residual.
 Row = tuple[bool, int, int, int, int, bool]
 FUSED, SEPARATE = True, False
 
@@ -38,7 +39,10 @@ ROWS: tuple[Row, ...] = (
 
 
 def mobilenet_edgetpu(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """Features c1 (16 channels), c2 (32), c3 (48), c4 (96), c5 (1280) at depth multiplier 1; blocks 1 to 22."""
+    """Returns the features c1 to c5, and those of the blocks 1 to 22.
+
+    At depth multiplier 1, c1 to c5 have 16, 32, 48, 96 and 1280 channels.
+    """
     style = backbone_style(config)
     plan = StridePlan(config)
 

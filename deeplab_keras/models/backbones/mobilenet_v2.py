@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv:1801.04381) without its 1280-channel last convolution, as segmentation uses it."""
+"""MobileNetV2 (Sandler et al., arXiv:1801.04381) without its last convolution (1280 channels)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ STAGES = (
 
 
 def mobilenet_v2(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """Features c1 (16 channels), c2 (24), c3 (32), c4 (96), c5 (320) at depth multiplier 1; blocks 1 to 17."""
+    """Returns the features c1 to c5, and those of the blocks 1 to 17.
+
+    At depth multiplier 1, c1 to c5 have 16, 24, 32, 96 and 320 channels.
+    """
     style = backbone_style(config)
     plan = StridePlan(config)
 

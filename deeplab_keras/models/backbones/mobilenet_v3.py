@@ -1,4 +1,7 @@
-"""MobileNetV3 large and small (Howard et al., arXiv:1905.02244), and the `_seg` variants with a halved last stage."""
+"""MobileNetV3 large and small (Howard et al., arXiv:1905.02244), and their `_seg` variants.
+
+The last stage of the `_seg` variants has half the channels.
+"""
 
 from __future__ import annotations
 
@@ -66,22 +69,34 @@ SMALL_SEG_END: tuple[Row, ...] = (
 
 
 def mobilenet_v3_large(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """Features c1 (16 channels), c2 (24), c3 (40), c4 (112), c5 (960); blocks 1 to 15."""
+    """Returns the features c1 to c5, and those of the blocks 1 to 15.
+
+    At depth multiplier 1, c1 to c5 have 16, 24, 40, 112 and 960 channels.
+    """
     return _mobilenet_v3(image, config, LARGE + LARGE_END, last_channels=960)
 
 
 def mobilenet_v3_small(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """Features c1 (16 channels), c2 (16), c3 (24), c4 (48), c5 (576); blocks 1 to 11."""
+    """Returns the features c1 to c5, and those of the blocks 1 to 11.
+
+    At depth multiplier 1, c1 to c5 have 16, 16, 24, 48 and 576 channels.
+    """
     return _mobilenet_v3(image, config, SMALL + SMALL_END, last_channels=576)
 
 
 def mobilenet_v3_large_seg(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """The official DeepLab's large variant: c5 has 480 channels (docs/reference/official_deeplab.md#mobilenetv3-large-seg)."""
+    """Returns the features of the official DeepLab's large variant, whose c5 has 480 channels.
+
+    See docs/reference/official_deeplab.md#mobilenetv3-large-seg.
+    """
     return _mobilenet_v3(image, config, LARGE + LARGE_SEG_END, last_channels=480)
 
 
 def mobilenet_v3_small_seg(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """The official DeepLab's small variant: c5 has 288 channels (docs/reference/official_deeplab.md#mobilenetv3-small-seg)."""
+    """Returns the features of the official DeepLab's small variant, whose c5 has 288 channels.
+
+    See docs/reference/official_deeplab.md#mobilenetv3-small-seg.
+    """
     return _mobilenet_v3(image, config, SMALL + SMALL_SEG_END, last_channels=288)
 
 
@@ -100,7 +115,7 @@ def _mobilenet_v3(
     nominal_inputs = 16
     for index, (kernel_size, expanded, channels, se, act, table_stride) in enumerate(rows, start=1):
         stride, dilation = plan.next(table_stride)
-        # The expansion is a ratio of the block's input, so that it follows the width multiplier.
+        # The table's expansion relative to the block's input, so that it scales with the width.
         expanded = make_divisible(int(x.shape[-1]) * expanded / nominal_inputs, 8)
         x, tap = inverted_residual(
             x,

@@ -1,15 +1,16 @@
-"""Heads by name, and the contract they keep.
+"""Heads by name.
 
-A head is a function `(features, config) -> logits`: from the backbone's dict of features to
-unsoftmaxed class scores `[batch, h, w, num_classes]` at the stride of the finest feature it reads,
-float32, the output of a layer named "logits". The segmentor resizes them, once.
+A head is a function `(features, config) -> logits`. It takes the backbone's dict of features and
+returns class scores without softmax, `[batch, h, w, num_classes]`, float32, at the stride of the
+finest feature that it uses. They are the output of a layer named "logits". The segmentor resizes
+them once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig, OptionError
 from deeplab_keras.models.heads import aspp, fcn, lraspp, psp
 from deeplab_keras.models.layers import Tensor
 
@@ -23,10 +24,13 @@ HEADS: dict[str, Callable[[dict[str, Tensor], ModelConfig], Tensor]] = {
 
 
 def build_head(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """The logits of `config.head` on the backbone's features."""
+    """Builds the head of a config on the backbone's features, and returns its logits."""
     for key in getattr(config.head_config, "low_level_features", ()):
         if key not in features:
-            raise UserError(
-                f"`low_level_features={key}`: {config.backbone} has {', '.join(features)}"
+            raise OptionError(
+                "low_level_features",
+                key,
+                f"must be features of {config.backbone}: {', '.join(features)}",
+                allowed=features,
             )
     return HEADS[config.head](features, config)

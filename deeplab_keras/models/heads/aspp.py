@@ -1,4 +1,7 @@
-"""Atrous spatial pyramid pooling and its two heads: DeepLabV3 (arXiv:1706.05587) and DeepLabV3+ (arXiv:1802.02611)."""
+"""Atrous spatial pyramid pooling (ASPP), and the heads of DeepLabV3 and DeepLabV3+.
+
+DeepLabV3 is arXiv:1706.05587, DeepLabV3+ is arXiv:1802.02611.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from deeplab_keras.models.layers import DATA_FORMAT, ResizeTo, Tensor, WindowPoo
 
 
 def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """ASPP on c5 and the classifier.
+    """Applies ASPP to c5, then the classifier.
 
     See docs/reference/sssegmentation.md#deeplabv3-head and docs/reference/official_deeplab.md#aspp.
     """
@@ -30,9 +33,11 @@ def deeplab_v3(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """ASPP on c5, merged with each low-level feature by two 3x3 convolutions, and the classifier.
+    """Applies ASPP to c5, merges the result with the low-level features, then the classifier.
 
-    See docs/reference/sssegmentation.md#deeplabv3plus-head and docs/reference/official_deeplab.md#decoder.
+    Two 3x3 convolutions merge each low-level feature. See
+    docs/reference/sssegmentation.md#deeplabv3plus-head and
+    docs/reference/official_deeplab.md#decoder.
     """
     x, act = aspp(features["c5"], config), _activation(config)
     for index, (key, channels) in enumerate(
@@ -55,7 +60,11 @@ def deeplab_v3_plus(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
 
 
 def aspp(x: Tensor, config: ModelConfig) -> Tensor:
-    """A 1x1 branch, a dilated 3x3 branch for each of `atrous_rates`, image pooling; concatenated and projected."""
+    """Computes the branches of ASPP in parallel, concatenates and projects them.
+
+    The branches are a 1x1 convolution, a dilated 3x3 convolution for each of `atrous_rates`, and
+    image pooling.
+    """
     if not config.aspp_with_batch_norm:
         return x
     style, act, channels = head_style(config), _activation(config), config.head_channels
@@ -82,7 +91,7 @@ def aspp(x: Tensor, config: ModelConfig) -> Tensor:
 
 
 def image_pooling(x: Tensor, config: ModelConfig) -> Tensor:
-    """The mean over the whole map `[batch, 1, 1, channels]`, or over a window that moves by a stride."""
+    """Averages over the whole map, `[batch, 1, 1, channels]`, or over a sliding window."""
     if not config.image_pooling_window:
         return keras.layers.GlobalAveragePooling2D(
             DATA_FORMAT, keepdims=True, name="image_pooling_pool"

@@ -1,4 +1,4 @@
-"""The end that all heads share: dropout and the convolution to the classes."""
+"""The last layers of all heads: dropout and the convolution to the classes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from deeplab_keras.models.layers import DATA_FORMAT, Tensor
 def classify(
     x: Tensor, config: ModelConfig, name: str = "logits", rates: tuple[int, ...] = ()
 ) -> Tensor:
-    """Float32 class scores `[batch, h, w, num_classes]` from a layer called `name`.
+    """Returns class scores, `[batch, h, w, num_classes]`, float32.
 
-    With `rates` there is one classifier of `logits_kernel_size` for each of these dilations, and
-    their scores are added (docs/reference/official_deeplab.md#logits).
+    Args:
+        x: The features, `[batch, h, w, channels]`.
+        config: The architecture.
+        name: Name of the layer that computes the scores.
+        rates: Dilation rates. If given, each has a classifier of `logits_kernel_size`, and their
+            scores are added (docs/reference/official_deeplab.md#logits).
     """
     if config.dropout_rate and config.dropout_placement == "classifier":
         x = keras.layers.SpatialDropout2D(config.dropout_rate, DATA_FORMAT, name=f"{name}_dropout")(

@@ -1,4 +1,4 @@
-"""LR-ASPP, the light head of MobileNetV3 (Howard et al., arXiv:1905.02244, section 6.4)."""
+"""LR-ASPP, the lightweight head of MobileNetV3 (Howard et al., arXiv:1905.02244, section 6.4)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from deeplab_keras.models.layers import ResizeTo, Tensor
 
 
 def lraspp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """A 1x1 convolution of c5, multiplied by a gate pooled from c5, then merged with the low-level features.
+    """Multiplies a 1x1 convolution of c5 by a gate, then merges low-level features.
 
-    With `low_level_channels`, low-level features are concatenated step by step, as in SSSegmentation
-    (docs/reference/sssegmentation.md#lr-aspp-head). Without, the class scores of a single
-    low-level feature are added, as in the paper, the official DeepLab
-    (docs/reference/official_deeplab.md#lr-aspp) and torchvision.
+    The gate is pooled from c5. With `low_level_channels`, the low-level features are concatenated
+    one after another, as in SSSegmentation (docs/reference/sssegmentation.md#lr-aspp-head).
+    Otherwise, the class scores of a single low-level feature are added, as in the paper, the
+    official DeepLab (docs/reference/official_deeplab.md#lr-aspp) and torchvision.
     """
     x, style = features["c5"], head_style(config)
     act = "relu6" if config.use_bounded_activation else "relu"

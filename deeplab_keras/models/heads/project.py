@@ -1,4 +1,4 @@
-"""From the branches of a head to its channels: PSPNet's and ASPP's projection."""
+"""The projection of PSPNet and ASPP: concatenates the branches of a head and convolves them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def project(
     name: str,
     act: str = "relu",
 ) -> Tensor:
-    """The branches resized, concatenated, convolved.
+    """Resizes, concatenates and convolves branches.
 
     Args:
-        branches: `[batch, h, w, channels]`, each its own.
-        resized: which of them, by their places, are resized to the size of the others; the names of
-            the layers that do it.
-        config: of the head.
-        kernel_size: of the convolution; 0: none.
-        name: of the layers: "<name>_concat", "<name>_project_conv" and so on.
-        act: activation.
+        branches: `[batch, h, w, channels]`. Sizes and channels may differ.
+        resized: Names of the layers that resize a branch to the size of the others, by the index of
+            the branch.
+        config: The architecture.
+        kernel_size: Kernel size of the convolution. 0 leaves the convolution out.
+        name: Prefix of the layer names: "<name>_concat", "<name>_project_conv" and so on.
+        act: The activation.
 
     Returns:
-        `[batch, h, w, config.head_channels]`, without a convolution the concatenated branches.
+        `[batch, h, w, config.head_channels]`, or the concatenated branches without a convolution.
     """
     style = head_style(config)
-    # In 8 bits each branch's sum would be rounded, so files and trainings in 8 bits concatenate.
+    # In 8 bits, the sum of each branch would be rounded, so quantized networks concatenate.
     if (
         config.branchwise
         and not config.quantization_aware

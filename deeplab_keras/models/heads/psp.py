@@ -10,9 +10,10 @@ from deeplab_keras.models.layers import AdaptiveAveragePooling, Tensor
 
 
 def psp(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
-    """Concatenates c5 with its averages over 1, 2, 3 and 6 bins per side, then a 3x3 convolution and the classifier.
+    """Concatenates c5 with its averages over bins, then a 3x3 convolution and the classifier.
 
-    See docs/reference/sssegmentation.md#pspnet-head.
+    `pool_scales` has the numbers of bins per side, 1, 2, 3 and 6 in the paper. See
+    docs/reference/sssegmentation.md#pspnet-head.
     """
     x, style = features["c5"], head_style(config)
     levels, names = [x], {}
