@@ -25,7 +25,7 @@ HEADS: dict[str, Callable[[dict[str, Tensor], ModelConfig], Tensor]] = {
 
 def build_head(features: dict[str, Tensor], config: ModelConfig) -> Tensor:
     """Builds the head of a config on the backbone's features, and returns its logits."""
-    for key in getattr(config.head_config, "low_level_features", ()):
+    for key in config.get("low_level_features", ()):
         if key not in features:
             raise OptionError(
                 "low_level_features",
