@@ -186,6 +186,11 @@ def batch_norm(x: Tensor, *, name: str, style: BlockStyle) -> Tensor:
     )(x)
 
 
+def bn_act(x: Tensor, act: str | None, *, name: str, style: BlockStyle) -> Tensor:
+    """Applies batch norm and an activation."""
+    return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
+
+
 def conv_bn_act(
     x: Tensor,
     filters: int,
@@ -209,7 +214,7 @@ def conv_bn_act(
         dilation=dilation,
         stddev=stddev,
     )
-    return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
+    return bn_act(x, act, name=name, style=style)
 
 
 def depthwise_bn_act(
@@ -233,7 +238,7 @@ def depthwise_bn_act(
         dilation=dilation,
         stddev=stddev,
     )
-    return activation(batch_norm(x, name=f"{name}_bn", style=style), act, f"{name}_act")
+    return bn_act(x, act, name=name, style=style)
 
 
 def separable_conv_bn_act(
@@ -311,10 +316,7 @@ def inverted_residual(
     )
     if se_channels:
         y = squeeze_excite(y, se_channels, name=f"{name}_se", style=style)
-    y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
-    if residual and filters == x.shape[-1]:
-        y = keras.layers.Add(name=f"{name}_add")([x, y])
-    return y, tap
+    return _project(y, x if residual else None, filters, name=name, style=style), tap
 
 
 def fused_inverted_residual(
@@ -349,8 +351,14 @@ def fused_inverted_residual(
             stride=stride,
             dilation=dilation,
         )
-    tap = y
-    y = conv_bn_act(y, filters, name=f"{name}_project", style=style, act=None)
-    if residual and filters == x.shape[-1]:
-        y = keras.layers.Add(name=f"{name}_add")([x, y])
-    return y, tap
+    return _project(y, x if residual else None, filters, name=name, style=style), y
+
+
+def _project(
+    x: Tensor, shortcut: Tensor | None, filters: int, *, name: str, style: BlockStyle
+) -> Tensor:
+    """Applies a 1x1 convolution and batch norm, and adds the shortcut if its channels match."""
+    x = conv_bn_act(x, filters, name=f"{name}_project", style=style, act=None)
+    if shortcut is None or shortcut.shape[-1] != filters:
+        return x
+    return keras.layers.Add(name=f"{name}_add")([shortcut, x])

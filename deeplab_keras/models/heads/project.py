@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from deeplab_keras.config import ModelConfig
-from deeplab_keras.models.blocks import activation, batch_norm, concat_conv, conv_bn_act, head_style
+from deeplab_keras.models.blocks import bn_act, concat_conv, conv_bn_act, head_style
 from deeplab_keras.models.layers import ResizeTo, Tensor
 
 
@@ -51,9 +51,7 @@ def project(
             resized=tuple(resized),
             align_corners=config.align_corners,
         )
-        return activation(
-            batch_norm(y, name=f"{name}_project_bn", style=style), act, f"{name}_project_act"
-        )
+        return bn_act(y, act, name=f"{name}_project", style=style)
     whole = next(branch for place, branch in enumerate(branches) if place not in resized)
     same_size = [
         ResizeTo(config.align_corners, name=resized[place])([branch, whole])
