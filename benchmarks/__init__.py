@@ -1,6 +1,6 @@
-"""What a network, its input, its training and its evaluation cost; run by scripts/benchmark.py.
+"""Measures the speed and memory of input, training, evaluation and models.
 
-One module per measurement: `input`, `training`, `evaluating`, `models`. Each contender runs in its
-own process (`workers`), all of them interleaved (`rounds`), and the results become rows of a table
-(`records`).
+scripts/benchmark.py runs it. There is one module per measurement: `input`, `training`, `evaluating`
+and `models`. Each contender runs in its own process (`workers`). The contenders take turns
+(`rounds`), and the results become rows of a table (`records`).
 """

@@ -1,7 +1,7 @@
-r"""Measures what things cost here: the input pipeline, a training step, an evaluation, a model.
+r"""Measures the speed and memory of the input pipeline, a training step, an evaluation or a model.
 
-All is measured in turn, round after round. --csv keeps the numbers with the machine and the
-versions; --page makes a page of that file.
+All contenders take turns, round after round. --csv saves the numbers together with the machine and
+the versions. --page creates a page from that file.
 
     python scripts/benchmark.py --what=input --dataset=folder --dataset_dir=datasets/mine \
         --against=torch
@@ -11,7 +11,7 @@ versions; --page makes a page of that file.
 
     python scripts/benchmark.py --what=eval --checkpoint_dir=runs/demo
 
-    python scripts/benchmark.py --what=model --model=lrasppnet_mobilenetv3los8_voc --csv=found.csv
+    python scripts/benchmark.py --what=model --model=lrasppnet_mobilenetv3los8_voc --csv=speed.csv
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ KINDS = ("keras", "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What to measure, and how long."""
+    """What to measure, and for how long."""
 
-    what: str = option("", "what is measured", choices=("", "input", "train", "eval", "model"))
+    what: str = option("", "what to measure", choices=("", "input", "train", "eval", "model"))
     checkpoint_dir: str = option(
-        "", "eval, model: a workdir or a checkpoint; without it random weights of --model"
+        "", "eval, model: a workdir or a checkpoint; default: random weights of --model"
     )
     against: tuple[str, ...] = option(
-        (), "peers: torch, torch_compile, jax, onnxruntime, openvino; not each everywhere"
+        (),
+        "other libraries to measure: torch, torch_compile, jax, onnxruntime, openvino; depends on "
+        "--what",
     )
-    rounds: int = option(5, "how often all have their turn")
-    batches: int = option(8, "batches a round: training steps, calls of a model")
-    stages: bool = option(True, "input: each stage of the pipeline too")
+    rounds: int = option(5, "number of rounds in which all contenders take turns")
+    batches: int = option(8, "batches per round: training steps, or calls of a model")
+    stages: bool = option(True, "input: also measures each stage of the pipeline")
     input_size: tuple[int, ...] = option((512, 512), "model: height,width of the image")
     batch_sizes: tuple[int, ...] = option(
-        (1,), "model: images a call; TFLite and ONNX files take one"
+        (1,), "model: images per call; TFLite and ONNX files are measured with 1 only"
     )
-    num_threads: int = option(2, "model: threads of every runtime")
-    kinds: tuple[str, ...] = option(KINDS, "model: its forms, of these and onnx")
-    csv: str = option("", "a file to which a row for every measurement is appended")
-    page: str = option("", "a Markdown page, made of --csv")
+    num_threads: int = option(2, "model: number of threads of every runtime")
+    kinds: tuple[str, ...] = option(KINDS, "model: its formats, these and onnx")
+    csv: str = option("", "a file to which a row per measurement is appended")
+    page: str = option("", "a Markdown page that is created from --csv")
 
     def validate(self) -> None:
-        """Something to do."""
         if not self.page:
             self._require_given("what", "input, train, eval or model")
         for field in ("rounds", "batches", "num_threads"):
@@ -65,21 +66,23 @@ class Options(Config):
             "must be whole numbers of at least 1",
         )
         self._require(
-            not self.page or bool(self.csv), "page", "requires `csv`, from which the page is made"
+            not self.page or bool(self.csv),
+            "page",
+            "requires `csv`, from which the page is created",
         )
 
 
 def main(command: Command) -> None:
-    """Measures, prints a table, keeps the rows."""
+    """Measures, prints a table and saves the rows."""
     options = command.config(Options)
 
     from benchmarks import records, runs
 
     if options.what:
         if options.csv:
-            records.check(options.csv)  # before the minutes
-        here = ("what", "checkpoint_dir", "csv", "page")
-        keywords = {name: value for name, value in options.to_dict().items() if name not in here}
+            records.check(options.csv)  # before the measurement, which takes minutes
+        own = ("what", "checkpoint_dir", "csv", "page")
+        keywords = {name: value for name, value in options.to_dict().items() if name not in own}
         result = runs.measure(
             options.what,
             options.checkpoint_dir or command.model_config(),
@@ -94,7 +97,7 @@ def main(command: Command) -> None:
             records.append(options.csv, options.what, result.case, result.rows(), text)
     if options.page:
         records.write_page(options.page, options.csv)
-        print(f"written: {options.page}")
+        print(f"wrote {options.page}")
 
 
 SECTIONS = (Options, DataConfig, TrainConfig, EvalConfig, ModelConfig)

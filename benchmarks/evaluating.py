@@ -1,4 +1,4 @@
-"""What an evaluation costs beside the bare forward pass, and what its confusion matrix costs."""
+"""Measures an evaluation compared with the forward pass alone, and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks.records import Row
 from benchmarks.rounds import Spread
-from benchmarks.workers import Recipe, all_at_work, peak_memory
+from benchmarks.workers import Recipe, peak_memory, running
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.registry import open_dataset
@@ -24,15 +24,15 @@ from deeplab_keras.models.segmentor import build_segmentor
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation costs.
+    """The speed and memory of an evaluation.
 
     Attributes:
-        case: model and data.
-        speed: images/s of `evaluate`, from the files to the confusion matrix.
-        forward_speed: images/s of the network alone, on images that lie ready at its input's size.
-        matrix_share: time of the confusion matrix of an image over that of its forward pass.
-        peak_bytes: the most memory the process had, its libraries included.
-        rounds: how many.
+        case: The model and the data.
+        speed: Images/s of `evaluate`, from the files to the confusion matrix.
+        forward_speed: Images/s of the network alone, on images in memory at its input size.
+        matrix_share: Time of the confusion matrix, as a share of the time of the forward pass.
+        peak_bytes: Peak memory of the process, including its libraries.
+        rounds: Number of rounds.
     """
 
     case: str
@@ -44,11 +44,11 @@ class EvaluationResult:
 
     @property
     def ratio(self) -> float:
-        """Images/s of the evaluation over those of the bare forward pass."""
+        """Speed of the evaluation, as a share of the speed of the forward pass alone."""
         return self.speed.median / self.forward_speed.median
 
     def table(self) -> str:
-        """What a person reads."""
+        """Returns the result as text."""
         return "\n".join(
             [
                 self.case,
@@ -63,7 +63,7 @@ class EvaluationResult:
         )
 
     def rows(self) -> list[Row]:
-        """The same for `records`."""
+        """Returns the result as rows for `records`."""
         subject = "evaluation"
         return [
             Row(subject, "speed", "images/s", self.speed, self.rounds),
@@ -85,31 +85,30 @@ def measure_evaluation(
     rounds: int = 5,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> EvaluationResult:
-    """Times `evaluate` on the first images of a split beside the bare forward pass.
+    """Times `evaluate` on the first images of a split, and the forward pass alone.
 
     Args:
-        model: a checkpoint or workdir, or the config of a network that gets random weights and the
+        model: A checkpoint or workdir, or the config of a network that gets random weights and the
             dataset's classes.
-        data: the dataset; its `eval_split`.
-        config: how the model is run: the whole image, at one scale.
-        batches: so many batches of `eval_batch_size` images a round.
-        rounds: how many.
-        on_round: gets the number of rounds that are done.
+        data: The dataset, of which `eval_split` is used.
+        config: How predictions are computed. It must use the whole image at a single scale.
+        batches: Number of batches of `eval_batch_size` images per round.
+        rounds: Number of rounds.
+        on_round: Called with the number of completed rounds.
 
     Raises:
-        UserError: a mistake in the configs or the data, or a way of inference that has no single
-            forward pass.
+        UserError: If a config or the dataset is invalid, or if `config` needs more than one forward
+            pass per image.
     """
     if config.inference != "whole" or config.eval_scales != (1.0,) or config.add_flipped_images:
         raise UserError(
-            "--what=eval compares with one forward pass an image: give --inference=whole, "
-            "--eval_scales=1.0 and no "
-            "--add_flipped_images"
+            "--what=eval requires a single forward pass per image; use --inference=whole and "
+            "--eval_scales=1.0, and leave out --add_flipped_images"
         )
     recipe = Recipe(
         "evaluation", f"{__name__}:make", {"model": model, "data": data, "config": config}
     )
-    with all_at_work([recipe]) as (worker,):
+    with running([recipe]) as (worker,):
         found: dict[str, list[float]] = {}
         for number in range(rounds):
             for name, value in worker.measure(batches=batches).items():
@@ -128,7 +127,7 @@ def measure_evaluation(
 
 
 class Contender:
-    """A model on a split."""
+    """Evaluates a model on a split."""
 
     def __init__(self, model: ModelConfig | str, data: DataConfig, config: EvalConfig) -> None:
         self.source, self.config = open_dataset(data, data.eval_split), config
@@ -145,11 +144,11 @@ class Contender:
         self.warm = False
 
     def measure(self, batches: int) -> dict[str, Any]:
-        """A round; with no batches, what does not change between rounds."""
+        """Measures one round. With 0 batches, returns what does not change between rounds."""
         if not batches:
             return {"case": self._case(), "peak_bytes": peak_memory()}
         count = min(batches * self.config.eval_batch_size, len(self.source))
-        if not self.warm:  # every size of batch and image is traced once
+        if not self.warm:  # traces every size of batch and image once
             self._evaluate(count)
             self._forward_and_matrix(count)
             self.warm = True
@@ -165,8 +164,7 @@ class Contender:
         size = "x".join(map(str, self.source.load(0)[1].shape))
         return (
             f"{self.name}, {self.source.info.name} {self.split}, {self.source.info.num_classes} "
-            f"classes, the first image {size}, "
-            f"batches of {self.config.eval_batch_size}"
+            f"classes, first image {size}, batches of {self.config.eval_batch_size}"
         )
 
     def _evaluate(self, count: int) -> float:
@@ -175,12 +173,11 @@ class Contender:
         return time.perf_counter() - start
 
     def _forward_and_matrix(self, count: int) -> tuple[float, float]:
-        """Seconds of the forward passes of the same batches, and of their confusion matrices."""
+        """Returns the seconds of the forward passes and of the confusion matrices."""
         forward = matrix = 0.0
         info, random = self.source.info, np.random.default_rng(0)
-        loaded = list(
-            batches(self.source, count, self.config.eval_batch_size, info)
-        )  # so that none is read meanwhile
+        # Loads all batches first, so that no image is read during the measurement.
+        loaded = list(batches(self.source, count, self.config.eval_batch_size, info))
         for _, images, labels in loaded:
             size = self.network.input_size or resized_size(images.shape[1:3], self.config)
             ready = tf.cast(
@@ -189,9 +186,8 @@ class Contender:
             start = time.perf_counter()
             self.network(ready)[:1, :1, :1, :1].numpy()
             forward += time.perf_counter() - start
-            predictions = random.integers(
-                0, info.num_classes, labels.shape, np.uint8
-            )  # no neighbours alike: the worst case
+            # Random classes are the worst case, because neighboring pixels differ.
+            predictions = random.integers(0, info.num_classes, labels.shape, np.uint8)
             start = time.perf_counter()
             count_pixels(labels, predictions, info.num_classes, info.ignore_label)
             matrix += time.perf_counter() - start
@@ -199,5 +195,5 @@ class Contender:
 
 
 def make(model: ModelConfig | str, data: DataConfig, config: EvalConfig) -> Contender:
-    """The contender of `measure_evaluation`."""
+    """Creates the contender of `measure_evaluation`."""
     return Contender(model, data, config)

@@ -1,4 +1,4 @@
-"""Images/s of the training input, whole and stage by stage, and of SSSegmentation's own on OpenCV and PyTorch beside it."""
+"""Measures the training input pipeline, by stage, compared with SSSegmentation's pipeline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from benchmarks import peers
 from benchmarks.records import Row
-from benchmarks.rounds import Spread, in_rounds
-from benchmarks.workers import Recipe, all_at_work, process_seconds
+from benchmarks.rounds import Spread, measure_in_rounds
+from benchmarks.workers import Recipe, process_seconds, running
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, UserError
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.files.pairs import FileSource
 from deeplab_keras.data.registry import open_dataset
 
-# What is switched off for the stages before the ones that are named so.
+# The options of strong augmentation, turned off.
 STRONG = {
     "rotation": 0.0,
     "blur": 0.0,
@@ -30,13 +30,22 @@ STRONG = {
 }
 CPU = ", CPU ms"
 PACKAGES = {"torch": "torch", "cv2": "opencv-python-headless"}
-# what the reference does in its pipeline and we in the network
-NORMALISED = "normalise (the model's first layer)"
+# The reference normalizes in its pipeline, this project in the network.
+NORMALIZED = "normalize (the model's first layer)"
 
 
 @dataclasses.dataclass(frozen=True)
 class InputResult:
-    """Images/s and CPU milliseconds an image: contender -> stage, with all before it -> spread over the rounds."""
+    """The speed and CPU time of input pipelines, by contender and stage.
+
+    Each stage includes all stages before it.
+
+    Attributes:
+        speeds: Images/s.
+        cpu: CPU milliseconds per image, summed over the cores.
+        case: The dataset and the batches.
+        rounds: Number of rounds.
+    """
 
     speeds: dict[str, dict[str, Spread]]
     cpu: dict[str, dict[str, Spread]]
@@ -44,29 +53,32 @@ class InputResult:
     rounds: int
 
     def rows(self) -> list[Row]:
-        """Each stage's images/s and CPU time, for `records`."""
-        found = []
+        """Returns the result as rows for `records`."""
+        rows = []
         for name, stages in self.speeds.items():
             for stage, speed in stages.items():
                 subject, cpu = f"{name}: {stage}", self.cpu[name][stage]
-                found.append(Row(subject, "speed", "images/s", speed, self.rounds))
-                found.append(Row(subject, "CPU an image", "ms", cpu, self.rounds))
-        return found
+                rows.append(Row(subject, "speed", "images/s", speed, self.rounds))
+                rows.append(Row(subject, "CPU per image", "ms", cpu, self.rounds))
+        return rows
 
     def ratios(self) -> tuple[float, float] | None:
-        """Our images/s over the peer's: each up to the batches that its training gets, and both normalised; None without one."""
+        """Returns our speed divided by the peer's, or `None` without a peer.
+
+        Returns:
+            The ratio for the batches that each training gets, and the ratio if our images are
+            normalized in the pipeline too.
+        """
         if len(self.speeds) < 2:
             return None
-        (*_, whole, normalised), (*_, peer) = (
+        (*_, whole, normalized), (*_, peer) = (
             list(stages.values()) for stages in self.speeds.values()
         )
-        return whole.median / peer.median, normalised.median / peer.median
+        return whole.median / peer.median, normalized.median / peer.median
 
     def table(self) -> str:
-        """What a person reads."""
-        lines = [
-            "images/s: median (quartiles) of the rounds; CPU: milliseconds of one core an image"
-        ]
+        """Returns the result as text."""
+        lines = ["images/s: median (quartiles) over the rounds; CPU: CPU milliseconds per image"]
         for name, stages in self.speeds.items():
             lines += ["", f"{name}"]
             lines += [
@@ -76,7 +88,7 @@ class InputResult:
         if ratios := self.ratios():
             lines += [
                 "",
-                f"images/s of ours over the peer's: {ratios[0]:.2f}; with ours normalised too: "
+                f"our images/s divided by the peer's: {ratios[0]:.2f}; with normalization: "
                 f"{ratios[1]:.2f}",
             ]
         return "\n".join(lines)
@@ -96,29 +108,29 @@ def measure_input(
     """Times the training input of a dataset, from its files to augmented batches.
 
     Args:
-        config: dataset and augmentation.
-        against: "torch" for SSSegmentation's pipeline under PyTorch's DataLoader, on the same
-            files.
-        batches: timed in each round and stage, after two that are not.
-        rounds: in which everything is measured in turn.
-        stages: the stages one by one too.
-        normalization: of the model that would be trained.
-        workers: processes of the DataLoader.
-        on_round: gets the number of rounds that are done.
+        config: The dataset and its augmentation.
+        against: "torch" for SSSegmentation's pipeline in PyTorch's DataLoader, on the same files.
+        batches: Number of timed batches per round and stage. Two batches before them are not timed.
+        rounds: Number of rounds in which all contenders take turns.
+        stages: Whether to measure each stage too.
+        normalization: The normalization of the model.
+        workers: Number of processes of the DataLoader.
+        on_round: Called with the number of completed rounds.
 
     Raises:
-        UserError: a mistake in the config or the data, a peer that is not installed or cannot read
-            this dataset.
+        UserError: If the config or the dataset is invalid, or if a peer is not installed or cannot
+            read the dataset.
     """
     source = open_dataset(config, config.train_split)
-    pipeline.train_dataset(
-        source, config, (0.0, 0.0, 0.0)
-    )  # reports mistakes before any process starts
+    # Reports errors before any process starts.
+    pipeline.train_dataset(source, config, (0.0, 0.0, 0.0))
     ours = {"config": config, "normalization": normalization}
     recipes = [Recipe("deeplab_keras", f"{__name__}:make", ours)]
     for peer in against:
         if peer != "torch":
-            raise UserError(f"--against={peer}: for --what=input there is torch")
+            raise UserError(
+                f"--against must be torch with --what=input. Received: --against={peer}"
+            )
         peers.require(peer, PACKAGES)
         pairs = {
             **_as_reference(source, config),
@@ -126,19 +138,12 @@ def measure_input(
             "normalization": NORMALIZATIONS[normalization],
         }
         arguments = {"pairs": pairs, "batch_size": config.train_batch_size, "workers": workers}
-        made_by = "benchmarks.peers.torch_input:make"
-        recipes.append(
-            Recipe(
-                "SSSegmentation's OpenCV, torch DataLoader",
-                made_by,
-                arguments,
-                {"OMP_WAIT_POLICY": "PASSIVE"},
-            )
-        )
-    with all_at_work(recipes) as at_work:
-        found = in_rounds(
-            at_work, rounds, {"batches": batches, "warm_up": 2, "stages": stages}, on_round
-        )
+        name = "SSSegmentation's OpenCV, torch DataLoader"
+        make_peer = "benchmarks.peers.torch_input:make"
+        recipes.append(Recipe(name, make_peer, arguments, peers.PASSIVE_WAIT))
+    options = {"batches": batches, "warm_up": 2, "stages": stages}
+    with running(recipes) as contenders:
+        found = measure_in_rounds(contenders, rounds, options, on_round)
     speeds = {
         name: {q: Spread.of(v) for q, v in values.items() if not q.endswith(CPU)}
         for name, values in found.items()
@@ -154,26 +159,26 @@ def measure_input(
 
 
 def _as_reference(source: Any, config: DataConfig) -> dict[str, Any]:
-    """The arguments of the peer's `Pairs`.
+    """Returns the arguments of the peer's `Pairs`.
 
     Raises:
-        UserError: what the peer cannot do.
+        UserError: If the peer does not support the dataset or the augmentation.
     """
     if not isinstance(source, FileSource) or not all(
         plain for pair in source.plain for plain in pair
     ):
         raise UserError(
-            "--against=torch reads JPEG or PNG images and grey PNG masks of ids, and "
-            f"--dataset={config.dataset} has others; "
-            "convert_masks makes such masks"
+            "--against=torch requires JPEG or PNG images, and grayscale PNG masks of class ids. "
+            f"Received: --dataset={config.dataset}; use scripts/convert_masks.py to create such "
+            "masks"
         )
     if config.preprocessing == "official" or any(
         getattr(config, name) for name in (*STRONG, "scale_factor_step_size")
     ):
         raise UserError(
-            "--against=torch does what SSSegmentation does: no --preprocessing=official, "
-            "--scale_factor_step_size, rotation, "
-            "blur, cutout, RandAugment, CutMix or Mosaic; leave these out"
+            "--against=torch cannot be combined with options that SSSegmentation does not have: "
+            "--preprocessing=official, --scale_factor_step_size, rotation, blur, cutout, "
+            "RandAugment, CutMix and Mosaic; leave them out"
         )
     ignored = source.info.ignore_label
     if source.label_map is None:
@@ -197,7 +202,10 @@ class Contender:
         self.stages = dict(self._stages())
 
     def measure(self, batches: int, warm_up: int, stages: bool) -> dict[str, float]:
-        """Images/s, and milliseconds of CPU time an image, of each stage with all before it, or of the last two."""
+        """Returns the images/s and the CPU milliseconds per image of each stage.
+
+        Each stage includes all stages before it. Without `stages`, measures the last two only.
+        """
         found: dict[str, float] = {}
         for name in list(self.stages)[0 if stages else -2 :]:
             dataset, images = self.stages[name]
@@ -214,7 +222,7 @@ class Contender:
         return found
 
     def _stages(self) -> list[tuple[str, tuple[tf.data.Dataset, int]]]:
-        """Name -> the pipeline up to there, and how many images one of its elements holds."""
+        """Returns the name of each stage, the pipeline up to it, and its images per element."""
         config, batch = self.config, self.config.train_batch_size
         plain = config.replace(
             random_flip=False, photometric_distortion=False, data_service=None, **STRONG
@@ -232,7 +240,7 @@ class Contender:
             return self.source.tf_load(index)
 
         @pipeline.plain_graph
-        def normalise(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def normalize(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return (images - self.mean) * (1 / self.std), labels
 
         stream = pipeline.sample_stream(len(self.source), config.seed, batch)
@@ -240,18 +248,18 @@ class Contender:
             tf.data.AUTOTUNE
         )
         datasets = {
-            name: pipeline.train_dataset(self.source, done, tuple(self.mean))
-            for name, done in configs.items()
+            name: pipeline.train_dataset(self.source, stage_config, tuple(self.mean))
+            for name, stage_config in configs.items()
         }
-        normalised = (
+        normalized = (
             datasets[list(configs)[-1]]
-            .map(normalise, num_parallel_calls=tf.data.AUTOTUNE)
+            .map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
             .prefetch(tf.data.AUTOTUNE)
         )
         batched = [(name, (dataset, batch)) for name, dataset in datasets.items()]
-        return [("read and decode", (loaded, 1)), *batched, (NORMALISED, (normalised, batch))]
+        return [("read and decode", (loaded, 1)), *batched, (NORMALIZED, (normalized, batch))]
 
 
 def make(config: DataConfig, normalization: str) -> Contender:
-    """The contender of `measure_input`."""
+    """Creates the contender of `measure_input`."""
     return Contender(config, normalization)

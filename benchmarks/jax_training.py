@@ -1,4 +1,7 @@
-"""The contender of a training benchmark that is our network, loss and optimizer on Keras' JAX backend, without TensorFlow."""
+"""The contender of a training benchmark that runs our network on Keras' JAX backend.
+
+It uses our loss and optimizer too, and does not require TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ WARM_UP = 2
 
 
 class Contender:
-    """Steps on one batch that lies on the device: one compiled function, whose state is handed on from step to step."""
+    """Takes steps on one batch on the device, with a compiled function from state to state."""
 
     def __init__(
         self, model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
@@ -56,7 +59,7 @@ class Contender:
         self._take(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
-        """Images/s of a round; with no batches, what does not change between rounds."""
+        """Measures one round. With 0 batches, returns what does not change between rounds."""
         device = jax.devices()[0]
         on_gpu = device.platform != "cpu"
         if not batches:
@@ -95,7 +98,7 @@ class Contender:
 
 
 def measured_peak(dtype: str, on_gpu: bool) -> float:
-    """Multiply-adds a second of a large matrix product or a 3x3 convolution, whichever is faster."""
+    """Returns the multiply-adds per second of a matrix product or a convolution, the faster one."""
     matrix, image, kernel = (jnp.asarray(array, dtype) for array in peak.operands(on_gpu))
     product = jax.jit(lambda matrix: matrix @ matrix)
     layout = ("NHWC", "HWIO", "NHWC")
@@ -115,5 +118,5 @@ def measured_peak(dtype: str, on_gpu: bool) -> float:
 def make(
     model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
 ) -> Contender:
-    """The contender of `training`."""
+    """Creates the contender of `training`."""
     return Contender(model, training, shape, ignore_label)

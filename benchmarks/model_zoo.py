@@ -1,6 +1,8 @@
-"""Writes the tables of docs/model_zoo.md from the models and the recipes' headers, in some minutes.
+"""Writes the tables of docs/model_zoo.md from the models and the headers of the recipes.
 
-python scripts/make_model_zoo.py --output=docs/model_zoo.md
+It takes a few minutes:
+
+    python scripts/make_model_zoo.py --output=docs/model_zoo.md
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from deeplab_keras.cli import Command
 from deeplab_keras.config import Config, UserError, option
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-# Folder of the recipes -> title of their table.
+# Title of the table by the folder of the recipes.
 TITLES = {
     "voc": "PASCAL VOC 2012",
     "ade20k": "ADE20k",
@@ -35,13 +37,20 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """Where."""
+    """Where to write."""
 
-    output: str = option("docs/model_zoo.md", "the page; its text stays, its tables are replaced")
+    output: str = option(
+        "docs/model_zoo.md", "the page, whose text is kept and whose tables are replaced"
+    )
 
 
 def count(name: str) -> tuple[str, str, str]:
-    """Trainable parameters, of them in the auxiliary head, and 10^9 multiply-adds at 512x512."""
+    """Counts the parameters and multiply-adds of a model.
+
+    Returns:
+        The trainable parameters, those of the auxiliary head among them, and the 10^9 multiply-adds
+        at 512x512, as text.
+    """
     from deeplab_keras import build_segmentor
     from deeplab_keras.models.multiply_adds import count_multiply_adds, is_auxiliary
     from deeplab_keras.zoo import registry as zoo
@@ -50,7 +59,7 @@ def count(name: str) -> tuple[str, str, str]:
     try:
         model = build_segmentor(zoo.get_config(name), (512, 512))
         multiply_adds = f"{count_multiply_adds(model) / 1e9:.3f}"
-    except UserError:  # its image pooling wants a larger input
+    except UserError:  # its image pooling requires a larger input
         model = build_segmentor(zoo.get_config(name))
     auxiliary = [
         w for layer in model.layers if is_auxiliary(layer) for w in layer.trainable_weights
@@ -62,7 +71,7 @@ def count(name: str) -> tuple[str, str, str]:
 
 
 def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
-    """The tables, one a folder of recipes, with the `count` of each model."""
+    """Returns one table per folder of recipes, with the `count` of each model."""
     from deeplab_keras.zoo import registry as zoo
 
     parts = []
@@ -94,22 +103,22 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
 
 
 def replace_tables(page: str, new: str) -> str:
-    """The page with these tables in place of its own, which begin at the first heading of the second rank."""
+    """Returns the page with new tables. They begin at its first heading of level 2."""
     return page[: page.index("\n## ") + 1] + new
 
 
 def main(command: Command) -> None:
-    """Counts and writes."""
+    """Counts all models and writes the page."""
     path = pathlib.Path(command.config(Options).output)
     if not path.exists():
         raise UserError(
-            f"--output={path}: there is no such page; give docs/model_zoo.md, from the "
-            "repository's root"
+            f"--output={path} does not exist; run the script from the repository root, with "
+            "--output=docs/model_zoo.md"
         )
     aside = path.with_suffix(".tmp")
     aside.write_text(replace_tables(path.read_text(), tables(count)))
     aside.replace(path)
-    print(f"written: {path}")
+    print(f"wrote {path}")
 
 
 SECTIONS = (Options,)

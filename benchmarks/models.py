@@ -1,4 +1,4 @@
-"""A model in every form that it can be run in: its size, latency, memory, and other libraries on the same weights beside it."""
+"""Measures a model in its formats and in other libraries: file size, latency and memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.peers.plan import describe
 from benchmarks.records import Row
-from benchmarks.rounds import Spread, in_rounds
-from benchmarks.workers import Recipe, all_at_work
+from benchmarks.rounds import Spread, measure_in_rounds
+from benchmarks.workers import Recipe, running
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
@@ -36,7 +36,7 @@ ONE_IMAGE = (
     "onnxruntime",
     "openvino",
 )
-# Peer -> what it needs; import name -> name for pip.
+# The packages that each peer requires: import name -> name for pip.
 PEERS = {
     "torch": {"torch": "torch"},
     "torch_compile": {"torch": "torch"},
@@ -53,16 +53,16 @@ OURS = "benchmarks.runners"
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One form of the model on one batch size.
+    """A format of the model, or a peer, at one batch size.
 
     Attributes:
-        name: keras, saved_model, ..., or a peer.
-        batch_size: images a call.
-        bytes: of its file; 0: it has none.
-        latency: milliseconds a call.
-        cpu: milliseconds of one core a call.
-        peak_bytes: the most memory its process had, its libraries included.
-        agreement: share of the pixels whose label is Keras' own; NaN where Keras took no part.
+        name: "keras", "saved_model" and so on, or the name of a peer.
+        batch_size: Images per call.
+        bytes: Size of its file. 0 if it has none.
+        latency: Milliseconds per call.
+        cpu: CPU milliseconds per call, summed over the cores.
+        peak_bytes: Peak memory of its process, including its libraries.
+        agreement: Share of the pixels with the same label as Keras. NaN if Keras was not measured.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class ModelResult:
-    """What a model costs in all its forms."""
+    """The size, speed and memory of a model in all its formats."""
 
     case: str
     parameters: int
@@ -85,14 +85,14 @@ class ModelResult:
     calls: int
 
     def table(self) -> str:
-        """What a person reads."""
+        """Returns the result as text."""
         lines = [
             self.case,
             f"{self.parameters:,} parameters, {self.multiply_adds / 1e9:.3f} billion "
-            "multiply-adds an image",
+            "multiply-adds per image",
             "",
-            f"{'':28}{'MB':>7}  "
-            f"{'ms a call: median (quartiles)':34}{'images/s':>9}{'CPU ms':>9}{'peak MB':>9}{'as Keras':>13}",
+            f"{'':28}{'MB':>7}  {'ms per call: median (quartiles)':34}{'images/s':>9}"
+            f"{'CPU ms':>9}{'peak MB':>9}{'as Keras':>13}",
         ]
         for form in self.forms:
             size = f"{form.bytes / 1e6:.2f}" if form.bytes else ""
@@ -104,24 +104,24 @@ class ModelResult:
         return "\n".join(lines)
 
     def rows(self) -> list[Row]:
-        """The same for `records`."""
-        found = [
+        """Returns the result as rows for `records`."""
+        rows = [
             Row.single("the model", "parameters", "", self.parameters),
             Row.single("the model", "multiply-adds", "", self.multiply_adds),
         ]
         for form in self.forms:
             subject = self._subject(form)
             if form.bytes:
-                found.append(Row.single(subject, "file", "MB", form.bytes / 1e6))
-            found += [
+                rows.append(Row.single(subject, "file", "MB", form.bytes / 1e6))
+            rows += [
                 Row(subject, "latency", "ms", form.latency, self.calls),
-                Row(subject, "CPU a call", "ms", form.cpu, self.calls),
+                Row(subject, "CPU per call", "ms", form.cpu, self.calls),
                 Row.single(subject, "images/s", "", 1000 * form.batch_size / form.latency.median),
                 Row.single(subject, "peak memory", "MB", form.peak_bytes / 1e6),
             ]
             if not math.isnan(form.agreement):
-                found.append(Row.single(subject, "labels as Keras", "%", 100 * form.agreement))
-        return found
+                rows.append(Row.single(subject, "agreement with Keras", "%", 100 * form.agreement))
+        return rows
 
     def _subject(self, form: Form) -> str:
         many = len({other.batch_size for other in self.forms}) > 1 or form.batch_size > 1
@@ -144,25 +144,26 @@ def measure_model(
     rounds: int = 5,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> ModelResult:
-    """Measures a model in several forms, all in turn, each in a process of its own.
+    """Measures a model in several formats, in turn, each in its own process.
 
-    Every form gets the same images, as its file takes them, and gives labels.
+    All of them get the same images, in the dtype of their input, and return labels.
 
     Args:
-        model: a checkpoint or workdir, or the config of a network that gets random weights.
+        model: A checkpoint or workdir, or the config of a network that gets random weights.
         input_size: (height, width).
-        kinds: out of KINDS.
-        against: out of PEERS; they get the same weights, and the network as it is drawn
-            (`branchwise=False`).
-        batch_sizes: images a call; TFLite and ONNX files, and what runs them, take one.
-        num_threads: of every runtime.
-        batches: calls a round.
-        rounds: in which all have their turn.
-        on_round: gets the number of rounds that are done.
+        kinds: Formats, names from `KINDS`.
+        against: Peers, names from `PEERS`. They get the same weights and the network with its
+            concatenations (`branchwise=False`).
+        batch_sizes: Images per call. TFLite and ONNX files, and the peers that run them, are only
+            measured with 1.
+        num_threads: Number of threads of every runtime.
+        batches: Calls per round.
+        rounds: Number of rounds in which all contenders take turns.
+        on_round: Called with the number of completed rounds.
 
     Raises:
-        UserError: an unknown kind or peer, a size that the model cannot take, a peer or a package
-            that is not installed.
+        UserError: If a format or peer is unknown, if the model does not accept the size, or if a
+            peer or package is not installed.
     """
     for flag, names, known in (("kinds", kinds, KINDS), ("against", against, tuple(PEERS))):
         for name in names:
@@ -171,7 +172,7 @@ def measure_model(
     for peer in against:
         peers.require(peer, PEERS[peer])
     if not kinds and not against:
-        raise UserError(f"--kinds is empty; give one or more of {', '.join(KINDS)}")
+        raise UserError(f"--kinds is empty; use one or more of {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         checkpoint = _checkpoint(model, pathlib.Path(folder) / "checkpoint")
         check_input_size(checkpoint.config, *input_size)
@@ -202,7 +203,7 @@ def measure_model(
 
 
 def _checkpoint(model: ModelConfig | str, folder: pathlib.Path) -> LoadedCheckpoint:
-    """The checkpoint that was given, or one of random weights in `folder`."""
+    """Returns the given checkpoint, or creates one with random weights in `folder`."""
     if not isinstance(model, ModelConfig):
         return load_checkpoint(model)
     save_checkpoint(folder, build_segmentor(model), model, dataset_info(model))
@@ -216,7 +217,7 @@ def _export(
     against: Sequence[str],
     size: tuple[int, int],
 ) -> dict[str, pathlib.Path]:
-    """Kind, or "peers" for the ONNX file that they read -> its file."""
+    """Exports the model, and returns the file of each kind, and of "peers", which use ONNX."""
     pictures = made_images(
         size, checkpoint.config.input_channels, export.request.MIN_REPRESENTATIVE
     )
@@ -246,15 +247,10 @@ def _recipe(
     threads: int,
 ) -> Recipe:
     if name in ("torch", "torch_compile"):
-        made_by = "benchmarks.peers.torch_model:make"
-        compiled = name == "torch_compile"
-        environment = {
-            **peers.WAITING,
-            "TORCHINDUCTOR_FREEZING": "1",
-        }  # folds batch norm, as our exports do
-        return Recipe(
-            name, made_by, {"steps": plan, "threads": threads, "compiled": compiled}, environment
-        )
+        arguments = {"steps": plan, "threads": threads, "compiled": name == "torch_compile"}
+        # Freezing folds batch norm, as our exports do.
+        environment = {**peers.PASSIVE_WAIT, "TORCHINDUCTOR_FREEZING": "1"}
+        return Recipe(name, "benchmarks.peers.torch_model:make", arguments, environment)
     if name == "keras":
         return Recipe(
             name, f"{OURS}:make_keras", {"path": str(checkpoint), "size": size, "threads": threads}
@@ -265,12 +261,12 @@ def _recipe(
         )
     if name.startswith("tflite"):
         return Recipe(name, f"{OURS}:make_tflite", {"path": str(files[name]), "threads": threads})
-    made_by = "benchmarks.peers.onnx_model:make"
-    file = files["onnx" if name == "onnx" else "peers"]
-    runtime = "openvino" if name == "openvino" else "onnxruntime"
-    return Recipe(
-        name, made_by, {"path": str(file), "runtime": runtime, "threads": threads}, peers.WAITING
-    )
+    arguments = {
+        "path": str(files["onnx" if name == "onnx" else "peers"]),
+        "runtime": "openvino" if name == "openvino" else "onnxruntime",
+        "threads": threads,
+    }
+    return Recipe(name, "benchmarks.peers.onnx_model:make", arguments, peers.PASSIVE_WAIT)
 
 
 def _measure(
@@ -281,20 +277,20 @@ def _measure(
     files: Mapping[str, pathlib.Path],
     on_round: Callable[[int], None],
 ) -> Iterator[Form]:
-    with all_at_work(recipes) as workers:
+    with running(recipes) as workers:
         for worker in workers:
             worker.measure(images=images, calls=2)  # the first call compiles
         labels = {
             worker.name: worker.measure(images=images, calls=0)["labels"] for worker in workers
         }
-        found = in_rounds(workers, rounds, {"images": images, "calls": batches}, on_round)
+        found = measure_in_rounds(workers, rounds, {"images": images, "calls": batches}, on_round)
         peaks = {worker.name: worker.peak_bytes() for worker in workers}
     for name, values in found.items():
         agreement = (
             float(np.mean(labels[name] == labels["keras"])) if "keras" in labels else math.nan
         )
         size = _bytes(files[name]) if name in files else 0
-        latency, cpu = Spread.of(values["latency"]), Spread.of(values["CPU a call"])
+        latency, cpu = Spread.of(values["latency"]), Spread.of(values["CPU per call"])
         yield Form(name, len(images), size, latency, cpu, peaks[name], agreement)
 
 

@@ -1,4 +1,4 @@
-"""What a machine can do at most: a large matrix product and a 3x3 convolution, the same work for whoever is measured."""
+"""Measures the peak rate of a device with a large matrix product and a 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 MATRIX, CHANNELS = 2048, 256
-# times the matrix' side there, and as much more of the convolution's work: else starting the work
-# costs as much
+# Factor on the size of the matrix on a GPU. The work of both operations grows with its third power,
+# because smaller operations take about as long to launch as to compute.
 GPU = 4
 
 
 def operands(on_gpu: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A square matrix, images `[count, 64, 64, channels]` and a kernel `[3, 3, channels, channels]`, float32 noise."""
+    """Returns the operands of both operations, float32 noise.
+
+    Returns:
+        A square matrix, images `[count, 64, 64, channels]` and a kernel
+        `[3, 3, channels, channels]`.
+    """
     random, scale = np.random.default_rng(0), GPU if on_gpu else 1
     shapes = ((MATRIX * scale,) * 2, (scale**3, 64, 64, CHANNELS), (3, 3, CHANNELS, CHANNELS))
     matrix, images, kernel = (random.standard_normal(shape, np.float32) for shape in shapes)
@@ -29,14 +34,14 @@ def best_rate(
     images: Sequence[int],
     tries: int = 3,
 ) -> float:
-    """Multiply-adds a second of the faster one.
+    """Returns the multiply-adds per second of the faster operation.
 
     Args:
-        product: multiplies the matrix with itself and waits for the end.
-        convolution: convolves the images and waits for the end.
-        matrix: shape.
-        images: shape.
-        tries: of each; the best one counts.
+        product: Multiplies the matrix by itself and waits for the result.
+        convolution: Convolves the images and waits for the result.
+        matrix: Shape of the matrix.
+        images: Shape of the images.
+        tries: Number of times that each operation runs. The fastest one counts.
     """
     count, height, width, channels = images
     best = 0.0

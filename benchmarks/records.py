@@ -1,4 +1,4 @@
-"""What was measured, as rows of a CSV file with the machine and the versions they were measured on, and a page made of them."""
+"""Writes measurements to a CSV file, with the machine and the versions, and a page from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COLUMNS = (
     "cpu", "cores", "memory_gb", "python", "packages", "command",
 )  # fmt: skip
 PACKAGES = (
-    "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "jax", "torch", "opencv-python-headless", "onnxruntime",
-    "openvino",
+    "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "jax", "torch",
+    "opencv-python-headless", "onnxruntime", "openvino",
 )  # fmt: skip
 BEGIN = (
     "<!-- What follows is written by scripts/benchmark.py --page from the CSV file beside "
@@ -36,11 +36,11 @@ class Row:
     """One measurement.
 
     Attributes:
-        subject: who was measured: a pipeline, a file's kind, a peer.
-        quantity: what of it.
-        unit: of the value.
-        value: its spread over the rounds; of what is counted, not timed, all three are equal.
-        rounds: how many measurements the spread is of.
+        subject: What was measured, such as a pipeline, a format or a peer.
+        quantity: The measured quantity, such as "latency".
+        unit: The unit of the value.
+        value: The spread over the rounds. Its three values are equal if it was measured once.
+        rounds: Number of measurements in the spread.
     """
 
     subject: str
@@ -51,12 +51,12 @@ class Row:
 
     @classmethod
     def single(cls, subject: str, quantity: str, unit: str, value: float) -> Row:
-        """Of what was counted or measured once."""
+        """Returns the row of a value that was counted or measured once."""
         return cls(subject, quantity, unit, Spread(value, value, value))
 
 
 def environment() -> dict[str, str]:
-    """The machine and the versions."""
+    """Returns the values of the columns that describe the machine and the versions."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -83,26 +83,26 @@ def environment() -> dict[str, str]:
 def append(
     path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Row], command: str
 ) -> None:
-    """Appends measurements to a CSV file, which is made if need be.
+    """Appends measurements to a CSV file, which is created if it does not exist.
 
     Args:
-        path: the file.
-        what: what kind of benchmark it was.
-        case: of what: model, size, dataset.
-        rows: the measurements.
-        command: that made them.
+        path: The file.
+        what: The kind of benchmark.
+        case: What was measured: the model, the size, the dataset.
+        rows: The measurements.
+        command: The command that ran the benchmark.
 
     Raises:
-        UserError: the file has other columns, or cannot be written.
+        UserError: If the file has other columns or cannot be written.
     """
     before = read(path) if os.path.exists(path) else []
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    around = {"date": date, "what": what, "case": case, **environment(), "command": command}
+    common = {"date": date, "what": what, "case": case, **environment(), "command": command}
     for row in rows:
         value = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
         before.append(
             {
-                **around,
+                **common,
                 **value,
                 "subject": row.subject,
                 "quantity": row.quantity,
@@ -118,10 +118,10 @@ def append(
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Looks, before the work, whether `append` will be able to add to a file.
+    """Checks, before the measurement, that `append` will be able to write to a file.
 
     Raises:
-        UserError: the file has other columns, or its folder may not be written to.
+        UserError: If the file has other columns, or if its folder is not writable.
     """
     if os.path.exists(path):
         read(path)
@@ -129,10 +129,10 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file that `append` wrote.
+    """Returns the rows of a CSV file that `append` wrote.
 
     Raises:
-        UserError: there is no such file, or it is another table.
+        UserError: If the file cannot be read or has other columns.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -140,19 +140,21 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, str]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--csv={os.fspath(path)}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            f"cannot read --csv={os.fspath(path)}: {getattr(error, 'strerror', None) or error}; "
+            "check the path and its permissions"
         ) from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise UserError(
-            f"--csv={os.fspath(path)}: a table with other columns; give another file, which is made"
+            f"--csv={os.fspath(path)} has other columns; use a new file, or a file that "
+            "scripts/benchmark.py wrote"
         )
     return rows
 
 
 def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> None:
-    """Writes a Markdown page of the rows of a CSV file: a section a run, the newest last.
+    """Writes a Markdown page from the rows of a CSV file, with a section per run, newest last.
 
-    What stands in the page before the line BEGIN, a person's words, stays.
+    The text of the page before the line `BEGIN` is kept.
     """
     page = pathlib.Path(path)
     start = (
@@ -167,7 +169,10 @@ def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> N
 
 
 def _section(rows: Sequence[Mapping[str, str]]) -> str:
-    """One run: where it was made, its command, a table with a row a subject and a column a quantity."""
+    """Returns the section of a run: machine, versions, command and table.
+
+    The table has a row per subject and a column per quantity.
+    """
     first = rows[0]
     quantities = list(dict.fromkeys((row["quantity"], row["unit"]) for row in rows))
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
@@ -182,11 +187,11 @@ def _section(rows: Sequence[Mapping[str, str]]) -> str:
     machine = f"{first['cpu']}, {first['cores']} cores, {first['memory_gb']} GB"
     place = f"{first['date']} UTC, {machine}; Python {first['python']}, {first['packages']}"
     rounds = max(int(row["rounds"]) for row in rows)
-    spread = f" Median of {rounds} rounds, in parentheses the quartiles." if rounds > 1 else ""
+    spread = f" Median of {rounds} rounds, with quartiles in parentheses." if rounds > 1 else ""
     table = "\n".join(lines)
     return (
-        f"\n## {first['what']}: "
-        f"{first['case']}\n\n{place}.{spread}\n\n```bash\n{first['command']}\n```\n\n{table}\n"
+        f"\n## {first['what']}: {first['case']}\n\n{place}.{spread}\n\n"
+        f"```bash\n{first['command']}\n```\n\n{table}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Contenders measured in turn, round after round, so that what slows the machine down slows all of them down."""
+"""Measures contenders in turn, round after round, so that other load affects all of them alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Returns the spread of at least one value."""
         low, median, high = np.percentile(values, (25, 50, 75))
         return cls(float(median), float(low), float(high))
 
@@ -28,16 +28,25 @@ class Spread:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def in_rounds(
+def measure_in_rounds(
     workers: Sequence[Worker],
     rounds: int,
     options: Mapping[str, object],
     on_round: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Every worker's measurements of every round: name -> quantity -> values.
+    """Measures every worker in every round.
 
-    Every other round goes through the workers backwards, so that nobody always comes after the same
-    neighbour.
+    Every second round goes through the workers in reverse order, so that a worker does not always
+    follow the same one.
+
+    Args:
+        workers: The workers.
+        rounds: Number of rounds.
+        options: Arguments of `Worker.measure`.
+        on_round: Called with the number of completed rounds.
+
+    Returns:
+        The values of each quantity by its name, by the name of the worker.
     """
     found: dict[str, dict[str, list[float]]] = {worker.name: {} for worker in workers}
     for number in range(rounds):

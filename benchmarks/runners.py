@@ -1,4 +1,4 @@
-"""Our own forms of a model, each run as its users run it: from images to labels."""
+"""Runs our formats of a model as users run them: from images to labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _set_threads(threads: int) -> None:
 
 
 def make_keras(path: str, size: tuple[int, int], threads: int) -> ImageContender:
-    """The Keras model of a checkpoint as one compiled function, as evaluation and the predictor run it."""
+    """Returns the Keras model of a checkpoint as a compiled function, as in evaluation."""
     from deeplab_keras.checkpoints.folder import load_checkpoint
 
     _set_threads(threads)
@@ -31,16 +31,16 @@ def make_keras(path: str, size: tuple[int, int], threads: int) -> ImageContender
 
 
 def make_saved_model(path: str, threads: int) -> ImageContender:
-    """A SavedModel by its signature for serving."""
+    """Returns a SavedModel, run by its serving signature."""
     _set_threads(threads)
     loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
-    serve.owner = loaded  # lives as long as its signature
+    serve.owner = loaded  # keeps the model alive as long as its signature
     return ImageContender(lambda images: serve(image=tf.constant(images))["labels"].numpy())
 
 
 def make_tflite(path: str, threads: int) -> ImageContender:
-    """A TFLite file in the interpreter."""
+    """Returns a TFLite file, run by the interpreter."""
     from deeplab_keras.inference.exported import open_interpreter
 
     interpreter = open_interpreter(pathlib.Path(path), threads)

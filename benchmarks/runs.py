@@ -1,4 +1,4 @@
-"""One benchmark by its name, as scripts/benchmark.py asks for it."""
+"""Runs a benchmark by its name, for scripts/benchmark.py."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from deeplab_keras.io.progress import Progress
 
 
 class Result(Protocol):
-    """What every benchmark gives."""
+    """The result of a benchmark."""
 
     @property
     def case(self) -> str:
-        """Of what: model, size, dataset."""
+        """What was measured: the model, the size, the dataset."""
         ...
 
     def table(self) -> str:
-        """What a person reads."""
+        """Returns the result as text."""
         ...
 
     def rows(self) -> list[Row]:
-        """What is kept."""
+        """Returns the result as rows for `records`."""
         ...
 
 
@@ -43,30 +43,30 @@ def measure(
     num_threads: int = 2,
     kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
 ) -> Result:
-    """Measures an "input" pipeline, a "train" step, an "eval" or a "model", and shows how far it is.
+    """Runs a benchmark and shows its progress.
 
     Args:
-        what: which of these.
-        model: a checkpoint or workdir, or the config of a network that gets random weights.
-        data: the dataset.
-        training: how a step is taken.
-        evaluation: how the model is run.
-        against: peers.
-        rounds: how often all have their turn.
-        batches: batches, steps or calls a round.
-        stages: each stage of the input pipeline too.
-        input_size: (height, width) of a model's image.
-        batch_sizes: images a call of a model.
-        num_threads: of every runtime of a model.
-        kinds: forms of a model.
+        what: "input", "train", "eval" or "model".
+        model: A checkpoint or workdir, or the config of a network that gets random weights.
+        data: The dataset.
+        training: The settings of a training step.
+        evaluation: How predictions are computed.
+        against: Other libraries to measure.
+        rounds: Number of rounds in which all contenders take turns.
+        batches: Batches, steps or calls per round.
+        stages: Whether to measure each stage of the input pipeline too.
+        input_size: (height, width) of the image for a model.
+        batch_sizes: Images per call of a model.
+        num_threads: Number of threads of every runtime of a model.
+        kinds: Formats of a model.
 
     Raises:
-        UserError: a mistake in any of these.
+        UserError: If an argument is invalid.
     """
     if against and what == "eval":
         raise UserError(
-            f"--against={','.join(against)}: peers take part in --what=input, train and model; "
-            "leave it out"
+            f"--against={','.join(against)} cannot be combined with --what=eval, only with input, "
+            "train and model; leave it out"
         )
     bar = Progress(rounds, "rounds", unit="rounds")
     if what == "input":
@@ -85,8 +85,8 @@ def measure(
 
         if not isinstance(model, ModelConfig):
             raise UserError(
-                f"--checkpoint_dir={model}: --what=train takes fresh weights; name the network by "
-                "--model"
+                f"--checkpoint_dir={model} cannot be combined with --what=train, which uses random "
+                "weights; use --model"
             )
         return measure_training(
             model,

@@ -1,4 +1,4 @@
-"""The contender of a training benchmark that is our trainer's own step, on TensorFlow, with its input."""
+"""The contender of a training benchmark that takes our training steps on TensorFlow, with input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM_UP = 3
 
 
 class Contender:
-    """A training, as far as one is needed to take its steps."""
+    """The parts of a training run that its steps need."""
 
     def __init__(self, model: ModelConfig, data: DataConfig, training: TrainConfig) -> None:
         seed_everything(data.seed, training.deterministic)
@@ -42,14 +42,12 @@ class Contender:
         self.step = self.trained.train_function
         self.stream = self._stream()
         self.ready = [next(self.stream)]
-        if strategy.num_replicas_in_sync == 1:
-            self.ready = tf.nest.map_structure(
-                tf.identity, self.ready
-            )  # onto the GPU, where there is one
+        if strategy.num_replicas_in_sync == 1:  # copies the batch to the GPU, if there is one
+            self.ready = tf.nest.map_structure(tf.identity, self.ready)
         self._repeat(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
-        """A round; with no batches, what does not change between rounds."""
+        """Measures one round. With 0 batches, returns what does not change between rounds."""
         if not batches:
             return self._about()
         rate = measured_peak(keras.mixed_precision.global_policy().compute_dtype)
@@ -65,18 +63,18 @@ class Contender:
         }
 
     def _take(self, count: int, batches: Iterator[Any]) -> tuple[float, float]:
-        """Seconds of so many steps, and those of them that went by until their batches came."""
+        """Returns the seconds of `count` steps, and the seconds spent waiting for input."""
         waited, start = 0.0, time.perf_counter()
         for _ in range(count):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             logs = self.step(iter([batch]))
-            float(tf.nest.flatten(logs)[0])  # which waits for the step's end
+            float(tf.nest.flatten(logs)[0])  # waits for the end of the step
         return time.perf_counter() - start, waited
 
     def _repeat(self, count: int) -> float:
-        """Seconds of so many steps on the batch that lies ready; the last one's end is waited for."""
+        """Returns the seconds of `count` steps on the batch in memory, until the last one ends."""
         start = time.perf_counter()
         for _ in range(count):
             logs = self.step(iter(self.ready))
@@ -131,7 +129,7 @@ class Contender:
 
 
 def measured_peak(dtype: str) -> float:
-    """Multiply-adds a second of a large matrix product or a 3x3 convolution, whichever is faster."""
+    """Returns the multiply-adds per second of a matrix product or a convolution, the faster one."""
     matrix, image, kernel = (
         tf.constant(array, dtype)
         for array in peak.operands(bool(tf.config.list_logical_devices("GPU")))
@@ -144,5 +142,5 @@ def measured_peak(dtype: str) -> float:
 
 
 def make(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Contender:
-    """The contender of `measure_training`."""
+    """Creates the contender of `measure_training`."""
     return Contender(model, data, training)

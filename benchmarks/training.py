@@ -1,4 +1,4 @@
-"""What a training step costs: images/s, the wait for input, memory, and the arithmetic beside what the machine can do at most."""
+"""Measures a training step: images/s, time waiting for input, memory and use of the hardware."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ import keras
 
 from benchmarks import peers
 from benchmarks.records import Row
-from benchmarks.rounds import Spread, in_rounds
-from benchmarks.workers import Recipe, all_at_work
+from benchmarks.rounds import Spread, measure_in_rounds
+from benchmarks.workers import Recipe, running
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.models.segmentor import check_input_size
 
-OURS = "training"  # the contender that is our trainer's step, on TensorFlow
+OURS = "training"  # the contender that takes our training steps on TensorFlow
 ROOM = "benchmarks"
 PEERS = ("jax", "torch", "torch_compile")
-PASSES = 3  # forward, and the gradients of the input and of the weights, each as much arithmetic
-# What PyTorch's step is; any other setting would be another step than ours.
+# Forward pass, gradient of the input, gradient of the weights. Each has the same multiply-adds.
+PASSES = 3
+# The settings of PyTorch's step. With other settings, its step would differ from ours.
 TORCH_STEP: dict[str, Any] = {
-    "loss": "cross_entropy", "optimizer": "momentum", "label_weights": (), "label_smoothing": 0, "top_k_percent_pixels": 1,
-    "clip_gradient_norm": 0, "gradient_accumulation_steps": 1,
+    "loss": "cross_entropy", "optimizer": "momentum", "label_weights": (), "label_smoothing": 0,
+    "top_k_percent_pixels": 1, "clip_gradient_norm": 0, "gradient_accumulation_steps": 1,
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """A contender's steps on a batch that lies ready.
+    """A contender's steps on a batch that is already in memory.
 
     Attributes:
-        speed: images/s.
-        device: where they were taken: a GPU's name, or CPU.
-        peak_bytes: the most memory the process had, its libraries included.
-        device_bytes: the most of the GPU's memory that its tensors had; 0: no GPU.
-        peak_rate: multiply-adds a second of the best matrix product or convolution that was tried;
-            0: none was.
+        speed: Images/s.
+        device: The name of the GPU, or "CPU".
+        peak_bytes: Peak memory of the process, including its libraries.
+        device_bytes: Peak GPU memory of its tensors. 0 without a GPU.
+        peak_rate: Multiply-adds per second of the fastest matrix product or convolution. 0 if it
+            was not measured.
     """
 
     speed: Spread
@@ -49,22 +50,22 @@ class Steps:
 
     @property
     def where(self) -> str:
-        """The device, and its memory if it has its own."""
-        memory = f", {self.device_bytes / 1e6:.0f} MB of it" if self.device_bytes else ""
+        """The device, and the GPU memory in use."""
+        memory = f", {self.device_bytes / 1e6:.0f} MB GPU memory" if self.device_bytes else ""
         return f"on {self.device}{memory}"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """What a training step costs.
+    """The speed and memory of training steps.
 
     Attributes:
-        case: model, data, batch.
-        rounds: how many.
-        multiply_adds: of one image, forward and backward, the auxiliary head included.
-        steps: contender -> its steps; ours on TensorFlow is OURS.
-        speed: images/s of ours, input and step together; None where there is no TensorFlow.
-        waiting: share of the time in which our step waits for its batch, 0..1.
+        case: The model, the data and the batch.
+        rounds: Number of rounds.
+        multiply_adds: Multiply-adds per image, forward and backward, including the auxiliary head.
+        steps: The steps of each contender by name. Ours on TensorFlow is `OURS`.
+        speed: Images/s of our training, including input. `None` without TensorFlow.
+        waiting: Share of the time in which our step waits for its batch, 0..1.
     """
 
     case: str
@@ -74,39 +75,36 @@ class TrainingResult:
     speed: Spread | None = None
     waiting: float = 0.0
 
-    def utilisation(self, name: str, speed: Spread) -> float:
-        """The arithmetic done in a second over what the contender's device can do at most."""
+    def utilization(self, name: str, speed: Spread) -> float:
+        """Returns the multiply-adds per second as a share of the peak of the device."""
         return self.multiply_adds * speed.median / self.steps[name].peak_rate
 
     def table(self) -> str:
-        """What a person reads."""
+        """Returns the result as text."""
         lines = [self.case, ""]
         if self.speed is not None:
             lines += [
                 f"training                    {self.speed} images/s",
                 f"waiting for input           {100 * self.waiting:.1f} % of the time",
-                f"of the peak                 {100 * self.utilisation(OURS, self.speed):.1f} %",
+                f"of the peak                 {100 * self.utilization(OURS, self.speed):.1f} %",
             ]
         for name, steps in self.steps.items():
             title = "steps alone" if name == OURS else f"{name}, steps alone"
             lines.append(f"{title:28s}{steps.speed} images/s, {steps.where}")
             if steps.peak_rate:
                 lines.append(
-                    f"    of the peak             {100 * self.utilisation(name, steps.speed):.1f} "
-                    "% of "
-                    f"{steps.peak_rate / 1e9:.1f} billion multiply-adds a second, measured"
+                    f"    of the peak             {100 * self.utilization(name, steps.speed):.1f} "
+                    f"% of {steps.peak_rate / 1e9:.1f} billion multiply-adds per second, measured"
                 )
             lines.append(f"    peak memory             {steps.peak_bytes / 1e6:.0f} MB")
-        return "\n".join(
-            [
-                *lines,
-                f"multiply-adds an image      {self.multiply_adds / 1e9:.2f} billion, forward and "
-                "backward",
-            ]
+        lines.append(
+            f"multiply-adds per image     {self.multiply_adds / 1e9:.2f} billion, forward and "
+            "backward"
         )
+        return "\n".join(lines)
 
     def rows(self) -> list[Row]:
-        """The same for `records`."""
+        """Returns the result as rows for `records`."""
         rows: list[Row] = []
         for name, steps in self.steps.items():
             subject = f"{name}, {steps.device}"
@@ -115,13 +113,13 @@ class TrainingResult:
                     Row(subject, "speed", "images/s", self.speed, self.rounds),
                     Row.single(subject, "waiting for input", "%", 100 * self.waiting),
                     Row.single(
-                        subject, "of the peak", "%", 100 * self.utilisation(OURS, self.speed)
+                        subject, "of the peak", "%", 100 * self.utilization(OURS, self.speed)
                     ),
                 ]
             rows += [
                 Row(subject, "steps alone", "images/s", steps.speed, self.rounds),
                 Row.single(subject, "peak memory", "MB", steps.peak_bytes / 1e6),
-                Row.single(subject, "multiply-adds an image", "billion", self.multiply_adds / 1e9),
+                Row.single(subject, "multiply-adds per image", "billion", self.multiply_adds / 1e9),
             ]
             if steps.peak_rate:
                 rows += [
@@ -132,7 +130,7 @@ class TrainingResult:
                         subject,
                         "steps alone, of the peak",
                         "%",
-                        100 * self.utilisation(name, steps.speed),
+                        100 * self.utilization(name, steps.speed),
                     ),
                 ]
             if steps.device_bytes:
@@ -150,24 +148,25 @@ def measure_training(
     against: Sequence[str] = (),
     on_round: Callable[[int], None] = lambda done: None,
 ) -> TrainingResult:
-    """Times training steps as `training.train` takes them, from the files on; nothing is written.
+    """Times the training steps of `dk.train`, including reading the files. Writes nothing.
 
-    Where Keras' backend is another than TensorFlow, our contender is the one on JAX, and no
-    TensorFlow is needed.
+    If Keras' backend is not TensorFlow, our contender is the one on JAX, which does not require
+    TensorFlow.
 
     Args:
-        model: the architecture; its number of classes becomes the dataset's.
-        data: dataset, augmentation, crop and batch.
-        training: optimizer, loss, precision, XLA, strategy.
-        batches: steps a round, with their input and then on a batch that lies ready.
-        rounds: how many.
-        against: of PEERS: "jax" for our own network, loss and optimizer on Keras' JAX backend,
-            "torch" and "torch_compile" for PyTorch's steps on the same network; each takes the same
-            crop and batch, in turn with ours.
-        on_round: gets the number of rounds that are done.
+        model: The architecture. The dataset's number of classes replaces the one in this config.
+        data: The dataset, augmentation, crop size and batch size.
+        training: The optimizer, loss, precision, XLA and strategy.
+        batches: Number of steps per round, first with their input, then on a batch that is already
+            in memory.
+        rounds: Number of rounds.
+        against: Names from `PEERS`. "jax" is our network, loss and optimizer on Keras' JAX backend.
+            "torch" and "torch_compile" are PyTorch's steps on the same network. All of them use the
+            same crop size and batch size, and take turns with ours.
+        on_round: Called with the number of completed rounds.
 
     Raises:
-        UserError: a mistake in the configs or the data, or a peer that is not installed.
+        UserError: If a config or the dataset is invalid, or if a peer is not installed.
     """
     check_input_size(model, *data.train_crop_size)
     with_tensorflow = keras.backend.backend() == "tensorflow"
@@ -177,8 +176,8 @@ def measure_training(
     shared = _shared(model, data, any(name != "jax" for name in names)) if names else {}
     recipes = [_ours(model, data, training)] if with_tensorflow else []
     recipes += [_peer(name, shared, model, data, training) for name in names]
-    with all_at_work(recipes) as workers:
-        found = in_rounds(workers, rounds, {"batches": batches}, on_round)
+    with running(recipes) as workers:
+        found = measure_in_rounds(workers, rounds, {"batches": batches}, on_round)
         about = {worker.name: worker.measure(batches=0) for worker in workers}
     return _result(model, data, training, rounds, found, about, shared)
 
@@ -191,31 +190,34 @@ def _ours(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Recipe
 
 
 def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
-    """Raises UserError for a peer that there is not, that is not installed, or whose step is another than the one asked for."""
+    """Raises `UserError` if a peer is unknown or not installed, or does not support the step."""
     if name not in PEERS:
-        raise UserError(f"--against={name}: for --what=train there is {', '.join(PEERS)}")
+        raise UserError(
+            f"--against must be one of {', '.join(PEERS)} with --what=train. Received: "
+            f"--against={name}"
+        )
     gpu = shutil.which("nvidia-smi")
     peers.require(
         name, {"jax": "'jax[cuda12]'" if gpu else "jax"} if name == "jax" else {"torch": "torch"}
     )
-    wanted = {"gradient_accumulation_steps": 1} if name == "jax" else TORCH_STEP
-    other = [
+    supported = {"gradient_accumulation_steps": 1} if name == "jax" else TORCH_STEP
+    required = [
         f"--{field}={'' if value == () else value}"
-        for field, value in wanted.items()
+        for field, value in supported.items()
         if getattr(training, field) != value
     ]
     if training.precision == "mixed_float16":
-        other.append("--precision=float32 or mixed_bfloat16")
+        required.append("--precision=float32 or mixed_bfloat16")
     if name != "jax" and model.auxiliary_head:
-        other.append("--auxiliary_head=false")
-    if other:
+        required.append("--auxiliary_head=false")
+    if required:
         raise UserError(
-            f"--against={name}: its steps have {', '.join(other)}; give these, or leave it out"
+            f"--against={name} requires {', '.join(required)}; set these flags, or leave out {name}"
         )
 
 
 def _shared(model: ModelConfig, data: DataConfig, with_steps: bool) -> dict[str, Any]:
-    """What `training_plan` finds."""
+    """Returns what the contenders share, from `training_plan`."""
     from benchmarks.training_plan import NO_GPU
 
     recipe = Recipe(
@@ -224,7 +226,7 @@ def _shared(model: ModelConfig, data: DataConfig, with_steps: bool) -> dict[str,
         {"model": model, "data": data, "with_steps": with_steps},
         NO_GPU,
     )
-    with all_at_work([recipe]) as (worker,):
+    with running([recipe]) as (worker,):
         return worker.measure()
 
 
@@ -239,10 +241,8 @@ def _peer(
     arguments: dict[str, Any] = {"shape": shape, "ignore_label": shared["ignore_label"]}
     if name == "jax":
         arguments |= {"model": model.replace(num_classes=shared["classes"]), "training": training}
-        environment = {
-            "KERAS_BACKEND": "jax",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        }  # no more memory than it needs
+        # Without preallocation, the memory of the process is what JAX needs.
+        environment = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         return Recipe(name, f"{ROOM}.jax_training:make", arguments, environment)
     arguments |= {
         "steps": shared["steps"],
@@ -251,7 +251,7 @@ def _peer(
         "precision": training.precision,
         "compiled": name == "torch_compile",
     }
-    return Recipe(name, f"{ROOM}.peers.torch_training:make", arguments, peers.WAITING)
+    return Recipe(name, f"{ROOM}.peers.torch_training:make", arguments, peers.PASSIVE_WAIT)
 
 
 def _result(

@@ -1,4 +1,7 @@
-"""What the contenders of a training benchmark share, found in a process of its own that leaves the GPU to them."""
+"""Computes what the contenders of a training benchmark share.
+
+It runs in its own process, which does not use the GPU.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ IGNORE_LABEL = 255
 class Contender:
     """Reads the dataset's classes and builds the network once.
 
-    Keras' other backends than TensorFlow have no dataset: there the network's own number of classes
-    counts.
+    Datasets require Keras' TensorFlow backend. On other backends, the classes are those of the
+    network's config.
     """
 
     def __init__(self, model: ModelConfig, data: DataConfig, with_steps: bool) -> None:
@@ -30,10 +33,11 @@ class Contender:
             info = open_dataset(data, data.train_split).info
             classes, ignore_label = info.num_classes, info.ignore_label
         height, width = data.train_crop_size
+        # With its concatenations, because the peers have no branch-wise convolution.
         network = build_segmentor(
             model.replace(num_classes=classes, branchwise=False), (height, width)
-        )  # as it is drawn
-        self.found = {
+        )
+        self.shared = {
             "classes": classes,
             "ignore_label": ignore_label,
             "steps": describe(network) if with_steps else [],
@@ -41,10 +45,10 @@ class Contender:
         }
 
     def measure(self) -> dict[str, Any]:
-        """The number of classes, their ignore label, PyTorch's plan of the network, its multiply-adds on an image."""
-        return self.found
+        """Returns the classes, the ignore label, the steps for PyTorch, and the multiply-adds."""
+        return self.shared
 
 
 def make(model: ModelConfig, data: DataConfig, with_steps: bool) -> Contender:
-    """The contender of `training`."""
+    """Creates the contender of `training`."""
     return Contender(model, data, with_steps)

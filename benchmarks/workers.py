@@ -1,4 +1,7 @@
-"""Contenders, each in a process of its own: none's memory, threads or libraries are another's, and one works at a time."""
+"""Runs each contender in its own process, with its own memory, threads and libraries.
+
+Only one of them works at a time.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,26 @@ from deeplab_keras.config import UserError
 
 
 class Contender(Protocol):
-    """What a worker runs: made once, then asked for measurements."""
+    """What a worker runs. It is created once and then measured repeatedly."""
 
     def measure(self, **options: Any) -> dict[str, Any]:
-        """Does some work and says what it took."""
+        """Does some work and returns its measurements by name."""
         ...
 
 
 class ImageContender:
-    """Times a function from uint8 images `[batch, height, width, 3]` to labels `[batch, height, width]`."""
+    """Times a function from images to labels.
+
+    Args:
+        run: Takes uint8 images `[batch, height, width, 3]`, and returns labels
+            `[batch, height, width]`.
+    """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
         self.run = run
 
     def measure(self, images: np.ndarray, calls: int) -> dict[str, Any]:
-        """Milliseconds of each call, CPU time of a call, and with no calls the labels."""
+        """Returns the latency of each call and the CPU time per call, in ms; the labels if 0."""
         if not calls:
             return {"labels": np.array(self.run(images))}
         times, before = [], process_seconds()
@@ -43,18 +51,18 @@ class ImageContender:
             start = time.perf_counter()
             self.run(images)
             times.append(1000 * (time.perf_counter() - start))
-        return {"latency": times, "CPU a call": 1000 * (process_seconds() - before) / calls}
+        return {"latency": times, "CPU per call": 1000 * (process_seconds() - before) / calls}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a contender is made.
+    """How to create a contender.
 
     Attributes:
-        name: in the tables.
-        make: "module:function", which makes it in the worker's process.
-        arguments: of that function; what can be pickled.
-        environment: variables that are set before the process starts.
+        name: Its name in tables.
+        make: "module:function" that creates it in the worker's process.
+        arguments: The arguments of that function, which must be picklable.
+        environment: Environment variables that are set before the process starts.
     """
 
     name: str
@@ -64,10 +72,13 @@ class Recipe:
 
 
 class Worker:
-    """A contender's process, which does nothing until it is asked.
+    """The process of a contender, which waits for requests.
+
+    Args:
+        recipe: How to create the contender.
 
     Raises:
-        UserError: the contender cannot be made; its own line where it has one.
+        UserError: If the contender cannot be created. A `UserError` of the contender is passed on.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -83,12 +94,12 @@ class Worker:
         self._answer()
 
     def measure(self, **options: Any) -> dict[str, Any]:
-        """What the contender's `measure` returns."""
+        """Returns the result of the contender's `measure`."""
         self._pipe.send(options)
         return self._answer()
 
     def peak_bytes(self) -> int:
-        """The most memory that the process, its libraries included, had resident so far."""
+        """Returns the peak resident memory of the process so far, including its libraries."""
         self._pipe.send(None)
         return int(self._answer()["peak_bytes"])
 
@@ -106,9 +117,8 @@ class Worker:
         except EOFError:
             self._process.join()
             raise UserError(
-                f"{self.name}: its process ended with status {self._process.exitcode}; memory may "
-                "have run out: "
-                "give a smaller size or batch"
+                f"{self.name}: the process ended with status {self._process.exitcode}, perhaps "
+                "because it ran out of memory; use a smaller image size or batch size"
             ) from None
         if kind == "error":
             self.close()
@@ -117,8 +127,8 @@ class Worker:
 
 
 @contextlib.contextmanager
-def all_at_work(recipes: Sequence[Recipe]) -> Iterator[list[Worker]]:
-    """Workers of all these contenders; their processes end with the block."""
+def running(recipes: Sequence[Recipe]) -> Iterator[list[Worker]]:
+    """Context with the workers of some contenders, whose processes end with the block."""
     workers: list[Worker] = []
     try:
         for recipe in recipes:
@@ -130,26 +140,25 @@ def all_at_work(recipes: Sequence[Recipe]) -> Iterator[list[Worker]]:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had resident at most, its libraries included."""
-    with contextlib.suppress(
-        OSError, StopIteration, ValueError
-    ):  # ru_maxrss counts what was there before the exec, too
-        status = pathlib.Path("/proc/self/status").read_text()
-        return (
-            int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-            * 1024
-        )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    """Returns the peak resident memory of this process in bytes, including its libraries."""
+    # On Linux not from ru_maxrss, which includes the memory before the exec.
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def process_seconds(others: Sequence[int] = ()) -> float:
-    """CPU time that this process has used, and other processes of these numbers where the system tells it."""
+    """Returns the CPU seconds used so far by this process and others.
+
+    Args:
+        others: The ids of other processes. They only count if the system has /proc.
+    """
     total = time.process_time()
-    for number in others:
+    for process_id in others:
         with contextlib.suppress(OSError):
-            fields = pathlib.Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+            fields = pathlib.Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
             total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
@@ -169,7 +178,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(pipe: Connection, make: str, arguments: dict[str, Any]) -> None:
-    """The worker's process: makes the contender, then answers until the pipe is closed."""
+    """Runs in the worker's process: creates the contender, then answers until the pipe closes."""
     from deeplab_keras.io.progress import without_noise
 
     module, function = make.split(":")
@@ -187,10 +196,10 @@ def _serve(pipe: Connection, make: str, arguments: dict[str, Any]) -> None:
                     else contender.measure(**options),
                 )
             )
-    except (EOFError, BrokenPipeError):  # whoever asked has gone
+    except (EOFError, BrokenPipeError):  # the other process has closed the pipe
         return
     except UserError as error:
         pipe.send(("error", str(error)))
-    except Exception as error:  # of another library: its first line, for the reader of a table
+    except Exception as error:  # from another library: its first line is enough
         lines = str(error).splitlines() or [""]
         pipe.send(("error", f"{make.rpartition(':')[2]}: {type(error).__name__}: {lines[0]}"))

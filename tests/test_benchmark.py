@@ -53,7 +53,7 @@ def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
         "scale, crop, pad, batch",
         "flip",
         "photometric",
-        "normalise (the model's first layer)",
+        "normalize (the model's first layer)",
     ]
     assert [subject for subject, quantity in found if quantity == "speed"] == [
         f"deeplab_keras: {stage}" for stage in stages
@@ -108,7 +108,7 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
         "tflite, batch 1",
         "keras, batch 2",
     }
-    assert found["tflite, batch 1", "labels as Keras"] >= 99.5
+    assert found["tflite, batch 1", "agreement with Keras"] >= 99.5
     assert found["keras, batch 1", "latency"] > 0 and found["tflite, batch 1", "file"] > 0.01
     assert "billion multiply-adds" in capsys.readouterr().out
 
@@ -128,37 +128,38 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
         (["--what=model", "--checkpoint_dir={tmp}/none"], "{tmp}/none: no such folder"),
         (
             ["--what=eval", "--against=torch"],
-            "--against=torch: peers take part in --what=input, train and model",
+            "--against=torch cannot be combined with --what=eval, only with input, train and model",
         ),
         (
             ["--what=train", "--against=onnxruntime"],
-            "--against=onnxruntime: for --what=train there is jax, torch, torch_compile",
+            "--against must be one of jax, torch, torch_compile with --what=train. Received: "
+            "--against=onnxruntime",
         ),
         (
             ["--what=train", "--checkpoint_dir={tmp}"],
-            "--checkpoint_dir={tmp}: --what=train takes fresh weights",
+            "--checkpoint_dir={tmp} cannot be combined with --what=train, which uses random weights",
         ),
         (
             ["--what=eval", "--eval_scales=0.5,1"],
-            "--what=eval compares with one forward pass an image",
+            "--what=eval requires a single forward pass per image",
         ),
-        (["--page={tmp}/a.md"], "--page requires --csv, from which the page is made"),
+        (["--page={tmp}/a.md"], "--page requires --csv, from which the page is created"),
         (
             ["--page={tmp}/a.md", "--csv={tmp}/other.csv"],
-            "--csv={tmp}/other.csv: a table with other columns",
+            "--csv={tmp}/other.csv has other columns",
         ),
         (
             ["--what=input", "--csv={tmp}/other.csv"],
-            "--csv={tmp}/other.csv: a table with other columns",
+            "--csv={tmp}/other.csv has other columns",
         ),
         (["--what=input", "--csv={tmp}/other.csv/x.csv"], "other.csv: is a file"),
         (
             ["--what=input", "--against=torch"],
-            "--against=torch needs torch and opencv-python-headless, not installed here",
+            "--against=torch requires torch and opencv-python-headless, which are not installed",
         ),
         (
             ["--what=model", "--against=openvino"],
-            "--against=openvino needs openvino and tf2onnx and onnx and onnxruntime",
+            "--against=openvino requires openvino and tf2onnx and onnx and onnxruntime",
         ),
     ],
 )
@@ -175,13 +176,15 @@ def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     measure = importlib.import_module("benchmarks.input").measure_input
     with raises_line(
-        "--against=torch reads JPEG or PNG images .* --dataset=synthetic has others",
+        "--against=torch requires JPEG or PNG images, .* Received: --dataset=synthetic",
     ):
         measure(DataConfig(), against=["torch"])
     config = DataConfig(
         dataset="folder", dataset_dir=str(write_dataset(tmp_path / "photos")), rotation=9.0
     )
-    with raises_line("--against=torch does what SSSegmentation does"):
+    with raises_line(
+        "--against=torch cannot be combined with options that SSSegmentation does not"
+    ):
         measure(config, against=["torch"])
 
 
@@ -191,7 +194,7 @@ def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
 def test_a_contender_that_cannot_be_made_says_so_in_one_line():
     with raises_line("^nothing: AttributeError: "):
         workers.Worker(workers.Recipe("x", "math:nothing", {}))
-    with raises_line("^x: its process ended with status 3; "):
+    with raises_line("^x: the process ended with status 3, "):
         workers.Worker(workers.Recipe("x", "os:_exit", {"status": 3}))
 
 
@@ -207,7 +210,7 @@ def test_rounds_take_turns_and_keep_every_value():
             return {"time": [len(calls), step], "speed": len(calls)}
 
     done = []
-    found = rounds.in_rounds([Fake("a"), Fake("b")], 3, {"step": 9}, done.append)
+    found = rounds.measure_in_rounds([Fake("a"), Fake("b")], 3, {"step": 9}, done.append)
     assert calls == ["a", "b", "b", "a", "a", "b"] and done == [1, 2, 3]
     assert found["b"] == {"time": [2, 9, 3, 9, 6, 9], "speed": [2, 3, 6]}
 

@@ -53,7 +53,7 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
     found = {quantity: value for (_, quantity), value in rows_of(table).items()}
     assert 0 <= found["waiting for input"] <= 100
     for share, speed in (("of the peak", "speed"), ("steps alone, of the peak", "steps alone")):
-        expected = 100 * found["multiply-adds an image"] * found[speed] / found["device's peak"]
+        expected = 100 * found["multiply-adds per image"] * found[speed] / found["device's peak"]
         assert found[share] == pytest.approx(expected, rel=1e-3)
     assert found["peak memory"] > 100 and "of the peak" in capsys.readouterr().out
     model = dk.build_segmentor(
@@ -64,7 +64,7 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
     assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, (
         "the 3x3 convolution counts too"
     )
-    assert found["multiply-adds an image"] == pytest.approx(3e-9 * whole, rel=1e-5), (
+    assert found["multiply-adds per image"] == pytest.approx(3e-9 * whole, rel=1e-5), (
         "forward and twice as much backward"
     )
 
@@ -102,7 +102,7 @@ def test_the_contenders_as_a_command(precision, tmp_path):
     assert all(
         found[subject, "steps alone"] > 0 and subject.partition(", ")[2] for subject in subjects
     )
-    assert len({found[subject, "multiply-adds an image"] for subject in subjects}) == 1
+    assert len({found[subject, "multiply-adds per image"] for subject in subjects}) == 1
     assert found[subjects[1], "device's peak"] > 0 and precision in table.read_text()
 
 
@@ -151,32 +151,33 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
         (
             "torch",
             {"loss": "focal"},
-            "--against=torch: its steps have --loss=cross_entropy; give these, or leave it out",
+            "--against=torch requires --loss=cross_entropy; set these flags, or leave out torch",
         ),
         (
             "torch",
             {"optimizer": "lion", "clip_gradient_norm": 1.0},
-            "have --optimizer=momentum, --clip_gradient_norm=0; give",
+            "requires --optimizer=momentum, --clip_gradient_norm=0; set",
         ),
         (
             "torch_compile",
             {"label_weights": (1.0, 2.0)},
-            "--against=torch_compile: its steps have --label_weights=; give",
+            "--against=torch_compile requires --label_weights=; set",
         ),
         (
             "jax",
             {"gradient_accumulation_steps": 2},
-            "--against=jax: its steps have --gradient_accumulation_steps=1; give",
+            "--against=jax requires --gradient_accumulation_steps=1; set",
         ),
         (
             "jax",
             {"precision": "mixed_float16"},
-            "--against=jax: its steps have --precision=float32 or mixed_bfloat16; give",
+            "--against=jax requires --precision=float32 or mixed_bfloat16; set",
         ),
         (
             "onnxruntime",
             {},
-            "--against=onnxruntime: for --what=train there is jax, torch, torch_compile",
+            "--against must be one of jax, torch, torch_compile with --what=train. Received: "
+            "--against=onnxruntime",
         ),
     ],
 )
@@ -189,7 +190,7 @@ def test_a_step_that_a_peer_does_not_take(name, settings, message, monkeypatch):
 
 def test_an_auxiliary_head_is_not_left_out_of_the_peers_network_alone(monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
-    with raises_line("--against=torch: its steps have --auxiliary_head=false"):
+    with raises_line("--against=torch requires --auxiliary_head=false"):
         training.measure_training(
             TINY.replace(auxiliary_head=True), DataConfig(), TrainConfig(), against=["torch"]
         )
@@ -203,4 +204,6 @@ def test_a_peer_that_is_not_installed_names_the_command(gpu, package, monkeypatc
     monkeypatch.setattr(training.shutil, "which", lambda name: gpu)
     with pytest.raises(UserError) as error:
         training.measure_training(TINY, DataConfig(), TrainConfig(), against=["jax"])
-    assert as_command_line(error.value).endswith(f"not installed here: pip install {package}")
+    assert as_command_line(error.value).endswith(
+        f"which are not installed; run: pip install {package}"
+    )

@@ -1,4 +1,4 @@
-"""Other libraries that do the same work, to be measured beside ours; each is imported in its own process alone."""
+"""Other libraries that do the same work, for comparison. Each is imported in its own process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 
 from deeplab_keras.config import UserError
 
-WAITING = {
-    "OMP_WAIT_POLICY": "PASSIVE"
-}  # else torch's threads spin, also while others have their turn
+# Without it, torch's threads spin while other contenders are measured.
+PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +19,11 @@ class Step:
     """One operation of a network, as plain data.
 
     Attributes:
-        name: of its result.
-        kind: what it does.
-        inputs: the names of what it reads.
-        settings: numbers.
-        arrays: weights.
+        name: The name of its result.
+        kind: The kind of operation, such as "conv".
+        inputs: The names of its inputs.
+        settings: The options of the operation.
+        arrays: The weights by name.
     """
 
     name: str
@@ -35,10 +34,15 @@ class Step:
 
 
 def require(peer: str, packages: dict[str, str]) -> None:
-    """Raises UserError where a package (import name -> name for pip) that a peer needs is not installed."""
+    """Raises `UserError` if a package that a peer requires is not installed.
+
+    Args:
+        peer: The name of the peer.
+        packages: The name of each package for pip, by its import name.
+    """
     missing = [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--against={peer} needs {' and '.join(missing)}, not installed here: pip install "
-            f"{' '.join(missing)}"
+            f"--against={peer} requires {' and '.join(missing)}, which are not installed; run: "
+            f"pip install {' '.join(missing)}"
         )

@@ -1,4 +1,4 @@
-"""The ONNX file of a model in ONNX Runtime and in OpenVINO."""
+"""Runs the ONNX file of a model in ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.workers import ImageContender
 
 
 def make(path: str, runtime: str, threads: int) -> ImageContender:
-    """The contender of `benchmarks.models`."""
+    """Creates the contender of `benchmarks.models`."""
     return ImageContender((_openvino if runtime == "openvino" else _onnxruntime)(path, threads))
 
 

@@ -1,4 +1,4 @@
-"""A segmentor's graph as plain data, from which a peer builds the same network with the same weights."""
+"""Describes a segmentor as plain data, from which a peer builds the same network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers import Step
 from deeplab_keras.config import UserError
 from deeplab_keras.models import layers
 
-SAME = {"Dropout", "SpatialDropout2D"}  # at inference nothing happens there
+SAME = {"Dropout", "SpatialDropout2D"}  # the identity at inference
 MERGES = {
     "Add": "add",
     "Multiply": "multiply",
@@ -22,10 +22,13 @@ MERGES = {
 
 
 def describe(model: keras.Model) -> list[Step]:
-    """The operations of a segmentor that was built for one size, in the order in which they can be run.
+    """Returns the operations of a segmentor in an order in which they can be run.
+
+    Args:
+        model: A segmentor that was built for a fixed image size.
 
     Raises:
-        UserError: a layer that no peer has been taught.
+        UserError: If the peers do not support a layer.
     """
     steps = []
     for layer in model.layers:
@@ -39,12 +42,12 @@ def describe(model: keras.Model) -> list[Step]:
 
 
 def _needed(steps: list[Step], last: str) -> list[Step]:
-    """The steps on which the last one depends; an auxiliary head is none of them."""
-    wanted, kept = {last}, []
+    """Returns the steps that the last one depends on. They do not include the auxiliary head."""
+    needed, kept = {last}, []
     for step in reversed(steps):
-        if step.name in wanted:
+        if step.name in needed:
             kept.append(step)
-            wanted.update(step.inputs)
+            needed.update(step.inputs)
     return kept[::-1]
 
 
@@ -87,8 +90,8 @@ def _step(layer: keras.layers.Layer, inputs: tuple[str, ...]) -> Step:
     if kind in SAME or kind == "AuxiliaryOutputs":
         return Step(layer.name, "same", inputs[:1])
     raise UserError(
-        f"--against=torch: the layer {layer.name} is a {kind}, which its re-creation of models "
-        "does not know"
+        f"--against=torch does not support layers of type {kind}. Received: layer {layer.name}; "
+        "leave out torch for this model"
     )
 
 
@@ -106,8 +109,8 @@ def _convolution(layer: Any, inputs: tuple[str, ...]) -> Step:
         )
         margins.append((total // 2, total - total // 2))
     kernel = np.asarray(layer.kernel)
-    # Theirs are [out, in, height, width]; ours [height, width, in, out], a depthwise one [height,
-    # width, channels, 1].
+    # PyTorch's kernels are [out, in, height, width], Keras' [height, width, in, out], or [height,
+    # width, channels, 1] if depthwise.
     arrays = {"kernel": kernel.transpose(2, 3, 0, 1) if depthwise else kernel.transpose(3, 2, 0, 1)}
     if layer.use_bias:
         arrays["bias"] = np.asarray(layer.bias)

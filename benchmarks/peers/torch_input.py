@@ -1,7 +1,8 @@
-"""SSSegmentation's training input on OpenCV in PyTorch's DataLoader (docs/reference/sssegmentation.md#training-input).
+"""SSSegmentation's training input with OpenCV, in PyTorch's DataLoader.
 
-Written anew, so that it can be timed without that package: the same OpenCV and NumPy calls in the
-same order, with NumPy's global generator. Images are BGR until the normalization.
+It makes the same OpenCV and NumPy calls in the same order, with NumPy's global generator, and does
+not require SSSegmentation itself. Images are BGR until they are normalized. See
+docs/reference/sssegmentation.md#training-input.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from benchmarks.workers import process_seconds
 from deeplab_keras.config import DataConfig
 
 IGNORED = -100
-STAGES = ("read and decode", "scale, crop, pad, batch", "flip", "photometric", "normalise")
+STAGES = ("read and decode", "scale, crop, pad, batch", "flip", "photometric", "normalize")
 Sample = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
 class Pairs(torch.utils.data.Dataset):
-    """The reference's training samples: float32 images `[3, height, width]` and labels `[height, width]`.
+    """The reference's training samples.
+
+    A sample is an image `[3, height, width]` and a label `[height, width]`, both float32.
 
     Args:
-        images: paths.
-        labels: paths of masks that are grey PNGs of ids.
-        label_map: id in the masks -> class, or -100 for pixels that do not count; ids that are left
-            out stay.
-        config: crop, scales, and what is done.
-        normalization: mean and standard deviation of RGB.
-        stage: how many of STAGES are done.
+        images: Paths of the images.
+        labels: Paths of the masks, grayscale PNGs of class ids.
+        label_map: Class by id in the masks, or -100 for pixels to ignore. Other ids stay the same.
+        config: The crop size, the scales and the augmentation.
+        normalization: Mean and standard deviation of RGB.
+        stage: Number of stages to apply, from `STAGES`.
     """
 
     images: tuple[str, ...]
@@ -51,9 +53,9 @@ class Pairs(torch.utils.data.Dataset):
         image: Any = cv2.imread(self.images[index])
         mask: Any = cv2.imread(self.labels[index], cv2.IMREAD_GRAYSCALE)
         label = mask.astype(np.float32)
-        for found, wanted in self.label_map.items():
-            label[label == found] = wanted
-        if self.stage == 1:  # of any size, so that no batch can be made of them
+        for old, new in self.label_map.items():
+            label[label == old] = new
+        if self.stage == 1:  # images of different sizes cannot be batched
             return torch.zeros(1), torch.zeros(1)
         image, label = crop(*scale(image, label, self.config), self.config)
         if self.stage > 2 and self.config.random_flip and np.random.rand() <= 0.5:
@@ -61,12 +63,12 @@ class Pairs(torch.utils.data.Dataset):
         if self.stage > 3 and self.config.photometric_distortion:
             image = distort(image)
         if self.stage > 4:
-            image = normalise(np.ascontiguousarray(image), *self.normalization)
+            image = normalize(np.ascontiguousarray(image), *self.normalization)
         return pad(image, label, self.config.train_crop_size)
 
 
 def scale(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
-    """Random size; the aspect is kept."""
+    """Resizes to a random size and keeps the aspect ratio."""
     factor = (
         np.random.random_sample() * (config.max_scale_factor - config.min_scale_factor)
         + config.min_scale_factor
@@ -82,16 +84,13 @@ def scale(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
 
 
 def crop(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
-    """The first of ten random crops with several classes, none with too large a share."""
+    """Returns the first of ten random crops with several classes, none with too large a share."""
     height, width = (
-        min(wanted, length)
-        for wanted, length in zip(config.train_crop_size, label.shape, strict=True)
+        min(side, length) for side, length in zip(config.train_crop_size, label.shape, strict=True)
     )
     for _ in range(10):
-        cut_image, cut_label = (
-            image.copy(),
-            label.copy(),
-        )  # the reference copies all of both at every try
+        # The reference copies the whole image and label for each crop.
+        cut_image, cut_label = image.copy(), label.copy()
         top, left = (
             np.random.randint(0, label.shape[0] - height + 1),
             np.random.randint(0, label.shape[1] - width + 1),
@@ -107,7 +106,7 @@ def crop(image: np.ndarray, label: np.ndarray, config: DataConfig) -> Sample:
 
 
 def distort(image: np.ndarray) -> np.ndarray:
-    """Brightness, contrast, saturation and hue, each with probability 1/2."""
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2."""
     if np.random.randint(2):
         image = _convert(image, beta=np.random.uniform(-32, 32))
     contrast_first = np.random.randint(2)
@@ -130,8 +129,8 @@ def _convert(image: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray
     return np.clip(image.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
 
 
-def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """From uint8 BGR to normalised float32 RGB."""
+def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Converts uint8 BGR to normalized float32 RGB."""
     image = image.astype(np.float32)
     cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
     cv2.subtract(image, np.array([mean], np.float64), image)
@@ -142,16 +141,16 @@ def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors of `size`; around the image 0, around the label -100."""
-    found = (
+    """Pads to `size`, the image with 0 and the label with -100."""
+    tensors = (
         torch.from_numpy(image.transpose((2, 0, 1)).astype(np.float32)),
         torch.from_numpy(label.astype(np.float32)),
     )
-    top, left = ((wanted - length) // 2 for wanted, length in zip(size, label.shape, strict=True))
+    top, left = ((side - length) // 2 for side, length in zip(size, label.shape, strict=True))
     margins = (left, size[1] - label.shape[1] - left, top, size[0] - label.shape[0] - top)
     padded = [
         torch.nn.functional.pad(x, margins, value=value)
-        for x, value in zip(found, (0.0, IGNORED), strict=True)
+        for x, value in zip(tensors, (0.0, IGNORED), strict=True)
     ]
     return padded[0], padded[1]
 
@@ -163,7 +162,10 @@ class Contender:
         self.pairs, self.batch_size, self.workers = pairs, batch_size, workers
 
     def measure(self, batches: int, warm_up: int, stages: bool) -> dict[str, float]:
-        """Images/s, and milliseconds of CPU time an image, of each stage with all before it, or of the last stage alone."""
+        """Returns the images/s and the CPU milliseconds per image of each stage.
+
+        Each stage includes all stages before it. Without `stages`, measures the last one only.
+        """
         found: dict[str, float] = {}
         for stage in range(1 if stages else len(STAGES), len(STAGES) + 1):
             speed, seconds = self._time(stage, batches, warm_up)
@@ -172,9 +174,8 @@ class Contender:
 
     def _time(self, stage: int, batches: int, warm_up: int) -> tuple[float, float]:
         data = Pairs(**self.pairs, stage=stage)
-        images = (
-            batches + warm_up + 2 * self.workers + 1
-        ) * self.batch_size  # so that no worker runs dry at the end
+        # Enough images that no worker runs out of them before the measurement ends.
+        images = (batches + warm_up + 2 * self.workers + 1) * self.batch_size
         order = torch.utils.data.RandomSampler(data, replacement=True, num_samples=images)
         loader = torch.utils.data.DataLoader(
             data,
@@ -201,5 +202,5 @@ def _seed(worker: int) -> None:
 
 
 def make(pairs: dict[str, Any], batch_size: int, workers: int) -> Contender:
-    """The contender of `benchmarks.input`."""
+    """Creates the contender of `benchmarks.input`."""
     return Contender(pairs, batch_size, workers)

@@ -1,4 +1,4 @@
-"""A segmentor re-created in PyTorch from its plan: the same operations in the same order on the same weights."""
+"""A segmentor in PyTorch: the same operations in the same order with the same weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "global_pool": lambda x: x.mean((2, 3), keepdim=True),
     "adaptive_pool": lambda x, bins: functional.adaptive_avg_pool2d(x, bins),
     "window_pool": lambda x, size, strides: functional.avg_pool2d(x, tuple(size), tuple(strides)),
-    "resize": lambda x, size, align_corners: functional.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners),
-}  # fmt: skip
+    "resize": lambda x, size, align_corners: functional.interpolate(
+        x, tuple(size), mode="bilinear", align_corners=align_corners
+    ),
+}
 
 
 class Convolution(torch.nn.Module):
-    """A convolution with the paddings of both families."""
+    """A convolution with the padding of either model family."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -62,12 +64,12 @@ class Convolution(torch.nn.Module):
             self.conv.bias.data = torch.from_numpy(step.arrays["bias"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution."""
+        """Applies the convolution."""
         return self.conv(functional.pad(x, self.margins) if self.margins else x)
 
 
 class Normalize(torch.nn.Module):
-    """(image - mean) / std."""
+    """Computes `(image - mean) / std`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -75,12 +77,12 @@ class Normalize(torch.nn.Module):
         self.register_buffer("scale", 1 / torch.tensor(std)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised image."""
+        """Returns the normalized image."""
         return (x - self.mean) * self.scale
 
 
 class Network(torch.nn.Module):
-    """From images `[batch, height, width, 3]` in 0..255 to labels `[batch, height, width]`, or to the logits."""
+    """The network, from images `[batch, height, width, 3]` in 0..255 to labels or logits."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         super().__init__()
@@ -95,26 +97,25 @@ class Network(torch.nn.Module):
                 self.parts[step.name] = Normalize(step.settings["mean"], step.settings["std"])
 
     def logits(self, images: Tensor) -> Tensor:
-        """Class scores, `[batch, classes, height, width]`."""
+        """Returns the class scores, `[batch, classes, height, width]`."""
         values: dict[str, Tensor] = {}
         last = self.steps[-1][0]
         for name, kind, inputs, settings in self.steps:
             if kind == "input":
-                values[name] = images.float().permute(
-                    0, 3, 1, 2
-                )  # which is channels_last without a copy
+                # Without a copy, in the memory format channels_last.
+                values[name] = images.float().permute(0, 3, 1, 2)
             elif name in self.parts:
                 values[name] = self.parts[name](values[inputs[0]])
             else:
                 given = [values[before] for before in inputs]
-                # At full size class scores are float32 in every precision, as ours are.
+                # At full size, class scores are float32 in every precision, like ours.
                 values[name] = OPERATIONS[kind](
                     *([x.float() for x in given] if name == last else given), **settings
                 )
         return values[last]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Labels."""
+        """Returns the labels, `[batch, height, width]`."""
         return self.logits(images).argmax(1)
 
 
@@ -127,7 +128,7 @@ def _batch_norm(step: Step) -> torch.nn.BatchNorm2d:
 
 
 def make(steps: Sequence[Step], threads: int, compiled: bool) -> ImageContender:
-    """The contender of `benchmarks.models`, eager or compiled."""
+    """Creates the contender of `benchmarks.models`, eager or compiled."""
     torch.set_num_threads(threads)
     network: Any = Network(steps).eval().to(memory_format=torch.channels_last)
     run = torch.compile(network) if compiled else network

@@ -1,4 +1,4 @@
-"""A training step in PyTorch: the same network, from its plan, the same batch, SGD with momentum, cross-entropy."""
+"""A training step in PyTorch: the same network and batch, cross-entropy, SGD with momentum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ WARM_UP = 3
 
 
 class Contender:
-    """Steps on one batch that lies on the device, the GPU if PyTorch sees one; channels_last; eager or compiled."""
+    """Takes steps on one batch on the device, eager or compiled, in channels_last.
+
+    The device is the GPU, if PyTorch has one.
+    """
 
     def __init__(
         self,
@@ -31,9 +34,8 @@ class Contender:
         compiled: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = (
-            True  # the best algorithm for these sizes, as XLA finds it by trying, too
-        )
+        # Selects the fastest algorithm for these sizes, as XLA's autotuning does.
+        torch.backends.cudnn.benchmark = True
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mixed, self.ignore_label = precision == "mixed_bfloat16", ignore_label
         random = np.random.default_rng(0)
@@ -51,7 +53,7 @@ class Contender:
         self._take(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
-        """Images/s; with no batches, what does not change between rounds."""
+        """Measures one round. With 0 batches, returns what does not change between rounds."""
         if batches:
             return {"bare_speed": batches * len(self.images) / self._take(batches)}
         on_gpu = self.device.type == "cuda"
@@ -87,5 +89,5 @@ def make(
     precision: str = "float32",
     compiled: bool = False,
 ) -> Contender:
-    """The contender of `benchmarks.training`."""
+    """Creates the contender of `benchmarks.training`."""
     return Contender(steps, shape, classes, ignore_label, threads, precision, compiled)
