@@ -1,4 +1,4 @@
-"""The benchmark: every kind runs as a command on tiny data, its numbers are sane, its rows and its page are kept."""
+"""The benchmark: every kind runs as a command on tiny data and writes plausible numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows_of(path) -> dict[tuple[str, str], float]:
 # --- The four kinds ---
 
 
-def test_input_as_a_command_in_a_process_of_its_own(tmp_path, capsys):
+def test_input_as_a_command_in_its_own_process(tmp_path, capsys):
     root = write_dataset(tmp_path / "photos")
     table = tmp_path / "found.csv"
     arguments = [
@@ -113,7 +113,7 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
     assert "billion multiply-adds" in capsys.readouterr().out
 
 
-# --- Mistakes ---
+# --- User errors ---
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,8 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
         ),
         (
             ["--what=train", "--checkpoint_dir={tmp}"],
-            "--checkpoint_dir={tmp} cannot be combined with --what=train, which uses random weights",
+            "--checkpoint_dir={tmp} cannot be combined with --what=train, which uses random "
+            "weights",
         ),
         (
             ["--what=eval", "--eval_scales=0.5,1"],
@@ -163,7 +164,7 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+def test_user_errors_are_reported_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert script("benchmark.py")(*(argument.format(tmp=tmp_path) for argument in arguments)) == 1
@@ -172,7 +173,7 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, capsys, monkeypatch
     assert message.format(tmp=tmp_path) in error
 
 
-def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
+def test_a_dataset_that_a_peer_cannot_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     measure = importlib.import_module("benchmarks.input").measure_input
     with raises_line(
@@ -188,10 +189,10 @@ def test_a_peer_is_told_what_it_cannot_read(tmp_path, monkeypatch):
         measure(config, against=["torch"])
 
 
-# --- Its parts ---
+# --- Parts ---
 
 
-def test_a_contender_that_cannot_be_made_says_so_in_one_line():
+def test_a_contender_that_cannot_be_created_is_reported_in_one_line():
     with raises_line("^nothing: AttributeError: "):
         workers.Worker(workers.Recipe("x", "math:nothing", {}))
     with raises_line("^x: the process ended with status 3, "):
@@ -252,7 +253,7 @@ def test_rows_are_appended_and_become_a_page(tmp_path):
 
 
 @pytest.mark.slow
-def test_peak_memory_grows_by_what_is_used():
+def test_peak_memory_grows_with_the_memory_in_use():
     before = workers.peak_memory()
     block = np.ones(max(before, 50_000_000) // 4, np.float64)
     assert workers.peak_memory() >= before + 0.5 * block.nbytes
@@ -261,8 +262,9 @@ def test_peak_memory_grows_by_what_is_used():
 # --- The peers ---
 
 PEERS = [
-    "fcn_mobilenetv2os8_voc", "pspnet_mobilenetv2os8_voc", "deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc",
-    "deeplabv3_mnv2_dm05_pascal_trainaug", "deeplab_mnv3_small_cityscapes_trainfine",
+    "fcn_mobilenetv2os8_voc", "pspnet_mobilenetv2os8_voc", "deeplabv3plus_mobilenetv2os8_voc",
+    "lrasppnet_mobilenetv3sos8_voc", "deeplabv3_mnv2_dm05_pascal_trainaug",
+    "deeplab_mnv3_small_cityscapes_trainfine",
 ]  # fmt: skip
 
 
@@ -276,23 +278,20 @@ def test_torch_computes_the_same_network(name):
 
     size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
     config = dk.get_config(name).replace(image_pooling_crop_size=())
-    model, as_drawn = (
-        dk.build_segmentor(config, size),
-        dk.build_segmentor(config.replace(branchwise=False), size),
-    )
+    model = dk.build_segmentor(config, size)
+    concatenated = dk.build_segmentor(config.replace(branchwise=False), size)
     for index, layer in enumerate(model.layers):
-        if hasattr(
-            layer, "moving_mean"
-        ):  # else running statistics of 0 and 1, which tell no two layers apart
+        # With the initial statistics 0 and 1, the test would not detect swapped layers.
+        if hasattr(layer, "moving_mean"):
             random = np.random.default_rng(index)
             layer.moving_mean.assign(random.normal(0, 0.05, layer.moving_mean.shape))
             layer.moving_variance.assign(random.uniform(0.5, 1.5, layer.moving_variance.shape))
-    assign_weights(as_drawn, named_weights(model), name)
+    assign_weights(concatenated, named_weights(model), name)
     images = noise(2, *size, 3)
     expected = np.asarray(model(images, training=False))
     with torch.inference_mode():
         found = (
-            torch_model.Network(describe(as_drawn))
+            torch_model.Network(describe(concatenated))
             .eval()
             .logits(torch.from_numpy(images))
             .permute(0, 2, 3, 1)
@@ -302,8 +301,8 @@ def test_torch_computes_the_same_network(name):
 
 
 @pytest.mark.torch
-def test_the_peers_input_is_the_references(tmp_path):
-    """The same numbers drawn from NumPy's generator: the same tensors."""
+def test_the_input_of_the_peer_equals_that_of_the_reference(tmp_path):
+    """With the same seed of NumPy's generator, the tensors are the same."""
     from sssegmentation_input import make_dataset
 
     from benchmarks.peers.torch_input import Pairs

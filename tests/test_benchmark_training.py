@@ -1,4 +1,4 @@
-"""The benchmark of a training step: its numbers are sane, and its contenders take the same step."""
+"""The benchmark of a training step: plausible numbers, and contenders that take the same step."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ TINY = ModelConfig(
     low_level_channels=(8,),
 )
 TINY_FLAGS = [
-    "--what=train", "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16", "--atrous_rates=",
-    "--decoder_filters=16", "--low_level_channels=8", "--synthetic_size=64,64", "--train_crop_size=64,64", "--train_samples=4",
-    "--train_batch_size=2", "--rounds=2", "--batches=1",
+    "--what=train", "--depth_multiplier=0.25", "--output_stride=32", "--aspp_convs_filters=16",
+    "--atrous_rates=", "--decoder_filters=16", "--low_level_channels=8", "--synthetic_size=64,64",
+    "--train_crop_size=64,64", "--train_samples=4", "--train_batch_size=2", "--rounds=2",
+    "--batches=1",
 ]  # fmt: skip
 WITH_AUXILIARY = ["--auxiliary_head", "--auxiliary_channels=8"]
 
@@ -75,7 +76,7 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
 @pytest.mark.jax
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_the_contenders_as_a_command(precision, tmp_path):
-    """All in one run, each in its process: TensorFlow with its input, JAX, and PyTorch where it is installed."""
+    """One run with TensorFlow including input, JAX, and PyTorch if it is installed."""
     names = ["jax", *["torch"] * (importlib.util.find_spec("torch") is not None)]
     table, environment = (
         tmp_path / "found.csv",
@@ -128,7 +129,7 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     before, weights = loss(), contender.network.parts["stem_conv"].conv.weight.detach().clone()
     with torch.autocast("cpu", torch.bfloat16, enabled=contender.mixed):
         scores = contender.network.logits(contender.images)
-    assert scores.dtype == torch.float32, "class scores at full size, in every precision"
+    assert scores.dtype == torch.float32, "the class scores are float32 in every precision"
     assert (
         abs(float(torch.nn.functional.cross_entropy(scores, contender.labels)) - before)
         <= bound * before
@@ -136,13 +137,13 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     assert contender.measure(5)["bare_speed"] > 0 and contender.measure(0)["device"] == "CPU"
     assert (
         loss() != before and (contender.network.parts["stem_conv"].conv.weight != weights).all()
-    ), "every weight learns"
+    ), "every weight must be trained"
     assert sum(p.numel() for p in contender.network.parameters()) == sum(
         int(np.prod(v.shape)) for v in dk.build_segmentor(config).trainable_variables
     )
 
 
-# --- Mistakes ---
+# --- User errors ---
 
 
 @pytest.mark.parametrize(
@@ -181,14 +182,14 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
         ),
     ],
 )
-def test_a_step_that_a_peer_does_not_take(name, settings, message, monkeypatch):
+def test_a_step_that_a_peer_does_not_support_is_refused(name, settings, message, monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     with pytest.raises(UserError) as error:
         training.measure_training(TINY, DataConfig(), TrainConfig(**settings), against=[name])
     assert message in as_command_line(error.value)
 
 
-def test_an_auxiliary_head_is_not_left_out_of_the_peers_network_alone(monkeypatch):
+def test_an_auxiliary_head_is_refused_with_a_peer_that_lacks_it(monkeypatch):
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     with raises_line("--against=torch requires --auxiliary_head=false"):
         training.measure_training(
@@ -199,7 +200,7 @@ def test_an_auxiliary_head_is_not_left_out_of_the_peers_network_alone(monkeypatc
 @pytest.mark.parametrize(
     ("gpu", "package"), [(None, "jax"), ("/usr/bin/nvidia-smi", "'jax[cuda12]'")]
 )
-def test_a_peer_that_is_not_installed_names_the_command(gpu, package, monkeypatch):
+def test_the_error_for_a_missing_peer_has_the_install_command(gpu, package, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(training.shutil, "which", lambda name: gpu)
     with pytest.raises(UserError) as error:

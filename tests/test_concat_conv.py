@@ -1,4 +1,4 @@
-"""The convolution computed map by map is the one over the concatenated maps, in value and gradient."""
+"""A convolution computed map by map equals the one over concatenated maps, with its gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deeplab_keras.models.layers import resize_bilinear
 
 
 def plain(maps, resized, layer):
-    """The same in the words of the papers: resize, concatenate, convolve."""
+    """The operations of the papers: resize, concatenate, convolve."""
     size = next(tuple(x.shape[1:3]) for place, x in enumerate(maps) if place not in resized)
     same_size = [
         resize_bilinear(x, size, layer.align_corners) if place in resized else x
@@ -65,15 +65,15 @@ def test_value_and_gradient(size, bins, kernel, first, align, bias):
         )
 
 
-def test_the_layer_survives_saving():
+def test_the_layer_is_restored_from_its_config():
     layer = ConcatConv2D(4, 3, resized=(1,), align_corners=True, use_bias=False, name="project")
     copy = ConcatConv2D.from_config(layer.get_config())
     assert copy.get_config() == layer.get_config() and copy.resized == (1,)
     assert layer.compute_output_shape([(None, 9, 7, 5), (None, 1, 1, 3)]) == (None, 9, 7, 4)
 
 
-def lively(model: keras.Model) -> None:
-    """Weights and statistics under which every branch counts."""
+def draw_weights(model: keras.Model) -> None:
+    """Draws weights and statistics with which every branch affects the result."""
     rng = np.random.default_rng(3)
     for variable in model.weights:
         noise = rng.normal(size=variable.shape) * 0.3
@@ -105,19 +105,19 @@ with registered():
 
 @pytest.mark.usefixtures("toy_backbone")
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
-def test_networks_are_the_same_either_way(config):
-    model, as_drawn = build_segmentor(config), build_segmentor(config.replace(branchwise=False))
+def test_networks_have_the_same_outputs_with_and_without_concatenation(config):
+    model, concatenated = build_segmentor(config), build_segmentor(config.replace(branchwise=False))
     assert any(isinstance(layer, ConcatConv2D) for layer in model.layers)
-    assert not any(isinstance(layer, ConcatConv2D) for layer in as_drawn.layers)
-    lively(model)
-    assign_weights(as_drawn, named_weights(model), "here")
+    assert not any(isinstance(layer, ConcatConv2D) for layer in concatenated.layers)
+    draw_weights(model)
+    assign_weights(concatenated, named_weights(model), "here")
     images = np.random.default_rng(0).integers(0, 256, (2, 65, 90, 3)).astype(np.float32)
-    found, expected = model.predict(images, verbose=0), as_drawn.predict(images, verbose=0)
-    assert expected.std(axis=(1, 2)).min() > 1e-3, "an even map would prove nothing"
+    found, expected = model.predict(images, verbose=0), concatenated.predict(images, verbose=0)
+    assert expected.std(axis=(1, 2)).min() > 1e-3, "the outputs must not be constant"
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_half_precision_rounds_no_sum_of_enlarged_maps():
+def test_half_precision_does_not_round_the_sums_of_enlarged_maps():
     maps = [tf.random.stateless_normal((1, length, length, 8), (1, length)) for length in (12, 2)]
     exact = ConcatConv2D(4, 3, resized=(1,))
     half = ConcatConv2D(4, 3, resized=(1,), dtype="mixed_bfloat16")

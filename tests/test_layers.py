@@ -1,4 +1,4 @@
-"""The layers that Keras lacks or has in another form, each against its definition in plain NumPy."""
+"""Layers that Keras lacks or that differ from Keras', compared with their definition in NumPy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deeplab_keras.models.layers import (
 
 
 def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
-    """Bilinear interpolation of `[h, w]`, straight from the formula."""
+    """Bilinear interpolation of `[h, w]` by its formula."""
     axes = []
     for length, target in zip(x.shape, size, strict=True):
         if align_corners:
@@ -44,7 +44,7 @@ def resize_oracle(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(9, 14), (3, 4), (5, 7), (1, 1), (23, 5)])
-def test_resize_is_the_formula_for_static_and_dynamic_sizes(
+def test_resize_equals_the_formula_for_static_and_dynamic_sizes(
     size: tuple[int, int], align_corners: bool
 ) -> None:
     x = noise(1, 5, 7, 2)
@@ -64,7 +64,7 @@ def test_resize_is_the_formula_for_static_and_dynamic_sizes(
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(9, 14), (3, 4), (1, 1)])
 def test_double_precision_is_kept(size: tuple[int, int], align_corners: bool) -> None:
-    """TensorFlow's own resize would round to float32."""
+    """TensorFlow's resize would round to float32."""
     x = noise(1, 5, 7, 2).astype(np.float64) / 3
     expected = np.stack(
         [resize_oracle(x[0, ..., c], size, align_corners) for c in range(2)], axis=-1
@@ -92,7 +92,7 @@ def test_adaptive_pooling_averages_overlapping_bins(bins: int, size: tuple[int, 
 
 @pytest.mark.parametrize("synchronized", [False, True])
 @pytest.mark.parametrize("fused", [True, False])
-def test_batch_norm_normalises_with_the_biased_and_remembers_the_unbiased_variance(
+def test_batch_norm_normalizes_with_the_biased_and_averages_the_unbiased_variance(
     synchronized: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fused:
@@ -109,13 +109,13 @@ def test_batch_norm_normalises_with_the_biased_and_remembers_the_unbiased_varian
     np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * biased * 12 / 11, rtol=1e-5)
 
 
-def test_batch_norm_of_one_value_a_channel_stays_finite() -> None:
+def test_batch_norm_of_one_value_per_channel_is_finite() -> None:
     layer = BatchNormalization()
     layer(noise(1, 1, 1, 3), training=True)
     assert np.isfinite(layer.moving_variance).all()
 
 
-def test_batch_norm_gradients_are_those_of_keras() -> None:
+def test_batch_norm_gradients_equal_those_of_keras() -> None:
     x, weight = tf.constant(noise(2, 5, 4, 3)), tf.constant(noise(2, 5, 4, 3, seed=1))
     gradients = []
     for layer in (BatchNormalization(epsilon=1e-3), keras.layers.BatchNormalization(epsilon=1e-3)):
@@ -129,7 +129,7 @@ def test_batch_norm_gradients_are_those_of_keras() -> None:
         )
 
 
-def test_frozen_statistics_stay_while_gamma_and_beta_learn() -> None:
+def test_frozen_statistics_do_not_change_while_gamma_and_beta_are_trained() -> None:
     layer, x = BatchNormalization(freeze_statistics=True), noise(2, 3, 3, 4)
     with tf.GradientTape() as tape:
         output = layer(x, training=True)
@@ -159,8 +159,11 @@ def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) 
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_dilated_network_trains_where_onednn_is_off() -> None:
-    """TensorFlow switches it off by itself on processors without VNNI instructions; the variable does it on any."""
+def test_a_dilated_network_trains_without_onednn() -> None:
+    """TensorFlow does not use oneDNN on processors without VNNI instructions.
+
+    The variable turns it off on every processor.
+    """
     program = (
         "import keras, tensorflow as tf; from deeplab_keras.models.layers import Conv2D, "
         "_native_dilation\n"
@@ -180,7 +183,7 @@ def test_a_dilated_network_trains_where_onednn_is_off() -> None:
     assert run.stdout.split("\n")[0] == "(3, 3, 3, 4) False", run.stderr[-2000:]
 
 
-def test_normalize_and_the_gate_are_their_formulas() -> None:
+def test_normalize_and_the_gate_equal_their_formulas() -> None:
     x = noise(1, 2, 3, 3)
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
     np.testing.assert_allclose(Normalize(mean, std)(x), (x - mean) / std, atol=1e-6)

@@ -1,7 +1,7 @@
-"""Losses against plain NumPy oracles, finite differences, the official numbers, and one device against two.
+"""Losses compared with NumPy, finite differences, the official numbers, and on two devices.
 
-The file itself runs on any Keras backend; on TensorFlow its last test runs it again on JAX, where
-there is one.
+The file runs on any Keras backend. On TensorFlow, its last test runs it again on JAX, if JAX is
+installed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def oracle_dice(labels, logits):
 
 
 def oracle_lovasz(labels, logits):
-    """As published: the Lovász extension of the Jaccard loss of every present class, over the valid pixels."""
+    """The Lovász extension of the Jaccard loss of each present class, over the valid pixels."""
     p, valid = softmax(logits), labels != IGNORE
     values = []
     for c in np.unique(labels[valid & (labels < logits.shape[-1])]):
@@ -114,7 +114,7 @@ CASES = {
 
 
 def example(seed=0, classes=4, shape=(2, 5, 6), scale=2.0):
-    """Noise; a fifth ignored, one label outside the classes, and the last class absent."""
+    """Noise with a fifth of the pixels ignored, one unknown label, and the last class absent."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes - 1, shape).astype(np.int32)
     labels[rng.uniform(size=shape) < 0.2] = IGNORE
@@ -232,7 +232,7 @@ def test_hard_pixels_ramp():
     by_callable = losses.SegmentationLoss(**options, step=lambda: variable)
     for step, fraction in ((0, 1.0), (50, 0.625), (99, 0.2575), (100, 0.25), (300, 0.25)):
         variable.assign(step)
-        # At fraction 1 the divisor is still the pixels with a loss, not the valid ones.
+        # At fraction 1, the divisor is still the number of pixels with a loss, not of valid ones.
         expected = pytest.approx(oracle_cross_entropy(labels, logits, fraction=fraction), rel=1e-5)
         assert (
             float(by_variable(labels, logits)) == expected
@@ -241,7 +241,7 @@ def test_hard_pixels_ramp():
 
 
 def test_replica_sums():
-    """The hook: with the counts and sums of two halves added up, the halves' losses add up to the whole's."""
+    """With `sum_over_replicas`, the losses of two halves add up to the loss of the whole."""
     labels, logits = example(5, shape=(4, 5, 6))
     labels[:2, :, 1:] = IGNORE  # replica 0 has far fewer valid pixels
     for terms in (
@@ -307,12 +307,12 @@ def test_official_losses():
     assert measured == pytest.approx(expected, rel=1e-5)
 
 
-# --- What a user gets wrong ---
+# --- Invalid arguments ---
 
 
 def test_make_loss():
     assert losses.parse_terms(" cross_entropy + 0.5*dice ") == {"cross_entropy": 1.0, "dice": 0.5}
-    with raises_line(r"'cross_entropy\+'"):  # what was typed, not the nothing behind the plus
+    with raises_line(r"'cross_entropy\+'"):  # the whole text, not the empty name after the plus
         losses.parse_terms("cross_entropy+")
     loss = losses.make_loss("2*focal+lovasz", ignore_label=0, focal_gamma=3.0)
     assert (loss.terms, loss.ignore_label, loss.focal_gamma) == (
@@ -380,9 +380,9 @@ def sum_over_replicas(value):
 rng = np.random.default_rng(0)
 images = rng.normal(size=(20, 8, 8, 3)).astype("float32")
 labels = rng.integers(0, 3, (20, 8, 8)).astype("int32")
-for i in range(20):  # replica 0 sees the first two of every four images: 1 row valid; replica 1: nearly all of it
+for i in range(20):  # of four images, replica 0 gets two with 1 valid row, replica 1 two with 7
     labels[i, 1 if i % 4 < 2 else 7:] = 255
-labels[4:6] = 255  # and once nothing
+labels[4:6] = 255  # replica 0 has no valid pixel in one step
 
 class Steps(keras.callbacks.Callback):
     def __init__(self): super().__init__(); self.losses = []
@@ -396,33 +396,36 @@ def train(strategy):
         y = keras.layers.Conv2D(4, 3, padding="same", name="stem_conv")(x)
         y = keras.layers.BatchNormalization(synchronized=True, name="stem_bn")(y)
         c5 = keras.layers.ReLU()(y)
-        outputs = [keras.layers.Conv2D(3, 1, name="logits")(c5), keras.layers.Conv2D(3, 1, name="auxiliary_logits")(c5)]
-        model = keras.Model(x, outputs)
+        names = "logits", "auxiliary_logits"
+        model = keras.Model(x, [keras.layers.Conv2D(3, 1, name=name)(c5) for name in names])
         optimizer = optimizers.MomentumSGD(
             optimizers.make_schedule("poly", 0.1, 10, end=0.001), momentum=0.9, weight_decay=1e-2,
             learning_rate_multipliers={"^stem_": 0.5}, use_ema=True, ema_momentum=0.9)
-        loss = losses.make_loss("cross_entropy+0.2*focal+0.5*dice", sum_over_replicas=sum_over_replicas)
-        model.compile(optimizer, loss=[loss, loss],
-                      loss_weights=[1.0, 0.4], jit_compile=False)
+        loss = losses.make_loss("cross_entropy+0.2*focal+0.5*dice",
+                                sum_over_replicas=sum_over_replicas)
+        model.compile(optimizer, loss=[loss, loss], loss_weights=[1.0, 0.4], jit_compile=False)
     batches = tf.data.Dataset.from_tensor_slices((images, (labels, labels))).batch(4)
     steps = Steps()
     model.fit(batches, epochs=1, verbose=0, callbacks=[steps])
-    averaged = [v.numpy() for v in model.weights]
-    return steps.losses, averaged, [v.numpy() for v in optimizer.variables], model.evaluate(batches, verbose=0)[0]
+    averaged, state = ([v.numpy() for v in x] for x in (model.weights, optimizer.variables))
+    return steps.losses, averaged, state, model.evaluate(batches, verbose=0)[0]
 
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert two.num_replicas_in_sync == 2
 one, other = train(tf.distribute.get_strategy()), train(two)
 assert len(one[0]) == 5
 for name, x, y in zip(("losses", "weights", "optimizer", "evaluate"), one, other):
-    difference = max(float(np.abs(u - v).max()) for u, v in zip(tf.nest.flatten(x), tf.nest.flatten(y)))
+    pairs = zip(tf.nest.flatten(x), tf.nest.flatten(y))
+    difference = max(float(np.abs(u - v).max()) for u, v in pairs)
     print(name, difference)
     assert difference < 1e-5, f"{name} differ by {difference}"
 
-# Without the hook: the mean of the replicas' means, neither doubled nor halved.
+# Without `sum_over_replicas`, the loss is the mean of the replicas' means.
 each = [float(losses.make_loss()(labels[i:i + 1], np.zeros((1, 8, 8, 3)))) for i in (0, 4)]
-run = two.run(lambda: losses.make_loss()(labels[:1] if tf.distribute.get_replica_context().replica_id_in_sync_group == 0
-                                         else labels[4:5], tf.zeros((1, 8, 8, 3))))
+def on_replica():
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return losses.make_loss()(labels[:1] if replica == 0 else labels[4:5], tf.zeros((1, 8, 8, 3)))
+run = two.run(on_replica)
 total = sum(float(v) for v in two.experimental_local_results(run))
 assert abs(total - sum(each) / 2) < 1e-6, (total, each)
 print("equal")
@@ -441,6 +444,6 @@ def run_python(*arguments):
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 def test_two_replicas_equal_one():
-    """The mean is over the global batch: five steps of `fit`, ragged masks, synchronized batch norm, two outputs."""
+    """Five steps of `fit` with different valid pixels, synchronized batch norm and two outputs."""
     result = run_python("-c", REPLICAS)
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr[-3000:]

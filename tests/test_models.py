@@ -1,4 +1,4 @@
-"""The contract of backbones, heads and the segmentor: every combination, output stride and kind of size."""
+"""The contract of backbones, heads and segmentors, for every combination and output stride."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ceil_divide(length: int, stride: int) -> int:
 
 
 def contract(config: ModelConfig, size: tuple[int, int]) -> None:
-    """What holds for every segmentor: names, shapes, dtype, and that every weight has a part in the result."""
+    """Checks the names, shapes and dtype of a segmentor, and that its output is not constant."""
     model = build_segmentor(config)
     image = noise(2, *size, config.input_channels)
     logits = model(image, training=False)
@@ -90,7 +90,7 @@ def test_features_have_the_papers_channels(backbone: str) -> None:
 def test_every_head_keeps_the_contract(
     head: str, output_stride: int, size: tuple[int, int]
 ) -> None:
-    """On a backbone of five convolutions; the golden tests and the slow lane have the others."""
+    """With a backbone of five convolutions. The golden tests and the slow lane use the others."""
     contract(
         TOY.replace(head=head, output_stride=output_stride, auxiliary_head=head == "fcn"), size
     )
@@ -123,7 +123,7 @@ def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
     x = noise(1, 64, 65, channels) / 255
     plain = np.asarray(model(x))
     assert plain.shape[1:3] == (2, 3)
-    for channel in range(channels):  # each of them counts
+    for channel in range(channels):  # each channel affects the result
         changed = x.copy()
         changed[..., channel] = 1 - changed[..., channel]
         assert np.abs(np.asarray(model(changed)) - plain).max() > 1e-4 * np.abs(plain).max()
@@ -132,8 +132,8 @@ def test_any_number_of_input_channels(backbone: str, channels: int) -> None:
 @pytest.mark.parametrize(
     "name", ["deeplabv3plus_mobilenetv2os8_voc", "lrasppnet_mobilenetv3sos8_voc"]
 )
-def test_the_first_weights_are_pytorch_s(name: str) -> None:
-    """Kernels and biases uniform in ±1 / sqrt(fan-in), batch norms the identity.
+def test_the_initial_weights_are_those_of_pytorch(name: str) -> None:
+    """Kernels and biases are uniform in ±1 / sqrt(fan-in), batch norm is the identity.
 
     See docs/reference/sssegmentation.md#head-initialization.
     """
@@ -144,7 +144,7 @@ def test_the_first_weights_are_pytorch_s(name: str) -> None:
             values = [float(np.ptp(weight)) + float(weight[0]) for weight in layer.weights]
             assert values == [1, 0, 0, 1], (
                 layer.name
-            )  # gamma, beta, mean, variance, each the same in every channel
+            )  # gamma, beta, mean, variance, equal for all channels
         for weight in (
             layer.weights
             if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D))
@@ -174,10 +174,10 @@ def test_dropout_drops_whole_channels() -> None:
         assert 0.02 < np.mean(dropped == 0) < 0.25 and dropped.max() == pytest.approx(1 / 0.9)
 
 
-def test_stride_8_taken_every_second_pixel_is_stride_16() -> None:
-    # With the dilation after the de-strided block, and odd sizes, where every padding is symmetric,
-    # both compute the same sums (the "algorithme a trous"); squeeze-and-excite would average over
-    # other pixels.
+def test_every_second_pixel_of_stride_8_is_stride_16() -> None:
+    # With dilation after the block that loses its stride, and with odd sizes, where all padding is
+    # symmetric, both compute the same sums ("algorithme à trous"). Squeeze-and-excite is left out,
+    # because it would average over different pixels.
     config = ModelConfig(depth_multiplier=0.35, dilation_placement="after", padding="same")
     image = keras.Input((129, 97, 3))
     models = {
@@ -204,7 +204,7 @@ def test_the_training_view_shares_weights_and_adds_the_auxiliary_output() -> Non
     assert {id(v) for v in view.weights} == {id(v) for v in model.weights}
 
 
-def test_uint8_images_are_taken_as_they_are() -> None:
+def test_uint8_images_give_the_same_logits() -> None:
     model = build_segmentor(TOY.replace(head="fcn", output_stride=32))
     image = noise(1, 64, 64, 3).astype(np.uint8)
     np.testing.assert_allclose(
@@ -235,7 +235,7 @@ def test_an_input_below_the_pooling_window_names_the_smallest_size() -> None:
 
 
 @pytest.mark.parametrize("how", ["call", "predict", "Predictor"])
-def test_a_model_for_any_size_tells_a_small_image_when_it_comes(how: str) -> None:
+def test_a_model_for_any_size_refuses_an_image_below_the_window(how: str) -> None:
     config = TOY.replace(
         head="lraspp", low_level_channels=(), image_pooling_size=(4, 5), output_stride=32
     )
@@ -275,12 +275,12 @@ def test_unknown_parts_are_named(changes: dict[str, object], message: str) -> No
 
 
 @pytest.mark.parametrize("size", [513, (0, 5), (65,), (33, None)])
-def test_an_input_size_that_is_none_is_named(size: object) -> None:
+def test_an_invalid_input_size_is_refused(size: object) -> None:
     with raises_line(r"input_size must be \(height, width\), .* Received: input_size="):
         build_segmentor(NARROW, size)
 
 
-def test_a_name_is_no_config() -> None:
+def test_a_name_instead_of_a_config_is_refused() -> None:
     with raises_line(
         r"config must be a ModelConfig. Received: config='fcn_mobilenetv2os8_voc'; "
         r"use get_config\(NAME\)"
@@ -298,10 +298,10 @@ def test_a_name_is_no_config() -> None:
         ({"colour": 1}, "unknown ModelConfig field 'colour'"),
     ],
 )
-def test_impossible_configs_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_configs_are_refused(changes: dict[str, object], message: str) -> None:
     with raises_line(message):
         NARROW.replace(**changes)
 
 
-def test_a_config_goes_round_through_json() -> None:
+def test_a_config_survives_json() -> None:
     assert ModelConfig.from_json(NARROW.to_json()) == NARROW

@@ -1,6 +1,6 @@
-"""Optimizers against NumPy simulations of torch's and TF1's, schedules against their formulas and the official numbers.
+"""Optimizers compared with NumPy versions of torch's and TF1's, and schedules with formulas.
 
-The file runs on any Keras backend; tests/test_losses.py runs it once more on JAX.
+The file runs on any Keras backend. tests/test_losses.py runs it again on JAX.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = 6
 
 
 class Variables:
-    """Keras variables under the paths of SHAPES, float64 copies of them, and gradients for every step."""
+    """Keras variables with the paths in SHAPES, their float64 copies, and gradients per step."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -59,7 +59,10 @@ class Variables:
 
 
 def simulate(variables, rates, update):
-    """Path -> weights after all steps; `update(path, weight, gradient, rate, state)` returns the new weight."""
+    """Returns the weights after all steps by path.
+
+    `update(path, weight, gradient, rate, state)` returns the new weight.
+    """
     result = {}
     for path, weight in variables.start.items():
         state: dict = {}
@@ -70,7 +73,7 @@ def simulate(variables, rates, update):
 
 
 def torch_sgd(momentum=0.9, decay=lambda path: 0.0, factor=lambda path: 1.0):
-    """torch.optim.SGD (dampening 0, no nesterov) with one parameter group a variable."""
+    """torch.optim.SGD (dampening 0, no Nesterov) with one parameter group per variable."""
 
     def update(path, weight, gradient, rate, state):
         gradient = gradient + decay(path) * weight
@@ -126,7 +129,7 @@ def assert_weights(measured, expected):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_momentum_sgd_is_torch_sgd(momentum):
-    """Under a rate that falls to a hundredth in six steps: Keras' own SGD is far off there."""
+    """The rate falls to a hundredth in six steps, for which Keras' SGD gives different weights."""
     variables = Variables()
     schedule = optimizers.make_schedule("poly", 0.5, STEPS, end=0.005)
     measured = variables.run(optimizers.MomentumSGD(schedule, momentum=momentum, weight_decay=0.1))
@@ -140,8 +143,8 @@ def test_momentum_sgd_is_torch_sgd(momentum):
         assert max(abs(other.values()[p] - measured[p]).max() for p in SHAPES) > 0.1
 
 
-def test_momentum_applies_the_rate_at_use():
-    """A gradient of 1 at rate 0.1, then 0 at 0.01: the second step moves by 0.009 (Keras' SGD: 0.09).
+def test_momentum_uses_the_current_rate():
+    """A gradient of 1 at rate 0.1, then 0 at 0.01: the second step is 0.009 (Keras' SGD: 0.09).
 
     See docs/reference/official_deeplab.md#momentum.
     """
@@ -169,7 +172,7 @@ def factor(path):
 
 
 def decay(path):
-    """Convolution kernels only, depthwise ones left out."""
+    """Decays convolution kernels only, without depthwise kernels."""
     return 0.1 if path in ("stem_conv/kernel", "logits/kernel") else 0.0
 
 
@@ -229,7 +232,7 @@ def test_moving_average_of_the_weights():
 
 @pytest.mark.parametrize("kind", optimizers.OPTIMIZERS.values())
 def test_config_and_state_rebuild_the_optimizer(kind):
-    """Three steps, the state through `variables`, three more in a new optimizer made from the config: as six."""
+    """Three steps, and three in a new optimizer with the same config and state, equal six."""
     options = dict(
         weight_decay=0.1, learning_rate_multipliers=RULES, no_weight_decay=["bias$"], use_ema=True
     )
@@ -254,7 +257,7 @@ def test_config_and_state_rebuild_the_optimizer(kind):
 
 
 def test_trains_under_fit():
-    """Compiled, with a real model's paths; also what a saved .keras file brings back."""
+    """Compiled, with the paths of a real model, and loaded from a .keras file."""
     keras.utils.set_random_seed(0)
     x = keras.Input((4,))
     model = keras.Model(
@@ -359,7 +362,7 @@ def test_official_gradient_multipliers(model, logits_only):
     expected = golden[f"mult_x10_logits_only_{logits_only}"]
     last_layers = ("logits",) if logits_only else optimizers.OFFICIAL_LAST_LAYERS
     rules = optimizers.official_multipliers(last_layers, 10.0)
-    # The golden table leaves out variables whose multiplier is 1.
+    # The golden table does not have the variables whose multiplier is 1.
     names = {
         *expected,
         *(f"{scope}/weights" for scope in golden["reg"]),
@@ -454,6 +457,6 @@ def test_official_rates_of_a_config():
         (dict(learning_policy="steps"), "did you mean 'step'"),
     ],
 )
-def test_rates_that_no_run_could_use(options, message):
+def test_invalid_rates_are_refused(options, message):
     with raises_line(message):
         TrainConfig(**options)

@@ -1,4 +1,4 @@
-"""Quantization-aware training: the rounding beside plain NumPy, the gradient through it, and the network that has it."""
+"""Quantization-aware training: the rounding compared with NumPy, its gradient, and networks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AWARE = SMALL.replace(quantization_aware=True)
 
 
 def int8_grid(low, high):
-    """The 256 values of an int8 tensor: scale and whole zero point as TFLite chooses them."""
+    """The 256 values of an int8 tensor, with TFLite's scale and integer zero point."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255
     zero = np.round(-128 - low / scale)
@@ -58,7 +58,7 @@ def int8_grid(low, high):
 @pytest.mark.parametrize(
     "low, high", [(-1.0, 3.0), (0.0, 6.0), (-2.5, -0.5), (0.3, 0.9), (-0.1, 300.0)]
 )
-def test_values_round_to_the_nearest_of_256_and_are_cut_off(low, high):
+def test_values_round_to_the_nearest_of_256_and_are_clipped(low, high):
     x = np.sort(np.random.default_rng(0).uniform(low - 1, high + 1, 4000)).astype("float32")
     found = keras.ops.convert_to_numpy(round_within(x, np.float32(low), np.float32(high)))
     grid = int8_grid(low, high)
@@ -71,7 +71,7 @@ def test_values_round_to_the_nearest_of_256_and_are_cut_off(low, high):
     zero = keras.ops.convert_to_numpy(
         round_within(np.zeros(1, "float32"), np.float32(low), np.float32(high))
     )
-    assert zero == 0, "padding stays exactly 0"
+    assert zero == 0, "padding must stay exactly 0"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_values_round_to_the_nearest_of_256_and_are_cut_off(low, high):
 def test_kernels_round_channel_by_channel_and_symmetrically(depthwise, shape):
     kernel = np.random.default_rng(1).normal(0, 1, shape).astype("float32")
     kernel *= np.geomspace(0.01, 100, shape[-1]).astype("float32")
-    kernel[..., -1] = 0  # a dead channel stays one
+    kernel[..., -1] = 0  # a channel of zeros stays 0
     found = keras.ops.convert_to_numpy(round_kernel(kernel, depthwise))
     axes = (0, 1) if depthwise else (0, 1, 2)
     scale = np.maximum(np.abs(kernel).max(axes, keepdims=True), 1e-30) / 127
@@ -104,7 +104,7 @@ def test_batch_norm_may_be_folded_before_or_after():
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
-def test_the_gradient_passes_through_and_is_0_where_a_value_was_cut_off():
+def test_the_gradient_passes_through_and_is_0_where_a_value_was_clipped():
     x = tf.constant(np.linspace(-2.03, 4.05, 61).astype("float32"))
     kernel = tf.constant(np.random.default_rng(3).normal(0, 1, (3, 3, 2, 4)).astype("float32"))
     weight, kernel_weight = (
@@ -124,14 +124,14 @@ def test_the_gradient_passes_through_and_is_0_where_a_value_was_cut_off():
 # === A layer ===
 
 
-def test_ranges_follow_the_batches_in_training_alone():
+def test_ranges_follow_the_batches_in_training_only():
     layer = Quantized(keras.layers.Add(name="sum"))
     batches = [[ramp(2, 5, 6, 3) * scale, noise(2, 5, 6, 3) - scale] for scale in (1, 7, 2)]
     layer.build([batches[0][0].shape] * 2)
     np.testing.assert_allclose(
         layer(batches[0], training=False), batches[0][0] + batches[0][1], rtol=1e-6
     )
-    assert not layer.batches.numpy().any(), "until a range is known, nothing is rounded"
+    assert not layer.batches.numpy().any(), "without a range, nothing is rounded"
     lows, highs = [], []
     for batch in batches:
         layer(batch, training=True)
@@ -139,7 +139,7 @@ def test_ranges_follow_the_batches_in_training_alone():
         highs.append([x.max() for x in batch])
     np.testing.assert_allclose(
         layer.low, np.mean(lows, 0), rtol=1e-5
-    )  # the first batches count alike
+    )  # the first batches have equal weights
     np.testing.assert_allclose(layer.high, np.mean(highs, 0), rtol=1e-5)
     layer.batches.assign([1e6, 1e6])
     expected = MOMENTUM * np.mean(highs, 0) + (1 - MOMENTUM) * np.array(highs[0])
@@ -151,7 +151,7 @@ def test_ranges_follow_the_batches_in_training_alone():
 
 
 @pytest.mark.parametrize("kind", ["conv", "depthwise"])
-def test_a_convolution_sees_rounded_inputs_and_kernels(kind):
+def test_a_convolution_computes_with_rounded_inputs_and_kernels(kind):
     inner = (
         keras.layers.DepthwiseConv2D(3, padding="same", name=kind)
         if kind == "depthwise"
@@ -166,7 +166,7 @@ def test_a_convolution_sees_rounded_inputs_and_kernels(kind):
     inner.kernel.assign(round_kernel(kernel, kind == "depthwise"))
     expected = inner(round_within(x, x.min(), x.max()))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(exact - found).max() > 1e-3, "rounding must show"
+    assert np.abs(exact - found).max() > 1e-3, "rounding must have an effect"
     assert layer.name == inner.name and {
         v.path.split("/")[-1] for v in layer.trainable_variables
     } == {"kernel", "bias"}
@@ -176,7 +176,7 @@ def test_a_convolution_sees_rounded_inputs_and_kernels(kind):
 
 
 def small(channels=8):
-    """What the networks are made of, once: convolutions with batch norm, a residual, hard-swish, a resize."""
+    """A network with each kind of layer: convolution, batch norm, residual, hard-swish, resize."""
     image = keras.Input((*SIZE, 3), name="image")
     x = y = Normalize((127.5,), (127.5,), name="normalize")(image)
     for name, layer in (
@@ -213,12 +213,11 @@ def trained_ranges():
     return model, plain, batch
 
 
-def test_the_network_keeps_its_layers_names_and_nearly_its_answers(trained_ranges):
+def test_the_network_keeps_its_layer_names_and_almost_its_outputs(trained_ranges):
     model, plain, batch = trained_ranges
     assert [layer.name for layer in model.layers] == [layer.name for layer in plain.layers]
-    assign_weights(
-        plain, without_ranges(named_weights(model)), "test"
-    )  # strict: the names are the same
+    # It raises an error if the names differ.
+    assign_weights(plain, without_ranges(named_weights(model)), "test")
     found, expected = model.predict_on_batch(batch), plain.predict_on_batch(batch)
     error = np.abs(found - expected).mean() / expected.std()
     assert 1e-4 < error < 0.05
@@ -230,10 +229,10 @@ def test_the_network_keeps_its_layers_names_and_nearly_its_answers(trained_range
         "block_add",
         "logits",
         "resized_logits",
-    }, "no fused ReLU"
+    }, "a fused ReLU must not be quantized"
 
 
-def test_it_is_saved_and_loaded_with_its_ranges(trained_ranges, tmp_path):
+def test_saving_and_loading_keeps_the_ranges(trained_ranges, tmp_path):
     model, _, batch = trained_ranges
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -252,7 +251,7 @@ def test_training_lowers_the_loss(trained_ranges):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_segmentor_holds_the_ranges_and_starts_from_one_without(tmp_path):
+def test_a_checkpoint_has_the_ranges_and_can_start_from_one_without(tmp_path):
     info = info_for_classes("test", ("a", "b", "c", "d"))
     plain, aware = build_segmentor(SMALL), build_segmentor(AWARE)
     save_checkpoint(tmp_path / "plain", plain, SMALL, info)
@@ -266,7 +265,7 @@ def test_a_checkpoint_of_a_segmentor_holds_the_ranges_and_starts_from_one_withou
     again = load_checkpoint(tmp_path / "aware").model
     np.testing.assert_array_equal(again.predict_on_batch(batch), aware.predict_on_batch(batch))
     assert again.get_layer("logits").high.numpy() > 0
-    initialize(plain, SMALL, str(tmp_path / "aware"))  # and back
+    initialize(plain, SMALL, str(tmp_path / "aware"))  # the other direction
     np.testing.assert_array_equal(
         plain.get_layer("stem_bn").moving_mean, aware.get_layer("stem_bn").moving_mean
     )
@@ -274,6 +273,7 @@ def test_a_checkpoint_of_a_segmentor_holds_the_ranges_and_starts_from_one_withou
 
 def test_a_pyramid_is_refused():
     with raises_line(
-        "--image_pyramid cannot be combined with --quantization_aware. Received: --image_pyramid=0.5,1"
+        "--image_pyramid cannot be combined with --quantization_aware. Received: "
+        "--image_pyramid=0.5,1"
     ):
         AWARE.replace(image_pyramid=(0.5, 1))

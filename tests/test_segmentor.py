@@ -65,7 +65,7 @@ def loss_of(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def small(scales: bool = False, auxiliary: bool = True) -> Segmentor:
-    """A segmentor of three convolutions, with the layers and names that `build_segmentor` gives a real one."""
+    """A segmentor of three convolutions, with the layer names of `build_segmentor`."""
     image = keras.Input((*SIZE, 3), name="image")
     x = Normalize((120.0,) * 3, (60.0,) * 3, name="normalize")(image)
     x = keras.layers.Conv2D(4, 3, 4, activation="relu", name="stem_conv")(x)
@@ -81,7 +81,7 @@ def small(scales: bool = False, auxiliary: bool = True) -> Segmentor:
 
 
 def with_drawn_weights(config: dk.ModelConfig) -> Segmentor:
-    """The network with weights and running statistics that differ from every new layer's."""
+    """The network with weights and statistics that differ from those of new layers."""
     model, random = build_segmentor(config, SIZE), np.random.default_rng(0)
     for weight in model.weights:
         spread = random.uniform(0.9, 1.1, weight.shape)
@@ -113,7 +113,7 @@ def test_fit_trains_every_output_with_its_weight(scales) -> None:
     assert {"auxiliary_logits/kernel", "stem_conv/kernel", "logits/kernel"} <= moved
 
 
-def test_the_weight_scales_the_auxiliary_head_s_gradient() -> None:
+def test_the_loss_weight_scales_the_gradient_of_the_auxiliary_head() -> None:
     model, moves = small(), {}
     start = model.get_weights()
     for weight in (0.4, 0.8):
@@ -151,7 +151,7 @@ def test_training_mode_outside_of_a_training_step_returns_logits() -> None:
         assert model(IMAGES).shape == other(IMAGES, training=True).shape == (2, *SIZE, 3)
 
 
-# --- Inference computes nothing else ---
+# --- Inference does not compute auxiliary outputs ---
 
 
 @pytest.mark.parametrize("how", ["eager", "traced", "predict", "evaluate"])
@@ -189,7 +189,7 @@ def test_a_pyramid_without_scale_1_does_not_compute_it(monkeypatch) -> None:
     assert sorted(size for name, size in calls if name == "stem_conv") == [17, 49]  # 0.5, 1.5
     loaded = Segmentor.from_config(model.get_config())
     scores = [m.get_layer("logits").output.shape for m in (model, loaded)]
-    assert scores[0] == scores[1] == (None, 2, 2, 3)  # those of the image at its own size
+    assert scores[0] == scores[1] == (None, 2, 2, 3)  # the scores of the image at scale 1
 
 
 # --- Saved, loaded, cloned, exported ---
@@ -256,7 +256,7 @@ def test_every_model_of_the_zoo_loads_in_a_new_process(tmp_path) -> None:
     for name in dk.list_models():
         images = noise(1, 65, 81, 3)
         config = dk.get_config(name)
-        if config.image_pooling_window:  # wider than these images
+        if config.image_pooling_window:  # larger than these images
             config = config.replace(image_pooling_crop_size=(33, 33))
         model = build_segmentor(config)
         paths.append(save(model, tmp_path / name, images))
@@ -266,7 +266,7 @@ def test_every_model_of_the_zoo_loads_in_a_new_process(tmp_path) -> None:
 
 
 def test_a_loaded_model_continues_its_training(tmp_path) -> None:
-    """The optimizer, its schedule, the loss with its mining schedule and the metric come back."""
+    """Loading restores the optimizer and the loss with their schedules, and the metric."""
     model = small()
     model.auxiliary_loss_weights["auxiliary_logits"] = 0.25
     model.compile(
@@ -305,8 +305,8 @@ def test_keras_export_writes_a_saved_model(tmp_path) -> None:
 # --- Loss and metric ---
 
 
-def test_mining_follows_the_compiled_model_s_steps() -> None:
-    """Over 2 steps the share goes from 1 to 0.25: with a rate of 0 nothing else changes."""
+def test_mining_uses_the_steps_of_the_compiled_model() -> None:
+    """Over 2 steps, the share goes from 1 to 0.25. With a rate of 0, nothing else changes."""
     model = small(auxiliary=False)
     options = dict(hard_example_fraction=0.25, hard_example_mining_step=2)
     loss = make_loss(**options)
@@ -320,11 +320,11 @@ def test_mining_follows_the_compiled_model_s_steps() -> None:
         for step in (0, 1, 2, 3)
     ]
     assert expected[0] < expected[1] < expected[2] == expected[3]
-    # Keras' own log is the mean since the last reset: train_on_batch resets it.
+    # Keras logs the mean since the last reset. train_on_batch resets it.
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_loss_goes_round_through_its_config() -> None:
+def test_a_loss_is_restored_from_its_config() -> None:
     options = dict(
         ignore_label=7,
         class_weights=(1.0, 2.0),
@@ -341,7 +341,7 @@ def test_a_loss_goes_round_through_its_config() -> None:
     assert copy.get_config() == loss.get_config()
 
 
-def test_sample_weights_are_refused_alike() -> None:
+def test_sample_weights_are_refused() -> None:
     logits = np.zeros((2, *SIZE, 3), np.float32)
     messages = []
     for function in (make_loss(), MeanIoU(3)):
@@ -352,7 +352,7 @@ def test_sample_weights_are_refused_alike() -> None:
     assert ConfusionMatrix is MeanIoU and MeanIoU(3).name == "miou"
 
 
-def test_padding_with_the_pad_value_normalizes_to_zero() -> None:
+def test_the_pad_value_normalizes_to_zero() -> None:
     assert small().pad_value == (120.0,) * 3
     for config, expected in (
         (NARROW, (123.675, 116.28, 103.53)),

@@ -1,4 +1,4 @@
-"""Training as a user meets it: runs that are killed and go on, folders in use, rates that explode, other classes."""
+"""Training runs: interrupted and resumed runs, workdirs, diverging runs and initial checkpoints."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ from deeplab_keras.training.train import make_strategy, training_steps
 
 STEPS, SAVE_STEPS = 8, 2
 RUN = (
-    f"--training_number_of_steps={STEPS}", f"--save_interval_steps={SAVE_STEPS}", "--deterministic", "--strategy=none",
-    "--eval_interval_epochs=2", "--ema_momentum=0.9", "--optimizer=momentum", "--summary_images=0",
+    f"--training_number_of_steps={STEPS}", f"--save_interval_steps={SAVE_STEPS}", "--deterministic",
+    "--strategy=none", "--eval_interval_epochs=2", "--ema_momentum=0.9", "--optimizer=momentum",
+    "--summary_images=0",
 )  # fmt: skip
 
 
@@ -54,14 +55,14 @@ def start(workdir: pathlib.Path, tiny_flags: list[str], *flags: str) -> subproce
 
 
 def wait_for(path: pathlib.Path, process: subprocess.Popen[str]) -> None:
-    """Until the path exists; fails if the process ends before."""
+    """Waits until the path exists, and fails if the process ends before."""
     while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
 def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Weights, averages, optimizer and step of the last training checkpoint."""
+    """Returns the weights, averages, optimizer state and step of the last training checkpoint."""
     last = folder.step_folders(workdir)[-1]
     assert last.name == f"step_{STEPS:08d}"
     return folder.read_weights(last) | folder.read_arrays(last / folder.STATE)
@@ -81,9 +82,8 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     workdir = tmp_path / "run"
     process = start(workdir, tiny_flags)
-    wait_for(
-        workdir / folder.STEPS / "step_00000004", process
-    )  # the end of the second pass over 8 images
+    # Step 4 is the end of the second epoch over 8 images.
+    wait_for(workdir / folder.STEPS / "step_00000004", process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     again = start(workdir, tiny_flags)
@@ -91,7 +91,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     expected, found = final_arrays(undisturbed), final_arrays(workdir)
     assert expected.keys() == found.keys()
     different = [name for name in expected if not np.array_equal(expected[name], found[name])]
-    assert set(different) <= {"row/images_per_second"}, "the speed alone is the machine's"
+    assert set(different) <= {"row/images_per_second"}, "only the speed may differ"
     rows = [
         [line.split(",")[0] for line in (d / "training.csv").read_text().splitlines()]
         for d in (undisturbed, workdir)
@@ -99,9 +99,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert rows[0] == rows[1]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(
-    tiny_flags: list[str], tmp_path: pathlib.Path
-) -> None:
+def test_sigterm_saves_the_run(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
     process = start(
         tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=1000000"
     )
@@ -111,13 +109,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(
             break
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, "what was asked of it is done: nothing is lost"
+    assert process.returncode == 0, "stopping on request is no error"
     step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
     assert f"stopped by SIGTERM at step {step} of 1000000" in errors
 
 
 @pytest.mark.slow
-def test_control_c_says_what_is_saved(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
+def test_control_c_reports_the_latest_checkpoint(
+    tiny_flags: list[str], tmp_path: pathlib.Path
+) -> None:
     process = start(
         tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2"
     )
@@ -141,17 +141,20 @@ class Killer:
     def __call__(self, *arguments: object, **options: object) -> None:
         self.calls += 1
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)  # cut short: the signal's handler raises here
+        time.sleep(60)  # interrupted by the signal handler, which raises an exception
 
 
 @pytest.mark.slow
-def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
+def test_sigterm_interrupts_an_evaluation_and_the_resumed_run_repeats_it(
     tiny_flags: list[str],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A preempted machine has seconds: the step is saved before the evaluation, which may take minutes."""
+    """A preempted machine only has seconds, but an evaluation may take minutes.
+
+    So the step is saved before the evaluation.
+    """
     flags = [
         *tiny_flags,
         "--summary_images=0",
@@ -181,7 +184,7 @@ def test_sigterm_ends_an_evaluation_at_once_and_the_next_run_makes_up_for_it(
     assert f"run: {tmp_path}, resuming from step 2" in capsys.readouterr().err
 
 
-def test_the_workdir_holds_all_that_is_needed(tiny_run: pathlib.Path) -> None:
+def test_the_workdir_is_complete(tiny_run: pathlib.Path) -> None:
     files = (
         "config.json",
         "flags.txt",
@@ -212,7 +215,7 @@ def test_a_finished_run_is_not_trained_again(tiny_run: pathlib.Path, tiny_flags:
     assert (folder.step_folders(tiny_run)[-1] / folder.WEIGHTS).stat().st_mtime_ns == before
 
 
-def test_a_workdir_of_another_config_is_refused(
+def test_a_workdir_of_a_different_config_is_refused(
     tiny_run: pathlib.Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -223,7 +226,7 @@ def test_a_workdir_of_another_config_is_refused(
     assert "base_learning_rate=0.01, not 0.123" in error and str(tiny_run) in error
 
 
-def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_failed_to_start_does_not_block_its_folder(tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
     with (
         raises_line("unknown loss"),
@@ -231,9 +234,8 @@ def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> No
     ):
         raise UserError("unknown loss")
     assert not run.exists()
-    with Workdir(
-        run, {"train": TrainConfig(epochs=1, loss="dice")}
-    ):  # killed, or stopped, before its first checkpoint
+    # A run that is killed or stopped before its first checkpoint.
+    with Workdir(run, {"train": TrainConfig(epochs=1, loss="dice")}):
         pass
     with Workdir(run, {"train": TrainConfig(epochs=2)}):
         (run / "best").mkdir()
@@ -248,7 +250,7 @@ def test_a_start_that_failed_stands_in_nobodys_way(tmp_path: pathlib.Path) -> No
     ("name", "message"),
     [("weights.npz", "is a checkpoint"), ("note.txt", "not the settings of a train")],
 )
-def test_a_folder_of_another_kind_is_no_workdir(
+def test_a_folder_that_is_not_a_workdir_is_refused(
     name: str, message: str, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"head": "fcn"}')
@@ -278,7 +280,7 @@ def test_a_workdir_is_free_once_its_process_is_killed(tmp_path: pathlib.Path) ->
         pass
 
 
-def test_a_lock_of_another_machine(
+def test_the_lock_of_a_run_on_another_machine_expires(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The heartbeat of the lock file tells whether the other machine's run is still alive."""
@@ -303,11 +305,11 @@ def test_a_lock_of_another_machine(
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
         touched = (tmp_path / ".lock").stat().st_mtime_ns
         time.sleep(0.3)
-        assert (tmp_path / ".lock").stat().st_mtime_ns > touched, "others must see that it lives"
+        assert (tmp_path / ".lock").stat().st_mtime_ns > touched, "the heartbeat must be visible"
     assert (tmp_path / ".lock").read_text() == ""
 
 
-def test_a_diverging_training_stops_with_step_rate_layer_and_images(
+def test_a_diverging_run_reports_step_rate_layer_and_images(
     tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [
@@ -347,7 +349,7 @@ def test_a_diverging_training_stops_with_step_rate_layer_and_images(
 
 
 @pytest.mark.slow
-def test_an_exploding_loss_stops_the_training(
+def test_an_exploding_loss_stops_the_run(
     tiny_flags: list[str],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -367,13 +369,13 @@ def test_an_exploding_loss_stops_the_training(
 
 
 @pytest.mark.slow
-def test_a_frozen_backbone_stays_and_the_training_ends_early(
+def test_a_frozen_backbone_does_not_change_and_the_run_stops_early(
     tiny_run: pathlib.Path,
     tiny_flags: list[str],
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """At a rate that changes no prediction the second evaluation is no better than the first."""
+    """The learning rate is too small to change a prediction, so the mIoU does not improve."""
     flags = [
         *tiny_flags,
         f"--train_logdir={tmp_path}",
@@ -391,13 +393,13 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     ]
     assert script("train.py")(*flags) == 0
     assert list(tmp_path.rglob("tensorboard/plugins/profile/*/*.xplane.pb")), (
-        "steps 2 and 3 are profiled"
+        "steps 2 and 3 must be profiled"
     )
     (events,) = tmp_path.glob("tensorboard/events*")
     assert b"block2_conv/kernel" in events.read_bytes(), "histograms of the weights"
     page = (tmp_path / "report.html").read_text()
     assert page.count("<figure") == 4 and "<h2>Training" in page, (
-        "a training that ended early has its page too"
+        "a run that stopped early must have a report too"
     )
     assert "stopped early: mIoU did not improve in the last evaluation" in capsys.readouterr().err
     (last,) = folder.step_folders(tmp_path)
@@ -406,7 +408,7 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert not [name for name in moved if re.match("(stem|block|last)", name)]
     assert {"logits/kernel", "logits/bias"} <= moved
-    assert script("train.py")(*flags) == 0  # the same command again: it stays ended
+    assert script("train.py")(*flags) == 0  # a run that stopped early is not resumed
     assert [path.name for path in folder.step_folders(tmp_path)] == ["step_00000004"]
 
 
@@ -466,7 +468,7 @@ def test_a_frozen_backbone_stays_and_the_training_ends_early(
         ),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     flags: list[str],
     message: str,
     tiny_flags: list[str],
@@ -481,7 +483,7 @@ def test_bad_input_is_told_in_one_line(
     assert not folder.step_folders(tmp_path / "run")
 
 
-def test_another_backend_is_refused(
+def test_other_backends_are_refused(
     tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
@@ -493,19 +495,19 @@ def test_another_backend_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_head_leaves_no_folder(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
+def test_an_unknown_head_creates_no_folder(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
     assert (
         script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}", "--head=unicorn") == 1
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_length_in_passes_over_the_images() -> None:
+def test_the_length_of_a_run_in_epochs() -> None:
     assert training_steps(TrainConfig(epochs=3), images=367, batch_size=8) == 138
     assert training_steps(TrainConfig(training_number_of_steps=7), images=367, batch_size=8) == 7
 
 
-def test_strategy_of_one_device_is_the_default_one() -> None:
+def test_a_single_device_has_the_default_strategy() -> None:
     assert make_strategy("auto").num_replicas_in_sync == 1
 
 
@@ -518,7 +520,7 @@ def config(toy_backbone: None) -> ModelConfig:
     return ModelConfig(backbone="toy", head="fcn", auxiliary_head=True, num_classes=4, **narrow)
 
 
-def test_weights_go_round_through_a_folder(
+def test_weights_survive_saving_and_loading(
     config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     info = folder.read_info(tiny_run / "best")
@@ -531,9 +533,7 @@ def test_weights_go_round_through_a_folder(
     assert len(folder.named_weights(model)) == len(model.weights)
 
 
-def test_a_truncated_newest_checkpoint_is_passed_over(
-    tiny_run: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_truncated_checkpoint_is_skipped(tiny_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     workdir = Workdir(tmp_path, {})
     model, config, info = (
         getattr(folder.load_checkpoint(tiny_run), name) for name in ("model", "config", "info")
@@ -546,7 +546,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over(
     assert [path.name for path in folder.step_folders(tmp_path)] == [
         "step_00000002",
         "step_00000003",
-    ]  # two are kept
+    ], "two checkpoints are kept"
     newest = tmp_path / folder.STEPS / "step_00000003" / folder.WEIGHTS
     newest.write_bytes(newest.read_bytes()[:-1000])
     found = workdir.newest()
@@ -557,16 +557,16 @@ def test_a_truncated_newest_checkpoint_is_passed_over(
         workdir.newest()
 
 
-def test_a_replacement_cut_short_leaves_the_old_checkpoint(
+def test_an_interrupted_replacement_keeps_the_old_checkpoint(
     tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     loaded = folder.load_checkpoint(tiny_run)
     best = folder.save_checkpoint(tmp_path / folder.BEST, loaded.model, loaded.config, loaded.info)
-    best.rename(tmp_path / f".{folder.BEST}.old")  # as a kill between the two renames leaves it
+    best.rename(tmp_path / f".{folder.BEST}.old")  # as after a kill between the two renames
     assert folder.find_checkpoint(tmp_path) == best
 
 
-def test_other_classes_start_with_fresh_classifiers_only(
+def test_different_classes_only_reinitialize_the_classifiers(
     config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     source = build_segmentor(config)
@@ -589,7 +589,7 @@ def test_other_classes_start_with_fresh_classifiers_only(
             ("road", "Car", "_sky_", "class 3"),
             {},
             "",
-        ),  # differences of spelling; a class that nobody named
+        ),  # different spelling, and a default class name
         (
             ("road", "sky", "car", "tree"),
             {},
@@ -607,7 +607,7 @@ def test_other_classes_start_with_fresh_classifiers_only(
         ),
     ],
 )
-def test_classifiers_of_other_names_or_another_order_start_fresh(
+def test_classes_with_different_names_or_order_reinitialize_the_classifiers(
     names: tuple[str, ...],
     flags: dict[str, bool],
     warning: str,
@@ -632,7 +632,7 @@ def test_classifiers_of_other_names_or_another_order_start_fresh(
     assert all(warning in line and "\n" not in line for line in warnings), warnings
 
 
-def test_a_training_knows_the_classes_of_its_start(
+def test_a_run_compares_its_classes_with_those_of_the_initial_checkpoint(
     tiny_flags: list[str],
     tiny_run: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -660,7 +660,7 @@ def test_a_training_knows_the_classes_of_its_start(
         ("", "--head=fcn with the other"),
     ],
 )
-def test_a_whole_network_that_gives_its_backbone_only(
+def test_a_warning_if_only_the_backbone_of_a_network_is_used(
     name: str,
     fits: str,
     config: ModelConfig,
@@ -668,7 +668,7 @@ def test_a_whole_network_that_gives_its_backbone_only(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Is told with the model that would take all of it; a backbone alone is nothing to warn of."""
+    """It names the model that could use all weights. A backbone alone causes no warning."""
     warnings: list[str] = []
     monkeypatch.setattr(
         "absl.logging.warning", lambda text, *values: warnings.append(text % values)
@@ -694,7 +694,7 @@ def test_a_whole_network_that_gives_its_backbone_only(
         )
 
 
-def test_a_checkpoint_of_another_width_is_refused(
+def test_a_checkpoint_of_a_different_width_is_refused(
     config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     folder.save_checkpoint(
@@ -748,7 +748,7 @@ def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pa
 # --- A full disk ---
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
+def test_too_little_disk_space_is_reported_before_the_first_step(
     tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = folder.load_checkpoint(tiny_run).model
@@ -759,7 +759,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
         Workdir(tmp_path, {}).check_space(model)
 
 
-def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_nothing_half_written(
+def test_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_partial_file(
     tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = folder.load_checkpoint(tiny_run)
@@ -781,7 +781,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_nothing_half_written
 
 
 @pytest.mark.parametrize("file", [".lock", "config.json"])
-def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
+def test_a_full_disk_at_the_start_is_reported_and_keeps_the_run(
     file: str, tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
@@ -810,8 +810,8 @@ def test_a_full_disk_at_the_start_is_told_and_the_run_is_still_there(
         pass
 
 
-def test_metrics_are_set_back_by_one_trace():
-    """TensorFlow warns on the terminal of a function that is traced anew at every evaluation."""
+def test_resetting_metrics_traces_once():
+    """TensorFlow logs a warning about functions that are traced again at every evaluation."""
     image = keras.Input((4,))
     model = TrainedModel(image, keras.layers.Dense(1)(image))
     model.compile("sgd", "mse")

@@ -1,4 +1,4 @@
-"""Whole trainings through the official DeepLab's flags: their weights against steps computed here by the official rules."""
+"""Training with the official DeepLab's flags, compared with steps by the official rules."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.optimizers import LAST_LAYERS
 
 OFFICIAL = [
-    "--flagfile=configs/base/official.flags", "--dropout_rate=0", "--strategy=none", "--summary_images=0",
-    "--eval_crop_size=64,64", "--save_interval_steps=1", "--head=deeplab_v3", "--train_samples=4", "--eval_samples=1",
-    # its batch norm sees one value an image: rounding would be blown up
+    "--flagfile=configs/base/official.flags", "--dropout_rate=0", "--strategy=none",
+    "--summary_images=0", "--eval_crop_size=64,64", "--save_interval_steps=1", "--head=deeplab_v3",
+    "--train_samples=4", "--eval_samples=1",
+    # Its batch norm gets one value per image, which would amplify rounding differences.
     "--add_image_level_feature=false",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def start(tiny_flags, tmp_path_factory):
-    """A checkpoint to start from, with weights that are not those of the seed, and the flags that fit it."""
-    of_a_decoder = ("--decoder_filters", "--low_level_channels")
-    flags = [flag for flag in tiny_flags if not flag.startswith(of_a_decoder)]
+    """An initial checkpoint with weights that differ from those of the seed, and its flags."""
+    decoder_flags = ("--decoder_filters", "--low_level_channels")
+    flags = [flag for flag in tiny_flags if not flag.startswith(decoder_flags)]
     flags += [*OFFICIAL, "--train_batch_size=4"]
     command = script("train.py").parse(*flags)
     config = command.model_config().replace(num_classes=8)
@@ -46,7 +47,7 @@ def start(tiny_flags, tmp_path_factory):
 
 
 def draw_weights(model: keras.Model) -> None:
-    """Weights with which activations and gradients keep their size through the network, statistics among them."""
+    """Draws weights and statistics with which activations and gradients keep their scale."""
     random = np.random.default_rng(5)
     for name, variable in folder.model_variables(model).items():
         kind, shape = name.split("/")[1], variable.shape
@@ -62,7 +63,7 @@ def draw_weights(model: keras.Model) -> None:
 def train(
     flags: list[str], workdir: pathlib.Path, steps: int
 ) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
-    """Weights after the last step, and the rows of training.csv."""
+    """Returns the weights after the last step, and the rows of training.csv."""
     flags = [
         *flags,
         f"--training_number_of_steps={steps}",
@@ -75,7 +76,10 @@ def train(
 
 
 def official_loss(labels, logits, weights, share):
-    """utils/train_utils.py, as TF1 wrote it: weighted pixels, the hardest `share` of all, over those that cost something."""
+    """Computes the loss of utils/train_utils.py in the official DeepLab.
+
+    It weights the pixels, keeps the hardest `share` of all, and divides by those with a loss.
+    """
     labels = tf.reshape(labels, [-1])
     one_hot = tf.one_hot(labels, logits.shape[-1])
     pixel = tf.nn.softmax_cross_entropy_with_logits(
@@ -93,7 +97,11 @@ def official_loss(labels, logits, weights, share):
 def official_steps(
     path, flags, rates, *, weights, shares, last_layer=1, freeze=False, clip=np.inf
 ) -> dict[str, np.ndarray]:
-    """Momentum 0.9 with the rate at use, L2 4e-5 on convolution kernels, biases twice as fast; clipped before that."""
+    """Returns the weights after steps by the official rules.
+
+    Momentum 0.9 with the current rate, L2 4e-5 on convolution kernels, twice the rate for biases.
+    Gradients are clipped before weight decay is added.
+    """
     command = script("train.py").parse(*flags)
     data, training = command.config(DataConfig), command.config(TrainConfig)
     loaded = folder.load_checkpoint(path)
@@ -116,7 +124,7 @@ def official_steps(
             gradient.numpy() for gradient in tape.gradient(loss, model.trainable_variables)
         ]
         norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
-        assert clip == np.inf or norm > 1.5 * clip, "nothing would be clipped"
+        assert clip == np.inf or norm > 1.5 * clip, "the test must clip"
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
             name = folder.weight_name(variable)
             gradient = gradient * min(1, clip / norm)
@@ -131,7 +139,10 @@ def official_steps(
 
 
 def assert_same_moves(found, expected, start) -> None:
-    """Every weight moved as it should: within 1e-3 of the largest move of its tensor, and float32's last places."""
+    """Checks the change of every weight.
+
+    The tolerance is 1e-3 of the largest change in its tensor, plus the rounding of float32.
+    """
     moved = 0
     for name, value in expected.items():
         move = np.abs(value - start[name]).max()
@@ -143,8 +154,8 @@ def assert_same_moves(found, expected, start) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_by_every_official_flag(start, tmp_path):
-    """Slow start, then falls by steps; hard pixels on a ramp; class weights; last layers ten times as fast."""
+def test_a_run_with_every_official_flag(start, tmp_path):
+    """Slow start, step decay, hard pixel mining with a ramp, class and last layer weights."""
     path, flags = start
     classes = len(folder.read_info(path).class_names)
     weights = np.linspace(0.5, 2, classes).round(2).tolist()
@@ -178,9 +189,10 @@ def test_a_training_by_every_official_flag(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
-    """As in the official trainval recipes; gamma and beta learn, the running statistics stay.
+    """As in the official trainval recipes: gamma and beta are trained, the statistics are frozen.
 
-    Clipped, and each batch in two parts, which without batch statistics is the same as in one.
+    Also clips gradients and splits each batch into two parts, which makes no difference without
+    batch statistics.
     """
     path, flags = start
     classes = len(folder.read_info(path).class_names)
@@ -199,11 +211,11 @@ def test_a_fine_tuning_with_frozen_statistics(start, tmp_path):
     assert_same_moves(found, trained, before)
 
 
-# --- What the last layers are ---
+# --- The last layers ---
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_last_layers_are_all_of_the_head(head):
+def test_the_last_layers_are_the_whole_head(head):
     """The layers with another learning rate are those that `skip_layers` can select."""
     narrow = dict(depth_multiplier=0.25, head_channels=8, auxiliary_channels=8)
     config = ModelConfig(head=head, auxiliary_head=True, num_classes=3, **narrow)
@@ -251,7 +263,7 @@ def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, start, tm
         assert np.array_equal(value, expected[name]), name
 
 
-def test_other_classes_start_with_a_new_classifier_for_each_rate(start, tmp_path):
+def test_different_classes_reinitialize_the_classifier_of_each_rate(start, tmp_path):
     config = ModelConfig(
         head="deeplab_v3",
         depth_multiplier=0.25,

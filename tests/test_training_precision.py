@@ -1,4 +1,4 @@
-"""A training in half precision follows the one in single precision, and keeps its weights in float32."""
+"""Training in half precision is close to single precision, and keeps its weights in float32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from contracts import ROOT
 from deeplab_keras.checkpoints import folder
 
 LENGTH = (
-    "--training_number_of_steps=60", "--eval_interval_epochs=10", "--strategy=none", "--summary_images=0", "--optimizer=adamw",
-    "--base_learning_rate=3e-3",
+    "--training_number_of_steps=60", "--eval_interval_epochs=10", "--strategy=none",
+    "--summary_images=0", "--optimizer=adamw", "--base_learning_rate=3e-3",
 )  # fmt: skip
 
 
 def losses(workdir: pathlib.Path, tiny_flags: list[str], precision: str) -> list[float]:
-    """The mean loss before each evaluation of a training."""
+    """Returns the mean loss before each evaluation of a run."""
     command = [
         sys.executable,
         "tests/toy.py",
@@ -39,7 +39,7 @@ def losses(workdir: pathlib.Path, tiny_flags: list[str], precision: str) -> list
 
 
 @pytest.mark.slow
-def test_half_precision_learns_as_single_precision_does(tiny_flags, tmp_path):
+def test_half_precision_learns_like_single_precision(tiny_flags, tmp_path):
     single = losses(tmp_path / "float32", tiny_flags, "float32")
     assert len(single) > 2 and single[-1] < single[0] - 0.1
     for precision in ("mixed_bfloat16", "mixed_float16"):
@@ -49,7 +49,7 @@ def test_half_precision_learns_as_single_precision_does(tiny_flags, tmp_path):
             f"{np.max(np.abs(np.divide(half, single) - 1)):.1e}"
         )
         np.testing.assert_allclose(half, single, rtol=0.03)
-        assert half != single, "it was not in half precision"
+        assert half != single, "the run did not use half precision"
         last = folder.step_folders(tmp_path / precision)[-1]
         weights = folder.read_weights(last)
         assert {array.dtype for array in weights.values()} == {np.dtype("float32")}

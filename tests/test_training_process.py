@@ -1,4 +1,4 @@
-"""What a training leaves as it was in the process that calls it."""
+"""Process-wide settings are the same after a training run as before it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def policy():
         pytest.param("mixed_bfloat16", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_the_policy_is_the_callers(mine, precision, tmp_path):
+def test_the_policy_of_the_caller_is_restored(mine, precision, tmp_path):
     keras.config.set_dtype_policy(mine)
     training = dk.TrainConfig(
         train_logdir=str(tmp_path),
@@ -65,8 +65,8 @@ def test_the_policy_is_the_callers(mine, precision, tmp_path):
     assert keras.layers.Dense(1).compute_dtype == ("float32" if mine == "float32" else "bfloat16")
 
 
-def test_everything_is_put_back_by_a_training_that_raises(tmp_path, monkeypatch):
-    """Seeds, determinism and the policy, against what the same draws are without a training between them."""
+def test_everything_is_restored_after_an_exception(tmp_path, monkeypatch):
+    """Seeds, determinism and the policy. The random draws are compared with those without a run."""
 
     def draws():
         return random.random(), float(np.random.random()), float(keras.random.normal(()))
@@ -100,7 +100,7 @@ def test_everything_is_put_back_by_a_training_that_raises(tmp_path, monkeypatch)
     assert tf.compat.v1.get_seed(0)[0] == 7
 
 
-def test_a_process_without_seeds_has_none_afterwards():
+def test_a_process_without_seeds_stays_unseeded():
     tf.random.set_seed(None)
     with preserve_settings():
         keras.utils.set_random_seed(3)
@@ -108,10 +108,10 @@ def test_a_process_without_seeds_has_none_afterwards():
     first = tf.random.uniform(()).numpy()
     with preserve_settings():
         keras.utils.set_random_seed(3)
-    assert tf.random.uniform(()).numpy() != first, "unseeded draws differ"
+    assert tf.random.uniform(()).numpy() != first, "unseeded draws must differ"
 
 
-def test_determinism_that_the_caller_asked_for_stays():
+def test_determinism_that_the_caller_enabled_is_kept():
     tf.config.experimental.enable_op_determinism()
     try:
         with preserve_settings():

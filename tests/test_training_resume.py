@@ -1,4 +1,4 @@
-"""Going on after damage: what is intact is taken, what is not is told in one line, and nothing wrong is saved or read."""
+"""Resuming from damaged checkpoints: intact ones are used, and damage is reported in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def info():
 
 @pytest.fixture
 def run(model, info, tmp_path) -> pathlib.Path:
-    """A workdir with the checkpoints of the steps 2 and 3, whose weights tell the step."""
+    """A workdir with checkpoints of steps 2 and 3. All their weights are equal to the step."""
     for step in (1, 2, 3):
         weights = {
             name: np.full_like(value, step) for name, value in folder.named_weights(model).items()
@@ -73,7 +73,7 @@ def array_alone(path: pathlib.Path) -> None:
 
 
 def shorter_header(path: pathlib.Path) -> None:
-    """The shape in an .npy header within the .npz says less than there is: CRC-32 is then never looked at."""
+    """Makes an array in the .npz shorter than its data, so that NumPy does not check the CRC-32."""
     (path / folder.HASHES).unlink()
     data = (path / folder.WEIGHTS).read_bytes()
     at = data.index(b"'shape': (")
@@ -109,7 +109,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_passed_over(damage, run, model, info, monkeypatch):
+def test_a_damaged_latest_checkpoint_is_skipped(damage, run, model, info, monkeypatch):
     warnings = []
     monkeypatch.setattr(
         workdir.logging, "warning", lambda text, *values: warnings.append(text % values)
@@ -135,8 +135,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, run, model, info, mo
         Workdir(run, {}).newest()
 
 
-def test_damaged_checkpoints_are_not_counted_among_those_that_are_kept(run, model, info):
-    """SIGTERM saved step 3, which was damaged; the run went on from step 2 and saves at 2 and 2 again, say."""
+def test_damaged_checkpoints_do_not_count_as_kept(run, model, info):
+    """The checkpoint of step 7 is damaged, so the run resumed from step 2 and saves step 4."""
     (run / folder.STEPS / "step_00000003").rename(run / folder.STEPS / "step_00000007")
     replace(folder.WEIGHTS, b"")(run / folder.STEPS / "step_00000007")
     state = {"step": np.int64(4), "best_miou": np.float64(-1)}
@@ -149,7 +149,7 @@ def test_damaged_checkpoints_are_not_counted_among_those_that_are_kept(run, mode
 # --- Hashes ---
 
 
-def test_hashes_are_those_that_sha256sum_checks(run):
+def test_sha256sum_can_check_the_hashes(run):
     newest = folder.step_folders(run)[-1]
     lines = dict(line.split()[::-1] for line in (newest / folder.HASHES).read_text().splitlines())
     names = ("config.json", "dataset.json", "weights.npz", "state.npz")
@@ -163,7 +163,7 @@ def test_hashes_are_those_that_sha256sum_checks(run):
 
 
 @pytest.mark.parametrize("at", [0.0, 0.01, 0.37, 0.99, 1.0])
-def test_no_flipped_bit_gets_into_a_model(at, run):
+def test_a_flipped_bit_is_detected(at, run):
     newest = folder.step_folders(run)[-1]
     flip(newest / folder.WEIGHTS, at)
     with raises_line(
@@ -181,8 +181,8 @@ def test_a_checkpoint_of_an_older_version_has_no_hashes(run):
     )
 
 
-def test_a_config_that_its_owner_changed(run):
-    """It is refused until SHA256SUMS is deleted, as the error says."""
+def test_a_config_that_the_user_changed(run):
+    """It is refused until the hashes are deleted, as the message says."""
     newest = folder.step_folders(run)[-1]
     (newest / folder.CONFIG).write_text(CONFIG.replace(name="mine").to_json())
     with raises_line(
@@ -205,9 +205,7 @@ def test_a_config_that_its_owner_changed(run):
         (-0.5, "negative variance"),
     ],
 )
-def test_weights_that_no_network_has_are_neither_saved_nor_read(
-    value, message, run, model, info, tmp_path
-):
+def test_invalid_weights_are_neither_saved_nor_loaded(value, message, run, model, info, tmp_path):
     weights = folder.named_weights(model)
     weights["stem_bn/moving_variance"] = np.append(
         weights["stem_bn/moving_variance"][1:], np.float32(value)
@@ -228,7 +226,7 @@ def test_weights_that_no_network_has_are_neither_saved_nor_read(
 
 
 def test_weights_that_overflow_are_never_the_best(tiny_flags, tmp_path, capsys):
-    """The loss of the last step is finite; what the step makes of the weights is not."""
+    """The loss of the last step is finite, but its update makes the weights overflow."""
     flags = [
         "--training_number_of_steps=1",
         "--optimizer=momentum",
@@ -246,11 +244,11 @@ def test_weights_that_overflow_are_never_the_best(tiny_flags, tmp_path, capsys):
     assert not folder.step_folders(tmp_path) and not (tmp_path / folder.BEST).exists()
 
 
-# --- The same training ---
+# --- The same run ---
 
 
 def rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """training.csv without the speed, which is the machine's."""
+    """Returns the rows of training.csv without the speed, which differs between runs."""
     found = list(csv.DictReader((path / "training.csv").read_text().splitlines()))
     return [
         {name: value for name, value in row.items() if name != "images_per_second"} for row in found
@@ -272,14 +270,14 @@ def undisturbed(tiny_flags, tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     return path, flags
 
 
-def test_training_csv_does_not_tell_where_the_run_was_killed(undisturbed, tmp_path):
-    """Rounds are of three steps; the run goes on in the middle of the first one."""
+def test_training_csv_of_a_resumed_run_is_the_same(undisturbed, tmp_path):
+    """A round has three steps. The run resumes in the middle of the first round."""
     path, flags = undisturbed
     run = tmp_path / "run"
     shutil.copytree(path, run)
     for gone in (*folder.step_folders(run)[1:], run / folder.BEST):
         shutil.rmtree(gone)
-    (run / "training.csv").write_text("")  # damaged by the way
+    (run / "training.csv").write_text("")  # damaged as well
     assert script("train.py")(*flags, f"--train_logdir={run}") == 0
     assert rows(run) == rows(path) and len(rows(run)) == 2
     last, expected = (folder.step_folders(p)[-1] for p in (run, path))
@@ -293,7 +291,7 @@ def test_training_csv_does_not_tell_where_the_run_was_killed(undisturbed, tmp_pa
         ]
 
 
-def test_lines_of_training_csv_that_are_damaged_are_left_out(tmp_path):
+def test_damaged_lines_of_training_csv_are_dropped(tmp_path):
     (tmp_path / "training.csv").write_bytes(b"step,loss\n1,0.5\n2,0.\xff\n\x00\x01\n3\n4,0.1\n")
     Workdir(tmp_path, {}).log_row({"step": 4, "loss": 0.25})
     assert (tmp_path / "training.csv").read_text(errors="replace").splitlines() == [
@@ -304,7 +302,7 @@ def test_lines_of_training_csv_that_are_damaged_are_left_out(tmp_path):
     ]
 
 
-def test_a_best_model_that_is_lost_is_replaced(undisturbed, tmp_path, capsys):
+def test_a_damaged_best_model_is_replaced(undisturbed, tmp_path, capsys):
     path, flags = undisturbed
     run = tmp_path / "run"
     shutil.copytree(path, run)
@@ -322,7 +320,7 @@ def test_a_best_model_that_is_lost_is_replaced(undisturbed, tmp_path, capsys):
 
 
 def rename(path: pathlib.Path, change: Callable[[list[str]], list[str]]) -> None:
-    """Gives the classes that a checkpoint was trained on other names."""
+    """Changes the names of the classes in a checkpoint."""
     (path / folder.HASHES).unlink()
     found = json.loads((path / folder.DATASET).read_text())
     (path / folder.DATASET).write_text(
@@ -357,9 +355,9 @@ def test_classes_in_another_order_are_refused(change, message, undisturbed, tmp_
     )
 
 
-@pytest.mark.slow  # test_classes_in_another_order_are_refused holds the same code
-def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
-    """The case of a user: classes.txt is edited between two calls of one command."""
+@pytest.mark.slow  # test_classes_in_another_order_are_refused covers the same code
+def test_a_dataset_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
+    """A user edits classes.txt between two runs of the same command."""
     from PIL import Image
 
     data, run = tmp_path / "data", tmp_path / "run"
@@ -383,7 +381,7 @@ def test_a_folder_whose_classes_were_reordered(tmp_path, tiny_flags, capsys):
     ]
     (data / "classes.txt").write_text("ground\nred\nblue\n")
     assert script("train.py")(*flags) == 0
-    shutil.rmtree(folder.step_folders(run)[-1])  # as if it had been stopped at step 1
+    shutil.rmtree(folder.step_folders(run)[-1])  # as if the run had been stopped at step 1
     (data / "classes.txt").write_text("ground\nblue\nred\n")
     assert script("train.py")(*flags) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

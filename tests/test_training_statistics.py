@@ -1,4 +1,4 @@
-"""Batch norm's running statistics in a training: fresh ones warm up, stale ones are diagnosed and can be measured anew."""
+"""The running statistics of batch norm: warm-up, warnings, recalibration and diagnosis."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def norms(model: keras.Model) -> list[BatchNormalization]:
 def test_the_share_of_the_old_statistics():
     shares = [float(warm_up(0.9997, updates)) for updates in (0, 1, 8, 229, 10**6)]
     np.testing.assert_allclose(shares, [1 / 10, 2 / 11, 9 / 18, 230 / 239, 0.9997], rtol=1e-6)
-    assert float(warm_up(0.9, 229)) == pytest.approx(0.9), "no slower than the momentum"
+    assert float(warm_up(0.9, 229)) == pytest.approx(0.9), "at most the momentum"
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_layer_follows_its_share(fused, monkeypatch):
+def test_a_layer_uses_its_share(fused, monkeypatch):
     if not fused:
         monkeypatch.setattr(BatchNormalization, "_can_fuse", lambda self: False)
     layer, updates = BatchNormalization(momentum=0.9997), tf.Variable(0)
@@ -58,10 +58,10 @@ def test_a_layer_follows_its_share(fused, monkeypatch):
         variance = share * variance + (1 - share) * batch.var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-4)
     np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-4)
-    assert abs(mean - 3).max() < 0.5, "at a momentum of 0.9997 alone it would be 0.005"
+    assert abs(mean - 3).max() < 0.5, "without warm-up, the mean would be 0.005"
 
 
-def test_what_is_fresh():
+def test_fresh_layers_are_found_and_warm_up():
     model = build_segmentor(SMALL)
     assert statistics.find_fresh(model).tolist() == [1] * len(norms(model))
     norms(model)[2].moving_mean.assign(norms(model)[2].moving_mean + 0.5)
@@ -76,7 +76,7 @@ def test_what_is_fresh():
 def batch_statistics(
     flags: list[str], weights: dict[str, np.ndarray], steps: int
 ) -> list[dict[str, np.ndarray]]:
-    """Each step's own statistics: what a network without memory keeps."""
+    """Returns the batch statistics of each step, from a network with momentum 0."""
     command = script("train.py").parse(*flags)
     data, config = command.config(DataConfig), command.model_config()
     source = open_dataset(data, "train")
@@ -101,8 +101,11 @@ def batch_statistics(
     return found
 
 
-def test_a_training_warms_up_what_is_fresh_and_goes_on_with_it(tiny_flags, tiny_run, tmp_path):
-    """The backbone comes from a checkpoint, the head is fresh, and the weights stand still, so that only batches matter."""
+def test_fresh_statistics_warm_up_also_in_a_resumed_run(tiny_flags, tiny_run, tmp_path):
+    """The backbone's statistics come from a checkpoint, those of the head are fresh.
+
+    The weights do not change, so the statistics depend on the batches only.
+    """
     momenta = ["--backbone_bn_momentum=0.997", "--head_bn_momentum=0.9997"]
     flags = [
         *tiny_flags,
@@ -129,14 +132,14 @@ def test_a_training_warms_up_what_is_fresh_and_goes_on_with_it(tiny_flags, tiny_
             share = 0.997 if backbone else min(0.9997, (1 + step) / (10 + step))
             value = share * value + (1 - share) * batch[name]
         np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
-    (last / folder.WEIGHTS).unlink()  # the newest is gone: step 2 to 4 once more
+    (last / folder.WEIGHTS).unlink()  # so steps 3 and 4 are repeated
     assert script("train.py")(*flags, f"--train_logdir={run}", "--strategy=none") == 0
     again = folder.read_weights(last)
     assert all(np.array_equal(found[name], again[name]) for name in found)
     assert first.exists()
 
 
-def test_a_checkpoint_gives_its_weights_and_not_its_momenta(tmp_path):
+def test_an_initial_checkpoint_does_not_set_the_momentums(tmp_path):
     path = tmp_path / "checkpoint"
     config = SMALL.replace(
         backbone_bn_momentum=0.997, head_bn_momentum=0.9997, dropout_rate=0.2, align_corners=True
@@ -144,7 +147,7 @@ def test_a_checkpoint_gives_its_weights_and_not_its_momenta(tmp_path):
     info = open_dataset(DataConfig(), "train").info
     folder.save_checkpoint(path, build_segmentor(config), config, info)
     assert start_config(str(path)) == config.replace(backbone_bn_momentum=0.9, head_bn_momentum=0.9)
-    assert folder.load_checkpoint(path).config == config, "what is no training has them as they are"
+    assert folder.load_checkpoint(path).config == config, "outside of training, they are kept"
     asked = (
         script("train.py").parse("--head_bn_momentum=0.99").model_config(start_config(str(path)))
     )
@@ -164,10 +167,10 @@ def test_a_checkpoint_gives_its_weights_and_not_its_momenta(tmp_path):
         (0.997, 500, 0, "(22% at momentum 0.997)"),
         (0.9997, 368, 1, None),  # warms up
         (0.997, 2000, 0, None),  # 0.2 %
-        (0.9, 4, 0, None),  # everybody's
+        (0.9, 4, 0, None),  # the usual momentum
     ],
 )
-def test_a_momentum_too_long_for_the_training_is_told(momentum, steps, fresh, message, capsys):
+def test_a_warning_for_a_momentum_too_large_for_the_run(momentum, steps, fresh, message, capsys):
     model = build_segmentor(SMALL.replace(backbone_bn_momentum=momentum, head_bn_momentum=momentum))
     warnings = []
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +182,7 @@ def test_a_momentum_too_long_for_the_training_is_told(momentum, steps, fresh, me
     assert message is None or message.split(".*")[-1].strip() in warnings[0]
 
 
-def test_frozen_statistics_that_are_fresh_are_told():
+def test_a_warning_for_frozen_fresh_statistics():
     model, warnings = build_segmentor(SMALL), []
     for layer in norms(model):
         layer.freeze_statistics = True
@@ -201,7 +204,7 @@ def test_frozen_statistics_that_are_fresh_are_told():
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, np.ndarray]:
-    """Weights whose statistics are far from those of any images."""
+    """Weights whose statistics are far from those of the images below."""
     return folder.named_weights(build_segmentor(SMALL))
 
 
@@ -209,8 +212,8 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 255, (count, 64, 64, 3)).astype(np.float32)
 
 
-def test_measured_statistics_make_inference_compute_as_training_does(drawn):
-    """On one batch, once the unbiased variances are made the biased ones that training normalizes with."""
+def test_inference_with_measured_statistics_equals_training(drawn):
+    """On one batch, after converting the unbiased variances to the biased ones of training."""
     batch = images(8)
     model = build_segmentor(SMALL.replace(dropout_rate=0.0), (64, 64))
     folder.assign_weights(model, drawn, "drawn")
@@ -231,7 +234,7 @@ def test_measured_statistics_make_inference_compute_as_training_does(drawn):
 
 
 def test_measured_statistics_are_the_mean_over_the_batches(drawn):
-    """Of the first batch norm, whose input no other one changes: against NumPy. The others named stay as they were."""
+    """Compared with NumPy, for the first batch norm, whose input does not depend on another."""
     batches = [images(4, 1), images(2, 2), images(3, 3)]
     model = build_segmentor(SMALL)
     folder.assign_weights(model, drawn, "drawn")
@@ -245,7 +248,7 @@ def test_measured_statistics_are_the_mean_over_the_batches(drawn):
     np.testing.assert_allclose(found["stem_bn/moving_variance"], variances, rtol=1e-3)
 
 
-def test_a_training_with_measured_statistics_saves_them_and_keeps_its_own(tiny_flags, tmp_path):
+def test_measured_statistics_are_saved_with_the_best_model_only(tiny_flags, tmp_path):
     flags = [
         *tiny_flags,
         "--training_number_of_steps=2",
@@ -276,7 +279,7 @@ def test_a_training_with_measured_statistics_saves_them_and_keeps_its_own(tiny_f
         np.testing.assert_allclose(used[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_nothing_is_measured_where_statistics_are_kept():
+def test_frozen_statistics_cannot_be_measured():
     with raises_line(
         "--recalibrate_batch_norm cannot be combined with --fine_tune_batch_norm=false"
     ):
@@ -289,7 +292,7 @@ def test_nothing_is_measured_where_statistics_are_kept():
 def diagnosis(
     monkeypatch, *, trained: float, now: float, anew: float, on_training: float, **training
 ) -> tuple[str, int]:
-    """The line about such mIoUs, and the number of evaluations that it took."""
+    """Returns the diagnosis for these mIoUs, and the number of evaluations that it took."""
     calls = []
 
     class Run:
@@ -325,12 +328,12 @@ def diagnosis(
     )
     text = found.diagnose(types.SimpleNamespace(miou=now))
     assert "\n" not in text and (not text or not found.diagnose(types.SimpleNamespace(miou=now))), (
-        "once, until the end"
+        "the same run gets one diagnosis before its end"
     )
     return text, len(calls)
 
 
-def test_a_gap_that_statistics_close(monkeypatch):
+def test_a_gap_caused_by_statistics(monkeypatch):
     text, evaluations = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.70, on_training=0.2)
     text = as_command_line(text)
     assert text.startswith(
@@ -344,7 +347,7 @@ def test_a_gap_that_statistics_close(monkeypatch):
     assert evaluations == 2
 
 
-def test_a_gap_that_statistics_leave(monkeypatch):
+def test_a_gap_with_other_causes(monkeypatch):
     text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.71)
     assert (
         "training images evaluated like validation images have mIoU 0.7100: the model overfits"
@@ -356,10 +359,10 @@ def test_a_gap_that_statistics_leave(monkeypatch):
         monkeypatch, trained=0.73, now=0.22, anew=0.72, on_training=0.71, fine_tune_batch_norm=False
     )
     assert "--recalibrate" not in text, (
-        "where the training itself has the running statistics they are not to blame"
+        "if training uses the running statistics too, they are not the cause"
     )
 
 
 @pytest.mark.parametrize(("trained", "now"), [(0.5, 0.41), (0.4, 0.6), (float("nan"), 0.1)])
-def test_no_gap_costs_nothing(trained, now, monkeypatch):
+def test_without_a_gap_there_is_no_diagnosis(trained, now, monkeypatch):
     assert diagnosis(monkeypatch, trained=trained, now=now, anew=0.9, on_training=0.9) == ("", 0)

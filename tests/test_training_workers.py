@@ -1,4 +1,4 @@
-"""Several workers: how they find each other, and (slow) that two of them train what one trains, or say who has gone."""
+"""Several workers: connecting, training like a single worker (slow), and lost workers (slow)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tf_config(ports: list[int], index: int) -> str:
     return json.dumps({"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}})
 
 
-def test_the_cluster_is_tensorflows(monkeypatch):
+def test_the_cluster_is_that_of_tensorflow(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config([1, 2], 1))
     cluster = Cluster.from_environment()
     assert cluster == Cluster(("127.0.0.1:1", "127.0.0.1:2"), 1) and not cluster.is_chief
@@ -50,7 +50,7 @@ def test_the_cluster_is_tensorflows(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("", "TF_CONFIG, which is not set; on every worker, set TF_CONFIG to the same hosts"),
         ("{", "cannot parse TF_CONFIG={;"),
@@ -82,71 +82,71 @@ def test_the_cluster_is_tensorflows(monkeypatch):
         ),
     ],
 )
-def test_a_tf_config_that_cannot_be(monkeypatch, text, told):
+def test_an_invalid_tf_config_is_refused(monkeypatch, text, message):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError) as error:
         Cluster.from_environment()
-    assert told in as_command_line(error.value) and "\n" not in as_command_line(error.value)
+    assert message in as_command_line(error.value) and "\n" not in as_command_line(error.value)
 
 
-def meet(hosts: list[str], runs: list[str], seconds: float = 20) -> list[str]:
-    """What each of the workers is told in the end; the empty string where all is well."""
-    told = [""] * len(runs)
+def connect(hosts: list[str], runs: list[str], seconds: float = 20) -> list[str]:
+    """Returns the error of each worker, or "" if it has connected."""
+    errors = [""] * len(runs)
 
     def worker(index: int) -> None:
         time.sleep(0.3 * index)
         try:
             Cluster(tuple(hosts), index).wait_for_all(seconds, runs[index])
         except UserError as error:
-            told[index] = str(error)
+            errors[index] = str(error)
 
     threads = [threading.Thread(target=worker, args=(index,)) for index in range(len(runs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return told
+    return errors
 
 
 def test_workers_wait_for_each_other():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(3)]
-    assert meet(hosts, ["same"] * 3) == ["", "", ""]
+    assert connect(hosts, ["same"] * 3) == ["", "", ""]
 
 
-def test_a_worker_with_other_flags():
+def test_a_worker_with_different_flags():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    told = meet(hosts, ["a", "b"], seconds=2)
-    assert f"worker 1 ({hosts[1]}) has different settings from this one, worker 0" in told[0]
-    assert told[1], "nobody trains"
+    errors = connect(hosts, ["a", "b"], seconds=2)
+    assert f"worker 1 ({hosts[1]}) has different settings from this one, worker 0" in errors[0]
+    assert errors[1], "neither worker may start"
 
 
-def test_a_worker_that_does_not_come():
+def test_a_worker_that_does_not_start():
     hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = time.monotonic()
-    told = meet(hosts, ["a"], seconds=1)
-    assert told[0].startswith(
+    errors = connect(hosts, ["a"], seconds=1)
+    assert errors[0].startswith(
         f"strategy='multi_worker': no answer from {hosts[1]} within 1 seconds;"
     )
     assert time.monotonic() - started < 10
 
 
-def test_something_else_on_the_port():
-    """Another program that takes connections and says nothing is no worker; one on our own port is told."""
+def test_another_program_on_the_port():
+    """A program that accepts connections without an answer is not a worker."""
     ports = free_ports(2)
     with socket.create_server(("127.0.0.1", ports[1])):
-        told = meet([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
-    assert f"no answer from 127.0.0.1:{ports[1]}" in told[0]
+        errors = connect([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
+    assert f"no answer from 127.0.0.1:{ports[1]}" in errors[0]
     with socket.create_server(("", ports[0])):
-        told = meet([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
-    assert told[0].startswith(
+        errors = connect([f"127.0.0.1:{port}" for port in ports], ["a"], seconds=1)
+    assert errors[0].startswith(
         f"cannot listen on port {ports[0]}, this worker's port in TF_CONFIG (127.0.0.1:{ports[0]})"
     )
 
 
-# --- Whole trainings, in processes of their own ---
+# --- Complete runs, each worker in its own process ---
 
-# In double precision, as test_training_replicas.py says why; batches whose ignored pixels differ by
-# worker.
+# In double precision, for the reason in test_training_replicas.py. The workers' batches have
+# different numbers of ignored pixels.
 PROGRAM = """
 import json, sys
 import keras
@@ -164,10 +164,12 @@ def record(self, batch, logs=None):
     end_of_step(self, batch, logs)
     print("STEP", self.run.step, flush=True)
 Steps.on_train_batch_end = record
-model = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=16, dropout_rate=0.0)
-data = DataConfig(train_samples=8, eval_samples=1, synthetic_size=(24, 56), train_crop_size=(65, 65), train_batch_size=4,
-                  photometric_distortion=False)
-training = TrainConfig(base_learning_rate=1e-3, eval_interval_epochs=2.0, summary_images=0, ema_momentum=0.9, worker_timeout=120)
+model = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_stride=16,
+                    dropout_rate=0.0)
+data = DataConfig(train_samples=8, eval_samples=1, synthetic_size=(24, 56),
+                  train_crop_size=(65, 65), train_batch_size=4, photometric_distortion=False)
+training = TrainConfig(base_learning_rate=1e-3, eval_interval_epochs=2.0, summary_images=0,
+                       ema_momentum=0.9, worker_timeout=120)
 report = trainer.train(model, data, training.replace(**json.loads(sys.argv[1])))
 print("RESULT", json.dumps({"losses": losses, "report": report is not None}))
 """
@@ -207,7 +209,7 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(tmp_path):
-    """Ten steps, the last two after a SIGTERM to the worker that keeps nothing, and the same command again."""
+    """Ten steps, interrupted by a SIGTERM to the second worker and resumed."""
     one = result(
         start(
             {
@@ -231,7 +233,7 @@ def test_two_workers_train_as_one(tmp_path):
     assert [bool(found["report"]) for found in first] == [False, False]
     done = len(first[0]["losses"])
     assert 4 <= done < 10 and not first[1]["losses"], (
-        "stopped early, and the second worker shows nothing"
+        "the run must stop early, and the second worker must print nothing"
     )
     assert f"step_{done:08d}" in [path.name for path in folder.step_folders(tmp_path / "two")]
 
