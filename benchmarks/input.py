@@ -184,10 +184,7 @@ def _as_reference(source: Any, config: DataConfig) -> dict[str, Any]:
     if source.label_map is None:
         label_map = {ignored: -100}
     else:
-        label_map = {
-            found: -100 if wanted == ignored else wanted
-            for found, wanted in source.label_map.items()
-        }
+        label_map = {old: -100 if new == ignored else new for old, new in source.label_map.items()}
     return {"images": source.images, "labels": source.labels, "label_map": label_map}
 
 

@@ -1,4 +1,4 @@
-"""For tests of the benchmark: a worker that is measured here."""
+"""A benchmark worker without its own process, for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import workers
 
 
 class InProcess:
-    """A worker without a process of its own."""
+    """Runs a contender in the current process."""
 
     def __init__(self, recipe: workers.Recipe) -> None:
         module, function = recipe.make.split(":")
@@ -19,4 +19,4 @@ class InProcess:
         return self.contender.measure(**options)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing."""

@@ -98,7 +98,7 @@ def test_the_contenders_as_a_command(precision, tmp_path):
     found = rows_of(table)
     subjects = [subject for subject, quantity in found if quantity == "steps alone"]
     assert [subject.partition(",")[0] for subject in subjects] == ["training", *names], (
-        "and each says its device"
+        "each contender must have rows"
     )
     assert all(
         found[subject, "steps alone"] > 0 and subject.partition(", ")[2] for subject in subjects

@@ -290,7 +290,7 @@ def test_frozen_statistics_cannot_be_measured():
 
 
 def diagnosis(
-    monkeypatch, *, trained: float, now: float, anew: float, on_training: float, **training
+    monkeypatch, *, trained: float, running: float, measured: float, on_training: float, **training
 ) -> tuple[str, int]:
     """Returns the diagnosis for these mIoUs, and the number of evaluations that it took."""
     calls = []
@@ -313,7 +313,7 @@ def diagnosis(
     def evaluate(network, source, config, **options):
         calls.append(source)
         return types.SimpleNamespace(
-            miou=on_training if source == "train" * 9 else anew if run.measured else now
+            miou=on_training if source == "train" * 9 else measured if run.measured else running
         )
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
@@ -326,15 +326,18 @@ def diagnosis(
         "train" * 9,
         lambda batches: {"x": batches},
     )
-    text = found.diagnose(types.SimpleNamespace(miou=now))
-    assert "\n" not in text and (not text or not found.diagnose(types.SimpleNamespace(miou=now))), (
-        "the same run gets one diagnosis before its end"
+    report = types.SimpleNamespace(miou=running)
+    text = found.diagnose(report)
+    assert "\n" not in text and (not text or not found.diagnose(report)), (
+        "a run gets one diagnosis before its end"
     )
     return text, len(calls)
 
 
 def test_a_gap_caused_by_statistics(monkeypatch):
-    text, evaluations = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.70, on_training=0.2)
+    text, evaluations = diagnosis(
+        monkeypatch, trained=0.73, running=0.22, measured=0.70, on_training=0.2
+    )
     text = as_command_line(text)
     assert text.startswith(
         "validation mIoU is 0.2200, but training mIoU is 0.7300, because the running statistics of "
@@ -348,21 +351,27 @@ def test_a_gap_caused_by_statistics(monkeypatch):
 
 
 def test_a_gap_with_other_causes(monkeypatch):
-    text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.71)
+    text, _ = diagnosis(monkeypatch, trained=0.73, running=0.22, measured=0.24, on_training=0.71)
     assert (
         "training images evaluated like validation images have mIoU 0.7100: the model overfits"
         in text
     )
-    text, _ = diagnosis(monkeypatch, trained=0.73, now=0.22, anew=0.24, on_training=0.30)
+    text, _ = diagnosis(monkeypatch, trained=0.73, running=0.22, measured=0.24, on_training=0.30)
     assert "0.3000: inference differs from training" in text and "statistics" not in text
     text, _ = diagnosis(
-        monkeypatch, trained=0.73, now=0.22, anew=0.72, on_training=0.71, fine_tune_batch_norm=False
+        monkeypatch,
+        trained=0.73,
+        running=0.22,
+        measured=0.72,
+        on_training=0.71,
+        fine_tune_batch_norm=False,
     )
     assert "--recalibrate" not in text, (
         "if training uses the running statistics too, they are not the cause"
     )
 
 
-@pytest.mark.parametrize(("trained", "now"), [(0.5, 0.41), (0.4, 0.6), (float("nan"), 0.1)])
-def test_without_a_gap_there_is_no_diagnosis(trained, now, monkeypatch):
-    assert diagnosis(monkeypatch, trained=trained, now=now, anew=0.9, on_training=0.9) == ("", 0)
+@pytest.mark.parametrize(("trained", "running"), [(0.5, 0.41), (0.4, 0.6), (float("nan"), 0.1)])
+def test_without_a_gap_there_is_no_diagnosis(trained, running, monkeypatch):
+    found = diagnosis(monkeypatch, trained=trained, running=running, measured=0.9, on_training=0.9)
+    assert found == ("", 0)
