@@ -156,11 +156,13 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
         (["--what=input", "--csv={tmp}/other.csv/x.csv"], "other.csv: is a file"),
         (
             ["--what=input", "--against=torch"],
-            "--against=torch requires torch and opencv-python-headless, which are not installed",
+            "--against=torch requires packages that are not installed: torch, "
+            "opencv-python-headless; run: pip install torch opencv-python-headless",
         ),
         (
             ["--what=model", "--against=openvino"],
-            "--against=openvino requires openvino and tf2onnx and onnx and onnxruntime",
+            "--against=openvino requires packages that are not installed: openvino, tf2onnx, onnx, "
+            "onnxruntime; run: ",
         ),
     ],
 )

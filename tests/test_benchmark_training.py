@@ -206,5 +206,5 @@ def test_the_error_for_a_missing_peer_has_the_install_command(gpu, package, monk
     with pytest.raises(UserError) as error:
         training.measure_training(TINY, DataConfig(), TrainConfig(), against=["jax"])
     assert as_command_line(error.value).endswith(
-        f"which are not installed; run: pip install {package}"
+        f"packages that are not installed: {package}; run: pip install {package}"
     )

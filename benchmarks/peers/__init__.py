@@ -43,6 +43,6 @@ def require(peer: str, packages: dict[str, str]) -> None:
     missing = [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--against={peer} requires {' and '.join(missing)}, which are not installed; run: "
-            f"pip install {' '.join(missing)}"
+            f"--against={peer} requires packages that are not installed: {', '.join(missing)}; "
+            f"run: pip install {' '.join(missing)}"
         )

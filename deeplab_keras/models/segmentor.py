@@ -46,7 +46,7 @@ class Segmentor(keras.Model):
         >>> type(model).__name__
         'Segmentor'
         >>> images, labels = np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64))
-        >>> metric = dk.metrics.MeanIoU(num_classes=11)
+        >>> metric = dk.metrics.MeanIoU(num_classes=model.output_shape[-1])
         >>> model.compile("adam", loss=dk.losses.make_loss(), metrics=[metric])
         >>> history = model.fit(images, labels, verbose=0)
         >>> sorted(history.history)

@@ -93,7 +93,9 @@ def train(
 
     Example:
         >>> model = dk.ModelConfig(backbone="mobilenet_v3_small", head="lraspp")
-        >>> data = dk.DataConfig(dataset="synthetic", train_batch_size=2, train_crop_size=(33, 33))
+        >>> data = dk.DataConfig(
+        ...     dataset="synthetic", eval_samples=2, train_batch_size=2, train_crop_size=(33, 33)
+        ... )
         >>> training = dk.TrainConfig(train_logdir="runs/first", training_number_of_steps=1)
         >>> class Losses(keras.callbacks.Callback):
         ...     values = []
@@ -101,7 +103,7 @@ def train(
         ...         self.values.append(float(logs["loss"]))
         >>> report = dk.train(model, data, training, callbacks=[Losses()])
         >>> report.images, len(Losses.values)
-        (1, 1)
+        (2, 1)
     """
     with preserve_settings():
         return _train(model, data, training, evaluation, flags_text, callbacks)
