@@ -279,7 +279,9 @@ def test_torch_computes_the_same_network(name):
     from benchmarks.peers.plan import describe
 
     size = (129, 161) if "os8" not in name or "v2" in name else (393, 401)
-    config = dk.get_config(name).replace(image_pooling_crop_size=())
+    config = dk.get_config(name)
+    if config.get("image_pooling_crop_size", ()):
+        config = config.replace(image_pooling_crop_size=())
     model = dk.build_segmentor(config, size)
     concatenated = dk.build_segmentor(config.replace(branchwise=False), size)
     for index, layer in enumerate(model.layers):
