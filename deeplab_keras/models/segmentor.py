@@ -50,7 +50,7 @@ class Segmentor(keras.Model):
         >>> model.compile("adam", loss=dk.losses.make_loss(), metrics=[metric])
         >>> history = model.fit(images, labels, verbose=0)
         >>> sorted(history.history)
-        ['loss', 'mean_io_u']
+        ['loss', 'miou']
     """
 
     def __init__(

@@ -96,7 +96,12 @@ def train(
         >>> data = dk.DataConfig(
         ...     dataset="synthetic", eval_samples=2, train_batch_size=2, train_crop_size=(33, 33)
         ... )
-        >>> training = dk.TrainConfig(train_logdir="runs/first", training_number_of_steps=1)
+        >>> training = dk.TrainConfig(
+        ...     train_logdir="runs/first",
+        ...     training_number_of_steps=1,
+        ...     summary_images=0,
+        ...     html_report=False,
+        ... )
         >>> class Losses(keras.callbacks.Callback):
         ...     values = []
         ...     def on_train_batch_end(self, batch, logs=None):
