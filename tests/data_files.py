@@ -55,7 +55,7 @@ def truncate(path: pathlib.Path) -> None:
 def write_png(
     path: pathlib.Path, pixels: np.ndarray, bit_depth: int, palette: bytes | None = None
 ) -> None:
-    """A grey or palette PNG of any bit depth, written by hand: Pillow writes only some."""
+    """A gray or palette PNG of any bit depth, written by hand: Pillow writes only some."""
     height, width = pixels.shape
     if bit_depth == 16:
         rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
@@ -72,11 +72,11 @@ def write_png(
         )
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, 3 if palette else 0, 0, 0, 0)
-    colours = chunk(b"PLTE", palette) if palette else b""
+    colors = chunk(b"PLTE", palette) if palette else b""
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
-        + colours
+        + colors
         + chunk(b"IDAT", zlib.compress(raw))
         + chunk(b"IEND", b"")
     )
@@ -112,7 +112,7 @@ def write_mat(path: pathlib.Path, ids: np.ndarray, structure: str = "GTcls") -> 
 
 
 def png16(path: pathlib.Path, values: np.ndarray) -> None:
-    """A PNG of 16 bits per channel, in grey or RGB, written by hand."""
+    """A PNG of 16 bits per channel, in gray or RGB, written by hand."""
     rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
     header = struct.pack(
         ">IIBBBBB", values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, 0, 0, 0

@@ -29,12 +29,12 @@ def _mask(path: pathlib.Path, ids: np.ndarray, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(ids.astype(np.uint8), mode="P" if palette else "L")
     if palette:
-        picture.putpalette([value for colour in pascal_palette(256) for value in colour])
+        picture.putpalette([value for color in pascal_palette(256) for value in color])
     picture.save(path)
 
 
 def voc2012(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
-    """Two training and two validation images with palette masks; a third one is in trainaug alone, with a grey mask."""
+    """Two training and two validation images with palette masks; a third one is in trainaug alone, with a gray mask."""
     home, masks = root / "VOCdevkit" / "VOC2012", {}
     lists = {"train": ["2007_000032", "2007_000039"], "val": ["2007_000033", "2007_000042"]}
     lists["trainval"] = sorted(lists["train"] + lists["val"])

@@ -53,12 +53,12 @@ def make_dataset(
 def numbers_of(draws: Draws) -> Iterator[None]:
     """The reference draws these numbers, in its order, in place of its own."""
     scale, flip = float(draws.scale), float(draws.flip)
-    crop, colours = (
+    crop, colors = (
         iter(np.ravel(draws.crop).tolist()),
         [float(number) for number in draws.photometric],
     )
     # Brightness (does it, how much), the place of contrast, then contrast, saturation and hue.
-    first = colours[2] >= 0.5
+    first = colors[2] >= 0.5
     order = [0, 1, 2, *((3, 4) if first else ()), 5, 6, 7, 8, *(() if first else (3, 4))]
     does = {0, 3, 5, 7}
     left = iter(order)
@@ -69,16 +69,16 @@ def numbers_of(draws: Draws) -> Iterator[None]:
             if place == 2:
                 return int(first)
             assert place in does
-            chosen = int(colours[place] < 0.5)
+            chosen = int(colors[place] < 0.5)
             if not chosen:
                 next(left)
             return chosen
         if low < 0:  # the hue
-            return low + int(np.floor(np.float32(colours[next(left)]) * np.float32(high - low)))
+            return low + int(np.floor(np.float32(colors[next(left)]) * np.float32(high - low)))
         return int(np.float32(next(crop)) * np.float32(high - low))
 
     def uniform(low: float, high: float) -> float:
-        return low + colours[next(left)] * (high - low)
+        return low + colors[next(left)] * (high - low)
 
     replaced = {
         "random_sample": lambda: scale,

@@ -26,15 +26,15 @@ Maker = Callable[[pathlib.Path], dict | None]
 CASES: dict[str, tuple[Maker, str]] = {}
 
 IMAGES, LABELS = "images/train", "labels/train"
-PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
+PALETTE = bytes(value for color in pascal_palette(256) for value in color)
 VOC = "VOCdevkit/VOC2012"
-SKIP = "replace it, or leave such files out with --skip_broken_files"
-LEAVE = "leave such pairs out with --skip_broken_files"
+SKIP = "replace it, or skip such files with --skip_broken_files"
+LEAVE = "skip such pairs with --skip_broken_files"
 CHECK = (
-    "mend the mask, or name the classes that it has; scripts/check_dataset.py draws where "
-    "these pixels are"
+    "fix the mask, or add the missing classes; scripts/check_dataset.py shows where these "
+    "pixels are"
 )
-COUNT = "{n} for pixels that do not count"
+COUNT = "{n} for pixels to ignore"
 
 
 def case(name: str, message: str) -> Callable[[Maker], Maker]:
@@ -72,9 +72,8 @@ def set_ids(
 def outside(name: str, ids: str, allowed: str, hint: str = CHECK, more: int = 0) -> str:
     alike = f" (and {more} more like it)" if more else ""
     return (
-        f"{{root}}/labels/train/{name}: the mask holds ids outside the classes: {ids}; allowed "
-        f"are {allowed} and 255 "
-        f"for pixels that do not count; {hint}{alike}"
+        f"{{root}}/labels/train/{name}: the mask holds ids outside the classes: {ids}; "
+        f"allowed: {allowed}, and 255 for pixels to ignore; {hint}{alike}"
     )
 
 
@@ -82,25 +81,23 @@ def outside(name: str, ids: str, allowed: str, hint: str = CHECK, more: int = 0)
 
 simple(
     "no images folder",
-    "{root}: there is no folder 'images'; --dataset_dir has to hold images/train and "
-    "labels/train, or a list "
-    "train.csv or train.txt",
+    "{root}: it has no folder 'images'; --dataset_dir must contain images/train and "
+    "labels/train, or a list train.csv or train.txt",
     lambda root: (root / "images").rename(root / "pictures"),
 )
 simple(
     "no labels folder",
-    "{root}: there is no folder of masks; it has to be called one of labels, masks, annotations",
+    "{root}: it has no folder of masks; create one named labels or masks or annotations",
     lambda root: (root / "labels").rename(root / "truth"),
 )
 simple(
     "no such split",
-    "{root}/images: there is no split 'train'; there are (for --train_split, --eval_split): "
-    "training",
+    "{root}/images: it has no split 'train'; splits for --train_split and --eval_split: training",
     lambda root: (root / IMAGES).rename(root / "images/training"),
 )
 
 
-@case("empty split", "{root}/images/train: there is no image in it; wanted are .jpg, .jpeg, .png")
+@case("empty split", "{root}/images/train: it has no images; supported: .jpg, .jpeg, .png")
 def _(root):
     for path in (root / IMAGES).iterdir():
         path.unlink()
@@ -108,8 +105,8 @@ def _(root):
 
 @case(
     "pictures of another kind",
-    "{root}/images/train: there is no image in it; wanted are .jpg, .jpeg, .png; the 3 others, as "
-    "pic_0.tif, have to be converted",
+    "{root}/images/train: it has no images; supported: .jpg, .jpeg, .png; convert the 3 files "
+    "of other formats, such as pic_0.tif",
 )
 def _(root):
     for path in (root / IMAGES).iterdir():
@@ -118,11 +115,9 @@ def _(root):
 
 @case(
     "masks of another kind",
-    "{root}/labels/train: there is no mask in it; wanted are .png; the 3 others, as pic_0.jpg, "
-    "have to "
-    "be exported as PNG again: JPEG blends the ids at every edge; black and white ones are mended "
-    "by scripts/convert_masks.py "
-    "--from=binary",
+    "{root}/labels/train: it has no masks; masks must be .png: export the 3 files of other "
+    "formats, such as pic_0.jpg, again as PNG, because JPEG blends the ids at every edge; for "
+    "black-and-white masks, run scripts/convert_masks.py --from=binary",
 )
 def _(root):
     for path in (root / LABELS).iterdir():
@@ -131,18 +126,16 @@ def _(root):
 
 simple(
     "image without mask",
-    "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train "
-    "needs a mask "
-    "of its name; " + LEAVE,
+    "{root}/labels/train/pic_1.png: this file does not exist; each image in "
+    "{root}/images/train needs a mask of the same name; " + LEAVE,
     lambda root: (root / LABELS / "pic_1.png").unlink(),
 )
 
 
 @case(
     "two images without mask",
-    "{root}/labels/train/pic_1.png: there is no such file; each image in {root}/images/train "
-    "needs a "
-    f"mask of its name; {LEAVE} (and 1 more like it)",
+    f"{{root}}/labels/train/pic_1.png: this file does not exist; each image in "
+    f"{{root}}/images/train needs a mask of the same name; {LEAVE} (and 1 more like it)",
 )
 def _(root):
     (root / LABELS / "pic_1.png").unlink()
@@ -156,14 +149,14 @@ simple(
 )
 simple(
     "a folder in a mask's place",
-    "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
-    f"a mask of its name; {LEAVE}",
+    f"{{root}}/labels/train/pic_0.png: this file does not exist; each image in "
+    f"{{root}}/images/train needs a mask of the same name; {LEAVE}",
     lambda root: ((root / LABELS / "pic_0.png").unlink(), (root / LABELS / "pic_0.png").mkdir()),
 )
 simple(
     "a link that leads nowhere",
-    "{root}/labels/train/pic_0.png: there is no such file; each image in {root}/images/train needs "
-    f"a mask of its name; {LEAVE}",
+    f"{{root}}/labels/train/pic_0.png: this file does not exist; each image in "
+    f"{{root}}/images/train needs a mask of the same name; {LEAVE}",
     lambda root: (
         (root / LABELS / "pic_0.png").unlink(),
         (root / LABELS / "pic_0.png").symlink_to("gone.png"),
@@ -171,7 +164,7 @@ simple(
 )
 simple(
     "a file's name that is no text",
-    "'{root}/images/train/pic\\udce9.jpg': the name is not UTF-8 text; rename the file",
+    "'{root}/images/train/pic\\udce9.jpg': the name is not valid UTF-8; rename the file",
     lambda root: [
         os.rename(
             root / folder / f"pic_0{suffix}",
@@ -195,22 +188,25 @@ def listed(name: str, message: str, **files: str) -> None:
 
 listed(
     "a list names a missing file",
-    f"{{root}}/images/train/pic_9.jpg: there is no such file; {{root}}/my.csv names it; {LEAVE}",
+    (
+        f"{{root}}/images/train/pic_9.jpg: this file does not exist; {{root}}/my.csv names it; "
+        f"{LEAVE}"
+    ),
     my__csv="image,mask\nimages/train/pic_0.jpg,labels/train/pic_0.png\nimages/train/pic_9.jpg,labels/train/pic_1.png\n",
 )
 listed(
     "an empty list",
-    "{root}/my.txt: the list is empty; a line names an image and its mask",
+    "{root}/my.txt: the list is empty; each line must name an image and its mask",
     my__txt="\n \n",
 )
 listed(
     "a CSV of a head alone",
-    "{root}/my.csv: the list is empty; a line names an image and its mask",
+    "{root}/my.csv: the list is empty; each line must name an image and its mask",
     my__csv="image,mask\n",
 )
 listed(
     "a CSV of other columns",
-    "{root}/my.csv: its columns are id, split; call the two that count image and mask",
+    "{root}/my.csv: its columns are id, split; name the columns of the paths image and mask",
     my__csv="id,split\n1,train\n",
 )
 listed(
@@ -225,7 +221,7 @@ listed(
 )
 listed(
     "two lists of different length",
-    "{root}/a.txt has 2 lines and {root}/b.txt 1; both need one a pair, in the same order",
+    ("{root}/a.txt has 2 lines and {root}/b.txt 1; both need one line per pair, in the same order"),
     a__txt="a.jpg\nb.jpg\n",
     b__txt="a.png\n",
 )
@@ -241,7 +237,10 @@ listed(
 
 @case(
     "no such list",
-    "{root}/mine.csv: there is no such list; the path is looked for in --dataset_dir and as it is",
+    (
+        "{root}/mine.csv: this list does not exist; give a path relative to --dataset_dir or to "
+        "the current directory"
+    ),
 )
 def _(root):
     return {"train_split": "mine.csv"}
@@ -261,12 +260,12 @@ def _(root):
 
 simple(
     "an image that is a web page",
-    "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
+    "{root}/images/train/pic_1.jpg: cannot be decoded (not an image); " + SKIP,
     lambda root: (root / IMAGES / "pic_1.jpg").write_text("<html>404</html>"),
 )
 simple(
     "an empty image file",
-    "{root}/images/train/pic_1.jpg: cannot be decoded (not a picture); " + SKIP,
+    "{root}/images/train/pic_1.jpg: cannot be decoded (not an image); " + SKIP,
     lambda root: (root / IMAGES / "pic_1.jpg").write_bytes(b""),
 )
 simple(
@@ -285,7 +284,8 @@ def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 simple(
     "an image that its EXIF tag turns to no use",
     "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 40x30; both must have one size: mend the pair, or " + LEAVE,
+    "{root}/images/train/pic_0.jpg is 40x30; both must have the same size: fix the pair, or "
+    + LEAVE,
     lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6),
 )
 
@@ -294,13 +294,15 @@ simple(
 simple(
     "a mask one pixel wider",
     "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    + LEAVE,
     lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)),
 )
 simple(
     "a mask that lies on its side",
     "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    + LEAVE,
     lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)),
 )
 simple(
@@ -315,9 +317,8 @@ simple(
 )
 simple(
     "a mask that is a JPEG",
-    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but JPEG; JPEG changes ids, "
-    "so the "
-    "mask has to be made anew); " + SKIP,
+    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but JPEG; JPEG changes "
+    "ids, so export the mask again as PNG); " + SKIP,
     lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="JPEG"),
 )
 simple(
@@ -342,7 +343,8 @@ def _(root):
 @case(
     "a mask of no width",
     "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have one size: mend the pair, or " + LEAVE,
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    + LEAVE,
 )
 def _(root):
     path = root / LABELS / "pic_0.png"
@@ -353,17 +355,15 @@ def _(root):
 # --- Masks as ids ---
 
 NO_IDS = (
-    "{root}/labels/train/pic_0.png: the mask is a colour picture; a mask has one channel (grey or "
-    "palette) with each pixel's "
-    "class id: --mask_format=colour reads the colours that classes.txt gives, "
-    "scripts/convert_masks.py --from=rgb makes "
-    "ids of them"
+    "{root}/labels/train/pic_0.png: the mask is a color image; a mask must have one channel "
+    "(gray or palette) with the class id of each pixel: --mask_format=color reads the colors "
+    "listed in classes.txt, scripts/convert_masks.py --from=rgb converts colors to ids"
 )
 simple(
-    "a mask in colours", NO_IDS, lambda root: save(root / LABELS / "pic_0.png", photograph(20, 30))
+    "a mask in colors", NO_IDS, lambda root: save(root / LABELS / "pic_0.png", photograph(20, 30))
 )
 simple(
-    "a mask in colours with alpha",
+    "a mask in colors with alpha",
     NO_IDS,
     lambda root: (
         Image.fromarray(photograph(20, 30)).convert("RGBA").save(root / LABELS / "pic_0.png")
@@ -371,7 +371,7 @@ simple(
 )
 simple(
     "a mask of 16 bits",
-    "{root}/labels/train/pic_0.png: the mask holds the id 300; ids are 0 to 255",
+    "{root}/labels/train/pic_0.png: the mask holds the id 300; ids must be 0 to 255",
     lambda root: write_png(root / LABELS / "pic_0.png", np.full((20, 30), 300), 16),
 )
 simple(
@@ -385,13 +385,13 @@ simple(
     lambda root: write_png(root / LABELS / "pic_0.png", mask(20, 30, ids=(0, 200)), 8, PALETTE),
 )
 simple(
-    "luminances of VOC's colours",
+    "luminances of VOC's colors",
     outside(
         "pic_0.png",
         "38, 75, 147",
         "0 to 5",
         "these values are the luminances of PASCAL "
-        "VOC's colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+        "VOC's colors: palette or RGB masks were saved as gray; run scripts/convert_masks.py "
         "--from=palette (or --from=rgb) on the "
         "original masks",
         2,
@@ -401,13 +401,13 @@ simple(
 
 
 @case(
-    "luminances of one's own colours",
+    "luminances of one's own colors",
     outside(
         "pic_0.png",
         "76, 150",
         "0 to 2",
-        "these values are the luminances of the colours "
-        "of photos: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
+        "these values are the luminances of the colors "
+        "of photos: palette or RGB masks were saved as gray; run scripts/convert_masks.py "
         "--from=palette (or --from=rgb) on the "
         "original masks",
         2,
@@ -424,26 +424,26 @@ simple(
         "pic_0.png",
         "3",
         "0 to 2",
-        "1 to 3 in place of 0 to 2: the ids are shifted by one; run "
-        "scripts/convert_masks.py --from=index --id_offset=-1",
+        "1 to 3 instead of 0 to 2: the ids are shifted by one; run scripts/convert_masks.py "
+        "--from=index --id_offset=-1",
         2,
     ),
     lambda root: set_ids(root, (1, 2, 3)),
 )
 simple(
-    "0 for unlabelled",
+    "0 for unlabeled",
     outside(
         "pic_0.png",
         "3",
         "0 to 2",
-        "0 to 3 are 4 values for 3 classes: if 0 is 'unlabelled', run "
-        "scripts/convert_masks.py --from=index --id_offset=-1, else name the missing class",
+        "0 to 3 are 4 values for 3 classes: if 0 is 'unlabeled', run scripts/convert_masks.py "
+        "--from=index --id_offset=-1, otherwise add the missing class",
         2,
     ),
     lambda root: set_ids(root, (0, 1, 2, 3)),
 )
 BINARY = (
-    "0 and 255 only: these are masks of two classes in black and white; run "
+    "only 0 and 255: these are black-and-white masks of two classes; run "
     "scripts/convert_masks.py --from=binary"
 )
 simple(
@@ -455,10 +455,10 @@ simple(
 
 @case(
     "luminances without classes.txt",
-    "{root}: the masks hold 0, 38, 75, 147, 220; these values are the luminances of PASCAL VOC's "
-    "colours: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
-    "--from=palette (or --from=rgb) on the "
-    "original masks; if they are ids, name the classes in classes.txt",
+    "{root}: the masks hold 0, 38, 75, 147, 220; these values are the luminances of PASCAL "
+    "VOC's colors: palette or RGB masks were saved as gray; run scripts/convert_masks.py "
+    "--from=palette (or --from=rgb) on the original masks; if they are ids, list the classes "
+    "in classes.txt",
 )
 def _(root):
     set_ids(root, (0, 38, 75, 147, 220))
@@ -466,11 +466,10 @@ def _(root):
 
 
 @case(
-    "grey levels without classes.txt",
-    "{root}: the masks hold 0, 51, 102, 153, 204, ...; grey levels spread evenly up to 255, a "
-    "class "
-    "each; run scripts/convert_masks.py --from=grey; if they are ids, name the classes in "
-    "classes.txt",
+    "gray levels without classes.txt",
+    "{root}: the masks hold 0, 51, 102, 153, 204, ...; evenly spaced gray levels up to 255, "
+    "one per class; run scripts/convert_masks.py --from=gray; if they are ids, list the "
+    "classes in classes.txt",
 )
 def _(root):
     set_ids(root, (0, 51, 102, 153, 204, 255))
@@ -479,7 +478,7 @@ def _(root):
 
 @case(
     "black and white without classes.txt",
-    "{root}: the masks hold at most the id 0 beside the ignore label 255; " + BINARY,
+    "{root}: the masks hold no id besides 0 and the ignore label 255; " + BINARY,
 )
 def _(root):
     set_ids(root, (0, 255))
@@ -488,9 +487,8 @@ def _(root):
 
 @case(
     "one class",
-    "{root}: the masks hold at most the id 0 beside the ignore label 255; number the classes 0, "
-    "1, 2, ... in them, "
-    "or give --ignore_label",
+    "{root}: the masks hold no id besides 0 and the ignore label 255; number the classes 0, 1, "
+    "2, ..., or give another --ignore_label",
 )
 def _(root):
     set_ids(root, (0,))
@@ -498,25 +496,25 @@ def _(root):
 
 
 simple(
-    "black and another grey",
+    "black and another gray",
     outside(
         "pic_0.png",
         "128",
         "0 to 1",
-        "0 and 128 only: these are masks of two classes; run "
-        "scripts/convert_masks.py --from=binary",
+        "only 0 and 128: these are masks of two classes; run scripts/convert_masks.py "
+        "--from=binary",
         2,
     ),
     lambda root: set_ids(root, (0, 128), 2),
 )
 simple(
-    "grey levels for classes",
+    "gray levels for classes",
     outside(
         "pic_0.png",
         "85, 170",
         "0 to 3",
-        "grey levels spread evenly up to 255, a class each; run "
-        "scripts/convert_masks.py --from=grey",
+        "evenly spaced gray levels up to 255, one per class; run scripts/convert_masks.py "
+        "--from=gray",
         2,
     ),
     lambda root: set_ids(root, (0, 85, 170, 255), 4),
@@ -539,87 +537,84 @@ simple(
         "pic_0.png",
         "3, 4, 5, 6, 7, 8, 9, 10, ...",
         "0 to 2",
-        "so many values between the "
-        "classes come from saving as JPEG or from smooth resizing: export the masks again",
+        "this many values usually come from JPEG or smooth resizing: export the masks again",
         2,
     ),
     lambda root: set_ids(root, tuple(range(30))),
 )
 
-# --- Masks as colours ---
+# --- Masks as colors ---
 
 
-def coloured(root: pathlib.Path, colours: np.ndarray, **options: object) -> dict:
+def colored(root: pathlib.Path, colors: np.ndarray, **options: object) -> dict:
     (root / "classes.txt").write_text("wall #000000\nfloor 128 0 0\nlamp,0,128,0\nignore #ffffff\n")
     for path in (root / LABELS).iterdir():
         height, width = np.asarray(Image.open(path)).shape
-        save(path, colours[mask(height, width, ids=tuple(range(len(colours))))], **options)
-    return {"mask_format": "colour"}
+        save(path, colors[mask(height, width, ids=tuple(range(len(colors))))], **options)
+    return {"mask_format": "color"}
 
 
 KNOWN = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [255, 255, 255]], np.uint8)
 
 
 @case(
-    "a colour of no class",
-    "{root}/labels/train/pic_0.png: 28.00% of the pixels have a colour of no class: #0102fe; add "
-    "each to "
-    "classes.txt, as a class or as a line 'ignore #rrggbb' (and 2 more like it)",
+    "a color without a class",
+    "{root}/labels/train/pic_0.png: 28.00% of the pixels have a color without a class: "
+    "#0102fe; add each to classes.txt, as a class or as a line 'ignore #rrggbb' (and 2 more "
+    "like it)",
 )
 def _(root):
-    return coloured(root, np.concatenate([KNOWN[1:], [[1, 2, 254]]]).astype(np.uint8))
+    return colored(root, np.concatenate([KNOWN[1:], [[1, 2, 254]]]).astype(np.uint8))
 
 
 @case(
-    "colours blended by JPEG",
-    "{root}/labels/train/pic_0.png: 100.00% of the pixels have a colour of no class: {any} more; "
-    "so many "
-    "colours come from saving as JPEG or from smooth resizing: export the masks again",
+    "colors blended by JPEG",
+    "{root}/labels/train/pic_0.png: 100.00% of the pixels have a color without a class: {any} "
+    "more; this many colors usually come from JPEG or smooth resizing: export the masks again",
 )
 def _(root):
-    settings = coloured(root, KNOWN)
+    settings = colored(root, KNOWN)
     Image.open(root / LABELS / "pic_0.png").save(root / "x.jpg", quality=75)
     Image.open(root / "x.jpg").save(root / LABELS / "pic_0.png")
     return settings
 
 
 @case(
-    "two classes of one colour",
-    "{root}/classes.txt: 'floor' and 'wall' both have the colour #000000; give each its own, or "
-    "its "
-    "ids cannot be told",
+    "two classes of one color",
+    "{root}/classes.txt: 'floor' and 'wall' both have the color #000000; give each a different "
+    "color",
 )
 def _(root):
     (root / "classes.txt").write_text("wall #000000\nfloor #000000\n")
-    return {"mask_format": "colour"}
+    return {"mask_format": "color"}
 
 
 @case(
-    "too many colours without classes.txt",
-    "{root}: the masks have 256 colours or more, and without classes.txt each is a class; give "
-    "classes.txt with a line 'name #rrggbb' a class",
+    "too many colors without classes.txt",
+    "{root}: the masks have 256 colors or more, and without classes.txt each is a class; "
+    "create classes.txt with one line 'name #rrggbb' per class",
 )
 def _(root):
     (root / "classes.txt").unlink()
     save(root / LABELS / "pic_0.png", photograph(20, 30))
-    return {"mask_format": "colour"}
+    return {"mask_format": "color"}
 
 
 # --- Classes ---
 
 simple(
     "no class",
-    "{root}/classes.txt: it has 0 classes; give 1 to 256, one name a line",
+    "{root}/classes.txt: it has 0 classes; give 1 to 256, one name per line",
     lambda root: (root / "classes.txt").write_text("\n"),
 )
 simple(
     "a class twice",
-    "{root}/classes.txt: ids 0 and 2 are both called 'wall'; give each its own name",
+    "{root}/classes.txt: ids 0 and 2 are both called 'wall'; give each a different name",
     lambda root: (root / "classes.txt").write_text("wall\nlamp\nwall\n"),
 )
 simple(
-    "a colour above 255",
-    "{root}/classes.txt: line 'lamp 1 2 256': colours are 0 to 255",
+    "a color which exceeds 255",
+    "{root}/classes.txt: line 'lamp 1 2 256': colors must be 0 to 255",
     lambda root: (root / "classes.txt").write_text("wall\nlamp 1 2 256\nfloor\n"),
 )
 simple(
@@ -631,9 +626,8 @@ simple(
 )
 simple(
     "classes with a comment",
-    "{root}/classes.txt: line '# of the flat' has no name; a line is a class, comments are not "
-    "known here: "
-    "remove it",
+    "{root}/classes.txt: line '# of the flat' has no name; each line is a class, and comments "
+    "are not supported: remove it",
     lambda root: (root / "classes.txt").write_text("# of the flat\nwall\nfloor\nlamp\n"),
 )
 
@@ -642,13 +636,13 @@ simple(
 
 @case(
     "no folder given",
-    "--dataset=folder needs --dataset_dir=FOLDER, the folder that holds the dataset",
+    "--dataset=folder requires --dataset_dir=FOLDER, the folder of the dataset",
 )
 def _(root):
     return {"dataset_dir": ""}
 
 
-@case("no such folder", "--dataset_dir={root}/nowhere: there is no such folder")
+@case("no such folder", "--dataset_dir={root}/nowhere: this folder does not exist")
 def _(root):
     return {"dataset_dir": str(root / "nowhere")}
 
@@ -698,54 +692,52 @@ def archived(
 
 
 CLIMBS = (
-    "leads out of the archive, as no dataset's own archive does; nothing of it is read: "
-    "download it from the dataset's page"
+    "leads out of the archive, so the archive is not read; download it from the dataset's own page"
 )
 archived(
     "a .zip that climbs out",
     "zip",
-    "{root}/photos.zip: its member '../../evil.png' " + CLIMBS,
+    "{root}/photos.zip: the path of its member '../../evil.png' " + CLIMBS,
     **{"../../evil.png": b"x"},
 )
 archived(
     "a .tar that climbs out",
     "tar",
-    "{root}/photos.tar: its member '/etc/evil' " + CLIMBS,
+    "{root}/photos.tar: the path of its member '/etc/evil' " + CLIMBS,
     **{"/etc/evil": b"x"},
 )
 archived(
     "a .tar from Windows that climbs out",
     "tar",
-    "{root}/photos.tar: its member 'C:\\\\evil' " + CLIMBS,
+    "{root}/photos.tar: the path of its member 'C:\\\\evil' " + CLIMBS,
     **{"C:\\evil": b"x"},
 )
 archived(
     "a truncated .zip",
     "zip",
-    "{root}/photos.zip: cannot be read as an archive (File is not a zip file); download it again: "
-    "it "
-    "may be cut off",
+    "{root}/photos.zip: cannot be read as an archive (File is not a zip file); download it "
+    "again: it may be truncated",
     lambda data: data[: len(data) // 2],
 )
 archived(
     "a truncated .tar",
     "tar",
-    "{root}/photos.tar: cannot be read as an archive (its end is missing); download it again: it "
-    "may be cut off",
+    "{root}/photos.tar: cannot be read as an archive (its end is missing); download it again: "
+    "it may be truncated",
     lambda data: data[:3000],
 )
 archived(
     "a .tar that is none",
     "tar",
-    "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it may "
-    "be cut off",
+    "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it "
+    "may be truncated",
     lambda data: b"<html>" * 200,
 )
 archived(
     "a compressed .tar",
     "tar.gz",
-    "{root}/photos.tar.gz: files in a compressed tar cannot be read in place; extract it: tar xf "
-    "{root}/photos.tar.gz -C {root}",
+    "{root}/photos.tar.gz: files in a compressed tar cannot be read in place; extract it with: "
+    "tar xf {root}/photos.tar.gz -C {root}",
 )
 archived(
     "a damaged member",
@@ -758,7 +750,10 @@ archived(
 archived(
     "an encrypted .zip",
     "zip",
-    "{root}/photos.zip: it is encrypted; extract it with its password and name the folder",
+    (
+        "{root}/photos.zip: it is encrypted; extract it with its password and give the folder "
+        "instead"
+    ),
     lambda data: b"PK\x01\x02".join(
         part if i == 0 else part[:4] + b"\x01" + part[5:]
         for i, part in enumerate(data.split(b"PK\x01\x02"))
@@ -767,8 +762,8 @@ archived(
 archived(
     "a member of impossible size",
     "tar",
-    "{root}/photos.tar: its member 'bomb.png' has 8589934591 bytes; no image has, so "
-    "nothing of it is read",
+    "{root}/photos.tar: its member 'bomb.png' has 8589934591 bytes, too many for an image, so "
+    "the archive is not read; download it from the dataset's own page",
     lambda data: header("bomb.png", 2**33 - 1) + data,
 )
 
@@ -795,15 +790,14 @@ def published(
 
 TREE = (
     "expected: VOCdevkit/VOC2012/JPEGImages/ID.jpg, .../SegmentationClass{aug}/ID.png, "
-    ".../ImageSets/Segmentation/{split}.txt; "
-    "docs/datasets.md says more"
+    ".../ImageSets/Segmentation/{split}.txt; see docs/datasets.md"
 )
 published(
     "a VOC list that is not there",
     "voc2012",
     "trainaug",
-    f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: there is no "
-    "list of the split 'trainaug'; lists there: train, trainval, val; "
+    f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: the split 'trainaug' has no list; "
+    f"available lists: train, trainval, val; "
     + TREE.format(aug="Aug", split="trainaug").replace(
         "trainaug.txt", "trainaug.txt, or SBD's benchmark_RELEASE/dataset/cls/ID.mat, .../train.txt"
     ),
@@ -816,8 +810,8 @@ published(
     "an SBD archive as it was had",
     "voc2012",
     "trainaug",
-    "{root}/benchmark.tgz: files in a compressed tar cannot be read in "
-    "place; extract it: tar xf {root}/benchmark.tgz -C {root}",
+    "{root}/benchmark.tgz: files in a compressed tar cannot be read in place; extract it with: "
+    "tar xf {root}/benchmark.tgz -C {root}",
     lambda root: (
         shutil.rmtree(root / VOC / "SegmentationClassAug"),
         (root / "benchmark.tgz").write_bytes(b"\x1f\x8b"),
@@ -828,16 +822,16 @@ published(
     "a VOC list that is empty",
     "voc2012",
     "val",
-    f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: "
-    "one id a line; docs/datasets.md says more",
+    f"{{root}}/{VOC}/ImageSets/Segmentation/val.txt: the list is empty; expected: one id per "
+    f"line; see docs/datasets.md",
     lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text("\n"),
 )
 published(
     "a VOC list that names a missing image",
     "voc2012",
     "val",
-    f"{{root}}/{VOC}/JPEGImages/2099_000001.jpg: there is no such "
-    f"file; {TREE.format(aug='', split='val')}; {LEAVE}",
+    f"{{root}}/{VOC}/JPEGImages/2099_000001.jpg: this file does not exist; "
+    f"{TREE.format(aug='', split='val')}; {LEAVE}",
     lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text(
         "2007_000033\n2099_000001\n"
     ),
@@ -846,7 +840,7 @@ published(
     "no VOC folder",
     "voc2012",
     "val",
-    "--dataset_dir={root}: there is no folder JPEGImages of the dataset voc2012 in it; "
+    "--dataset_dir={root}: the folder JPEGImages of the dataset voc2012 is not in it; "
     + TREE.format(aug="", split="val"),
     lambda root: (root / "VOCdevkit").rename(root / "images/x"),
 )
@@ -864,7 +858,7 @@ published(
     "an SBD mask that is cut off",
     "voc2012",
     "trainaug",
-    f"{MAT}(it ends too early); {SKIP}",
+    f"{MAT}(it is truncated); {SKIP}",
     lambda r: with_sbd(r, truncate),
 )
 published(
@@ -878,7 +872,7 @@ published(
     "an SBD file of another folder",
     "voc2012",
     "trainaug",
-    f"{MAT}(no GTcls.Segmentation in it; wanted is a file of SBD's folder cls); {SKIP}",
+    f"{MAT}(it has no GTcls.Segmentation; it must be a file of SBD's folder cls); {SKIP}",
     lambda r: with_sbd(r, lambda path: write_mat(path, np.zeros((24, 32)), "GTinst")),
 )
 published(
@@ -890,15 +884,13 @@ published(
     lambda root: None,
 )
 published(
-    "Cityscapes in colours",
+    "Cityscapes in colors",
     "cityscapes",
     "val",
-    "{root}/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png: the "
-    "mask holds ids outside the classes: 70, 90, 118, 210; allowed are 0 to 33; these values are "
-    "the luminances of the "
-    "colours of cityscapes: palette or RGB masks were saved as grey; run scripts/convert_masks.py "
-    "--from=palette (or "
-    "--from=rgb) on the original masks",
+    "{root}/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png: the mask holds "
+    "ids outside the classes: 70, 90, 118, 210; allowed: 0 to 33; these values are the "
+    "luminances of the colors of cityscapes: palette or RGB masks were saved as gray; run "
+    "scripts/convert_masks.py --from=palette (or --from=rgb) on the original masks",
     lambda root: save(
         next((root / "gtFine/val").rglob("*.png")), mask(24, 48, ids=(70, 90, 118, 210))
     ),

@@ -58,8 +58,8 @@ def refused(path: pathlib.Path) -> str:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"class_names": 3}, "class_names must be a list of text. Received: 3"),
-        ({"class_names": ["sand", "sea", None]}, "class_names must be a list of text"),
+        ({"class_names": 3}, "class_names must be a list of strings. Received: 3"),
+        ({"class_names": ["sand", "sea", None]}, "class_names must be a list of strings"),
         ({"class_names": ["sand"], "palette": [[0, 0, 0]]}, "has 1 class; at least 2 are needed"),
         (
             {"palette": [[0, 0, 0], [1, 1], [2, 2, 2]]},

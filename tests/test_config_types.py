@@ -100,11 +100,14 @@ def test_what_means_the_same_becomes_the_fields_own_type():
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"class_names": 3}, "dataset 'd': class_names must be a list of text. Received: 3"),
-        ({"class_names": "ab"}, "dataset 'd': class_names must be a list of text. Received: ab"),
+        ({"class_names": 3}, "dataset 'd': class_names must be a list of strings. Received: 3"),
+        (
+            {"class_names": "ab"},
+            "dataset 'd': class_names must be a list of strings. Received: ab",
+        ),
         (
             {"class_names": [1, 2]},
-            "dataset 'd': class_names must be a list of text. Received: [1, 2]",
+            "dataset 'd': class_names must be a list of strings. Received: [1, 2]",
         ),
         (
             {"palette": "red"},

@@ -448,7 +448,7 @@ def test_weights_that_are_not_finite_are_refused():
 def test_damaged_classes_get_one_line(content, tmp_path):
     (tmp_path / "dataset.json").write_text(content)
     with raises_line(
-        r"dataset\.json: (damaged or not the classes|.*class_names must be a list of text)",
+        r"dataset\.json: (damaged or not the classes|.*class_names must be a list of strings)",
     ):
         read_info(tmp_path)
 

@@ -179,8 +179,8 @@ def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
     assert read_bytes(str(tmp_path / "a.tar/images/b.jpg")) == b"abcdef"
     said = [record.getMessage() for record in caplog.records]
     told = (
-        "2 symbolic links in it are not followed, as ./images/d.jpg; extract it if they lead "
-        "to images or masks"
+        "2 symbolic links in it are not followed, such as ./images/d.jpg; extract the archive "
+        "if they lead to images or masks"
     )
     assert said[:1] == [f"{tmp_path}/a.tar: {told}"]
 
@@ -406,7 +406,7 @@ def test_images_of_one_pixel(tmp_path):
         assert np.asarray(image).tolist() == [[[9, 8, 7]]] and np.asarray(label).tolist() == [[2]]
 
 
-def test_16_bit_colour_keeps_its_upper_byte(tmp_path):
+def test_16_bit_color_keeps_its_upper_byte(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3)).astype(">u2")
     raw = b"".join(b"\0" + row.tobytes() for row in pixels)
     chunks = (

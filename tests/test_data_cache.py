@@ -101,6 +101,6 @@ def test_a_damaged_cache_is_told(photos, tmp_path):
     path = next((tmp_path / "cache").rglob("00000001.raw"))
     truncate(path)
     with raises_line(
-        "00000001.raw: cannot be read .+; remove its folder, and the cache is made anew",
+        "00000001.raw: cannot be read .+; remove its folder to build the cache again",
     ):
         source.load(1)

@@ -75,7 +75,10 @@ def test_every_mistake_is_found_at_once(dataset, tmp_path):
         "\n" not in problem.message for problem in result.problems
     )
     twice = next(problem.message for problem in result.problems if problem.kind == IN_TWO_SPLITS)
-    assert twice == "val/copy: the same image as train/pic_3; what is measured on it means nothing"
+    assert twice == (
+        "val/copy: the same image as train/pic_3, so scores on it are meaningless; "
+        "remove it from one of the splits"
+    )
     assert result.splits[0].strange == int((mask(23, 36, ids=(0, 1, 7)) == 7).sum())
     assert result.label_weights() == {}, "made of wrong counts they would mislead"
     text = dataset_report.summary(result)
@@ -91,14 +94,14 @@ def test_broken_masks_do_not_hide_the_others_where_the_classes_are_inferred(data
 
 
 def test_no_split_at_all_is_one_line(dataset):
-    with raises_line("there is no split 'a'"):
+    with raises_line("it has no split 'a'"):
         checked(dataset, "a", "b")
 
 
 LOOKS = {
-    "luminances": ((0, 38, 75), "luminances of the colours of photos"),
+    "luminances": ((0, 38, 75), "luminances of the colors of photos"),
     "shifted": ((1, 2, 3), "shifted by one"),
-    "binary": ((0, 255), "two classes in black and white"),
+    "binary": ((0, 255), "black-and-white masks of two classes"),
 }
 
 
@@ -126,12 +129,15 @@ def test_notes(dataset):
     result = checked(dataset)
     assert result.problems == () and not result.wrong
     assert list(result.notes) == [
-        "train: 2 classes (wall, lamp) without a pixel, of which nothing can be learnt",
-        "train: id 0, 'wall', never occurs; are the ids counted from 1?",
+        "train: 2 classes (wall, lamp) without pixels, which cannot be learned",
+        "train: id 0, 'wall', never occurs; do the ids start at 1?",
         "val: 2 classes (wall, lamp) that train does not have",
-        "train: 1 mask (pic_3) without a labelled pixel",
-        "train: 1 image (pic_0) that another one of the split equals",
-        "train: 1 image (pic_1) with an EXIF turn, which counts only where the mask's size fits it",
+        "train: 1 mask (pic_3) without a labeled pixel",
+        "train: 1 image (pic_0) identical to another image of the split",
+        (
+            "train: 1 image (pic_1) with an EXIF orientation, which is applied only if the mask's "
+            "size matches it"
+        ),
     ]
 
 
@@ -159,7 +165,7 @@ def test_label_maps_and_other_sources(tmp_path):
 
 
 def test_weights_against_their_papers_formulas():
-    """Two images of 100 labelled pixels: class 0 has 60 and 50, class 1 has 40, class 2 has 50, class 3 nothing."""
+    """Two images of 100 labeled pixels: class 0 has 60 and 50, class 1 has 40, class 2 has 50, class 3 nothing."""
     pixels, counted = np.array([110, 40, 50, 0]), np.array([200, 100, 100, 0])
     assert median_frequency(pixels, counted) == pytest.approx((0.5 / 0.55, 0.5 / 0.4, 1.0, 1.0))
     expected = [1 / np.log(1.02 + share) for share in (0.55, 0.2, 0.25)] + [1.0]
@@ -193,7 +199,7 @@ def test_the_contact_sheet_shows_every_class_that_there_is(tmp_path):
     assert len(dataset_report.choose_samples(split, 99)) == 30
 
 
-def test_the_contact_sheets_colours(dataset):
+def test_the_contact_sheets_colors(dataset):
     Image.fromarray(np.full((20, 30), 9, np.uint8)).save(dataset / "labels/train/pic_0.png")
     result = checked(dataset)
     sheet = dataset_report.contact_sheet(result.splits[0], result.info)

@@ -66,11 +66,11 @@ def test_subfolders_capitals_spaces_and_other_letters(tmp_path):
     assert source.tf_load(tf.constant(0))[0].shape == (8, 9, 3)
 
 
-PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
+PALETTE = bytes(value for color in pascal_palette(256) for value in color)
 
 
 @pytest.mark.parametrize("bit_depth", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("palette", [None, PALETTE], ids=["grey", "palette"])
+@pytest.mark.parametrize("palette", [None, PALETTE], ids=["gray", "palette"])
 def test_masks_are_ids_whatever_they_look_like(dataset, bit_depth, palette):
     if palette and bit_depth == 16:
         return  # there is no such PNG; the check of its absence is PNG's own
@@ -88,11 +88,11 @@ def test_masks_are_ids_whatever_they_look_like(dataset, bit_depth, palette):
 def test_images_of_other_modes_become_rgb(dataset, mode):
     path = dataset / "images/train/pic_1.jpg"
     picture = Image.fromarray(photograph(21, 32))
-    grey = np.asarray(picture.convert("L"))
+    gray = np.asarray(picture.convert("L"))
     if mode == "I;16":
         picture, expected = (
-            Image.fromarray(grey.astype(np.uint16) * 256 + 77),
-            np.stack([grey] * 3, -1),
+            Image.fromarray(gray.astype(np.uint16) * 256 + 77),
+            np.stack([gray] * 3, -1),
         )
     else:
         picture = picture.convert(mode)
@@ -112,7 +112,7 @@ def test_images_of_other_modes_become_rgb(dataset, mode):
 # --- Classes ---
 
 
-def test_classes_file_with_and_without_colours(dataset):
+def test_classes_file_with_and_without_colors(dataset):
     (dataset / "classes.txt").write_text(
         "\ufeffwall #Ff8000\nwooden floor 1 2 3\n\n lamp \n", encoding="utf-8"
     )
@@ -155,11 +155,11 @@ def test_no_folder(name, directory):
     with pytest.raises(UserError) as error:
         open_dataset(DataConfig(dataset=name, dataset_dir=directory), "train")
     if directory:
-        assert as_command_line(error.value) == "--dataset_dir=nowhere: there is no such folder"
+        assert as_command_line(error.value) == "--dataset_dir=nowhere: this folder does not exist"
     else:
         assert (
             as_command_line(error.value)
-            == f"--dataset={name} needs --dataset_dir=FOLDER, the folder that holds the dataset"
+            == f"--dataset={name} requires --dataset_dir=FOLDER, the folder of the dataset"
         )
 
 
@@ -195,7 +195,7 @@ def test_nothing_left(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
     (root / "classes.txt").write_text("a\nb\nc")
     truncate(root / "images/train/pic_0.jpg")
-    with raises_line(r"^--dataset_dir=.*: not one pair of image and mask can be read$"):
+    with raises_line(r"^--dataset_dir=.*: no pair of image and mask can be read$"):
         open_dataset(folder(root, skip_broken_files=True), "train")
 
 

@@ -1,4 +1,4 @@
-"""A folder of one's own in its forms: lists, split folders, endings of names, masks in colours."""
+"""A folder of one's own in its forms: lists, split folders, endings of names, masks in colors."""
 
 from __future__ import annotations
 
@@ -142,30 +142,30 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 # --- Masks of every form ---
 
-COLOURS = np.array([[0, 0, 0], [200, 10, 10], [0, 128, 0], [224, 224, 192]], np.uint8)
+COLORS = np.array([[0, 0, 0], [200, 10, 10], [0, 128, 0], [224, 224, 192]], np.uint8)
 CLASSES = "wall #000000\nfloor 200 10 10\nlamp,0,128,0\nIgnore #e0e0c0\n"
 
 
-def in_colours(root, form):
-    """Every mask drawn in COLOURS; returns the ids that are meant."""
+def in_colors(root, form):
+    """Every mask drawn in COLORS; returns the ids that are meant."""
     expected = {}
-    palette = bytes(np.concatenate([COLOURS[[2, 0, 3, 1]], np.zeros((252, 3), np.uint8)]).ravel())
+    palette = bytes(np.concatenate([COLORS[[2, 0, 3, 1]], np.zeros((252, 3), np.uint8)]).ravel())
     for path in sorted((root / "labels/train").iterdir()):
         rows = mask(*np.asarray(Image.open(path)).shape, ids=(0, 1, 2, 3))
         if form == "palette in another order":
             write_png(path, np.array([1, 3, 0, 2], np.uint8)[rows], 8, palette)
         else:
-            Image.fromarray(COLOURS[rows]).convert(form).save(path)
+            Image.fromarray(COLORS[rows]).convert(form).save(path)
         expected[path.stem] = np.where(rows == 3, 255, rows)
     return expected
 
 
 @pytest.mark.parametrize("form", ["RGB", "RGBA", "palette in another order"])
-def test_masks_in_colours(form, tmp_path):
+def test_masks_in_colors(form, tmp_path):
     root = write_dataset(tmp_path / "photos")
-    expected = in_colours(root, form)
+    expected = in_colors(root, form)
     (root / "classes.txt").write_text(CLASSES)
-    source = opened(root, mask_format="colour")
+    source = opened(root, mask_format="color")
     assert source.info.class_names == ("wall", "floor", "lamp") and source.info.palette[1] == (
         200,
         10,
@@ -176,27 +176,37 @@ def test_masks_in_colours(form, tmp_path):
             np.testing.assert_array_equal(label, expected[name])
 
 
-def test_classes_of_colours_are_inferred(tmp_path):
+def test_classes_of_colors_are_inferred(tmp_path):
     root = write_dataset(tmp_path / "photos")
-    expected = in_colours(root, "RGB")
-    info = opened(root, mask_format="colour").info
-    assert info.class_names == ("colour_000000", "colour_008000", "colour_c80a0a", "colour_e0e0c0")
-    label = opened(root, mask_format="colour").load(0)[1]
+    expected = in_colors(root, "RGB")
+    info = opened(root, mask_format="color").info
+    assert info.class_names == ("color_000000", "color_008000", "color_c80a0a", "color_e0e0c0")
+    label = opened(root, mask_format="color").load(0)[1]
     np.testing.assert_array_equal(label == 3, expected["pic_0"] == 255)
 
 
-def test_grey_levels_are_colours(tmp_path):
+def test_the_british_spelling_of_the_mask_format_is_an_alias(tmp_path):
+    root = write_dataset(tmp_path / "photos")
+    expected = in_colors(root, "RGB")
+    config = DataConfig(dataset="folder", dataset_dir=str(root), mask_format="colour")
+    assert config.mask_format == "color"
+    (root / "classes.txt").write_text(CLASSES)
+    label = opened(root, mask_format="colour").load(0)[1]
+    np.testing.assert_array_equal(label, expected["pic_0"])
+
+
+def test_gray_levels_are_colors(tmp_path):
     root = write_dataset(tmp_path / "photos")
     for path in (root / "labels/train").iterdir():
         height, width = np.asarray(Image.open(path)).shape
         Image.fromarray(mask(height, width, ids=(0, 128, 255))).save(path)
     (root / "classes.txt").write_text("ground #000000\nroad #808080\nsky #ffffff\n")
-    label = opened(root, mask_format="colour").load(0)[1]
+    label = opened(root, mask_format="color").load(0)[1]
     np.testing.assert_array_equal(
         label, np.searchsorted([0, 128, 255], mask(20, 30, ids=(0, 128, 255)))
     )
     (root / "classes.txt").unlink()
-    assert opened(root, mask_format="colour").info.num_classes == 3
+    assert opened(root, mask_format="color").info.num_classes == 3
 
 
 def test_a_class_may_be_called_ignore_where_ids_count(tmp_path):
@@ -229,20 +239,20 @@ def test_ids_saved_in_more_channels(mode, tmp_path):
 def test_a_split_that_has_no_list_does_not_hinder_the_classes(flat):
     (flat / "train.txt").write_text("pic_0\n")
     assert opened(flat).info.num_classes == 3
-    with raises_line("there is no split 'val'"):
+    with raises_line("it has no split 'val'"):
         opened(flat, "val")
 
 
-def test_pascal_palette_in_colours_needs_no_colours_in_the_file(tmp_path):
+def test_pascal_palette_in_colors_needs_no_colors_in_the_file(tmp_path):
     root = write_dataset(tmp_path / "photos")
-    colours = np.array([*pascal_palette(3), *np.zeros((252, 3)), (9, 9, 9)], np.uint8)
+    colors = np.array([*pascal_palette(3), *np.zeros((252, 3)), (9, 9, 9)], np.uint8)
     for path in (root / "labels/train").iterdir():
         height, width = np.asarray(Image.open(path)).shape
-        Image.fromarray(colours[mask(height, width, ids=(0, 1, 2))]).save(path)
+        Image.fromarray(colors[mask(height, width, ids=(0, 1, 2))]).save(path)
     (root / "classes.txt").write_text("a\nb\nc\n")
     np.testing.assert_array_equal(
-        opened(root, mask_format="colour").load(0)[1], mask(20, 30, ids=(0, 1, 2))
+        opened(root, mask_format="color").load(0)[1], mask(20, 30, ids=(0, 1, 2))
     )
     Image.fromarray(photograph(20, 30)).save(root / "labels/train/pic_0.png")
-    with raises_line("a colour of no class"):
-        opened(root, mask_format="colour")
+    with raises_line("a color without a class"):
+        opened(root, mask_format="color")

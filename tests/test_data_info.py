@@ -11,7 +11,7 @@ from deeplab_keras.config import UserError
 from deeplab_keras.data.datasets.camvid import CAMVID
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
 
-VOC_COLOURS = (
+VOC_COLORS = (
     (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
     (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
     (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
@@ -20,7 +20,7 @@ VOC_COLOURS = (
 
 def test_pascal_palette_is_that_of_the_voc_devkit():
     palette = pascal_palette(256)
-    assert palette[:21] == VOC_COLOURS
+    assert palette[:21] == VOC_COLORS
     assert palette[255] == (224, 224, 192)
     assert len(set(palette)) == 256
 
@@ -42,27 +42,38 @@ def test_info_for_classes():
     )
 
 
+def test_spellings_of_one_name_are_no_renamed_class():
+    old = info_for_classes("mine", ["colour_000000", "grey_128", "Traffic_light"])
+    new = info_for_classes("mine", ["color_000000", "gray_128", "traffic light"])
+    assert old.renamed(new) == []
+    assert old.renamed(info_for_classes("mine", ["color_000001", "gray_128", "car"])) == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("names", "palette", "message"),
     [
         (
             (),
             (),
-            "dataset 'x' has 0 classes; at least 2 are needed: name the background as a class of "
-            "its own",
+            "dataset 'x' has 0 classes; at least 2 are required: add the background as a "
+            "separate class",
         ),
         (
             ("a",),
             ((0, 0, 0),),
-            "dataset 'x' has 1 class; at least 2 are needed: name the background as a class of "
-            "its own",
+            "dataset 'x' has 1 class; at least 2 are required: add the background as a "
+            "separate class",
         ),
-        (("a",) * 257, ((0, 0, 0),) * 257, "dataset 'x' has 257 classes; allowed are 2 to 256"),
-        (("a", "b"), ((0, 0, 0),), "dataset 'x' has 2 classes but 1 colours; give one each"),
+        (("a",) * 257, ((0, 0, 0),) * 257, "dataset 'x' has 257 classes; 2 to 256 are allowed"),
+        (
+            ("a", "b"),
+            ((0, 0, 0),),
+            ("dataset 'x' has 2 classes but 1 colors; give one color per class"),
+        ),
         (
             ("a", "b"),
             ((0, 0, 256), (0, 0, 0)),
-            "dataset 'x' has a colour outside 0..255 in its palette",
+            "dataset 'x' has a color outside 0..255 in its palette",
         ),
     ],
 )

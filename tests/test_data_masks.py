@@ -19,12 +19,12 @@ from PIL import Image
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.annotations import masks
 from deeplab_keras.data.annotations.labelme import draw_labelme
-from deeplab_keras.data.annotations.masks import KINDS, convert_masks
+from deeplab_keras.data.annotations.masks import KINDS, RECORD, convert_masks
 from deeplab_keras.data.info import pascal_palette
 from deeplab_keras.data.registry import open_dataset
 
-PALETTE = bytes(value for colour in pascal_palette(256) for value in colour)
-COLOURS = np.array([[0, 0, 0], [128, 64, 128], [70, 70, 70], [255, 255, 255]], np.uint8)
+PALETTE = bytes(value for color in pascal_palette(256) for value in color)
+COLORS = np.array([[0, 0, 0], [128, 64, 128], [70, 70, 70], [255, 255, 255]], np.uint8)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_palette(drawn, tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
 def test_rgb_with_classes(suffix, drawn, tmp_path):
     rows = mask(20, 30, ids=(0, 1, 2, 3))
-    Image.fromarray(COLOURS[rows]).save(drawn / f"a{suffix}")
+    Image.fromarray(COLORS[rows]).save(drawn / f"a{suffix}")
     (tmp_path / "my classes.txt").write_text(
         "road 128 64 128\nbuilding #464646\nignore #000000\nIgnore #ffffff\n"
     )
@@ -71,14 +71,14 @@ def test_rgb_with_classes(suffix, drawn, tmp_path):
 
 def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
     rows = mask(20, 30, ids=(0, 1, 2, 3))
-    Image.fromarray(COLOURS[:3][rows % 3]).save(drawn / "a.png")
+    Image.fromarray(COLORS[:3][rows % 3]).save(drawn / "a.png")
     convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="cityscapes")
     np.testing.assert_array_equal(read(tmp_path / "ids/a.png"), np.array([255, 0, 2])[rows % 3])
     result = convert_masks("rgb", str(drawn), str(tmp_path / "inferred"))
     np.testing.assert_array_equal(read(tmp_path / "inferred/a.png"), np.array([0, 2, 1])[rows % 3])
     assert (
         result.classes_file.read_text()
-        == "colour_000000 #000000\ncolour_464646 #464646\ncolour_804080 #804080\n"
+        == "color_000000 #000000\ncolor_464646 #464646\ncolor_804080 #804080\n"
     )
 
 
@@ -86,33 +86,49 @@ def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
     ("levels", "told"),
     [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)],
 )
-def test_luminances_are_no_grey_levels(levels, told, tmp_path, caplog):
+def test_luminances_are_no_gray_levels(levels, told, tmp_path, caplog):
     """Two of PASCAL VOC's classes share one, so that what comes out would be a class short."""
-    (tmp_path / "grey").mkdir()
-    Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "grey/a.png")
-    convert_masks("grey", str(tmp_path / "grey"), str(tmp_path / "ids"))
+    (tmp_path / "gray").mkdir()
+    Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "gray/a.png")
+    convert_masks("gray", str(tmp_path / "gray"), str(tmp_path / "ids"))
     assert (
         any(
-            "the luminances of PASCAL VOC's colours" in record.getMessage()
+            "the luminances of PASCAL VOC's colors" in record.getMessage()
             for record in caplog.records
         )
         == told
     )
 
 
-def test_grey_levels_of_all_files_together(drawn, tmp_path):
+def test_gray_levels_of_all_files_together(drawn, tmp_path):
     Image.fromarray(mask(20, 30, ids=(0, 128))).save(drawn / "a.png")
     Image.fromarray(mask(20, 30, ids=(0, 255))).convert("RGB").save(drawn / "b.png")
-    convert_masks("grey", str(drawn), str(tmp_path / "ids"))
+    convert_masks("gray", str(drawn), str(tmp_path / "ids"))
     np.testing.assert_array_equal(read(tmp_path / "ids/a.png"), mask(20, 30, ids=(0, 1)))
     np.testing.assert_array_equal(read(tmp_path / "ids/b.png"), mask(20, 30, ids=(0, 2)))
+
+
+def test_the_british_spelling_of_gray_is_an_alias(drawn, tmp_path):
+    """A conversion that was started with the old spelling is resumed, too."""
+    Image.fromarray(mask(20, 30, ids=(0, 128))).save(drawn / "a.png")
+    assert convert_masks("grey", str(drawn), str(tmp_path / "ids")).converted == 1
+    record = tmp_path / "ids" / RECORD
+    assert '"from": "gray"' in record.read_text()
+    record.write_text(record.read_text().replace("gray", "grey"))
+    assert convert_masks("gray", str(drawn), str(tmp_path / "ids")).kept == 1
+    assert (
+        script("convert_masks.py")(
+            "--from=grey", f"--input={drawn}", f"--output={tmp_path / 'ids'}"
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("white", [255, 128, 1])
 @pytest.mark.parametrize("form", ["L", "RGB", "1", "JPEG"])
 def test_binary(white, form, drawn, tmp_path):
     if white < 255 and form in ("1", "JPEG"):
-        return  # there is no such thing: black and white, and JPEG's blur around other greys
+        return  # there is no such thing: black and white, and JPEG's blur around other grays
     ids = np.kron(mask(5, 6, ids=(0, 1)), np.ones((8, 8), np.uint8))
     picture = Image.fromarray(ids * np.uint8(white))
     if form == "JPEG":
@@ -168,7 +184,7 @@ def test_labelmes_shapes_may_reach_out_of_the_image(tmp_path):
 
 
 def test_labelmes_shapes(tmp_path):
-    """Against coordinates: pixel centres within each shape, clear of the contours."""
+    """Against coordinates: pixel centers within each shape, clear of the contours."""
     inside = np.zeros((8, 6), np.uint8)
     inside[2:, :3] = 1
     data = io.BytesIO()
@@ -254,9 +270,8 @@ def test_masks_of_another_conversion_are_not_mixed(drawn, tmp_path):
     with pytest.raises(UserError) as error:
         convert_masks("palette", str(drawn), str(tmp_path / "ids"))
     assert as_command_line(error.value) == (
-        f"--output={tmp_path}/ids: 1 of these masks are there, made by another conversion, or of "
-        "other classes; "
-        "give another folder, or --overwrite"
+        f"--output={tmp_path}/ids: 1 of these masks already exist, written by another "
+        f"conversion or with other classes; give another folder, or --overwrite"
     )
     assert (
         convert_masks("palette", str(drawn), str(tmp_path / "ids"), overwrite=True).converted == 1
@@ -301,51 +316,51 @@ WRONG = {
     "not a picture": ("a.png", lambda path: path.write_text("404"), "palette", "{path}: cannot be "
                                                                                "decoded (not a "
                                                                                "PNG file)"),
-    "grey in the palette's place": ("a.png", writer(mask(9, 9)), "palette",
-                                    "{path}: this is no palette PNG but grey; if its values are "
+    "gray in the palette's place": ("a.png", writer(mask(9, 9)), "palette",
+                                    "{path}: not a palette PNG: it is gray; if its values are "
                                     "ids, use --from=index"),
-    "colours in the palette's place": ("a.png", writer(photograph(9, 9)), "palette",
-                                       "{path}: this is no palette PNG but in colours; use "
+    "colors in the palette's place": ("a.png", writer(photograph(9, 9)), "palette",
+                                       "{path}: not a palette PNG: it has RGB colors; use "
                                        "--from=rgb"),
-    "colours in grey's place": ("a.png", writer(photograph(9, 9)), "grey", "{path}: this mask is "
-                                                                           "in colours; use "
+    "colors in gray's place": ("a.png", writer(photograph(9, 9)), "gray", "{path}: this mask is "
+                                                                           "in colors; use "
                                                                            "--from=rgb"),
-    "16 bits in grey's place": ("a.png", lambda path: write_png(path, mask(9, 9), 16), "grey",
-                                "{path}: this mask has 16 bits, whose values are ids; use "
+    "16 bits in gray's place": ("a.png", lambda path: write_png(path, mask(9, 9), 16), "gray",
+                                "{path}: this mask has 16 bits per pixel, so it holds ids; use "
                                 "--from=index"),
     "a photograph in black and white's place": ("a.png", writer(np.repeat(photograph(9, 9)[..., :1], 3, -1)), "binary",
                                                 "{path}: 56% of the pixels are neither black nor "
-                                                "white; use --from=grey or index"),
+                                                "white; use --from=gray or --from=index"),
     "an id that Cityscapes has not": ("a_labelIds.png", writer(mask(9, 9, ids=(7, 40))), "cityscapes",
-                                      "{path}: it holds ids that Cityscapes does not have; its "
-                                      "*_labelIds.png hold 0 to 33"),
+                                      "{path}: it holds ids that Cityscapes does not have; the "
+                                      "ids in its *_labelIds.png files are 0 to 33"),
     "no JSON": ("a.json", lambda path: path.write_text("{"), "labelme", "{path}: cannot be read "
                                                                         "as JSON (Expecting "
                                                                         "property name "
                 "enclosed in double quotes: line 1 column 2 (char 1))"),
     "another JSON": ("a.json", lambda path: path.write_text('{"images": []}'), "labelme",
-                     "{path}: this is no file of labelme, which has a list 'shapes'"),
+                     "{path}: not a labelme file, which would have a list 'shapes'"),
     "a shape without points": ("a.json", lambda path: path.write_text('{"shapes": [{"label": '
                                                                       '"x"}]}'), "labelme",
                                "{path}: a shape has no label or no points"),
     "a polygon of two points": ("a.json", lambda path: labelme(path, shape("car", "polygon", (1, 1), (5, 5))), "labelme",
-                                "{path}: the polygon 'car' cannot be drawn (2 points); mend it in "
-                                "labelme"),
-    "an unknown shape": ("a.json", lambda path: labelme(path, shape("car", "cube", (1, 1))), "labelme", "{path}: the cube 'car' cannot "
-                         "be drawn (unknown shape_type, known: polygon, rectangle, circle, mask); "
-                         "mend it in labelme"),
+                                "{path}: the polygon 'car' cannot be drawn (2 points); fix it "
+                                "in labelme"),
+    "an unknown shape": ("a.json", lambda path: labelme(path, shape("car", "cube", (1, 1))), "labelme", "{path}: the cube 'car' cannot be drawn (unknown "
+                                                                                                        "shape_type, known: polygon, rectangle, circle, "
+                                                                                                        "mask); fix it in labelme"),
     "a point that is no number": ("a.json", lambda path: labelme(path, shape("car", "polygon", (float("nan"), 1), (5, 5), (9, 1))),
-                                  "labelme", "{path}: the polygon 'car' cannot be drawn (a point "
-                                             "at nan, 1); mend it in labelme"),
+                                  "labelme", "{path}: the polygon 'car' cannot be drawn (a "
+                                             "point at nan, 1); fix it in labelme"),
     "a point far out": ("a.json", lambda path: labelme(path, shape("car", "circle", (5, 5), (5, 2e9))), "labelme",
-                        "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); mend it "
-                        "in labelme"),
+                        "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); fix "
+                        "it in labelme"),
     "an impossible size": ("a.json", lambda path: labelme(path, imageWidth=10**6, imageHeight=10**6), "labelme",
-                           "{path}: its image is said to be 1000000x1000000, as no image is; save "
-                           "it anew"),
+                           "{path}: it gives an image size of 1000000x1000000, which is too "
+                           "large; save it again in labelme"),
     "no size": ("a.json", lambda path: labelme(path, imageWidth=None), "labelme",
-                "{path}: it says neither imageWidth and imageHeight nor holds the image; save it "
-                "anew"),
+                "{path}: it has neither imageWidth and imageHeight nor an embedded image; save "
+                "it again in labelme"),
 }  # fmt: skip
 
 
@@ -370,21 +385,17 @@ def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(
 
 
 MISTAKES = {
-    "no folder": (("palette", "{drawn}/x", "{ids}"), {}, "--input={drawn}/x: there is no such "
-                                                         "folder"),
-    "nothing there": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: there is no file for "
-                                                           "--from=palette in it; wanted are .png"),
-    "into itself": (("palette", "{drawn}", "{drawn}/ids"), {}, "--output={drawn}/ids: give a "
-                                                               "folder outside of "
-                                                               "--input={drawn}, so that "
-                    "no mask is converted twice"),
+    "no folder": (("palette", "{drawn}/x", "{ids}"), {}, "--input={drawn}/x: this folder does not exist"),
+    "nothing there": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: it has no files for "
+                                                           "--from=palette; supported: .png"),
+    "into itself": (("palette", "{drawn}", "{drawn}/ids"), {}, "--output={drawn}/ids: give a folder outside "
+                                                               "--input={drawn}, so that no mask is converted "
+                                                               "twice"),
     "unknown kind": (("pallete", "{drawn}", "{ids}"), {}, "unknown --from 'pallete'; did you mean "
                                                           "'palette'? known: binary, cityscapes, "
-                     "grey, index, labelme, palette, rgb"),
-    "an offset elsewhere": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: this "
-                                                                           "is for --from=index; "
-                                                                           "--from=rgb makes "
-                            "ids of its own"),
+                     "gray, index, labelme, palette, rgb"),
+    "an offset elsewhere": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: only --from=index uses it, but "
+                                                                           "--from=rgb is given"),
 }  # fmt: skip
 
 
@@ -400,18 +411,20 @@ def test_mistakes(name, drawn, tmp_path):
 def test_other_mistakes(drawn, tmp_path):
     Image.fromarray(photograph(40, 40)).save(drawn / "a.png")
     with raises_line(
-        r"--classes=mine.txt: there is no such file; give one, or one of voc2012, cityscapes",
+        (
+            r"--classes=mine.txt: this file does not exist; give a file or one of voc2012, "
+            r"cityscapes"
+        ),
     ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="mine.txt")
     with raises_line(
-        r"--input: the masks have 256 colours or more; name those that count in "
-        r"--classes=FILE",
+        r"--input: the masks have 256 colors or more; list the classes in --classes=FILE",
     ):
         convert_masks("rgb", str(drawn), str(tmp_path / "ids"))
     result = convert_masks("rgb", str(drawn), str(tmp_path / "ids"), classes="voc2012")
-    assert "100.00% of the pixels have a colour of no class: #" in result.failed[0]
+    assert "100.00% of the pixels have a color without a class: #" in result.failed[0]
     Image.fromarray(photograph(40, 40)).save(drawn / "a.bmp")
-    with raises_line(r"would become the same mask, .*a\.png; remove one of the two"):
+    with raises_line(r"would be converted to the same mask, .*a\.png; remove one of the two"):
         convert_masks("rgb", str(drawn), str(tmp_path / "other"), classes="voc2012")
     assert not (tmp_path / "other").exists()
 
@@ -428,15 +441,13 @@ def test_the_script(drawn, tmp_path, capsys):
     printed = capsys.readouterr()
     assert f"written: 1 masks to {tmp_path}/ids\n" in printed.out
     wanted = (
-        f"error: 1 of the files in {drawn} are not converted: {drawn}/b.png: cannot be "
+        f"error: 1 of the files in {drawn} could not be converted: {drawn}/b.png: cannot be "
         "decoded (not a PNG file)"
     )
     assert printed.err.splitlines()[-1] == wanted
     (drawn / "b.png").unlink()
     assert call(*arguments) == 0
-    assert (
-        "written: 0 masks" in (said := capsys.readouterr().out) and "1 were there already" in said
-    )
+    assert "written: 0 masks" in (said := capsys.readouterr().out) and "1 already existed" in said
     assert call(f"--input={drawn}") == 1
     assert capsys.readouterr().err.startswith("error: --from is required: palette, rgb,")
     assert call("--help") == 0
@@ -445,12 +456,12 @@ def test_the_script(drawn, tmp_path, capsys):
 
 
 def test_converted_masks_make_a_dataset(drawn, tmp_path):
-    """From drawn colours to training pairs by what the documentation says."""
+    """From drawn colors to training pairs by what the documentation says."""
     root = tmp_path / "mine"
     (root / "images/train").mkdir(parents=True)
     for index in range(2):
         rows = mask(20, 30, index, ids=(0, 1, 2, 3))
-        Image.fromarray(COLOURS[rows]).save(drawn / f"{index}.png")
+        Image.fromarray(COLORS[rows]).save(drawn / f"{index}.png")
         Image.fromarray(photograph(20, 30)).save(root / f"images/train/{index}.jpg")
     result = convert_masks("rgb", str(drawn), str(root / "labels/train"))
     result.classes_file.rename(root / "classes.txt")
@@ -469,9 +480,9 @@ def test_real_masks(tmp_path):
         int(value) for path in (tmp_path / "voc").glob("*.png") for value in np.unique(read(path))
     }
     assert present == {0, 5, 6, 7, 9, 15, 18, 19, 255}
-    Image.open(voc / "2007_000042.png").convert("RGB").save(tmp_path / "colours.png")
+    Image.open(voc / "2007_000042.png").convert("RGB").save(tmp_path / "colors.png")
     (tmp_path / "rgb").mkdir()
-    (tmp_path / "colours.png").rename(tmp_path / "rgb/2007_000042.png")
+    (tmp_path / "colors.png").rename(tmp_path / "rgb/2007_000042.png")
     convert_masks("rgb", str(tmp_path / "rgb"), str(tmp_path / "ids"), classes="voc2012")
     np.testing.assert_array_equal(
         read(tmp_path / "ids/2007_000042.png"), read(tmp_path / "voc/2007_000042.png")

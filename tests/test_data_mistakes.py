@@ -18,7 +18,7 @@ from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.annotations.masks import convert_masks
 from deeplab_keras.data.check import check_dataset
 from deeplab_keras.data.datasets.classes_file import read_classes
-from deeplab_keras.data.files.pairs import require_labelled
+from deeplab_keras.data.files.pairs import require_labeled
 from deeplab_keras.data.files.reading import (
     BrokenFileError,
     NoMaskUserError,
@@ -127,10 +127,10 @@ def test_stray_values_on_an_empty_mask_are_no_object(tmp_path, caplog):
         convert_masks("binary", str(root / "labels"), str(tmp_path / "ids"))
     assert np.asarray(Image.open(tmp_path / "ids/train/p4.png")).max() == 0
     assert np.asarray(Image.open(tmp_path / "ids/train/p0.png")).max() == 1
-    assert "taken for stray values" in caplog.text
+    assert "treated as stray values" in caplog.text
 
 
-def test_black_and_grey_with_strays_is_thresholded_at_half_of_the_grey(tmp_path):
+def test_black_and_gray_with_strays_is_thresholded_at_half_of_the_gray(tmp_path):
     masks = [np.where(blob(seed, size=(96, 128)) > 0, 100, 0).astype(np.uint8) for seed in range(4)]
     masks[0][0, 0] = 3
     root = folder(tmp_path / "set", masks, TWO)
@@ -208,8 +208,8 @@ def test_blended_ids_of_several_classes_have_to_be_exported_again(tmp_path):
         np.asarray(picture.resize((150, 110), Image.Resampling.BILINEAR)) for picture in levels
     ]
     says = (
-        "values blended by JPEG, smooth resizing or smooth edges, which no class has an area "
-        "of: export the masks again"
+        "values blended by JPEG, smooth resizing or anti-aliasing, which no area has: export "
+        "the masks again"
     )
     refused(folder(tmp_path / "unnamed", masks), says)
     refused(folder(tmp_path / "named", masks, "\n".join(f"c{i}" for i in range(150))), says)
@@ -236,9 +236,9 @@ def test_noise_is_not_taken_for_blended_values(tmp_path):
 # --- Drawings in the alpha channel ---
 
 
-def in_alpha(form: str, colour: int = 0) -> Image.Image:
+def in_alpha(form: str, color: int = 0) -> Image.Image:
     alpha = blob(1) * 255
-    flat = np.full_like(alpha, colour)
+    flat = np.full_like(alpha, color)
     if form == "LA":
         return Image.fromarray(np.dstack([flat, alpha]), "LA")
     if form == "RGBA":
@@ -248,17 +248,17 @@ def in_alpha(form: str, colour: int = 0) -> Image.Image:
     )
 
 
-@pytest.mark.parametrize("colour", [0, 1])
+@pytest.mark.parametrize("color", [0, 1])
 @pytest.mark.parametrize("form", ["LA", "RGBA", "half transparent"])
-def test_a_drawing_in_alpha_is_refused_by_every_reader(form, colour, tmp_path):
+def test_a_drawing_in_alpha_is_refused_by_every_reader(form, color, tmp_path):
     root = folder(
-        tmp_path / "set", [in_alpha(form, colour), blob(2)], "background #000000\nobject #010101\n"
+        tmp_path / "set", [in_alpha(form, color), blob(2)], "background #000000\nobject #010101\n"
     )
-    refused(root, "its drawing is in the alpha channel")
-    refused(root, "its drawing is in the alpha channel", mask_format="colour")
-    for kind in ("rgb", "grey", "binary"):
+    refused(root, "is drawn in the alpha channel")
+    refused(root, "is drawn in the alpha channel", mask_format="color")
+    for kind in ("rgb", "gray", "binary"):
         failed = convert_masks(kind, str(root / "labels"), str(tmp_path / kind)).failed
-        assert len(failed) == 1 and "its drawing is in the alpha channel" in failed[0]
+        assert len(failed) == 1 and "is drawn in the alpha channel" in failed[0]
 
 
 def test_alpha_beside_a_drawing_is_left_out(tmp_path):
@@ -290,8 +290,8 @@ def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_pa
     if not fine:
         refused(
             root,
-            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 "
-            "bits",
+            f"it has 16 bits per channel but only values up to {highest}, which are black in 8 "
+            f"bits",
         )
         return
     accepted(root)
@@ -308,7 +308,7 @@ def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_pa
 def test_masks_of_16_bits_in_three_channels(tmp_path):
     root = folder(tmp_path / "set", [blob(1)], TWO)
     png16(root / "labels/train/p0.png", np.repeat(blob(1)[..., None], 3, -1))
-    refused(root, "the mask has 16 bits per channel; save it with one channel (grey) and 8 bits")
+    refused(root, "the mask has 16 bits per channel; save it with one channel (gray) and 8 bits")
     png16(root / "labels/train/p0.png", blob(1))
     np.testing.assert_array_equal(open_dataset(config(root), "train").load(0)[1], blob(1))
 
@@ -366,8 +366,8 @@ def test_pictures_of_another_suffix_are_named(suffix, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert len(open_dataset(config(root), "train")) == 3
     assert (
-        f"images/train: 2 pictures are left out, such as extra_0{suffix}; only .jpg, .jpeg, .png "
-        "are read" in caplog.text
+        f"images/train: 2 images are skipped, such as extra_0{suffix}; only .jpg, .jpeg, .png "
+        f"are read" in caplog.text
     )
 
 
@@ -380,7 +380,7 @@ def test_pictures_of_another_suffix_in_a_published_layout(tmp_path, caplog):
         assert (
             len(open_dataset(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), "train")) == 1
         )
-    assert "1 pictures are left out, such as b.jpg; only .png are read" in caplog.text
+    assert "1 images are skipped, such as b.jpg; only .png are read" in caplog.text
 
 
 # --- Files of classes ---
@@ -415,7 +415,7 @@ def test_files_of_classes(name, tmp_path):
     assert (classes.names, classes.palette) == (NAMES, RGB)
 
 
-UNCOLOURED = {
+UNCOLORED = {
     "Roboflow": ("Pixel Value, Class\n0, ground\n1, red\n2, blue\n", NAMES),
     "numbered": ("0 ground\n1 red\n2 blue\n", NAMES),
     "numbered with colons": ("2: blue\n0: ground\n1: red\n", NAMES),
@@ -428,9 +428,9 @@ UNCOLOURED = {
 }
 
 
-@pytest.mark.parametrize("name", UNCOLOURED)
+@pytest.mark.parametrize("name", UNCOLORED)
 def test_files_of_names(name, tmp_path):
-    text, names = UNCOLOURED[name]
+    text, names = UNCOLORED[name]
     (tmp_path / "classes.txt").write_text(text)
     assert read_classes(Tree(str(tmp_path)), "classes.txt").names == names
 
@@ -438,10 +438,10 @@ def test_files_of_names(name, tmp_path):
 NO_CLASS_FILES = {
     "a heading of one word": (
         "class\nwall\nfloor\n",
-        "its first line 'class' looks like a heading",
+        "its first line 'class' looks like a header",
     ),
-    "ids from 1": ("id,name\n1,wall\n2,floor\n", "its ids are 1 to 2 and 0 is missing"),
-    "ids with a gap": ("0: wall\n2: floor\n", "its ids are 0 to 2 and 1 is missing"),
+    "ids from 1": ("id,name\n1,wall\n2,floor\n", "its ids are 1 to 2, but 0 is missing"),
+    "ids with a gap": ("0: wall\n2: floor\n", "its ids are 0 to 2, but 1 is missing"),
     "an id twice": ("id,name\n0,wall\n0,floor\n", "the id 0 occurs twice"),
     "a color in another form": (
         "wall rgb(1,2,3)\n",
@@ -452,9 +452,9 @@ NO_CLASS_FILES = {
         "wall,1,2,3,255\nfloor,1,2,4,255\n",
         "the color in line 'wall,1,2,3,255' is not understood",
     ),
-    "a color of CVAT above 255": (
+    "a color of CVAT which exceeds 255": (
         "a:0,0,0::\nb:0,0,256::\n",
-        "line 'b:0,0,256::': colours are 0 to 255",
+        "line 'b:0,0,256::': colors must be 0 to 255",
     ),
     "a number of 5000 digits": (
         f"name,r,g,b\nwall,1,2,{'9' * 5000}\n",
@@ -505,7 +505,7 @@ def test_cvats_colors_give_its_ids(tmp_path):
 
 
 @pytest.mark.parametrize("value", [255, 7])
-def test_a_split_without_a_labelled_pixel(value, tmp_path):
+def test_a_split_without_a_labeled_pixel(value, tmp_path):
     root = folder(
         tmp_path / "set",
         [np.full((HEIGHT, WIDTH), value, np.uint8)] * 3,
@@ -514,15 +514,15 @@ def test_a_split_without_a_labelled_pixel(value, tmp_path):
     )
     data = config(root, ignore_label=value)
     with raises_line(
-        f"no mask of the split 'train' has a labelled pixel: all are {value}, which is ignored",
+        f"no mask of the split 'train' has a labeled pixel: all are {value}, the ignore label",
     ):
-        require_labelled(open_dataset(data, "train"), data, "train")
+        require_labeled(open_dataset(data, "train"), data, "train")
     result = check_dataset(data, ("train", "val"))
     assert [
-        problem.split for problem in result.problems if "has a labelled pixel" in problem.message
+        problem.split for problem in result.problems if "has a labeled pixel" in problem.message
     ] == ["train", "val"]
     Image.fromarray(blob(1)).save(root / "labels/train/p2.png")
-    require_labelled(open_dataset(data, "train"), data, "train")
+    require_labeled(open_dataset(data, "train"), data, "train")
 
 
 def test_training_does_not_start_without_labels(tmp_path, capsys):
@@ -541,7 +541,7 @@ def test_training_does_not_start_without_labels(tmp_path, capsys):
         )
         == 1
     )
-    assert "no mask of the split 'train' has a labelled pixel" in capsys.readouterr().err
+    assert "no mask of the split 'train' has a labeled pixel" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -601,7 +601,7 @@ def test_turned_photographs_of_every_format(kind, tmp_path, caplog):
     expected = turned(path, kind)
     with caplog.at_level(logging.WARNING, logger="absl"):
         source = open_dataset(config(root), "train")
-    assert "turned by its EXIF tag" in caplog.text
+    assert "rotated by its EXIF orientation" in caplog.text
     np.testing.assert_array_equal(source.load(0)[0], expected)
     np.testing.assert_array_equal(source.tf_load(tf.constant(0))[0], expected)
     Image.fromarray(blob(1).T).save(root / "labels/train/p0.png")  # drawn on the stored picture
@@ -615,5 +615,5 @@ def test_errors_say_which_kind_of_file(tmp_path):
     with pytest.raises(BrokenFileError, match="cannot be decoded"):
         read_image(str(tmp_path / "a.png"))
     Image.fromarray(photograph(9, 9)).save(tmp_path / "b.png")
-    with pytest.raises(NoMaskUserError, match="the mask is a colour picture"):
+    with pytest.raises(NoMaskUserError, match="the mask is a color image"):
         read_label(str(tmp_path / "b.png"))

@@ -110,11 +110,11 @@ def test_mean_iou():
         )
 
 
-def test_colour_maps():
-    colours = np.load(LOCAL / "colormaps.npz")
-    np.testing.assert_array_equal(pascal_palette(256), colours["pascal"][:256])
-    np.testing.assert_array_equal(CITYSCAPES.palette, colours["cityscapes"])
-    np.testing.assert_array_equal(ADE20K_151.palette, colours["ade20k"])
+def test_color_maps():
+    colors = np.load(LOCAL / "colormaps.npz")
+    np.testing.assert_array_equal(pascal_palette(256), colors["pascal"][:256])
+    np.testing.assert_array_equal(CITYSCAPES.palette, colors["cityscapes"])
+    np.testing.assert_array_equal(ADE20K_151.palette, colors["ade20k"])
 
 
 def test_training_preprocessing_in_a_graph():

@@ -184,7 +184,7 @@ BREAKS = {
     "truncated palette mask": ("labels/train/pic_2.png", "cannot be decoded ("),
     "ids outside": (
         "labels/train/pic_2.png",
-        "the mask holds ids outside the classes: 77; allowed are 0 to 2 and 255",
+        "the mask holds ids outside the classes: 77; allowed: 0 to 2, and 255",
     ),
     "removed": ("images/train/pic_2.jpg", "cannot be decoded (No such file"),
 }

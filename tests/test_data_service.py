@@ -98,7 +98,7 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
     nobody = f"grpc://localhost:{free_port()}"
     config = records.replace(data_service=nobody)
     with raises_line(
-        f"^--data_service={nobody}: nobody answers there .+; start a dispatcher: python",
+        f"^--data_service={nobody}: no response .+; start a dispatcher: python",
     ):
         train_dataset(open_dataset(config, "train"), config, PAD)
     for address in ("head:5050", "grpc://head", "http://head:5050", "grpc://:5050"):
@@ -114,9 +114,9 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
         (["--role=worker", "--dispatcher=http://x"], "--dispatcher=http://x: grpc://HOST:PORT"),
         (
             ["--role=worker", f"--dispatcher={nobody}"],
-            f"--dispatcher={nobody}: nobody answers there",
+            f"--dispatcher={nobody}: no response",
         ),
-        (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot listen there"),
+        (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot be opened"),
         (["--role=chief"], "unknown --role 'chief'"),
     ):
         assert run(*arguments) == 1

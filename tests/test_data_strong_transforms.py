@@ -11,7 +11,7 @@ from test_data_transforms import IGNORE, PAD, picture
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.augment import strong
 
-GREY = (100.0, 110.0, 120.0)
+GRAY = (100.0, 110.0, 120.0)
 
 
 def graph(function):
@@ -47,7 +47,7 @@ def rotated_oracle(
 
 
 def test_rotation_against_the_oracle():
-    rotate = graph(lambda image, label, degrees: strong.rotate(image, label, degrees, GREY, IGNORE))
+    rotate = graph(lambda image, label, degrees: strong.rotate(image, label, degrees, GRAY, IGNORE))
     rng = np.random.default_rng(0)
     image, label = picture(17, 24)
     for _ in range(60):
@@ -56,23 +56,23 @@ def test_rotation_against_the_oracle():
             image.astype(np.float32), label, tf.constant(degrees, tf.float32)
         )
         np.testing.assert_allclose(
-            found, rotated_oracle(image, degrees, np.array(GREY), False), atol=0.05
+            found, rotated_oracle(image, degrees, np.array(GRAY), False), atol=0.05
         )
         expected = rotated_oracle(label, degrees, np.array(IGNORE), True)
         assert (
             found_label.numpy() == expected
-        ).mean() > 0.99  # at exact halves either neighbour is nearest
+        ).mean() > 0.99  # at exact halves either neighbor is nearest
 
 
 def test_rotation_turns_counterclockwise_and_by_nothing_does_nothing():
     image, label = picture(9, 9)
     found, found_label = strong.rotate(
-        image.astype(np.float32), label, tf.constant(90.0), GREY, IGNORE
+        image.astype(np.float32), label, tf.constant(90.0), GRAY, IGNORE
     )
     np.testing.assert_allclose(found, np.rot90(image), atol=0.01)
     np.testing.assert_array_equal(found_label, np.rot90(label))
     found, found_label = strong.rotate(
-        image.astype(np.float32), label, tf.constant(0.0), GREY, IGNORE
+        image.astype(np.float32), label, tf.constant(0.0), GRAY, IGNORE
     )
     np.testing.assert_allclose(found, image, atol=1e-4)
     np.testing.assert_array_equal(found_label, label)
@@ -119,7 +119,7 @@ def rectangle_oracle(
 
 def test_cutout_is_one_rectangle_with_the_ignore_label():
     cut = graph(
-        lambda image, label, numbers: strong.cut_out(image, label, numbers, 0.6, GREY, IGNORE)
+        lambda image, label, numbers: strong.cut_out(image, label, numbers, 0.6, GRAY, IGNORE)
     )
     rng = np.random.default_rng(1)
     image, label = picture(20, 31)
@@ -128,7 +128,7 @@ def test_cutout_is_one_rectangle_with_the_ignore_label():
         numbers = rng.random(4).astype(np.float32)
         found, found_label = cut(image.astype(np.float32), label, numbers)
         hole = rectangle_oracle(20, 31, numbers, 0.6)
-        np.testing.assert_array_equal(found, np.where(hole[..., None], np.float32(GREY), image))
+        np.testing.assert_array_equal(found, np.where(hole[..., None], np.float32(GRAY), image))
         np.testing.assert_array_equal(found_label, np.where(hole, IGNORE, label))
         shares.append(hole.mean())
     assert max(shares) < 0.37 and 0.04 < np.mean(shares) < 0.12
@@ -148,7 +148,7 @@ def test_equalize_is_pillows():
     np.testing.assert_array_equal(strong.equalize(flat), flat)
 
 
-def test_the_colour_operations_against_plain_numbers():
+def test_the_color_operations_against_plain_numbers():
     image = photograph(8, 9).astype(np.float32) * 0.5 + 20
     operate = graph(lambda numbers: strong.rand_augment(tf.constant(image), numbers, 0.5))
 
@@ -162,8 +162,8 @@ def test_the_colour_operations_against_plain_numbers():
         image + 55, 0, 255
     )  # in the middle of the magnitudes: 0.5 * 110, and the threshold at 127.5
     np.testing.assert_allclose(done(2), np.where(raised < 127.5, raised, 255 - raised), atol=0.01)
-    grey = image @ np.array([0.2989, 0.5870, 0.1140], np.float32)
-    np.testing.assert_allclose(done(3), (image + grey[..., None]) / 2, atol=0.05)
+    gray = image @ np.array([0.2989, 0.5870, 0.1140], np.float32)
+    np.testing.assert_allclose(done(3), (image + gray[..., None]) / 2, atol=0.05)
     means = image.mean((0, 1))
     np.testing.assert_allclose(
         done(4, 0.9), np.clip((image - means) * 1.4 + means, 0, 255), atol=0.01
@@ -195,7 +195,7 @@ def group(height: int = 12, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images).astype(np.float32), np.stack(labels).astype(np.int32)
 
 
-def test_cut_mix_takes_a_rectangle_from_the_neighbour():
+def test_cut_mix_takes_a_rectangle_from_the_neighbor():
     images, labels = group()
     mix = graph(
         lambda numbers: strong.cut_mix(tf.constant(images), tf.constant(labels), numbers, 0.7)

@@ -1,4 +1,4 @@
-"""The built-in scenes: repeatable, balanced, with unlabelled contours, and not to be solved by colour alone."""
+"""The built-in scenes: repeatable, balanced, with unlabeled contours, and not to be solved by color alone."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_contours_are_thin_and_without_label():
         assert touching.mean() < 2e-4
 
 
-def test_colour_alone_does_not_do():
-    """The best classifier of single colours, counted out on the training scenes, stays far below a network's 0.85."""
+def test_color_alone_does_not_do():
+    """The best classifier of single colors, counted out on the training scenes, stays far below a network's 0.85."""
     (images, labels), (val_images, val_labels) = scenes("train", 40), scenes("val", 24)
 
     def bins(image: np.ndarray) -> np.ndarray:

@@ -168,13 +168,12 @@ def test_it_is_prepared_when_it_is_not(tmp_path):
 TROUBLE = {
     "no_such": (
         "train",
-        r"^--dataset=tfds:no_such: tensorflow-datasets has no such dataset \(Dataset no_such not "
-        r"found\); https://",
+        r"^--dataset=tfds:no_such: tensorflow-datasets does not have this dataset \(Dataset "
+        r"no_such not found\); https://",
     ),
     "no_masks": (
         "train",
-        r"^--dataset=tfds:no_masks: it has no masks that could be found; its features: image, "
-        r"label$",
+        r"^--dataset=tfds:no_masks: no feature for masks found; its features: image, label$",
     ),
     "fails_to_prepare": (
         "train",
@@ -182,7 +181,7 @@ TROUBLE = {
     ),
     "deeplab_camvid": (
         "train",
-        r"; with its files at hand: python scripts/build_tfds.py --dataset=camvid "
+        r"; if you have its files: python scripts/build_tfds.py --dataset=camvid "
         r"--dataset_dir=FOLDER",
     ),
     "fake_pets": (
@@ -312,7 +311,7 @@ def test_the_script_builds_ours(tmp_path, capsys):
         )
         == 1
     )
-    assert re.search("error: .+: there is no folder .+ expected", capsys.readouterr().err)
+    assert re.search("error: .+: the folder .+ is not in it.+ expected", capsys.readouterr().err)
 
 
 def test_a_mask_feature_is_found_by_name_or_by_its_one_channel():
@@ -327,5 +326,5 @@ def test_a_mask_feature_is_found_by_name_or_by_its_one_channel():
     assert find(config, cityscapes) == ("image_left", "segmentation_label")
     assert find(config, {"photo": image(3), "trimap": image(1)}) == ("photo", "trimap")
     assert find(config, {"image": image(3), "annotation": image(3)}) == ("image", "annotation")
-    with raises_line("it has no images that could be found; its features: mask"):
+    with raises_line("no feature for images found; its features: mask"):
         find(config, {"mask": image(1)})

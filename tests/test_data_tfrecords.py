@@ -378,7 +378,10 @@ def test_building_twice_writes_once(photos, records, monkeypatch):
     monkeypatch.setattr(building, "record_of", lambda *_: pytest.fail("written again"))
     assert build_records(source, "train", records, num_shards=3).pairs == 7
     with raises_line(
-        "records of the split 'train' made of other files, or in another number of files; --ov",
+        (
+            "records of the split 'train' built from other files or with another number of shards; "
+            "--ov"
+        ),
     ):
         build_records(source, "train", records, num_shards=2)
     monkeypatch.undo()
@@ -452,7 +455,7 @@ def test_records_of_other_splits_only(records, tmp_path):
     """Under the dataset's own name too it is said which splits there are; a dataset's files beside its records count."""
     for name in ("tfrecord", "folder", "voc2012", "camvid"):
         with raises_line(
-            "there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/b",
+            "there are no files val-00000-of-NNNNN.tfrecord; available splits: train; scripts/b",
         ):
             open_dataset(config_of(name, records), "val")
     write_dataset(records, "val")
@@ -500,7 +503,7 @@ def test_what_is_read_back_must_be_what_was_written(photos, tmp_path, monkeypatc
         "scan",
         lambda path: ((offset, record[:-1] + b"x") for offset, record in scan(path)),
     )
-    with raises_line("what was read back is not what was written"):
+    with raises_line("the data read back differs from the data written"):
         build_records(open_dataset(config_of("folder", photos), "train"), "train", tmp_path)
 
 
@@ -527,7 +530,9 @@ def test_verify_sees_a_changed_byte(records):
     files = sorted(records.glob("train-*"))
     flip_a_byte(files[1], 300)
     with raises_line(
-        re.escape(f"{files[1]}: not a TFRecord file from byte 0 on; damaged or cut off there"),
+        re.escape(
+            f"{files[1]}: not a TFRecord file from byte 0 on; it is damaged or truncated there"
+        ),
     ):
         verify_records(records, "train", files)
 
@@ -547,11 +552,14 @@ def test_a_record_damaged_on_the_way_is_named(records):
 TROUBLE = {
     "no dir": (
         {"dataset_dir": None},
-        "--dataset=tfrecord needs --dataset_dir=FOLDER, the folder that holds the record files",
+        ("--dataset=tfrecord requires --dataset_dir=FOLDER, the folder of the record files"),
     ),
     "no split": (
         {"split": "val"},
-        "there are no files val-00000-of-NNNNN.tfrecord; splits there: train; scripts/build_tfrec",
+        (
+            "there are no files val-00000-of-NNNNN.tfrecord; available splits: train; "
+            "scripts/build_tfrec"
+        ),
     ),
     "other dataset": (
         {"dataset": "voc2012"},
@@ -641,22 +649,31 @@ def harm_classes(folder):
 
 SHARD = "train-00001-of-00003.tfrecord"
 HARM = {
-    harm_missing: r"train-\*\.tfrecord: number 1 of 3 is missing; make or fetch the records anew",
+    harm_missing: (
+        r"train-\*\.tfrecord: number 1 of 3 is missing; build or download the "
+        r"records again"
+    ),
     harm_mixed: r"train-\*\.tfrecord: there are files of 3 and of 4; make",
-    harm_cut: rf"{SHARD}: it has \d+ bytes, the manifest says \d+ bytes; build or copy it anew",
+    harm_cut: (
+        rf"{SHARD}: it has \d+ bytes, but the manifest says \d+ bytes; build or copy it "
+        rf"again"
+    ),
     harm_manifest: r"train\.manifest\.json: cannot be read as a manifest \(.+\); build the "
-    r"records anew",
-    harm_format: r"train\.manifest\.json: it has the format 9, this version reads 1",
-    harm_no_manifest: r"records without a manifest do not say what their classes are; give the "
+    r"records again",
+    harm_format: r"train\.manifest\.json: its format is 9, but this version reads format 1",
+    harm_no_manifest: r"the classes of records without a manifest are unknown; give the "
     r"dataset's name \(.+\) or",
-    harm_foreign_cut: rf"{SHARD}: not a TFRecord file from byte \d\d+ on; damaged or cut off there",
+    harm_foreign_cut: (
+        rf"{SHARD}: not a TFRecord file from byte \d\d+ on; it is damaged or "
+        rf"truncated there"
+    ),
     harm_compressed: rf"{SHARD}: not a TFRecord file from byte 0 on; it is compressed; unpack it "
     r"with gunzip",
-    harm_other_records: rf"{SHARD}: its records are no tf.train.Example; these are not the "
-    r"records of a dataset",
+    harm_other_records: rf"{SHARD}: its records are not tf.train.Example protos; give the "
+    rf"records of a dataset",
     harm_features: rf"{SHARD}: its record 0 has no feature 'image/segmentation/class/encoded'; "
     r"its features: image/encoded",
-    harm_empty: r"there is no record in it \(and 2 more like it\)",
+    harm_empty: r"it has no records \(and 2 more like it\)",
     harm_classes: r"/pic_0#image/segmentation/class/encoded: the mask holds ids outside the "
     r"classes: 2; allowed",
 }

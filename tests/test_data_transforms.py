@@ -54,7 +54,7 @@ def test_scale_factor_is_uniform_or_stepped():
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel centres, edges repeated, no antialiasing."""
+    """Half-pixel centers, edges repeated, no antialiasing."""
     image = image.astype(np.float64)
     for axis in (0, 1):
         length = image.shape[axis]
@@ -83,11 +83,11 @@ SIZES = [(17, 23), (9, 12), (31, 47), (40, 11), (1, 1), (3, 60)]
 def test_resizing_whole_pictures(size):
     image, label = picture(17, 23)
     np.testing.assert_allclose(resizing.resize_image(image, size), bilinear(image, size), atol=0.01)
-    centres = [
+    centers = [
         np.floor((np.arange(m) + 0.5) * (n / m) + 1e-9).astype(int)
         for n, m in zip(label.shape, size, strict=True)
     ]
-    np.testing.assert_array_equal(resize_label(label, size), label[np.ix_(*centres)])
+    np.testing.assert_array_equal(resize_label(label, size), label[np.ix_(*centers)])
     opencv = [
         [min(int(i * (1 / (m / n))), n - 1) for i in range(m)]
         for n, m in zip(label.shape, size, strict=True)
@@ -209,7 +209,7 @@ def test_crops_reach_every_corner():
         assert tuple(found.numpy()) == corner
 
 
-# --- Flip, colours, padding ---
+# --- Flip, colors, padding ---
 
 
 def test_flip():
@@ -225,7 +225,7 @@ def test_flip():
 def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) -> np.ndarray:
     """The reference's steps in its own words: BGR pictures whose hue is computed as if they were RGB.
 
-    With `eight_bit` every step ends in whole grey levels, and hue and saturation in 8 bits, as
+    With `eight_bit` every step ends in whole gray levels, and hue and saturation in 8 bits, as
     OpenCV has them.
     """
     n = [float(number) for number in numbers]
@@ -290,7 +290,7 @@ def test_photometric_distortion_against_the_oracle():
             assert np.abs(in_whole - rounded).max() <= (np.abs(in_whole - rounded) > 0).mean() * 20
         errors.append((found - rounded, in_whole - rounded))
     unrounded, whole = (np.concatenate([np.ravel(pair[i]) for pair in errors]) for i in (0, 1))
-    # Without rounding everything is half a grey level brighter. With it only the coarse 8-bit hues
+    # Without rounding everything is half a gray level brighter. With it only the coarse 8-bit hues
     # are left.
     assert 0.3 < unrounded.mean() < 0.9 and abs(whole.mean()) < 0.3
     assert np.abs(whole).mean() < 0.6 * np.abs(unrounded).mean() and np.abs(whole).max() < 16
@@ -312,7 +312,7 @@ def test_the_compiled_program_is_the_plain_one(whole):
         )
         apart.append(np.ravel(plain - on_canvas))
     apart = np.abs(np.concatenate(apart))
-    # With whole grey levels a rounding in the last place of a float may end on the other side of a
+    # With whole gray levels a rounding in the last place of a float may end on the other side of a
     # half.
     assert (apart > 1e-3).mean() <= (0.001 if whole else 0) and apart.max() <= (
         3 if whole else 1e-3
@@ -321,11 +321,11 @@ def test_the_compiled_program_is_the_plain_one(whole):
 
 def test_saturation_and_hue_are_tensorflows_own():
     rng = np.random.default_rng(2)
-    grey, primaries = (
+    gray, primaries = (
         np.repeat(rng.random((8, 1)), 3, axis=1),
         np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, -1).T,
     )
-    image = 255 * np.concatenate([rng.random((2000, 3)), grey, primaries]).astype(np.float32)[None]
+    image = 255 * np.concatenate([rng.random((2000, 3)), gray, primaries]).astype(np.float32)[None]
     for factor in (0.0, 0.5, 1.0, 1.5, 4.0):
         expected = tf.raw_ops.AdjustSaturation(images=image, scale=factor)
         np.testing.assert_allclose(
@@ -369,7 +369,7 @@ def test_padding(position):
 CONFIG = DataConfig(train_crop_size=(24, 20))
 
 
-def test_augment_is_scale_crop_flip_colours_and_padding_in_this_order():
+def test_augment_is_scale_crop_flip_colors_and_padding_in_this_order():
     image, label = picture(30, 40)
     for position in range(12):
         draws = transforms.draw(7, tf.constant(position))

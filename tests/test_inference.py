@@ -412,7 +412,7 @@ def test_dark_16_bit_files_are_refused(tmp_path, channels):
     png16(tmp_path / "dark.png", dark)
     png16(tmp_path / "bright.png", bright)
     with raises_line(
-        "dark.png: .*16 bits per channel but values up to 4000 only, which are black as 8 bits",
+        "dark.png: .*16 bits per channel but only values up to 4000, which are black in 8 bits",
     ):
         open_image(tmp_path / "dark.png")
     np.testing.assert_array_equal(

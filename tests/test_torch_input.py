@@ -93,7 +93,7 @@ def test_labels_are_resized_as_opencv_does():
 
 
 def test_geometry_is_the_references_to_the_pixel(folder):
-    """Labels equal everywhere; images too, but for OpenCV's whole-number interpolation, at most a grey level beside ours."""
+    """Labels equal everywhere; images too, but for OpenCV's whole-number interpolation, at most a gray level beside ours."""
     config = CONFIG.replace(photometric_distortion=False)
     distances = []
     draws = lambda position: transforms.draw(0, tf.constant(position))  # noqa: E731
@@ -104,11 +104,11 @@ def test_geometry_is_the_references_to_the_pixel(folder):
         distances.append(np.abs(found - expected))
         assert distances[-1].max() < 1.01
     different = np.mean([(distance > 0.01).mean() for distance in distances])
-    print(f"pixels that differ, all by one grey level: {different:.2%}")
+    print(f"pixels that differ, all by one gray level: {different:.2%}")
     assert different < 0.15
 
 
-def test_colours_are_the_references_to_a_grey_level(folder):
+def test_colors_are_the_references_to_a_gray_level(folder):
     errors = []
     draws = lambda position: transforms.draw(1, tf.constant(position))  # noqa: E731
     for found, label, expected, expected_label in both(folder, draws, CONFIG):
@@ -117,6 +117,6 @@ def test_colours_are_the_references_to_a_grey_level(folder):
     error = np.stack(errors)
     print(
         f"mean {error.mean():.3f}, mean distance {np.abs(error).mean():.3f}, largest "
-        f"{np.abs(error).max():.1f} grey levels"
+        f"{np.abs(error).max():.1f} gray levels"
     )
     assert abs(error.mean()) < 0.4 and np.abs(error).mean() < 0.6 and np.abs(error).max() < 12

@@ -36,9 +36,10 @@ class DataConfig(Config):
     ignore_label: int = option(255, "'folder': label of pixels to ignore")
     mask_format: str = option(
         "index",
-        "what a mask of a 'folder' holds: index: class ids, in a grey or palette PNG; colour: the "
-        "colours or grey levels that classes.txt gives",
-        choices=("index", "colour"),
+        "what a mask of a 'folder' holds: index: class ids, in a gray or palette PNG; color: the "
+        "colors or gray levels listed in classes.txt",
+        choices=("index", "color"),
+        aliases={"colour": "color"},
     )
     train_crop_size: tuple[int, ...] = option(
         (512, 512), "size of the training crop, as height,width"

@@ -1,7 +1,7 @@
-"""Datasets: their files, classes, augmentation and batches.
+"""Datasets: files, classes, augmentation and batches.
 
-The names below are the public ones, `dk.data.open_dataset` and so on; each is imported when it is
-first used, because TensorFlow takes seconds to import.
+The names in `__all__` are public, such as `dk.data.open_dataset`. Each is imported at first use,
+because importing TensorFlow takes seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a dataset's labels mean: class names, colours, and the label that counts nowhere."""
+"""The meaning of a dataset's labels: class names, colors and the ignore label."""
 
 from __future__ import annotations
 
@@ -10,33 +10,45 @@ from typing import Any
 
 from deeplab_keras.config import UserError
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 MAX_CLASSES = 256  # label maps are uint8
-NO_NAME = re.compile(r"class \d+")  # of a class without a name
+NO_NAME = re.compile(r"class \d+")  # generated name of an unnamed class
+# Generated names of classes have these words, spelled differently in earlier versions.
+_SPELLINGS = {"colour": "color", "grey": "gray"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The classes of a dataset; saved beside every checkpoint as dataset.json.
+    """The classes of a dataset, saved with every checkpoint as dataset.json.
 
-    Attributes:
-        name: the dataset's name.
-        class_names: the name of class id 0, 1, 2, ...
-        palette: the RGB colour of each class, for pictures.
-        ignore_label: id in the label maps that counts neither in the loss nor in a metric.
+    Args:
+        name: The name of the dataset.
+        class_names: The names of class ids 0, 1, 2, ...; 2 to 256 names.
+        palette: The RGB color of each class in visualizations, integers in 0..255.
+        ignore_label: The id of pixels that are ignored in losses and metrics. Defaults to 255.
+
+    Raises:
+        UserError: An argument has a wrong type or value.
+
+    Example:
+        >>> info = dk.data.DatasetInfo("rooms", ("wall", "floor"), ((0, 0, 255), (255, 128, 0)))
+        >>> info.num_classes, info.ignore_label
+        (2, 255)
+        >>> dk.data.DatasetInfo.from_dict(info.to_dict()) == info
+        True
     """
 
     name: str
     class_names: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     ignore_label: int = 255
 
     def __post_init__(self) -> None:
         names, colors = self.class_names, self.palette
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise UserError(
-                f"dataset {self.name!r}: class_names must be a list of text. Received: "
+                f"dataset {self.name!r}: class_names must be a list of strings. Received: "
                 f"{str(names)[:80]}"
             )
         if not isinstance(colors, list | tuple) or not all(_is_color(color) for color in colors):
@@ -55,21 +67,24 @@ class DatasetInfo:
         if len(self.class_names) < 2:
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} "
-                f"{'class' if self.class_names else 'classes'}; at least 2 are needed: "
-                "name the background as a class of its own"
+                f"{'class' if self.class_names else 'classes'}; at least 2 are required: "
+                "add the background as a separate class"
             )
         if len(self.class_names) > MAX_CLASSES:
             raise UserError(
-                f"dataset {self.name!r} has {self.num_classes} classes; allowed are 2 to "
-                f"{MAX_CLASSES}"
+                f"dataset {self.name!r} has {self.num_classes} classes; 2 to {MAX_CLASSES} are "
+                "allowed"
             )
         if len(self.palette) != len(self.class_names):
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} classes but {len(self.palette)} "
-                "colours; give one each"
+                "colors; give one color per class"
             )
-        if not all(0 <= value <= 255 for colour in self.palette for value in colour):
-            raise UserError(f"dataset {self.name!r} has a colour outside 0..255 in its palette")
+        if not all(0 <= value <= 255 for color in self.palette for value in color):
+            raise UserError(
+                f"dataset {self.name!r} has a color outside 0..255 in its palette; colors are RGB "
+                "with values 0 to 255"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -77,14 +92,18 @@ class DatasetInfo:
 
     @property
     def plain_names(self) -> list[str]:
-        """The class names without differences of spelling: case, underscores and surrounding spaces."""
-        return [name.strip("_ ").replace("_", " ").casefold() for name in self.class_names]
+        """The class names without differences in spelling, such as case and underscores."""
+        names = []
+        for name in self.class_names:
+            words = name.strip("_ ").replace("_", " ").casefold().split(" ")
+            names.append(" ".join(_SPELLINGS.get(word, word) for word in words))
+        return names
 
     def renamed(self, other: DatasetInfo) -> list[int]:
-        """Ids of the classes that have one name here and another one in `other`; unnamed classes match every name.
+        """Returns the ids of the classes with different names; unnamed classes match every name.
 
         Args:
-            other: as many classes.
+            other: A `DatasetInfo` with the same number of classes.
         """
         pairs = enumerate(zip(self.plain_names, other.plain_names, strict=True))
         return [
@@ -94,17 +113,17 @@ class DatasetInfo:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the fields as JSON values."""
         return {
             "name": self.name,
             "class_names": list(self.class_names),
-            "palette": [list(colour) for colour in self.palette],
+            "palette": [list(color) for color in self.palette],
             "ignore_label": self.ignore_label,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetInfo:
-        """The inverse of `to_dict`."""
+        """Returns the `DatasetInfo` with the values returned by `to_dict`."""
         return cls(
             name=values["name"],
             class_names=values["class_names"],
@@ -121,45 +140,49 @@ def _is_color(color: Any) -> bool:
     )
 
 
-def pascal_palette(n: int) -> tuple[Colour, ...]:
-    """The first `n` colours of PASCAL VOC's colour map.
+def pascal_palette(n: int) -> tuple[Color, ...]:
+    """Returns the first `n` colors of PASCAL VOC's color map.
 
-    The bits of the id, three at a time, become the bits of red, green and blue from the highest
+    Each group of three bits of the id sets one bit of red, green and blue, from the highest
     downwards.
     """
-    colours = []
+    colors = []
     for label in range(n):
         rgb, rest = [0, 0, 0], label
         for bit in range(7, -1, -1):
             for channel in range(3):
                 rgb[channel] |= (rest >> channel & 1) << bit
             rest >>= 3
-        colours.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colours)
+        colors.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colors)
 
 
 def info_for_classes(
     name: str,
     class_names: Sequence[str],
-    palette: Sequence[Colour] | None = None,
+    palette: Sequence[Color] | None = None,
     ignore_label: int = 255,
 ) -> DatasetInfo:
-    """A DatasetInfo from class names alone; PASCAL VOC's colours where none are given."""
+    """Returns a `DatasetInfo` with PASCAL VOC's colors unless a palette is given."""
     return DatasetInfo(
         name, tuple(class_names), tuple(palette or pascal_palette(len(class_names))), ignore_label
     )
 
 
 def require_ignored_apart(where: object, class_names: Sequence[str], ignore_label: int) -> None:
-    """Refuses 256 classes where the last one would have the id of the pixels to ignore.
+    """Refuses 256 classes if the id of the last one is the ignore label.
+
+    Args:
+        where: The file or option with the classes, for the message.
+        class_names: The class names.
+        ignore_label: The ignore label.
 
     Raises:
-        UserError: the ids of the classes leave none for the ignore label.
+        UserError: The last class has the id of the ignore label.
     """
     if len(class_names) == MAX_CLASSES and ignore_label == MAX_CLASSES - 1:
         raise UserError(
             f"{where}: the last of {MAX_CLASSES} classes, {class_names[-1]!r}, would have the id "
-            f"{ignore_label}, which is the "
-            f"ignore label, so its pixels would be ignored; give at most {MAX_CLASSES - 1} "
-            "classes, or another `ignore_label`"
+            f"{ignore_label}, the ignore label, so its pixels would be ignored; give at most "
+            f"{MAX_CLASSES - 1} classes, or another `ignore_label`"
         )

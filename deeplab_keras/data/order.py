@@ -1,8 +1,8 @@
-"""Which image stands at a position of the endless training stream: another permutation of all images in each pass.
+"""The order of the images in the endless training stream: a new permutation in each epoch.
 
-A permutation is never written down: a small block cipher (a Feistel network) maps place to image,
-so that any position of any pass is found by itself, at once, for ten images or ten millions, and by
-several machines that do not speak to each other.
+Permutations are not stored. A small block cipher (a Feistel network) maps a position to an image,
+so the image at any position of any epoch is computed directly, whatever the number of images, and
+several machines compute the same order without communication.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from __future__ import annotations
 import tensorflow as tf
 
 ROUNDS = 8
-GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: keys that lie far from each other
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: multiples of it are spread evenly
 
 
 def shuffled(positions: tf.Tensor, count: int, seed: int) -> tf.Tensor:
-    """The images at these positions.
+    """Returns the indices of the images at the given positions.
 
     Args:
-        positions: int64 `[n]`, 0 or above; a pass is `count` of them.
-        count: number of images.
-        seed: of the order.
+        positions: int64 `[n]`, at least 0. An epoch has `count` positions.
+        count: The number of images.
+        seed: The seed of the order.
 
     Returns:
-        int64 `[n]` in 0..count-1; over the positions of a pass each number once.
+        int64 `[n]` in 0..count-1. Each index occurs once per epoch.
     """
     positions = tf.cast(positions, tf.int64)
-    # Two halves of so many bits are the smallest block that holds every image, and no smaller than
-    # 16.
+    # The bits of each half of the smallest block that can number all images, at least 16.
     bits = max(((count - 1).bit_length() + 1) // 2, 2)
     passes, places = tf.cast(positions // count, tf.uint64), tf.cast(positions % count, tf.uint64)
     keys = _mix(_mix(tf.cast(tf.constant(seed, tf.int64), tf.uint64)[None]) + passes)
@@ -39,7 +38,7 @@ def shuffled(positions: tf.Tensor, count: int, seed: int) -> tf.Tensor:
             left, right = right, tf.bitwise.bitwise_xor(left, tf.bitwise.bitwise_and(noise, mask))
         return tf.bitwise.bitwise_or(tf.bitwise.left_shift(left, shift), right)
 
-    # What falls on a number that is no image is encrypted again; that too is a permutation.
+    # Numbers beyond the last image are encrypted again. The result is still a permutation.
     images = tf.while_loop(
         lambda block: tf.reduce_any(block >= limit),
         lambda block: (tf.where(block >= limit, encrypt(block), block),),
@@ -49,7 +48,7 @@ def shuffled(positions: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 
 def _mix(number: tf.Tensor) -> tf.Tensor:
-    """Every bit of the result depends on every bit of the number (the last part of SplitMix64)."""
+    """Mixes the bits of a number, so that each depends on all others (the end of SplitMix64)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         number = tf.bitwise.bitwise_xor(
             number, tf.bitwise.right_shift(number, tf.constant(shift, tf.uint64))

@@ -1,4 +1,4 @@
-"""Datasets by name, all behind one concept: the source."""
+"""Opens datasets by name, all with the same interface: `Source`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,28 @@ DATASETS: dict[str, Callable[[DataConfig, str], Source]] = {
 
 
 def open_dataset(config: DataConfig, split: str) -> Source:
-    """A split of the dataset that the config names, checked, and cached if the config says so.
+    """Opens and checks a split of the dataset that the config names.
+
+    Args:
+        config: A `DataConfig` with the name of the dataset, its folder and the caching options.
+        split: The name of the split, such as "train" or "val".
+
+    Returns:
+        A `Source`: `source.load(i)` returns image and label, `len(source)` is the number of pairs,
+        and `source.info` has the classes.
 
     Raises:
-        UserError: the dataset or the split is unknown, or a file is missing or wrong; one line that
-            says which.
+        UserError: The dataset or the split is unknown, or a file is missing or wrong. The message
+            names it in one line.
+
+    Example:
+        >>> config = dk.DataConfig(dataset="synthetic", synthetic_size=(64, 96), eval_samples=10)
+        >>> source = dk.open_dataset(config, "val")
+        >>> len(source), source.info.num_classes
+        (10, 10)
+        >>> image, label = source.load(0)
+        >>> image.shape, image.dtype, label.shape, label.dtype
+        ((64, 96, 3), dtype('uint8'), (64, 96), dtype('uint8'))
     """
     if config.dataset.startswith(PREFIX):
         source: Source = open_tfds(config, split)

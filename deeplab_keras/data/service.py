@@ -1,7 +1,8 @@
-"""Batches made on other machines: TensorFlow's tf.data service, for input that one trainer's host cannot keep up with.
+"""Prepares batches on other machines with TensorFlow's tf.data service.
 
-A dispatcher deals out the steps, workers make their batches, the trainer takes what comes. Each
-batch is the one that the numbered stream has at its step; only their order is the workers'.
+This helps if the machine that trains cannot prepare batches fast enough. A dispatcher distributes
+the steps to workers, which prepare the batches. Each batch is the same as without the service, but
+the order of the batches depends on the workers.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ PATIENCE = 5.0  # seconds to wait for the dispatcher's answer
 
 
 def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
-    """The elements of a dataset made by the service at `address`: each once, those of its first source dealt out.
+    """Returns a dataset whose elements are prepared by the service at `address`, each once.
+
+    The elements of the dataset's first source are distributed to the workers.
+
+    Args:
+        dataset: The dataset.
+        address: The address of the dispatcher, grpc://HOST:PORT.
 
     Raises:
-        UserError: nobody answers there.
+        UserError: The dispatcher does not respond.
     """
     require_answer(address, "data_service")
     mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
@@ -33,24 +40,29 @@ def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
 
 
 def require_answer(address: str, field: str) -> None:
-    """Raises UserError for what is no address, grpc://HOST:PORT, and where nobody listens."""
+    """Raises `UserError` if an address is not grpc://HOST:PORT or does not respond.
+
+    Args:
+        address: The address.
+        field: The name of the option, for messages.
+    """
     host, _, port = address.removeprefix(SCHEME).rpartition(":")
     if not address.startswith(SCHEME) or not host or not port.isdecimal():
         raise UserError(
-            f"`{field}={address}`: grpc://HOST:PORT, the dispatcher's address, as it printed it"
+            f"`{field}={address}`: must be grpc://HOST:PORT, the address that the dispatcher prints"
         )
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(
-            f"`{field}={address}`: nobody answers there ({reason}); "
-            "start a dispatcher: python scripts/data_service.py --role=dispatcher"
+            f"`{field}={address}`: no response ({reason}); start a dispatcher: "
+            "python scripts/data_service.py --role=dispatcher"
         ) from error
 
 
 def require_portable(load: Callable[[tf.Tensor], Any], dataset: str) -> None:
-    """Raises UserError where loading calls Python, which is not to be had on the service's workers."""
+    """Raises `UserError` if `load` calls Python code, which the service's workers cannot run."""
     graph = (
         tf.function(load, autograph=False)
         .get_concrete_function(tf.TensorSpec([], tf.int64))
@@ -61,17 +73,20 @@ def require_portable(load: Callable[[tf.Tensor], Any], dataset: str) -> None:
     }
     if operations & {"PyFunc", "PyFuncStateless", "EagerPyFunc"}:
         raise UserError(
-            f"`data_service`: {dataset} is read by Python (drawn scenes, archives, palette masks, "
-            "`cache`), which the "
-            "service's workers cannot run; make records of it: python scripts/build_tfrecords.py"
+            f"`data_service`: {dataset} is read by Python code (synthetic images, archives, "
+            "palette masks, `cache`), which the service's workers cannot run; convert it to "
+            "records: python scripts/build_tfrecords.py"
         )
 
 
 def start_dispatcher(port: int) -> Any:
-    """A dispatcher on this machine; port 0 takes a free one.
+    """Starts a dispatcher on this machine.
+
+    Args:
+        port: The port; 0: any free port.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: The port is not available.
     """
     _require_free(port)
     return tf.data.experimental.service.DispatchServer(
@@ -80,15 +95,15 @@ def start_dispatcher(port: int) -> Any:
 
 
 def start_worker(dispatcher: str, port: int, host: str) -> Any:
-    """A worker on this machine.
+    """Starts a worker on this machine.
 
     Args:
-        dispatcher: its address, grpc://HOST:PORT.
-        port: 0 takes a free one.
-        host: this machine's name, as the trainer reaches it.
+        dispatcher: The address of the dispatcher, grpc://HOST:PORT.
+        port: The port; 0: any free port.
+        host: The name of this machine at which the trainer can reach it.
 
     Raises:
-        UserError: the dispatcher does not answer, or the worker cannot listen there.
+        UserError: The dispatcher does not respond, or the port is not available.
     """
     require_answer(dispatcher, "dispatcher")
     _require_free(port)
@@ -101,13 +116,16 @@ def start_worker(dispatcher: str, port: int, host: str) -> Any:
 
 
 def _require_free(port: int) -> None:
-    """Raises UserError where somebody listens at a port; gRPC would listen there too, and half of the calls would go astray."""
+    """Raises `UserError` if a port is in use.
+
+    gRPC would share the port with the other process, and half of the calls would get lost.
+    """
     with socket.socket() as probe:
         try:
             probe.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"`port={port}`: cannot listen there ({error.strerror}); give another one"
+                f"`port={port}`: cannot be opened ({error.strerror}); give another port"
             ) from error
 
 

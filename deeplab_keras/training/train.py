@@ -27,7 +27,7 @@ from deeplab_keras.config import (
 )
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
-from deeplab_keras.data.files.pairs import require_labelled
+from deeplab_keras.data.files.pairs import require_labeled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
@@ -142,7 +142,7 @@ def _train(
         open_dataset(data, split) for split in (data.train_split, data.eval_split)
     )
     for source, split in ((train_source, data.train_split), (eval_source, data.eval_split)):
-        require_labelled(source, data, split)
+        require_labeled(source, data, split)
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
     if training.label_weights and len(training.label_weights) != info.num_classes:

@@ -1,7 +1,8 @@
-"""Makes index masks, grey PNGs of the class id of each pixel, out of masks of other forms.
+"""Converts masks to index masks: gray PNGs that hold the class id of each pixel.
 
-What is there already is kept, so that a conversion that was stopped goes on. A file that can't be
-converted is named and left out; the exit status is 1 then. Writes classes.txt beside the masks.
+Masks that already exist are kept, so an interrupted conversion can be resumed. Files that cannot be
+converted are listed and skipped, and the exit status is 1. Also writes classes.txt next to the
+masks.
 
     python scripts/convert_masks.py --from=palette --input=VOC2012/SegmentationClass --output=ids
 
@@ -19,40 +20,40 @@ from deeplab_keras.cli import Command
 from deeplab_keras.config import Config, UserError, option
 
 FORMS = (
-    "palette: palette PNGs as PASCAL VOC's; rgb: a colour a class; grey: a grey level a class; "
-    "binary: black and white; "
-    "cityscapes: labelIds to train ids; labelme: JSON files; index: ids, moved by --id_offset"
+    "form of the masks; palette: palette PNGs, as in PASCAL VOC; rgb: one color per class; gray: "
+    "one gray level per class; binary: black and white; cityscapes: labelIds to train ids; "
+    "labelme: JSON files; index: class ids, shifted by --id_offset"
 )
 
-SHOWN = 10  # lines about files that are not converted
+SHOWN = 10  # failed files that are listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """Which masks, and what becomes of them."""
+    """Which masks to convert, and how."""
 
-    kind: str = option("", FORMS, flag="from")
-    input: str = option("", "folder of masks, with folders in it")
+    kind: str = option("", FORMS, flag="from", aliases={"grey": "gray"})
+    input: str = option("", "folder of masks, searched recursively")
     output: str = option("", "folder for the index masks")
     classes: str = option(
         "",
-        "file of classes, a line 'name #rrggbb' each; or a dataset's: voc2012, cityscapes, "
-        "camvid, ade20k_151",
+        "file of classes, one line 'name #rrggbb' each; or the classes of a dataset: voc2012, "
+        "cityscapes, camvid, ade20k_151",
     )
     id_offset: int = option(
-        0, "with --from=index, is added to each id; what falls below 0 becomes 255, ignored"
+        0, "added to each id with --from=index; negative results become 255, the ignore label"
     )
-    overwrite: bool = option(False, "makes the masks anew that are there already")
+    overwrite: bool = option(False, "converts masks again that already exist")
 
     def validate(self) -> None:
-        """Kind, input and output are needed."""
-        self._require_given("kind", "palette, rgb, grey, binary, cityscapes, labelme or index")
+        """Checks that kind, input and output are given."""
+        self._require_given("kind", "palette, rgb, gray, binary, cityscapes, labelme or index")
         self._require_given("input", "a folder of masks")
         self._require_given("output", "a folder for the index masks")
 
 
 def main(command: Command) -> None:
-    """Converts and says how many."""
+    """Converts the masks and prints how many were written."""
     options = command.config(Options)
 
     from deeplab_keras.data.annotations.masks import convert_masks
@@ -65,7 +66,7 @@ def main(command: Command) -> None:
         id_offset=options.id_offset,
         overwrite=options.overwrite,
     )
-    kept = f", {result.kept} were there already" if result.kept else ""
+    kept = f", {result.kept} already existed" if result.kept else ""
     print(f"written: {result.converted} masks to {options.output}{kept}")
     if result.classes_file and (result.converted or result.kept):
         print(f"classes: {result.classes_file}; move it into the folder that --dataset_dir names")
@@ -73,7 +74,7 @@ def main(command: Command) -> None:
         for line in result.failed[1:SHOWN]:
             print(f"not converted: {command.show(line)}", file=sys.stderr)
         raise UserError(
-            f"{len(result.failed)} of the files in {options.input} are not converted: "
+            f"{len(result.failed)} of the files in {options.input} could not be converted: "
             f"{result.failed[0]}"
         )
 

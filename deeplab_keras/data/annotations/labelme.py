@@ -1,7 +1,7 @@
-"""labelme's JSON files of polygons as maps of class ids.
+"""Converts labelme's JSON files of polygons to label maps.
 
-Shapes are drawn as labelme draws them, each over those before it. `_background_` is class 0,
-`__ignore__` counts nowhere.
+Shapes are drawn as labelme draws them, each over the previous ones. `_background_` is class 0, and
+`__ignore__` becomes the ignore label.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from deeplab_keras.data.info import DatasetInfo
 BACKGROUND, IGNORE = "_background_", "__ignore__"
 IGNORE_LABEL = DatasetInfo.ignore_label
 AREAS = ("polygon", "rectangle", "circle", "mask")
-LARGEST = 1 << 27  # pixels; more would take more than 256 MiB to draw
-# pixels from the corner; further out Pillow's integers run over, and what it draws is wrong
+LARGEST = 1 << 27  # pixels; drawing more would take more than 256 MiB
+# Largest coordinate in pixels; beyond it, Pillow's integers overflow and the drawing is wrong.
 FAR = 1e6
-LINES = ("line", "linestrip", "point", "points")  # have no area
+LINES = ("line", "linestrip", "point", "points")  # shapes without area
 
 
 def read_labelme(path: str) -> dict[str, Any]:
-    """A labelme file.
+    """Reads a labelme file.
 
     Raises:
-        BrokenFileError: it cannot be read, or is no such file.
+        BrokenFileError: The file cannot be read or is not a labelme file.
     """
     try:
         content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except Exception as error:  # also what is nested too deeply
+    except Exception as error:  # including RecursionError
         reason = getattr(error, "strerror", None) or error
         raise BrokenFileError(f"{path}: cannot be read as JSON ({reason})") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise BrokenFileError(f"{path}: this is no file of labelme, which has a list 'shapes'")
+        raise BrokenFileError(f"{path}: not a labelme file, which would have a list 'shapes'")
     for shape in content["shapes"]:
         if (
             not isinstance(shape, dict)
@@ -52,20 +52,20 @@ def read_labelme(path: str) -> dict[str, Any]:
 
 
 def labels_of(path: str) -> set[str]:
-    """The labels of the shapes in a file, without background and ignored ones."""
+    """Returns the labels of the shapes in a file, without background and ignored shapes."""
     return {shape["label"] for shape in read_labelme(path)["shapes"]} - {BACKGROUND, IGNORE}
 
 
 def draw_labelme(path: str, ids: Mapping[str, int]) -> np.ndarray:
-    """The map of class ids, uint8 `[height, width]`.
+    """Draws the label map of a file, uint8 `[height, width]`.
 
     Args:
-        path: of the JSON file.
-        ids: class id of each label.
+        path: The path of the JSON file.
+        ids: The class id of each label.
 
     Raises:
-        BrokenFileError: the file cannot be read.
-        NoMaskUserError: a label is no class, or a shape cannot be drawn.
+        BrokenFileError: The file cannot be read.
+        NoMaskUserError: A label is not a class, or a shape cannot be drawn.
     """
     content = read_labelme(path)
     width, height = _size(path, content)
@@ -78,19 +78,20 @@ def draw_labelme(path: str, ids: Mapping[str, int]) -> np.ndarray:
             value = ids.get(label, 0)
         else:
             raise NoMaskUserError(
-                f"{path}: the label {label!r} is no class; known: {', '.join(ids)}"
+                f"{path}: the label {label!r} is not a class; known: {', '.join(ids)}"
             )
         _draw(path, canvas, shape, value)
     return np.asarray(canvas)
 
 
 def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
-    """Width and height; where the file does not say them, those of the picture within it."""
+    """Returns width and height as given in the file, otherwise those of the embedded image."""
     width, height = content.get("imageWidth"), content.get("imageHeight")
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-        if width * height > LARGEST:  # Pillow would take memory for it until there is none
+        if width * height > LARGEST:  # Pillow would allocate memory for it
             raise BrokenFileError(
-                f"{path}: its image is said to be {width}x{height}, as no image is; save it anew"
+                f"{path}: it gives an image size of {width}x{height}, which is too large; save it "
+                "again in labelme"
             )
         return width, height
     try:
@@ -98,7 +99,8 @@ def _size(path: str, content: dict[str, Any]) -> tuple[int, int]:
             return picture.size
     except Exception as error:
         raise BrokenFileError(
-            f"{path}: it says neither imageWidth and imageHeight nor holds the image; save it anew"
+            f"{path}: it has neither imageWidth and imageHeight nor an embedded image; save it "
+            "again in labelme"
         ) from error
 
 
@@ -110,7 +112,7 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
         for x, y in points:
-            if not (abs(x) <= FAR and abs(y) <= FAR):  # NaN is refused too
+            if not (abs(x) <= FAR and abs(y) <= FAR):  # also true for NaN
                 raise ValueError(f"a point at {x:g}, {y:g}")
         if kind == "polygon" and len(points) > 2:
             draw.polygon(points, outline=value, fill=value)
@@ -137,10 +139,10 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
             raise ValueError(f"unknown shape_type, known: {', '.join(AREAS)}")
     except Exception as error:
         raise NoMaskUserError(
-            f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); mend it in labelme"
+            f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); fix it in labelme"
         ) from error
 
 
 def lines_in(path: str) -> int:
-    """How many shapes of a file have no area."""
+    """Returns the number of shapes in a file that have no area."""
     return sum(shape.get("shape_type") in LINES for shape in read_labelme(path)["shapes"])

@@ -1,8 +1,8 @@
-"""Masks of other forms made into index masks: grey PNGs of one byte a pixel that is the class id.
+"""Converts masks of other forms to index masks: gray PNGs of one byte per pixel, the class id.
 
-Every kind has a plan: which files it takes, what is looked at in all of them first, and how one
-becomes ids. Each mask is written aside and renamed, so that a conversion that was stopped goes on
-where it was.
+Each kind of mask has a plan: which files it accepts, what is collected from all files first, and
+how a file is converted to ids. Each mask is written to a temporary file and renamed, so that an
+interrupted conversion can be resumed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from deeplab_keras.data.files.reading import (
     FileUserError,
     NoMaskUserError,
     PngHeader,
-    colour_codes,
-    ids_of_colours,
-    opaque_colours,
+    color_codes,
+    ids_of_colors,
+    opaque_colors,
     open_picture,
     read_label,
     read_png_header,
@@ -43,7 +43,7 @@ from deeplab_keras.data.files.reading import (
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import (
     MAX_CLASSES,
-    Colour,
+    Color,
     DatasetInfo,
     pascal_palette,
     require_ignored_apart,
@@ -51,12 +51,12 @@ from deeplab_keras.data.info import (
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing, write_text
 
-RECORD = ".convert_masks.json"  # in the output folder: how its masks were made
+RECORD = ".convert_masks.json"  # in the output folder: how its masks were converted
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 LOSSY = (*LOSSLESS, ".jpg", ".jpeg", ".webp")
 IGNORE_LABEL = DatasetInfo.ignore_label
-# Datasets whose colours --classes can name; the colour of pixels that count nowhere with them.
-PALETTES: dict[str, tuple[DatasetInfo, tuple[Colour, ...]]] = {
+# Datasets whose colors --classes can name, each with the colors of pixels to ignore.
+PALETTES: dict[str, tuple[DatasetInfo, tuple[Color, ...]]] = {
     "voc2012": (VOC2012, ((224, 224, 192),)),
     "cityscapes": (CITYSCAPES, ((0, 0, 0),)),
     "camvid": (CAMVID, ((0, 0, 0),)),
@@ -66,13 +66,13 @@ PALETTES: dict[str, tuple[DatasetInfo, tuple[Colour, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How files of one kind become index masks.
+    """How files of one kind are converted to index masks.
 
     Attributes:
-        convert: the ids of a file, uint8 `[height, width]`.
-        classes: what the ids mean, where that is known.
-        settings: what decides on the ids, for the record; JSON values.
-        rename: a mask's name from its file's.
+        convert: Returns the ids of a file, uint8 `[height, width]`.
+        classes: The classes of the ids, if known.
+        settings: The settings that determine the ids, as JSON values, for the record.
+        rename: Returns the name of a mask for the name of its file.
     """
 
     convert: Callable[[str], np.ndarray]
@@ -83,13 +83,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        converted: number of masks that were written.
-        kept: number of those that were there already.
-        failed: a line for each file that could not be converted.
-        classes_file: names and colours of the ids.
+        converted: The number of masks that were written.
+        kept: The number of masks that already existed.
+        failed: A line for each file that could not be converted.
+        classes_file: The path of the file with the names and colors of the ids.
     """
 
     converted: int
@@ -111,7 +111,7 @@ def _index(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         moved = np.where(ids == IGNORE_LABEL, IGNORE_LABEL, ids + offset)
         if moved.max(initial=0) > IGNORE_LABEL:
             raise NoMaskUserError(
-                f"{path}: it holds the id {ids.max()}, with `id_offset={offset}` above 255"
+                f"{path}: it holds the id {ids.max()}, which exceeds 255 with `id_offset={offset}`"
             )
         return np.where(moved < 0, IGNORE_LABEL, moved).astype(np.uint8)
 
@@ -121,70 +121,67 @@ def _index(classes: Classes | None, offset: int, gather: Gather) -> Plan:
 def _palette(classes: Classes | None, offset: int, gather: Gather) -> Plan:
     def convert(path: str) -> np.ndarray:
         header = read_png_header(path)
-        if header.colour_type != PngHeader.PALETTE:
+        if header.color_type != PngHeader.PALETTE:
             form = (
-                "in colours; use `from='rgb'`"
-                if header.coloured
-                else "grey; if its values are ids, use `from='index'`"
+                "it has RGB colors; use `from='rgb'`"
+                if header.colored
+                else "it is gray; if its values are ids, use `from='index'`"
             )
-            raise NoMaskUserError(f"{path}: this is no palette PNG but {form}")
+            raise NoMaskUserError(f"{path}: not a palette PNG: {form}")
         return read_label(path)
 
     return Plan(convert, classes)
 
 
-def _in_colours(path: str, grey: bool = False) -> np.ndarray:
-    """RGB pixels of a mask; with `grey`, colours are refused."""
+def _in_colors(path: str, gray: bool = False) -> np.ndarray:
+    """Returns the RGB pixels of a mask; with `gray`, refuses colors."""
     with open_picture(path) as picture:
         if picture.mode.startswith("I"):
             raise NoMaskUserError(
-                f"{path}: this mask has 16 bits, whose values are ids; use `from='index'`"
+                f"{path}: this mask has 16 bits per pixel, so it holds ids; use `from='index'`"
             )
-        pixels = opaque_colours(path, picture)
-    if grey and not (pixels == pixels[..., :1]).all():
-        raise NoMaskUserError(f"{path}: this mask is in colours; use `from='rgb'`")
+        pixels = opaque_colors(path, picture)
+    if gray and not (pixels == pixels[..., :1]).all():
+        raise NoMaskUserError(f"{path}: this mask is in colors; use `from='rgb'`")
     return pixels
 
 
-def _rgb(classes: Classes | None, offset: int, gather: Gather, grey: bool = False) -> Plan:
+def _rgb(classes: Classes | None, offset: int, gather: Gather, gray: bool = False) -> Plan:
     def codes_in(path: str) -> list[int]:
-        return np.unique(colour_codes(_in_colours(path, grey)))[:MAX_CLASSES].tolist()
+        return np.unique(color_codes(_in_colors(path, gray)))[:MAX_CLASSES].tolist()
 
     if classes is None:
         found = sorted({code for codes in gather(codes_in) for code in codes})
         if len(found) >= MAX_CLASSES:
             raise UserError(
-                f"`input`: the masks have {MAX_CLASSES} {'grey levels' if grey else 'colours'} or "
-                "more; name those that count in "
-                "`classes='FILE'`, a line 'name #rrggbb' each, or export masks that were saved as "
-                "JPEG or resized smoothly again"
+                f"`input`: the masks have {MAX_CLASSES} {'gray levels' if gray else 'colors'} or "
+                "more; list the classes in `classes='FILE'`, one line 'name #rrggbb' each, or "
+                "export the masks again if they were saved as JPEG or resized smoothly"
             )
         palette = tuple((code >> 16, code >> 8 & 255, code & 255) for code in found)
-        levels = {colour[0] for colour in palette}
+        levels = {color[0] for color in palette}
         if (
-            grey
+            gray
             and len(levels - {0, 128, 255}) > 1
             and levels <= luminances([*pascal_palette(21), VOC_CONTOUR]) | {255}
         ):
             logging.warning(
-                "`input`: these grey levels are the luminances of PASCAL VOC's colours, of which "
-                "two classes share one; "
-                "convert the original masks, `from='palette'` or `from='rgb'` `classes='voc2012'`"
+                "`input`: these gray levels are the luminances of PASCAL VOC's colors, and two "
+                "classes share one of them; convert the original masks with `from='palette'` or "
+                "`from='rgb'` `classes='voc2012'`"
             )
         names = tuple(
-            f"grey_{colour[0]}" if grey else f"colour_{bytes(colour).hex()}" for colour in palette
+            f"gray_{color[0]}" if gray else f"color_{bytes(color).hex()}" for color in palette
         )
         classes = Classes(names, palette)
-    colours = classes.colours("`classes`", IGNORE_LABEL)
-    settings = {f"#{bytes(colour).hex()}": label for colour, label in colours.items()}
-    return Plan(
-        lambda path: ids_of_colours(path, _in_colours(path, grey), colours), classes, settings
-    )
+    colors = classes.colors("`classes`", IGNORE_LABEL)
+    settings = {f"#{bytes(color).hex()}": label for color, label in colors.items()}
+    return Plan(lambda path: ids_of_colors(path, _in_colors(path, gray), colors), classes, settings)
 
 
 def _binary(classes: Classes | None, offset: int, gather: Gather) -> Plan:
     def levels_of(path: str) -> np.ndarray:
-        return _in_colours(path, grey=True)[..., 0]
+        return _in_colors(path, gray=True)[..., 0]
 
     white = max(gather(lambda path: int(levels_of(path).max(initial=0))), default=0)
     white = white if white < 128 else 255
@@ -202,20 +199,17 @@ def _binary(classes: Classes | None, offset: int, gather: Gather) -> Plan:
             strays.append(path)
             if len(strays) == 1:
                 logging.warning(
-                    "%s: it holds 0 and a few pixels of %d, which are taken for stray values "
-                    "because other masks hold %d; "
-                    "more such masks are not listed",
+                    "%s: it holds 0 and a few pixels of %d, which are treated as stray values "
+                    "because other masks hold %d; more such masks are not listed",
                     path,
                     highest,
                     white,
                 )
-        between = (
-            (levels > 64 / 255 * white) & (levels < 192 / 255 * white)
-        ).mean()  # JPEG blurs a small part
-        if between > 0.05:
+        between = ((levels > 64 / 255 * white) & (levels < 192 / 255 * white)).mean()
+        if between > 0.05:  # JPEG blurs fewer pixels
             raise NoMaskUserError(
                 f"{path}: {between:.0%} of the pixels are neither black nor white; use "
-                "`from='grey'` or index"
+                "`from='gray'` or `from='index'`"
             )
         return (levels >= white / 2).astype(np.uint8)
 
@@ -229,8 +223,8 @@ def _cityscapes(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         ids = table[read_label(path)]
         if ids.min() < 0:
             raise NoMaskUserError(
-                f"{path}: it holds ids that Cityscapes does not have; its *_{LABEL_IDS}.png hold "
-                "0 to 33"
+                f"{path}: it holds ids that Cityscapes does not have; the ids in its "
+                f"*_{LABEL_IDS}.png files are 0 to 33"
             )
         return ids.astype(np.uint8)
 
@@ -243,30 +237,32 @@ def _labelme(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         labels = sorted({label for labels in gather(labels_of) for label in labels})
         if len(labels) >= IGNORE_LABEL:
             raise UserError(
-                f"`input`: the files have {len(labels)} labels; name fewer in `classes='FILE'`"
+                f"`input`: the files have {len(labels)} labels, but at most {IGNORE_LABEL - 1} are "
+                "allowed; list the ones to use in `classes='FILE'`"
             )
         if strange := [label for label in labels if not label.strip() or not label.isprintable()]:
             raise UserError(
-                f"`input`: a shape has the label {strange[0]!r}, which is no name of a class; "
+                f"`input`: a shape has the label {strange[0]!r}, which is not a valid class name; "
                 "rename it in labelme"
             )
         classes = Classes((BACKGROUND, *labels), pascal_palette(len(labels) + 1))
     ids = {name: label for label, name in enumerate(classes.names)}
     if lines := sum(gather(lines_in)):
-        logging.warning("%d lines and points are left out: they have no area", lines)
+        logging.warning("%d lines and points are skipped: they have no area", lines)
     return Plan(lambda path: draw_labelme(path, ids), classes, ids)
 
 
-# What makes the plan, and the suffixes of the files that it takes.
+# The function that makes the plan of a kind, and the suffixes of the files that it accepts.
 KINDS: dict[str, tuple[Callable[[Classes | None, int, Gather], Plan], tuple[str, ...]]] = {
     "palette": (_palette, (".png",)),
     "rgb": (_rgb, LOSSLESS),
-    "grey": (functools.partial(_rgb, grey=True), LOSSLESS),
+    "gray": (functools.partial(_rgb, gray=True), LOSSLESS),
     "binary": (_binary, LOSSY),
     "cityscapes": (_cityscapes, (".png",)),
     "labelme": (_labelme, (".json",)),
     "index": (_index, (".png",)),
 }
+ALIASES = {"grey": "gray"}
 
 
 # --- The conversion ---
@@ -281,26 +277,27 @@ def convert_masks(
     id_offset: int = 0,
     overwrite: bool = False,
 ) -> Result:
-    """Makes index masks of all masks in a folder, with a progress bar; those that are there already are kept.
+    """Converts all masks in a folder to index masks, with a progress bar; keeps existing ones.
 
     Args:
-        kind: one of KINDS.
-        source: the folder, with folders in it.
-        target: the folder for the index masks, in which they have the same names.
-        classes: a classes.txt, or one of PALETTES; without it the classes are those of the dataset
-            or of the masks.
-        id_offset: added to each id, with `index`; what falls below 0 counts nowhere.
-        overwrite: makes all masks anew.
+        kind: The form of the masks, one of `KINDS`.
+        source: The folder of the masks; subfolders are searched too.
+        target: The folder for the index masks, which keep their names.
+        classes: A classes.txt, or one of `PALETTES`. By default, the classes are those of the
+            dataset or are inferred from the masks.
+        id_offset: Added to each id, only for `index`; negative results become the ignore label.
+        overwrite: Whether to convert masks again that already exist.
 
     Raises:
-        UserError: a folder is missing, a mask cannot be written, or what is there was made in
-            another way.
+        UserError: A folder is missing, a mask cannot be written, or existing masks were converted
+            in another way.
     """
+    kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise unknown_option("from", kind, KINDS)
     if id_offset and kind != "index":
         raise UserError(
-            f"`id_offset={id_offset}`: this is for `from='index'`; `from={kind}` makes ids of its own"
+            f"`id_offset={id_offset}`: only `from='index'` uses it, but `from={kind}` is given"
         )
     files = _files(kind, Path(source), Path(target))
     failed: dict[str, str] = {}
@@ -333,10 +330,10 @@ def convert_masks(
 
 def _files(kind: str, source: Path, target: Path) -> list[str]:
     if not source.is_dir():
-        raise UserError(f"`input={source}`: there is no such folder")
+        raise UserError(f"`input={source}`: this folder does not exist")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise UserError(
-            f"`output={target}`: give a folder outside of `input={source}`, so that no mask is "
+            f"`output={target}`: give a folder outside `input={source}`, so that no mask is "
             "converted twice"
         )
     _, suffixes = KINDS[kind]
@@ -345,8 +342,7 @@ def _files(kind: str, source: Path, target: Path) -> list[str]:
         names = [name for name in names if name.endswith(f"_{LABEL_IDS}.png")] or names
     if not names:
         raise UserError(
-            f"`input={source}`: there is no file for `from={kind}` in it; wanted are "
-            f"{', '.join(suffixes)}"
+            f"`input={source}`: it has no files for `from={kind}`; supported: {', '.join(suffixes)}"
         )
     return [str(source / name) for name in names]
 
@@ -360,7 +356,8 @@ def _classes(name: str) -> Classes | None:
     path = Path(name)
     if not path.is_file():
         raise UserError(
-            f"`classes={name}`: there is no such file; give one, or one of {', '.join(PALETTES)}"
+            f"`classes={name}`: this file does not exist; give a file or one of "
+            f"{', '.join(PALETTES)}"
         )
     classes = read_classes(Tree(str(path.parent)), path.name, with_ignored=True)
     require_ignored_apart(f"`classes={name}`", classes.names, IGNORE_LABEL)
@@ -368,7 +365,10 @@ def _classes(name: str) -> Classes | None:
 
 
 def _each(read: Read, paths: Sequence[str], failed: dict[str, str]) -> Iterator[Any]:
-    """What `read` returns for each file; None for one with something wrong, which goes to `failed`; other trouble ends it."""
+    """Yields the result of `read` for each file; None for a file that fails.
+
+    The messages of failed files are added to `failed`. Errors that are not about a file are raised.
+    """
     for path, (result, error) in zip(paths, in_threads(read, paths), strict=True):
         if isinstance(error, FileUserError):
             failed.setdefault(path, error.message)
@@ -378,31 +378,33 @@ def _each(read: Read, paths: Sequence[str], failed: dict[str, str]) -> Iterator[
 
 
 def _jobs(source: Path, target: Path, files: Sequence[str], plan: Plan) -> dict[str, Path]:
-    """File -> mask to be written."""
+    """Maps each file to the mask to write."""
     jobs: dict[str, Path] = {}
     taken: dict[Path, str] = {}
     for path in files:
         mask = target / plan.rename(str(Path(path).relative_to(source).with_suffix(".png")))
         if mask in taken:
             raise UserError(
-                f"{path}: {taken[mask]} would become the same mask, {mask}; remove one of the two"
+                f"{path}: {taken[mask]} would be converted to the same mask, {mask}; remove one of "
+                "the two"
             )
         taken[mask], jobs[path] = path, mask
     return jobs
 
 
 def _fresh(target: Path, jobs: dict[str, Path], record: dict[str, Any]) -> set[str]:
-    """The files whose masks are there, as this conversion made them."""
+    """Returns the files whose masks already exist and were written by the same conversion."""
     there = {path for path, mask in jobs.items() if mask.exists()}
     try:
         made = json.loads((target / RECORD).read_text(encoding="utf-8"))
+        made["from"] = ALIASES.get(made["from"], made["from"])
     except Exception:  # no record, or a damaged one
         made = None
     if there and made != record:
-        how = "by another conversion, or of other classes" if made else "by something else"
+        how = "by another conversion or with other classes" if made else "by another program"
         raise UserError(
-            f"`output={target}`: {len(there)} of these masks are there, made {how}; give another "
-            "folder, or `overwrite`"
+            f"`output={target}`: {len(there)} of these masks already exist, written {how}; give "
+            "another folder, or `overwrite`"
         )
     return {path for path in there if jobs[path].stat().st_mtime_ns >= os.stat(path).st_mtime_ns}
 
@@ -411,8 +413,8 @@ def _write_classes(target: Path, classes: Classes | None) -> Path | None:
     if classes is None:
         return None
     lines = [
-        f"{name} #{bytes(colour).hex()}"
-        for name, colour in zip(classes.names, classes.palette, strict=True)
+        f"{name} #{bytes(color).hex()}"
+        for name, color in zip(classes.names, classes.palette, strict=True)
     ]
     write_text(target / "classes.txt", "\n".join(lines) + "\n")
     return target / "classes.txt"

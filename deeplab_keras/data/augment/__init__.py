@@ -1,1 +1,1 @@
-"""Augmentation: geometry, color, the official DeepLab transforms, and strong mixes such as CutMix."""
+"""Augmentation: geometry, color, the official DeepLab's transforms, and mixes such as CutMix."""

@@ -1,9 +1,9 @@
-"""Augmentation of an image and its label for training.
+"""Training augmentation of an image and its label.
 
-Every transform is a pure function of the image, the label and numbers drawn by `draw`, and works
-eagerly and inside tf.data. Order and values are SSSegmentation's: scale, crop, flip, photometric
-distortion, padding (docs/reference/sssegmentation.md#training-input). Images are RGB
-`[height, width, 3]` in 0..255, labels `[height, width]` with class ids and the ignore label.
+Every transform is a pure function of the image, the label and random numbers from `draw`. It works
+eagerly and inside tf.data. Order and values are those of SSSegmentation: scale, crop, flip,
+photometric distortion, padding (docs/reference/sssegmentation.md#training-input). Images are RGB
+`[height, width, 3]` in 0..255. Labels are `[height, width]` with class ids and the ignore label.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CROP_TRIES = 10
 
 
 class Draws(NamedTuple):
-    """One sample's random numbers, each uniform in [0, 1).
+    """The random numbers of one sample, each uniform in [0, 1).
 
     Attributes:
-        scale: scalar.
-        crop: `[10, 2]`, the top and left of each try.
-        flip: scalar.
-        photometric: `[9]`, read in the order of `distort_photometric`.
+        scale: Scalar.
+        crop: `[10, 2]`, top and left of each attempt.
+        flip: Scalar.
+        photometric: `[9]`, in the order of `distort_photometric`.
     """
 
     scale: Any
@@ -37,7 +37,12 @@ class Draws(NamedTuple):
 
 
 def draw(seed: int, position: tf.Tensor) -> Draws:
-    """The random numbers of the sample at `position` of the training stream; nothing else decides them."""
+    """Returns the random numbers of a sample, a function of the seed and the sample's position.
+
+    Args:
+        seed: The seed of the run.
+        position: The position of the sample in the training stream, an integer scalar.
+    """
     key = tf.stack([tf.cast(seed, tf.int64), tf.cast(position, tf.int64)])
     numbers = tf.random.stateless_uniform([2 + 9 + 2 * CROP_TRIES], key)
     return Draws(
@@ -49,7 +54,14 @@ def draw(seed: int, position: tf.Tensor) -> Draws:
 
 
 def scale_factor(number: tf.Tensor, minimum: float, maximum: float, step: float) -> tf.Tensor:
-    """The random scale as float64: uniform between the two or, with a step, one of the evenly spaced factors."""
+    """Returns the random scale factor, a float64 scalar.
+
+    Args:
+        number: A random number in [0, 1).
+        minimum: The smallest factor.
+        maximum: The largest factor.
+        step: The distance between the possible factors; 0: any factor between the two.
+    """
     number = tf.cast(number, tf.float64)
     if step == 0 or minimum == maximum:
         return minimum + number * (maximum - minimum)
@@ -67,20 +79,20 @@ def choose_crop(
     ignore_label: int,
     half_pixel: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where to crop: the first of ten draws that shows several classes, none with a share of `max_share` or more.
+    """Chooses the crop: the first of ten draws that has several classes and none that dominates.
 
-    Pixels with the ignore label do not count; if no draw will do, the last one is taken, or the
-    image's middle where the last one shows ignored pixels only (the reference then leaves the image
-    uncropped, and its padding cuts the middle out).
+    No class may have a share of `max_share` or more. Pixels with the ignore label do not count. If
+    no draw is accepted, the last one is used. If the last one has only ignored pixels, the center
+    of the image is used (the reference then skips the crop, and its padding cuts out the center).
 
     Args:
-        label: the label map before scaling.
-        size: the size it is scaled to.
-        crop: height and width of the crop, at most `size`.
-        numbers: `[10, 2]` uniform in [0, 1).
-        max_share: 1 takes the first draw whatever it shows.
-        ignore_label: id that does not count.
-        half_pixel: how the label is resized, see `resizing.nearest`.
+        label: The label map before scaling.
+        size: The size to scale it to, int32 `[2]`.
+        crop: Height and width of the crop, int32 `[2]`, at most `size`.
+        numbers: `[10, 2]`, uniform in [0, 1).
+        max_share: The limit for the share of one class; 1: the first draw is always used.
+        ignore_label: The id of pixels that do not count.
+        half_pixel: How the label is resized, see `resizing.nearest`.
 
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.
@@ -90,8 +102,7 @@ def choose_crop(
         tf.cast(numbers * tf.cast(size - crop + 1, tf.float32), tf.int32),
     )
     corner = corners[0]
-    # The pixel that each row and column of the whole scaled map shows, of which every try takes a
-    # part.
+    # The source row and column of each row and column of the scaled map; each attempt takes a part.
     rows, columns = (
         nearest(tf.shape(label)[axis], size[axis], 0, None, half_pixel) for axis in (0, 1)
     )
@@ -124,9 +135,9 @@ def choose_crop(
 
 
 def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """How often each id stands in the map that `taken` would give of the int32 map `ids`: int32 `[256]`.
+    """Counts the ids in the map that `taken` would return for the int32 map `ids`: int32 `[256]`.
 
-    Counted in the map as it is, each pixel as often as it would be shown.
+    Counts in the original map, where each pixel has the weight of its number of copies.
     """
     begins, ends, times = [], [], []
     for sources in (rows, columns):
@@ -141,7 +152,7 @@ def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Ten
 
 
 def flip(image: tf.Tensor, label: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors left and right if `number` is below 1/2."""
+    """Flips left and right if `number` is below 1/2."""
     return tf.cond(
         number < 0.5,
         lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])),
@@ -157,15 +168,15 @@ def pad(
     ignore_label: int,
     position: str,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Surrounds an image of at most `size` with the colour `value` and the ignore label.
+    """Pads an image to `size` with a color, and its label with the ignore label.
 
     Args:
-        image: float32 `[height, width, 3]`.
+        image: float32 `[height, width, 3]`, at most `size`.
         label: `[height, width]`.
-        size: height and width wanted.
-        value: colour around the image; the normalization's mean, so that it is 0 to the network.
-        ignore_label: label around the image.
-        position: where the image lies: "center" or "top_left".
+        size: The height and width of the result.
+        value: The color of the padding: the mean of the normalization, which the network sees as 0.
+        ignore_label: The label of the padding.
+        position: The position of the image in the result: "center" or "top_left".
     """
     missing = tf.stack(size) - tf.shape(label)
     before = missing // 2 if position == "center" else tf.zeros_like(missing)
@@ -194,16 +205,17 @@ def augment(
     ignore_label: int,
     more: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """All training transforms in their order.
+    """Applies all training transforms in their order.
 
     Args:
         image: uint8 `[height, width, 3]`.
         label: uint8 `[height, width]`.
-        draws: the sample's random numbers.
-        config: what is done and how strongly.
-        pad_value: colour around images smaller than the crop.
-        ignore_label: label around them, and of pixels that do not count in the choice of the crop.
-        more: what else is done to image and label, before the padding.
+        draws: The random numbers of the sample.
+        config: The transforms and their strengths.
+        pad_value: The color of the padding of images smaller than the crop.
+        ignore_label: The label of the padding, and of pixels that do not count when the crop is
+            chosen.
+        more: Further transforms of image and label, applied before the padding.
 
     Returns:
         float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.

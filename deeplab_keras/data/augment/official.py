@@ -1,9 +1,10 @@
-"""The official DeepLab's preprocessing, pixel for pixel: aligned corners, truncated sizes, padding right and bottom.
+"""The official DeepLab's preprocessing, reproduced pixel for pixel.
 
-See docs/reference/official_deeplab.md#preprocessing and docs/reference/official_deeplab.md#resizing. Our own
-augmentation is `geometry.py`; this module serves evaluation and prediction with the official
-numbers, and training with `--preprocessing=official`. Every function works eagerly and inside
-tf.data.
+It resizes with aligned corners, truncates sizes, and pads right and bottom. See
+docs/reference/official_deeplab.md#preprocessing and docs/reference/official_deeplab.md#resizing.
+The default augmentation is `geometry.py`. This module is used for evaluation and prediction with
+the official models' scores, and for training with `preprocessing="official"`. Every function works
+eagerly and inside tf.data.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ Pair = tuple[tf.Tensor, tf.Tensor]
 
 
 def resize_image(image: tf.Tensor, size: Any) -> tf.Tensor:
-    """An image `[height, width, channels]` resized to `size`, bilinear with aligned corners; float32."""
+    """Resizes an image `[height, width, channels]`, bilinear with aligned corners, to float32."""
     return resize_images(image[None], size)[0]
 
 
 def resize_label(label: tf.Tensor, size: Any) -> tf.Tensor:
-    """A label map `[height, width]` resized to `size`, nearest neighbour with aligned corners."""
+    """Resizes a label map `[height, width]` by nearest neighbor with aligned corners."""
     return resize_labels(label[None], size)[0]
 
 
 def resize_images(images: tf.Tensor, size: Any) -> tf.Tensor:
-    """As `resize_image`, of a batch."""
+    """Does the same as `resize_image` for a batch."""
     return tf.raw_ops.ResizeBilinear(
         images=tf.cast(images, tf.float32), size=size, align_corners=True
     )
 
 
 def resize_labels(labels: tf.Tensor, size: Any) -> tf.Tensor:
-    """As `resize_label`, of a batch."""
+    """Does the same as `resize_label` for a batch."""
     return tf.raw_ops.ResizeNearestNeighbor(
         images=labels[..., None], size=size, align_corners=True
     )[..., 0]
@@ -46,29 +47,32 @@ def resize_labels(labels: tf.Tensor, size: Any) -> tf.Tensor:
 def size_in_range(
     size: Any, short: int | None, long: int | None = None, factor: int | None = None
 ) -> tf.Tensor:
-    """The size to which `--min_resize_value`, `--max_resize_value` and `--resize_factor` bring an image.
+    """Returns the size for `min_resize_value`, `max_resize_value` and `resize_factor`.
 
-    The short side becomes `short`, unless the long side would pass `long`, which then decides; each
-    side is truncated and, with a factor, rounded up to a multiple of it plus one. The cap itself is
-    rounded down to one.
+    The short side becomes `short`. If the long side would exceed `long`, it becomes `long` instead.
+    Each side is truncated and, with a factor, rounded up to a multiple of the factor plus one. The
+    cap itself is rounded down to such a number.
 
     Args:
-        size: height and width.
-        short: 0 or None: no resize at all.
-        long: 0 or None: no cap.
-        factor: 0 or None: no rounding. It should be the output stride.
+        size: Height and width.
+        short: The length of the short side; 0 or None: no resize.
+        long: The cap of the long side; 0 or None: no cap.
+        factor: The rounding factor, which should be the output stride; 0 or None: no rounding.
+
+    Returns:
+        Height and width, int32 `[2]`.
 
     Raises:
-        UserError: a cap without a short side.
+        UserError: `long` is given without `short`.
     """
     size = tf.cast(size, tf.int32)
     if not short:
         if long:
-            raise UserError(f"`max_resize_value={long}`: needs `min_resize_value` beside it")
+            raise UserError(f"`max_resize_value={long}`: requires `min_resize_value` too")
         return size
     sides = tf.cast(
         size, tf.float32
-    )  # in this precision, as the reference does it, or a side may differ by one
+    )  # the reference's precision; otherwise sides may be off by one
     new = tf.cast(tf.floor(sides * (short / tf.reduce_min(sides))), tf.int32)
     if long:
         cap = float(long - (long - 1) % factor) if factor else float(long)
@@ -80,7 +84,7 @@ def size_in_range(
 
 
 def scale(image: tf.Tensor, label: tf.Tensor, ratio: Any) -> Pair:
-    """Image and label resized by `ratio`, each side truncated."""
+    """Resizes image and label by `ratio`; the new sides are truncated."""
     size = tf.cast(tf.cast(tf.shape(label), tf.float32) * tf.cast(ratio, tf.float32), tf.int32)
     return resize_image(image, size), resize_label(label, size)
 
@@ -88,12 +92,12 @@ def scale(image: tf.Tensor, label: tf.Tensor, ratio: Any) -> Pair:
 def pad_to(
     image: tf.Tensor, label: tf.Tensor, size: Any, value: tuple[float, ...], ignore_label: int
 ) -> Pair:
-    """Adds `value` and the ignore label to the right and below, up to at least `size`."""
+    """Pads right and bottom with `value` and the ignore label, up to at least `size`."""
     missing = tf.maximum(tf.convert_to_tensor(size) - tf.shape(label), 0)
     margins = tf.stack([tf.zeros_like(missing), missing], axis=1)
-    colour = tf.constant(value, tf.float32)
+    color = tf.constant(value, tf.float32)
     image = (
-        tf.pad(tf.cast(image, tf.float32) - colour, tf.concat([margins, [[0, 0]]], axis=0)) + colour
+        tf.pad(tf.cast(image, tf.float32) - color, tf.concat([margins, [[0, 0]]], axis=0)) + color
     )
     return image, tf.pad(label, margins, constant_values=tf.cast(ignore_label, label.dtype))
 
@@ -106,7 +110,15 @@ def prepare(
     value: tuple[float, ...],
     ignore_label: int,
 ) -> Pair:
-    """Evaluation's preprocessing: resized into the range, then padded; nothing is cut off.
+    """Preprocesses a pair for evaluation: resizes and pads it, without cropping.
+
+    Args:
+        image: `[height, width, 3]`.
+        label: `[height, width]`.
+        crop_size: The smallest height and width of the result.
+        config: The config with `min_resize_value`, `max_resize_value` and `resize_factor`.
+        value: The color of the padding.
+        ignore_label: The label of the padding.
 
     Returns:
         float32 `[height, width, 3]` and the label's dtype `[height, width]`, each of at least
@@ -129,17 +141,16 @@ def augment(
     ignore_label: int,
     more: Callable[[tf.Tensor, tf.Tensor], Pair] | None = None,
 ) -> Pair:
-    """Training's preprocessing, in the official order: range, random scale, padding, random crop, flip.
+    """Preprocesses a pair for training: resize, random scale, padding, random crop, flip.
 
     Args:
         image: uint8 `[height, width, 3]`.
         label: uint8 `[height, width]`.
-        draws: the sample's random numbers; of the crop's tries the first alone counts.
-        config: crop, scales and range; the official scripts neither redraw a crop nor distort
-            colours.
-        value: colour around the image; the normalization's mean.
-        ignore_label: label around it.
-        more: what else is done to image and label, at the end.
+        draws: The random numbers of the sample. Only the first attempt of the crop is used.
+        config: The sizes and scales. The official scripts neither redraw a crop nor distort colors.
+        value: The color of the padding: the mean of the normalization.
+        ignore_label: The label of the padding.
+        more: Further transforms of image and label, applied at the end.
 
     Returns:
         float32 `[crop height, crop width, 3]` in 0..255 and int32 `[crop height, crop width]`.

@@ -1,8 +1,10 @@
-"""Random brightness, contrast, saturation and hue (docs/reference/sssegmentation.md#training-input).
+"""Random brightness, contrast, saturation and hue.
+
+See docs/reference/sssegmentation.md#training-input.
 
 As separate operations, each of them writes the whole image to memory, and TensorFlow's saturation
-and hue take 6 ms each for 512x512 pixels on one core. Compiled by XLA, everything together takes
-2 ms. XLA needs a static shape, which training crops have once they are padded to the crop size.
+and hue take 6 ms each for 512x512 pixels on one core. Compiled by XLA, all of them together take
+2 ms. XLA needs a static shape, which training crops have after padding to the crop size.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import tensorflow as tf
 
 from deeplab_keras.models.layers import HAS_XLA
 
-BRIGHTNESS = 32.0  # grey levels
+BRIGHTNESS = 32.0  # gray levels
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of 180, the 8-bit hue circle
 
@@ -22,17 +24,16 @@ HUE = 18  # of 180, the 8-bit hue circle
 def distort_photometric(
     image: tf.Tensor, numbers: tf.Tensor, whole: bool = False, canvas: tuple[int, int] | None = None
 ) -> tf.Tensor:
-    """Random brightness, contrast, saturation and hue, each with probability 1/2.
+    """Applies random brightness, contrast, saturation and hue, each with probability 1/2.
 
     Args:
         image: float32 `[height, width, 3]` RGB in 0..255.
-        numbers: `[9]` uniform in [0, 1): brightness or not and how much, the place of contrast,
-            then contrast, saturation and hue like brightness.
-        whole: the image and every step of it end in whole grey levels, as the reference's do on its
-            8-bit images: truncated after brightness and contrast, rounded else (saturation's and
-            hue's own 8-bit steps in between are not taken over).
-        canvas: height and width that the image does not exceed; with them it is computed by a
-            compiled program.
+        numbers: `[9]`, uniform in [0, 1): whether to change the brightness and by how much, whether
+            contrast comes first or last, then two numbers each for contrast, saturation and hue.
+        whole: Whether each step returns whole gray levels, as on the 8-bit images of the reference:
+            truncated after brightness and contrast, rounded after the other steps. The reference's
+            8-bit rounding within saturation and hue is not reproduced.
+        canvas: The largest height and width of the image, with which a compiled program is used.
 
     Returns:
         float32 of the same shape, in 0..255.
@@ -54,7 +55,7 @@ def distort_photometric(
 
 @functools.cache
 def _compiled(canvas: tuple[int, int], whole: bool) -> Any:
-    """The program for images of one size, compiled once in a process."""
+    """Returns the program for one image size, compiled once per process."""
     shapes = [tf.TensorSpec((*canvas, 3), tf.float32), tf.TensorSpec([9], tf.float32)]
     return tf.function(
         functools.partial(_distort, whole=whole), shapes, jit_compile=True, autograph=False
@@ -73,44 +74,43 @@ def _distort(image: tf.Tensor, numbers: tf.Tensor, whole: bool) -> tf.Tensor:
     def contrasted(image: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
         return tf.where(contrast & now, truncate(tf.minimum(image * factor, 255.0)), image)
 
-    shift = truncate(
-        between(numbers[1], (-BRIGHTNESS, BRIGHTNESS))
-    )  # as good as truncating every pixel, all of which are whole
+    # With whole pixels, truncating the shift is the same as truncating each sum.
+    shift = truncate(between(numbers[1], (-BRIGHTNESS, BRIGHTNESS)))
     image = rounded(image)
     image = tf.where(brightness, tf.clip_by_value(image + shift, 0.0, 255.0), image)
     image = contrasted(image, contrast_first)
     depth = between(numbers[6], SATURATION)
     image = tf.cond(saturation, lambda: rounded(adjust_saturation(image, depth)), lambda: image)
-    # The reference takes its BGR images for RGB here, which mirrors the hue circle: it turns the
-    # other way round.
+    # The reference treats its BGR images as RGB here, which reverses the direction of the shift.
     turn = -(tf.floor(numbers[8] * 2 * HUE) - HUE) / 180
     image = tf.cond(hue, lambda: rounded(adjust_hue(image, turn)), lambda: image)
     return contrasted(image, ~contrast_first)
 
 
 def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies HSV's saturation, at most to 1; the same as `tf.image.adjust_saturation`.
+    """Multiplies the HSV saturation, up to 1; the same as `tf.image.adjust_saturation`.
 
-    Value and hue stay, so every colour moves along its line to the grey of its largest channel.
+    Value and hue do not change, so each color moves along the line to the gray of its largest
+    channel.
 
     Args:
         image: float32 `[..., 3]` RGB, at least 0.
-        factor: scalar, at least 0.
+        factor: Scalar, at least 0.
     """
     channels, value, chroma = _channels(image)
     factor = tf.minimum(factor, tf.math.divide_no_nan(value, chroma))
-    # Not below 0, as a rounding would bring a colour that becomes pure.
+    # Clipped at 0, because rounding errors could make a fully saturated color negative.
     return tf.stack(
         [tf.maximum(value - (value - channel) * factor, 0.0) for channel in channels], axis=-1
     )
 
 
 def adjust_hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """Turns HSV's hue; the same as `tf.image.adjust_hue`.
+    """Shifts the HSV hue; the same as `tf.image.adjust_hue`.
 
     Args:
         image: float32 `[..., 3]` RGB, at least 0.
-        turn: scalar, -1 to 1, of the whole circle.
+        turn: Scalar, -1 to 1, as a fraction of the hue circle.
     """
     (red, green, blue), value, chroma = _channels(image)
     scale = tf.math.divide_no_nan(tf.ones_like(chroma), chroma)
@@ -120,17 +120,15 @@ def adjust_hue(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     sixths = tf.where(tf.equal(value, red), (green - blue) * scale, from_green) + 6 * turn
 
     def channel(place: float) -> tf.Tensor:
-        distance = sixths + place  # from where the channel begins to fall
-        distance -= 6 * tf.floor(
-            distance / 6
-        )  # floormod, whose own operation XLA does not vectorise
+        distance = sixths + place  # from the hue at which the channel begins to fall
+        distance -= 6 * tf.floor(distance / 6)  # XLA does not vectorize tf.math.floormod
         return value - chroma * tf.clip_by_value(tf.minimum(distance, 4 - distance), 0.0, 1.0)
 
     return tf.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
 
 
 def _channels(image: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-    """The channels, the largest of them (HSV's value), and the largest less the smallest (chroma)."""
+    """Returns the channels, the HSV value (largest channel) and the chroma (largest - smallest)."""
     red, green, blue = channels = tf.unstack(image, axis=-1)
     value = tf.maximum(tf.maximum(red, green), blue)
     return channels, value, value - tf.minimum(tf.minimum(red, green), blue)

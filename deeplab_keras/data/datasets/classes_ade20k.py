@@ -1,6 +1,6 @@
-"""ADE20K's 150 scene-parsing classes in the order of their ids, each with its colour.
+"""ADE20K's 150 scene-parsing classes in the order of their ids, each with its color.
 
-The long names of the benchmark's list and the colours in which its results are mostly shown.
+The names are the long ones of the benchmark's list, and the colors are the usual ones.
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ c2ff00 bench
 33ff00 stove, kitchen stove, range, kitchen range, cooking stove
 0052ff palm, palm tree
 00ff29 kitchen island
-00ffad computer, computing machine, computing device, data processor, electronic computer, information processing system
+00ffad computer, computing machine, computing device, data processor, electronic computer, \
+information processing system
 0a00ff swivel chair
 adff00 boat
 00ff99 bar
 ff5c00 arcade machine
 ff00ff hovel, hut, hutch, shack, shanty
-ff00f5 bus, autobus, coach, charabanc, double-decker, jitney, motorbus, motorcoach, omnibus, passenger vehicle
+ff00f5 bus, autobus, coach, charabanc, double-decker, jitney, motorbus, motorcoach, omnibus, \
+passenger vehicle
 ff0066 towel
 ffad00 light, light source
 ff0014 truck, motortruck
@@ -95,7 +97,8 @@ ffb8b8 tower
 00ff3d awning, sunshade, sunblind
 0047ff streetlight, street lamp
 ff00cc booth, cubicle, stall, kiosk
-00ffc2 television receiver, television, television set, tv, tv set, idiot box, boob tube, telly, goggle box
+00ffc2 television receiver, television, television set, tv, tv set, idiot box, boob tube, telly, \
+goggle box
 00ff52 airplane, aeroplane, plane
 000aff dirt track
 0070ff apparel, wearing apparel, dress, clothes
@@ -144,7 +147,8 @@ ffff00 sculpture
 00ffcc vase
 2900ff traffic light, traffic signal, stoplight
 29ff00 tray
-ad00ff ashcan, trash can, garbage can, wastebin, ash bin, ash-bin, ashbin, dustbin, trash barrel, trash bin
+ad00ff ashcan, trash can, garbage can, wastebin, ash bin, ash-bin, ashbin, dustbin, trash barrel, \
+trash bin
 00f5ff fan
 4700ff pier, wharf, wharfage, dock
 7a00ff crt screen

@@ -1,4 +1,4 @@
-"""classes.txt: the names of the classes of a dataset of one's own, with their colours."""
+"""Reads classes.txt, the file with the class names and colors of your own dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.tree import Tree
-from deeplab_keras.data.info import MAX_CLASSES, Colour, pascal_palette
+from deeplab_keras.data.info import MAX_CLASSES, Color, pascal_palette
 from deeplab_keras.io.foreign import reading
 
 CLASSES_FILES = ("classes.txt", "class_dict.csv")
@@ -19,10 +19,9 @@ _HEX = re.compile(r"(.*[^\s,;:])[\s,;:]+#([0-9a-fA-F]{6})")
 _NUMBERS = re.compile(r"(.*[^\s,;:])[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 _NUMBERS_FIRST = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;:]+([^\d\s,;:].*)")
 _CVAT = re.compile(r"([^:]+):(?:(\d+),(\d+),(\d+))?:[^:]*:[^:]*")  # name:color_rgb:parts:actions
-_A_FOURTH = re.compile(r"[,;:]\s*\d+$")  # number in front of three
-_COLOUR = re.compile(
-    r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+|#[0-9a-fA-F]{3,8}\b|\brgba?\("
-)  # what may have been meant for one
+_A_FOURTH = re.compile(r"[,;:]\s*\d+$")  # a fourth number, before the three of a color
+# Text that was probably meant as a color.
+_COLOR = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+|#[0-9a-fA-F]{3,8}\b|\brgba?\(")
 _NUMBERED = re.compile(r"(\d+)\s*[:=.)\t]\s*(\S.*)|(\d+)\s+(\S.*)")
 _HEADINGS = {
     "name": (
@@ -54,62 +53,59 @@ _HEADINGS = {
     "g": ("g", "green"),
     "b": ("b", "blue"),
 }
-_Entry = tuple[str, Colour | None]
+_Entry = tuple[str, Color | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What a classes.txt says.
+    """The contents of a classes.txt.
 
     Attributes:
-        names: in the order of the ids.
-        palette: a colour each; PASCAL VOC's where the file has none.
-        ignored: colours of pixels that count nowhere: the lines `ignore #rrggbb`, where colours
-            count.
+        names: The class names in the order of their ids.
+        palette: The color of each class; PASCAL VOC's color if the file has none.
+        ignored: The colors of pixels to ignore, from lines `ignore #rrggbb`; only for masks that
+            encode ids as colors.
     """
 
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
-    ignored: tuple[Colour, ...] = ()
+    palette: tuple[Color, ...]
+    ignored: tuple[Color, ...] = ()
 
-    def colours(self, where: object, ignore_label: int) -> Mapping[Colour, int]:
-        """The id of each colour.
+    def colors(self, where: object, ignore_label: int) -> Mapping[Color, int]:
+        """Returns the id of each color.
 
         Raises:
-            UserError: two classes have one colour.
+            UserError: Two classes have the same color.
         """
-        found: dict[Colour, int] = dict.fromkeys(self.ignored, ignore_label)
-        for label, colour in enumerate(self.palette):
-            if colour in found:
+        found: dict[Color, int] = dict.fromkeys(self.ignored, ignore_label)
+        for label, color in enumerate(self.palette):
+            if color in found:
                 other = (
-                    "pixels to ignore"
-                    if colour in self.ignored
-                    else repr(self.names[found[colour]])
+                    "pixels to ignore" if color in self.ignored else repr(self.names[found[color]])
                 )
                 raise UserError(
-                    f"{where}: {self.names[label]!r} and {other} both have the colour "
-                    f"#{bytes(colour).hex()}; "
-                    "give each its own, or its ids cannot be told"
+                    f"{where}: {self.names[label]!r} and {other} both have the color "
+                    f"#{bytes(color).hex()}; give each a different color"
                 )
-            found[colour] = label
+            found[color] = label
         return found
 
 
 def read_classes(root: Tree, name: str, *, with_ignored: bool = False) -> Classes:
     """Reads a file of classes.
 
-    A line is `name`, `name #rrggbb`, `name r g b` or `name,r,g,b`. Tables with a heading
+    A line is `name`, `name #rrggbb`, `name r g b` or `name,r,g,b`. Tables with a header
     (`class,r,g,b`, `id,name,r,g,b`, Roboflow's `Pixel Value, Class`) and CVAT's labelmap.txt are
-    read too.
+    supported too.
 
     Args:
-        root: where it lies.
-        name: its path there.
-        with_ignored: lines called `ignore` are no class but colours to ignore.
+        root: The dataset that contains the file.
+        name: The path of the file in the dataset.
+        with_ignored: Whether lines named `ignore` are colors to ignore instead of classes.
 
     Raises:
-        UserError: there are no classes or too many, a name occurs twice, a line is not understood,
-            or the file is not text.
+        UserError: The file has no classes or too many, a name occurs twice, a line is not
+            understood, or the file is not text.
     """
     where = root.on_disk(name)
     try:
@@ -126,41 +122,41 @@ def read_classes(root: Tree, name: str, *, with_ignored: bool = False) -> Classe
             or _plain(where, lines)
         )
     ignored = [
-        colour for name, colour in entries if with_ignored and name.lower() == IGNORE and colour
+        color for name, color in entries if with_ignored and name.lower() == IGNORE and color
     ]
     entries = [
-        (name, colour) for name, colour in entries if not (with_ignored and name.lower() == IGNORE)
+        (name, color) for name, color in entries if not (with_ignored and name.lower() == IGNORE)
     ]
     if not 1 <= len(entries) <= MAX_CLASSES:
         raise UserError(
-            f"{where}: it has {len(entries)} classes; give 1 to {MAX_CLASSES}, one name a line"
+            f"{where}: it has {len(entries)} classes; give 1 to {MAX_CLASSES}, one name per line"
         )
     names = tuple(name for name, _ in entries)
     for label, class_name in enumerate(names):
         if (first := names.index(class_name)) < label:
             raise UserError(
-                f"{where}: ids {first} and {label} are both called {class_name!r}; give each its "
-                "own name"
+                f"{where}: ids {first} and {label} are both called {class_name!r}; give each a "
+                "different name"
             )
     default = pascal_palette(len(entries))
-    palette = tuple(colour or default[label] for label, (_, colour) in enumerate(entries))
+    palette = tuple(color or default[label] for label, (_, color) in enumerate(entries))
     return Classes(names, palette, tuple(ignored))
 
 
 def _labelmap(where: object, lines: Sequence[str]) -> list[_Entry]:
-    """The classes of CVAT's labelmap.txt, `name:r,g,b:parts:actions` with a comment above; [] for another file."""
+    """Parses CVAT's labelmap.txt, `name:r,g,b:parts:actions`; [] if the lines are not one."""
     matches = [_CVAT.fullmatch(line) for line in lines if not line.startswith("#")]
     if not matches or not all(matches):
         return []
     return [
-        (match[1].strip(), _colour(where, match[0], match.groups()[1:]) if match[2] else None)
+        (match[1].strip(), _color(where, match[0], match.groups()[1:]) if match[2] else None)
         for match in matches
         if match
     ]
 
 
 def _table(where: object, lines: Sequence[str]) -> list[_Entry]:
-    """The classes of a table with a heading, or with a column of ids; [] for another file."""
+    """Parses a table with a header or with a column of ids; [] if the lines are not one."""
     if len(lines) < 2 or any(line.startswith("#") for line in lines):
         return []
     delimiter = max(",;\t", key=lines[0].count)
@@ -170,7 +166,7 @@ def _table(where: object, lines: Sequence[str]) -> list[_Entry]:
     ]
     width = len(rows[0])
     if width < 2 or any(len(row) != width for row in rows):
-        rows = [line.split() for line in lines]  # `name r g b` above lines of that form
+        rows = [line.split() for line in lines]  # a header `name r g b` and lines of that form
         width = len(rows[0])
         if (
             width < 2
@@ -184,8 +180,8 @@ def _table(where: object, lines: Sequence[str]) -> list[_Entry]:
     heading, columns = headings
     entries: dict[int, _Entry] = {}
     for number, row in enumerate(rows[heading:]):
-        colour = (
-            _colour(where, delimiter.join(row), [row[columns[part]] for part in "rgb"])
+        color = (
+            _color(where, delimiter.join(row), [row[columns[part]] for part in "rgb"])
             if "r" in columns
             else None
         )
@@ -193,20 +189,23 @@ def _table(where: object, lines: Sequence[str]) -> list[_Entry]:
         if label in entries:
             raise UserError(
                 f"{where}: line {delimiter.join(row)!r}: the id {label} occurs twice; give each "
-                "class its own"
+                "class a different id"
             )
-        entries[label] = row[columns["name"]], colour
+        entries[label] = row[columns["name"]], color
     _require_all_ids(where, entries)
     return [entries[label] for label in sorted(entries)]
 
 
 def _heading(cell: str) -> str:
-    """What a cell of a heading names, or ""."""
+    """Returns the kind of column that a header cell names; "" if it is unknown."""
     return next((kind for kind, words in _HEADINGS.items() if cell.lower() in words), "")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> tuple[int, dict[str, int]] | None:
-    """The number of heading lines and the column of each kind; None where the table needs none or is not understood."""
+    """Returns the number of header lines and the column of each kind.
+
+    Returns None if the lines are not a table or are not understood.
+    """
     numeric = [
         i
         for i in range(len(rows[0]))
@@ -224,30 +223,26 @@ def _columns(rows: Sequence[Sequence[str]]) -> tuple[int, dict[str, int]] | None
         return None
     numbers = [i for i in numeric if i != name]
     if {"r", "g", "b"} <= named.keys():
-        colours = [named[part] for part in "rgb"]
+        colors = [named[part] for part in "rgb"]
         ids = (
-            [named["id"]]
-            if "id" in named
-            else [i for i in numbers if i < name and i not in colours]
+            [named["id"]] if "id" in named else [i for i in numbers if i < name and i not in colors]
         )
     else:
         before, after = [i for i in numbers if i < name], [i for i in numbers if i > name]
-        ids, colours = (
+        ids, colors = (
             (before, after) if len(after) in (0, 3) and len(before) < 2 else (after, before)
         )
-        if len(colours) not in (0, 3):
+        if len(colors) not in (0, 3):
             return None
-    if len(ids) > 1 or (
-        not ids and not has_heading
-    ):  # without either the lines stand for themselves
+    if len(ids) > 1 or (not ids and not has_heading):  # without ids and header, not a table
         return None
-    return int(has_heading), {"name": name} | dict(zip("rgb", colours, strict=False)) | dict(
+    return int(has_heading), {"name": name} | dict(zip("rgb", colors, strict=False)) | dict(
         zip(["id"], ids, strict=False)
     )
 
 
 def _numbered(where: object, lines: Sequence[str]) -> list[_Entry]:
-    """The classes of lines that begin with their ids, as `0: road` or `0 road`; [] for another file."""
+    """Parses lines that begin with ids, such as `0: road` or `0 road`; [] if they do not."""
     matches = [_NUMBERED.fullmatch(line) for line in lines]
     if len(lines) < 2 or not all(matches) or any(_NUMBERS_FIRST.fullmatch(line) for line in lines):
         return []
@@ -255,7 +250,7 @@ def _numbered(where: object, lines: Sequence[str]) -> list[_Entry]:
     if any(match and match[3] for match in matches) and set(entries) != {*range(len(lines))}:
         return []  # names may begin with a number: "10 cent", "20 cent"
     if len(entries) < len(lines):
-        raise UserError(f"{where}: two lines have the same id; give each class its own")
+        raise UserError(f"{where}: two lines have the same id; give each class a different id")
     _require_all_ids(where, entries)
     return [_entry(where, entries[label]) for label in sorted(entries)]
 
@@ -264,16 +259,15 @@ def _require_all_ids(where: object, entries: Mapping[int, object]) -> None:
     if set(entries) != {*range(len(entries))}:
         missing = next(label for label in range(len(entries)) if label not in entries)
         raise UserError(
-            f"{where}: its ids are {min(entries)} to {max(entries)} and {missing} is missing; "
-            f"{len(entries)} classes need the "
-            f"ids 0 to {len(entries) - 1}: add the missing class, or change the ids here and in "
-            "the masks: "
-            "scripts/convert_masks.py --from=index --id_offset=..."
+            f"{where}: its ids are {min(entries)} to {max(entries)}, but {missing} is missing; "
+            f"{len(entries)} classes must have the ids 0 to {len(entries) - 1}: add the missing "
+            "class, or change the ids here and in the masks: scripts/convert_masks.py --from=index "
+            "--id_offset=..."
         )
 
 
 def _plain(where: object, lines: Sequence[str]) -> list[_Entry]:
-    """The classes of a file with a line for each."""
+    """Parses a file with one class per line."""
     words = re.split(r"[\s,;]+", lines[0].lower()) if lines else []
     cells = re.split(r"\s*[,;\t]\s*", lines[0].lower()) if lines else []
     if (
@@ -285,12 +279,12 @@ def _plain(where: object, lines: Sequence[str]) -> list[_Entry]:
         lines = lines[1:]
     if lines and len(lines) > 1 and ([_heading(word) for word in words[-3:]] == ["r", "g", "b"]):
         raise UserError(
-            f"{where}: its first line {lines[0]!r} is a heading, but the lines do not have its "
+            f"{where}: its first line {lines[0]!r} is a header, but the lines do not have its "
             f"columns; {FORMS}"
         )
     if len(lines) > 1 and lines[0].lower() in _HEADINGS["name"]:
         raise UserError(
-            f"{where}: its first line {lines[0]!r} looks like a heading; as class 0 it would move "
+            f"{where}: its first line {lines[0]!r} looks like a header; as class 0 it would shift "
             "all ids by one: remove it"
         )
     return [_entry(where, line) for line in lines]
@@ -301,21 +295,21 @@ def _entry(where: object, line: str) -> _Entry:
         red, green, blue = bytes.fromhex(match[2])
         return match[1], (red, green, blue)
     if (match := _NUMBERS.fullmatch(line)) and not _A_FOURTH.search(match[1]):
-        return match[1], _colour(where, line, match.groups()[1:])
+        return match[1], _color(where, line, match.groups()[1:])
     if match := _NUMBERS_FIRST.fullmatch(line):
-        return match[4], _colour(where, line, match.groups()[:3])
-    if line.startswith("#"):  # taken for a class it would move the ids of all others by one
+        return match[4], _color(where, line, match.groups()[:3])
+    if line.startswith("#"):  # as a class, it would shift all ids by one
         raise UserError(
-            f"{where}: line {line!r} has no name; a line is a class, comments are not known here: "
-            "remove it"
+            f"{where}: line {line!r} has no name; each line is a class, and comments are not "
+            "supported: remove it"
         )
-    if _COLOUR.search(line):  # taken for a name it would get a color of PASCAL VOC's
+    if _COLOR.search(line):  # as a name, it would get one of PASCAL VOC's colors
         raise UserError(f"{where}: the color in line {line!r} is not understood; {FORMS}")
     return line, None
 
 
-def _colour(where: object, line: str, parts: Sequence[str | None]) -> Colour:
+def _color(where: object, line: str, parts: Sequence[str | None]) -> Color:
     red, green, blue = (int(part or 0) for part in parts)
     if max(red, green, blue) > 255:
-        raise UserError(f"{where}: line {line!r}: colours are 0 to 255")
+        raise UserError(f"{where}: line {line!r}: colors must be 0 to 255")
     return red, green, blue

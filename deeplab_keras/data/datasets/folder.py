@@ -1,9 +1,13 @@
-"""A dataset of one's own: image and mask files in parallel folders, or named by lists.
+"""Your own dataset: image and mask files in parallel folders, or named by lists.
 
-The images are `images/<split>/**/NAME.jpg` (.jpeg, .png), the masks `labels/<split>/**/NAME.png`
-(or masks/, annotations/); or both in `<split>/`; or a list `<split>.csv`, `<split>_images.txt` with
-`<split>_labels.txt`, or `<split>.txt` names them. A mask holds one class id a pixel, or the colours
-that `classes.txt` gives.
+The layouts are:
+
+* images `images/<split>/**/NAME.jpg` (.jpeg, .png) and masks `labels/<split>/**/NAME.png` (also
+  masks/ or annotations/);
+* `<split>/images` and `<split>/labels`;
+* a list `<split>.csv`, two lists `<split>_images.txt` and `<split>_labels.txt`, or `<split>.txt`.
+
+A mask holds one class id per pixel, or the colors listed in `classes.txt`.
 """
 
 from __future__ import annotations
@@ -34,15 +38,15 @@ from deeplab_keras.data.files.mistakes import blended, likely_mistake, two_class
 from deeplab_keras.data.files.pairs import Pairs, in_threads
 from deeplab_keras.data.files.reading import (
     BrokenFileError,
-    colour_codes,
-    opaque_colours,
+    color_codes,
+    opaque_colors,
     open_picture,
     read_label,
 )
 from deeplab_keras.data.files.tree import Tree, dataset_tree
 from deeplab_keras.data.info import (
     MAX_CLASSES,
-    Colour,
+    Color,
     DatasetInfo,
     info_for_classes,
     pascal_palette,
@@ -51,41 +55,42 @@ from deeplab_keras.data.info import (
 
 T = TypeVar("T")
 
-_NAMES = tuple(map(str, range(256)))  # of classes that nobody named
+_NAMES = tuple(map(str, range(256)))  # placeholders for class names
 IGNORE_LABEL = DatasetInfo.ignore_label
 
 
 def find_folder(config: DataConfig, split: str) -> Pairs:
-    """A folder of one's own; its classes are those of classes.txt or, without it, what its masks hold.
+    """Returns the pairs of your own dataset.
+
+    The classes are read from classes.txt; without it, they are inferred from the masks.
 
     Raises:
-        UserError: something is missing or wrong; names the file or the flag.
+        UserError: Something is missing or wrong; the message names the file or the option.
     """
     root = dataset_tree(config)
-    if (
-        root.archives and not root.files() and len(root.folders()) == 1
-    ):  # an archive mostly holds one folder
+    # Most archives contain a single folder.
+    if root.archives and not root.files() and len(root.folders()) == 1:
         root = root.at(root.folders()[0])
     found = find_split(root, split)
     name = root.on_disk().resolve().name
-    by_colour = config.mask_format == "colour"
+    by_color = config.mask_format == "color"
     if file := next((file for file in CLASSES_FILES if root.is_file(file)), None):
-        classes = read_classes(root, file, with_ignored=by_colour)
+        classes = read_classes(root, file, with_ignored=by_color)
         require_ignored_apart(root.on_disk(file), classes.names, config.ignore_label)
-        colours = classes.colours(root.on_disk(file), config.ignore_label) if by_colour else None
+        colors = classes.colors(root.on_disk(file), config.ignore_label) if by_color else None
     else:
         labels = _labels_of_all_splits(root, config, found)
-        classes = (infer_colours if by_colour else infer_classes)(root, config, labels)
-        colours = classes.colours(root.on_disk(), config.ignore_label) if by_colour else None
+        classes = (infer_colors if by_color else infer_classes)(root, config, labels)
+        colors = classes.colors(root.on_disk(), config.ignore_label) if by_color else None
     info = info_for_classes(name, classes.names, classes.palette, config.ignore_label)
-    return Pairs(info, *found[:3], colours=colours, expected=found.expected)
+    return Pairs(info, *found[:3], colors=colors, expected=found.expected)
 
 
 def find_split(root: Tree, split: str) -> Found:
-    """The files of a split of a folder of one's own, by lists or in parallel folders.
+    """Returns the files of a split of your own dataset, from lists or parallel folders.
 
     Raises:
-        UserError: a list or a folder is missing or empty.
+        UserError: A list or a folder is missing or empty.
     """
     if is_list(split):
         return find_listed(
@@ -99,7 +104,12 @@ def find_split(root: Tree, split: str) -> Found:
 
 
 def _by_name(root: Tree, name: str) -> tuple[str, str]:
-    """Image and mask of a name in images/ and labels/, with or without its suffix."""
+    """Returns the image and the mask of a name in images/ and labels/.
+
+    Args:
+        root: The dataset.
+        name: The name, with or without the suffix of the image.
+    """
     stem = name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
     images = [f"images/{stem}{suffix}" for suffix in suffixes]
@@ -115,25 +125,26 @@ def _label_folder(root: Tree, inside: str = ".") -> str:
         if root.at(inside).is_dir(name):
             return name
     raise UserError(
-        f"{root.on_disk(inside)}: there is no folder of masks; it has to be called one of "
-        f"{', '.join(LABEL_FOLDERS)}"
+        f"{root.on_disk(inside)}: it has no folder of masks; create one named "
+        f"{' or '.join(LABEL_FOLDERS)}"
     )
 
 
 def find_parallel(root: Tree, split: str) -> Found:
-    """The files of a split of parallel folders, `images/<split>` and `labels/<split>`, or `<split>/images`, `<split>/labels`.
+    """Returns the files of a split in parallel folders.
+
+    These are `images/<split>` and `labels/<split>`, or `<split>/images` and `<split>/labels`.
 
     Raises:
-        UserError: a folder is missing, or the split is empty.
+        UserError: A folder is missing, or the split is empty.
     """
     if split and root.is_dir(f"{split}/images") and not root.is_dir("images"):
         image_folder, label_folder = f"{split}/images", f"{split}/{_label_folder(root, split)}"
     else:
         if not root.is_dir("images"):
             raise UserError(
-                f"{root.on_disk()}: there is no folder 'images'; `dataset_dir` has to hold "
-                f"images/{split} and labels/{split}, "
-                f"or a list {split}.csv or {split}.txt"
+                f"{root.on_disk()}: it has no folder 'images'; `dataset_dir` must contain "
+                f"images/{split} and labels/{split}, or a list {split}.csv or {split}.txt"
             )
         image_folder, label_folder = f"images/{split}", f"{_label_folder(root)}/{split}"
         for folder in (image_folder, label_folder):
@@ -141,17 +152,19 @@ def find_parallel(root: Tree, split: str) -> Found:
                 parent = folder.partition("/")[0]
                 splits = ", ".join(root.folders(parent)) or "none"
                 raise UserError(
-                    f"{root.on_disk(parent)}: there is no split {split!r}; there are (for "
-                    f"`train_split`, `eval_split`): {splits}"
+                    f"{root.on_disk(parent)}: it has no split {split!r}; splits for `train_split` "
+                    f"and `eval_split`: {splits}"
                 )
     images = files_by_name(root, image_folder, IMAGE_SUFFIXES)
     if not images:
         others = root.files(image_folder, OTHER_PICTURES, deep=True)
         there = (
-            f"; the {len(others)} others, as {others[0]}, have to be converted" if others else ""
+            f"; convert the {len(others)} files of other formats, such as {others[0]}"
+            if others
+            else ""
         )
         raise UserError(
-            f"{root.on_disk(image_folder)}: there is no image in it; wanted are "
+            f"{root.on_disk(image_folder)}: it has no images; supported: "
             f"{', '.join(IMAGE_SUFFIXES)}{there}"
         )
     masks = files_by_name(root, label_folder, (".png",))
@@ -159,10 +172,9 @@ def find_parallel(root: Tree, split: str) -> Found:
         others := root.files(label_folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)
     ):
         raise UserError(
-            f"{root.on_disk(label_folder)}: there is no mask in it; wanted are .png; the "
-            f"{len(others)} others, as {others[0]}, "
-            "have to be exported as PNG again: JPEG blends the ids at every edge; black and white "
-            "ones are mended by "
+            f"{root.on_disk(label_folder)}: it has no masks; masks must be .png: export the "
+            f"{len(others)} files of other formats, such as {others[0]}, again as PNG, because "
+            "JPEG blends the ids at every edge; for black-and-white masks, run "
             "scripts/convert_masks.py --from=binary"
         )
     warn_left_out(root, image_folder, IMAGE_SUFFIXES, deep=True)
@@ -172,7 +184,7 @@ def find_parallel(root: Tree, split: str) -> Found:
         logging.warning(
             "%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused)
         )
-    expected = f"each image in {root.on_disk(image_folder)} needs a mask of its name"
+    expected = f"each image in {root.on_disk(image_folder)} needs a mask of the same name"
     on_disk = [
         tuple(str(root.on_disk(path)) for path in paths)
         for paths in (images.values(), labels.values())
@@ -183,23 +195,26 @@ def find_parallel(root: Tree, split: str) -> Found:
 def _require_masks_of_their_own(
     root: Tree, images: Mapping[str, str], labels: Mapping[str, str]
 ) -> None:
-    """Raises UserError where two images have the same mask: one of them is mostly a mask that lies among the images."""
+    """Raises `UserError` if two images have the same mask.
+
+    One of them is usually a mask that is among the images.
+    """
     first: dict[str, str] = {}
     for name, label in labels.items():
         if (other := first.setdefault(label, name)) != name:
             raise UserError(
                 f"{root.on_disk(images[name])}: it has the same mask as "
-                f"{root.on_disk(images[other])}, {root.on_disk(label)}; "
-                "if it is a mask itself, move the masks out of the images' folder; else give each "
-                "image a mask of its name"
+                f"{root.on_disk(images[other])}, {root.on_disk(label)}; if it is a mask itself, "
+                "move the masks out of the images' folder, otherwise give each image a mask of the "
+                "same name"
             )
 
 
-# --- Classes, where no classes.txt names them ---
+# --- Classes of a dataset without classes.txt ---
 
 
 def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[str]:
-    """The masks of all splits, so that every split gets the same classes."""
+    """Returns the masks of all splits, so that every split gets the same classes."""
     for folder in LABEL_FOLDERS:
         if root.is_dir(folder):
             return [
@@ -212,7 +227,7 @@ def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[
             labels |= dict.fromkeys(find_split(root, split).labels)
         except UserError as error:
             logging.info(
-                "the classes are those of the masks without the split %s: %s", split, error
+                "the classes are inferred without the masks of the split %s: %s", split, error
             )
     return list(labels)
 
@@ -226,14 +241,14 @@ def _read_all(config: DataConfig, labels: Sequence[str], read: Callable[[str], T
 
 
 def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Classes:
-    """Classes `class_0` ... up to the largest id in the masks.
+    """Returns classes `class_0`, `class_1`, ... up to the largest id in the masks.
 
     Raises:
-        UserError: a mask cannot be read, or there is one class only.
+        UserError: A mask cannot be read, or there is only one class.
     """
     where = root.on_disk()
     logging.info(
-        "%s has no %s: reading %d masks to see which classes there are",
+        "%s has no %s: reading %d masks to infer the classes",
         where,
         CLASSES_FILES[0],
         len(labels),
@@ -247,9 +262,8 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     if count < 2:
         hint = likely_mistake(values, two)
         raise UserError(
-            f"{where}: the masks hold at most the id 0 beside the ignore label "
-            f"{config.ignore_label}; "
-            + (hint or "number the classes 0, 1, 2, ... in them, or give `ignore_label`")
+            f"{where}: the masks hold no id besides 0 and the ignore label {config.ignore_label}; "
+            + (hint or "number the classes 0, 1, 2, ..., or give another `ignore_label`")
         )
     unused = sorted(set(range(count)) - present)
     gaps = len(unused) > count / 2
@@ -262,11 +276,11 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         if_ids = (
             ""
             if values.blended(3)
-            else f"; if they are ids, name the classes in {CLASSES_FILES[0]}"
+            else f"; if they are ids, list the classes in {CLASSES_FILES[0]}"
         )
         raise UserError(f"{where}: the masks hold {listed}; {hint}{if_ids}")
     logging.info(
-        "%s: %d classes, class_0 to class_%d; %s can name them, a line each",
+        "%s: %d classes, class_0 to class_%d; list their names in %s, one per line",
         where,
         count,
         count - 1,
@@ -275,7 +289,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     if unused:
         logging.warning(
             "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, "
-            "or name the classes in %s",
+            "otherwise list the classes in %s",
             where,
             ", ".join(map(str, unused[:5]))
             + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""),
@@ -285,39 +299,42 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     return Classes(tuple(f"class_{i}" for i in range(count)), pascal_palette(count))
 
 
-def infer_colours(root: Tree, config: DataConfig, labels: Sequence[str]) -> Classes:
-    """A class for each colour in the masks, in the order of the colours, so that black comes first.
+def infer_colors(root: Tree, config: DataConfig, labels: Sequence[str]) -> Classes:
+    """Returns a class for each color in the masks, sorted by color, so that black comes first.
 
     Raises:
-        UserError: a mask cannot be read, or there are too many colours or one only.
+        UserError: A mask cannot be read, or there are too many colors or only one.
     """
     where = root.on_disk()
     logging.info(
-        "%s has no %s: reading %d masks to see which colours there are",
+        "%s has no %s: reading %d masks to infer the classes from their colors",
         where,
         CLASSES_FILES[0],
         len(labels),
     )
-    colours: set[Colour] = set()
-    found = sorted(colours.union(*_read_all(config, labels, colours_in)))
+    colors: set[Color] = set()
+    found = sorted(colors.union(*_read_all(config, labels, colors_in)))
     if not 2 <= len(found) < MAX_CLASSES:
-        count = f"{MAX_CLASSES} colours or more" if len(found) > 1 else f"{len(found)} colour"
+        count = f"{MAX_CLASSES} colors or more" if len(found) > 1 else f"{len(found)} color"
         raise UserError(
             f"{where}: the masks have {count}, and without {CLASSES_FILES[0]} each is a class; "
-            f"give {CLASSES_FILES[0]} with a line 'name #rrggbb' a class"
+            f"create {CLASSES_FILES[0]} with one line 'name #rrggbb' per class"
         )
     logging.info(
-        "%s: %d colours, a class each; %s can name them", where, len(found), CLASSES_FILES[0]
+        "%s: %d colors, one class each; list their names in %s",
+        where,
+        len(found),
+        CLASSES_FILES[0],
     )
-    return Classes(tuple(f"colour_{bytes(colour).hex()}" for colour in found), tuple(found))
+    return Classes(tuple(f"color_{bytes(color).hex()}" for color in found), tuple(found))
 
 
-def colours_in(path: str) -> set[Colour]:
-    """The colours of a mask; no more than one above the number of classes that there can be.
+def colors_in(path: str) -> set[Color]:
+    """Returns the colors of a mask, at most `MAX_CLASSES` + 1.
 
     Raises:
-        BrokenFileError: it cannot be decoded.
+        BrokenFileError: The mask cannot be decoded.
     """
     with open_picture(path) as picture:
-        codes = np.unique(colour_codes(opaque_colours(path, picture)))[: MAX_CLASSES + 1].tolist()
+        codes = np.unique(color_codes(opaque_colors(path, picture)))[: MAX_CLASSES + 1].tolist()
     return {(code >> 16, code >> 8 & 255, code & 255) for code in codes}

@@ -1,4 +1,4 @@
-"""Finding the files of a published dataset, and saying what is missing together with the tree that is expected."""
+"""Finds the files of a published dataset, and reports missing ones with the expected layout."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.files.lists import warn_left_out
 from deeplab_keras.data.files.tree import Tree, dataset_tree, with_archives
 
-HELP = "docs/datasets.md says more"
+HELP = "see docs/datasets.md"
 
 
 def expected(tree: str) -> str:
-    """The part of a message that says how the files should lie."""
+    """Returns the part of a message that describes the expected layout."""
     return f"expected: {tree}; {HELP}"
 
 
@@ -23,19 +23,19 @@ def find_home(
     folders: Sequence[str],
     archives: Sequence[str] = (),
 ) -> Tree:
-    """The part of --dataset_dir that holds `folders`: itself or one of the `places` in it.
+    """Finds the place in --dataset_dir that contains all of `folders`.
 
     Args:
-        config: has the --dataset_dir.
-        places: paths in --dataset_dir to look at, from the outermost, "." itself, inwards.
-        tree: the tree that the dataset has in --dataset_dir, in short, for messages.
-        folders: what the folder holds.
-        archives: patterns of the archives that the dataset is had as; they are looked into where
-            the folder itself has not got all.
+        config: The config with `dataset_dir`.
+        places: Paths in `dataset_dir` to search, in order; "." is `dataset_dir` itself.
+        tree: The expected layout of `dataset_dir`, in short, for messages.
+        folders: The folders to look for.
+        archives: Patterns for the names of the dataset's archives, which are searched if the folder
+            itself does not contain all of `folders`.
 
     Raises:
-        UserError: --dataset_dir is neither folder nor archive, or none of the places holds all of
-            `folders`.
+        UserError: `dataset_dir` is neither a folder nor an archive, or none of the places contains
+            all of `folders`.
     """
     root = dataset_tree(config)
     for whole in (root, with_archives(root, archives)):
@@ -48,17 +48,18 @@ def find_home(
     others = [archive.path for archive in whole.archives if archive.path != whole.path]
     looked = f", nor in {', '.join(others)}" if others else ""
     raise UserError(
-        f"`dataset_dir={config.dataset_dir}`: there is no folder {absent} of the dataset "
-        f"{config.dataset} in it{looked}; "
-        f"{expected(tree)}"
+        f"`dataset_dir={config.dataset_dir}`: the folder {absent} of the dataset {config.dataset} "
+        f"is not in it{looked}; {expected(tree)}"
     )
 
 
 def read_list(home: Tree, path: str, tree: str) -> list[str]:
-    """The ids in a list file, one a line; of a line with paths (`/JPEGImages/ID.jpg /SegmentationClass/ID.png`) the id.
+    """Returns the ids in a list file with one id per line.
+
+    Of a line with paths, such as `/JPEGImages/ID.jpg /SegmentationClass/ID.png`, returns the id.
 
     Raises:
-        UserError: there is no such list, or it is empty.
+        UserError: The list does not exist or is empty.
     """
     folder, _, name = path.rpartition("/")
     where = home.on_disk(path)
@@ -70,36 +71,43 @@ def read_list(home: Tree, path: str, tree: str) -> list[str]:
             or "none"
         )
         raise UserError(
-            f"{where}: there is no list of the split {name.removesuffix('.txt')!r}; lists there: "
+            f"{where}: the split {name.removesuffix('.txt')!r} has no list; available lists: "
             f"{others}; {expected(tree)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{where}: cannot be read as a list of ids ({error}); expected: UTF-8, one id a line"
+            f"{where}: cannot be read as a list of ids ({error}); expected: UTF-8, one id per line"
         ) from error
     ids = [line.split()[0].rpartition("/")[2] for line in lines if line.strip()]
     if not ids:
-        raise UserError(f"{where}: the list is empty; expected: one id a line; {HELP}")
+        raise UserError(f"{where}: the list is empty; expected: one id per line; {HELP}")
     return [name.rpartition(".")[0] or name for name in ids]
 
 
 def find_images(
     home: Tree, folder: str, ending: str, tree: str, *, deep: bool = False
 ) -> list[str]:
-    """The images in a folder whose names end so, sorted, as paths in the folder.
+    """Returns the images in a folder whose names have the given ending, as sorted relative paths.
+
+    Args:
+        home: The dataset.
+        folder: The folder of the images.
+        ending: The end of the images' names.
+        tree: The expected layout, for messages.
+        deep: Whether to search subfolders too.
 
     Raises:
-        UserError: there is none.
+        UserError: There are no such images.
     """
     images = home.files(folder, (ending.lower(),), deep=deep)
     if not images:
-        raise UserError(f"{home.on_disk(folder)}: there is no image in it; {expected(tree)}")
+        raise UserError(f"{home.on_disk(folder)}: it has no images; {expected(tree)}")
     warn_left_out(home, folder, (ending.lower(),), deep=deep)
     return images
 
 
 def check_split(split: str, splits: Sequence[str], dataset: str) -> None:
-    """Raises UserError for a split that the dataset does not have."""
+    """Raises `UserError` for a split that the dataset does not have."""
     if split not in splits:
         raise UserError(
             f"`train_split` or `eval_split={split}`: the dataset {dataset} has the splits "

@@ -1,12 +1,13 @@
-"""The built-in dataset: beaches seen from the air, drawn by NumPy from (seed, split, index) alone.
+"""The built-in dataset of synthetic images: aerial views of beaches, drawn with NumPy.
 
-A wavy shoreline divides a scene into grass, sand and water; balls, lifebuoys, starfish, crates,
-towels, parasols and stones lie on it and over each other, lit by one sun, with shadows, noise and
-blur. The classes' colours overlap on purpose (now and then a ball, a towel or a parasol has any
-colour), so that form and texture have to be seen; every edge is a thin contour without a label.
+Each image is a function of (seed, split, index) only. A wavy shoreline divides a scene into grass,
+sand and water. Balls, lifebuoys, starfish, crates, towels, parasols and stones lie on it and
+overlap, lit by one sun, with shadows, noise and blur. The colors of the classes overlap on purpose
+(some balls, towels and parasols have a random color), so that a network must learn shape and
+texture. Every edge has a thin contour with the ignore label.
 
-Each form is a signed distance (negative inside, in units of the object's radius), from which its
-outline, shadow and unlabelled contour follow.
+Each shape is a signed distance (negative inside, in units of the object's radius), from which its
+outline, shadow and contour are computed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MIN_RADIUS, MAX_RADIUS = 0.17, 0.28  # of the scene's short side
 
 @functools.cache
 def _noise_atlas() -> dict[str, Array]:
-    """Three periodic random textures in about -1..1, from smooth to fine."""
+    """Returns three periodic random textures in about -1..1, from smooth to fine."""
     rng = np.random.default_rng(20180207)
     frequency = (
         np.hypot(*np.meshgrid(np.fft.fftfreq(NOISE_SIZE), np.fft.fftfreq(NOISE_SIZE))) * NOISE_SIZE
@@ -52,7 +53,7 @@ def _noise_atlas() -> dict[str, Array]:
 
 
 def _noise(rng: Rng, name: str, shape: tuple[int, int], stretch: tuple[int, int] = (1, 1)) -> Array:
-    """A random window of a texture, each of its pixels repeated `stretch` times along the axes."""
+    """Returns a random window of a texture, each pixel repeated `stretch` times along the axes."""
     start = rng.integers(0, NOISE_SIZE, 2)
     rows, columns = (
         (np.arange(n) // k + s) % NOISE_SIZE for n, k, s in zip(shape, stretch, start, strict=True)
@@ -60,16 +61,16 @@ def _noise(rng: Rng, name: str, shape: tuple[int, int], stretch: tuple[int, int]
     return _noise_atlas()[name][rows[:, None], columns]
 
 
-def _colour(red: float, green: float, blue: float) -> Array:
+def _color(red: float, green: float, blue: float) -> Array:
     return np.array((red, green, blue), np.float32)[:, None, None]
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Array:
-    return _colour(*colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+    return _color(*colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
 def _paint(rng: Rng, hues: tuple[float, ...], saturation: float) -> Array:
-    """A colour of painted things: about one of these hues and this saturation, and once in ten times any hue."""
+    """Draws the color of a painted object: near one of the hues, or any hue in one of ten cases."""
     hue = float(rng.choice(hues)) + rng.normal(0, 0.02) if rng.random() > 0.1 else rng.random()
     return _hsv(hue, saturation * rng.uniform(0.75, 1.1), rng.uniform(0.65, 0.95))
 
@@ -79,12 +80,12 @@ def _white(rng: Rng) -> Array:
 
 
 def _mix(a: Array, b: Array, share: Array) -> Array:
-    """Colour `a` where `share` is 0, `b` where it is 1."""
+    """Blends two colors: `a` where `share` is 0, `b` where it is 1."""
     return a + (b - a) * share
 
 
 def _step(x: Array, softness: float) -> Array:
-    """0 below 0, 1 above, over a ramp `softness` wide."""
+    """Returns a soft step: 0 below 0, 1 above, with a ramp of width `softness`."""
     return np.clip(x / softness + 0.5, 0.0, 1.0)
 
 
@@ -92,8 +93,8 @@ def _lambert(nx: Array, ny: Array, nz: Array, light: Array) -> Array:
     return 0.38 + 0.72 * np.maximum(nx * light[0] + ny * light[1] + nz * light[2], 0.0)
 
 
-# --- Forms: (rng, u, v, light) -> signed distance [h, w], colour [3, h, w]. u and v are in units of
-# the radius, turned with the object, and so is the direction to the light.
+# --- Shapes: (rng, u, v, light) -> signed distance [h, w], color [3, h, w]. u and v are in units of
+# the radius. They and the direction to the light are rotated with the object.
 
 
 def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -109,11 +110,11 @@ def _ball(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
         _step(np.sin(sectors * np.pi / 3 + 1), 0.1),
     )
     pole = _step(np.abs(z1) - 0.94, 0.03)
-    colour = _mix(first, _white(rng), np.maximum(_step(np.sin(sectors * np.pi), 0.25), pole))
+    color = _mix(first, _white(rng), np.maximum(_step(np.sin(sectors * np.pi), 0.25), pole))
     half = light + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
     shine = np.maximum(u * half[0] + v * half[1] + z * half[2], 0) ** 40
-    return rho - 1, colour * (0.2 + 0.85 * _lambert(u, v, z, light)) + 0.7 * shine
+    return rho - 1, color * (0.2 + 0.85 * _lambert(u, v, z, light)) + 0.7 * shine
 
 
 def _lifebuoy(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -123,10 +124,10 @@ def _lifebuoy(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]
     z = np.sqrt(np.maximum(1 - across * across, 0))
     bands = np.sin(4 * np.arctan2(v, u))
     paint = _hsv(rng.normal(0.02, 0.05), rng.uniform(0.7, 0.95), rng.uniform(0.7, 0.95))
-    colour = _mix(_white(rng), paint, _step(bands - 0.1, 0.25))
-    colour = _mix(colour, _colour(0.35, 0.3, 0.25), _step(0.12 - np.abs(bands - 0.05), 0.2) * 0.7)
+    color = _mix(_white(rng), paint, _step(bands - 0.1, 0.25))
+    color = _mix(color, _color(0.35, 0.3, 0.25), _step(0.12 - np.abs(bands - 0.05), 0.2) * 0.7)
     along = across / np.maximum(rho, 1e-3)
-    return (np.abs(across) - 1) * tube, colour * _lambert(along * u, along * v, z, light)
+    return (np.abs(across) - 1) * tube, color * _lambert(along * u, along * v, z, light)
 
 
 def _starfish(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -136,11 +137,11 @@ def _starfish(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]
     distance = (rho - edge) * (0.45 + 0.4 * np.abs(2 * wave - 1))
     hue = float(rng.choice([0.01, 0.05, 0.09, 0.75])) + rng.normal(0, 0.015)
     ridge = np.clip(-distance * 4, 0, 1) * (0.4 + 0.6 * wave)
-    colour = _mix(_hsv(hue, 0.85, 0.5), _hsv(hue + 0.03, 0.75, 0.95), ridge)
+    color = _mix(_hsv(hue, 0.85, 0.5), _hsv(hue + 0.03, 0.75, 0.95), ridge)
     frequency = rng.uniform(13, 17)
     bumps = _step(np.cos(frequency * u) * np.cos(frequency * v) - 0.35, 0.4) * (distance < -0.05)
-    colour = _mix(colour, _hsv(hue + 0.05, 0.25, 1.0), 0.65 * bumps)
-    return distance, colour * (0.95 + 0.25 * (light[0] * u + light[1] * v))
+    color = _mix(color, _hsv(hue + 0.05, 0.25, 1.0), 0.65 * bumps)
+    return distance, color * (0.95 + 0.25 * (light[0] * u + light[1] * v))
 
 
 def _crate(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -175,15 +176,15 @@ def _towel(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     phase = u * rng.uniform(9, 15)
     hues = (0.92, 0.82, 0.72)  # pink to violet
     second = _white(rng) if rng.random() < 0.6 else _paint(rng, hues, 0.3)
-    colour = _mix(_paint(rng, hues, 0.55), second, _step(np.sin(phase), 0.3))
-    colour = _mix(colour, _paint(rng, hues, 0.6), _step(np.sin(phase / 2 + 0.8) - 0.8, 0.15))
+    color = _mix(_paint(rng, hues, 0.55), second, _step(np.sin(phase), 0.3))
+    color = _mix(color, _paint(rng, hues, 0.6), _step(np.sin(phase / 2 + 0.8) - 0.8, 0.15))
     fold = (
         1
         + 0.16 * np.sin(7 * bend + 2 * u + rng.uniform(0, 6)) * light[1]
         + 0.09 * _noise(rng, "grain", u.shape)
     )
     fringe = _step(np.abs(u) - 0.93, 0.03) * (0.5 + 0.5 * np.sign(np.sin(60 * bend)))
-    return distance, colour * (fold * (0.92 - 0.3 * fringe))
+    return distance, color * (fold * (0.92 - 0.3 * fringe))
 
 
 def _parasol(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -194,12 +195,12 @@ def _parasol(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
     stripes = panel % 2 if rng.random() < 0.65 else (rho > 0.62).astype(np.float32)
     hues = (0.38, 0.46)  # green to turquoise
     second = _white(rng) if rng.random() < 0.5 else _paint(rng, hues, 0.45)
-    colour = _mix(_paint(rng, hues, 0.8), second, stripes)
+    color = _mix(_paint(rng, hues, 0.8), second, stripes)
     middle = (panel + 0.5) * np.pi / 4
     slope = 0.78 + 0.34 * (light[0] * np.cos(middle) + light[1] * np.sin(middle)) + 0.12 * (1 - rho)
     ribs = _step(0.045 - (np.pi / 8 - np.abs(inside)) * rho, 0.04) * 0.55
-    colour = _mix(colour * (slope * (1 - ribs)), _colour(0.95, 0.93, 0.88), _step(0.09 - rho, 0.04))
-    return distance, colour
+    color = _mix(color * (slope * (1 - ribs)), _color(0.95, 0.93, 0.88), _step(0.09 - rho, 0.04))
+    return distance, color
 
 
 def _stone(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
@@ -245,7 +246,11 @@ SYNTHETIC = DatasetInfo(
 
 
 def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Colour [3, h, w], class id [h, w] and distance to the nearest border in pixels of the bare beach."""
+    """Draws the beach without objects.
+
+    Returns:
+        Color [3, h, w], class id [h, w], and the distance to the nearest border in pixels [h, w].
+    """
     shape, side = x.shape, float(min(x.shape))
     angle = rng.uniform(0, 2 * np.pi)
     across = x * math.cos(angle) + y * math.sin(angle) + 0.07 * side * _noise(rng, "swell", shape)
@@ -278,14 +283,14 @@ def _ground(rng: Rng, x: Array, y: Array) -> tuple[Array, Array, Array]:
     grass = _mix(lush, dry, np.clip(0.5 + 0.4 * blades + 0.25 * cloud, 0, 1))
 
     label = np.where(to_water > 0, 1, np.where(to_grass < 0, 2, 0)).astype(np.uint8)
-    colour = _mix(_mix(sand, water, _step(to_water, 1.5)), grass, _step(-to_grass, 1.5))
-    return colour, label, np.minimum(np.abs(to_water), np.abs(to_grass))
+    color = _mix(_mix(sand, water, _step(to_water, 1.5)), grass, _step(-to_grass, 1.5))
+    return color, label, np.minimum(np.abs(to_water), np.abs(to_grass))
 
 
 def _overlap(
     canvas: tuple[int, ...], patch: tuple[int, ...], top: int, left: int
 ) -> tuple[Window, Window]:
-    """The slices of a canvas and of a patch laid on it at (top, left) where they meet."""
+    """Returns the slices where a canvas and a patch placed on it at (top, left) overlap."""
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = max(min(top + patch[0], canvas[0]), y0), max(min(left + patch[1], canvas[1]), x0)
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
@@ -294,7 +299,10 @@ def _overlap(
 def _place(
     rng: Rng, taken: list[tuple[float, float]], height: int, width: int
 ) -> tuple[float, float]:
-    """Of a few random places the one farthest from those taken: objects overlap, but few bury another."""
+    """Draws a few random positions and returns the one farthest from the existing objects.
+
+    Objects still overlap, but rarely hide each other.
+    """
     tries = rng.uniform(0.06, 0.94, (5, 2)) * (height, width)
     if taken:
         gaps = np.linalg.norm(tries[:, None] - np.array(taken)[None], axis=-1).min(axis=1)
@@ -306,9 +314,16 @@ def _place(
 def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tuple[Array, Array]:
     """Draws one scene.
 
+    Args:
+        seed: The seed of the dataset.
+        split: The number of the split, see `SPLITS`.
+        index: The index of the scene.
+        height: The height of the image.
+        width: The width of the image.
+
     Returns:
-        Image uint8 `[height, width, 3]` in 0..255, label uint8 `[height, width]` of class ids and
-        255.
+        The image, uint8 `[height, width, 3]` in 0..255, and the label, uint8 `[height, width]` with
+        class ids and 255.
     """
     rng = np.random.default_rng([seed, split, index])
     y, x = (
@@ -322,14 +337,14 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
 
     sun, low = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 0.8)
     shadow_shift = rng.uniform(0.03, 0.06) * side * np.array([-math.sin(sun), -math.cos(sun)])
-    shadow = rng.uniform(0.35, 0.6) * _colour(1.0, 0.95, 0.85)
+    shadow = rng.uniform(0.35, 0.6) * _color(1.0, 0.95, 0.85)
     kinds = np.concatenate([rng.permutation(len(OBJECTS)), rng.permutation(len(OBJECTS))])
     taken: list[tuple[float, float]] = []
     for kind in kinds[: rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1)]:
         radius = rng.uniform(MIN_RADIUS, MAX_RADIUS) * side
-        centre_y, centre_x = _place(rng, taken, height, width)
+        center_y, center_x = _place(rng, taken, height, width)
         reach = int(radius * 1.1) + 6
-        top, left = int(centre_y) - reach, int(centre_x) - reach
+        top, left = int(center_y) - reach, int(center_x) - reach
         turn = rng.uniform(0, 2 * np.pi)
         cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
         grid = np.arange(-reach, reach + 1, dtype=np.float32)
@@ -338,7 +353,7 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
             [low * math.cos(sun - turn), low * math.sin(sun - turn), np.sqrt(1 - low * low)],
             np.float32,
         )
-        distance, colour = list(OBJECTS.values())[kind](rng, u, v, light)
+        distance, color = list(OBJECTS.values())[kind](rng, u, v, light)
         distance = distance * radius
         there, here = _overlap(
             label.shape, distance.shape, top + round(shadow_shift[0]), left + round(shadow_shift[1])
@@ -346,16 +361,16 @@ def make_scene(seed: int, split: int, index: int, height: int, width: int) -> tu
         canvas[:, *there] *= 1 - shadow * _step(-distance[here], 5.0)
         there, here = _overlap(label.shape, distance.shape, top, left)
         distance = distance[here]
-        canvas[:, *there] = _mix(canvas[:, *there], colour[:, *here], _step(-distance, 1.2))
+        canvas[:, *there] = _mix(canvas[:, *there], color[:, *here], _step(-distance, 1.2))
         inside = np.where(distance < -contour, kind + GROUNDS, SYNTHETIC.ignore_label)
         label[there] = np.where(distance < contour, inside, label[there])
     return _photograph(rng, canvas, (x * math.cos(sun) + y * math.sin(sun)) / side), label
 
 
 def _photograph(rng: Rng, canvas: Array, towards_sun: Array) -> Array:
-    """Uneven light, a tint, slight blur and sensor noise; to uint8."""
+    """Adds uneven light, a tint, slight blur and sensor noise, and converts to uint8."""
     light = rng.uniform(0.85, 1.12) * (1 + rng.uniform(0, 0.4) * towards_sun)
-    image = canvas * light * _colour(*rng.uniform(0.92, 1.08, 3))
+    image = canvas * light * _color(*rng.uniform(0.92, 1.08, 3))
     blur = np.float32(rng.uniform(0, 0.2))
     for axis in (1, 2):
         before, after = np.roll(image, 1, axis), np.roll(image, -1, axis)
@@ -368,7 +383,7 @@ def _photograph(rng: Rng, canvas: Array, towards_sun: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-    """Scenes on the fly: nothing is stored, every scene follows from (seed, split, index)."""
+    """A source that draws its scenes on the fly from (seed, split, index)."""
 
     seed: int
     split: str
@@ -385,11 +400,11 @@ class SyntheticSource:
         return self.count
 
     def load(self, index: int) -> tuple[Array, Array]:
-        """Image uint8 `[height, width, 3]`, label uint8 `[height, width]`."""
+        """Returns image uint8 `[height, width, 3]` and label uint8 `[height, width]`."""
         return make_scene(self.seed, SPLITS[self.split], int(index), self.height, self.width)
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`load` as a part of a tf.data graph."""
+        """Does the same as `load` inside a tf.data graph."""
         image, label = tf.numpy_function(self.load, [index], (tf.uint8, tf.uint8))
         return tf.ensure_shape(image, (self.height, self.width, 3)), tf.ensure_shape(
             label, (self.height, self.width)
@@ -397,10 +412,10 @@ class SyntheticSource:
 
 
 def open_synthetic(config: DataConfig, split: str) -> SyntheticSource:
-    """The scenes of `split`: train, val or test.
+    """Opens a split of the synthetic dataset: train, val or test.
 
     Raises:
-        UserError: there is no such split.
+        UserError: The split does not exist.
     """
     if split not in SPLITS:
         raise unknown_name("`train_split` or `eval_split` of the synthetic dataset", split, SPLITS)

@@ -1,10 +1,11 @@
-"""PASCAL VOC 2012: 20 kinds of things and the background; 1464 training and 1449 validation images.
+"""PASCAL VOC 2012: 20 object classes and background; 1464 training and 1449 validation images.
 
-Read from the folder as extracted, or from the .tar itself. `trainaug` is the larger training set,
-10582 images, with the masks of the Semantic Boundaries Dataset (SBD). Its list is
-ImageSets/Segmentation/trainaug.txt or else made: SBD's images (those of its own two lists, or those
-in SegmentationClassAug) and VOC's training images, without VOC's validation images. Its masks are
-SegmentationClassAug/ID.png, or else SegmentationClass/ID.png, or else SBD's own cls/ID.mat.
+Reads the extracted folder or the .tar itself. `trainaug` is the larger training set of 10582
+images, with the masks of the Semantic Boundaries Dataset (SBD). Its list is
+ImageSets/Segmentation/trainaug.txt. Without this file, the list consists of SBD's images (those of
+its own two lists, or those in SegmentationClassAug) and VOC's training images, without VOC's
+validation images. The masks are SegmentationClassAug/ID.png if they exist, otherwise
+SegmentationClass/ID.png, otherwise SBD's own cls/ID.mat.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ SBD_PLACES = (
 
 
 def find_voc2012(config: DataConfig, split: str) -> Pairs:
-    """A split that has a list in ImageSets/Segmentation: train, val, trainval, trainaug, or one of your own.
+    """Returns the pairs of a split.
 
-    --dataset_dir holds VOCdevkit/VOC2012, is one of these two folders, or is or holds the .tar.
+    A split is train, val, trainval, trainaug, or any list in ImageSets/Segmentation. `dataset_dir`
+    is VOCdevkit, VOC2012, the .tar, or a folder that contains one of them.
 
     Raises:
-        UserError: something is missing; names the file or the flag.
+        UserError: Something is missing; the message names the file or the option.
     """
     split = SPLIT_ALIASES.get(split, split)
     tree = (
@@ -109,15 +111,13 @@ def _augmented_list(home: Tree, root: Tree, sbd: Tree | None, tree: str) -> list
     elif ready is not None:
         others = {name.rpartition(".")[0] for name in ready.files(READY, (".png",))}
     else:
-        with_archives(
-            root, SBD_ARCHIVES
-        )  # refuses those that are there, and says how they are extracted
-        return read_list(home, f"{LISTS}/{AUGMENTED}.txt", tree)  # says what is missing
+        with_archives(root, SBD_ARCHIVES)  # raises for compressed ones: how to extract them
+        return read_list(home, f"{LISTS}/{AUGMENTED}.txt", tree)  # raises: what is missing
     train, val = (set(read_list(home, f"{LISTS}/{name}.txt", tree)) for name in ("train", "val"))
     if not (ids := (train | others) - val):
         raise UserError(
-            f"{(sbd or ready or home).on_disk()}: it has no image that is not in VOC's val.txt; "
-            f"{HELP}"
+            f"{(sbd or ready or home).on_disk()}: all of its images are in VOC's val.txt, so none "
+            f"are left for training; {HELP}"
         )
     return sorted(ids)
 
@@ -125,7 +125,7 @@ def _augmented_list(home: Tree, root: Tree, sbd: Tree | None, tree: str) -> list
 def _mask(home: Tree, root: Tree, sbd: Tree | None, name: str, split: str) -> str:
     plain, augmented = f"SegmentationClass/{name}.png", f"{READY}/{name}.png"
     if split == AUGMENTED:
-        for tree in (home, root):  # SegmentationClassAug.zip holds the folder alone
+        for tree in (home, root):  # SegmentationClassAug.zip contains only this folder
             if tree.is_file(augmented):
                 return str(tree.on_disk(augmented))
         if not home.is_file(plain):

@@ -1,1 +1,1 @@
-"""Image and mask files: locating, listing, decoding and checking them, in folders and in archives."""
+"""Locating, listing, decoding and checking image and mask files, in folders and archives."""

@@ -1,4 +1,7 @@
-"""Files read and decoded inside a tf.data graph: by TensorFlow's own decoders where they do it rightly, else by Pillow."""
+"""Reads and decodes files inside a tf.data graph.
+
+TensorFlow's own decoders read the files that they decode correctly; Pillow reads the others.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from deeplab_keras.data.files.archives import any_member, read_bytes
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
-    """The bytes of a plain JPEG or PNG as uint8 `[height, width, 3]`."""
-    # This op reads PNG too. The accurate DCT gives the pixels that Pillow and OpenCV give.
+    """Decodes the bytes of a plain JPEG or PNG to uint8 `[height, width, 3]`."""
+    # This op also reads PNG. The accurate DCT decodes to the same pixels as Pillow and OpenCV.
     return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def decode_label(data: tf.Tensor) -> tf.Tensor:
-    """The bytes of a plain PNG mask as uint8 `[height, width]`."""
+    """Decodes the bytes of a plain PNG mask to uint8 `[height, width]`."""
     return tf.io.decode_png(data, channels=1)[..., 0]
 
 
 def encoded(paths: Sequence[str]) -> list[bytes]:
-    """Paths as tensors hold them."""
+    """Returns the paths as bytes, which is how string tensors hold them."""
     return [os.fsencode(path) for path in paths]
 
 
 def read_file(index: tf.Tensor, paths: Sequence[str]) -> tf.Tensor:
-    """The bytes of one of the files, wherever it lies."""
+    """Reads one of the files, which may be inside an archive or a record file."""
     if any_member(paths):
         return tf.ensure_shape(
             tf.numpy_function(lambda i: read_bytes(paths[int(i)]), [index], tf.string), ()
@@ -43,14 +46,14 @@ def decode(
     fast: Callable[[tf.Tensor], tf.Tensor],
     read: Callable[[int], np.ndarray],
 ) -> tf.Tensor:
-    """The pixels of one of many files.
+    """Decodes one of many files.
 
     Args:
-        index: which.
-        plain: for each file, whether `fast` decodes it rightly.
-        data: gives the bytes of the file at `index`.
-        fast: decodes them in the graph.
-        read: reads and decodes the file of a number, in Python.
+        index: The index of the file.
+        plain: For each file, whether `fast` decodes it correctly.
+        data: Returns the bytes of the file at `index`.
+        fast: Decodes these bytes in the graph.
+        read: Reads and decodes the file with the given index, in Python.
     """
 
     def by_tensorflow() -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""A split as lists of files: a CSV of pairs, two lists side by side, or one list of names."""
+"""Splits given by lists of files: a CSV of pairs, two parallel lists, or one list of names."""
 
 from __future__ import annotations
 
@@ -17,20 +17,13 @@ from deeplab_keras.data.files.tree import Tree, decode_text, same_name
 from deeplab_keras.io.foreign import reading
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# Pictures that no dataset reads; a folder that holds them too is named.
-OTHER_PICTURES = (
-    ".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".npy", ".dng",
-)  # fmt: skip
+# Image formats that are not supported; a folder that also holds such files is reported.
+OTHER_PICTURES = tuple(
+    ".tif .tiff .bmp .webp .gif .heic .heif .avif .jfif .jpe .jp2 .ppm .pgm .npy .dng".split()
+)
 LABEL_FOLDERS = ("labels", "masks", "annotations")
-LABEL_ENDINGS = (
-    "",
-    "_mask",
-    "_label",
-    "_labels",
-    "_gt",
-    "_seg",
-    "_L",
-)  # of a mask's name behind its image's
+# What a mask's name may add to the name of its image.
+LABEL_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_L")
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "image_file", "filename", "file", "input")
 LABEL_COLUMNS = (
     "mask",
@@ -46,7 +39,14 @@ LABEL_COLUMNS = (
 
 
 class Found(NamedTuple):
-    """The files of a split: names, paths of images, paths of masks, and for messages how they should lie."""
+    """The files of a split.
+
+    Attributes:
+        names: The name of each pair.
+        images: The paths of the images.
+        labels: The paths of the masks.
+        expected: The expected layout, for messages.
+    """
 
     names: tuple[str, ...]
     images: tuple[str, ...]
@@ -55,7 +55,10 @@ class Found(NamedTuple):
 
 
 def lists_of(root: Tree, split: str) -> list[str]:
-    """The list files of a split by name: SPLIT.csv, or SPLIT_images.txt with SPLIT_labels.txt, or SPLIT.txt; or none."""
+    """Returns the list files of a split; an empty list if it has none.
+
+    These are SPLIT.csv, or SPLIT_images.txt and SPLIT_labels.txt, or SPLIT.txt.
+    """
     if root.is_file(f"{split}.csv"):
         return [f"{split}.csv"]
     images = f"{split}_images.txt"
@@ -66,20 +69,20 @@ def lists_of(root: Tree, split: str) -> list[str]:
 
 
 def is_list(split: str) -> bool:
-    """Whether a split is given by its list files' own names, with commas between two."""
+    """Whether a split is given as the name of a list file, or as two names separated by a comma."""
     return split.lower().endswith((".csv", ".txt"))
 
 
 def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str, str]]) -> Found:
-    """The pairs that list files name, in their order.
+    """Returns the pairs that the list files name, in the order of the lists.
 
     Args:
-        root: the dataset; paths in a list are relative to the list's folder or to it.
-        paths: of one .csv or .txt, or of two .txt, the images' first.
-        by_name: image and mask of a name that stands alone on a line.
+        root: The dataset. Paths in a list are relative to the folder of the list or to the dataset.
+        paths: One .csv or .txt file, or two .txt files, the one of the images first.
+        by_name: Returns image and mask for a line that holds only a name.
 
     Raises:
-        UserError: a list is missing, empty or no list, or names an image twice.
+        UserError: A list is missing, empty or not a list, or names an image twice.
     """
     rows: list[tuple[int, str, str]]
     if len(paths) > 2:
@@ -92,8 +95,7 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
         if len(first) != len(second):
             raise UserError(
                 f"{_where(root, paths[0])} has {len(first)} lines and {_where(root, paths[1])} "
-                f"{len(second)}; "
-                "both need one a pair, in the same order"
+                f"{len(second)}; both need one line per pair, in the same order"
             )
         rows = [
             (number, image, mask) for (number, image), (_, mask) in zip(first, second, strict=True)
@@ -104,11 +106,10 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
         rows = [(number, *_pair_of_line(line)) for number, line in _lines(root, paths[0])]
     images, labels = [], []
     for _, image, mask in rows:
-        # A name that stands alone has no mask beside it.
         found = (
             (_place(root, paths[0], image), _place(root, paths[-1], mask))
             if mask
-            else by_name(image)
+            else by_name(image)  # a line with only a name
         )
         images.append(found[0])
         labels.append(found[1])
@@ -128,7 +129,7 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
 
 
 def _names(images: list[str]) -> tuple[str, ...]:
-    """Paths without suffix, below the folder that all images have in common."""
+    """Returns the paths without suffix, relative to the folder that all images have in common."""
     common = os.path.commonpath([os.path.dirname(os.path.abspath(image)) for image in images])
     return tuple(
         Path(os.path.relpath(os.path.abspath(image), common)).with_suffix("").as_posix()
@@ -137,18 +138,19 @@ def _names(images: list[str]) -> tuple[str, ...]:
 
 
 def _where(root: Tree, path: str) -> Path:
-    """Where a list lies: in the dataset, or elsewhere by its own path."""
+    """Returns the path of a list, which is in the dataset or elsewhere."""
     return root.on_disk(path) if root.is_file(path) or not os.path.isfile(path) else Path(path)
 
 
 def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
-    """Number and text of each line that is not empty."""
+    """Returns the number and the text of each line that is not empty."""
     where = _where(root, path)
     try:
         text = root.read_text(path) if root.is_file(path) else decode_text(where.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{where}: there is no such list; the path is looked for in `dataset_dir` and as it is"
+            f"{where}: this list does not exist; give a path relative to `dataset_dir` or to the "
+            "current directory"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -158,12 +160,12 @@ def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
         (number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()
     ]
     if not lines:
-        raise UserError(f"{where}: the list is empty; a line names an image and its mask")
+        raise UserError(f"{where}: the list is empty; each line must name an image and its mask")
     return lines
 
 
 def _pair_of_line(line: str) -> tuple[str, str]:
-    """Image and mask of a line `image<tab>mask` or `image mask`; a name alone has no mask."""
+    """Splits a line `image<tab>mask` or `image mask`; the mask is "" if the line is only a name."""
     parts = line.split("\t") if "\t" in line else line.split()
     if len(parts) == 2 and all(part.lower().endswith(IMAGE_SUFFIXES) for part in parts):
         return parts[0].strip(), parts[1].strip()
@@ -171,12 +173,10 @@ def _pair_of_line(line: str) -> tuple[str, str]:
 
 
 def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
-    """Line number, image and mask of each row."""
+    """Returns the line number, the image and the mask of each row."""
     where, lines = _where(root, path), _lines(root, path)
     delimiter = max(",;\t", key=lines[0][1].count)
-    with reading(
-        where, "a list of files", "save it as a CSV with a row for each image and its mask"
-    ):
+    with reading(where, "a list of files", "save it as a CSV with one row per image and mask"):
         cells = [
             next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True))
             for _, line in lines
@@ -191,8 +191,8 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
         ]
         if not all(columns):
             raise UserError(
-                f"{where}: its columns are {', '.join(head)}; call the two that count image and "
-                "mask"
+                f"{where}: its columns are {', '.join(head)}; name the columns of the paths image "
+                "and mask"
             )
         (image, *_), (mask, *_) = columns
         del rows[0]
@@ -200,12 +200,12 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
         if len(row) <= max(image, mask) or not row[image].strip() or not row[mask].strip():
             raise UserError(f"{where}: line {number} does not name an image and a mask")
     if not rows:
-        raise UserError(f"{where}: the list is empty; a line names an image and its mask")
+        raise UserError(f"{where}: the list is empty; each line must name an image and its mask")
     return [(number, row[image].strip(), row[mask].strip()) for number, row in rows]
 
 
 def _place(root: Tree, listed_in: str, path: str) -> str:
-    """Where a file of a list lies: relative to the list, or to the dataset; where it is neither, the latter."""
+    """Returns the path of a listed file, which is relative to the list or else to the dataset."""
     path = path.replace("\\", "/")
     if os.path.isabs(path):
         return path
@@ -220,10 +220,12 @@ def _place(root: Tree, listed_in: str, path: str) -> str:
 
 
 def files_by_name(root: Tree, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """Name -> path, where the name is the path below the folder without its suffix.
+    """Maps the names of the files in a folder to their paths.
+
+    A name is the path relative to the folder, without the suffix.
 
     Raises:
-        UserError: two files differ in their suffixes alone.
+        UserError: Two files differ only in their suffixes.
     """
     found: dict[str, str] = {}
     for path in root.files(folder, suffixes, deep=True):
@@ -239,7 +241,13 @@ def files_by_name(root: Tree, folder: str, suffixes: tuple[str, ...]) -> dict[st
 
 
 def mask_of(labels: dict[str, str], name: str, folder: str) -> str:
-    """The path of an image's mask among the files by name; where it would be, if there is none."""
+    """Returns the path of an image's mask; the expected path if there is no mask.
+
+    Args:
+        labels: The masks, name -> path.
+        name: The name of the image.
+        folder: The folder of the masks.
+    """
     for ending in LABEL_ENDINGS:
         if (mask := labels.get(f"{name}{ending}")) is not None:
             return mask
@@ -247,11 +255,11 @@ def mask_of(labels: dict[str, str], name: str, folder: str) -> str:
 
 
 def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bool) -> None:
-    """Warns about pictures in a folder of images whose names do not end as those that are read."""
+    """Warns about images in a folder that are not read because of their suffixes."""
     there = root.files(folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=deep)
     if others := [name for name in there if not name.lower().endswith(endings)]:
         logging.warning(
-            "%s: %d pictures are left out, such as %s; only %s are read: convert the others, or "
+            "%s: %d images are skipped, such as %s; only %s are read: convert the others, or "
             "move them away",
             root.on_disk(folder),
             len(others),

@@ -1,4 +1,7 @@
-"""Which values masks hold, how often, and whether they form areas or only edges: what the usual mistakes are told by."""
+"""Statistics of the values in masks: how often they occur, and whether they form areas or edges.
+
+`mistakes.py` recognizes common mistakes from these statistics.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,12 @@ import threading
 
 import numpy as np
 
-LOOKED_AT = (
-    1 << 18
-)  # pixels of a mask whose neighbors are compared; of larger masks only every n-th row
+# Number of pixels of a mask whose neighbors are compared; in larger masks, every n-th row.
+LOOKED_AT = 1 << 18
 NO_AREA = 0.1  # a value with a smaller share of inner pixels covers no area
-STRAY = 0.01  # strays have a smaller share of the object's pixels
-# of the pixels without area; measured: JPEG 0.26 to 0.45, smooth resizing 0.6 to 1, tiny objects
-# 0.02
+STRAY = 0.01  # stray values have fewer pixels than this share of the object's
+# Smallest share of ramps among the pixels without area, for blended values. Measured: 0.26 to 0.45
+# for JPEG, 0.6 to 1 for smooth resizing, 0.02 for tiny objects.
 ON_A_RAMP = 0.15
 _lock = threading.Lock()
 
@@ -24,15 +26,18 @@ def _zeros() -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskValues:
-    """Statistics of the 256 values that masks can hold, summed over any number of masks; each is int64 `[256]`.
+    """Statistics of the 256 possible values of masks, summed over any number of masks.
+
+    Each attribute is int64 `[256]`.
 
     Attributes:
-        pixels: number of pixels with the value.
-        masks: number of masks that hold the value.
-        alone: number of masks that hold the value and apart from it at most 0.
-        looked_at: number of pixels with the value that were compared with their four neighbors.
-        inner: those of them whose neighbors all have the same value.
-        ramp: those of them that lie between a lower and a higher neighbor, as blended pixels do.
+        pixels: Number of pixels with the value.
+        masks: Number of masks that contain the value.
+        alone: Number of masks that contain the value and, apart from it, at most 0.
+        looked_at: Number of pixels with the value that were compared with their four neighbors.
+        inner: Number of compared pixels whose neighbors all have the same value.
+        ramp: Number of compared pixels with both a lower and a higher neighbor, such as blended
+            pixels.
     """
 
     pixels: np.ndarray = dataclasses.field(default_factory=_zeros)
@@ -44,7 +49,7 @@ class MaskValues:
 
     @classmethod
     def of(cls, ids: np.ndarray) -> MaskValues:
-        """The statistics of one mask, uint8 `[height, width]`."""
+        """Returns the statistics of one mask, uint8 `[height, width]`."""
         pixels = _count(ids)
         masks = (pixels > 0).astype(np.int64)
         alone = masks * (masks[1:].sum() == 1)
@@ -68,7 +73,7 @@ class MaskValues:
         )
 
     def add(self, other: MaskValues) -> None:
-        """Adds the statistics of other masks in place; may be called from several threads."""
+        """Adds the statistics of other masks in place; thread-safe."""
         with _lock:
             for field in dataclasses.fields(self):
                 getattr(self, field.name)[:] += getattr(other, field.name)
@@ -79,12 +84,13 @@ class MaskValues:
         return set(np.flatnonzero(self.pixels).tolist())
 
     def black_and_white(self, stray: float = STRAY, *, one_mask: bool = False) -> int:
-        """The value of the object where the masks show one object on 0, apart from stray values; else 0.
+        """Returns the value of the object if the masks show one object on 0; otherwise 0.
 
         Args:
-            stray: the largest number of pixels with other values, as a share of the object's.
-            one_mask: of a single mask, stray values are enough; of several, at least half must be
-                free of them.
+            stray: The largest allowed number of pixels with other values, as a share of the
+                object's pixels.
+            one_mask: Whether a single mask may have stray values. Of several masks, at least half
+                must have none.
         """
         white = int(self.pixels[1:].argmax()) + 1
         others = self.pixels[1:].sum() - self.pixels[white]
@@ -99,10 +105,10 @@ class MaskValues:
         )
 
     def blended(self, fewest: int) -> bool:
-        """Whether most values occur only on ramps between areas of others, as JPEG and smooth resizing leave them.
+        """Whether most values occur only on ramps between areas, as after JPEG or smooth resizing.
 
         Args:
-            fewest: the smallest number of such values.
+            fewest: The smallest number of such values.
         """
         thin = (self.looked_at > 0) & (self.inner < NO_AREA * self.looked_at)
         count, pixels = int(thin.sum()), self.looked_at[thin].sum()
@@ -110,7 +116,7 @@ class MaskValues:
         return count >= fewest and bool(few) and self.ramp[thin].sum() >= ON_A_RAMP * pixels
 
     def blended_black_and_white(self) -> bool:
-        """Whether thresholding at half of white separates the object: few pixels between, most of them black or white."""
+        """Whether most pixels are nearly black or white, so that a threshold separates them."""
         pixels, total = self.pixels, max(int(self.pixels.sum()), 1)
         extremes = pixels[:9].sum() + pixels[247:].sum()
         most = (

@@ -1,7 +1,8 @@
-"""The masks of the Semantic Boundaries Dataset: MATLAB 5 files, of which one field of one structure is read.
+"""Reads the masks of the Semantic Boundaries Dataset (SBD), which are MATLAB 5 files.
 
-The format is MathWorks' "MAT-File Format", level 5: elements of a type, a length and data, padded
-to eight bytes; an array is an element of elements, and may be compressed with zlib as a whole.
+Only one field of one structure is read. The format is level 5 of MathWorks' "MAT-File Format". A
+file consists of elements with a type, a length and data, padded to eight bytes. An array is an
+element that contains elements, and may be compressed with zlib as a whole.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _DTYPES = {
     12: "i8",
     13: "u8",
 }
-LARGEST = 32 << 20  # bytes of an unpacked array, apart from four times its file
+LARGEST = 32 << 20  # an array may unpack to this many bytes plus four times its compressed size
 _MATRIX, _COMPRESSED, _STRUCT_CLASS = 14, 15, 2
 
 
 def read_mat_segmentation(data: bytes) -> np.ndarray:
-    """The map of class ids in a file of SBD's folder `cls`: uint8 `[height, width]`.
+    """Returns the label map in a file of SBD's folder `cls`, uint8 `[height, width]`.
 
     Raises:
-        ValueError: the file is no such file, or is damaged.
+        ValueError: The file is not such a file, or is damaged.
     """
     if not data.startswith(MAT_SIGNATURE) or len(data) < 128:
         raise ValueError("not a MATLAB 5 file")
@@ -47,37 +48,38 @@ def read_mat_segmentation(data: bytes) -> np.ndarray:
                 return found
     except (struct.error, zlib.error, LookupError, UnicodeDecodeError) as error:
         raise ValueError(f"damaged: {error}") from error
-    raise ValueError(f"no {STRUCTURE}.{FIELD} in it; wanted is a file of SBD's folder cls")
+    raise ValueError(f"it has no {STRUCTURE}.{FIELD}; it must be a file of SBD's folder cls")
 
 
 def _unpacked(data: bytes) -> bytes:
     decompressor = zlib.decompressobj()
     unpacked = decompressor.decompress(data, LARGEST + 4 * len(data))
     if decompressor.unconsumed_tail:
-        raise ValueError("its data becomes too large when unpacked")
+        raise ValueError("its data is too large when unpacked")
     if not decompressor.eof:
-        raise ValueError("it ends too early")
+        raise ValueError("it is truncated")
     return unpacked
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and data of each element."""
+    """Yields the type and the data of each element."""
     position = 0
     while position + 8 <= len(data):
         kind, length = struct.unpack_from(order + "II", data, position)
-        if kind >> 16:  # up to four bytes stand in the tag itself
+        if kind >> 16:  # data of up to four bytes is stored in the tag itself
             kind, length = kind & 0xFFFF, kind >> 16
             yield kind, data[position + 4 : position + 4 + length]
             position += 8
             continue
         if position + 8 + length > len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("it is truncated")
         yield kind, data[position + 8 : position + 8 + length]
         position += 8 + length + (-length % 8 if kind != _COMPRESSED else 0)
 
 
 def _segmentation(matrix: bytes, order: str) -> np.ndarray | None:
-    """The field of the structure, if this array is the structure: flags, size, name, length of names, names, fields."""
+    """Returns the field of the structure; None if this array is not the structure."""
+    # The elements are: flags, size, name, length of a field name, field names, fields.
     flags, _, name, *rest = _elements(matrix, order)
     if (
         struct.unpack(order + "I", flags[1][:4])[0] & 0xFF != _STRUCT_CLASS
@@ -96,5 +98,5 @@ def _segmentation(matrix: bytes, order: str) -> np.ndarray | None:
         or not (array.min() >= 0 and array.max() <= 255)
         or (array != np.floor(array)).any()
     ):
-        raise ValueError(f"{FIELD} is no map of ids of {width_}x{height}")
+        raise ValueError(f"{FIELD} is not a label map of {width_}x{height}")
     return array.reshape(width_, height).T.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pairs of image and mask files: the source made of them, and the quick check of a whole dataset before training."""
+"""Pairs of image and mask files as a source, and the quick check of a dataset before training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from deeplab_keras.data.files.reading import (
     read_png_header,
     turn_of,
 )
-from deeplab_keras.data.info import Colour, DatasetInfo
+from deeplab_keras.data.info import Color, DatasetInfo
 from deeplab_keras.data.source import Source
 
 __all__ = [
@@ -45,8 +45,8 @@ __all__ = [
     "read_label",
 ]
 
-FULL_CHECK_LIMIT = 2000  # up to so many pairs are all decoded before training starts
-CHECK_SAMPLE = 200  # and of more pairs so many
+FULL_CHECK_LIMIT = 2000  # up to this many pairs, all are decoded before training starts
+CHECK_SAMPLE = 200  # number of pairs that are decoded in larger datasets
 THREADS = 8
 
 T = TypeVar("T")
@@ -55,20 +55,20 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """The image and mask files of a split, found but not yet looked at.
+    """The image and mask files of a split, not checked yet.
 
     A path may lead into an archive; `archives.read_bytes` reads both kinds.
 
     Attributes:
-        info: classes.
-        names: a name for each pair.
-        images: paths of JPEG or PNG files.
-        labels: paths of PNG files (or SBD's .mat).
-        label_map: id in the mask files -> class id or ignore label; None: the masks hold these
-            themselves.
-        colours: colour in the mask files -> class id or ignore label, where the colour counts and
-            not the id.
-        expected: how the files should lie, for messages.
+        info: The classes.
+        names: The name of each pair.
+        images: The paths of the images, JPEG or PNG files.
+        labels: The paths of the masks, PNG files or SBD's .mat files.
+        label_map: Id in the mask files -> class id or ignore label; `None`: The masks already hold
+            class ids.
+        colors: Color in the mask files -> class id or ignore label, for masks that encode ids as
+            colors; `None`: The masks hold ids.
+        expected: The expected layout, for messages.
     """
 
     info: DatasetInfo
@@ -76,32 +76,39 @@ class Pairs:
     images: tuple[str, ...]
     labels: tuple[str, ...]
     label_map: Mapping[int, int] | None = None
-    colours: Mapping[Colour, int] | None = None
+    colors: Mapping[Color, int] | None = None
     expected: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def load_ids(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 `[height, width, 3]` RGB and, uint8 `[height, width]`, what stands in the mask's file.
+        """Reads a pair, without mapping the ids to classes.
+
+        Returns:
+            The image, uint8 `[height, width, 3]` RGB, and the ids in the mask file, uint8
+            `[height, width]`.
 
         Raises:
-            UserError: a file is broken, or the sizes differ; names the file.
+            UserError: A file is broken, or the sizes differ.
         """
         image_path, label_path = self.images[index], self.labels[index]
-        ids = read_label(label_path, self.colours)
+        ids = read_label(label_path, self.colors)
         image = read_image(image_path, (ids.shape[1], ids.shape[0]))
         require_equal(image_path, image.shape[1::-1], label_path, ids.shape[::-1])
         return image, ids
 
     def class_of_id(self) -> np.ndarray:
-        """For each of the 256 ids that a mask can hold its class id or the ignore label, or -1: not allowed."""
+        """Maps each of the 256 possible ids of a mask, int32 `[256]`.
+
+        The result is the class id, the ignore label, or -1 for an id that is not allowed.
+        """
         own = {label: label for label in (*range(self.info.num_classes), self.info.ignore_label)}
         label_map = own if self.label_map is None else self.label_map
         return np.array([label_map.get(label, -1) for label in range(256)], np.int32)
 
     def take(self: P, chosen: Iterable[int]) -> P:
-        """Some of the pairs."""
+        """Returns the chosen pairs."""
         kept = list(chosen)
         names, images, labels = (
             tuple(files[i] for i in kept) for files in (self.names, self.images, self.labels)
@@ -114,23 +121,22 @@ P = TypeVar("P", bound=Pairs)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource(Pairs):
-    """A source of pairs.
+    """Image and mask files as a source.
 
     Attributes:
-        plain: for each pair, whether TensorFlow's decoders read image and mask rightly; Pillow
-            reads the others.
-        checked: every file was decoded before, so ids outside the classes need no watching for.
+        plain: For each pair, whether TensorFlow's decoders read the image and the mask correctly;
+            Pillow reads the others.
+        checked: Whether all files were decoded before, so ids need no check while reading.
     """
 
     plain: tuple[tuple[bool, bool], ...] = ()
     checked: bool = False
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`.
+        """Returns image uint8 `[height, width, 3]` RGB and label uint8 `[height, width]`.
 
         Raises:
-            UserError: a file is broken, the sizes differ, or an id is outside the classes; names
-                the file.
+            UserError: A file is broken, the sizes differ, or an id is not one of the classes.
         """
         image, ids = self.load_ids(index)
         table = self.class_of_id()
@@ -139,7 +145,7 @@ class FileSource(Pairs):
         return image, ids if self.label_map is None else table.astype(np.uint8)[ids]
 
     def values_in(self, index: int) -> MaskValues:
-        """The values in a mask's file, after all that `load` looks at."""
+        """Returns the statistics of a mask file, after the checks of `load`."""
         image, ids = self.load_ids(index)
         values = MaskValues.of(ids)
         require_known(self.labels[index], values, self.class_of_id(), self)
@@ -147,7 +153,7 @@ class FileSource(Pairs):
         return values
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`load` as a part of a tf.data graph, by TensorFlow's own decoders where they read the file rightly."""
+        """Does the same as `load` inside a tf.data graph; plain files are read by TensorFlow."""
         plain_images, plain_labels = (
             zip(*self.plain, strict=True) if self.plain else ((False,), (False,))
         )
@@ -167,33 +173,33 @@ class FileSource(Pairs):
     def tf_readers(
         self, index: tf.Tensor
     ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor]]:
-        """What gives the bytes of the image's file and of the mask's, as parts of a tf.data graph."""
+        """Returns functions that read the image file and the mask file inside a tf.data graph."""
         return functools.partial(read_file, index, self.images), functools.partial(
             read_file, index, self.labels
         )
 
     def tf_where(self, index: tf.Tensor) -> tf.Tensor:
-        """The mask's path, as a part of a tf.data graph."""
+        """Returns the path of the mask, inside a tf.data graph."""
         return tf.gather(encoded(self.labels), index)
 
     def _image(self, index: int) -> np.ndarray:
         return read_image(self.images[index], label_size(self.labels[index]))
 
     def _ids(self, index: int) -> np.ndarray:
-        return read_label(self.labels[index], self.colours)
+        return read_label(self.labels[index], self.colors)
 
 
 # --- The check ---
 
 
 class SizeUserError(BrokenFileError):
-    """A mask of another size than its image; --skip_broken_files leaves the pair out."""
+    """A mask whose size differs from its image's; --skip_broken_files skips the pair."""
 
     kind = "masks of another size than their image"
 
 
 class IdsUserError(FileUserError):
-    """A mask with values that are no classes."""
+    """A mask with ids that are not classes."""
 
     kind = "masks with ids outside the classes"
 
@@ -201,7 +207,7 @@ class IdsUserError(FileUserError):
 def in_threads(
     function: Callable[[T], R], items: Iterable[T]
 ) -> Iterator[tuple[R | None, UserError | None]]:
-    """For each item in order what the function returns, or the UserError that it raises."""
+    """Yields, for each item in order, what the function returns, or the `UserError` it raises."""
 
     def attempt(item: T) -> tuple[R | None, UserError | None]:
         try:
@@ -214,21 +220,19 @@ def in_threads(
 
 
 def and_more(count: int) -> str:
-    """How many files beside the first have the same trouble."""
+    """Returns the part of a message that counts the other files with the same problem."""
     return f" (and {count - 1} more like it)" if count > 1 else ""
 
 
 def require_equal(
     image: str, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]
 ) -> None:
-    """Raises UserError where an image and its mask differ in size (width, height)."""
+    """Raises `UserError` if an image and its mask differ in size (width, height)."""
     if image_size != label_size:
         raise SizeUserError(
             f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image "
-            f"{image} is "
-            f"{image_size[0]}x{image_size[1]}; both must have one size: mend the pair, or leave "
-            "such pairs out with "
-            "`skip_broken_files`"
+            f"{image} is {image_size[0]}x{image_size[1]}; both must have the same size: fix the "
+            "pair, or skip such pairs with `skip_broken_files`"
         )
 
 
@@ -239,7 +243,7 @@ class SamePictureUserError(FileUserError):
 
 
 def require_photograph(path: str, image: np.ndarray, ids: np.ndarray) -> None:
-    """Raises UserError where an image is its own mask: masks that lie among the images were taken for photographs."""
+    """Raises `UserError` if an image equals its mask, as when masks are among the images."""
     if (
         ids.size
         and (ids[::4, ::4] == image[::4, ::4, 0]).all()
@@ -252,49 +256,54 @@ def require_photograph(path: str, image: np.ndarray, ids: np.ndarray) -> None:
 
 
 def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs: Pairs) -> None:
-    """Raises UserError where values of a mask are no classes."""
+    """Raises `UserError` if a mask has ids that are not classes."""
     strange = [str(label) for label in sorted(values.present) if class_of_id[label] < 0]
     if strange:
         info = pairs.info
-        allowed = (
-            f"0 to {np.argmin(np.append(class_of_id, -1) >= 0) - 1}"  # the first gap ends them
-        )
         if pairs.label_map is None:
-            allowed = (
-                f"0 to {info.num_classes - 1} and {info.ignore_label} for pixels that do not count"
-            )
-        hint = likely_mistake(values, info, pairs.label_map)
-        hint = (
-            hint
-            or "mend the mask, or name the classes that it has; scripts/check_dataset.py draws "
-            "where these pixels are"
+            allowed = f"0 to {info.num_classes - 1}, and {info.ignore_label} for pixels to ignore"
+        else:
+            first_gap = np.argmin(np.append(class_of_id, -1) >= 0)
+            allowed = f"0 to {first_gap - 1}"
+        hint = likely_mistake(values, info, pairs.label_map) or (
+            "fix the mask, or add the missing classes; scripts/check_dataset.py shows where these "
+            "pixels are"
         )
         raise IdsUserError(
             f"{path}: the mask holds ids outside the classes: "
             f"{', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}; "
-            f"allowed are {allowed}; {hint}"
+            f"allowed: {allowed}; {hint}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What the headers of a pair say: whether both are plain (see FileSource), and the image's EXIF turn."""
+    """The result of checking the headers of a pair.
+
+    Attributes:
+        plain: Whether the image and the mask are plain (see `FileSource`).
+        turn: What is done about the EXIF orientation of the image; "" if it has none.
+    """
 
     plain: tuple[bool, bool]
     turn: str = ""
 
 
-TURNED, NOT_TURNED = (
-    "turned by its EXIF tag, as its mask is",
-    "read as stored, without its EXIF turn, as its mask fits that",
-)
+TURNED = "rotated by its EXIF orientation, to match its mask"
+NOT_TURNED = "read as stored, without its EXIF orientation, to match its mask"
 
 
-def check_headers(image: str, label: str, in_colours: bool = False) -> Look:
-    """Looks at the first bytes of an image and its mask.
+def check_headers(image: str, label: str, in_colors: bool = False) -> Look:
+    """Checks the headers of an image and its mask.
+
+    Args:
+        image: The path of the image.
+        label: The path of the mask.
+        in_colors: Whether the mask encodes ids as colors.
 
     Raises:
-        UserError: a file is missing or no picture, the mask is no map of ids, or the sizes differ.
+        UserError: A file is missing or not an image, the mask is not a label map, or the sizes
+            differ.
     """
     with open_picture(image, header=True) as picture:
         size, turn, kind = picture.size, turn_of(picture), picture.format
@@ -305,7 +314,7 @@ def check_headers(image: str, label: str, in_colours: bool = False) -> Look:
             turn = turn_of(picture, late=True)
     turned = turn >= 5 and size != mask and size[::-1] == mask
     require_equal(image, size[::-1] if turned else size, label, mask)
-    plain_label = not label.endswith(".mat") and not in_colours and read_png_header(label).plain
+    plain_label = not label.endswith(".mat") and not in_colors and read_png_header(label).plain
     return Look(
         (plain and not turned, plain_label), TURNED if turned else NOT_TURNED if turn > 1 else ""
     )
@@ -318,7 +327,10 @@ def _say_turns(pairs: Pairs, looks: Mapping[int, Look]) -> None:
 
 
 def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int]) -> dict[int, R]:
-    """What the check returns for each index that passes it; files that fail are left out only if the config says so."""
+    """Returns the result of the check for each index that passes it.
+
+    Broken files are skipped if the config says so; any other failure is raised.
+    """
     passed: dict[int, R] = {}
     errors: list[UserError] = []
     skipped = 0
@@ -326,7 +338,7 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         if error is None:
             passed[index] = result  # type: ignore[assignment]
         elif config.skip_broken_files and isinstance(error, BrokenFileError):
-            logging.warning("left out: %s", error)
+            logging.warning("skipped: %s", error)
             skipped += 1
         else:
             errors.append(error)
@@ -335,11 +347,11 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         raise type(errors[0])(f"{errors[0].text}{and_more(alike)}")
     if skipped:
         logging.warning(
-            "%d of %d pairs of image and mask are left out, each named above", skipped, len(indices)
+            "%d of %d pairs of image and mask are skipped; see above", skipped, len(indices)
         )
     if not passed:
         raise UserError(
-            f"`dataset_dir={config.dataset_dir}`: not one pair of image and mask can be read"
+            f"`dataset_dir={config.dataset_dir}`: no pair of image and mask can be read"
         )
     return passed
 
@@ -350,13 +362,13 @@ def _exists(path: str) -> bool:
 
 
 def require_files(pairs: Pairs, index: int) -> None:
-    """Raises FileUserError where a file of a pair is not there, or cannot be named in a graph or a report."""
+    """Raises `FileUserError` if a file of a pair does not exist or its name is not valid UTF-8."""
     for path in (pairs.images[index], pairs.labels[index]):
         if not path.isprintable() and path.encode(errors="replace").decode() != path:
-            raise FileUserError(f"{path!a}: the name is not UTF-8 text; rename the file")
+            raise FileUserError(f"{path!a}: the name is not valid UTF-8; rename the file")
         if not _exists(path):
             raise MissingFileError(
-                f"{path}: there is no such file; {pairs.expected}; leave such pairs out with "
+                f"{path}: this file does not exist; {pairs.expected}; skip such pairs with "
                 "`skip_broken_files`"
             )
 
@@ -364,21 +376,24 @@ def require_files(pairs: Pairs, index: int) -> None:
 def open_pairs(
     config: DataConfig, pairs: Pairs, looks: Mapping[int, Look] | None = None
 ) -> FileSource:
-    """A source of these files after the quick check: all headers, and the pixels of all files or (of many) of a sample.
+    """Returns a source of the files after the quick check.
+
+    The check reads all headers and the pixels of all files, or of a sample if there are more than
+    `FULL_CHECK_LIMIT` pairs.
 
     Args:
-        config: where the dataset lies, and whether broken files are left out.
-        pairs: the files.
-        looks: what the headers say, by a pair's number, where that is known.
+        config: The folder of the dataset, and whether broken files are skipped.
+        pairs: The files.
+        looks: The result of checking the headers by the index of the pair, if already known.
 
     Raises:
-        UserError: a file is missing, broken or no mask, two sizes differ, or an id is outside the
-            classes; names the first one.
+        UserError: A file is missing, broken or not a mask, sizes differ, or an id is not one of the
+            classes. The message names the first such file.
     """
 
     def look(index: int) -> Look:
         require_files(pairs, index)
-        return check_headers(pairs.images[index], pairs.labels[index], pairs.colours is not None)
+        return check_headers(pairs.images[index], pairs.labels[index], pairs.colors is not None)
 
     looks = _sift(config, look, range(len(pairs))) if looks is None else looks
     _say_turns(pairs, looks)
@@ -397,32 +412,31 @@ def open_pairs(
     good = _sift(config, lambda index: values.add(source.values_in(index)), sample)
     if len(good) < len(sample):
         source = dataclasses.replace(source.take(good), plain=tuple(source.plain[i] for i in good))
-    if hint := likely_mistake(values, pairs.info, pairs.label_map) if pairs.colours is None else "":
+    if hint := likely_mistake(values, pairs.info, pairs.label_map) if pairs.colors is None else "":
         raise UserError(f"`dataset_dir={config.dataset_dir}`: the masks hold {hint}")
     return source
 
 
-def nothing_labelled(config: DataConfig, split: str, info: DatasetInfo) -> str:
-    """The message about a split whose masks are ignored as a whole."""
+def nothing_labeled(config: DataConfig, split: str, info: DatasetInfo) -> str:
+    """Returns the message about a split in which all pixels are ignored."""
     return (
-        f"`dataset_dir={config.dataset_dir}`: no mask of the split {split!r} has a labelled "
-        f"pixel: all are {info.ignore_label}, "
-        "which is ignored; label them, or give another `ignore_label`"
+        f"`dataset_dir={config.dataset_dir}`: no mask of the split {split!r} has a labeled "
+        f"pixel: all are {info.ignore_label}, the ignore label; label them, or give another "
+        "`ignore_label`"
     )
 
 
-def require_labelled(source: Source, config: DataConfig, split: str) -> None:
-    """Refuses a split that trains or measures nothing, because its masks hold the ignore label alone.
+def require_labeled(source: Source, config: DataConfig, split: str) -> None:
+    """Refuses a split whose masks hold only the ignore label.
 
-    Reads pairs until one has a labelled pixel, which is mostly the first; no more than
-    `FULL_CHECK_LIMIT`.
+    Reads pairs until one has a labeled pixel, usually the first, but at most `FULL_CHECK_LIMIT`.
 
     Raises:
-        UserError: none has.
+        UserError: No mask has a labeled pixel.
     """
     count = min(len(source), FULL_CHECK_LIMIT)
     for index in np.linspace(0, len(source) - 1, count).astype(int).tolist():
         _, label = source.load(index)
         if (label != source.info.ignore_label).any():
             return
-    raise UserError(nothing_labelled(config, split, source.info))
+    raise UserError(nothing_labeled(config, split, source.info))

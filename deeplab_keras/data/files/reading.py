@@ -1,7 +1,6 @@
-"""Reading one image or one mask rightly, in every form that they come in.
+"""Reads an image or a mask, in every file format and color mode that datasets use.
 
-Masks are read as the ids they hold, never as the colours they show, unless the colours are asked
-for.
+Masks are read as the ids they hold, not as the colors they show, unless colors are requested.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.archives import read_bytes
 from deeplab_keras.data.files.mat import read_mat_segmentation
-from deeplab_keras.data.info import Colour
+from deeplab_keras.data.info import Color
 
 DECODE_ERRORS = (
     OSError,
@@ -31,12 +30,11 @@ DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-START = 1 << 16  # bytes of a file in an archive that are read to see its header
-# a 16-bit picture has larger values; those of 12-bit cameras and of 8 bits saved as 16 stay below
+START = 1 << 16  # bytes that are read to get the header of a file
+# A 16-bit image should have larger values. 12-bit cameras, and 8 bits saved as 16, stay below.
 DARKEST = 4096
-ORIENTATION = (
-    0x0112  # EXIF: 1 as stored, 2 to 8 mirrored or turned, 5 to 8 with width and height exchanged
-)
+# EXIF tag: 1 as stored, 2 to 8 mirrored or rotated, 5 to 8 with width and height exchanged.
+ORIENTATION = 0x0112
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = {
     b"\xff\xd8\xff": "JPEG",
@@ -47,42 +45,42 @@ KINDS = {
     b"RIFF": "WebP",
 }
 
-REMEDY = "replace it, or leave such files out with `skip_broken_files`"
+REMEDY = "replace it, or skip such files with `skip_broken_files`"
 
 Size = tuple[int, int]  # width, height
 
 
 class FileUserError(UserError):
-    """Something wrong with a file of a dataset; `kind` says what, for counting."""
+    """A problem with a file of a dataset; `kind` is the group of problems it is counted in."""
 
     kind = "wrong files"
 
 
 class BrokenFileError(FileUserError):
-    """A file that cannot be decoded; --skip_broken_files leaves it out."""
+    """A file that cannot be decoded; --skip_broken_files skips it."""
 
     kind = "unreadable files"
 
 
 class MissingFileError(BrokenFileError):
-    """A file that is not there; --skip_broken_files leaves it out."""
+    """A file that does not exist; --skip_broken_files skips it."""
 
     kind = "missing files"
 
 
 class NoMaskUserError(FileUserError):
-    """A picture that is not a map of ids."""
+    """A mask file that is not a label map."""
 
-    kind = "masks that are no map of ids"
+    kind = "masks that are not label maps"
 
 
 def _broken(path: str, error: Exception | str) -> BrokenFileError:
     if isinstance(error, UnidentifiedImageError):
-        error = "not a picture"
+        error = "not an image"
     elif isinstance(error, OSError) and error.strerror:
         error = error.strerror
     elif isinstance(error, MemoryError):
-        error = "reading it needs more memory than there is"
+        error = "not enough memory to read it"
     elif isinstance(error, Exception) and not isinstance(error, (OSError, ValueError, SyntaxError)):
         error = f"{type(error).__name__}: {error}"
     return BrokenFileError(
@@ -93,10 +91,12 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
 
 @contextmanager
 def decoding(path: str) -> Iterator[None]:
-    """`io.foreign.reading` for the files of pairs: turns any exception of a decoder into a `BrokenFileError`.
+    """Context that turns any exception of a decoder into a `BrokenFileError`.
+
+    This is `io.foreign.reading` for the files of a dataset.
 
     Raises:
-        BrokenFileError: the body raised any exception that is not a `UserError`.
+        BrokenFileError: The body raised an exception that is not a `UserError`.
     """
     try:
         yield
@@ -108,13 +108,17 @@ def decoding(path: str) -> Iterator[None]:
 
 @contextmanager
 def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
-    """A picture, wherever it lies; with `header`, its size and mode only are wanted.
+    """Opens an image, which may be in an archive or a record file.
 
-    The checksums of a PNG file are verified at the block's end, because Pillow skips those of the
-    pixels.
+    The checksums of a PNG file are verified at the end of the `with` block, because Pillow does not
+    verify those of the pixels.
+
+    Args:
+        path: The path of the image.
+        header: Whether only the header is needed (size and mode), not the pixels.
 
     Raises:
-        BrokenFileError: it cannot be decoded; also for what goes wrong in the `with` block.
+        BrokenFileError: The image cannot be decoded, or the `with` block raised an error.
     """
     with decoding(path):
         data = read_bytes(path, START if header else -1)
@@ -123,7 +127,7 @@ def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
         except Exception:
             if not header:
                 raise
-            picture = Image.open(io.BytesIO(read_bytes(path)))  # a header longer than that
+            picture = Image.open(io.BytesIO(read_bytes(path)))  # the header is longer than START
         with picture:
             yield picture
         if not header:
@@ -131,10 +135,12 @@ def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
 
 
 def check_png(data: bytes) -> None:
-    """Compares the checksum of each chunk of a PNG file with the chunk, up to the end of the pixels; other files pass.
+    """Verifies the checksums of a PNG file's chunks, up to the end of the pixels.
+
+    Other files are not checked.
 
     Raises:
-        ValueError: a checksum differs, or a chunk is cut off.
+        ValueError: A checksum differs, or a chunk is truncated.
     """
     if not data.startswith(PNG_SIGNATURE):
         return
@@ -157,12 +163,12 @@ def check_png(data: bytes) -> None:
 
 
 def turn_of(picture: Image.Image, *, late: bool = False) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1 where it has none.
+    """Returns the EXIF orientation of an image, 1 to 8; 1 if it has none.
 
     Args:
-        picture: a JPEG, an MPO, a PNG or another file that holds EXIF data.
-        late: also looks behind the pixels of a PNG file, where some programs write it. Needs the
-            whole file.
+        picture: A JPEG, an MPO, a PNG or another file that can have EXIF data.
+        late: Whether to look after the pixels of a PNG file too, where some programs write it. This
+            needs the whole file.
     """
     if not (
         late or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & picture.info.keys()
@@ -170,40 +176,44 @@ def turn_of(picture: Image.Image, *, late: bool = False) -> int:
         return 1
     try:
         turn = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF data turns nothing
+    except Exception:  # damaged EXIF data is ignored
         return 1
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def turned_to_fit(picture: Image.Image, size: Size | None) -> bool:
-    """Whether a picture gets a mask's size by its EXIF turn, and has not got it as it is stored. Needs the whole file."""
+    """Whether an image has the size of its mask only when rotated by its EXIF orientation.
+
+    Needs the whole file.
+    """
     if size is None or picture.size == size or picture.size[::-1] != size:
         return False
     return turn_of(picture, late=picture.format == "PNG") >= 5
 
 
 def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
-    """An image file as uint8 `[height, width, 3]` RGB.
+    """Reads an image file as uint8 `[height, width, 3]` RGB.
 
-    The pixels are those stored: an EXIF turn counts only where the mask's size says that the mask
-    was drawn on the turned image. Alpha is left out, of 16 bits the upper 8 count.
+    The pixels are returned as stored. The EXIF orientation is applied only if the mask's size shows
+    that the mask was drawn on the rotated image. Alpha is dropped. Of 16-bit channels, the upper 8
+    bits are used.
 
     Args:
-        path: of the file.
-        mask_size: width and height of its mask.
+        path: The path of the file.
+        mask_size: Width and height of the mask.
 
     Raises:
-        BrokenFileError: the file cannot be decoded, or it has 16 bits of which it uses so few that
-            it would become black.
+        BrokenFileError: The file cannot be decoded, or it has 16 bits per channel but such small
+            values that it would become black.
     """
     with open_picture(path) as picture:
         in_colors_of_16_bits = has_colors_of_16_bits(picture)
         upright = ImageOps.exif_transpose(picture) if turned_to_fit(picture, mask_size) else picture
         if picture.mode == "F":
-            raise ValueError("its values are fractions; save it with 8 or 16 bits per channel")
-        if picture.mode.startswith("I"):  # 16-bit grey, whose high byte counts
-            grey = upper_bits(np.asarray(upright))
-            return np.repeat(grey[..., None], 3, axis=-1)
+            raise ValueError("its values are floats; save it with 8 or 16 bits per channel")
+        if picture.mode.startswith("I"):  # 16-bit gray
+            gray = upper_bits(np.asarray(upright))
+            return np.repeat(gray[..., None], 3, axis=-1)
         pixels = np.asarray(upright.convert("RGB"))
     if in_colors_of_16_bits:
         with decoding(path):
@@ -212,7 +222,11 @@ def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
 
 
 def has_colors_of_16_bits(picture: Image.Image) -> bool:
-    """Whether a picture that is not loaded yet has 16 bits per color channel, of which Pillow gives the high bytes alone."""
+    """Whether an image has 16 bits per color channel, of which Pillow returns only the high bytes.
+
+    Args:
+        picture: The image; its pixels must not be loaded yet.
+    """
     return (
         any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
         and picture.mode[0] != "I"
@@ -220,67 +234,65 @@ def has_colors_of_16_bits(picture: Image.Image) -> bool:
 
 
 def require_brightness(pixels: np.ndarray, data: bytes) -> None:
-    """Refuses a color PNG of 16 bits that uses so few of them that its high bytes are black.
+    """Refuses a 16-bit color PNG whose values are so small that its high bytes are black.
 
     Args:
-        pixels: the high bytes.
-        data: the file.
+        pixels: The high bytes.
+        data: The file.
 
     Raises:
-        ValueError: see `upper_bits`.
+        ValueError: See `upper_bits`.
     """
     if pixels.max(initial=0) < DARKEST >> 8:
         upper_bits(tf.io.decode_png(data, dtype=tf.uint16).numpy())
 
 
 def upper_bits(values: np.ndarray) -> np.ndarray:
-    """The high byte of 16-bit values.
+    """Returns the high byte of 16-bit values.
 
     Raises:
-        ValueError: values are outside 0..65535, or so small that little more than black would
-            remain.
+        ValueError: Values are outside 0..65535, or so small that the result would be nearly black.
     """
     lowest, highest = int(values.min(initial=0)), int(values.max(initial=0))
     if lowest < 0 or highest > 65535:
         raise ValueError(
-            f"its values go from {lowest} to {highest}; save it with 8 or 16 bits per channel"
+            f"its values range from {lowest} to {highest}; save it with 8 or 16 bits per channel"
         )
     if 0 < highest < DARKEST:
         raise ValueError(
-            f"it has 16 bits per channel but values up to {highest} only, which are black as 8 "
-            "bits; save it with 8 bits, or "
-            "scaled to 0..65535"
+            f"it has 16 bits per channel but only values up to {highest}, which are black in 8 "
+            "bits; save it with 8 bits, or scaled to 0..65535"
         )
     return (values >> 8).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
 class PngHeader:
-    """What a PNG file's first bytes say."""
+    """The header of a PNG file."""
 
     width: int
     height: int
     bit_depth: int
-    colour_type: int
+    color_type: int
 
-    GREY, PALETTE, GREY_ALPHA = 0, 3, 4
+    GRAY, PALETTE, GRAY_ALPHA = 0, 3, 4
 
     @property
     def plain(self) -> bool:
-        """One byte a pixel that is the id itself, so that any decoder reads it rightly."""
-        return self.colour_type == self.GREY and self.bit_depth == 8
+        """Whether each pixel is one byte, the id itself, so that any decoder reads it correctly."""
+        return self.color_type == self.GRAY and self.bit_depth == 8
 
     @property
-    def coloured(self) -> bool:
-        """Three or four values a pixel."""
-        return self.colour_type not in (self.GREY, self.PALETTE, self.GREY_ALPHA)
+    def colored(self) -> bool:
+        """Whether each pixel has three or four values."""
+        return self.color_type not in (self.GRAY, self.PALETTE, self.GRAY_ALPHA)
 
 
 def read_png_header(path: str) -> PngHeader:
     """Reads the header of a mask.
 
     Raises:
-        BrokenFileError: the file is no PNG.
+        BrokenFileError: The file cannot be read or is not a PNG.
     """
     try:
         start = read_bytes(path, 26)
@@ -290,7 +302,7 @@ def read_png_header(path: str) -> PngHeader:
         kind = next(
             (kind for signature, kind in KINDS.items() if start.startswith(signature)), None
         )
-        losses = "; JPEG changes ids, so the mask has to be made anew" if kind == "JPEG" else ""
+        losses = "; JPEG changes ids, so export the mask again as PNG" if kind == "JPEG" else ""
         raise _broken(path, f"not a PNG file{f' but {kind}' if kind else ''}{losses}")
     return PngHeader(*struct.unpack(">IIBB", start[16:26]))
 
@@ -300,10 +312,10 @@ def _is_mat(path: str) -> bool:
 
 
 def label_size(path: str) -> Size:
-    """Width and height of a mask.
+    """Returns the width and the height of a mask.
 
     Raises:
-        BrokenFileError: the file is no mask.
+        BrokenFileError: The file is not a mask.
     """
     if _is_mat(path):
         height, width = read_label(path).shape
@@ -312,82 +324,80 @@ def label_size(path: str) -> Size:
     return header.width, header.height
 
 
-def read_label(path: str, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
-    """A mask as uint8 `[height, width]` of the ids that it holds, whatever colours or greys they are shown with.
+def read_label(path: str, colors: Mapping[Color, int] | None = None) -> np.ndarray:
+    """Reads the ids of a mask, uint8 `[height, width]`, whatever colors a palette shows them with.
 
     Args:
-        path: a PNG, or a .mat of the Semantic Boundaries Dataset.
-        colours: the id of each colour, for masks in which the colour counts; a grey level is a
-            colour too.
+        path: A PNG, or a .mat file of the Semantic Boundaries Dataset.
+        colors: The id of each color, for masks that encode ids as colors. Gray levels are colors
+            too. `None`: The mask holds ids.
 
     Raises:
-        BrokenFileError: the file cannot be decoded.
-        UserError: it is no map of ids, or a colour is that of no id.
+        BrokenFileError: The file cannot be decoded.
+        UserError: The file is not a label map, or has a color without an id.
     """
     if _is_mat(path):
         with decoding(path):
             return read_mat_segmentation(read_bytes(path))
     header = read_png_header(path)
     with open_picture(path) as picture:
-        if colours is not None:
-            return ids_of_colours(path, opaque_colours(path, picture), colours)
+        if colors is not None:
+            return ids_of_colors(path, opaque_colors(path, picture), colors)
         ids = np.asarray(picture)
-    if header.coloured or header.colour_type == PngHeader.GREY_ALPHA:
+    if header.colored or header.color_type == PngHeader.GRAY_ALPHA:
         ids = _one_channel(path, header, ids)
-    elif header.colour_type == PngHeader.GREY and header.bit_depth in (2, 4):
-        ids = ids // (255 // (2**header.bit_depth - 1))  # Pillow spreads the few greys over 0..255
+    elif header.color_type == PngHeader.GRAY and header.bit_depth in (2, 4):
+        ids = ids // (255 // (2**header.bit_depth - 1))  # Pillow scales the gray levels to 0..255
     if ids.max(initial=0) > 255:
-        raise NoMaskUserError(f"{path}: the mask holds the id {ids.max()}; ids are 0 to 255")
+        raise NoMaskUserError(f"{path}: the mask holds the id {ids.max()}; ids must be 0 to 255")
     return ids.astype(np.uint8)
 
 
 def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray:
-    """The ids of a mask that was saved with three equal channels, or with an alpha channel."""
-    colours = 1 if header.colour_type == PngHeader.GREY_ALPHA and pixels.shape[-1] == 2 else 3
-    if (
-        header.bit_depth == 16 and not pixels[..., :colours].any()
-    ):  # Pillow gives the upper 8 bits, where no id is
+    """Returns the ids of a mask that was saved with three equal channels or an alpha channel."""
+    colors = 1 if header.color_type == PngHeader.GRAY_ALPHA and pixels.shape[-1] == 2 else 3
+    # Pillow returns the upper 8 bits, and ids are in the lower ones.
+    if header.bit_depth == 16 and not pixels[..., :colors].any():
         raise NoMaskUserError(
-            f"{path}: the mask has 16 bits per channel; save it with one channel (grey) and 8 bits"
+            f"{path}: the mask has 16 bits per channel; save it with one channel (gray) and 8 bits"
         )
-    if not (pixels[..., :1] == pixels[..., :colours]).all():
+    if not (pixels[..., :1] == pixels[..., :colors]).all():
         raise NoMaskUserError(
-            f"{path}: the mask is a colour picture; a mask has one channel (grey or palette) with "
-            "each pixel's class id: "
-            "`mask_format='colour'` reads the colours that classes.txt gives, "
-            "scripts/convert_masks.py --from=rgb makes ids of them"
+            f"{path}: the mask is a color image; a mask must have one channel (gray or palette) "
+            "with the class id of each pixel: `mask_format='color'` reads the colors listed in "
+            "classes.txt, scripts/convert_masks.py --from=rgb converts colors to ids"
         )
-    require_drawing(path, pixels[..., :colours], pixels)
+    require_drawing(path, pixels[..., :colors], pixels)
     return pixels[..., 0]
 
 
-def require_drawing(path: str, colours: np.ndarray, pixels: np.ndarray) -> None:
-    """Refuses a mask whose drawing is in the alpha channel alone, where it would be read as one class.
+def require_drawing(path: str, colors: np.ndarray, pixels: np.ndarray) -> None:
+    """Refuses a mask that is drawn only in the alpha channel and would be read as one class.
 
     Args:
-        path: for the message.
-        colours: `[height, width, 1 or 3]`.
-        pixels: `[height, width, 2 or 4]` with the alpha channel last; with another number of
-            channels there is none.
+        path: The path of the mask, for the message.
+        colors: `[height, width, 1 or 3]`.
+        pixels: `[height, width, 2 or 4]`, the alpha channel last; with any other number of channels
+            there is no alpha channel.
 
     Raises:
-        NoMaskUserError: all colors are one, and alpha has several values.
+        NoMaskUserError: All pixels have the same color, and alpha has several values.
     """
     alpha = pixels[..., -1] if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) else np.zeros(0)
-    if alpha.size and (alpha != alpha[0, 0]).any() and (colours == colours[0, 0]).all():
+    if alpha.size and (alpha != alpha[0, 0]).any() and (colors == colors[0, 0]).all():
         raise NoMaskUserError(
-            f"{path}: the mask has one colour everywhere, "
-            f"#{bytes(np.broadcast_to(colours[0, 0], 3)).hex()}, and its drawing is "
-            "in the alpha channel, which is not read; export each pixel's class id, as a grey or "
-            "palette PNG without alpha"
+            f"{path}: the mask has the same color everywhere, "
+            f"#{bytes(np.broadcast_to(colors[0, 0], 3)).hex()}, and is drawn in the alpha channel, "
+            "which is not read; export the class id of each pixel as a gray or palette PNG without "
+            "alpha"
         )
 
 
-def opaque_colours(path: str, picture: Image.Image) -> np.ndarray:
-    """The RGB pixels of a mask in colors, uint8 `[height, width, 3]`.
+def opaque_colors(path: str, picture: Image.Image) -> np.ndarray:
+    """Returns the RGB pixels of a color mask, uint8 `[height, width, 3]`.
 
     Raises:
-        NoMaskUserError: its drawing is in the alpha channel alone.
+        NoMaskUserError: The mask is drawn only in the alpha channel.
     """
     pixels = np.asarray(picture.convert("RGB"))
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
@@ -396,31 +406,31 @@ def opaque_colours(path: str, picture: Image.Image) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _sorted_codes(colours: tuple[tuple[Colour, int], ...]) -> tuple[np.ndarray, np.ndarray]:
-    codes = np.array([red << 16 | green << 8 | blue for (red, green, blue), _ in colours], np.int32)
+def _sorted_codes(colors: tuple[tuple[Color, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+    codes = np.array([red << 16 | green << 8 | blue for (red, green, blue), _ in colors], np.int32)
     order = np.argsort(codes)
-    return codes[order], np.array([label for _, label in colours], np.uint8)[order]
+    return codes[order], np.array([label for _, label in colors], np.uint8)[order]
 
 
-def colour_codes(pixels: np.ndarray) -> np.ndarray:
-    """Each RGB colour `[..., 3]` as the one number 0xRRGGBB."""
+def color_codes(pixels: np.ndarray) -> np.ndarray:
+    """Returns each RGB color `[..., 3]` as a single number 0xRRGGBB."""
     red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def ids_of_colours(path: str, pixels: np.ndarray, colours: Mapping[Colour, int]) -> np.ndarray:
-    """The ids of a coloured mask, uint8 `[height, width]`.
+def ids_of_colors(path: str, pixels: np.ndarray, colors: Mapping[Color, int]) -> np.ndarray:
+    """Returns the ids of a color mask, uint8 `[height, width]`.
 
     Args:
-        path: for messages.
+        path: The path of the mask, for the message.
         pixels: uint8 `[height, width, 3]`.
-        colours: the id of each colour.
+        colors: The id of each color.
 
     Raises:
-        UserError: a colour is that of no id; names the most frequent ones.
+        UserError: A color has no id; the message lists the most frequent ones.
     """
-    known, ids = _sorted_codes(tuple(colours.items()))
-    codes = colour_codes(pixels)
+    known, ids = _sorted_codes(tuple(colors.items()))
+    codes = color_codes(pixels)
     places = np.searchsorted(known, codes).clip(max=len(known) - 1)
     strange = known[places] != codes
     if not strange.any():
@@ -429,11 +439,11 @@ def ids_of_colours(path: str, pixels: np.ndarray, colours: Mapping[Colour, int])
     shown = ", ".join(f"#{found[i]:06x}" for i in np.argsort(-counts)[:4])
     blended = len(found) > 32
     advice = (
-        "so many colours come from saving as JPEG or from smooth resizing: export the masks again"
+        "this many colors usually come from JPEG or smooth resizing: export the masks again"
         if blended
         else "add each to classes.txt, as a class or as a line 'ignore #rrggbb'"
     )
     raise NoMaskUserError(
-        f"{path}: {strange.mean():.2%} of the pixels have a colour of no class: {shown}"
+        f"{path}: {strange.mean():.2%} of the pixels have a color without a class: {shown}"
         f"{f' and {len(found) - 4} more' if len(found) > 4 else ''}; {advice}"
     )

@@ -1,8 +1,8 @@
-"""A TFRecord file as something that single records, and the pictures in them, are read out of by their place.
+"""Random access to the records of a TFRecord file and to the images stored in them.
 
-A picture in a record has a path like any other,
-`records/train-00000-of-00004.tfrecord/OFFSET/NAME#KEY`, so that all that reads images and masks
-from files reads them from records too (`archives.read_bytes`).
+An image in a record has a path like a file,
+`records/train-00000-of-00004.tfrecord/OFFSET/NAME#KEY`, so all code that reads images and masks
+from files also reads them from records (`archives.read_bytes`).
 """
 
 from __future__ import annotations
@@ -18,39 +18,35 @@ import tensorflow as tf
 from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
 
-# The features' names of the official DeepLab (its datasets/build_data.py).
+# The feature names of the official DeepLab (its datasets/build_data.py).
 IMAGE, IMAGE_FORMAT, NAME = "image/encoded", "image/format", "image/filename"
 HEIGHT, WIDTH, CHANNELS = "image/height", "image/width", "image/channels"
 LABEL, LABEL_FORMAT = "image/segmentation/class/encoded", "image/segmentation/class/format"
 
-HEADER, FOOTER = (
-    12,
-    4,
-)  # bytes around a record: its length with a checksum of that, and its own checksum
-# the end of a record file's name; in the second form tensorflow-datasets has it
+HEADER = 12  # bytes before a record: its length, and a checksum of the length
+FOOTER = 4  # bytes after a record: its checksum
+# The end of a record file's name. tensorflow-datasets uses the second form.
 PATTERN = r"tfrecord(?:-\d+-of-\d+)?"
 _MEMBER = re.compile(r"(\d+)/(.*)#([^#]+)", re.DOTALL)
 
 
 def member_path(file: str, offset: int, name: str, key: str) -> str:
-    """The path of one picture in a record file."""
+    """Returns the path of an image in a record file."""
     return f"{file}/{offset}/{name}#{key}"
 
 
 def scan(path: str) -> Iterator[tuple[int, bytes]]:
-    """Offset and content of each record of a file, their checksums verified.
+    """Yields the offset and the content of each record of a file, and verifies the checksums.
 
     Raises:
-        UserError: the file is damaged, cut off or no record file.
+        UserError: The file is damaged, truncated or not a record file.
     """
     offset = 0
     try:
-        count = _records_that_fit(
-            path
-        )  # TensorFlow takes memory for whatever length a header claims
-        for record in (
-            tf.data.TFRecordDataset([path], buffer_size=1 << 20).take(count).as_numpy_iterator()
-        ):
+        # TensorFlow allocates memory for whatever length a header claims.
+        count = _records_that_fit(path)
+        records = tf.data.TFRecordDataset([path], buffer_size=1 << 20).take(count)
+        for record in records.as_numpy_iterator():
             yield offset, record
             offset += HEADER + len(record) + FOOTER
         if offset < os.path.getsize(path):
@@ -61,13 +57,13 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
         reason = (
             "it is compressed; unpack it with gunzip"
             if compressed
-            else "damaged or cut off there; make or fetch it anew"
+            else "it is damaged or truncated there; build or download it again"
         )
         raise UserError(f"{path}: not a TFRecord file from byte {offset} on; {reason}") from error
 
 
 def _records_that_fit(path: str) -> int:
-    """The number of records up to the first one whose header gives a length beyond the end of the file."""
+    """Counts the records before the first one that would extend beyond the end of the file."""
     size, offset, count = os.path.getsize(path), 0, 0
     with open(path, "rb", buffering=0) as file:
         while offset + HEADER + FOOTER <= size:
@@ -82,12 +78,12 @@ def _records_that_fit(path: str) -> int:
 def read_record(
     path: tf.Tensor, offset: tf.Tensor | int = 0, buffer_size: tf.Tensor | int = 0
 ) -> tf.Tensor:
-    """The bytes of one record as a part of a tf.data graph, its checksums verified.
+    """Reads one record inside a tf.data graph and verifies its checksums.
 
     Args:
-        path: of the file.
-        offset: where the record begins.
-        buffer_size: bytes that are read at once; 0: the record's header, then the record.
+        path: The path of the record file.
+        offset: The byte at which the record begins.
+        buffer_size: Number of bytes to read at once; 0: first the record's header, then the record.
     """
     records = tf.raw_ops.TFRecordDatasetV2(
         filenames=[path],
@@ -101,21 +97,21 @@ def read_record(
 
 
 def parse(record: bytes, path: str) -> tf.train.Example:
-    """A record as the tf.train.Example that it holds.
+    """Parses a record as a `tf.train.Example`.
 
     Raises:
-        UserError: it holds something else.
+        UserError: The record holds something else.
     """
     try:
         return tf.train.Example.FromString(record)
     except Exception as error:  # DecodeError of one of protobuf's several implementations
         raise UserError(
-            f"{path}: its records are no tf.train.Example; these are not the records of a dataset"
+            f"{path}: its records are not tf.train.Example protos; give the records of a dataset"
         ) from error
 
 
 def feature(example: tf.train.Example, key: str) -> bytes | None:
-    """The bytes of a feature, or None where there are none of that name."""
+    """Returns the bytes of a feature; None if the example has no bytes feature of that name."""
     if key not in example.features.feature:
         return None
     values = example.features.feature[key].bytes_list.value
@@ -123,20 +119,20 @@ def feature(example: tf.train.Example, key: str) -> bytes | None:
 
 
 class RecordFile:
-    """One record file, to read pictures out of by their paths' last parts, `OFFSET/NAME#KEY`.
+    """A record file whose images are read by the last part of their path, `OFFSET/NAME#KEY`.
 
     Args:
-        path: the file.
+        path: The path of the file.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def read(self, member: str, limit: int = -1) -> bytes:
-        """A picture's first `limit` bytes, or all of them.
+        """Reads the first `limit` bytes of an image, or all of them if `limit` is negative.
 
         Raises:
-            OSError: there is no such picture.
+            OSError: The image does not exist.
         """
         match = _MEMBER.fullmatch(member)
         data = (
@@ -145,7 +141,7 @@ class RecordFile:
             else None
         )
         if data is None:
-            raise FileNotFoundError(2, "no such picture in the records", f"{self.path}/{member}")
+            raise FileNotFoundError(2, "no such image in the records", f"{self.path}/{member}")
         return data if limit < 0 else data[:limit]
 
     def __contains__(self, member: str) -> bool:
@@ -164,5 +160,5 @@ class RecordFile:
                 else b""
             )
         if len(data) != length or not data:
-            raise OSError(5, "the record file ends before it, or is damaged", self.path)
+            raise OSError(5, "the record file is truncated or damaged", self.path)
         return data

@@ -1,4 +1,4 @@
-"""The files below --dataset_dir: those of a folder, and those of archives as if they had been extracted into it."""
+"""The files below --dataset_dir: those of a folder, and those of archives as if extracted there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from deeplab_keras.data.files.archives import Archive, is_archive, open_archive,
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A folder, archives, or both in one; paths in it are relative, with slashes. A file of the folder comes first.
+    """A folder, archives, or both combined.
+
+    Paths are relative and use slashes. A file in the folder takes precedence over one of the same
+    path in an archive.
 
     Attributes:
-        path: the folder, or the archive.
-        archives: whose files are there too.
-        inner: the folder within that paths begin in; "" for the outermost.
+        path: The folder, or the archive.
+        archives: Archives whose files are treated like files in the folder.
+        inner: The subfolder that paths are relative to; "" for the top.
     """
 
     path: str
@@ -29,11 +32,11 @@ class Tree:
     inner: str = ""
 
     def at(self, place: str) -> Tree:
-        """A folder of the tree as a tree of its own."""
+        """Returns the tree of a subfolder."""
         return dataclasses.replace(self, inner=self._inner(place))
 
     def top(self) -> Tree:
-        """The whole of which this is a part."""
+        """Returns the whole tree that this is a subfolder of."""
         return dataclasses.replace(self, inner="")
 
     def _inner(self, path: str) -> str:
@@ -41,7 +44,7 @@ class Tree:
         return "" if joined == "." else joined
 
     def on_disk(self, path: str = ".") -> Path:
-        """Where a file or folder lies, or would lie, for messages and reading; see `archives.read_bytes`."""
+        """Returns the path of a file or folder, for messages and for `archives.read_bytes`."""
         inner = self._inner(path)
         if self.archives and not os.path.exists(Path(self.path) / inner):
             for archive in self.archives:
@@ -50,37 +53,37 @@ class Tree:
         return Path(self.path) / inner
 
     def is_dir(self, path: str) -> bool:
-        """Whether there is a folder of that path."""
+        """Whether the folder exists."""
         inner = self._inner(path)
         return os.path.isdir(Path(self.path) / inner) or any(
             inner in archive.children for archive in self.archives
         )
 
     def is_file(self, path: str) -> bool:
-        """Whether there is a file of that path."""
+        """Whether the file exists."""
         inner = self._inner(path)
         return os.path.isfile(Path(self.path) / inner) or any(
             inner in archive for archive in self.archives
         )
 
     def spelled(self, path: str) -> str:
-        """A file's path with its accents in the form that its name has there; the same path where there is no such file."""
+        """Returns the path in the Unicode form of the existing file; unchanged if none exists."""
         forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
         return next(filter(self.is_file, forms), path)
 
     def read_text(self, path: str) -> str:
-        """A text file; see `decode_text`.
+        """Reads a text file; see `decode_text`.
 
         Raises:
-            OSError: there is no such file.
-            UnicodeDecodeError: it is no text.
+            OSError: The file does not exist or cannot be read.
+            UnicodeDecodeError: The file is not text.
         """
         if not self.is_file(path):
             raise FileNotFoundError(2, "No such file or directory", str(self.on_disk(path)))
         return decode_text(read_bytes(str(self.on_disk(path))))
 
     def folders(self, path: str = ".") -> list[str]:
-        """The names of the folders in a folder, sorted; hidden ones left out."""
+        """Returns the sorted names of the folders in a folder, without hidden ones."""
         inner = self._inner(path)
         found = {entry.name for entry in _scan(Path(self.path) / inner) if entry.is_dir()}
         for archive in self.archives:
@@ -91,12 +94,14 @@ class Tree:
     def files(
         self, path: str = ".", suffixes: Sequence[str] = (), *, deep: bool = False
     ) -> list[str]:
-        """The files in a folder, as paths relative to it, sorted by their parts; hidden ones left out.
+        """Returns the files in a folder, without hidden ones, as paths relative to the folder.
+
+        The paths are sorted by their parts.
 
         Args:
-            path: the folder.
-            suffixes: of the files wanted, in small letters; none: all.
-            deep: those in the folders below it too.
+            path: The folder.
+            suffixes: The suffixes of the files to return, in lower case; empty: all files.
+            deep: Whether to search subfolders too.
         """
         top = self._inner(path)
         found = set(_walk(str(Path(self.path) / top), deep))
@@ -125,7 +130,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _walk(top: str, deep: bool) -> Iterator[str]:
-    """Files below a folder, relative to it; links to folders are followed, once each."""
+    """Yields the files below a folder, relative to it; follows each link to a folder once."""
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(top, followlinks=True):
         relative = os.path.relpath(folder, top).replace(os.sep, "/")
@@ -138,10 +143,10 @@ def _walk(top: str, deep: bool) -> Iterator[str]:
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, with or without a byte order mark; UTF-16 with one, as Windows writes lists.
+    """Decodes UTF-8 with or without a byte order mark, or UTF-16 with one, as Windows writes it.
 
     Raises:
-        UnicodeDecodeError: it is neither.
+        UnicodeDecodeError: The data is neither.
     """
     return data.decode(
         "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
@@ -149,20 +154,19 @@ def decode_text(data: bytes) -> str:
 
 
 def same_name(name: str) -> str:
-    """A name in the one form of its accents by which names are compared: macOS writes them in two parts."""
+    """Returns a name in Unicode form NFC, for comparisons: macOS writes names in NFD."""
     return unicodedata.normalize("NFC", name)
 
 
 def dataset_tree(config: DataConfig) -> Tree:
-    """What --dataset_dir names: a folder, or an archive.
+    """Returns the tree of --dataset_dir, which is a folder or an archive.
 
     Raises:
         UserError: --dataset_dir is not given, or is neither.
     """
     if not config.dataset_dir:
         raise UserError(
-            f"`dataset={config.dataset}` needs `dataset_dir='FOLDER'`, the folder that holds the "
-            "dataset"
+            f"`dataset={config.dataset}` requires `dataset_dir='FOLDER'`, the folder of the dataset"
         )
     path = Path(config.dataset_dir).expanduser()
     if path.is_dir():
@@ -174,14 +178,14 @@ def dataset_tree(config: DataConfig) -> Tree:
             f"`dataset_dir={config.dataset_dir}`: this is neither a folder nor a .zip or .tar "
             "archive"
         )
-    raise UserError(f"`dataset_dir={config.dataset_dir}`: there is no such folder")
+    raise UserError(f"`dataset_dir={config.dataset_dir}`: this folder does not exist")
 
 
 def with_archives(tree: Tree, patterns: Sequence[str]) -> Tree:
-    """The tree together with the archives in its folder whose names fit one of the patterns.
+    """Returns the tree combined with the archives in its folder that match one of the patterns.
 
     Raises:
-        UserError: one of them cannot be read in place.
+        UserError: One of the archives cannot be read in place.
     """
     folder = Path(tree.path)
     if not folder.is_dir():

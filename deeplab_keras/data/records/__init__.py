@@ -1,1 +1,1 @@
-"""TFRecord files: building them, their index, reading them as a dataset, and the cache of decoded images."""
+"""Building, indexing and reading TFRecord files, and the cache of decoded images."""

@@ -1,8 +1,8 @@
-"""Writes a split of any dataset as sharded TFRecords: in parallel, resumable, read back and compared before it counts as done.
+"""Writes a split of any dataset as sharded TFRecords, in parallel.
 
-A shard is written aside, read again from end to end and only then gets its name; what it holds is
-noted in a hidden folder, so that a build that was stopped goes on with the shards that are missing.
-The manifest and the index are written last.
+A shard is written to a temporary file, read back, compared, and only then renamed. Its contents are
+noted in a hidden folder, so that an interrupted build resumes with the missing shards. The index
+and the manifest are written last.
 """
 
 from __future__ import annotations
@@ -55,12 +55,20 @@ from deeplab_keras.io.writing import replacing, write_text
 from deeplab_keras.version import __version__
 
 SHARD_BYTES = 128 << 20
-FEWEST_SHARDS = 4  # as the official tools make
+FEWEST_SHARDS = 4  # as the official tools write
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What a build made: its folder, split, and how many pairs in how many files of how many bytes."""
+    """The result of a build.
+
+    Attributes:
+        folder: The folder of the records.
+        split: The split.
+        pairs: The number of pairs.
+        shards: The number of files.
+        size: The number of bytes in all files.
+    """
 
     folder: Path
     split: str
@@ -78,29 +86,28 @@ def build_records(
     threads: int = 0,
     overwrite: bool = False,
 ) -> Built:
-    """Writes every pair of a source into record files `SPLIT-00000-of-00004.tfrecord`, with manifest and index.
+    """Writes a source to files `SPLIT-00000-of-00004.tfrecord`, with a manifest and an index.
 
-    A JPEG or PNG that every decoder reads alike goes in as it is, anything else as a PNG of its
-    pixels; masks are PNGs of class ids. Records that were built before of the same files are left
-    as they are; of these, a file that is gone or was cut off since is written again.
+    JPEG and PNG files that all decoders read alike are stored unmodified; other images are stored
+    as PNGs of their pixels. Masks are stored as PNGs of class ids. Existing records of the same
+    files are kept; those that were deleted or truncated are written again.
 
     Args:
-        source: the pairs; each is decoded and checked on the way.
-        split: the files' first name.
-        folder: where to; made if it is not there.
-        num_shards: number of files; 0: as many as are about 128 MB each, but four at least.
-        threads: how many files are written at once; 0: one a core.
-        overwrite: builds anew over records of other files.
+        source: The pairs. Each is decoded and checked.
+        split: The first part of the file names.
+        folder: The output folder; created if it does not exist.
+        num_shards: The number of files; 0: files of about 128 MB, but at least four.
+        threads: The number of files to write at once; 0: the number of CPU cores.
+        overwrite: Whether to replace records of other files.
 
     Raises:
-        UserError: a pair is broken, the folder cannot be written to, it holds other records of this
+        UserError: A pair is broken, the folder cannot be written to or holds other records of this
             split, or another process is building them.
     """
     build = _Build(source, split, Path(folder).expanduser(), num_shards)
     with build.alone() if not build.is_complete(overwrite) else contextlib.nullcontext():
-        if not build.is_complete(
-            overwrite
-        ):  # asked again: another process may have built them in between
+        # Checked again, as another process may have built them in between.
+        if not build.is_complete(overwrite):
             build.prepare(overwrite)
             build.write_shards(threads or os.cpu_count() or 1)
             build.finish()
@@ -108,24 +115,27 @@ def build_records(
 
 
 def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]) -> int:
-    """Reads record files from end to end and compares them with their manifest; gives the number of pairs.
+    """Reads record files completely and compares them with their manifest.
+
+    Returns:
+        The number of pairs.
 
     Raises:
-        UserError: there is no manifest, or a file differs from it.
+        UserError: There is no manifest, or a file differs from it.
     """
     manifest = read_manifest(Path(folder), split, files)
     if manifest is None:
         raise UserError(
-            f"{manifest_path(Path(folder), split)}: there is no manifest to compare the records "
-            "with"
+            f"{manifest_path(Path(folder), split)}: this manifest does not exist, so the records "
+            "cannot be verified; build them with scripts/build_tfrecords.py"
         )
-    with reading(manifest_path(Path(folder), split), "a manifest", "build the records anew"):
+    with reading(manifest_path(Path(folder), split), "a manifest", "build the records again"):
         noted = {shard["file"]: (shard["sha256"], shard["pairs"]) for shard in manifest["shards"]}
     progress = Progress(len(files), f"verifying {split}", unit="files")
     for number, path in enumerate(files):
         pairs = sum(1 for _ in scan(str(path)))
         if (_sha256(path), pairs) != noted.get(path.name):
-            raise UserError(f"{path}: differs from what its manifest says; build or copy it anew")
+            raise UserError(f"{path}: differs from its manifest; build or copy it again")
         progress.update(number + 1)
     return int(manifest["pairs"])
 
@@ -135,7 +145,7 @@ class _Stopped(Exception):
 
 
 class _Build:
-    """One split on its way into records."""
+    """The build of the records of one split."""
 
     def __init__(self, source: Source, split: str, folder: Path, num_shards: int) -> None:
         self.source, self.split, self.folder = source, split, folder
@@ -158,10 +168,12 @@ class _Build:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from building this split; the lock ends with the process, even if it is killed.
+        """Context that keeps other processes from building this split.
+
+        The lock ends with the process, even if the process is killed.
 
         Raises:
-            UserError: another process is building the split, or the folder cannot be written to.
+            UserError: Another process is building the split, or the folder cannot be written to.
         """
         path = self.folder / f".{self.split}.lock"
         lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
@@ -177,12 +189,11 @@ class _Build:
         except filelock.Timeout as error:
             raise UserError(
                 f"{self.folder}: another process is building the split {self.split!r} there; wait "
-                "until it is done, or stop it: "
-                "the same command then goes on"
+                "for it, or stop it and run this command again to resume"
             ) from error
         except OSError as error:
             logging.info(
-                "%s: cannot be locked (%s); do not build the split twice at once",
+                "%s: cannot be locked (%s); do not build the split in two processes at once",
                 self.folder,
                 error.strerror,
             )
@@ -194,18 +205,21 @@ class _Build:
             lock.release()
 
     def is_complete(self, overwrite: bool) -> bool:
-        """Whether the same records are there already, in their full length; raises UserError if others are."""
+        """Whether the same records already exist in full length.
+
+        Raises:
+            UserError: The folder holds other records of this split, and `overwrite` is False.
+        """
         made_of, shards = self._manifest()
         if made_of not in ("", self.signature) and not overwrite:
             raise UserError(
-                f"{self.folder}: it holds records of the split {self.split!r} made of other "
-                "files, or in another number "
-                "of files; `overwrite` replaces them"
+                f"{self.folder}: it holds records of the split {self.split!r} built from other "
+                "files or with another number of shards; `overwrite` replaces them"
             )
         return made_of == self.signature and not overwrite and all(map(self._is_whole, shards))
 
     def _manifest(self) -> tuple[str, list[dict[str, Any]]]:
-        """What the finished build in the folder was made of, and its shards; "" where there is none."""
+        """Returns the signature and the shards of the finished build in the folder, or ""."""
         try:
             manifest = json.loads(manifest_path(self.folder, self.split).read_text())
             shards = [
@@ -213,7 +227,7 @@ class _Build:
                 for shard in manifest["shards"]
             ]
             return str(manifest["made_of"]), shards
-        except Exception:  # none there, or damaged: the records are built again
+        except Exception:  # missing or damaged: the records are built again
             return "", []
 
     def _is_whole(self, shard: dict[str, Any]) -> bool:
@@ -221,7 +235,7 @@ class _Build:
         return path.is_file() and path.stat().st_size == shard["bytes"]
 
     def _keep_whole_shards(self) -> None:
-        """Notes the good files of a finished build, of which others are gone or were cut off, as done."""
+        """Notes the intact shards of a finished build with missing or truncated shards as done."""
         made_of, shards = self._manifest()
         if made_of != self.signature:
             return
@@ -233,13 +247,17 @@ class _Build:
                     else []
                 )
             except UserError:
-                continue  # damaged too: it is written again
+                continue  # damaged: it is written again
             if sizes:
                 write_text(self._note(number), json.dumps({**shard, "sizes": sizes}))
         write_text(self.notes / "plan", self.signature)
 
     def prepare(self, overwrite: bool) -> None:
-        """Writes the plan; an unfinished build of the same files goes on, one of others is refused or removed."""
+        """Writes the plan of the build.
+
+        An unfinished build of the same files is resumed. One of other files is removed, or refused
+        without `overwrite`.
+        """
         if not overwrite:
             self._keep_whole_shards()
         plan = self.notes / "plan"
@@ -253,7 +271,7 @@ class _Build:
             return
         if (strange or unfinished) and not overwrite:
             what = (
-                "an unfinished build of other files"
+                "an unfinished build from other files"
                 if unfinished
                 else f"other records ({strange[0]})"
             )
@@ -271,7 +289,7 @@ class _Build:
         write_text(plan, self.signature)
 
     def write_shards(self, threads: int) -> None:
-        """Writes the shards that are not there yet, several at once."""
+        """Writes the missing shards, several at once."""
         missing = [number for number in range(self.count) if not self._is_done(number)]
         if not missing:
             return
@@ -300,15 +318,14 @@ class _Build:
                 json.loads(self._note(number).read_text())["bytes"]
                 == self.shard(number).stat().st_size
             )
-        except Exception:  # not written yet, or damaged
+        except Exception:  # missing or damaged
             return False
 
     def _write_shard(self, number: int) -> None:
         try:
             self._write(number)
         except BaseException:
-            # the others too; what they have not finished is written again next time
-            self.stop.set()
+            self.stop.set()  # the other threads; unfinished shards are written again next time
             raise
 
     def _write(self, number: int) -> None:
@@ -331,7 +348,7 @@ class _Build:
                 raise OSError(errno.EIO, str(error.message).rpartition("; ")[2]) from error
             if [hashlib.sha256(record).hexdigest() for _, record in scan(str(aside))] != digests:
                 raise OSError(
-                    errno.EIO, "what was read back is not what was written; the disk may be failing"
+                    errno.EIO, "the data read back differs from the data written; check the disk"
                 )
             checksum = _sha256(aside)
         note = {
@@ -343,9 +360,9 @@ class _Build:
         write_text(self._note(number), json.dumps({**note, "sizes": sizes}))
 
     def finish(self) -> None:
-        """Writes index and manifest from the notes, which are not needed any more."""
+        """Writes the index and the manifest from the notes, and removes the notes."""
         with reading(
-            self.notes, "notes of a build", "remove this folder and build the records anew"
+            self.notes, "notes of a build", "remove this folder and build the records again"
         ):
             notes = [json.loads(self._note(number).read_text()) for number in range(self.count)]
             sizes = [np.array(note.pop("sizes"), np.int64) for note in notes]
@@ -371,9 +388,8 @@ class _Build:
         }
         write_text(manifest_path(self.folder, self.split), json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(self.notes, ignore_errors=True)
-        for left in self.folder.glob(
-            f".{self.split}-[0-9]*-of-[0-9]*.tfrecord.*.tmp"
-        ):  # of a build that was killed
+        # Temporary files of builds that were killed.
+        for left in self.folder.glob(f".{self.split}-[0-9]*-of-[0-9]*.tfrecord.*.tmp"):
             left.unlink(missing_ok=True)
 
     def result(self) -> Built:
@@ -387,10 +403,10 @@ def _sha256(path: Path) -> str:
 
 
 def record_of(source: Source, index: int) -> bytes:
-    """One pair as a tf.train.Example with the official features, serialized.
+    """Returns a pair as a serialized `tf.train.Example` with the official features.
 
     Raises:
-        UserError: the pair is broken.
+        UserError: The pair is broken.
     """
     image, label = source.load(index)
     image_file = label_file = b""

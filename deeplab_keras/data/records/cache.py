@@ -1,4 +1,4 @@
-"""Sources that keep another source's pairs decoded: in memory as they come, or on a disk before the first one is asked for."""
+"""Caches of decoded pairs: in memory as they are loaded, or on disk before training starts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deeplab_keras.data.source import Source
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing, write_text
 
-FORMAT = 2  # of the files: a record each, whose checksums TensorFlow verifies at every reading
-HEADER = 8  # height and width, int32 each; then the image's pixels and the label's
+FORMAT = 2  # of the files: one record each, whose checksums TensorFlow verifies at each read
+HEADER = 8  # height and width, int32 each; followed by the pixels of the image and the label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Cache:
-    """Another source's pairs, kept somewhere."""
+    """Base of the caches: the properties of the cached source."""
 
     source: Source
 
@@ -45,7 +45,7 @@ class _Cache:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CachedSource(_Cache):
-    """Another source whose pairs stay in memory, decoded, once they were loaded."""
+    """A source that keeps the decoded pairs of another source in memory once they are loaded."""
 
     _pairs: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
         default_factory=dict, repr=False
@@ -64,7 +64,10 @@ class CachedSource(_Cache):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiskCachedSource(_Cache):
-    """Another source whose pairs lie decoded in a folder, a file each; made by `cache_on_disk`."""
+    """A source that reads decoded pairs from a folder with one file per pair.
+
+    `cache_on_disk` creates it.
+    """
 
     folder: str
 
@@ -75,13 +78,13 @@ class DiskCachedSource(_Cache):
             data = np.frombuffer(content, np.uint8)
             height, width = data[:HEADER].view("<i4").tolist()
             if height < 0 or width < 0 or len(data) != HEADER + 4 * height * width:
-                raise ValueError("its size is not that of its pixels")
+                raise ValueError("its size does not match its header")
             split = HEADER + 3 * height * width
             return data[HEADER:split].reshape(height, width, 3), data[split:].reshape(height, width)
         except Exception as error:
             reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
             raise UserError(
-                f"{path}: cannot be read ({reason}); remove its folder, and the cache is made anew"
+                f"{path}: cannot be read ({reason}); remove its folder to build the cache again"
             ) from error
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,17 +106,22 @@ def _path(folder: str, index: int) -> Path:
 
 
 def cache_on_disk(source: Source, cache_dir: str, title: str) -> DiskCachedSource:
-    """Decodes every pair of a source into a folder below `cache_dir`, unless it is there; a stopped job goes on.
+    """Decodes every pair of a source into a folder below `cache_dir`; existing pairs are kept.
 
-    The folder's name follows from the pairs' names and their files' sizes and times, so that
-    changed files get another one.
+    The name of the folder is computed from the names of the pairs and the sizes and times of their
+    files, so that changed files get another folder.
+
+    Args:
+        source: The source to cache.
+        cache_dir: The folder of all caches.
+        title: The name of the dataset and the split, for the progress line.
 
     Raises:
-        UserError: a pair is broken, or the folder cannot be written to or has not got the room.
+        UserError: A pair is broken, the folder cannot be written to, or the disk is too small.
     """
     files = isinstance(source, FileSource)
     kind = (
-        [str(source.label_map), str(source.colours)]
+        [str(source.label_map), str(source.colors)]
         if isinstance(source, FileSource)
         else [repr(source)]
     )
@@ -138,7 +146,7 @@ def cache_on_disk(source: Source, cache_dir: str, title: str) -> DiskCachedSourc
 
 
 def pair_state(source: Source, index: int) -> tuple[int, int]:
-    """Bytes and time of change of a pair's files, by which it is known again; zeros for pairs that are no files."""
+    """Returns the size and the modification time of a pair's files; zeros if it has no files."""
     if not isinstance(source, FileSource):
         return 0, 0
     paths = (source.images[index], source.labels[index])
@@ -147,7 +155,7 @@ def pair_state(source: Source, index: int) -> tuple[int, int]:
 
 
 def _check_room(source: Source, folder: Path, missing: list[int]) -> None:
-    """Raises UserError where the disk is too small, going by the size of a few pairs."""
+    """Raises `UserError` if the disk is too small, as estimated from a few pairs."""
     sample = missing[:: max(len(missing) // 8, 1)]
     if not sample:
         return
@@ -156,8 +164,8 @@ def _check_room(source: Source, folder: Path, missing: list[int]) -> None:
     if needed > (free := shutil.disk_usage(above).free):
         raise UserError(
             f"`cache_dir={folder.parent}`: {len(missing)} decoded pairs need about "
-            f"{needed / 1e9:.3g} GB and {free / 1e9:.3g} GB "
-            "are free; give another folder, or leave `cache_dir` out"
+            f"{needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free; give another folder, "
+            "or omit `cache_dir`"
         )
 
 

@@ -1,4 +1,7 @@
-"""Where each record of a split lies in its files: found once by reading them all, then kept beside them in a small file."""
+"""The index of a split's records: the file and the position of each record.
+
+It is built once by reading all record files, and then saved next to them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing
 
-LARGEST_INDEX = 64 << 20  # bytes of an index's arrays, apart from four times its file
+LARGEST_INDEX = 64 << 20  # arrays may have this many bytes plus four times the size of the file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,13 +34,13 @@ class RecordIndex:
     """The records of a split, in order.
 
     Attributes:
-        files: the record files' names.
-        file_bytes: how long each is; another length means that the index is of other files.
-        names: a name for each record.
-        file_of: for each record the number of its file, int32 `[n]`.
-        offsets: where it begins there, int64 `[n]`.
-        sizes: how many bytes it has, int64 `[n]`.
-        plain: bool `[n, 2]`, see `FileSource.plain`; `[0, 2]`: not known.
+        files: The names of the record files.
+        file_bytes: The size of each file, by which an index of other files is recognized.
+        names: The name of each record.
+        file_of: The number of each record's file, int32 `[n]`.
+        offsets: The byte at which each record begins in its file, int64 `[n]`.
+        sizes: The number of bytes of each record, int64 `[n]`.
+        plain: bool `[n, 2]`, see `FileSource.plain`; `[0, 2]`: unknown.
     """
 
     files: tuple[str, ...]
@@ -52,7 +55,7 @@ class RecordIndex:
         return len(self.names)
 
     def looks(self) -> dict[int, Look] | None:
-        """What is known of the pictures' headers."""
+        """Returns what is known about the headers of the images; None if nothing is known."""
         return {
             i: Look((bool(image), bool(label))) for i, (image, label) in enumerate(self.plain)
         } or None
@@ -61,7 +64,7 @@ class RecordIndex:
         """Writes the index to a file.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: The file cannot be written.
         """
         values = dataclasses.asdict(self)
         for field in ("files", "names"):
@@ -72,11 +75,11 @@ class RecordIndex:
 
     @classmethod
     def load(cls, path: Path, files: Sequence[Path]) -> RecordIndex | None:
-        """The index that was saved for these record files; None if there is none or it is of others."""
+        """Loads the index of the record files; None if there is none or it is for other files."""
         if not path.is_file():
             return None
         try:
-            with reading(path, "an index of records", "it is made again"):
+            with reading(path, "an index of records", "it is built again"):
                 values = _arrays(path, [field.name for field in dataclasses.fields(cls)])
                 for field in ("files", "names"):
                     values[field] = tuple(values[field].tobytes().decode().split("\0"))
@@ -90,9 +93,9 @@ class RecordIndex:
         return index if (index.files, index.file_bytes) == now else None
 
     def check(self) -> None:
-        """Raises ValueError unless the records fill the files, one after the other, and every field agrees with that.
+        """Raises `ValueError` unless the fields are consistent and the records fill the files.
 
-        The offsets and sizes are what TensorFlow takes memory by.
+        TensorFlow allocates memory according to the offsets and sizes.
         """
         count = len(self.names)
         shapes = [array.shape for array in (self.file_of, self.offsets, self.sizes)]
@@ -114,7 +117,7 @@ class RecordIndex:
             or self.file_of.max() >= len(self.files)
             or (np.diff(self.file_of) < 0).any()
         ):
-            raise ValueError("a record is in no file")
+            raise ValueError("a record has no file")
         np.add.at(ends, self.file_of, lengths)
         before = np.cumsum(lengths) - lengths - (np.cumsum(ends) - ends)[self.file_of]
         if ends.tolist() != list(self.file_bytes) or (before != self.offsets).any():
@@ -122,7 +125,7 @@ class RecordIndex:
 
 
 def _arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Arrays of an .npz file, each read to its end so that its checksum counts, and none larger than its file allows."""
+    """Reads arrays of an .npz file, verifies their checksums and limits their size."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.getinfo(f"{name}.npy") for name in names}
         if (
@@ -143,7 +146,7 @@ def _array(data: bytes) -> np.ndarray:
     )
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject or fortran or len(data) - file.tell() != math.prod(shape) * dtype.itemsize:
-        raise ValueError("an array's header does not fit its data")
+        raise ValueError("an array's header does not match its data")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
@@ -154,17 +157,18 @@ def make_index(
     title: str,
     name_of: Callable[[str], str] | None = None,
 ) -> RecordIndex:
-    """Reads record files from end to end, their checksums verified, and notes where each record lies.
+    """Builds an index by reading the record files completely, and verifies their checksums.
 
     Args:
-        files: the files in order.
-        keys: features that every record must have.
-        name_key: the feature that names a record; one without it is called by file and number.
-        title: of the progress line.
-        name_of: what becomes of that name; by default the last part of a path, without its suffix.
+        files: The files in order.
+        keys: Features that every record must have.
+        name_key: The feature with the name of a record. Records without it are named by file and
+            number.
+        title: The title of the progress line.
+        name_of: Converts that name; by default, to the last part of a path without its suffix.
 
     Raises:
-        UserError: a file is damaged, or a record has not got the features; names the file.
+        UserError: A file is damaged, or a record does not have the features.
     """
     progress = Progress(len(files), title, unit="files")
 
@@ -181,7 +185,7 @@ def make_index(
         found += [(*entry, number) for entry in entries]
         progress.update(number + 1)
     if not found:
-        raise UserError(f"{files[0]}: there is no record in it{and_more(len(files))}")
+        raise UserError(f"{files[0]}: it has no records{and_more(len(files))}")
     names, offsets, sizes, file = zip(*found, strict=True)
     lengths = tuple(os.path.getsize(path) for path in files)
     arrays = (
@@ -194,7 +198,7 @@ def make_index(
 
 
 def stem(name: str) -> str:
-    """`ADE20K/images/training/ADE_train_1.jpg` -> `ADE_train_1`."""
+    """Returns `ADE_train_1` for `ADE20K/images/training/ADE_train_1.jpg`."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
 
@@ -219,7 +223,7 @@ def _name(
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with a number after those that were there before."""
+    """Returns the names, with a number appended to repeated ones."""
     seen: dict[str, int] = {}
     found = []
     for name in names:
@@ -229,6 +233,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def keep(index: RecordIndex, path: Path) -> None:
-    """Saves an index beside its files, where that is possible."""
+    """Saves an index next to its files if the folder is writable."""
     with contextlib.suppress(UserError):
         index.save(path)

@@ -1,10 +1,10 @@
-"""Datasets in sharded TFRecord files with the official DeepLab's features: those of build_tfrecords, and the official tools' own.
+"""Reads datasets from sharded TFRecord files with the official DeepLab's features.
 
-The files of a split are called `SPLIT-00000-of-00004.tfrecord`. A record is found by its place,
-which an index keeps, so that records serve like files: any image at any position of the training
-stream. Beside its records build_tfrecords leaves `SPLIT.manifest.json`, which says what they hold,
-and `SPLIT.index.npz`; records without a manifest are read under the name of their dataset, and
-indexed when they are first opened.
+The files of a split are named `SPLIT-00000-of-00004.tfrecord`. They were written by
+build_tfrecords or by the official tools. An index has the position of each record, so records allow
+random access like files. build_tfrecords also writes `SPLIT.manifest.json`, which describes the
+records, and `SPLIT.index.npz`. Records without a manifest are read under the name of their dataset,
+and indexed when they are first opened.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from deeplab_keras.data.records.record_index import RecordIndex, keep, make_inde
 
 FORMAT = 1  # of the manifest
 CLASSES_FILE = "classes.txt"
-# Dataset by name -> what the masks in the official tools' records hold, and what is wanted of them.
+# Dataset name -> classes of the masks in the official tools' records, and classes to return.
 OFFICIAL: dict[str, tuple[DatasetInfo, DatasetInfo]] = {
     "voc2012": (VOC2012, VOC2012),
     "pascal_voc_seg": (VOC2012, VOC2012),
@@ -53,23 +53,26 @@ OFFICIAL: dict[str, tuple[DatasetInfo, DatasetInfo]] = {
     "cityscapes": (CITYSCAPES, CITYSCAPES),
     "camvid": (CAMVID, CAMVID),
 }
-# What other tools call a split.
+# Different names of the same split.
 SAME_SPLIT = (
-    {"trainaug", "train_aug"}, {"train", "train_fine"}, {"val", "val_fine"}, {"trainval", "trainval_fine"},
-)  # fmt: skip
+    {"trainaug", "train_aug"},
+    {"train", "train_fine"},
+    {"val", "val_fine"},
+    {"trainval", "trainval_fine"},
+)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.tfrecords?)?")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSource(FileSource):
-    """A source of records; its paths are those of `record_file.member_path`.
+    """Records as a source; its paths are those of `record_file.member_path`.
 
     Attributes:
-        files: the record files' paths.
-        file_of: for each pair the number of its file, int32 `[n]`.
-        offsets: where its record begins there, int64 `[n]`.
-        sizes: how many bytes the record has, int64 `[n]`.
-        keys: the features that hold the image's file and the mask's.
+        files: The paths of the record files.
+        file_of: The number of each pair's file, int32 `[n]`.
+        offsets: The byte at which each pair's record begins in its file, int64 `[n]`.
+        sizes: The number of bytes of each record, int64 `[n]`.
+        keys: The names of the features with the image file and the mask file.
     """
 
     files: tuple[str, ...] = ()
@@ -96,13 +99,12 @@ class RecordSource(FileSource):
         )
 
     def tf_record(self, index: tf.Tensor) -> tf.Tensor:
-        """The bytes of a record as a part of a tf.data graph, its checksums verified."""
+        """Reads a record inside a tf.data graph and verifies its checksums."""
+        size = tf.gather(self.sizes, index) + HEADER + FOOTER
         return read_record(
             tf.gather(list(self.files), tf.gather(self.file_of, index)),
             tf.gather(self.offsets, index),
-            tf.gather(self.sizes, index)
-            + HEADER
-            + FOOTER,  # so that it is read at once, and nothing else
+            buffer_size=size,  # one read of exactly the record
         )
 
     def take(self, chosen: Iterable[int]) -> RecordSource:
@@ -121,17 +123,17 @@ class RecordSource(FileSource):
                 f"{self.offsets[index]}"
             )
             raise BrokenFileError(
-                f"{where} is damaged; make or fetch the file anew, or leave such records out with "
+                f"{where} is damaged; build or download the file again, or skip such records with "
                 "`skip_broken_files`"
             ) from error
         return super().load_ids(index)
 
 
 def find_records(folder: Path, split: str) -> tuple[str, list[Path]]:
-    """The split's name in the files' names, and its record files in order; none if there are none.
+    """Returns the split as it is named in the file names, and its record files in order.
 
     Raises:
-        UserError: some of them are missing.
+        UserError: Some of the files are missing.
     """
     if not folder.is_dir():
         return split, []
@@ -148,13 +150,15 @@ def find_records(folder: Path, split: str) -> tuple[str, list[Path]]:
                 if len(shards) == 1
                 else f"there are files {totals}"
             )
-            raise UserError(f"{folder}/{chosen}-*.tfrecord: {told}; make or fetch the records anew")
+            raise UserError(
+                f"{folder}/{chosen}-*.tfrecord: {told}; build or download the records again"
+            )
         return chosen, [files[number] for number in range(total)]
     return split, []
 
 
 def shards_in(folder: Path) -> dict[str, dict[int, dict[int, Path]]]:
-    """The record files in a folder: split -> number of files -> number -> path."""
+    """Returns the record files in a folder: split -> total number of files -> number -> path."""
     found: dict[str, dict[int, dict[int, Path]]] = {}
     for path in sorted(folder.iterdir()):
         if (match := _SHARD.fullmatch(path.name)) and not path.name.startswith("."):
@@ -163,7 +167,7 @@ def shards_in(folder: Path) -> dict[str, dict[int, dict[int, Path]]]:
 
 
 def has_records(config: DataConfig, split: str) -> bool:
-    """Whether --dataset_dir holds record files of a split, or record files (of other splits) and nothing else."""
+    """Whether `dataset_dir` has record files of a split, or only record files (of other splits)."""
     folder = Path(config.dataset_dir or "").expanduser()
     if not config.dataset_dir or not folder.is_dir():
         return False
@@ -183,24 +187,23 @@ def _of_records(name: str) -> bool:
 
 
 def open_records(config: DataConfig, split: str) -> RecordSource:
-    """A split of the records in --dataset_dir.
+    """Opens a split of the records in `dataset_dir`.
 
     Raises:
-        UserError: there are none, some are missing or damaged, or it is not known what they hold.
+        UserError: There are no records, some are missing or damaged, or their classes are unknown.
     """
     if not config.dataset_dir:
         raise UserError(
-            f"`dataset={config.dataset}` needs `dataset_dir='FOLDER'`, the folder that holds the "
-            "record files"
+            f"`dataset={config.dataset}` requires `dataset_dir='FOLDER'`, the folder of the record "
+            "files"
         )
     folder = Path(config.dataset_dir).expanduser()
     split, files = find_records(folder, split)
     if not files:
         there = ", ".join(sorted(shards_in(folder))) if folder.is_dir() else ""
         raise UserError(
-            f"`dataset_dir={config.dataset_dir}`: there are no files "
-            f"{split}-00000-of-NNNNN.tfrecord; "
-            f"splits there: {there or 'none'}; scripts/build_tfrecords.py makes them"
+            f"`dataset_dir={config.dataset_dir}`: it has no files {split}-00000-of-NNNNN.tfrecord; "
+            f"available splits: {there or 'none'}; scripts/build_tfrecords.py builds records"
         )
     manifest = read_manifest(folder, split, files)
     info, label_map = _classes(config, folder, manifest)
@@ -224,20 +227,21 @@ def source_of(
     verified: bool = False,
     keys: tuple[str, str] = (IMAGE, LABEL),
 ) -> RecordSource:
-    """A source of the records in an index.
+    """Returns a source of the records in an index.
 
     Args:
-        config: whether broken pictures are left out.
-        index: where they are.
-        files: the record files.
-        info: classes.
-        label_map: id in the masks -> class id or ignore label; None: the masks hold these
-            themselves.
-        verified: all was checked when the records were made, and all are plain (see FileSource).
-        keys: the features that hold the image's file and the mask's.
+        config: The config, which says whether broken images are skipped.
+        index: The index of the records.
+        files: The record files.
+        info: The classes.
+        label_map: Id in the masks -> class id or ignore label; `None`: The masks already hold class
+            ids.
+        verified: Whether the records were checked when they were built and are all plain (see
+            `FileSource`).
+        keys: The names of the features with the image file and the mask file.
 
     Raises:
-        UserError: as `files.open_pairs`, whose checks are made unless the records are verified.
+        UserError: See `files.pairs.open_pairs`, which checks the records unless they are verified.
     """
     paths = [str(path) for path in files]
     places = list(zip(index.file_of.tolist(), index.offsets.tolist(), index.names, strict=True))
@@ -268,15 +272,18 @@ def source_of(
 
 
 def manifest_path(folder: Path, split: str) -> Path:
-    """Where a split's manifest lies; no name that `SPLIT-*`, by which the official reader finds records, would take."""
+    """Returns the path of a split's manifest.
+
+    The name does not match the pattern `SPLIT-*`, by which the official reader finds records.
+    """
     return folder / f"{split}.manifest.json"
 
 
 def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any] | None:
-    """What build_tfrecords left beside its records; None for those of other tools.
+    """Reads the manifest that build_tfrecords writes; None for records of other tools.
 
     Raises:
-        UserError: it is no manifest, or of other files.
+        UserError: The file is not a manifest, or is for other record files.
     """
     path = manifest_path(folder, split)
     try:
@@ -287,22 +294,22 @@ def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any]
     except FileNotFoundError:
         return None
     except UserError as error:
-        raise UserError(f"{path}: {error.text}; build the records anew") from error
-    except Exception as error:  # whatever stands in the file: also what is nested too deeply
+        raise UserError(f"{path}: {error.text}; build the records again") from error
+    except Exception as error:  # including RecursionError
         raise UserError(
-            f"{path}: cannot be read as a manifest ({error}); build the records anew"
+            f"{path}: cannot be read as a manifest ({error}); build the records again"
         ) from error
     if known != FORMAT:
         raise UserError(
-            f"{path}: it has the format {known}, this version reads {FORMAT}; build the records "
-            "anew"
+            f"{path}: its format is {known}, but this version reads format {FORMAT}; build the "
+            "records again"
         )
     for file in files:
         if shards.get(file.name) != file.stat().st_size:
             expected = f"{shards[file.name]} bytes" if file.name in shards else "no such file"
             raise UserError(
-                f"{file}: it has {file.stat().st_size} bytes, the manifest says {expected}; build "
-                "or copy it anew"
+                f"{file}: it has {file.stat().st_size} bytes, but the manifest says {expected}; "
+                "build or copy it again"
             )
     return manifest
 
@@ -310,7 +317,7 @@ def read_manifest(folder: Path, split: str, files: list[Path]) -> dict[str, Any]
 def _classes(
     config: DataConfig, folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[DatasetInfo, Mapping[int, int] | None]:
-    """The classes wanted, and the map to them from what the records hold."""
+    """Returns the classes, and the label map from the ids in the records to them."""
     if manifest is not None:
         held = DatasetInfo.from_dict(manifest["dataset"])
         wanted = OFFICIAL[config.dataset][1] if config.dataset in OFFICIAL else held
@@ -324,10 +331,9 @@ def _classes(
         )
     else:
         raise UserError(
-            f"`dataset_dir={config.dataset_dir}`: records without a manifest do not say what "
-            "their classes are; give the "
-            f"dataset's name (`dataset={', '.join(OFFICIAL)}`) or put a {CLASSES_FILE} there, one "
-            "name a line"
+            f"`dataset_dir={config.dataset_dir}`: the classes of records without a manifest are "
+            f"unknown; give the dataset's name (`dataset={', '.join(OFFICIAL)}`) or add a "
+            f"{CLASSES_FILE} with one name per line"
         )
     if (held.class_names, held.ignore_label) == (wanted.class_names, wanted.ignore_label):
         return held if config.dataset not in OFFICIAL else wanted, None
@@ -337,6 +343,5 @@ def _classes(
         return wanted, {label: other for other, label in LABEL_MAP.items()}
     raise UserError(
         f"`dataset={config.dataset}`: the records in {config.dataset_dir} hold the "
-        f"{held.num_classes} classes of {held.name!r}; "
-        "`dataset='tfrecord'` takes them as they are"
+        f"{held.num_classes} classes of {held.name!r}; `dataset='tfrecord'` reads these classes"
     )

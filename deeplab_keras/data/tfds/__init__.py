@@ -1,1 +1,1 @@
-"""tensorflow-datasets: reading what it has prepared, and builders that prepare our datasets for it."""
+"""tensorflow-datasets: reading its prepared datasets, and builders that prepare ours for it."""

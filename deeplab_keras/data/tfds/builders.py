@@ -1,12 +1,14 @@
-"""The datasets as builders of tensorflow-datasets, for those whose other code works with it.
+"""The datasets as builders of tensorflow-datasets, for use with other code that reads them.
+
+Either of these commands prepares `deeplab_camvid` from the files of the dataset:
 
     python scripts/build_tfds.py --dataset=camvid --dataset_dir=datasets/camvid
-    tfds build --imports=deeplab_keras.data.tfds.builders deeplab_camvid --manual_dir=datasets/camvid
+    tfds build --imports=deeplab_keras.data.tfds.builders deeplab_camvid \
+        --manual_dir=datasets/camvid
 
-make `deeplab_camvid` out of the dataset's own files; `tfds.load("deeplab_camvid")` and, here,
-`--dataset=tfds:deeplab_camvid` read it then. The masks hold class ids, the dataset's label map
-applied; class names, colours and ignore label stand in the metadata; examples keep the order of the
-files. Importing this module registers the builders.
+`tfds.load("deeplab_camvid")` and `--dataset=tfds:deeplab_camvid` read it. The masks hold class ids,
+after the dataset's label map. The metadata has the class names, the colors and the ignore label.
+Examples keep the order of the files. Importing this module registers the builders.
 """
 
 from __future__ import annotations
@@ -35,20 +37,19 @@ INSTRUCTIONS = (
 
 
 class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the builders have in common: every split whose files are there, pair by pair."""
+    """Base of the builders: prepares every split whose files exist, pair by pair."""
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS.format("the dataset's name")
-    # Name of the dataset here, and the splits that are looked for.
-    DATASET: str
+    DATASET: str  # name of the dataset in this library
     CLASSES: DatasetInfo
-    SOURCES: tuple[str, ...] = ("train", "val")
+    SOURCES: tuple[str, ...] = ("train", "val")  # splits to prepare if their files exist
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self.CLASSES.name}: images with a mask of class ids each, as "
-            "deeplab_keras reads them.",
+            description=f"{self.CLASSES.name}: images and masks of class ids, as read by "
+            "deeplab_keras.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -138,17 +139,18 @@ BUILDERS: dict[str, type[FilesBuilder]] = {
 
 
 def build_tfds(config: DataConfig, data_dir: str) -> tuple[str, Path, dict[str, int]]:
-    """Prepares a dataset's files for tensorflow-datasets, as the builder `deeplab_NAME` of BUILDERS.
+    """Prepares a dataset for tensorflow-datasets, with the builder `deeplab_NAME` of `BUILDERS`.
 
     Args:
-        config: the dataset and --dataset_dir.
-        data_dir: the folder in which tensorflow-datasets keeps its datasets.
+        config: The config with `dataset` and `dataset_dir`.
+        data_dir: The folder in which tensorflow-datasets keeps its datasets.
 
     Returns:
-        The builder's name, the folder that it made, and the examples of each split.
+        The name of the builder, the folder of the prepared dataset, and the number of examples of
+        each split.
 
     Raises:
-        UserError: there is no builder of that dataset, or its files are missing or wrong.
+        UserError: The dataset has no builder, or its files are missing or wrong.
     """
     if config.dataset not in BUILDERS:
         raise unknown_option("dataset", config.dataset, BUILDERS)

@@ -1,7 +1,7 @@
-"""Datasets of tensorflow-datasets by name: `--dataset=tfds:oxford_iiit_pet`.
+"""Reads datasets of tensorflow-datasets by name: `--dataset=tfds:oxford_iiit_pet`.
 
-What it prepares are record files, so they are read as records are: any example by its place, its
-pictures by the same decoders. Nothing of its reading is used, which has no fixed order.
+Its prepared datasets are record files, so they are read like all records, with random access and
+the same decoders. Its own reading is not used because it has no fixed order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASK_KEYS = ("segmentation_mask", "segmentation_label", "segmentation", "mask", 
 NAME_KEYS = ("file_name", "image/filename", "image_id")
 SAME_SPLIT = {"val": ("validation", "valid", "test")}
 Classes = tuple[DatasetInfo, Mapping[int, int] | None]
-# Datasets whose masks say nothing about their classes: what the ids are.
+# Classes of datasets whose metadata does not describe the ids in their masks.
 KNOWN: dict[str, Classes] = {
     "oxford_iiit_pet": (
         info_for_classes("oxford_iiit_pet", ("pet", "background", "border")),
@@ -41,21 +41,21 @@ KNOWN: dict[str, Classes] = {
 
 
 def open_tfds(config: DataConfig, split: str) -> RecordSource:
-    """A split of the dataset that `--dataset=tfds:NAME` names; NAME may be `NAME/CONFIG:VERSION`, the split `train[:80%]`.
+    """Opens a split of the dataset `tfds:NAME`.
 
-    --dataset_dir is its data_dir. What is not prepared there is prepared, downloading it where the
-    dataset does so.
+    NAME may be `NAME/CONFIG:VERSION`, and the split may be `train[:80%]`. `dataset_dir` is the
+    data_dir of tensorflow-datasets. A dataset that is not prepared there is prepared first, which
+    may download it.
 
     Raises:
-        UserError: there is no such dataset or split, it cannot be prepared, or it has no masks.
+        UserError: The dataset or the split does not exist, cannot be prepared, or has no masks.
     """
     builder = _prepared(config)
     info = builder.info
     if info.file_format.value != "tfrecord":
         raise UserError(
             f"`dataset={config.dataset}`: it was prepared as {info.file_format.value} files; "
-            "prepare it as TFRecord: "
-            f"tfds build {builder.name} --file_format=tfrecord"
+            f"prepare it as TFRecord: tfds build {builder.name} --file_format=tfrecord"
         )
     keys = _features(config, info.features)
     parts = _Parts(config, builder, keys)
@@ -94,18 +94,17 @@ def _prepared(config: DataConfig) -> Any:
         builder = tfds.builder(name, data_dir=folder)
     except Exception as error:  # of many kinds, and not documented
         raise UserError(
-            f"`dataset={config.dataset}`: tensorflow-datasets has no such dataset "
-            f"({_line(error)}); "
-            "https://www.tensorflow.org/datasets/catalog lists them"
+            f"`dataset={config.dataset}`: tensorflow-datasets does not have this dataset "
+            f"({_line(error)}); see https://www.tensorflow.org/datasets/catalog for a list"
         ) from error
     if builder.is_prepared():
         return builder
     logging.info("%s is not prepared in %s yet; preparing it there", name, builder.data_path)
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever stands in the dataset's own code
+    except Exception as error:  # the dataset's own code can raise anything
         advice = (
-            f"; with its files at hand: tfds build {name} --data_dir={builder.data_dir_root} "
+            f"; if you have its files: tfds build {name} --data_dir={builder.data_dir_root} "
             "--manual_dir=FOLDER"
         )
         if isinstance(builder, tfds_builders.FilesBuilder):
@@ -113,7 +112,7 @@ def _prepared(config: DataConfig) -> Any:
                 f"`dataset={builder.DATASET}` `dataset_dir='FOLDER'` "
                 f"`data_dir={builder.data_dir_root}`"
             )
-            advice = f"; with its files at hand: python scripts/build_tfds.py {own}"
+            advice = f"; if you have its files: python scripts/build_tfds.py {own}"
         raise UserError(
             f"`dataset={config.dataset}`: tensorflow-datasets cannot prepare it in "
             f"{builder.data_path} ({_line(error)}){advice}"
@@ -127,7 +126,7 @@ def _line(error: Exception) -> str:
 
 
 def _features(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of the image and of the mask."""
+    """Returns the names of the image feature and the mask feature."""
     channels = {
         key: value.shape[-1]
         for key, value in features.items()
@@ -142,15 +141,14 @@ def _features(config: DataConfig, features: Mapping[str, Any]) -> tuple[str, str
     images = [key for key in images if key not in masks[:1]]
     if not masks or not images:
         raise UserError(
-            f"`dataset={config.dataset}`: it has no {'masks' if images else 'images'} that could "
-            "be found; "
+            f"`dataset={config.dataset}`: no feature for {'masks' if images else 'images'} found; "
             f"its features: {', '.join(features)}"
         )
     return images[0], masks[0]
 
 
 def _instructions(config: DataConfig, info: Any, split: str) -> list[Any]:
-    """The parts of record files that are a split."""
+    """Returns the parts of record files that make up a split."""
     others = (name for name in SAME_SPLIT.get(split, ()) if name in info.splits)
     name = split if split in info.splits else next(others, split)
     try:
@@ -158,13 +156,12 @@ def _instructions(config: DataConfig, info: Any, split: str) -> list[Any]:
     except ValueError as error:
         raise UserError(
             f"`train_split` or `eval_split={split}`: the dataset {config.dataset} has the splits "
-            f"{', '.join(info.splits)}; "
-            "parts are written train[:80%], train[80%:]"
+            f"{', '.join(info.splits)}; slices are written as train[:80%] or train[80%:]"
         ) from error
 
 
 class _Parts:
-    """The record files of a prepared dataset, indexed when they are wanted."""
+    """The record files of a prepared dataset, which are indexed when needed."""
 
     def __init__(self, config: DataConfig, builder: Any, keys: tuple[str, str]) -> None:
         self.config, self.builder, self.keys = config, builder, keys
@@ -173,7 +170,11 @@ class _Parts:
         self.name_key = next((key for key in NAME_KEYS if key in features), NAME_KEYS[0])
 
     def of(self, instructions: list[Any]) -> tuple[RecordIndex, np.ndarray, Path]:
-        """The index of the files that the instructions name, which of its records they choose, and where it is kept."""
+        """Applies the file instructions of a split.
+
+        Returns:
+            The index of the files, the chosen records, and the path at which the index is saved.
+        """
         self.files = files = list(dict.fromkeys(Path(part.filename) for part in instructions))
         digest = hashlib.sha256("\0".join(path.name for path in files).encode()).hexdigest()[:8]
         kept = files[0].parent / f"deeplab_keras-{digest}.index.npz"
@@ -194,7 +195,7 @@ class _Parts:
         return index, np.concatenate(chosen), kept
 
     def masks(self) -> list[str]:
-        """The paths of all masks, of all splits."""
+        """Returns the paths of the masks of all splits."""
         paths = []
         for split in self.builder.info.splits.values():
             index, _, _ = self.of(list(split.file_instructions))
@@ -207,13 +208,16 @@ class _Parts:
 
 
 def _plain_name(name: str) -> str:
-    """A name without an image's suffix and without what would lead out of a folder."""
+    """Returns a name without an image suffix and without parts that lead out of a folder."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return "/".join([*parts[:-1], stem(parts[-1])]) if parts else ""
 
 
 def _classes(config: DataConfig, builder: Any, parts: _Parts) -> Classes:
-    """What the ids in the masks are: as the dataset says, as it is known to be, or else as they turn out to be."""
+    """Returns the classes and the label map.
+
+    They come from the dataset's metadata, from `KNOWN`, or are inferred from the masks.
+    """
     metadata, feature = builder.info.metadata or {}, builder.info.features[parts.keys[1]]
     if "class_names" in metadata and "palette" in metadata:
         return DatasetInfo.from_dict(metadata), None
@@ -229,7 +233,7 @@ def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Par
     paths = parts.masks()
     parts.files = files
     logging.info(
-        "%s does not name its classes: reading %d masks to see which ids there are",
+        "%s does not list its classes: reading %d masks to infer them",
         config.dataset,
         len(paths),
     )
@@ -242,9 +246,8 @@ def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Par
     count = int(np.flatnonzero(present).max(initial=-1)) + 1
     if count < 2:
         raise UserError(
-            f"`dataset={config.dataset}`: its masks hold at most the id 0 beside the ignore label "
-            f"{config.ignore_label}; "
-            "they are no map of classes"
+            f"`dataset={config.dataset}`: its masks hold no id besides 0 and the ignore label "
+            f"{config.ignore_label}, so they are not label maps; use another dataset"
         )
     return info_for_classes(
         name, [f"class_{i}" for i in range(count)], ignore_label=config.ignore_label
