@@ -1,4 +1,4 @@
-"""Small datasets in folders, and masks in every form that PNG has, for the tests of the data room."""
+"""Small datasets in folders, and masks in all forms of PNG, for the tests of the data package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES = ("wall", "floor", "lamp")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise over ramps, so that a JPEG of it has every frequency."""
+    """Noise over ramps, so that a JPEG of it contains all frequencies."""
     rng = np.random.default_rng(seed)
     across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
     ramps = np.stack([across, down, np.full((height, width), 90)], -1)
@@ -34,7 +34,10 @@ def write_dataset(
     labels: str = "labels",
     suffix: str = ".jpg",
 ) -> pathlib.Path:
-    """`images/<split>/pic_N` and masks of 20x30 and more pixels, three classes and the ignore label; no classes.txt."""
+    """Writes `images/<split>/pic_N` and masks of at least 20x30 pixels, without classes.txt.
+
+    The masks hold three classes and the ignore label.
+    """
     for index in range(count):
         height, width = 20 + index, 30 + 2 * index
         for folder in ("images", labels):
@@ -47,7 +50,7 @@ def write_dataset(
 
 
 def truncate(path: pathlib.Path) -> None:
-    """Cuts off the end of a file; its header stays."""
+    """Truncates a file; its header remains."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 3 // 4])
 
@@ -55,7 +58,7 @@ def truncate(path: pathlib.Path) -> None:
 def write_png(
     path: pathlib.Path, pixels: np.ndarray, bit_depth: int, palette: bytes | None = None
 ) -> None:
-    """A gray or palette PNG of any bit depth, written by hand: Pillow writes only some."""
+    """Writes a gray or palette PNG of any bit depth, which Pillow cannot do."""
     height, width = pixels.shape
     if bit_depth == 16:
         rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
@@ -83,7 +86,7 @@ def write_png(
 
 
 def write_mat(path: pathlib.Path, ids: np.ndarray, structure: str = "GTcls") -> None:
-    """A file of SBD's folder cls, as MATLAB writes it: a structure of three fields, compressed."""
+    """Writes a file of SBD's folder cls as MATLAB does: a compressed structure of three fields."""
 
     def element(kind: int, data: bytes) -> bytes:
         return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
@@ -112,7 +115,7 @@ def write_mat(path: pathlib.Path, ids: np.ndarray, structure: str = "GTcls") -> 
 
 
 def png16(path: pathlib.Path, values: np.ndarray) -> None:
-    """A PNG of 16 bits per channel, in gray or RGB, written by hand."""
+    """Writes a gray or RGB PNG with 16 bits per channel."""
     rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
     header = struct.pack(
         ">IIBBBBB", values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, 0, 0, 0

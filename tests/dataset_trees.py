@@ -1,4 +1,4 @@
-"""Made-up datasets in the exact layout of the real ones: noise for images, blocks of classes for masks."""
+"""Synthetic datasets in the layout of the real ones: images of noise, masks of blocks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deeplab_keras.data.info import pascal_palette
 
 # The 35 ids of Cityscapes' own table (cityscapesScripts, labels.py) -> train id; 255 is ignored.
 CITYSCAPES_IDS = dict.fromkeys(range(34), 255) | {
-    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
-    31: 16, 32: 17, 33: 18,
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
+    26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
 }  # fmt: skip
 
-Masks = dict[str, np.ndarray]  # the source's name of a pair -> the ids in its mask file
+Masks = dict[str, np.ndarray]  # name of a pair in the source -> ids in its mask file
 
 
 def _image(path: pathlib.Path, size: tuple[int, int], seed: int) -> None:
@@ -34,7 +34,7 @@ def _mask(path: pathlib.Path, ids: np.ndarray, palette: bool = False) -> None:
 
 
 def voc2012(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
-    """Two training and two validation images with palette masks; a third one is in trainaug alone, with a gray mask."""
+    """Two training and two validation images with palette masks, and a gray mask for trainaug."""
     home, masks = root / "VOCdevkit" / "VOC2012", {}
     lists = {"train": ["2007_000032", "2007_000039"], "val": ["2007_000033", "2007_000042"]}
     lists["trainval"] = sorted(lists["train"] + lists["val"])
@@ -54,7 +54,7 @@ def voc2012(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
 
 
 def ade20k(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
-    """Two training images and one validation image; the ids 0 to 150 as they are in the files."""
+    """Two training images and one validation image, with ids 0 to 150 in the files."""
     home, masks = root / "ADEChallengeData2016", {}
     names = (
         ("training", "ADE_train_00000001"),
@@ -69,7 +69,7 @@ def ade20k(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
 
 
 def cityscapes(root: pathlib.Path, size: tuple[int, int] = (24, 48)) -> Masks:
-    """Two training images in two cities, one validation image, fine masks of labelIds, and a coarse set."""
+    """Two training images in two cities, one validation image, labelIds masks, and a coarse set."""
     places = (
         ("gtFine", "train", "aachen/aachen_000000_000019"),
         ("gtFine", "train", "bochum/bochum_000000_000313"),
@@ -87,12 +87,16 @@ def cityscapes(root: pathlib.Path, size: tuple[int, int] = (24, 48)) -> Masks:
 
 
 TREES: dict[str, Callable[..., Masks]] = {
-    "voc2012": voc2012, "pascal_voc_seg": voc2012, "ade20k": ade20k, "ade20k_151": ade20k, "cityscapes": cityscapes,
-}  # fmt: skip
+    "voc2012": voc2012,
+    "pascal_voc_seg": voc2012,
+    "ade20k": ade20k,
+    "ade20k_151": ade20k,
+    "cityscapes": cityscapes,
+}
 
 
 def camvid(root: pathlib.Path, size: tuple[int, int] = (24, 32)) -> Masks:
-    """The SegNet tutorial's layout: one image a split; the ids 0 to 11 as they are in the files."""
+    """The SegNet tutorial's layout: one image per split, with ids 0 to 11 in the files."""
     masks = {}
     for seed, (split, name) in enumerate(
         (("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000"))

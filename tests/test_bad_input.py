@@ -1,4 +1,4 @@
-"""The corpus of broken input: each kind of mistake in a dataset, and the one line that it gets."""
+"""The corpus of bad input: each kind of mistake in a dataset, and its one-line message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES, LABELS = "images/train", "labels/train"
 PALETTE = bytes(value for color in pascal_palette(256) for value in color)
 VOC = "VOCdevkit/VOC2012"
 SKIP = "replace it, or skip such files with --skip_broken_files"
-LEAVE = "skip such pairs with --skip_broken_files"
+SKIP_PAIRS = "skip such pairs with --skip_broken_files"
 CHECK = (
     "fix the mask, or add the missing classes; scripts/check_dataset.py shows where these "
     "pixels are"
@@ -38,7 +38,7 @@ COUNT = "{n} for pixels to ignore"
 
 
 def case(name: str, message: str) -> Callable[[Maker], Maker]:
-    """Enters a way to break the folder `root` and what is then said; `{root}` stands for its path."""
+    """Adds a case: a function that breaks the dataset `root`, and the message with `{root}`."""
 
     def enter(make: Maker) -> Maker:
         CASES[name] = make, message
@@ -48,7 +48,7 @@ def case(name: str, message: str) -> Callable[[Maker], Maker]:
 
 
 def simple(name: str, message: str, make: Callable[[pathlib.Path], object]) -> None:
-    """As `case`, where no settings are needed."""
+    """Does the same as `case` for functions that return no settings."""
     CASES[name] = (lambda root: (make(root), None)[1]), message
 
 
@@ -59,7 +59,7 @@ def save(path: pathlib.Path, pixels: np.ndarray, **options: object) -> None:
 def set_ids(
     root: pathlib.Path, ids: tuple[int, ...], classes: int = 3, only: str | None = None
 ) -> None:
-    """Masks of these ids, each of which occurs, and so many classes."""
+    """Writes masks that contain all of the ids, and a classes.txt with the number of classes."""
     for path in (root / LABELS).iterdir():
         if only in (None, path.name):
             height, width = np.asarray(Image.open(path)).shape
@@ -114,7 +114,7 @@ def _(root):
 
 
 @case(
-    "masks of another kind",
+    "masks of another format",
     "{root}/labels/train: it has no masks; masks must be .png: export the 3 files of other "
     "formats, such as pic_0.jpg, again as PNG, because JPEG blends the ids at every edge; for "
     "black-and-white masks, run scripts/convert_masks.py --from=binary",
@@ -127,7 +127,7 @@ def _(root):
 simple(
     "image without mask",
     "{root}/labels/train/pic_1.png: this file does not exist; each image in "
-    "{root}/images/train needs a mask of the same name; " + LEAVE,
+    "{root}/images/train needs a mask of the same name; " + SKIP_PAIRS,
     lambda root: (root / LABELS / "pic_1.png").unlink(),
 )
 
@@ -135,7 +135,7 @@ simple(
 @case(
     "two images without mask",
     f"{{root}}/labels/train/pic_1.png: this file does not exist; each image in "
-    f"{{root}}/images/train needs a mask of the same name; {LEAVE} (and 1 more like it)",
+    f"{{root}}/images/train needs a mask of the same name; {SKIP_PAIRS} (and 1 more like it)",
 )
 def _(root):
     (root / LABELS / "pic_1.png").unlink()
@@ -148,22 +148,22 @@ simple(
     lambda root: save(root / IMAGES / "pic_0.png", photograph(20, 30)),
 )
 simple(
-    "a folder in a mask's place",
+    "a folder instead of a mask",
     f"{{root}}/labels/train/pic_0.png: this file does not exist; each image in "
-    f"{{root}}/images/train needs a mask of the same name; {LEAVE}",
+    f"{{root}}/images/train needs a mask of the same name; {SKIP_PAIRS}",
     lambda root: ((root / LABELS / "pic_0.png").unlink(), (root / LABELS / "pic_0.png").mkdir()),
 )
 simple(
-    "a link that leads nowhere",
+    "a broken link",
     f"{{root}}/labels/train/pic_0.png: this file does not exist; each image in "
-    f"{{root}}/images/train needs a mask of the same name; {LEAVE}",
+    f"{{root}}/images/train needs a mask of the same name; {SKIP_PAIRS}",
     lambda root: (
         (root / LABELS / "pic_0.png").unlink(),
         (root / LABELS / "pic_0.png").symlink_to("gone.png"),
     ),
 )
 simple(
-    "a file's name that is no text",
+    "a file name that is not text",
     "'{root}/images/train/pic\\udce9.jpg': the name is not valid UTF-8; rename the file",
     lambda root: [
         os.rename(
@@ -176,7 +176,7 @@ simple(
 
 
 def listed(name: str, message: str, **files: str) -> None:
-    """A case of list files in place of folders of splits."""
+    """Adds a case with list files instead of split folders."""
 
     def make(root: pathlib.Path) -> dict:
         for file, text in files.items():
@@ -190,7 +190,7 @@ listed(
     "a list names a missing file",
     (
         f"{{root}}/images/train/pic_9.jpg: this file does not exist; {{root}}/my.csv names it; "
-        f"{LEAVE}"
+        f"{SKIP_PAIRS}"
     ),
     my__csv="image,mask\nimages/train/pic_0.jpg,labels/train/pic_0.png\nimages/train/pic_9.jpg,labels/train/pic_1.png\n",
 )
@@ -200,7 +200,7 @@ listed(
     my__txt="\n \n",
 )
 listed(
-    "a CSV of a head alone",
+    "a CSV with only a header",
     "{root}/my.csv: the list is empty; each line must name an image and its mask",
     my__csv="image,mask\n",
 )
@@ -247,7 +247,7 @@ def _(root):
 
 
 @case(
-    "a list that is no text",
+    "a list that is not text",
     "{root}/mine.txt: cannot be read as a list of files ('utf-8' codec can't decode byte 0xff in "
     "position 0: invalid start byte); save it as text in UTF-8",
 )
@@ -282,10 +282,10 @@ def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 
 
 simple(
-    "an image that its EXIF tag turns to no use",
+    "an image whose EXIF orientation does not match its mask",
     "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
     "{root}/images/train/pic_0.jpg is 40x30; both must have the same size: fix the pair, or "
-    + LEAVE,
+    + SKIP_PAIRS,
     lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6),
 )
 
@@ -295,14 +295,14 @@ simple(
     "a mask one pixel wider",
     "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
     "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
-    + LEAVE,
+    + SKIP_PAIRS,
     lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)),
 )
 simple(
-    "a mask that lies on its side",
+    "a rotated mask",
     "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
     "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
-    + LEAVE,
+    + SKIP_PAIRS,
     lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)),
 )
 simple(
@@ -344,7 +344,7 @@ def _(root):
     "a mask of no width",
     "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
     "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
-    + LEAVE,
+    + SKIP_PAIRS,
 )
 def _(root):
     path = root / LABELS / "pic_0.png"
@@ -375,12 +375,12 @@ simple(
     lambda root: write_png(root / LABELS / "pic_0.png", np.full((20, 30), 300), 16),
 )
 simple(
-    "ids that are no classes",
+    "ids that are not classes",
     outside("pic_2.png", "5, 17", "0 to 2"),
     lambda root: set_ids(root, (0, 5, 17), only="pic_2.png"),
 )
 simple(
-    "palette indices that are no classes",
+    "palette indices that are not classes",
     outside("pic_0.png", "200", "0 to 2"),
     lambda root: write_png(root / LABELS / "pic_0.png", mask(20, 30, ids=(0, 200)), 8, PALETTE),
 )
@@ -401,7 +401,7 @@ simple(
 
 
 @case(
-    "luminances of one's own colors",
+    "luminances of your own colors",
     outside(
         "pic_0.png",
         "76, 150",
@@ -613,7 +613,7 @@ simple(
     lambda root: (root / "classes.txt").write_text("wall\nlamp\nwall\n"),
 )
 simple(
-    "a color which exceeds 255",
+    "a color above 255",
     "{root}/classes.txt: line 'lamp 1 2 256': colors must be 0 to 255",
     lambda root: (root / "classes.txt").write_text("wall\nlamp 1 2 256\nfloor\n"),
 )
@@ -648,7 +648,7 @@ def _(root):
 
 
 @case(
-    "a file in the folder's place",
+    "a file instead of the folder",
     "--dataset_dir={root}/classes.txt: this is neither a folder nor a .zip or .tar archive",
 )
 def _(root):
@@ -656,7 +656,7 @@ def _(root):
 
 
 def packed(root: pathlib.Path, kind: str, **extra: bytes) -> pathlib.Path:
-    """The dataset as photos.zip or photos.tar, with further members."""
+    """Adds a case with the dataset as photos.zip or photos.tar, with further members."""
     path = root / f"photos.{kind}"
     members = {
         str(file.relative_to(root)): file.read_bytes()
@@ -691,25 +691,25 @@ def archived(
     CASES[name] = make, message
 
 
-CLIMBS = (
+LEADS_OUT = (
     "leads out of the archive, so the archive is not read; download it from the dataset's own page"
 )
 archived(
-    "a .zip that climbs out",
+    "a .zip whose member leads out",
     "zip",
-    "{root}/photos.zip: the path of its member '../../evil.png' " + CLIMBS,
+    "{root}/photos.zip: the path of its member '../../evil.png' " + LEADS_OUT,
     **{"../../evil.png": b"x"},
 )
 archived(
-    "a .tar that climbs out",
+    "a .tar whose member leads out",
     "tar",
-    "{root}/photos.tar: the path of its member '/etc/evil' " + CLIMBS,
+    "{root}/photos.tar: the path of its member '/etc/evil' " + LEADS_OUT,
     **{"/etc/evil": b"x"},
 )
 archived(
-    "a .tar from Windows that climbs out",
+    "a .tar from Windows whose member leads out",
     "tar",
-    "{root}/photos.tar: the path of its member 'C:\\\\evil' " + CLIMBS,
+    "{root}/photos.tar: the path of its member 'C:\\\\evil' " + LEADS_OUT,
     **{"C:\\evil": b"x"},
 )
 archived(
@@ -727,7 +727,7 @@ archived(
     lambda data: data[:3000],
 )
 archived(
-    "a .tar that is none",
+    "a file that is not a .tar",
     "tar",
     "{root}/photos.tar: cannot be read as an archive (invalid header); download it again: it "
     "may be truncated",
@@ -793,7 +793,7 @@ TREE = (
     ".../ImageSets/Segmentation/{split}.txt; see docs/datasets.md"
 )
 published(
-    "a VOC list that is not there",
+    "a missing VOC list",
     "voc2012",
     "trainaug",
     f"{{root}}/{VOC}/ImageSets/Segmentation/trainaug.txt: the split 'trainaug' has no list; "
@@ -807,7 +807,7 @@ published(
     ),
 )
 published(
-    "an SBD archive as it was had",
+    "a compressed SBD archive",
     "voc2012",
     "trainaug",
     "{root}/benchmark.tgz: files in a compressed tar cannot be read in place; extract it with: "
@@ -831,7 +831,7 @@ published(
     "voc2012",
     "val",
     f"{{root}}/{VOC}/JPEGImages/2099_000001.jpg: this file does not exist; "
-    f"{TREE.format(aug='', split='val')}; {LEAVE}",
+    f"{TREE.format(aug='', split='val')}; {SKIP_PAIRS}",
     lambda root: (root / VOC / "ImageSets/Segmentation/val.txt").write_text(
         "2007_000033\n2099_000001\n"
     ),
@@ -847,7 +847,7 @@ published(
 
 
 def with_sbd(root: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """The image that trainaug alone has gets its mask from SBD."""
+    """Takes the mask of the image that only trainaug has from SBD."""
     (root / VOC / "SegmentationClassAug/2008_000002.png").unlink()
     write_mat(root / "benchmark_RELEASE/dataset/cls/2008_000002.mat", np.zeros((24, 32)))
     write(root / "benchmark_RELEASE/dataset/cls/2008_000002.mat")
@@ -855,14 +855,14 @@ def with_sbd(root: pathlib.Path, write: Callable[[pathlib.Path], object]) -> Non
 
 MAT = "{root}/benchmark_RELEASE/dataset/cls/2008_000002.mat: cannot be decoded "
 published(
-    "an SBD mask that is cut off",
+    "a truncated SBD mask",
     "voc2012",
     "trainaug",
     f"{MAT}(it is truncated); {SKIP}",
     lambda r: with_sbd(r, truncate),
 )
 published(
-    "an SBD mask that is none",
+    "an SBD mask that is not a .mat file",
     "voc2012",
     "trainaug",
     f"{MAT}(not a MATLAB 5 file); {SKIP}",
@@ -876,7 +876,7 @@ published(
     lambda r: with_sbd(r, lambda path: write_mat(path, np.zeros((24, 32)), "GTinst")),
 )
 published(
-    "a split that ADE20k has not",
+    "a split that ADE20k does not have",
     "ade20k",
     "validation",
     "--train_split or --eval_split=validation: the dataset ade20k has "
@@ -901,7 +901,7 @@ published(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_broken_input_gets_its_line(name, tmp_path):
+def test_broken_input_gets_its_message(name, tmp_path):
     root = write_dataset(tmp_path / "photos")
     (root / "classes.txt").write_text("\n".join(CLASSES))
     make, message = CASES[name]
@@ -911,7 +911,7 @@ def test_broken_input_gets_its_line(name, tmp_path):
         open_dataset(config, config.train_split)
     said = error.value.render(flag_writer())  # as the command line shows it
     wanted = message.replace("{root}", str(root))
-    if "{any}" in wanted:  # what NumPy's noise or another version of a library decides
+    if "{any}" in wanted:  # depends on NumPy's noise or the version of a library
         before, after = wanted.split("{any}")
         said = (
             f"{before}{{any}}{after}" if said.startswith(before) and said.endswith(after) else said

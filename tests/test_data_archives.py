@@ -1,4 +1,4 @@
-"""Datasets read where they stand in their archives: the same pairs as from the extracted folders, and nothing written."""
+"""Datasets read from their archives: the same pairs as from extracted folders, without writing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAKERS = {
 
 
 def pack(archive: pathlib.Path, root: pathlib.Path, *folders: str) -> pathlib.Path:
-    """These folders of root as members of the archive."""
+    """Writes folders of root into an archive."""
     paths = sorted(
         path for folder in folders for path in (root / folder).rglob("*") if path.is_file()
     )
@@ -59,30 +59,38 @@ def pack(archive: pathlib.Path, root: pathlib.Path, *folders: str) -> pathlib.Pa
     return archive
 
 
-# Dataset, split -> the archives that it is had as, and the folders in each; "" stands for
-# --dataset_dir itself.
+# Dataset, split -> its archives and the folders in each; "" is --dataset_dir itself.
 ARCHIVES = {
     ("voc2012", "train"): {"VOCtrainval_11-May-2012.tar": ("VOCdevkit",)},
     ("pascal_voc_seg", "trainaug"): {
-        "VOCtrainval_11-May-2012.tar": ("VOCdevkit/VOC2012/JPEGImages", "VOCdevkit/VOC2012/SegmentationClass",
-                                        "VOCdevkit/VOC2012/ImageSets"),
+        "VOCtrainval_11-May-2012.tar": (
+            "VOCdevkit/VOC2012/JPEGImages",
+            "VOCdevkit/VOC2012/SegmentationClass",
+            "VOCdevkit/VOC2012/ImageSets",
+        ),
         "SegmentationClassAug.zip": ("SegmentationClassAug",),
     },
     ("ade20k", "trainval"): {"ADEChallengeData2016.zip": ("ADEChallengeData2016",)},
     ("ade20k_151", "val"): {"ADEChallengeData2016.zip": ("ADEChallengeData2016",)},
-    ("cityscapes", "train"): {"leftImg8bit_trainvaltest.zip": ("leftImg8bit",), "gtFine_trainvaltest.zip": ("gtFine",)},
-    ("cityscapes", "train_extra"): {"leftImg8bit_trainextra.zip": ("leftImg8bit",), "gtCoarse.zip": ("gtCoarse",)},
+    ("cityscapes", "train"): {
+        "leftImg8bit_trainvaltest.zip": ("leftImg8bit",),
+        "gtFine_trainvaltest.zip": ("gtFine",),
+    },
+    ("cityscapes", "train_extra"): {
+        "leftImg8bit_trainextra.zip": ("leftImg8bit",),
+        "gtCoarse.zip": ("gtCoarse",),
+    },
     ("camvid", "val"): {"CamVid.zip": ("val", "valannot")},
     ("folder", "train"): {"": ("images", "labels")},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("dataset", "split"), ARCHIVES)
-def test_archives_give_what_their_folders_give(dataset, split, tmp_path, monkeypatch):
+def test_archives_equal_their_extracted_folders(dataset, split, tmp_path, monkeypatch):
     MAKERS[dataset](tmp_path / "all")
     home = tmp_path / "all/VOCdevkit/VOC2012"
     for name, folders in ARCHIVES[dataset, split].items():
-        if "SegmentationClassAug" in folders:  # which is passed round as a folder of its own
+        if "SegmentationClassAug" in folders:  # is distributed as a separate folder
             (home / "SegmentationClassAug").rename(tmp_path / "all/SegmentationClassAug")
         pack(tmp_path / "packed" / (name or "mine.zip"), tmp_path / "all", *folders)
         if "SegmentationClassAug" in folders:
@@ -109,7 +117,7 @@ def test_archives_give_what_their_folders_give(dataset, split, tmp_path, monkeyp
     assert sorted(tmp_path.rglob("*")) == before, "nothing is extracted"
 
 
-def test_an_archive_itself_or_half_of_it_extracted(tmp_path):
+def test_an_archive_as_the_folder_or_partly_extracted(tmp_path):
     TREES["cityscapes"](tmp_path)
     TREES["voc2012"](tmp_path)
     pack(tmp_path / "gtFine_trainvaltest.zip", tmp_path, "gtFine")
@@ -121,7 +129,7 @@ def test_an_archive_itself_or_half_of_it_extracted(tmp_path):
     assert len(open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tar)), "val")) == 2
 
 
-def test_a_folder_within_an_archive_of_ones_own(tmp_path):
+def test_your_own_dataset_in_an_archive(tmp_path):
     write_dataset(tmp_path / "all" / "photos of Zürich")
     packed = pack(tmp_path / "mine.zip", tmp_path / "all", "photos of Zürich")
     source = open_dataset(DataConfig(dataset="folder", dataset_dir=str(packed)), "train")
@@ -132,7 +140,7 @@ def test_a_folder_within_an_archive_of_ones_own(tmp_path):
     )
 
 
-def test_what_file_managers_and_links_leave_is_no_member(tmp_path):
+def test_files_of_file_managers_and_links_are_skipped(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("__MACOSX/images/._a.jpg", "x")
@@ -160,8 +168,8 @@ def test_what_file_managers_and_links_leave_is_no_member(tmp_path):
             read_bytes(str(tmp_path / name / "images/b.jpg"))
 
 
-def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
-    """A hard link is a second name of bytes that are there; a symbolic one leads anywhere, but does not vanish without a word."""
+def test_hard_links_are_followed_and_symbolic_links_reported(tmp_path, caplog):
+    """Hard links are second names of existing data. Symbolic links may lead anywhere."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         member = tarfile.TarInfo("./images/a.jpg")
         member.size = 6
@@ -187,7 +195,7 @@ def test_links_in_archives_are_followed_within_or_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_names_in_zips_of_macos(told, tmp_path):
-    """They are UTF-8 with accents in two parts, and the flag that says so is not set; a list is written as people type."""
+    """Names are decomposed UTF-8 without the UTF-8 flag, but lists have composed accents."""
     write_dataset(tmp_path / "flat", count=1)
     files = {
         path.relative_to(tmp_path / "flat").as_posix(): path.read_bytes()
@@ -222,17 +230,15 @@ def test_names_in_zips_of_macos(told, tmp_path):
         np.testing.assert_array_equal(source.load(0)[1], mask(20, 30))
 
 
-def test_names_of_other_zips_stay_as_they_are(tmp_path):
+def test_names_of_other_zips_are_unchanged(tmp_path):
     with zipfile.ZipFile(tmp_path / "dos.zip", "w") as archive:
         archive.writestr("aXb.txt", "x")
-    data = (
-        (tmp_path / "dos.zip").read_bytes().replace(b"aXb", b"a\x81b")
-    )  # ü in code page 437, no UTF-8
-    (tmp_path / "dos.zip").write_bytes(data)
+    data = (tmp_path / "dos.zip").read_bytes()
+    (tmp_path / "dos.zip").write_bytes(data.replace(b"aXb", b"a\x81b"))  # ü in code page 437
     assert Archive(str(tmp_path / "dos.zip")).children[""] == {"aüb.txt"}
 
 
-def test_a_changed_archive_is_read_anew(tmp_path):
+def test_a_changed_archive_is_indexed_again(tmp_path):
     path = tmp_path / "a.zip"
     for content in ("first", "second, longer"):
         with zipfile.ZipFile(path, "w") as archive:
@@ -240,8 +246,8 @@ def test_a_changed_archive_is_read_anew(tmp_path):
         assert Tree(str(path), (open_archive(path),)).read_text("a.txt") == content
 
 
-def test_forks_share_no_position(tmp_path):
-    """A forked process and its parent read members of one archive at the same time."""
+def test_forks_do_not_share_a_file_position(tmp_path):
+    """A forked process and its parent read members of the same archive at the same time."""
     contents = {f"{i}.bin": bytes([i]) * 20000 for i in range(20)}
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -263,7 +269,7 @@ def test_forks_share_no_position(tmp_path):
 
 
 def test_trainaug_from_the_semantic_boundaries_dataset(tmp_path):
-    """SBD's training and validation images and VOC's training images, without VOC's validation images."""
+    """The images of SBD and VOC's training images, without VOC's validation images."""
     masks = TREES["voc2012"](tmp_path)
     home, sbd = tmp_path / "VOCdevkit/VOC2012", tmp_path / "benchmark_RELEASE/dataset"
     (home / "SegmentationClassAug/2008_000002.png").unlink()
@@ -276,23 +282,22 @@ def test_trainaug_from_the_semantic_boundaries_dataset(tmp_path):
         ("2007_000042", other),
     ):
         write_mat(sbd / f"cls/{name}.mat", ids)
-    (sbd / "train.txt").write_text("2008_000002\n2007_000042\n")  # the second one is in VOC's val
+    (sbd / "train.txt").write_text("2008_000002\n2007_000042\n")  # the second is in VOC's val
     (sbd / "val.txt").write_text("2007_000039\n")
     source = open_dataset(DataConfig(dataset="voc2012", dataset_dir=str(tmp_path)), "trainaug")
     assert source.names == ("2007_000032", "2007_000039", "2008_000002")
-    for index, name in enumerate(source.names):  # VOC's own mask, where there is one
+    for index, name in enumerate(source.names):  # VOC's own mask takes precedence
         np.testing.assert_array_equal(source.load(index)[1], masks[name])
         np.testing.assert_array_equal(source.tf_load(tf.constant(index))[1], masks[name])
 
 
-def test_trainaug_from_the_ready_masks_without_a_list(tmp_path):
-    """SegmentationClassAug, as it is passed round, holds VOC's validation images too; its list is not always beside it."""
+def test_trainaug_from_segmentation_class_aug_without_a_list(tmp_path):
+    """The distributed SegmentationClassAug includes VOC's validation images, and often no list."""
     masks = TREES["voc2012"](tmp_path / "all")
     home = tmp_path / "all/VOCdevkit/VOC2012"
     (home / "ImageSets/Segmentation/trainaug.txt").unlink()
-    Image.fromarray(np.uint8(masks["2007_000042"])).save(
-        home / "SegmentationClassAug/2007_000042.png"
-    )  # one of val
+    of_val = Image.fromarray(np.uint8(masks["2007_000042"]))
+    of_val.save(home / "SegmentationClassAug/2007_000042.png")
     wanted = ("2007_000032", "2007_000039", "2008_000002")
     assert (
         open_dataset(
@@ -312,7 +317,7 @@ def test_trainaug_from_the_ready_masks_without_a_list(tmp_path):
 
 
 def test_mat_files_of_every_byte_order_and_length(tmp_path):
-    """Cut anywhere, or with any byte changed, they are read or refused as damaged."""
+    """Files truncated anywhere, or with any byte changed, are read or refused as damaged."""
     ids = np.arange(35 * 21).reshape(35, 21) % 21
     write_mat(tmp_path / "a.mat", ids)
     data = (tmp_path / "a.mat").read_bytes()
@@ -331,7 +336,7 @@ def test_mat_files_of_every_byte_order_and_length(tmp_path):
 
 
 @pytest.mark.shared
-def test_real_samples_out_of_archives(tmp_path):
+def test_real_samples_in_archives(tmp_path):
     samples = {
         "voc2012": ("voc2012_sample", "VOCtrainval_11-May-2012.tar", "trainval"),
         "ade20k": ("ade20k_sample", "ADEChallengeData2016.zip", "val"),
@@ -350,7 +355,7 @@ def test_real_samples_out_of_archives(tmp_path):
                 np.testing.assert_array_equal(found, expected)
 
 
-# --- Images of every kind, and the EXIF turn ---
+# --- Image formats and the EXIF orientation ---
 
 
 def turned(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
@@ -360,7 +365,7 @@ def turned(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 
 
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """The EXIF standard's table of what the 0th row and column of the stored pixels are."""
+    """Applies an orientation, by the EXIF standard's table of the 0th row and column."""
     return {
         1: stored,
         2: stored[:, ::-1],
@@ -375,7 +380,7 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mask_is_turned", [False, True])
-def test_exif_turns_an_image_only_where_its_mask_then_fits(
+def test_exif_orientation_is_applied_only_if_the_mask_then_fits(
     orientation, mask_is_turned, tmp_path, caplog
 ):
     root = write_dataset(tmp_path / "photos")
@@ -406,7 +411,7 @@ def test_images_of_one_pixel(tmp_path):
         assert np.asarray(image).tolist() == [[[9, 8, 7]]] and np.asarray(label).tolist() == [[2]]
 
 
-def test_16_bit_color_keeps_its_upper_byte(tmp_path):
+def test_16_bit_color_uses_the_upper_byte(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3)).astype(">u2")
     raw = b"".join(b"\0" + row.tobytes() for row in pixels)
     chunks = (

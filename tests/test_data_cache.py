@@ -1,4 +1,4 @@
-"""Decoded pairs kept on a disk: the same pixels, made once, again for changed files, and never where there is no room."""
+"""The disk cache: same pixels, written once, rewritten for changed files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kept(config: DataConfig, tmp_path) -> DataConfig:
     return config.replace(cache_dir=str(tmp_path / "cache"))
 
 
-def test_the_cache_gives_what_the_files_give(photos, tmp_path, capsys):
+def test_the_cache_equals_the_files(photos, tmp_path, capsys):
     plain, config = open_dataset(photos, "train"), kept(photos, tmp_path)
     assert_same(open_dataset(config, "train"), plain)
     assert "caching folder/train 4/4" in capsys.readouterr().err
@@ -42,7 +42,7 @@ def test_the_cache_gives_what_the_files_give(photos, tmp_path, capsys):
     assert_same(twice, plain)
 
 
-def test_once_cached_the_files_are_not_read(photos, tmp_path, monkeypatch):
+def test_cached_files_are_not_read_again(photos, tmp_path, monkeypatch):
     source = open_dataset(kept(photos, tmp_path), "train")
     expected = source.load(2)
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def test_once_cached_the_files_are_not_read(photos, tmp_path, monkeypatch):
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_changed_files_and_other_scenes_get_a_cache_of_their_own(photos, tmp_path):
+def test_changed_files_and_other_scenes_get_another_cache(photos, tmp_path):
     config = kept(photos, tmp_path)
     open_dataset(config, "train")
     new = mask(20, 30, seed=9)
@@ -65,7 +65,7 @@ def test_changed_files_and_other_scenes_get_a_cache_of_their_own(photos, tmp_pat
         assert open_dataset(scenes, "train").load(0)[1].shape == size
 
 
-def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_cache_is_resumed(photos, tmp_path, capsys, monkeypatch):
     config = kept(photos, tmp_path)
     write = cache._write
     with monkeypatch.context() as patch:
@@ -86,7 +86,7 @@ def test_a_stopped_job_goes_on(photos, tmp_path, capsys, monkeypatch):
     assert 2 in calls and 0 not in calls
 
 
-def test_a_disk_that_is_too_small_is_told_before(photos, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_first(photos, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(10**6, 10**6, 4000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
     with raises_line(
@@ -96,7 +96,7 @@ def test_a_disk_that_is_too_small_is_told_before(photos, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_cache_is_told(photos, tmp_path):
+def test_a_damaged_cache_is_reported(photos, tmp_path):
     source = open_dataset(kept(photos, tmp_path), "train")
     path = next((tmp_path / "cache").rglob("00000001.raw"))
     truncate(path)

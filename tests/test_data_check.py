@@ -1,4 +1,4 @@
-"""The full check of a dataset: counts against plain NumPy, every mistake found at once, the report that people see."""
+"""The full check of a dataset: its counts against plain NumPy, all mistakes, and the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dataset(tmp_path):
     root = write_dataset(tmp_path / "photos", count=4)
     write_dataset(root, "val", 2, suffix=".png")
     (root / "classes.txt").write_text("\n".join(CLASSES))
-    for path in (root / "images/val").iterdir():  # other pictures than those of the training split
+    for path in (root / "images/val").iterdir():  # images that differ from the training split
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     return root
 
@@ -36,7 +36,7 @@ def checked(root, *splits, **changes):
     return check_dataset(config, splits or ("train", "val"))
 
 
-def test_a_fine_dataset_is_counted(dataset):
+def test_a_correct_dataset_is_counted(dataset):
     result = checked(dataset)
     assert not result.wrong and result.notes == ()
     train, val = result.splits
@@ -85,7 +85,7 @@ def test_every_mistake_is_found_at_once(dataset, tmp_path):
     assert "problem: unreadable files: 1" in text and "label_weights" not in text
 
 
-def test_broken_masks_do_not_hide_the_others_where_the_classes_are_inferred(dataset):
+def test_broken_masks_do_not_hide_others_if_classes_are_inferred(dataset):
     (dataset / "classes.txt").unlink()
     truncate(dataset / "labels/train/pic_1.png")
     result = checked(dataset)
@@ -93,7 +93,7 @@ def test_broken_masks_do_not_hide_the_others_where_the_classes_are_inferred(data
     assert result.info.num_classes == 3
 
 
-def test_no_split_at_all_is_one_line(dataset):
+def test_no_split_at_all_is_one_error(dataset):
     with raises_line("it has no split 'a'"):
         checked(dataset, "a", "b")
 
@@ -106,7 +106,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_what_it_looks_like(name, dataset):
+def test_the_likely_mistake(name, dataset):
     ids, says = LOOKS[name]
     for path in (dataset / "labels").rglob("*.png"):
         height, width = np.asarray(Image.open(path)).shape
@@ -141,7 +141,7 @@ def test_notes(dataset):
     ]
 
 
-def test_an_id_0_that_counts_nowhere_is_not_missed(tmp_path):
+def test_an_ignored_id_0_may_be_absent(tmp_path):
     TREES["ade20k"](tmp_path)
     noted = " ".join(checked(tmp_path, "val", dataset="ade20k_151").notes)
     assert "other" in noted and "counted from 1" not in noted
@@ -164,15 +164,15 @@ def test_label_maps_and_other_sources(tmp_path):
 # --- Weights ---
 
 
-def test_weights_against_their_papers_formulas():
-    """Two images of 100 labeled pixels: class 0 has 60 and 50, class 1 has 40, class 2 has 50, class 3 nothing."""
+def test_weights_match_the_formulas_of_the_papers():
+    """Two images of 100 labeled pixels: 60 and 50 of class 0, 40 of class 1, 50 of class 2."""
     pixels, counted = np.array([110, 40, 50, 0]), np.array([200, 100, 100, 0])
     assert median_frequency(pixels, counted) == pytest.approx((0.5 / 0.55, 0.5 / 0.4, 1.0, 1.0))
     expected = [1 / np.log(1.02 + share) for share in (0.55, 0.2, 0.25)] + [1.0]
     assert inverse_log(pixels) == pytest.approx(expected)
 
 
-def test_the_weights_flag_is_one_that_training_takes(dataset):
+def test_training_accepts_the_printed_weights_flag(dataset):
     result = checked(dataset)
     for weights in result.label_weights().values():
         command = script("train.py").parse(dataset_report.flag_of(weights))
@@ -182,7 +182,7 @@ def test_the_weights_flag_is_one_that_training_takes(dataset):
 # --- The report ---
 
 
-def test_the_contact_sheet_shows_every_class_that_there_is(tmp_path):
+def test_the_contact_sheet_shows_every_present_class(tmp_path):
     root = write_dataset(tmp_path / "photos", count=30)
     for index, path in enumerate(sorted((root / "labels/train").iterdir())):
         shape = np.asarray(Image.open(path)).shape
@@ -208,7 +208,7 @@ def test_the_contact_sheets_colors(dataset):
     assert (sheet[-40:] == result.info.palette[1]).all(-1).any(), "the legend"
 
 
-def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, capsys):
+def test_the_script_writes_its_report_and_sets_the_exit_status(dataset, tmp_path, capsys):
     (dataset / "classes.txt").write_text("<b>wall</b>\nfloor\nlamp & co\n")
     arguments = (f"--dataset_dir={dataset}", "--dataset=folder", f"--output={tmp_path}/report")
     assert script("check_dataset.py")(*arguments) == 0
@@ -230,7 +230,7 @@ def test_the_script_writes_its_report_and_says_how_it_ended(dataset, tmp_path, c
     )
 
 
-def test_many_classes_are_listed_only_where_they_occur(dataset):
+def test_of_many_classes_only_those_present_are_listed(dataset):
     (dataset / "classes.txt").write_text("\n".join(f"class number {i}" for i in range(60)))
     text = dataset_report.summary(checked(dataset))
     assert "class number 2 " in text and "class number 3 " not in text
@@ -240,7 +240,7 @@ def test_many_classes_are_listed_only_where_they_occur(dataset):
 
 
 @pytest.mark.shared
-def test_the_real_samples_are_fine():
+def test_the_real_samples_have_no_problems():
     for dataset, folder, splits in (
         ("voc2012", "voc2012_sample", ("train", "val")),
         ("ade20k", "ade20k_sample", ("val",)),

@@ -1,4 +1,4 @@
-"""Folders of images and masks: read rightly in every form, and every mistake told in one line."""
+"""Folders of images and masks: all formats are read correctly, and mistakes are one-line errors."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def folder(root, **changes) -> DataConfig:
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A folder `photos` of three pairs with their classes.txt."""
+    """A folder `photos` of three pairs with a classes.txt."""
     root = write_dataset(tmp_path / "photos")
     (root / "classes.txt").write_text("\n".join(CLASSES))
     return root
 
 
-# --- What is read ---
+# --- Reading ---
 
 
-def test_both_ways_of_loading_give_the_files_pixels(dataset):
+def test_load_and_tf_load_return_the_pixels_of_the_files(dataset):
     source = open_dataset(folder(dataset), "train")
     assert source.names == ("pic_0", "pic_1", "pic_2") and len(source) == 3
     for index in range(3):
@@ -46,7 +46,7 @@ def test_both_ways_of_loading_give_the_files_pixels(dataset):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_subfolders_capitals_spaces_and_other_letters(tmp_path):
+def test_subfolders_upper_case_spaces_and_accents(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1, labels="annotations")
     for path in (
         "images/train/Zürich west/b 1.JPEG",
@@ -71,9 +71,9 @@ PALETTE = bytes(value for color in pascal_palette(256) for value in color)
 
 @pytest.mark.parametrize("bit_depth", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("palette", [None, PALETTE], ids=["gray", "palette"])
-def test_masks_are_ids_whatever_they_look_like(dataset, bit_depth, palette):
+def test_masks_are_read_as_ids_in_every_png_format(dataset, bit_depth, palette):
     if palette and bit_depth == 16:
-        return  # there is no such PNG; the check of its absence is PNG's own
+        return  # PNG does not have this combination
     ids = (0, 1) if bit_depth == 1 else (0, 1, 2) if bit_depth < 8 else (0, 1, 2, 255)
     expected = mask(20, 30, ids=ids)
     palette = palette and palette[: 3 * 2**bit_depth]
@@ -103,7 +103,7 @@ def test_images_of_other_modes_become_rgb(dataset, mode):
     picture.save(path, quality=100)
     source = open_dataset(folder(dataset), "train")
     for image in (source.load(1)[0], source.tf_load(tf.constant(1))[0]):
-        # A CMYK file is a JPEG, so it holds nearly the same.
+        # The CMYK file is a JPEG, so its pixels differ slightly.
         np.testing.assert_allclose(
             np.asarray(image, int), expected, atol=12 if mode == "CMYK" else 0
         )
@@ -121,7 +121,7 @@ def test_classes_file_with_and_without_colors(dataset):
     assert info.palette == ((255, 128, 0), (1, 2, 3), pascal_palette(3)[2])
 
 
-def test_without_a_classes_file_the_masks_of_all_splits_say(dataset, caplog):
+def test_classes_are_inferred_from_the_masks_of_all_splits(dataset, caplog):
     (dataset / "classes.txt").unlink()
     write_dataset(dataset, "val", 1)
     Image.fromarray(mask(20, 30, ids=(0, 6))).save(dataset / "labels/val/pic_0.png")
@@ -132,7 +132,7 @@ def test_without_a_classes_file_the_masks_of_all_splits_say(dataset, caplog):
     assert "no mask holds the id 3, 4, 5; if 6 is a stray value" in caplog.text
 
 
-# --- What is wrong; test_bad_input.py has the messages ---
+# --- Mistakes; the messages are in test_bad_input.py ---
 
 
 BROKEN = {
@@ -173,7 +173,7 @@ def test_unknown_dataset():
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_left_out_where_the_flag_says_so(dataset, case, caplog):
+def test_broken_files_are_skipped_by_flag(dataset, case, caplog):
     BROKEN[case](dataset)
     with caplog.at_level(logging.WARNING, logger="absl"):
         source = open_dataset(folder(dataset, skip_broken_files=True), "train")
@@ -191,7 +191,7 @@ def test_other_mistakes_are_not_skipped(dataset):
         open_dataset(folder(dataset, skip_broken_files=True), "train")
 
 
-def test_nothing_left(tmp_path):
+def test_all_files_skipped(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
     (root / "classes.txt").write_text("a\nb\nc")
     truncate(root / "images/train/pic_0.jpg")
@@ -202,7 +202,7 @@ def test_nothing_left(tmp_path):
 def test_of_many_files_a_sample_is_decoded(dataset, monkeypatch):
     monkeypatch.setattr(files, "FULL_CHECK_LIMIT", 2)
     monkeypatch.setattr(files, "CHECK_SAMPLE", 2)
-    BROKEN["truncated image"](dataset)  # the middle one; the sample is the first and the last
+    BROKEN["truncated image"](dataset)  # the middle one; the sample has the first and the last
     assert len(open_dataset(folder(dataset), "train")) == 3
     with raises_line(r"pic_1\.jpg: cannot be decoded"):
         open_dataset(folder(dataset), "train").load(1)
@@ -212,7 +212,7 @@ def test_of_many_files_a_sample_is_decoded(dataset, monkeypatch):
 # --- CamVid ---
 
 
-def test_camvid_is_its_folder_with_its_classes(tmp_path):
+def test_camvid_in_the_layout_of_your_own_dataset(tmp_path):
     root = write_dataset(tmp_path / "CamVid", "val")
     source = open_dataset(DataConfig(dataset="camvid", dataset_dir=str(root)), "val")
     assert source.info is CAMVID and source.info.num_classes == 11

@@ -1,4 +1,4 @@
-"""A folder of one's own in its forms: lists, split folders, endings of names, masks in colors."""
+"""Your own dataset in all layouts: lists, split folders, endings of names, color masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def opened(root, split="train", **changes):
 
 @pytest.fixture
 def flat(tmp_path):
-    """Three pairs without folders of splits; one name has a space and an accent."""
+    """Three pairs without split folders; one name has a space and an accent."""
     root = write_dataset(tmp_path / "photos", ".")
     for folder, suffix in (("images", ".jpg"), ("labels", ".png")):
         (root / folder / f"pic_2{suffix}").rename(root / folder / f"Zürich west{suffix}")
@@ -57,7 +57,7 @@ def test_lists(form, flat):
     np.testing.assert_array_equal(opened(flat, form.split()[0]).load(1)[1], mask(22, 34, 2))
 
 
-def test_two_lists_side_by_side_and_a_list_elsewhere(flat, tmp_path, monkeypatch):
+def test_two_parallel_lists_and_a_list_in_another_folder(flat, tmp_path, monkeypatch):
     (flat / "train_images.txt").write_text("images/pic_0.jpg\nimages/pic_1.jpg\n")
     (flat / "train_masks.txt").write_text("labels/pic_0.png\nlabels/pic_1.png\n")
     assert opened(flat).names == ("pic_0", "pic_1")
@@ -73,14 +73,14 @@ def test_two_lists_side_by_side_and_a_list_elsewhere(flat, tmp_path, monkeypatch
     assert len(opened(flat, f"{tmp_path}/lists/a.txt, {tmp_path}/lists/b.txt")) == 1
 
 
-def test_folders_of_splits_come_before_lists_of_the_same_name(tmp_path):
+def test_split_folders_take_precedence_over_lists_of_the_same_name(tmp_path):
     root = write_dataset(tmp_path / "photos")
     (root / "train.csv").write_text("id,score\n1,2\n")
     assert len(opened(root)) == 3
 
 
 @pytest.mark.parametrize("ending", ["_mask", "_label", "_labels", "_gt", "_seg", "_L"])
-def test_masks_may_have_an_ending(ending, tmp_path):
+def test_mask_names_may_have_an_ending(ending, tmp_path):
     root = write_dataset(tmp_path / "photos")
     for path in (root / "labels/train").iterdir():
         path.rename(path.with_stem(path.stem + ending))
@@ -98,7 +98,7 @@ def test_the_split_may_be_the_outer_folder(tmp_path):
     assert source.names == ("pic_0", "pic_1", "pic_2") and source.info.num_classes == 3
 
 
-def test_accents_written_in_one_part_and_in_two(tmp_path):
+def test_composed_and_decomposed_accents(tmp_path):
     root = write_dataset(tmp_path / "photos", count=1)
     (root / "images/train/pic_0.jpg").rename(
         root / "images/train" / unicodedata.normalize("NFD", "été.jpg")
@@ -114,7 +114,7 @@ def test_accents_written_in_one_part_and_in_two(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_lists_of_other_systems(encoding, form, flat):
-    """Files from macOS, whose accents stand in two parts; a list typed elsewhere, by Windows in UTF-16."""
+    """Files from macOS with decomposed accents, and a list from another system, such as UTF-16."""
     name, other = (
         unicodedata.normalize(kind, "Zürich west")
         for kind in (("NFC", "NFD") if form == "NFC" else ("NFD", "NFC"))
@@ -140,14 +140,14 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert opened(root).names == ("more/pic_0", "pic_0")
 
 
-# --- Masks of every form ---
+# --- Forms of masks ---
 
 COLORS = np.array([[0, 0, 0], [200, 10, 10], [0, 128, 0], [224, 224, 192]], np.uint8)
 CLASSES = "wall #000000\nfloor 200 10 10\nlamp,0,128,0\nIgnore #e0e0c0\n"
 
 
 def in_colors(root, form):
-    """Every mask drawn in COLORS; returns the ids that are meant."""
+    """Redraws all masks in COLORS; returns their ids."""
     expected = {}
     palette = bytes(np.concatenate([COLORS[[2, 0, 3, 1]], np.zeros((252, 3), np.uint8)]).ravel())
     for path in sorted((root / "labels/train").iterdir()):
@@ -209,7 +209,7 @@ def test_gray_levels_are_colors(tmp_path):
     assert opened(root, mask_format="color").info.num_classes == 3
 
 
-def test_a_class_may_be_called_ignore_where_ids_count(tmp_path):
+def test_a_class_may_be_named_ignore_if_masks_hold_ids(tmp_path):
     root = write_dataset(tmp_path / "photos")
     (root / "classes.txt").write_text("ignore #000000\nfloor\nlamp\n")
     assert opened(root).info.class_names == ("ignore", "floor", "lamp")
@@ -227,7 +227,7 @@ def test_class_dict_csv(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "LA", "RGBA"])
-def test_ids_saved_in_more_channels(mode, tmp_path):
+def test_ids_saved_in_several_channels(mode, tmp_path):
     root = write_dataset(tmp_path / "photos")
     path = root / "labels/train/pic_0.png"
     Image.fromarray(mask(20, 30)).convert(mode).save(path)
@@ -236,14 +236,14 @@ def test_ids_saved_in_more_channels(mode, tmp_path):
         np.testing.assert_array_equal(label, mask(20, 30))
 
 
-def test_a_split_that_has_no_list_does_not_hinder_the_classes(flat):
+def test_classes_are_inferred_without_a_split_that_has_no_list(flat):
     (flat / "train.txt").write_text("pic_0\n")
     assert opened(flat).info.num_classes == 3
     with raises_line("it has no split 'val'"):
         opened(flat, "val")
 
 
-def test_pascal_palette_in_colors_needs_no_colors_in_the_file(tmp_path):
+def test_the_pascal_palette_is_the_default_for_color_masks(tmp_path):
     root = write_dataset(tmp_path / "photos")
     colors = np.array([*pascal_palette(3), *np.zeros((252, 3)), (9, 9, 9)], np.uint8)
     for path in (root / "labels/train").iterdir():

@@ -1,4 +1,4 @@
-"""Class names, palettes, and their way to JSON and back."""
+"""Class names, palettes, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from deeplab_keras.data.datasets.camvid import CAMVID
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, pascal_palette
 
 VOC_COLORS = (
-    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
-    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
-    (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128),
+    (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0),
+    (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0),
+    (0, 192, 0), (128, 192, 0), (0, 64, 128),
 )  # fmt: skip
 
 
-def test_pascal_palette_is_that_of_the_voc_devkit():
+def test_the_pascal_palette_equals_that_of_the_voc_devkit():
     palette = pascal_palette(256)
     assert palette[:21] == VOC_COLORS
     assert palette[255] == (224, 224, 192)
@@ -42,7 +43,7 @@ def test_info_for_classes():
     )
 
 
-def test_spellings_of_one_name_are_no_renamed_class():
+def test_different_spellings_of_a_name_are_the_same_class():
     old = info_for_classes("mine", ["colour_000000", "grey_128", "Traffic_light"])
     new = info_for_classes("mine", ["color_000000", "gray_128", "traffic light"])
     assert old.renamed(new) == []

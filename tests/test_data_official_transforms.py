@@ -1,4 +1,4 @@
-"""The official DeepLab's preprocessing and small components, against values that its own code gave."""
+"""The official DeepLab's preprocessing and small components, compared with values of its code."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_scale_dimension():
         assert int(scale_dimension(tf.constant(int(length)), float(scale))) == expected, case
 
 
-def test_the_mean_pixel_is_what_normalization_makes_0():
+def test_normalization_maps_the_mean_pixel_to_0():
     for config in OFFICIAL.values():
         assert NORMALIZATIONS[config.normalization][0] == tuple(MEAN_PIXEL[config.backbone])
 
@@ -148,7 +148,7 @@ def test_training_preprocessing_in_a_graph():
     np.testing.assert_array_equal(found_label, expected_label[:, ::-1])
 
 
-def test_a_cap_needs_a_short_side():
+def test_a_cap_requires_a_short_side():
     with raises_line("--max_resize_value=65: needs --min_resize_value"):
         official_transforms.size_in_range((37, 50), None, 65)
 
@@ -161,7 +161,7 @@ def test_an_image_must_fit_into_the_crop():
     assert "\n" not in as_command_line(caught.value)
 
 
-def test_every_keras_form_of_the_aligned_resize_agrees():
+def test_all_keras_versions_of_the_aligned_resize_agree():
     x = noise(1, 5, 7, 3)
     symbolic = keras.Input((None, None, 3))
     reference = keras.Input((None, None, 1))

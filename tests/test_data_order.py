@@ -1,4 +1,4 @@
-"""The order of the images: a permutation in each pass, another one in every pass, and no place or image preferred."""
+"""The order of the images: a different permutation in each epoch, without bias."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def passes(count: int, number: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 1000])
-def test_every_pass_is_a_permutation(count):
+def test_every_epoch_is_a_permutation(count):
     np.testing.assert_array_equal(np.sort(passes(count, 5)), np.tile(np.arange(count), (5, 1)))
 
 
-def test_passes_and_seeds_differ():
+def test_epochs_and_seeds_differ():
     orders = [order.tobytes() for seed in (0, 1, -1, 2**40) for order in passes(50, 3, seed)]
     assert len(set(orders)) == 12
 
 
 @pytest.mark.parametrize("count", [3, 8, 50])
-def test_every_image_comes_at_every_place_and_after_every_other(count):
+def test_every_image_occurs_at_every_position_and_after_every_other(count):
     number = 4000
     orders = passes(count, number, seed=3)
     places, follows = np.zeros((count, count)), np.zeros((count, count))
@@ -42,7 +42,7 @@ def test_every_image_comes_at_every_place_and_after_every_other(count):
     assert ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum() / (len(pairs) - 1) < 5
 
 
-def test_a_position_far_away_is_found_by_itself():
+def test_a_distant_position_is_computed_directly():
     count, far = 1_281_167, 10**15
     order = tf.function(lambda positions: shuffled(positions, count, 7), autograph=False)
     positions = tf.range(far, far + 1000, dtype=tf.int64)

@@ -1,4 +1,4 @@
-"""The training stream: repeatable from any step on; evaluation in order; broken files named."""
+"""The training stream: reproducible from any step; broken files are named."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_equal(found, expected) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 3, 5, 7, 10, 23])
-def test_the_stream_goes_on_from_any_position(start):
+def test_the_stream_continues_from_any_step(start):
     whole = [(int(p), int(i)) for p, i in sample_stream(5, seed=1, batch_size=1).take(30)]
     assert [position for position, _ in whole] == list(range(30))
     assert all(
@@ -55,7 +55,7 @@ def test_the_stream_goes_on_from_any_position(start):
 
 
 def test_batches_are_repeatable_and_resume_exactly():
-    undisturbed = batches(SCENES, 8)  # three passes over five scenes, across their ends
+    undisturbed = batches(SCENES, 8)  # three epochs of five scenes
     assert_equal(batches(SCENES, 8), undisturbed)
     for start_step in (1, 5):
         assert_equal(
@@ -68,7 +68,7 @@ def test_batches_are_repeatable_and_resume_exactly():
     )
 
 
-def test_batches_are_as_the_trainer_expects_them():
+def test_batches_have_the_format_that_training_expects():
     config = SCENES.replace(train_batch_size=3)
     dataset = train_dataset(open_dataset(config, "train"), config, PAD)
     image_spec, label_spec = dataset.element_spec
@@ -85,7 +85,7 @@ def test_batches_are_as_the_trainer_expects_them():
 
 
 @pytest.mark.parametrize("mixed", [{}, {"cut_mix": 1.0, "mosaic": 0.5, "rotation": 9.0}])
-def test_the_parts_of_two_workers_are_the_batches_of_one(mixed):
+def test_the_parts_of_two_workers_equal_the_batches_of_one(mixed):
     config = SCENES.replace(train_batch_size=8, train_samples=7, **mixed)
     whole = batches(config, 3, start_step=1)
     parts = [batches(config, 3, start_step=1, part=(worker, 2)) for worker in range(2)]
@@ -97,7 +97,7 @@ def test_the_parts_of_two_workers_are_the_batches_of_one(mixed):
     assert parts[0][0][0].shape[0] == 4
 
 
-def test_a_batch_that_cannot_be_divided_is_told():
+def test_a_batch_that_cannot_be_divided_is_refused():
     source = open_dataset(SCENES, "train")
     with raises_line("^--train_batch_size=16: cannot be divided among 3 workers; give 15$"):
         train_dataset(source, SCENES.replace(train_batch_size=16), PAD, part=(0, 3))
@@ -119,7 +119,7 @@ STRONG = {
 
 
 @pytest.mark.parametrize("preprocessing", ["sssegmentation", "official"])
-def test_everything_that_is_off_by_default_can_be_on_together(preprocessing):
+def test_all_optional_transforms_work_together(preprocessing):
     config = SCENES.replace(preprocessing=preprocessing, train_batch_size=4, **STRONG)
     found = batches(config, 2)
     assert_equal(batches(config, 1, start_step=1), found[1:])
@@ -138,7 +138,7 @@ def test_a_mirrored_strategy_gets_the_same_batches():
     assert_equal(found, batches(SCENES, 3))
 
 
-def test_images_smaller_than_the_crop_are_surrounded_by_mean_and_ignore_label():
+def test_images_smaller_than_the_crop_are_padded_with_mean_and_ignore_label():
     config = SCENES.replace(train_crop_size=(64, 80), min_scale_factor=1.0, max_scale_factor=1.0)
     images, labels = batches(config, 1)[0]
     outside = np.ones((64, 80), bool)
@@ -165,12 +165,12 @@ def test_caching_changes_nothing(tmp_path, suffix):
     assert source.load(0)[0].shape == (20, 30, 3), "the second time the file is not read"
 
 
-# --- A file that breaks on the way ---
+# --- A file that breaks during training ---
 
 
 @pytest.fixture
 def unchecked(tmp_path, monkeypatch):
-    """A dataset too large to be decoded before training starts: only the headers and the first pair are."""
+    """A dataset of which only the headers and the first pair are checked before training."""
     monkeypatch.setattr(files, "FULL_CHECK_LIMIT", 0)
     monkeypatch.setattr(files, "CHECK_SAMPLE", 1)
     root = write_dataset(tmp_path / "photos")
@@ -193,7 +193,7 @@ BREAKS = {
 @pytest.mark.parametrize(
     ("case", "cache"), [*((case, False) for case in BREAKS), ("truncated image", True)]
 )
-def test_a_file_that_breaks_on_the_way_is_named(unchecked, case, cache):
+def test_a_file_that_breaks_during_training_is_named(unchecked, case, cache):
     name, reason = BREAKS[case]
     path = unchecked / name
     if case == "ids outside":
@@ -219,7 +219,7 @@ def test_a_file_that_breaks_on_the_way_is_named(unchecked, case, cache):
     assert str(mistake).startswith(f"{path}: {reason}") and "\n" not in str(mistake)
 
 
-def test_other_errors_are_no_users_mistake():
+def test_other_errors_are_not_user_errors():
     source = open_dataset(SCENES, "train")
     assert user_error(ValueError("a bug"), source) is None
     assert user_error(tf.errors.ResourceExhaustedError(None, None, "out of memory"), source) is None

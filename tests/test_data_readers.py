@@ -1,4 +1,7 @@
-"""Readers of the data room on damaged and impossible files: one line, no crash, no memory beyond the file's, or made again."""
+"""The data readers on damaged and malicious files.
+
+They raise a one-line error or rebuild the file, without a crash or excessive memory.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from deeplab_keras.data.records.build import build_records
 from deeplab_keras.data.records.record_index import RecordIndex
 from deeplab_keras.data.registry import open_dataset
 
-BOMB = 160 << 20  # bytes of zeros; packed they are 160 kB
+BOMB = 160 << 20  # bytes of zeros, compressed to 160 kB
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -62,7 +65,7 @@ def records(photos, tmp_path) -> pathlib.Path:
 
 
 def crc(data: bytes) -> bytes:
-    """The masked CRC-32C of a TFRecord, bit by bit."""
+    """The masked CRC-32C of a TFRecord, computed bit by bit."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte
@@ -74,8 +77,8 @@ def crc(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("length", [1 << 60, (1 << 64) - 1, 1 << 33])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_record_of_impossible_length_takes_no_memory(length, first, tmp_path):
-    """Its checksum is right, so that TensorFlow alone would try to take that much and end the process."""
+def test_a_record_of_impossible_length_allocates_no_memory(length, first, tmp_path):
+    """The checksum is correct, so TensorFlow itself would try to allocate it and crash."""
     good = struct.pack("<Q", 3)
     record = good + crc(good) + b"abc" + crc(b"abc")
     header = struct.pack("<Q", length)
@@ -117,7 +120,7 @@ SPOILED = {
 
 
 def claims(path: pathlib.Path, shape: tuple[int, ...]) -> None:
-    """The first array's header gives this shape."""
+    """Changes the shape in the header of the first array."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = next(iter(members))
@@ -130,7 +133,7 @@ def claims(path: pathlib.Path, shape: tuple[int, ...]) -> None:
             archive.writestr(name, data)
 
 
-def test_a_damaged_index_is_made_again(records, caplog):
+def test_a_damaged_index_is_built_again(records, caplog):
     config, path = folder(records, dataset="tfrecord"), records / "train.index.npz"
     source, good = open_dataset(config, "train"), path.read_bytes()
     expected = [source.load(index) for index in range(3)]
@@ -181,7 +184,7 @@ def test_damaged_manifests(name, records):
     ) and "build the records again" in as_command_line(error.value)
 
 
-def test_flipped_bits_of_a_cached_pair_are_seen_by_both_ways_of_reading(photos, tmp_path):
+def test_flipped_bits_of_a_cached_pair_are_detected_by_load_and_tf_load(photos, tmp_path):
     source = open_dataset(folder(photos, cache_dir=str(tmp_path / "cache")), "train")
     path = next((tmp_path / "cache").rglob("00000001.raw"))
     data, expected = path.read_bytes(), source.load(1)
@@ -205,7 +208,7 @@ def test_flipped_bits_of_a_cached_pair_are_seen_by_both_ways_of_reading(photos, 
 # --- Archives ---
 
 
-def test_names_in_a_zip_are_compared_with_those_before_the_data(photos, tmp_path):
+def test_names_in_a_zip_are_compared_with_those_in_its_directory(photos, tmp_path):
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(photos.rglob("*.*")):
@@ -243,7 +246,7 @@ def test_a_member_in_ten_thousand_folders(tmp_path):
     assert "is nested 10001 levels deep" in one_line(error)
 
 
-def test_an_unknown_compression_is_one_line(tmp_path):
+def test_an_unknown_compression_is_refused(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"abc")
@@ -318,7 +321,7 @@ def test_damaged_labelme_files(fields, says, tmp_path):
     assert says in one_line(error)
 
 
-def test_labels_that_would_break_classes_txt(tmp_path):
+def test_labels_that_are_not_valid_class_names(tmp_path):
     (tmp_path / "json").mkdir()
     path = shapes(tmp_path / "json/a.json", label="car\nroad")
     assert labels_of(path) == {"car\nroad"}
@@ -339,15 +342,15 @@ def test_labels_that_would_break_classes_txt(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["mine.csv", "mine.txt"])
-def test_lists_of_impossible_names(name, text, photos):
+def test_lists_with_invalid_names(name, text, photos):
     (photos / name).write_text(text)
     with pytest.raises(UserError) as error:
         open_dataset(folder(photos), name)
     one_line(error)
 
 
-def test_a_jpeg_that_only_pillow_reads_is_named(photos):
-    """Damage that the check before training does not see, because Pillow decodes around it: the end is zeros."""
+def test_a_jpeg_that_only_pillow_can_read_is_named(photos):
+    """The check before training misses this damage, as Pillow decodes the zeros at the end."""
     path = photos / "images/train/pic_1.jpg"
     path.write_bytes(path.read_bytes()[:-17] + bytes(16) + b"\xd9")
     source = open_dataset(folder(photos), "train")

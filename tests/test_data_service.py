@@ -1,4 +1,4 @@
-"""tf.data service: a dispatcher and two workers on loopback give every step's batch once."""
+"""tf.data service: a dispatcher and two local workers yield the batch of each step once."""
 
 from __future__ import annotations
 
@@ -43,37 +43,33 @@ def dispatcher():
 
 
 def steps_of(batches, config: DataConfig) -> list[int]:
-    """Which steps of the undisturbed stream the batches are."""
+    """Returns the steps of the normal stream to which the batches belong."""
     source = open_dataset(config, "train")
     whole = list(train_dataset(source, config, PAD).take(40).as_numpy_iterator())
     same = [[all(map(np.array_equal, found, expected)) for expected in whole] for found in batches]
-    assert all(sum(row) == 1 for row in same), "a batch that is none of the stream's"
+    assert all(sum(row) == 1 for row in same), "a batch that is not in the stream"
     return [row.index(True) for row in same]
 
 
 def check_steps(steps: list[int], start: int) -> None:
-    assert len(set(steps)) == len(steps) == 20, "a batch came twice"
+    assert len(set(steps)) == len(steps) == 20, "a batch occurs twice"
     assert min(steps) == start and max(steps) < start + 37
-    lasts: list[
-        int
-    ] = []  # of the fewest rows in ascending order that the steps can be dealt out to
+    lasts: list[int] = []  # the last steps of the fewest ascending sequences that make up `steps`
     for step in steps:
         before = [last for last in lasts if last < step]
         if before:
             lasts.remove(max(before))
         lasts.append(step)
-    assert len(lasts) <= 2, (
-        "each of the two workers gives its batches in order, however late it begins"
-    )
+    assert len(lasts) <= 2, "each of the two workers yields its batches in order"
 
 
-def test_two_workers_give_every_batch_once(records, dispatcher):
+def test_two_workers_yield_every_batch_once(records, dispatcher):
     config = records.replace(data_service=dispatcher)
     found = train_dataset(open_dataset(config, "train"), config, PAD, start_step=3).take(20)
     check_steps(steps_of(found.as_numpy_iterator(), records), start=3)
 
 
-def test_what_python_reads_is_refused(records, dispatcher, tmp_path):
+def test_sources_read_by_python_are_refused(records, dispatcher, tmp_path):
     scenes = DataConfig(train_samples=2, synthetic_size=(16, 24), data_service=dispatcher)
     with raises_line(
         "--data_service: --dataset=synthetic is read by Python .+; make records of it: py",
@@ -94,7 +90,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_trouble_gets_a_line(records, dispatcher, capsys):
+def test_errors_are_one_line(records, dispatcher, capsys):
     nobody = f"grpc://localhost:{free_port()}"
     config = records.replace(data_service=nobody)
     with raises_line(
@@ -124,8 +120,8 @@ def test_trouble_gets_a_line(records, dispatcher, capsys):
 
 
 @pytest.mark.slow
-def test_the_scripts_processes_give_every_batch_once(records):
-    """Workers that share nothing with this process but the files."""
+def test_processes_of_the_script_yield_every_batch_once(records):
+    """The workers share only the files with this process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
     def start(*arguments: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Rotation, blur, cutout, RandAugment, CutMix and Mosaic against plain NumPy, and what the flags promise about them."""
+"""Rotation, blur, cutout, RandAugment, CutMix and Mosaic compared with NumPy, and their flags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def graph(function):
 def rotated_oracle(
     image: np.ndarray, degrees: float, outside: np.ndarray, nearest: bool
 ) -> np.ndarray:
-    """Each place of the result looked up in the source, turned back about the middle; what lies outside has one value."""
+    """Looks up each pixel of the result in the source; pixels outside have one value."""
     height, width = image.shape[:2]
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     rows, columns = np.mgrid[:height, :width].astype(float)
@@ -46,7 +46,7 @@ def rotated_oracle(
     )
 
 
-def test_rotation_against_the_oracle():
+def test_rotation_matches_numpy():
     rotate = graph(lambda image, label, degrees: strong.rotate(image, label, degrees, GRAY, IGNORE))
     rng = np.random.default_rng(0)
     image, label = picture(17, 24)
@@ -64,7 +64,7 @@ def test_rotation_against_the_oracle():
         ).mean() > 0.99  # at exact halves either neighbor is nearest
 
 
-def test_rotation_turns_counterclockwise_and_by_nothing_does_nothing():
+def test_rotation_is_counterclockwise_and_0_is_the_identity():
     image, label = picture(9, 9)
     found, found_label = strong.rotate(
         image.astype(np.float32), label, tf.constant(90.0), GRAY, IGNORE
@@ -82,7 +82,7 @@ def test_rotation_turns_counterclockwise_and_by_nothing_does_nothing():
 
 
 @pytest.mark.parametrize("largest", [0.5, 2.0])
-def test_blur_against_the_oracle(largest):
+def test_blur_matches_numpy(largest):
     image = picture(13, 19)[0].astype(np.float32)
     soften = graph(lambda image, sigma: strong.blur(image, sigma, largest))
     for sigma in np.linspace(0.1, largest, 10, dtype=np.float32):
@@ -137,7 +137,7 @@ def test_cutout_is_one_rectangle_with_the_ignore_label():
 # --- RandAugment ---
 
 
-def test_equalize_is_pillows():
+def test_equalize_matches_pillow():
     from PIL import Image, ImageOps
 
     for seed in range(20):
@@ -148,7 +148,7 @@ def test_equalize_is_pillows():
     np.testing.assert_array_equal(strong.equalize(flat), flat)
 
 
-def test_the_color_operations_against_plain_numbers():
+def test_color_operations_match_plain_numbers():
     image = photograph(8, 9).astype(np.float32) * 0.5 + 20
     operate = graph(lambda numbers: strong.rand_augment(tf.constant(image), numbers, 0.5))
 
@@ -172,7 +172,7 @@ def test_the_color_operations_against_plain_numbers():
     np.testing.assert_array_equal(done(6), image)
 
 
-def test_operations_follow_one_another_and_stay_in_range():
+def test_operations_are_chained_and_stay_in_range():
     image = photograph(8, 9).astype(np.float32)
     operate = graph(lambda numbers: strong.rand_augment(tf.constant(image), numbers, 1.0))
     rng = np.random.default_rng(2)
@@ -218,7 +218,7 @@ def test_cut_mix_takes_a_rectangle_from_the_neighbor():
     assert 0.25 < np.mean(np.array(areas) == 0) < 0.4 and max(areas) > 0.6
 
 
-def test_mosaic_shows_parts_of_all_four_about_one_point():
+def test_mosaic_shows_all_four_images_around_a_point():
     images, labels = group()
     mix = graph(
         lambda numbers: strong.mosaic(tf.constant(images), tf.constant(labels), numbers, 0.8)
@@ -242,7 +242,7 @@ def test_mosaic_shows_parts_of_all_four_about_one_point():
 # --- By the config ---
 
 
-def test_probabilities_and_sizes_are_those_of_the_flags():
+def test_probabilities_and_sizes_match_the_flags():
     image, label = picture(16, 16)
     config = DataConfig(cutout=0.5, blur=1.0)
     run = graph(

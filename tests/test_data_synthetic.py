@@ -1,4 +1,4 @@
-"""The built-in scenes: repeatable, balanced, with unlabeled contours, and not to be solved by color alone."""
+"""The synthetic scenes: reproducible, balanced, not solvable by color alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scenes(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.stack(labels)
 
 
-def test_a_scene_follows_from_seed_split_and_index_alone():
+def test_a_scene_is_a_function_of_seed_split_and_index():
     image, label = make_scene(3, 0, 5, 96, 131)
     again = make_scene(3, 0, 5, 96, 131)
     assert image.dtype == label.dtype == np.uint8
@@ -32,12 +32,12 @@ def test_a_scene_follows_from_seed_split_and_index_alone():
         assert np.mean(make_scene(*other, 96, 131)[1] != label) > 0.2
 
 
-def test_training_and_validation_scenes_never_coincide():
+def test_training_and_validation_scenes_differ():
     train, val = scenes("train", 40)[1], scenes("val", 24)[1]
     assert min(np.mean(a != b) for a in train for b in val) > 0.2
 
 
-def test_every_class_is_there_and_none_rules():
+def test_every_class_occurs_and_none_dominates():
     labels = scenes("train", 40)[1]
     shares = np.array([np.mean(labels == label) for label in range(CLASSES)])
     assert set(np.unique(labels)) == {*range(CLASSES), SYNTHETIC.ignore_label}
@@ -47,7 +47,7 @@ def test_every_class_is_there_and_none_rules():
     )
 
 
-def test_contours_are_thin_and_without_label():
+def test_contours_are_thin_and_ignored():
     labels = scenes("train", 40)[1]
     assert 0.03 < np.mean(labels == SYNTHETIC.ignore_label) < 0.12
     for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[:, :, 1:], labels[:, :, :-1])):
@@ -55,8 +55,8 @@ def test_contours_are_thin_and_without_label():
         assert touching.mean() < 2e-4
 
 
-def test_color_alone_does_not_do():
-    """The best classifier of single colors, counted out on the training scenes, stays far below a network's 0.85."""
+def test_color_alone_is_not_sufficient():
+    """The best classifier of single colors is far below a network's 0.85."""
     (images, labels), (val_images, val_labels) = scenes("train", 40), scenes("val", 24)
 
     def bins(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""tensorflow-datasets: any of its datasets with masks by name, and ours as its builders, with the pixels that the files have."""
+"""tensorflow-datasets: reading its datasets by name, and our builders for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deeplab_keras.data.tfds import source as tfds_source
 
 
 class FakePets(tfds.core.GeneratorBasedBuilder):
-    """As oxford_iiit_pet: masks of 1, 2 and 3, and features that are no pictures."""
+    """Like oxford_iiit_pet: masks of 1, 2 and 3, and features that are not images."""
 
     VERSION = tfds.core.Version("1.0.0")
     MASK = tfds.features.Image(shape=(None, None, 1), use_colormap=True)
@@ -55,7 +55,7 @@ class FakePets(tfds.core.GeneratorBasedBuilder):
 
 
 class NoMasks(FakePets):
-    """Without a mask."""
+    """A dataset without masks."""
 
     def _info(self):
         features = tfds.features.FeaturesDict(
@@ -69,7 +69,7 @@ class NoMasks(FakePets):
 
 
 class NamedMasks(FakePets):
-    """Whose masks name their classes."""
+    """A dataset whose mask feature has class names."""
 
     MASK = tfds.features.LabeledImage(
         shape=(None, None, 1), labels=["nothing", "cat", "dog", "edge"]
@@ -77,7 +77,7 @@ class NamedMasks(FakePets):
 
 
 class FailsToPrepare(FakePets):
-    """Whose download fails."""
+    """A dataset whose download fails."""
 
     def _split_generators(self, dl_manager):
         raise ConnectionError("the server does not answer\nfor the third time")
@@ -115,7 +115,7 @@ def test_any_dataset_with_masks_by_name(prepared):
     assert_same(source, source)
 
 
-def test_examples_are_those_that_tfds_reads(prepared):
+def test_examples_equal_those_read_by_tfds(prepared):
     source = opened("fake_pets", prepared, "test")
     examples = list(tfds.load("fake_pets", split="test", data_dir=prepared, shuffle_files=False))
     assert len(examples) == len(source)
@@ -143,14 +143,14 @@ def test_known_datasets_have_their_classes(prepared, monkeypatch):
         ("val", [6, 7]),
     ],
 )
-def test_parts_of_splits(prepared, split, seeds):
+def test_slices_of_splits(prepared, split, seeds):
     source = opened("fake_pets", prepared, split)
     assert len(source) == len(seeds) and len(set(source.names)) == len(seeds)
     for i, seed in enumerate(seeds):
         np.testing.assert_array_equal(source.load(i)[1], pet(seed)[1])
 
 
-def test_what_was_found_out_is_kept(prepared, monkeypatch):
+def test_the_index_is_saved_and_reused(prepared, monkeypatch):
     first = opened("named_masks", prepared)
     monkeypatch.setattr(tfds_source, "make_index", lambda *_: pytest.fail("the index was there"))
     monkeypatch.setattr(
@@ -160,7 +160,7 @@ def test_what_was_found_out_is_kept(prepared, monkeypatch):
     assert_same(opened("named_masks", prepared), first)
 
 
-def test_it_is_prepared_when_it_is_not(tmp_path):
+def test_an_unprepared_dataset_is_prepared(tmp_path):
     assert len(opened("fake_pets", tmp_path, "test")) == 2
     assert (tmp_path / "fake_pets/1.0.0/dataset_info.json").is_file()
 
@@ -193,14 +193,14 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_trouble_gets_a_line(name, prepared):
+def test_errors_are_one_line(name, prepared):
     split, message = TROUBLE[name]
     with raises_line(message) as error:
         opened(name, prepared, split)
     assert "\n" not in as_command_line(error.value)
 
 
-def test_another_file_format_is_told(tmp_path):
+def test_another_file_format_is_refused(tmp_path):
     tfds.builder("fake_pets", data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with raises_line(
         "prepared as array_record files; prepare it as TFRecord: tfds build fake_pets --file",
@@ -208,7 +208,7 @@ def test_another_file_format_is_told(tmp_path):
         opened("fake_pets", tmp_path)
 
 
-# --- Ours as builders, and all three ways to one batch ---
+# --- Our builders, and all three ways to the same batch ---
 
 ALL = {
     "voc2012": ("train", "val", "trainaug"),
@@ -221,7 +221,7 @@ TREE = {**TREES, "camvid": camvid}
 
 
 @pytest.mark.parametrize("dataset", [name for name in ALL if name != "ade20k_151"])
-def test_files_records_and_tfds_give_one_batch(dataset, tmp_path):
+def test_files_records_and_tfds_yield_the_same_batch(dataset, tmp_path):
     from deeplab_keras.data.tfds import builders as tfds_builders  # noqa: F401  registers them
 
     TREE[dataset](tmp_path / "files")
@@ -244,7 +244,7 @@ def test_files_records_and_tfds_give_one_batch(dataset, tmp_path):
     assert_equal(batches(config_of(f"tfds:deeplab_{dataset}", tmp_path / "tfds"), 3), expected)
 
 
-def test_a_builder_makes_the_splits_that_are_there(tmp_path):
+def test_a_builder_prepares_the_splits_that_exist(tmp_path):
     from deeplab_keras.data.tfds import builders as tfds_builders  # noqa: F401  registers them
 
     TREE["camvid"](tmp_path / "files")
@@ -260,8 +260,8 @@ def test_a_builder_makes_the_splits_that_are_there(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ALL)
-def test_tfds_own_test_of_a_builder(dataset, tmp_path):
-    """tfds.testing.DatasetBuilderTestCase: registered, prepared, read back in order, types and numbers as promised."""
+def test_builders_pass_the_test_of_tfds(dataset, tmp_path):
+    """Runs tfds.testing.DatasetBuilderTestCase."""
     import unittest
 
     from deeplab_keras.data.tfds import builders as tfds_builders
@@ -314,7 +314,7 @@ def test_the_script_builds_ours(tmp_path, capsys):
     assert re.search("error: .+: the folder .+ is not in it.+ expected", capsys.readouterr().err)
 
 
-def test_a_mask_feature_is_found_by_name_or_by_its_one_channel():
+def test_a_mask_feature_is_found_by_name_or_channel_count():
     class Feature:
         def __init__(self, channels):
             self.shape = (None, None, channels)

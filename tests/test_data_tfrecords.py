@@ -1,4 +1,4 @@
-"""Records give the pictures and batches that the files give, are read of any tool, and built so that nothing half-done counts."""
+"""Records: the same images as the files, records of other tools, interrupted and damaged builds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_same(found, expected) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of one's own with three classes, and its records."""
+    """Your own dataset with three classes, and its records."""
     root = write_dataset(tmp_path_factory.mktemp("photos"), count=7)
     (root / "classes.txt").write_text("wall\nfloor #0a0b0c\nlamp")
     build_records(
@@ -61,28 +61,26 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def records(photos, tmp_path):
-    """A copy of the records to do harm to."""
+    """A copy of the records to damage."""
     return shutil.copytree(photos / "records", tmp_path / "records")
 
 
-# --- The way through ---
+# --- Building and reading ---
 
 
 @pytest.mark.parametrize("dataset", ["voc2012", "ade20k", "cityscapes", "camvid"])
-def test_records_give_what_the_files_give(dataset, tmp_path):
+def test_records_equal_the_files(dataset, tmp_path):
     {**TREES, "camvid": camvid}[dataset](tmp_path / "files")
     files = open_dataset(config_of(dataset, tmp_path / "files"), "train")
     built = build_records(files, "train", tmp_path / "records")
-    assert built.pairs == len(files) and built.shards == len(
-        files
-    )  # one record a file, as there are fewer than four
+    assert built.pairs == len(files) and built.shards == len(files)  # fewer than four pairs
     for name in ("tfrecord", dataset):
         source = open_dataset(config_of(name, tmp_path / "records"), "train")
         assert source.info == files.info and source.checked and all(map(all, source.plain))
         assert_same(source, files)
 
 
-def test_what_no_other_decoder_would_read_rightly_goes_in_as_png(tmp_path):
+def test_files_that_decoders_read_differently_are_stored_as_png(tmp_path):
     root = write_dataset(tmp_path / "photos", count=4)
     images, labels = root / "images/train", root / "labels/train"
     Image.open(images / "pic_0.jpg").convert("CMYK").save(images / "pic_0.jpg")
@@ -110,7 +108,7 @@ def test_what_no_other_decoder_would_read_rightly_goes_in_as_png(tmp_path):
     assert features[3]["image/encoded"].bytes_list.value[0] == (images / "pic_3.jpg").read_bytes()
 
 
-def test_scenes_and_archives_become_records_too(tmp_path):
+def test_records_of_synthetic_images_and_archives(tmp_path):
     scenes = open_dataset(DataConfig(train_samples=3, synthetic_size=(24, 32)), "train")
     build_records(scenes, "train", tmp_path / "scenes")
     assert_same(open_dataset(config_of("tfrecord", tmp_path / "scenes"), "train"), scenes)
@@ -121,13 +119,13 @@ def test_scenes_and_archives_become_records_too(tmp_path):
     assert_same(open_dataset(config_of("voc2012", tmp_path / "records"), "train"), zipped)
 
 
-# --- The official tools' records, and ours for them ---
+# --- Compatibility with the official tools ---
 
 
 def official_record(
     name: str, image: bytes, label: bytes, size: tuple[int, int], image_format: bytes = b"jpeg"
 ) -> bytes:
-    """As build_data.image_seg_to_tfexample writes it."""
+    """Returns a record as build_data.image_seg_to_tfexample writes it."""
 
     def texts(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -176,7 +174,7 @@ def write_official(
     return pairs
 
 
-def test_official_records_are_read_under_their_datasets_name(tmp_path):
+def test_official_records_are_read_by_dataset_name(tmp_path):
     names = [
         "./ADE20K/images/training/ADE_train_00000002.jpg",
         "x/ADE_train_00000001.jpg",
@@ -202,14 +200,14 @@ SPLITS = [("pascal_voc_seg", 21, "train_aug", "trainaug"), ("cityscapes", 19, "v
 
 
 @pytest.mark.parametrize(("dataset", "classes", "split", "asked"), SPLITS)
-def test_official_splits_answer_to_both_names(dataset, classes, split, asked, tmp_path):
+def test_official_splits_have_two_names(dataset, classes, split, asked, tmp_path):
     pairs = write_official(tmp_path / "records", split, ["p", "q", "r"], classes)
     for name in (split, asked):
         source = open_dataset(config_of(dataset, tmp_path / "records"), name)
         np.testing.assert_array_equal(source.load(2)[1], pairs[2][1])
 
 
-def test_ade20ks_records_serve_both_conventions(tmp_path):
+def test_ade20k_records_support_both_conventions(tmp_path):
     masks = TREES["ade20k"](tmp_path / "files")
     for built, asked in (("ade20k", "ade20k_151"), ("ade20k_151", "ade20k")):
         source = open_dataset(config_of(built, tmp_path / "files"), "val")
@@ -221,7 +219,7 @@ def test_ade20ks_records_serve_both_conventions(tmp_path):
 
 
 def test_the_official_reader_reads_ours(photos):
-    """The parser of the official data_generator.py: features with defaults, the decoder chosen by the content."""
+    """Parses as the official data_generator.py: features with defaults, decoder by content."""
     source = open_dataset(config_of("folder", photos), "train")
     text, number = tf.io.FixedLenFeature((), tf.string, ""), tf.io.FixedLenFeature((), tf.int64, 0)
     features = {
@@ -233,9 +231,8 @@ def test_the_official_reader_reads_ours(photos):
         "image/segmentation/class/encoded": text,
         "image/segmentation/class/format": tf.io.FixedLenFeature((), tf.string, "png"),
     }
-    paths = tf.data.Dataset.list_files(
-        str(photos / "records/train-*"), shuffle=False
-    )  # its pattern: SPLIT-*
+    # The official reader lists the files SPLIT-*.
+    paths = tf.data.Dataset.list_files(str(photos / "records/train-*"), shuffle=False)
     parsed = [
         tf.io.parse_single_example(record, features) for record in tf.data.TFRecordDataset(paths)
     ]
@@ -253,7 +250,7 @@ def test_the_official_reader_reads_ours(photos):
         )
 
 
-def test_palette_masks_in_foreign_records_keep_their_ids(tmp_path):
+def test_palette_masks_in_records_of_other_tools_keep_their_ids(tmp_path):
     write_official(tmp_path / "records", "train", ["p", "q"], 21)
     label = label_blocks(1, 20, 28, classes=21)[0].astype(np.uint8)
     picture = Image.fromarray(label).convert("P")
@@ -270,7 +267,7 @@ def test_palette_masks_in_foreign_records_keep_their_ids(tmp_path):
 # --- The index ---
 
 
-def test_the_index_is_made_once_and_again_for_other_files(tmp_path, monkeypatch):
+def test_the_index_is_built_once_and_again_for_other_files(tmp_path, monkeypatch):
     write_official(tmp_path / "records", "train", ["p", "q", "r"], 21)
     config = config_of("voc2012", tmp_path / "records")
     first = open_dataset(config, "train")
@@ -296,7 +293,7 @@ def test_without_its_index_a_built_split_is_indexed_again(records, photos):
     assert (records / "train.index.npz").is_file()
 
 
-def test_names_and_places_survive_the_file(tmp_path):
+def test_names_and_offsets_survive_saving(tmp_path):
     sizes = np.array([5, 2**33], np.int64)
     made = record_index.RecordIndex(
         ("a", "b"),
@@ -309,7 +306,7 @@ def test_names_and_places_survive_the_file(tmp_path):
     )
     for name, length in zip(made.files, made.file_bytes, strict=True):
         (tmp_path / name).touch()
-        os.truncate(tmp_path / name, length)  # without taking the room
+        os.truncate(tmp_path / name, length)  # a sparse file
     made.save(tmp_path / "index.npz")
     found = record_index.RecordIndex.load(tmp_path / "index.npz", [tmp_path / "a", tmp_path / "b"])
     assert found.names == made.names and found.looks()[1].plain == (True, True)
@@ -320,7 +317,7 @@ def test_names_and_places_survive_the_file(tmp_path):
 
 
 class Stops:
-    """A source that fails at one pair."""
+    """A source that fails to load one pair."""
 
     def __init__(self, source, at: int, error: BaseException) -> None:
         self.source, self.at, self.error = source, at, error
@@ -337,7 +334,7 @@ class Stops:
         return self.source.load(index)
 
 
-def test_a_build_that_was_stopped_goes_on(photos, tmp_path, capsys):
+def test_an_interrupted_build_is_resumed(photos, tmp_path, capsys):
     source = open_dataset(config_of("folder", photos), "train")
     folder = tmp_path / "records"
     stopped = Stops(source, 5, UserError("pic_5.jpg: cannot be decoded"))
@@ -349,11 +346,8 @@ def test_a_build_that_was_stopped_goes_on(photos, tmp_path, capsys):
     with raises_line("there is no manifest|is missing"):
         open_dataset(config_of("tfrecord", folder), "train")
     times = [path.stat().st_mtime_ns for path in done]
-    (folder / ".train-00005-of-00007.tfrecord.123.tmp").write_bytes(
-        b"half"
-    )  # SIGKILL leaves its like
-    # Another kind of source with the same names would be another build.
-    stopped.at = -1
+    (folder / ".train-00005-of-00007.tfrecord.123.tmp").write_bytes(b"half")  # as after SIGKILL
+    stopped.at = -1  # the same source, as another kind of source would be another build
     build_records(stopped, "train", folder, num_shards=7)
     assert [path.stat().st_mtime_ns for path in done] == times, (
         "the finished files are not written again"
@@ -391,7 +385,7 @@ def test_building_twice_writes_once(photos, records, monkeypatch):
     ]
 
 
-def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
+def test_a_missing_or_truncated_shard_is_written_again(photos, records):
     source = open_dataset(config_of("folder", photos), "train")
     files = sorted(records.glob("train-*"))
     contents = [path.read_bytes() for path in files]
@@ -407,26 +401,24 @@ def test_a_built_file_that_is_gone_or_cut_off_is_written_again(photos, records):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_two_builds_at_once_do_not_spoil_each_other(overwrite, photos, tmp_path):
+def test_two_concurrent_builds_do_not_interfere(overwrite, photos, tmp_path):
     """A second build is refused until the first one ends, even if the first one is killed."""
     source = open_dataset(config_of("folder", photos), "train")
     lock = tmp_path / ".train.lock"
     with holding(lock) as other:
         with raises_line(
-            "another process is building the split 'train' there; wait until it is done, or stop",
+            "another process is building the split 'train' there; wait for it, or stop it and run",
         ):
             build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
         assert [*tmp_path.rglob("*")] == [lock]
-        assert (
-            build_records(source, "val", tmp_path, num_shards=2).pairs == 7
-        )  # another split is no trouble
+        assert build_records(source, "val", tmp_path, num_shards=2).pairs == 7
         other.kill()
     build_records(source, "train", tmp_path, num_shards=2, overwrite=overwrite)
     assert not lock.exists() and not (tmp_path / ".train.building").exists()
     assert len(open_dataset(config_of("tfrecord", tmp_path), "train")) == 7
 
 
-def test_a_build_that_waited_for_its_turn_finds_the_records_there(photos, tmp_path, monkeypatch):
+def test_a_build_that_waited_for_the_lock_finds_the_records(photos, tmp_path, monkeypatch):
     source = open_dataset(config_of("folder", photos), "train")
     alone = building._Build.alone
 
@@ -443,7 +435,7 @@ def test_a_build_that_waited_for_its_turn_finds_the_records_there(photos, tmp_pa
     assert not (tmp_path / ".train.building").exists()
 
 
-def test_what_a_killed_build_left_goes_with_the_next_one(photos, tmp_path):
+def test_the_next_build_removes_files_of_a_killed_one(photos, tmp_path):
     source = open_dataset(config_of("folder", photos), "train")
     for shard in ("train-00001-of-00002", "train-00003-of-00024", "val-00000-of-00002"):
         (tmp_path / f".{shard}.tfrecord.17.tmp").write_bytes(b"half")
@@ -452,10 +444,10 @@ def test_what_a_killed_build_left_goes_with_the_next_one(photos, tmp_path):
 
 
 def test_records_of_other_splits_only(records, tmp_path):
-    """Under the dataset's own name too it is said which splits there are; a dataset's files beside its records count."""
+    """The error lists the splits under any dataset name. Files next to records are read."""
     for name in ("tfrecord", "folder", "voc2012", "camvid"):
         with raises_line(
-            "there are no files val-00000-of-NNNNN.tfrecord; available splits: train; scripts/b",
+            "it has no files val-00000-of-NNNNN.tfrecord; available splits: train; scripts/b",
         ):
             open_dataset(config_of(name, records), "val")
     write_dataset(records, "val")
@@ -463,7 +455,7 @@ def test_records_of_other_splits_only(records, tmp_path):
     assert len(open_dataset(config_of("folder", records), "val")) == 3
 
 
-def test_records_of_others_are_not_written_over(photos, tmp_path):
+def test_other_records_are_not_overwritten(photos, tmp_path):
     write_official(tmp_path / "records", "train", ["p", "q"], 21)
     before = (tmp_path / "records/train-00000-of-00002.tfrecord").read_bytes()
     source = open_dataset(config_of("folder", photos), "train")
@@ -497,7 +489,7 @@ def test_a_full_disk_while_building(photos, tmp_path, monkeypatch):
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
-def test_what_is_read_back_must_be_what_was_written(photos, tmp_path, monkeypatch):
+def test_data_read_back_must_equal_the_data_written(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
         building,
         "scan",
@@ -507,7 +499,7 @@ def test_what_is_read_back_must_be_what_was_written(photos, tmp_path, monkeypatc
         build_records(open_dataset(config_of("folder", photos), "train"), "train", tmp_path)
 
 
-def test_the_manifest_says_what_there_is(photos):
+def test_the_manifest_describes_the_records(photos):
     manifest = json.loads((photos / "records/train.manifest.json").read_text())
     assert manifest["pairs"] == 7 and [shard["pairs"] for shard in manifest["shards"]] == [2, 2, 3]
     assert manifest["dataset"]["class_names"] == ["wall", "floor", "lamp"] and manifest["dataset"][
@@ -517,7 +509,7 @@ def test_the_manifest_says_what_there_is(photos):
     assert verify_records(photos / "records", "train", files) == 7
 
 
-# --- Trouble ---
+# --- Errors ---
 
 
 def flip_a_byte(path, at: int) -> None:
@@ -526,7 +518,7 @@ def flip_a_byte(path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_verify_sees_a_changed_byte(records):
+def test_verify_detects_a_changed_byte(records):
     files = sorted(records.glob("train-*"))
     flip_a_byte(files[1], 300)
     with raises_line(
@@ -537,7 +529,7 @@ def test_verify_sees_a_changed_byte(records):
         verify_records(records, "train", files)
 
 
-def test_a_record_damaged_on_the_way_is_named(records):
+def test_a_record_damaged_during_training_is_named(records):
     flip_a_byte(records / "train-00001-of-00003.tfrecord", 300)
     config = config_of("tfrecord", records)
     source = open_dataset(config, "train")
@@ -569,7 +561,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("case", TROUBLE)
-def test_wrong_flags_get_a_line(case, records):
+def test_wrong_flags_are_one_error(case, records):
     changes, message = TROUBLE[case]
     values = {"dataset": "tfrecord", "dataset_dir": str(records), **changes}
     split = values.pop("split", "train")
@@ -680,14 +672,14 @@ HARM = {
 
 
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_harm_to_the_records_is_told_in_a_line(harm, records):
+def test_damaged_records_are_one_error(harm, records):
     harm(records)
     with raises_line(HARM[harm]) as error:
         open_dataset(config_of("tfrecord", records), "train")
     assert "\n" not in as_command_line(error.value)
 
 
-def test_broken_pictures_in_foreign_records_are_left_out_by_flag(tmp_path):
+def test_broken_images_in_records_are_skipped_by_flag(tmp_path):
     write_official(tmp_path / "records", "train", ["p", "q"], 21, shards=1)
     path = tmp_path / "records/train-00000-of-00001.tfrecord"
     good = [record for _, record in scan(str(path))]

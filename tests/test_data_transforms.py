@@ -1,4 +1,4 @@
-"""Each transform against a plain NumPy oracle, and inside tf.data against itself."""
+"""Each transform compared with plain NumPy, and inside tf.data with eager execution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAD = (123.675, 116.28, 103.53)
 
 
 def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Noise, and a label of a few classes with some pixels ignored."""
+    """Noise, and a label of a few classes with some ignored pixels."""
     rng = np.random.default_rng(seed)
     label = rng.choice(np.array([0, 1, 2, 3, IGNORE], np.uint8), (height, width))
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), label
@@ -27,7 +27,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 # --- Scale ---
 
 
-def test_scaled_size_is_the_references():
+def test_scaled_size_matches_the_reference():
     rng = np.random.default_rng(0)
     for _ in range(100):
         height, width = rng.integers(1, 3000, 2)
@@ -54,7 +54,7 @@ def test_scale_factor_is_uniform_or_stepped():
 
 
 def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel centers, edges repeated, no antialiasing."""
+    """Resizes with half-pixel centers, repeated edges and no antialiasing."""
     image = image.astype(np.float64)
     for axis in (0, 1):
         length = image.shape[axis]
@@ -67,7 +67,7 @@ def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_label(label, size, start=(0, 0), count=(None, None), half_pixel=True):
-    """A label map resized with the library's `nearest`, or `count` rows and columns of it."""
+    """Resizes a label map with the library's `nearest`, or `count` rows and columns of it."""
     label = tf.convert_to_tensor(label)
     rows, columns = (
         resizing.nearest(tf.shape(label)[axis], size[axis], start[axis], count[axis], half_pixel)
@@ -80,7 +80,7 @@ SIZES = [(17, 23), (9, 12), (31, 47), (40, 11), (1, 1), (3, 60)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resizing_whole_pictures(size):
+def test_resizing_whole_images(size):
     image, label = picture(17, 23)
     np.testing.assert_allclose(resizing.resize_image(image, size), bilinear(image, size), atol=0.01)
     centers = [
@@ -98,8 +98,8 @@ def test_resizing_whole_pictures(size):
 
 
 @pytest.mark.parametrize("half_pixel", [True, False])
-def test_labels_lie_where_the_image_lies(half_pixel):
-    """Image and label of one edge, enlarged and mirrored: the half-pixel rule keeps the edge in its place, OpenCV's not."""
+def test_labels_are_aligned_with_the_image(half_pixel):
+    """Enlarges and flips an edge: the half-pixel rule keeps its position, OpenCV's does not."""
     edge = np.repeat(np.arange(20) >= 10, 3)[None].reshape(1, 20, 3) * np.uint8([255])
     edge = np.tile(edge, (20, 1, 1))
     size = np.array([70, 70])
@@ -115,7 +115,7 @@ def test_labels_lie_where_the_image_lies(half_pixel):
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 4])
-def test_resizing_a_window_is_resizing_all_and_cropping(size):
+def test_resizing_a_window_equals_resizing_and_cropping(size):
     image, label = picture(17, 23)
     rng = np.random.default_rng(1)
     whole, whole_label = bilinear(image, size), resize_label(label, size).numpy()
@@ -149,7 +149,7 @@ def crop_oracle(
     return top, left
 
 
-def test_crop_is_the_first_draw_without_a_ruling_class():
+def test_crop_is_the_first_draw_without_a_dominant_class():
     rng = np.random.default_rng(0)
     tries = []
     choose = tf.function(transforms.choose_crop, autograph=False)
@@ -170,9 +170,7 @@ def test_crop_is_the_first_draw_without_a_ruling_class():
 
 
 def test_crop_at_exactly_the_share_is_drawn_again():
-    label = np.array(
-        [[0, 0, 0, 1, 1, 1, 1]], np.uint8
-    )  # the first window of four is 3 to 1, the second 2 to 2
+    label = np.array([[0, 0, 0, 1, 1, 1, 1]], np.uint8)  # windows of four: 3 to 1, then 2 to 2
     numbers = np.zeros((10, 2), np.float32)
     numbers[1:, 1] = 0.3
     size, crop = tf.constant(label.shape), tf.constant((1, 4))
@@ -181,10 +179,10 @@ def test_crop_at_exactly_the_share_is_drawn_again():
     assert transforms.choose_crop(label * 0, size, crop, numbers, 1.0, IGNORE)[0].numpy()[1] == 0
 
 
-def test_a_last_draw_of_ignored_pixels_gives_way_to_the_middle():
-    """The reference's padding cuts the middle out of an image that its crop left alone: it starts at -((4 - 9) // 2)."""
+def test_a_last_draw_of_ignored_pixels_is_replaced_by_the_center():
+    """The reference skips such a crop, and its padding cuts out the center from -((4 - 9) // 2)."""
     label = np.full((6, 9), IGNORE, np.uint8)
-    label[1:4, 3:5] = 1  # one class alone, so no draw will do
+    label[1:4, 3:5] = 1  # a single class, so no draw is accepted
     numbers = np.zeros((10, 2), np.float32)
     size, crop = tf.constant(label.shape), tf.constant((2, 4))
     corner, window = transforms.choose_crop(
@@ -192,7 +190,7 @@ def test_a_last_draw_of_ignored_pixels_gives_way_to_the_middle():
     )
     assert tuple(corner.numpy()) == (2, 3)
     np.testing.assert_array_equal(window, label[2:4, 3:7])
-    numbers[-1] = 0.3, 0.2  # the last draw shows a pixel that counts
+    numbers[-1] = 0.3, 0.2  # the last draw has a labeled pixel
     assert tuple(transforms.choose_crop(label, size, crop, numbers, 0.75, IGNORE)[0].numpy()) == (
         1,
         1,
@@ -223,10 +221,10 @@ def test_flip():
 
 
 def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) -> np.ndarray:
-    """The reference's steps in its own words: BGR pictures whose hue is computed as if they were RGB.
+    """Follows the steps of the reference: BGR images whose hue is computed as if they were RGB.
 
-    With `eight_bit` every step ends in whole gray levels, and hue and saturation in 8 bits, as
-    OpenCV has them.
+    With `eight_bit`, each step returns whole gray levels, and hue and saturation have 8 bits, as in
+    OpenCV.
     """
     n = [float(number) for number in numbers]
 
@@ -266,7 +264,7 @@ def photometric_oracle(image: np.ndarray, numbers: np.ndarray, eight_bit: bool) 
     return bgr[..., ::-1]
 
 
-def test_photometric_distortion_against_the_oracle():
+def test_photometric_distortion_matches_the_reference():
     rng = np.random.default_rng(0)
     distort, in_eight_bits = (
         tf.function(
@@ -286,25 +284,25 @@ def test_photometric_distortion_against_the_oracle():
         in_whole = in_eight_bits(image, numbers).numpy()
         np.testing.assert_array_equal(in_whole, np.round(in_whole))
         rounded = photometric_oracle(image, numbers, eight_bit=True)
-        if numbers[5] >= 0.5 and numbers[7] >= 0.5:  # brightness and contrast alone: to the letter
+        if numbers[5] >= 0.5 and numbers[7] >= 0.5:  # only brightness and contrast: exact
             assert np.abs(in_whole - rounded).max() <= (np.abs(in_whole - rounded) > 0).mean() * 20
         errors.append((found - rounded, in_whole - rounded))
     unrounded, whole = (np.concatenate([np.ravel(pair[i]) for pair in errors]) for i in (0, 1))
-    # Without rounding everything is half a gray level brighter. With it only the coarse 8-bit hues
-    # are left.
+    # Without rounding, images are half a gray level brighter. With it, only the coarse 8-bit hues
+    # differ.
     assert 0.3 < unrounded.mean() < 0.9 and abs(whole.mean()) < 0.3
     assert np.abs(whole).mean() < 0.6 * np.abs(unrounded).mean() and np.abs(whole).max() < 16
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_compiled_program_is_the_plain_one(whole):
+def test_the_compiled_program_equals_the_plain_one(whole):
     rng, apart = np.random.default_rng(1), []
     for shape in ((40, 30), (24, 30), (40, 7), (1, 1)):
         image, numbers = (
             rng.integers(0, 256, (*shape, 3)).astype(np.float32),
             rng.random(9).astype(np.float32),
         )
-        numbers[[0, 3, 5, 7]] *= 0.5  # everything is done
+        numbers[[0, 3, 5, 7]] *= 0.5  # all operations are applied
         plain = photometric.distort_photometric(image, numbers, whole)
         on_canvas = photometric.distort_photometric(image, numbers, whole, canvas=(40, 30))
         assert (
@@ -312,14 +310,13 @@ def test_the_compiled_program_is_the_plain_one(whole):
         )
         apart.append(np.ravel(plain - on_canvas))
     apart = np.abs(np.concatenate(apart))
-    # With whole gray levels a rounding in the last place of a float may end on the other side of a
-    # half.
+    # With whole gray levels, float rounding errors can round a half in the other direction.
     assert (apart > 1e-3).mean() <= (0.001 if whole else 0) and apart.max() <= (
         3 if whole else 1e-3
     )
 
 
-def test_saturation_and_hue_are_tensorflows_own():
+def test_saturation_and_hue_match_tensorflow():
     rng = np.random.default_rng(2)
     gray, primaries = (
         np.repeat(rng.random((8, 1)), 3, axis=1),
@@ -339,7 +336,7 @@ def test_saturation_and_hue_are_tensorflows_own():
         )
 
 
-def test_each_photometric_operation_comes_half_of_the_time():
+def test_each_photometric_operation_has_probability_one_half():
     numbers = np.stack(
         [transforms.draw(0, tf.constant(position)).photometric for position in range(200)]
     )
@@ -408,7 +405,7 @@ def test_the_same_eagerly_and_in_tf_data():
         np.testing.assert_array_equal(found_label, expected_label)
 
 
-def test_what_is_switched_off_does_nothing():
+def test_disabled_transforms_do_nothing():
     image, label = picture(24, 20)
     config = CONFIG.replace(
         min_scale_factor=1.0, max_scale_factor=1.0, random_flip=False, photometric_distortion=False
