@@ -186,15 +186,15 @@ def test_hard_links_are_followed_and_symbolic_links_reported(tmp_path, caplog):
     assert Archive(str(tmp_path / "a.tar")).children["images"] == {"a.jpg", "b.jpg"}
     assert read_bytes(str(tmp_path / "a.tar/images/b.jpg")) == b"abcdef"
     said = [record.getMessage() for record in caplog.records]
-    told = (
+    warning = (
         "2 symbolic links in it are not followed, such as ./images/d.jpg; extract the archive "
         "if they lead to images or masks"
     )
-    assert said[:1] == [f"{tmp_path}/a.tar: {told}"]
+    assert said[:1] == [f"{tmp_path}/a.tar: {warning}"]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_names_in_zips_of_macos(told, tmp_path):
+@pytest.mark.parametrize("flagged", [True, False])
+def test_names_in_zips_of_macos(flagged, tmp_path):
     """Names are decomposed UTF-8 without the UTF-8 flag, but lists have composed accents."""
     write_dataset(tmp_path / "flat", count=1)
     files = {
@@ -212,7 +212,7 @@ def test_names_in_zips_of_macos(told, tmp_path):
             archive.writestr(name, data)
     data = bytearray((tmp_path / "mac.zip").read_bytes())
     for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        for match in [] if told else re.finditer(signature, bytes(data)):
+        for match in [] if flagged else re.finditer(signature, bytes(data)):
             data[match.start() + flags + 1] &= ~8
     (tmp_path / "mac.zip").write_bytes(data)
     members = [
@@ -220,7 +220,7 @@ def test_names_in_zips_of_macos(told, tmp_path):
         for info in zipfile.ZipFile(tmp_path / "mac.zip").infolist()
         if not info.filename.isascii()
     ]
-    assert len(members) == 2 and all(bool(info.flag_bits & 0x800) == told for info in members)
+    assert len(members) == 2 and all(bool(info.flag_bits & 0x800) == flagged for info in members)
     for split in ("train", "train.csv"):
         source = open_dataset(
             DataConfig(dataset="folder", dataset_dir=str(tmp_path / "mac.zip"), train_split=split),

@@ -83,10 +83,10 @@ def test_rgb_of_a_dataset_and_without_classes(drawn, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("levels", "told"),
+    ("levels", "reported"),
     [((0, 38, 75, 147, 220), True), ((0, 128, 255), False), ((0, 85, 170, 255), False)],
 )
-def test_luminances_of_colors_are_reported(levels, told, tmp_path, caplog):
+def test_luminances_of_colors_are_reported(levels, reported, tmp_path, caplog):
     """Two of PASCAL VOC's classes have the same luminance, so one class would be lost."""
     (tmp_path / "gray").mkdir()
     Image.fromarray(mask(20, 30, ids=levels)).save(tmp_path / "gray/a.png")
@@ -96,7 +96,7 @@ def test_luminances_of_colors_are_reported(levels, told, tmp_path, caplog):
             "the luminances of PASCAL VOC's colors" in record.getMessage()
             for record in caplog.records
         )
-        == told
+        == reported
     )
 
 

@@ -30,24 +30,23 @@ MEAN_PIXEL = json.loads((LOCAL / "mean_pixel.json").read_text())
 
 @pytest.mark.parametrize("case", CASES)
 def test_evaluation_preprocessing(case):
-    told = CASES[case]
+    settings = CASES[case]
     image, label = PREPROCESS[f"{case}/image"], PREPROCESS[f"{case}/label"][..., 0]
     config = DataConfig(
-        min_resize_value=told.get("min_resize_value"),
-        max_resize_value=told.get("max_resize_value"),
-        resize_factor=told.get("resize_factor"),
+        min_resize_value=settings.get("min_resize_value"),
+        max_resize_value=settings.get("max_resize_value"),
+        resize_factor=settings.get("resize_factor"),
     )
-    value, ignore = MEAN_PIXEL[told["model_variant"]], told.get("ignore_label", 255)
+    value, ignore = MEAN_PIXEL[settings["model_variant"]], settings.get("ignore_label", 255)
     found, found_label = official_transforms.prepare(
-        image, label, told["crop"], config, value, ignore
+        image, label, settings["crop"], config, value, ignore
     )
     np.testing.assert_allclose(found, PREPROCESS[f"{case}/processed"], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(found_label, PREPROCESS[f"{case}/out_label"][..., 0])
-    if (
-        told["model_variant"].startswith("mobilenet") and ignore == 255
-    ):  # the same through --inference=official
+    # The same with --inference=official.
+    if settings["model_variant"].startswith("mobilenet") and ignore == 255:
         evaluation = EvalConfig(
-            eval_crop_size=told["crop"],
+            eval_crop_size=settings["crop"],
             eval_short_side=config.min_resize_value or 0,
             eval_long_side=config.max_resize_value or 0,
             eval_resize_factor=config.resize_factor or 0,

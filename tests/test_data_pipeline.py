@@ -224,5 +224,5 @@ def test_other_errors_are_not_user_errors():
     assert user_error(ValueError("a bug"), source) is None
     assert user_error(tf.errors.ResourceExhaustedError(None, None, "out of memory"), source) is None
     assert user_error(tf.errors.InvalidArgumentError(None, None, "shapes"), source) is None
-    told = UserError("told already")
-    assert user_error(told, source) is told
+    known = UserError("known already")
+    assert user_error(known, source) is known

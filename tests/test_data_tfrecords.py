@@ -420,17 +420,17 @@ def test_two_concurrent_builds_do_not_interfere(overwrite, photos, tmp_path):
 
 def test_a_build_that_waited_for_the_lock_finds_the_records(photos, tmp_path, monkeypatch):
     source = open_dataset(config_of("folder", photos), "train")
-    alone = building._Build.alone
+    locked = building._Build.locked
 
     @contextlib.contextmanager
     def after_the_other(build):
-        monkeypatch.setattr(building._Build, "alone", alone)
+        monkeypatch.setattr(building._Build, "locked", locked)
         build_records(source, "train", tmp_path, num_shards=2)
         monkeypatch.setattr(building, "record_of", lambda *_: pytest.fail("written again"))
-        with alone(build):
+        with locked(build):
             yield
 
-    monkeypatch.setattr(building._Build, "alone", after_the_other)
+    monkeypatch.setattr(building._Build, "locked", after_the_other)
     assert build_records(source, "train", tmp_path, num_shards=2).pairs == 7
     assert not (tmp_path / ".train.building").exists()
 
@@ -535,9 +535,10 @@ def test_a_record_damaged_during_training_is_named(records):
     source = open_dataset(config, "train")
     with pytest.raises(tf.errors.OpError) as error:
         list(train_dataset(source, config, PAD).take(4))
-    told = as_command_line(user_error(error.value, source))
+    message = as_command_line(user_error(error.value, source))
     assert re.fullmatch(
-        rf".+/{SHARD}: the record 'pic_2' at byte 0 is damaged; make .+--skip_broken_files", told
+        rf".+/{SHARD}: the record 'pic_2' at byte 0 is damaged; build .+--skip_broken_files",
+        message,
     )
 
 

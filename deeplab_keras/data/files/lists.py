@@ -209,10 +209,10 @@ def _place(root: Tree, listed_in: str, path: str) -> str:
     path = path.replace("\\", "/")
     if os.path.isabs(path):
         return path
-    beside = root.spelled(posixpath.join(posixpath.dirname(listed_in), path))
+    next_to_list = root.spelled(posixpath.join(posixpath.dirname(listed_in), path))
     path = root.spelled(path)
-    if root.is_file(beside):
-        return str(root.on_disk(beside))
+    if root.is_file(next_to_list):
+        return str(root.on_disk(next_to_list))
     elsewhere = Path(listed_in).parent / path
     if not root.is_file(path) and not root.is_file(listed_in) and os.path.isfile(elsewhere):
         return str(elsewhere)

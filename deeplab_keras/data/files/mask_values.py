@@ -11,7 +11,7 @@ import threading
 import numpy as np
 
 # Number of pixels of a mask whose neighbors are compared; in larger masks, every n-th row.
-LOOKED_AT = 1 << 18
+COMPARED = 1 << 18
 NO_AREA = 0.1  # a value with a smaller share of inner pixels covers no area
 STRAY = 0.01  # stray values have fewer pixels than this share of the object's
 # Smallest share of ramps among the pixels without area, for blended values. Measured: 0.26 to 0.45
@@ -34,7 +34,7 @@ class MaskValues:
         pixels: Number of pixels with the value.
         masks: Number of masks that contain the value.
         alone: Number of masks that contain the value and, apart from it, at most 0.
-        looked_at: Number of pixels with the value that were compared with their four neighbors.
+        compared: Number of pixels with the value that were compared with their four neighbors.
         inner: Number of compared pixels whose neighbors all have the same value.
         ramp: Number of compared pixels with both a lower and a higher neighbor, such as blended
             pixels.
@@ -43,7 +43,7 @@ class MaskValues:
     pixels: np.ndarray = dataclasses.field(default_factory=_zeros)
     masks: np.ndarray = dataclasses.field(default_factory=_zeros)
     alone: np.ndarray = dataclasses.field(default_factory=_zeros)
-    looked_at: np.ndarray = dataclasses.field(default_factory=_zeros)
+    compared: np.ndarray = dataclasses.field(default_factory=_zeros)
     inner: np.ndarray = dataclasses.field(default_factory=_zeros)
     ramp: np.ndarray = dataclasses.field(default_factory=_zeros)
 
@@ -56,7 +56,7 @@ class MaskValues:
         alone[0] = 0
         if min(ids.shape) < 3:
             return cls(pixels, masks, alone)
-        step = -(-ids.size // LOOKED_AT)
+        step = -(-ids.size // COMPARED)
         rows = slice(1, -1, step)
         center, left, right = ids[rows, 1:-1], ids[rows, :-2], ids[rows, 2:]
         above, below = ids[:-2:step, 1:-1], ids[2::step, 1:-1]
@@ -110,9 +110,9 @@ class MaskValues:
         Args:
             fewest: The smallest number of such values.
         """
-        thin = (self.looked_at > 0) & (self.inner < NO_AREA * self.looked_at)
-        count, pixels = int(thin.sum()), self.looked_at[thin].sum()
-        few = 2 * pixels < self.looked_at.sum() and 2 * count > (self.looked_at > 0).sum()
+        thin = (self.compared > 0) & (self.inner < NO_AREA * self.compared)
+        count, pixels = int(thin.sum()), self.compared[thin].sum()
+        few = 2 * pixels < self.compared.sum() and 2 * count > (self.compared > 0).sum()
         return count >= fewest and bool(few) and self.ramp[thin].sum() >= ON_A_RAMP * pixels
 
     def blended_black_and_white(self) -> bool:

@@ -105,7 +105,7 @@ def build_records(
             split, or another process is building them.
     """
     build = _Build(source, split, Path(folder).expanduser(), num_shards)
-    with build.alone() if not build.is_complete(overwrite) else contextlib.nullcontext():
+    with build.locked() if not build.is_complete(overwrite) else contextlib.nullcontext():
         # Checked again, as another process may have built them in between.
         if not build.is_complete(overwrite):
             build.prepare(overwrite)
@@ -167,7 +167,7 @@ class _Build:
         return self.folder / f"{self.split}-{number:05d}-of-{self.count:05d}.tfrecord"
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Context that keeps other processes from building this split.
 
         The lock ends with the process, even if the process is killed.

@@ -145,13 +145,13 @@ def find_records(folder: Path, split: str) -> tuple[str, list[Path]]:
         missing = sorted({*range(total)} - files.keys())
         if missing or len(shards) > 1:
             totals = " and ".join(f"of {number}" for number in sorted(shards))
-            told = (
+            problem = (
                 f"number {missing[0]} of {total} is missing"
                 if len(shards) == 1
                 else f"there are files {totals}"
             )
             raise UserError(
-                f"{folder}/{chosen}-*.tfrecord: {told}; build or download the records again"
+                f"{folder}/{chosen}-*.tfrecord: {problem}; build or download the records again"
             )
         return chosen, [files[number] for number in range(total)]
     return split, []
