@@ -335,10 +335,9 @@ def test_a_list_that_names_masks_as_images(tmp_path):
     (root / "images/train").rename(root / "images/all")
     (root / "train.csv").write_text("\n".join(lines).replace("images/train", "images/all"))
     refused(root, f"{root}/labels/train/p1.png: this image equals its own mask")
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(
-        root / "images/all/dark.png"
-    )  # a dark image without an object
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "labels/train/dark.png")
+    dark = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))  # a dark image without an object
+    dark.save(root / "images/all/dark.png")
+    dark.save(root / "labels/train/dark.png")
     (root / "train.csv").write_text(
         "images/all/p0.jpg,labels/train/p0.png\nimages/all/dark.png,labels/train/dark.png\n"
     )

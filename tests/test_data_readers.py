@@ -214,9 +214,8 @@ def test_names_in_a_zip_are_compared_with_those_in_its_directory(photos, tmp_pat
         for file in sorted(photos.rglob("*.*")):
             archive.write(file, file.relative_to(photos))
     data = path.read_bytes()
-    place = data.rindex(
-        b"classes.txt"
-    )  # in the directory: without it the classes would be inferred
+    # The last occurrence is in the directory. Without this file, the classes would be inferred.
+    place = data.rindex(b"classes.txt")
     path.write_bytes(data[:place] + b"c1asses.txt" + data[place + 11 :])
     with pytest.raises(UserError) as error:
         open_dataset(folder(path), "train")

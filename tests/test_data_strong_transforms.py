@@ -59,9 +59,8 @@ def test_rotation_matches_numpy():
             found, rotated_oracle(image, degrees, np.array(GRAY), False), atol=0.05
         )
         expected = rotated_oracle(label, degrees, np.array(IGNORE), True)
-        assert (
-            found_label.numpy() == expected
-        ).mean() > 0.99  # at exact halves either neighbor is nearest
+        # At exact halves, either neighbor is the nearest.
+        assert (found_label.numpy() == expected).mean() > 0.99
 
 
 def test_rotation_is_counterclockwise_and_0_is_the_identity():
@@ -158,9 +157,8 @@ def test_color_operations_match_plain_numbers():
     low, high = image.min((0, 1)), image.max((0, 1))
     np.testing.assert_allclose(done(0), (image - low) * 255 / (high - low), atol=0.01)
     np.testing.assert_allclose(done(1), strong.equalize(tf.constant(image)), atol=0)
-    raised = np.clip(
-        image + 55, 0, 255
-    )  # in the middle of the magnitudes: 0.5 * 110, and the threshold at 127.5
+    # With the mean magnitudes, the addition is 0.5 * 110, and the threshold is 127.5.
+    raised = np.clip(image + 55, 0, 255)
     np.testing.assert_allclose(done(2), np.where(raised < 127.5, raised, 255 - raised), atol=0.01)
     gray = image @ np.array([0.2989, 0.5870, 0.1140], np.float32)
     np.testing.assert_allclose(done(3), (image + gray[..., None]) / 2, atol=0.05)

@@ -70,9 +70,7 @@ def size_in_range(
         if long:
             raise UserError(f"`max_resize_value={long}`: requires `min_resize_value` too")
         return size
-    sides = tf.cast(
-        size, tf.float32
-    )  # the reference's precision; otherwise sides may be off by one
+    sides = tf.cast(size, tf.float32)  # as in the reference; otherwise sides may be off by one
     new = tf.cast(tf.floor(sides * (short / tf.reduce_min(sides))), tf.int32)
     if long:
         cap = float(long - (long - 1) % factor) if factor else float(long)

@@ -52,11 +52,8 @@ SPLITS = {
     "train_coarse": (("gtCoarse", "train"), ("gtCoarse", "train_extra")),
     "trainval_coarse": (("gtCoarse", "train"), ("gtCoarse", "val"), ("gtCoarse", "train_extra")),
 }
-SPLIT_ALIASES = {
-    "train_fine": "train",
-    "val_fine": "val",
-    "trainval_fine": "trainval",
-}  # the official DeepLab's names
+# The official DeepLab's names.
+SPLIT_ALIASES = {"train_fine": "train", "val_fine": "val", "trainval_fine": "trainval"}
 IMAGES = "leftImg8bit"
 TREE = (
     "leftImg8bit/{1}/CITY/ID_leftImg8bit.png, {0}/{1}/CITY/ID_{0}_labelIds.png (or "

@@ -156,9 +156,8 @@ def _crate(rng: Rng, u: Array, v: Array, light: Array) -> tuple[Array, Array]:
         rng.uniform(0.72, 1.02, 8).astype(np.float32)[np.clip(planks, 0, 7).astype(int)]
         + 0.07 * grain
     )
-    tone = tone * (
-        1 - 0.65 * _step(0.07 - np.abs(planks - np.round(planks)), 0.08)
-    )  # gaps between the planks
+    gaps = _step(0.07 - np.abs(planks - np.round(planks)), 0.08)
+    tone = tone * (1 - 0.65 * gaps)
     brace = _step(0.14 - np.abs(u * b / a - v * int(rng.choice([-1, 1]))) * 0.75, 0.05)
     frame = np.maximum(_step(distance + 0.2, 0.04), brace)
     tone = tone * (1 - frame) + frame * (1.12 + 0.06 * grain)

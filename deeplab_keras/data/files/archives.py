@@ -123,10 +123,9 @@ class Archive:
                     self._add(member.name, member.size, read)
                 elif member.isdir():
                     self._add(member.name, 0, None)
-                elif member.islnk() and (
-                    read_other := self._readers.get("/".join(_parts(member.linkname)))
-                ):  # a hard link: a second name for the same bytes
-                    self._add(member.name, 0, read_other)
+                elif member.islnk():  # a hard link: a second name for the same bytes
+                    if linked := self._readers.get("/".join(_parts(member.linkname))):
+                        self._add(member.name, 0, linked)
                 elif member.issym():
                     self._links.append(member.name)
 
