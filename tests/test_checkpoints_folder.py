@@ -60,13 +60,13 @@ def refused(path: pathlib.Path) -> str:
     [
         ({"class_names": 3}, "class_names must be a list of strings. Received: 3"),
         ({"class_names": ["sand", "sea", None]}, "class_names must be a list of strings"),
-        ({"class_names": ["sand"], "palette": [[0, 0, 0]]}, "has 1 class; at least 2 are needed"),
+        ({"class_names": ["sand"], "palette": [[0, 0, 0]]}, "has 1 class; at least 2 are required"),
         (
             {"palette": [[0, 0, 0], [1, 1], [2, 2, 2]]},
             "palette must be a list of [red, green, blue]",
         ),
-        ({"palette": [[0, 0, 0], [1, 1, 256], [2, 2, 2]]}, "a colour outside 0..255"),
-        ({"palette": [[0, 0, 0]]}, "has 3 classes but 1 colours"),
+        ({"palette": [[0, 0, 0], [1, 1, 256], [2, 2, 2]]}, "a color outside 0..255"),
+        ({"palette": [[0, 0, 0]]}, "has 3 classes but 1 colors"),
         ({"ignore_label": "255"}, "ignore_label must be a whole number"),
     ],
 )

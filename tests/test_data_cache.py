@@ -90,7 +90,10 @@ def test_a_disk_that_is_too_small_is_reported_first(photos, tmp_path, monkeypatc
     usage = collections.namedtuple("usage", "total used free")(10**6, 10**6, 4000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
     with raises_line(
-        r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB and \S+ GB are free; give",
+        (
+            r"--cache_dir=.+/cache: 4 decoded pairs need about \S+ GB, but only \S+ GB are free; "
+            r"give"
+        ),
     ):
         open_dataset(kept(photos, tmp_path), "train")
     assert not (tmp_path / "cache").exists()

@@ -74,7 +74,10 @@ def test_different_spellings_of_a_name_are_the_same_class():
         (
             ("a", "b"),
             ((0, 0, 256), (0, 0, 0)),
-            "dataset 'x' has a color outside 0..255 in its palette",
+            (
+                "dataset 'x' has a color outside 0..255 in its palette; colors are RGB with values "
+                "0 to 255"
+            ),
         ),
     ],
 )

@@ -461,7 +461,7 @@ NO_CLASS_FILES = {
     ),
     "256 classes": (
         "\n".join(f"c{i}" for i in range(256)),
-        "'c255', would have the id 255, which is the ignore label",
+        "'c255', would have the id 255, the ignore label",
     ),
 }
 
@@ -475,7 +475,7 @@ def test_files_of_classes_that_would_shift_or_lose_classes(name, tmp_path):
 def test_256_classes_require_another_ignore_label(tmp_path):
     root = folder(tmp_path / "set", [blob(1)], "\n".join(f"c{i}" for i in range(256)))
     assert open_dataset(config(root, ignore_label=0), "train").info.num_classes == 256
-    with raises_line("which is the ignore label"):
+    with raises_line("would have the id 255, the ignore label"):
         convert_masks(
             "rgb", str(root / "labels"), str(tmp_path / "ids"), classes=str(root / "classes.txt")
         )

@@ -148,7 +148,7 @@ def test_training_preprocessing_in_a_graph():
 
 
 def test_a_cap_requires_a_short_side():
-    with raises_line("--max_resize_value=65: needs --min_resize_value"):
+    with raises_line("--max_resize_value=65: requires --min_resize_value"):
         official_transforms.size_in_range((37, 50), None, 65)
 
 

@@ -72,7 +72,7 @@ def test_two_workers_yield_every_batch_once(records, dispatcher):
 def test_sources_read_by_python_are_refused(records, dispatcher, tmp_path):
     scenes = DataConfig(train_samples=2, synthetic_size=(16, 24), data_service=dispatcher)
     with raises_line(
-        "--data_service: --dataset=synthetic is read by Python .+; make records of it: py",
+        "--data_service: --dataset=synthetic is read by Python .+; convert it to records: py",
     ):
         train_dataset(open_dataset(scenes, "train"), scenes, PAD)
     cached = records.replace(cache=True, data_service=dispatcher)
@@ -91,10 +91,10 @@ def free_port() -> int:
 
 
 def test_errors_are_one_line(records, dispatcher, capsys):
-    nobody = f"grpc://localhost:{free_port()}"
-    config = records.replace(data_service=nobody)
+    unused = f"grpc://localhost:{free_port()}"
+    config = records.replace(data_service=unused)
     with raises_line(
-        f"^--data_service={nobody}: no response .+; start a dispatcher: python",
+        f"^--data_service={unused}: no response .+; start a dispatcher: python",
     ):
         train_dataset(open_dataset(config, "train"), config, PAD)
     for address in ("head:5050", "grpc://head", "http://head:5050", "grpc://:5050"):
@@ -107,10 +107,13 @@ def test_errors_are_one_line(records, dispatcher, capsys):
     for arguments, message in (
         ([], "--role is required: --role=dispatcher or --role=worker"),
         (["--role=worker"], "--role=worker requires --dispatcher=grpc://HOST:PORT"),
-        (["--role=worker", "--dispatcher=http://x"], "--dispatcher=http://x: grpc://HOST:PORT"),
         (
-            ["--role=worker", f"--dispatcher={nobody}"],
-            f"--dispatcher={nobody}: no response",
+            ["--role=worker", "--dispatcher=http://x"],
+            "--dispatcher=http://x: must be grpc://HOST:PORT",
+        ),
+        (
+            ["--role=worker", f"--dispatcher={unused}"],
+            f"--dispatcher={unused}: no response",
         ),
         (["--role=dispatcher", f"--port={taken}"], f"--port={taken}: cannot be opened"),
         (["--role=chief"], "unknown --role 'chief'"),

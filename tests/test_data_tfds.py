@@ -169,7 +169,7 @@ TROUBLE = {
     "no_such": (
         "train",
         r"^--dataset=tfds:no_such: tensorflow-datasets does not have this dataset \(Dataset "
-        r"no_such not found\); https://",
+        r"no_such not found\); see https://",
     ),
     "no_masks": (
         "train",
@@ -186,8 +186,8 @@ TROUBLE = {
     ),
     "fake_pets": (
         "nights",
-        r"the dataset tfds:fake_pets has the splits train, test; parts are written train\[:80%\], "
-        r"train",
+        r"the dataset tfds:fake_pets has the splits train, test; slices are written as "
+        r"train\[:80%\] or train",
     ),
 }
 

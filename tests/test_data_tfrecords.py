@@ -550,7 +550,7 @@ TROUBLE = {
     "no split": (
         {"split": "val"},
         (
-            "there are no files val-00000-of-NNNNN.tfrecord; available splits: train; "
+            "it has no files val-00000-of-NNNNN.tfrecord; available splits: train; "
             "scripts/build_tfrec"
         ),
     ),
@@ -646,7 +646,7 @@ HARM = {
         r"train-\*\.tfrecord: number 1 of 3 is missing; build or download the "
         r"records again"
     ),
-    harm_mixed: r"train-\*\.tfrecord: there are files of 3 and of 4; make",
+    harm_mixed: r"train-\*\.tfrecord: there are files of 3 and of 4; build",
     harm_cut: (
         rf"{SHARD}: it has \d+ bytes, but the manifest says \d+ bytes; build or copy it "
         rf"again"
