@@ -21,7 +21,7 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint, 
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
 from deeplab_keras.convert.conversion import dataset_info
 from deeplab_keras.export.graph import rebuilt
-from deeplab_keras.export.images import made_images
+from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor, check_input_size
 
@@ -192,7 +192,9 @@ def measure_model(
                 _recipe(name, checkpoint.path, files, plan, input_size, num_threads)
                 for name in names
             ]
-            images = np.stack(made_images(input_size, checkpoint.config.input_channels, batch_size))
+            images = np.stack(
+                synthetic_images(input_size, checkpoint.config.input_channels, batch_size)
+            )
             forms += _measure(recipes, images, batches, rounds, files, on_round)
     name = checkpoint.config.name or checkpoint.model.name
     weights = "random weights" if isinstance(model, ModelConfig) else f"weights of {model}"
@@ -218,7 +220,7 @@ def _export(
     size: tuple[int, int],
 ) -> dict[str, pathlib.Path]:
     """Exports the model, and returns the file of each kind, and of "peers", which use ONNX."""
-    pictures = made_images(
+    pictures = synthetic_images(
         size, checkpoint.config.input_channels, export.request.MIN_REPRESENTATIVE
     )
     make = functools.partial(

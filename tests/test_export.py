@@ -96,7 +96,7 @@ def lively(
     keras.utils.set_random_seed(1)
     model = build_segmentor(config)
     batch = np.concatenate(
-        [noise(2, *size, 3), ramp(1, *size, 3), np.stack(images.made_images(size, 3))]
+        [noise(2, *size, 3), ramp(1, *size, 3), np.stack(images.synthetic_images(size, 3))]
     )
     for _ in range(2):
         model(batch, training=True)
@@ -134,9 +134,9 @@ def pictures():
             return 20
 
         def load(self, index):
-            return images.made_images((80, 70), 3, 20)[index], noise(80, 70).astype(np.uint8) % len(
-                CLASSES
-            )
+            return images.synthetic_images((80, 70), 3, 20)[index], noise(80, 70).astype(
+                np.uint8
+            ) % len(CLASSES)
 
     return Pictures()
 
@@ -192,7 +192,7 @@ def test_tflite_agrees_with_keras(exported, checkpoint, kind, agreement, share):
     assert file.label_agreement >= agreement
     assert file.bytes <= share * exported["tflite"].bytes
     interpreter = open_interpreter(file.path, 2)
-    image = images.made_images(SIZE, 3, 1)[0][None]
+    image = images.synthetic_images(SIZE, 3, 1)[0][None]
     run = interpreter.get_signature_runner()
     outputs = run(image=image.astype(np.uint8 if kind == "tflite_int8" else np.float32))
     assert {name: (value.shape, value.dtype) for name, value in outputs.items()} == {
@@ -353,7 +353,7 @@ def test_labels_can_be_uint8(toy_checkpoint, tmp_path, kind):
         log=lambda line: None,
     )
     assert file.label_agreement >= 0.999
-    picture = images.made_images(SIZE, 3, 1)[0]
+    picture = images.synthetic_images(SIZE, 3, 1)[0]
     found = Predictor(file.path)
     assert (
         found.network.runtime.labels(picture[None].astype(found.network.runtime.dtype)).dtype
@@ -376,7 +376,7 @@ def test_quantization_aware_networks_are_exported_without_simulated_quantization
         file.label_agreement >= 0.999
         and 'quantization_aware": false' in packed_files(file.path)["model.json"]
     )
-    picture = images.made_images(SIZE, 3, 1)[0][None].astype(np.float32)
+    picture = images.synthetic_images(SIZE, 3, 1)[0][None].astype(np.float32)
     _, logits = check.runner("tflite", file.path, 1)(picture[0])
     expected = plain.predict_on_batch(picture)[0]
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
@@ -400,11 +400,14 @@ def test_files_with_labels_only_are_checked_by_their_hidden_logits(
     assert list(open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
     assert file.label_agreement >= 0.999 and 0 < file.max_logit_difference < 1e-3
     assert capsys.readouterr().out == f"{file}{file.report()}\n"
-    labels, logits = check.runner("tflite", path, 2)(images.made_images(SIZE, 3, 1)[0])
+    labels, logits = check.runner("tflite", path, 2)(images.synthetic_images(SIZE, 3, 1)[0])
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     assert len(np.unique(labels)) >= 3
 
-    picture, other = images.made_images(SIZE, 3, 1)[0], images.made_images((90, 70), 3, 1)[0]
+    picture, other = (
+        images.synthetic_images(SIZE, 3, 1)[0],
+        images.synthetic_images((90, 70), 3, 1)[0],
+    )
     alone, with_logits = Predictor(path), Predictor(exported["tflite"].path)
     found = alone(other)
     assert (found == with_logits(other)).all() and len(np.unique(found)) >= 3
@@ -426,14 +429,14 @@ def agreement(a, b):
 def test_predictor_with_a_file_agrees_with_keras(exported, checkpoint, kind, least):
     found, keras_model = Predictor(exported[kind].path), Predictor(checkpoint.model)
     assert found.network.info == checkpoint.info and found.network.num_classes == len(CLASSES)
-    batch = np.stack(images.made_images(SIZE, 3, 3))
+    batch = np.stack(images.synthetic_images(SIZE, 3, 3))
     expected = keras_model.predict_batch(batch)
     assert len(np.unique(expected)) >= 3
     assert agreement(found.predict_batch(batch), expected) >= least
     labels, probabilities = found.labels_and_probabilities(batch)
     assert agreement(labels, expected) >= least
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
-    other = images.made_images((80, 120), 3, 1)[0]
+    other = images.synthetic_images((80, 120), 3, 1)[0]
     if kind == "saved_model":  # any input size
         assert found.network.input_size is None
         mirrored = EvalConfig(add_flipped_images=True, eval_scales=(0.75, 1.0))
@@ -511,7 +514,7 @@ def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
     assert file.label_agreement >= 0.999 and file.classes >= 3
     signatures = tf.saved_model.load(str(file.path)).signatures
     assert set(signatures) == {"serving_default", "labels", "logits", "probabilities"}
-    batch = np.stack(images.made_images((71, 130), 3, 3))
+    batch = np.stack(images.synthetic_images((71, 130), 3, 3))
     outputs = {name: signatures[name](image=tf.constant(batch)) for name in signatures}
     expected = checkpoint.model.predict_on_batch(batch.astype(np.float32))
     assert set(outputs["serving_default"]) == {"labels", "logits"}
@@ -527,7 +530,7 @@ def test_saved_model_takes_any_size_and_batch(exported, checkpoint):
 
 def test_saved_model_serves_without_this_package(exported, tmp_path):
     """A process that cannot import this package answers the request in docs/export.md."""
-    pictures = images.made_images((50, 60), 3, 2)
+    pictures = images.synthetic_images((50, 60), 3, 2)
     (tmp_path / "image.json").write_text(json.dumps({"inputs": np.stack(pictures).tolist()}))
     (tmp_path / "serve.py").write_text(
         "import json, sys\n"
@@ -596,7 +599,10 @@ def test_onnx_agrees_with_keras(checkpoint, tmp_path, output, caplog, monkeypatc
     )
     assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
     assert file.label_agreement >= 0.999 and file.classes >= 3 and file.max_logit_difference < 1e-3
-    batch, other = np.stack(images.made_images(SIZE, 3, 2)), images.made_images((80, 120), 3, 1)[0]
+    batch, other = (
+        np.stack(images.synthetic_images(SIZE, 3, 2)),
+        images.synthetic_images((80, 120), 3, 1)[0],
+    )
     found, expected = Predictor(path), Predictor(checkpoint.model)
     assert found.network.info == checkpoint.info
     assert agreement(found.predict_batch(batch), expected.predict_batch(batch)) >= 0.999
@@ -846,7 +852,7 @@ def test_mistakes_are_reported_before_anything_is_written(checkpoint, tmp_path, 
         checkpoint, tmp_path / "file" / "a", r"--export_path=.*/a: .*/file is a file; give a folder"
     )
     (tmp_path / "file").unlink()
-    few = images.made_images(SIZE, 3, 15)
+    few = images.synthetic_images(SIZE, 3, 15)
     rejected(
         checkpoint,
         out,
@@ -922,7 +928,7 @@ def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_pa
     export.export_model(
         changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, log=lambda line: None
     )
-    picture = images.made_images(SIZE, 3, 1)[0]
+    picture = images.synthetic_images(SIZE, 3, 1)[0]
     expected = (
         checkpoint.model(picture[None].astype(np.float32))[0]
         .numpy()[..., :3]
@@ -973,7 +979,7 @@ def test_images_from_a_folder_are_evenly_spaced(tmp_path):
 
 
 def test_synthetic_images_vary_and_are_reproducible():
-    first, again = images.made_images((40, 30), 3), images.made_images((40, 30), 3)
+    first, again = images.synthetic_images((40, 30), 3), images.synthetic_images((40, 30), 3)
     np.testing.assert_array_equal(first, again)
     assert all(
         image.dtype == np.uint8 and image.shape == (40, 30, 3) and image.std() > 20

@@ -70,7 +70,7 @@ def checkpoint(toy_backbone):
 def plain(checkpoint):
     """The converted file of each kind without metadata, with both outputs."""
     config = ExportConfig(input_size=SIZE, output="both", threads=1)
-    job = export._Job(checkpoint, checkpoint, config, images.made_images(SIZE, 3, 16))
+    job = export._Job(checkpoint, checkpoint, config, images.synthetic_images(SIZE, 3, 16))
     files = {
         kind: tflite.convert(job.frozen, job.outputs, kind)
         for kind in ("float32", "float16", "dynamic")
@@ -140,7 +140,7 @@ def test_metadata_describes_the_tensors(checkpoint, tmp_path, output):
         options = softmax.array(1, np.uint8).tobytes()
         assert options[4:8] == b"V001" and Fields(options).number(0) == 2
     assert (
-        len(np.unique(Predictor(path)(images.made_images(SIZE, 3, 1)[0]))) >= 3
+        len(np.unique(Predictor(path)(images.synthetic_images(SIZE, 3, 1)[0]))) >= 3
     )  # the predictor reads it as before
 
 
@@ -151,7 +151,7 @@ def test_metadata_does_not_change_results(plain, kind):
     assert tflite.named_operators(after) == tflite.named_operators(before)
     dtype = np.uint8 if kind == "tflite_int8" else np.float32
     runs = [open_interpreter(model, 2).get_signature_runner() for model in (before, after)]
-    for picture in images.made_images(SIZE, 3, 2):
+    for picture in images.synthetic_images(SIZE, 3, 2):
         expected, found = (run(image=picture[None].astype(dtype)) for run in runs)
         assert (
             set(found) == set(expected) == {"labels", "logits"}

@@ -36,7 +36,7 @@ def checkpoint():
     after.assign(after * np.array([1 / 4000, 1, 1, 1, 1, 1, 1, 1])[:, None])
     bias = model.get_layer("logits").bias
     bias.assign(
-        -model.predict_on_batch(np.stack(images.made_images(SIZE, 3)).astype("float32")).mean(
+        -model.predict_on_batch(np.stack(images.synthetic_images(SIZE, 3)).astype("float32")).mean(
             (0, 1, 2)
         )
     )
@@ -56,8 +56,8 @@ def files(checkpoint, tmp_path_factory):
         formats=["tflite_int8", "tflite_mixed"],
         input_size=SIZE,
         mixed_agreement=0.97,
-        representative_images=images.made_images(SIZE, 3, 20),
-        check_images=images.made_images(SIZE, 3, 6),
+        representative_images=images.synthetic_images(SIZE, 3, 20),
+        check_images=images.synthetic_images(SIZE, 3, 6),
         log=lines.append,
     )
     assert "warning: 8 bits lose accuracy; formats='tflite_mixed'" in lines[0]
@@ -86,7 +86,7 @@ def test_all_operators_are_measured_and_sorted(checkpoint):
     from deeplab_keras.export.graph import freeze
 
     frozen = freeze(checkpoint.model, (1, *SIZE, 3), "float32", ("labels",))
-    calibrated = tflite.calibrate(frozen, ("labels",), images.made_images(SIZE, 3, 16))
+    calibrated = tflite.calibrate(frozen, ("labels",), images.synthetic_images(SIZE, 3, 16))
     names = [tensor for _, tensor in tflite.named_operators(calibrated)]
 
     def agrees(model):
@@ -162,7 +162,7 @@ def test_a_file_that_loses_too_much_miou_fails(checkpoint, tmp_path):
             return 20
 
         def load(self, index):
-            picture = images.made_images(SIZE, 3, 20)[index]
+            picture = images.synthetic_images(SIZE, 3, 20)[index]
             return picture, checkpoint.model.predict_on_batch(picture[None].astype("float32"))[
                 0
             ].argmax(-1).astype("uint8")

@@ -90,7 +90,7 @@ def exported(name, folder, formats, trained=False, **options):
         checked, representative = scenes("val", 4, size)[0], scenes("train", 16, size)[0]
     else:
         twin = lively(config.replace(**window), SMALL, info)
-        checked, representative = images.made_images(size, 3, 2), ()
+        checked, representative = images.synthetic_images(size, 3, 2), ()
     source = dataclasses.replace(twin, model=build_segmentor(config), config=config)
     assign_weights(source.model, named_weights(twin.model), "test")
     files = export.export_model(

@@ -20,7 +20,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
-from deeplab_keras.export.images import made_images
+from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.inference import Network, Predictor, predict_logits
 from deeplab_keras.io.progress import without_noise
 from deeplab_keras.models.layers import ResizeTo
@@ -28,7 +28,7 @@ from deeplab_keras.models.layers import ResizeTo
 THREADS = 8
 SIZE = (33, 49)
 KINDS = ["keras", "saved_model", "tflite", "tflite_int8", "onnx"]
-IMAGES = made_images(SIZE, 3, 4) + made_images((40, 31), 3, 2)
+IMAGES = synthetic_images(SIZE, 3, 4) + synthetic_images((40, 31), 3, 2)
 BATCH = np.stack(IMAGES[:1])
 # Invalid batches that once reached TensorFlow. The first two made a tf.function keep its lock.
 MALFORMED = {
@@ -63,7 +63,7 @@ def predictors(tmp_path_factory) -> dict[str, Predictor]:
     folder = tmp_path_factory.mktemp("threads")
     # Written without the checks of `export_model`, which take longer than these tests.
     job = export._Job(
-        checkpoint, checkpoint, ExportConfig(input_size=SIZE), made_images(SIZE, 3, 16)
+        checkpoint, checkpoint, ExportConfig(input_size=SIZE), synthetic_images(SIZE, 3, 16)
     )
     found = {"keras": Predictor(checkpoint.model)}
     for kind in KINDS[1:]:

@@ -64,7 +64,7 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return tf.image.resize(labels[..., None], size, "nearest")[..., 0].numpy()
 
 
-def made_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:
+def synthetic_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:
     """Returns synthetic images: flat and textured rectangles on a gradient, with noise.
 
     They have edges, large areas and texture, so that a trained network predicts several classes.

@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, unknown_option
-from deeplab_keras.export.images import Images, made_images, read_images, read_pairs, resize
+from deeplab_keras.export.images import Images, read_images, read_pairs, resize, synthetic_images
 from deeplab_keras.inference import Network
 from deeplab_keras.models.segmentor import check_input_size
 
@@ -149,7 +149,7 @@ def check_images(
     if images is None:
         built = checkpoint.model.input_shape[1:3]
         size = size or (ANY_SIZE_CHECK if None in built else built)
-        return made_images(size, checkpoint.config.input_channels), []
+        return synthetic_images(size, checkpoint.config.input_channels), []
     labels: list[np.ndarray] = []
     if isinstance(images, str | os.PathLike | Sequence):
         found = read_images(images, limit)
