@@ -1,9 +1,8 @@
-"""The official DeepLab's golden values, and small ones of our own for a machine without them.
+"""The official DeepLab's golden values, and small ones for machines without them.
 
-`golden/official/networks.npz` was made by this file (`python tests/official_golden.py`) when the
-same code gave the official graphs' outputs (tests/test_golden_official.py with the shared folder):
-it holds what was right then. The weights are drawn by a rule that needs only each tensor's official
-name, so that a wrong name shows too.
+`python tests/official_golden.py` wrote `golden/official/networks.npz` with a version of the code
+whose outputs equal those of the official graphs (tests/test_golden_official.py with the shared
+folder). The weights are drawn by the official name of each tensor, so a wrong name is noticed too.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ LRASPP = dict(
     image_se_uses_qsigmoid=True,
     decoder_output_stride=(8,),
 )
-# Case -> network and size of its input. Even sizes see a padding mistake, odd ones do not.
+# Case -> network and input size. Even sizes reveal padding errors, odd ones do not.
 SMALL: dict[str, tuple[ModelConfig, tuple[int, int]]] = {
     "mnv2_dm05_os16": (official_config(depth_multiplier=0.5, num_classes=5), (64, 49)),
     "mnv2_dm035_os32": (
@@ -78,12 +77,12 @@ SMALL: dict[str, tuple[ModelConfig, tuple[int, int]]] = {
 
 
 def manifest(model: str) -> dict:
-    """What the official scripts were told."""
+    """The flags of the official scripts."""
     return json.loads((GOLDEN / model / "manifest.json").read_text())
 
 
 def golden_config(model: str) -> ModelConfig:
-    """The network of a golden model, from the official flags in its manifest."""
+    """Returns the network of a golden model, from the official flags in its manifest."""
     told = manifest(model)
     flags = {
         name: tuple(map(int, v)) if isinstance(v, list) else v for name, v in told["flags"].items()
@@ -98,7 +97,7 @@ def golden_config(model: str) -> ModelConfig:
 
 
 def drawn_tensors(model: keras.Model, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Weights under their official names, drawn by those names; activations keep their size through the network."""
+    """Returns weights drawn by official name, so that activations keep their magnitude."""
     tensors = {}
     for slot in slots(model, rules(config)):
         random, shape = np.random.default_rng(zlib.crc32(slot.source.encode())), slot.source_shape
@@ -115,7 +114,7 @@ def drawn_tensors(model: keras.Model, config: ModelConfig) -> dict[str, np.ndarr
 
 
 def small_case(name: str) -> tuple[keras.Model, ModelConfig, np.ndarray]:
-    """A small network with its drawn weights, and its input."""
+    """Returns a small network with its drawn weights, and its input."""
     config, size = SMALL[name]
     model = build_segmentor(config, size)
     load_official(model, config, drawn_tensors(model, config), origin=name)
@@ -123,7 +122,7 @@ def small_case(name: str) -> tuple[keras.Model, ModelConfig, np.ndarray]:
 
 
 def merged_logits(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Logits before the last resize."""
+    """Returns the logits before the last resize."""
     return keras.Model(model.input, model.get_layer("logits").output).predict(images, verbose=0)
 
 

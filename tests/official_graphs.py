@@ -1,4 +1,7 @@
-"""Frozen graphs as the official export_model.py writes them, from TF1 operations: MobileNetV2 with ASPP, V3 with LR-ASPP."""
+"""Frozen graphs as the official export_model.py writes them, built from TF1 operations.
+
+MobileNetV2 with ASPP, and MobileNetV3 with LR-ASPP.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ RELU_BLOCKS = 3  # of MobileNetV3-small; the blocks behind them have hard-swish
 
 @dataclasses.dataclass
 class Builder:
-    """Builds one graph; `frozen` is the way to call it."""
+    """Builds one graph; call it through `frozen`."""
 
     tensors: dict[str, np.ndarray]
     fold: bool
@@ -137,17 +140,17 @@ def frozen(
     fold: bool = False,
     raw: bool = True,
 ) -> tf.compat.v1.GraphDef:
-    """The graph of a network with these weights.
+    """Returns the graph of a network with these weights.
 
     Args:
-        tensors: by official names; they decide the architecture.
+        tensors: The weights by official name; they determine the architecture.
         size: (height, width) of the image.
-        output_stride: of the backbone.
-        rates: of ASPP.
-        pool: window and stride of image pooling; None: the whole map.
-        fold: batch norms are a multiplication and an addition.
-        raw: the input is an image in 0..255 of up to `size`, which is padded; else the normalized
-            image.
+        output_stride: Output stride of the backbone.
+        rates: Atrous rates of ASPP.
+        pool: Window and stride of image pooling; `None` for the whole map.
+        fold: Folds batch norms into a multiplication and an addition.
+        raw: The input is an image in 0..255 of at most `size`, which the graph pads. Otherwise the
+            input is the normalized image.
     """
     build = Builder(tensors, fold)
     with tf.Graph().as_default() as graph:
@@ -194,7 +197,7 @@ def frozen(
 
 
 def run(graph: tf.compat.v1.GraphDef, image: np.ndarray) -> np.ndarray:
-    """The class scores of an image uint8 `[height, width, 3]`."""
+    """Returns the logits of a uint8 image `[height, width, 3]`."""
     with tf.Graph().as_default() as own:
         tf.import_graph_def(graph, name="")
         with v1.Session(graph=own) as session:
@@ -207,7 +210,7 @@ def run(graph: tf.compat.v1.GraphDef, image: np.ndarray) -> np.ndarray:
 
 
 def tflite(graph: tf.compat.v1.GraphDef, output: str = "ArgMax:0", *, half: bool = False) -> bytes:
-    """The same as a TFLite file; `graph` takes the normalized image."""
+    """Returns the graph as a TFLite file; `graph` takes the normalized image."""
 
     def imported(image: tf.Tensor) -> list[tf.Tensor]:
         return tf.import_graph_def(

@@ -1,4 +1,4 @@
-"""The golden values of SSSegmentation and the rules by which their weights, images and labels are drawn."""
+"""Golden values of SSSegmentation, and the rules that draw their weights, images and labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOC = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """What the reference gave for one system."""
+    """The reference's outputs for one system."""
 
     name: str
     tensors: dict[str, tuple[list[int], str, float]]
@@ -36,7 +36,10 @@ class Golden:
     arrays: dict[str, np.ndarray]
 
     def outputs(self) -> Iterator[tuple[str, int, int, int, np.ndarray]]:
-        """Kind (logits, final, argmax, aux), height, width, sampling step and values of every array."""
+        """Returns kind, height, width, sampling step and values of each array.
+
+        Kinds are logits, final, argmax and aux.
+        """
         for key, values in self.arrays.items():
             if not key.startswith("step_"):
                 kind, size = key.split("_")
@@ -62,7 +65,7 @@ def golden(name: str) -> Golden:
 
 
 def draw(name: str, shape: list[int], kind: str, scale: float) -> np.ndarray:
-    """The tensor of this name: the rule needs nothing else."""
+    """Returns the tensor of this name; its values depend only on name and shape."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
     if kind in ("bn_gamma", "bn_variance"):
         return random.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -70,7 +73,7 @@ def draw(name: str, shape: list[int], kind: str, scale: float) -> np.ndarray:
 
 
 def weights(values: Golden, num_classes: int = 21) -> dict[str, np.ndarray]:
-    """The state_dict, counters left out; for another number of classes the classifiers are drawn at that size."""
+    """Returns the state_dict without counters, with classifiers for `num_classes` classes."""
     drawn = {}
     for name, (shape, kind, scale) in values.tensors.items():
         classes = [num_classes] if shape[0] == 21 else shape[:1]
@@ -79,7 +82,7 @@ def weights(values: Golden, num_classes: int = 21) -> dict[str, np.ndarray]:
 
 
 def images(height: int, width: int, seed: int = 7, count: int = 1) -> np.ndarray:
-    """`[count, height, width, 3]` uint8 RGB: noisy blocks of 32 pixels."""
+    """Returns uint8 RGB images `[count, height, width, 3]`: noisy blocks of 32 pixels."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 256, (count, (height + 31) // 32, (width + 31) // 32, 3)).astype(
         np.float32
@@ -91,7 +94,7 @@ def images(height: int, width: int, seed: int = 7, count: int = 1) -> np.ndarray
 def labels(
     height: int, width: int, num_classes: int = 21, seed: int = 3, count: int = 2
 ) -> np.ndarray:
-    """`[count, height, width]` int32: blocks of 16 pixels, some of them 255, ignored."""
+    """Returns int32 labels `[count, height, width]`: blocks of 16 pixels, some ignored (255)."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, num_classes, (count, (height + 15) // 16, (width + 15) // 16))
     blocks[random.uniform(size=blocks.shape) < 0.15] = 255
@@ -101,7 +104,7 @@ def labels(
 def differences(
     found: dict[str, float], expected: dict[str, float], floor: float = 1e-6
 ) -> tuple[float, float]:
-    """Largest and median relative difference of two dicts of norms; what is below the absolute floor counts as none."""
+    """Returns the largest and median relative difference of two dicts of norms above a floor."""
     relative = [
         max(abs(found[name] - value) - floor, 0) / value for name, value in expected.items()
     ]

@@ -1,6 +1,6 @@
-"""The reference's input pipeline itself, for the torch lane: SSSegmentation's own dataset and transforms, on OpenCV.
+"""SSSegmentation's own dataset and transforms on OpenCV, for the torch lane.
 
-Needs what sssegmentation_reference.py needs, and `pip install opencv-python-headless`.
+Requires the packages of sssegmentation_reference.py and opencv-python-headless.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PIPELINE: list[tuple[str, dict[str, Any]]] = [
 def make_dataset(
     root: str | pathlib.Path, num_classes: int, passes: int = 1, pipeline: list[Any] | None = None
 ) -> Any:
-    """The reference's training dataset of `images/train/*` and `labels/train/*.png`, whose masks hold class ids and 255."""
+    """Returns the reference's dataset of images/train/* and labels/train/*.png (ids and 255)."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())
     from ssseg.modules.datasets.base import BaseDataset
@@ -51,13 +51,13 @@ def make_dataset(
 
 @contextmanager
 def numbers_of(draws: Draws) -> Iterator[None]:
-    """The reference draws these numbers, in its order, in place of its own."""
+    """Makes the reference use these random numbers, in order, instead of its own."""
     scale, flip = float(draws.scale), float(draws.flip)
     crop, colors = (
         iter(np.ravel(draws.crop).tolist()),
         [float(number) for number in draws.photometric],
     )
-    # Brightness (does it, how much), the place of contrast, then contrast, saturation and hue.
+    # Brightness (applied or not, delta), position of contrast, then contrast, saturation and hue.
     first = colors[2] >= 0.5
     order = [0, 1, 2, *((3, 4) if first else ()), 5, 6, 7, 8, *(() if first else (3, 4))]
     does = {0, 3, 5, 7}

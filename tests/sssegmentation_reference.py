@@ -1,6 +1,6 @@
-"""The reference itself, for the torch lane: SSSegmentation's own PyTorch modules, built without its config files.
+"""SSSegmentation's own PyTorch modules for the torch lane, built without its config files.
 
-Needs `pip install torch==2.13.0` and `pip install --no-deps --no-build-isolation
+Requires `pip install torch==2.13.0` and `pip install --no-deps --no-build-isolation
 sssegmentation==1.7.0`.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-# Imported by the reference for its datasets and other models; the systems compared here use none of
-# it.
+# Modules that the reference imports for its datasets and other models. The systems compared here
+# do not use them.
 STAND_INS = (
     "pandas",
     "cv2",
@@ -33,7 +33,7 @@ STAND_INS = (
 
 
 class _StandIn(types.ModuleType):
-    """A module in which every name is a class that can be subclassed and called, and does nothing."""
+    """A module in which every name is an empty class that can be subclassed and called."""
 
     __path__: list[str] = []
 
@@ -44,7 +44,7 @@ class _StandIn(types.ModuleType):
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules of `STAND_INS`, after every real finder has failed."""
+    """Finds the modules of `STAND_INS` if no real finder does."""
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
@@ -57,11 +57,14 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
+        """Does nothing."""
 
 
 def _config(name: str, num_classes: int) -> dict[str, Any]:
-    """The merged config of a system (docs/reference/sssegmentation.md#merged-configs); batch norm for one device."""
+    """Returns the merged config of a system, with batch norm for one device.
+
+    See docs/reference/sssegmentation.md#merged-configs.
+    """
     aspp = {"in_channels": 320, "feats_channels": 512, "dilations": [1, 12, 24, 36], "dropout": 0.0}
     large = "mobilenetv3l" in name
     systems: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,7 +130,7 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
 
 
 def build(name: str, num_classes: int) -> Any:
-    """The reference's module of a system, with fresh weights and without dropout."""
+    """Returns the reference's module of a system, with random weights and without dropout."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())
     from ssseg.modules import BuildSegmentor
@@ -136,20 +139,20 @@ def build(name: str, num_classes: int) -> Any:
 
 
 def prepare(images: np.ndarray, dtype: str = "float32", noise: float = 0.0) -> Any:
-    """uint8 RGB `[batch, height, width, 3]` -> the reference's normalised input `[batch, 3, height, width]`.
+    """Returns uint8 RGB images `[batch, height, width, 3]` as the reference normalizes them.
 
-    `noise` is the standard deviation of what is added to it.
+    `noise` is the standard deviation of noise that is added to the result.
     """
     import torch
 
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-    normalised = (images.astype(np.float64) - mean) / std
-    normalised += noise * np.random.default_rng(0).standard_normal(images.shape)
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)).astype(dtype))
+    normalized = (images.astype(np.float64) - mean) / std
+    normalized += noise * np.random.default_rng(0).standard_normal(images.shape)
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(0, 3, 1, 2)).astype(dtype))
 
 
 def logits(module: Any, images: np.ndarray) -> np.ndarray:
-    """Class scores before the last resize, `[batch, h, w, classes]`."""
+    """Returns the logits before the last resize, `[batch, h, w, classes]`."""
     import torch
     from ssseg.modules import SSSegInputStructure
 
@@ -160,7 +163,7 @@ def logits(module: Any, images: np.ndarray) -> np.ndarray:
 
 
 class Training:
-    """The reference's training of a module at a constant rate, a step at a time, in float32 or float64."""
+    """Trains a module like the reference, at a constant rate, in float32 or float64."""
 
     def __init__(
         self, module: Any, dtype: str = "float32", rate: float = 0.01, noise: float = 0.0
@@ -173,7 +176,7 @@ class Training:
         )
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """One step; returns its losses. The loss' gradients are left in the module's parameters."""
+        """Runs one step and returns its losses; the gradients remain in the module's parameters."""
         import torch
         from ssseg.modules import SSSegInputStructure
 
@@ -186,11 +189,11 @@ class Training:
         return outputs.losses_log_dict
 
     def losses(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-        """The total loss of a step on each of the batches."""
+        """Returns the total loss of a step on each batch."""
         return [self.step(*batch)["loss_total"] for batch in batches]
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
-        """L2 norm of each parameter's last gradient, without weight decay, and of each entry of the state_dict."""
+        """Returns L2 norms of the last gradients, without weight decay, and of the state_dict."""
 
         def norm(tensor: Any) -> float:
             return float(np.linalg.norm(tensor.detach().numpy().astype(np.float64)))

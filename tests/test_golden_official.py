@@ -1,4 +1,4 @@
-"""Official DeepLab networks: the outputs of the official TF1 graphs, and small cases for a machine without those."""
+"""Official DeepLab networks: outputs of the official TF1 graphs, and small golden cases."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_the_official_graph_s_outputs(name):
             assert error(value, golden[key]) < TOLERANCE, key
         assert np.mean(found["final"].argmax(-1) == golden["pred_upsampled_logits_argmax"]) >= 0.999
         probabilities = golden["pred_upsampled_logits_prob_every16"]
-        # The files of the two large images hold half-precision probabilities, whose last place is
-        # 2^-11.
+        # The probabilities of the two large images are stored in half precision, whose last digit
+        # is 2^-11.
         atol = 2**-11 if np.array_equal(probabilities, probabilities.astype(np.float16)) else 1e-4
         np.testing.assert_allclose(
             softmax(found["final"])[:, ::16, ::16], probabilities, rtol=0, atol=atol
@@ -155,8 +155,8 @@ def test_parameters_at_every_depth_multiplier(multiplier, parameters):
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
 
 
-# Multiply-adds in billions of the zoo's table; without what TF1 pads around a dilated convolution,
-# 0.6 % at most.
+# Multiply-adds in billions from the zoo's table. It excludes TF1's padding around dilated
+# convolutions, at most 0.6 %.
 @pytest.mark.parametrize(
     "name, size, reported",
     [
@@ -172,8 +172,8 @@ def test_multiply_adds_of_released_models(name, size, reported):
 
 
 def test_edgetpu_costs_what_slim_reports():
-    # slim's README: 990 million multiply-adds at 224x224 and 4.0 million parameters, its classifier
-    # counted.
+    # slim's README: 990 million multiply-adds at 224x224 and 4.0 million parameters, including
+    # the classifier.
     config = official_config("mobilenet_edgetpu", output_stride=32)
     model = build_segmentor(config, (224, 224))
     backbone = [layer for layer in model.layers if layer.name.startswith(("stem", "block", "last"))]

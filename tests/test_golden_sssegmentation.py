@@ -1,4 +1,4 @@
-"""The six VOC systems against the reference's own numbers: outputs, losses, gradients and one training step."""
+"""The six VOC systems equal the reference: outputs, losses, gradients and one training step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MORE = VOC[1:3] + VOC[5:]  # their training steps are the slow lane's
 
 
 def load(name: str) -> System:
-    """A model with the golden weights; without dropout, which at inference does nothing."""
+    """Returns a model with the golden weights, without dropout, which has no effect at inference."""
     keras.backend.clear_session()
     values, config = golden(name), zoo.get_config(name).replace(dropout_rate=0.0)
     model = build_segmentor(config)
@@ -101,9 +101,9 @@ def test_two_tensors_swapped_in_the_file_give_other_logits():
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in VOC]
 )
 def test_one_training_step(name):
-    """In float32 gradients are noise to a few per cent: a kink of an activation takes the other side.
+    """Float32 gradients differ by a few percent if an activation crosses a kink.
 
-    The reference on one thread instead of two differs from its own golden values by as much
+    With one thread instead of two, the reference differs from its own golden values by as much
     (docs/results.md).
     """
     values, model = load(name)
@@ -121,7 +121,7 @@ def test_one_training_step(name):
     "name", [VOC[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VOC[1:])]
 )
 def test_one_training_step_in_double_precision(name, float64):
-    """Without the noise every gradient and every weight after the step is the reference's."""
+    """Without rounding noise, all gradients and all weights after the step equal the reference."""
     values, model = load(name)
     losses, gradients, after = training_step(values, model)
     expected = values.train_step_float64
@@ -134,7 +134,7 @@ def test_one_training_step_in_double_precision(name, float64):
 
 
 def report(name: str, precision: str, *parts: dict) -> None:
-    """Prints the largest and the median relative difference, beyond an absolute floor of 1e-6 for the norms."""
+    """Prints the largest and median relative difference, with an absolute floor of 1e-6."""
     losses, gradients, after, expected = parts
     print(
         f"{name} {precision}: losses {differences(losses, expected['losses'], 0)}, "
@@ -146,7 +146,7 @@ def report(name: str, precision: str, *parts: dict) -> None:
 def training_step(
     values: Golden, model: keras.Model
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Losses, L2 norm of each gradient and L2 norm of each entry after the step, by the reference's names."""
+    """Returns losses, and L2 norms of gradients and of the state after a step, by reference name."""
     height, width = values.train_size
     trained, loss = with_auxiliary_output(model), SegmentationLoss()
     truth = tf.constant(labels(height, width))

@@ -1,4 +1,4 @@
-"""The jax lane: models, losses, optimizer and schedule on Keras' JAX backend give the reference's numbers, too."""
+"""Models, losses, optimizers and schedules on Keras' JAX backend equal the reference."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_outputs(name):
 
 @pytest.mark.parametrize("name", [VOC[0], VOC[3], VOC[4]])
 def test_a_training_step_of_keras_itself(name):
-    """`compile` and `train_on_batch`, the rate from the schedule. Bounds: those of the same test on TensorFlow."""
+    """`compile` and `train_on_batch` with a schedule; the bounds are those of TensorFlow's test."""
     values, model = load(name)
     height, width = values.train_size
     trained, truth, expected = (
@@ -91,7 +91,7 @@ def test_a_training_step_of_keras_itself(name):
 
 
 def test_the_documented_training(tmp_path):
-    """The code of docs/python.md in a process of its own; its checkpoint is evaluated on TensorFlow."""
+    """The code of docs/python.md runs in its own process; TensorFlow evaluates its checkpoint."""
     page = (ROOT / "docs/python.md").read_text().partition("## Training on a GPU through JAX")[2]
     (tmp_path / "train_on_jax.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     commands = {

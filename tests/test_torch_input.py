@@ -1,4 +1,4 @@
-"""Our training pipeline against SSSegmentation's own on OpenCV, given the same random numbers."""
+"""Our training pipeline equals SSSegmentation's own on OpenCV, with the same random numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def both(folder, draws_of, config: DataConfig, left_out: tuple[str, ...] = ()):
-    """Ours and the reference's (image in 0..255, label) for draws of each position."""
+    """Returns our and the reference's (image in 0..255, label) for each position's random numbers."""
     from sssegmentation_input import PIPELINE, make_dataset, numbers_of
 
     reference = make_dataset(
@@ -93,7 +93,7 @@ def test_labels_are_resized_as_opencv_does():
 
 
 def test_geometry_is_the_references_to_the_pixel(folder):
-    """Labels equal everywhere; images too, but for OpenCV's whole-number interpolation, at most a gray level beside ours."""
+    """Labels are equal. Images differ by at most one gray level: OpenCV interpolates in integers."""
     config = CONFIG.replace(photometric_distortion=False)
     distances = []
     draws = lambda position: transforms.draw(0, tf.constant(position))  # noqa: E731

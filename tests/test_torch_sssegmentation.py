@@ -1,4 +1,4 @@
-"""The torch lane: SSSegmentation itself loads our .pth files, gives our logits, and trains as we do."""
+"""SSSegmentation itself loads our .pth files, computes equal logits, and trains equally."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sizes(name: str) -> list[tuple[int, int]]:
 
 
 def drawn(name: str) -> dict[str, np.ndarray]:
-    """The golden weights of a system, its classifiers drawn at its number of classes."""
+    """Returns the golden weights of a system, with classifiers for its number of classes."""
     return weights(golden(f"{name.rsplit('_', 1)[0]}_voc"), zoo.get_config(name).num_classes)
 
 
@@ -92,7 +92,7 @@ def precision(request) -> Iterator[str]:
 
 
 def fresh(name: str):
-    """The reference's module with its own initialisation, always the same."""
+    """Returns the reference's module with its own initialization and a fixed seed."""
     import torch
 
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def batches_for(
 def our_losses(
     name: str, start: pathlib.Path, rate: float, batches: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[float]:
-    """Each step's loss of a training with Keras from the weights of a .pth file."""
+    """Returns the loss of each step of a Keras training run from the weights of a .pth file."""
     keras.backend.clear_session()
     model, _ = convert("sssegmentation", str(start), zoo.get_config(name).replace(dropout_rate=0.0))
     trained = with_auxiliary_output(model)
@@ -148,7 +148,7 @@ def compare_ten_steps(
     rate: float,
     batches: list[tuple[np.ndarray, np.ndarray]],
 ) -> float:
-    """Largest relative difference of our losses and the reference's, both from the weights in `start`."""
+    """Returns the largest relative difference of our and the reference's losses from `start`."""
     import torch
 
     module = fresh(name)
@@ -172,11 +172,10 @@ def compare_ten_steps(
     indirect=["precision"],
 )
 def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance, tmp_path):
-    """From the reference's own initialisation, at the first rate of its schedule or at the last.
+    """Starts from the reference's initialization, at the first or the last rate of its schedule.
 
-    From there MobileNetV2 multiplies every rounding tenfold to a hundredfold a step (the next test;
-    docs/results.md): at the first rate nobody follows it for ten steps, in float32 not even the
-    reference itself.
+    At the first rate, MobileNetV2 amplifies each rounding error 10 to 100 times per step (see the
+    next test and docs/results.md). In float32, not even the reference repeats its own ten steps.
     """
     write_pth(
         tmp_path / "a.pth",
@@ -191,11 +190,11 @@ def test_ten_training_steps_are_the_reference_s(name, precision, rate, tolerance
 @pytest.mark.parametrize("precision", ["float64"], indirect=True)
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if "mobilenetv2" in name])
 def test_ten_training_steps_from_imagenet_weights_are_the_reference_s(name, precision, tmp_path):
-    """At the schedule's first rate, with batches of four.
+    """Trains at the first rate of the schedule, with batches of four.
 
-    All but FCN have a branch that is pooled to a point, where batch norm sees as many values a
-    channel as the batch has images: it multiplies a rounding by the inverse of their spread. (With
-    batches of two, up to 1.3e-3 came of it.)
+    All heads except FCN have a branch that is pooled to one pixel, where batch norm sees one value
+    per channel and image and amplifies rounding errors. With batches of two, the difference is up
+    to 1.3e-3.
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)  # the heads' first weights
@@ -215,7 +214,7 @@ def test_ten_training_steps_from_imagenet_weights_are_the_reference_s(name, prec
 
 @pytest.mark.parametrize("name", VOC)
 def test_how_closely_the_reference_follows_itself(name):
-    """Noise of 1e-8 on the image, a sixth of float32's last digit at 1, and a thread less. (Why 3e-2 above.)"""
+    """The bound 3e-2 above: noise of 1e-8 on the image, or one thread less, has this effect."""
     import torch
 
     batches, threads = batches_for(name), torch.get_num_threads()
@@ -235,7 +234,7 @@ def test_how_closely_the_reference_follows_itself(name):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("name", VOC)
 def test_the_golden_training_step_is_the_reference_s(name, precision):
-    """In double precision to the last digit written down; in float32 as closely as the reference repeats itself."""
+    """Float64 agrees to the last digit; float32 as closely as the reference repeats itself."""
     import torch
 
     values, module = golden(name), fresh(name)
@@ -261,7 +260,7 @@ def test_the_golden_training_step_is_the_reference_s(name, precision):
 
 
 def layouts(state: dict) -> dict[str, object]:
-    """What a released file may be: today's trainer's, that of 2021, the bare state_dict; with a DDP prefix, too."""
+    """Released files: from today's trainer, from that of 2021, a bare state_dict, a DDP prefix."""
     optimizer = {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]}
     return {
         "today": {"cur_epoch": 60, "cur_iter": 39660, "optimizer": optimizer, "model": state},
@@ -359,7 +358,7 @@ def test_an_imagenet_classifier_of_openmmlab_gives_the_backbone(name, tmp_path):
 
 
 class Evil:
-    """Unpickled carelessly, it leaves a file behind."""
+    """Leaves a file behind if it is unpickled without an allow-list."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = str(path)

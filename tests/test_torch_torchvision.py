@@ -1,4 +1,4 @@
-"""The torch lane: torchvision's classifiers as backbones, and its two segmentation models whole."""
+"""torchvision's classifiers as backbones, and its two segmentation models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def preset(kind: str) -> str:
 
 @functools.cache
 def module(name: str):
-    """The PyTorch module with weights drawn by their names, so that no two are alike."""
+    """Returns the PyTorch module with weights drawn by their names, so that all differ."""
     import torch
     import torchvision_reference as reference
 
@@ -52,7 +52,7 @@ def module(name: str):
 
 
 def prepared(pictures: np.ndarray):
-    """As torchvision's transforms do: 0..1, then its mean and standard deviation."""
+    """Normalizes like torchvision's transforms: to 0..1, then with its mean and standard deviation."""
     import torch
 
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -1,8 +1,8 @@
-"""torchvision's MobileNets and two segmentation models, written out in PyTorch: there is no torchvision to install here.
+"""torchvision's MobileNets and two segmentation models in PyTorch, without torchvision.
 
-The structure, and so the names in the state_dict, follow torchvision 0.20's
-`models/mobilenetv2.py`, `mobilenetv3.py`, `segmentation/lraspp.py` and `segmentation/deeplabv3.py`;
-`PARAMETERS` are the counts that torchvision publishes.
+torchvision cannot be installed on the test machines. The structure and the names in the state_dict
+follow torchvision 0.20's `models/mobilenetv2.py`, `mobilenetv3.py`, `segmentation/lraspp.py`
+and `segmentation/deeplabv3.py`. `PARAMETERS` are the counts that torchvision publishes.
 """
 
 from __future__ import annotations
@@ -134,19 +134,36 @@ class InvertedResidualV3(nn.Module):
 # Input, kernel, expanded, output, squeeze-and-excite, hard swish, stride, dilated.
 V3 = {
     "large": (
-        (16, 3, 16, 16, False, False, 1, 0), (16, 3, 64, 24, False, False, 2, 0), (24, 3, 72, 24, False, False, 1, 0),
-        (24, 5, 72, 40, True, False, 2, 0), (40, 5, 120, 40, True, False, 1, 0), (40, 5, 120, 40, True, False, 1, 0),
-        (40, 3, 240, 80, False, True, 2, 0), (80, 3, 200, 80, False, True, 1, 0), (80, 3, 184, 80, False, True, 1, 0),
-        (80, 3, 184, 80, False, True, 1, 0), (80, 3, 480, 112, True, True, 1, 0), (112, 3, 672, 112, True, True, 1, 0),
-        (112, 5, 672, 160, True, True, 2, 1), (160, 5, 960, 160, True, True, 1, 1), (160, 5, 960, 160, True, True, 1, 1),
+        (16, 3, 16, 16, False, False, 1, 0),
+        (16, 3, 64, 24, False, False, 2, 0),
+        (24, 3, 72, 24, False, False, 1, 0),
+        (24, 5, 72, 40, True, False, 2, 0),
+        (40, 5, 120, 40, True, False, 1, 0),
+        (40, 5, 120, 40, True, False, 1, 0),
+        (40, 3, 240, 80, False, True, 2, 0),
+        (80, 3, 200, 80, False, True, 1, 0),
+        (80, 3, 184, 80, False, True, 1, 0),
+        (80, 3, 184, 80, False, True, 1, 0),
+        (80, 3, 480, 112, True, True, 1, 0),
+        (112, 3, 672, 112, True, True, 1, 0),
+        (112, 5, 672, 160, True, True, 2, 1),
+        (160, 5, 960, 160, True, True, 1, 1),
+        (160, 5, 960, 160, True, True, 1, 1),
     ),
     "small": (
-        (16, 3, 16, 16, True, False, 2, 0), (16, 3, 72, 24, False, False, 2, 0), (24, 3, 88, 24, False, False, 1, 0),
-        (24, 5, 96, 40, True, True, 2, 0), (40, 5, 240, 40, True, True, 1, 0), (40, 5, 240, 40, True, True, 1, 0),
-        (40, 5, 120, 48, True, True, 1, 0), (48, 5, 144, 48, True, True, 1, 0), (48, 5, 288, 96, True, True, 2, 1),
-        (96, 5, 576, 96, True, True, 1, 1), (96, 5, 576, 96, True, True, 1, 1),
+        (16, 3, 16, 16, True, False, 2, 0),
+        (16, 3, 72, 24, False, False, 2, 0),
+        (24, 3, 88, 24, False, False, 1, 0),
+        (24, 5, 96, 40, True, True, 2, 0),
+        (40, 5, 240, 40, True, True, 1, 0),
+        (40, 5, 240, 40, True, True, 1, 0),
+        (40, 5, 120, 48, True, True, 1, 0),
+        (48, 5, 144, 48, True, True, 1, 0),
+        (48, 5, 288, 96, True, True, 2, 1),
+        (96, 5, 576, 96, True, True, 1, 1),
+        (96, 5, 576, 96, True, True, 1, 1),
     ),
-}  # fmt: skip
+}
 
 
 class MobileNetV3(nn.Module):
@@ -222,7 +239,10 @@ class LRASPPHead(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """`lraspp` or `deeplabv3` on the dilated large MobileNetV3; the low features are those of the fourth block."""
+    """Returns `lraspp` or `deeplabv3` on the dilated large MobileNetV3.
+
+    The low-level features are those of the fourth block.
+    """
 
     def __init__(self, kind: str, classes: int = 21) -> None:
         super().__init__()
@@ -252,7 +272,7 @@ class Segmentation(nn.Module):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Class scores before the resize, and the auxiliary ones."""
+        """Returns the logits before the resize, and the auxiliary logits."""
         low = x
         for index, layer in enumerate(self.backbone.values()):
             x = layer(x)
