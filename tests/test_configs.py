@@ -134,7 +134,7 @@ def take_steps(
 @pytest.mark.slow  # `make demo` trains with this recipe
 @pytest.mark.parametrize("path", OWN, ids=relative)
 def test_the_network_builds_and_takes_a_step(path, tmp_path, monkeypatch):
-    """Uses a small crop and no compilation to save time; the slow lane runs each recipe unmodified."""
+    """Uses a small crop and no compilation; the slow lane runs each recipe unmodified."""
     compile_model = TrainedModel.compile
     monkeypatch.setattr(
         TrainedModel,

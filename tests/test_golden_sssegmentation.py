@@ -22,7 +22,7 @@ MORE = VOC[1:3] + VOC[5:]  # their training steps are the slow lane's
 
 
 def load(name: str) -> System:
-    """Returns a model with the golden weights, without dropout, which has no effect at inference."""
+    """Returns a model with the golden weights, without dropout."""
     keras.backend.clear_session()
     values, config = golden(name), zoo.get_config(name).replace(dropout_rate=0.0)
     model = build_segmentor(config)
@@ -146,7 +146,7 @@ def report(name: str, precision: str, *parts: dict) -> None:
 def training_step(
     values: Golden, model: keras.Model
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Returns losses, and L2 norms of gradients and of the state after a step, by reference name."""
+    """Returns losses, and norms of gradients and of the state after a step, by reference name."""
     height, width = values.train_size
     trained, loss = with_auxiliary_output(model), SegmentationLoss()
     truth = tf.constant(labels(height, width))

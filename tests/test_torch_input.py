@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def both(folder, draws_of, config: DataConfig, left_out: tuple[str, ...] = ()):
-    """Returns our and the reference's (image in 0..255, label) for each position's random numbers."""
+    """Returns our and the reference's (image in 0..255, label) for given random numbers."""
     from sssegmentation_input import PIPELINE, make_dataset, numbers_of
 
     reference = make_dataset(
@@ -93,7 +93,7 @@ def test_labels_are_resized_as_opencv_does():
 
 
 def test_geometry_is_the_references_to_the_pixel(folder):
-    """Labels are equal. Images differ by at most one gray level: OpenCV interpolates in integers."""
+    """Labels are equal. Images differ by one gray level at most: OpenCV uses integers."""
     config = CONFIG.replace(photometric_distortion=False)
     distances = []
     draws = lambda position: transforms.draw(0, tf.constant(position))  # noqa: E731

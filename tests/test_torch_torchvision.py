@@ -52,7 +52,7 @@ def module(name: str):
 
 
 def prepared(pictures: np.ndarray):
-    """Normalizes like torchvision's transforms: to 0..1, then with its mean and standard deviation."""
+    """Normalizes like torchvision's transforms: to 0..1, then with mean and standard deviation."""
     import torch
 
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
