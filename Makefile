@@ -52,8 +52,9 @@ jax: $(JAX) ## test models, losses and optimizers on Keras' JAX backend; install
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
-lint: $(READY) ## check the style (ruff)
+lint: $(READY) ## check the style and the formatting (ruff)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 types: $(READY) ## check the type hints (mypy)
 	$(RUN) -m mypy
