@@ -26,7 +26,7 @@ KINDS = ("keras", "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class BenchmarkOptions(Config):
     """What to measure, and for how long."""
 
     what: str = option("", "what to measure", choices=("", "input", "train", "eval", "model"))
@@ -74,7 +74,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Measures, prints a table and saves the rows."""
-    options = command.config(Options)
+    options = command.config(BenchmarkOptions)
 
     from benchmarks import records, runs
 
@@ -100,4 +100,4 @@ def main(command: Command) -> None:
         print(f"wrote {options.page}")
 
 
-SECTIONS = (Options, DataConfig, TrainConfig, EvalConfig, ModelConfig)
+SECTIONS = (BenchmarkOptions, DataConfig, TrainConfig, EvalConfig, ModelConfig)

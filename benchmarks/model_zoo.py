@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class ModelZooOptions(Config):
     """Where to write."""
 
     output: str = option(
@@ -109,7 +109,7 @@ def replace_tables(page: str, new: str) -> str:
 
 def main(command: Command) -> None:
     """Counts all models and writes the page."""
-    path = pathlib.Path(command.config(Options).output)
+    path = pathlib.Path(command.config(ModelZooOptions).output)
     if not path.exists():
         raise UserError(
             f"--output={path} does not exist; run the script from the repository root, with "
@@ -121,4 +121,4 @@ def main(command: Command) -> None:
     print(f"wrote {path}")
 
 
-SECTIONS = (Options,)
+SECTIONS = (ModelZooOptions,)

@@ -4,14 +4,14 @@ The library does not know flags. A command gets a `Command`, takes configs from 
 library with them:
 
     @dataclasses.dataclass(frozen=True)
-    class Options(Config):
+    class EvaluationOptions(Config):
         checkpoint_dir: str = option("", "a workdir or a checkpoint")
 
     def main(command: Command) -> None:
-        checkpoint = load_checkpoint(command.config(Options).checkpoint_dir)
+        checkpoint = load_checkpoint(command.config(EvaluationOptions).checkpoint_dir)
         evaluate(..., command.config(EvalConfig))
 
-    SECTIONS = (Options, EvalConfig)
+    SECTIONS = (EvaluationOptions, EvalConfig)
 
 This is a module of `commands`; a script of three lines in scripts/ runs it.
 

@@ -16,7 +16,7 @@ from deeplab_keras.config import Config, DataConfig, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class TfdsOptions(Config):
     """Where to write the dataset."""
 
     data_dir: str = option("", "folder of tensorflow-datasets; default: ~/tensorflow_datasets")
@@ -24,7 +24,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Prepares all splits of the dataset."""
-    options, config = command.config(Options), command.config(DataConfig)
+    options, config = command.config(TfdsOptions), command.config(DataConfig)
 
     from deeplab_keras.data.tfds.builders import build_tfds
 
@@ -34,4 +34,4 @@ def main(command: Command) -> None:
     )
 
 
-SECTIONS = (Options, DataConfig)
+SECTIONS = (TfdsOptions, DataConfig)

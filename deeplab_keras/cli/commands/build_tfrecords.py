@@ -21,7 +21,7 @@ from deeplab_keras.config import Config, DataConfig, UserError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class TFRecordsOptions(Config):
     """Which records to build, and where."""
 
     output_dir: str = option("", "folder for the records; created if it does not exist")
@@ -44,7 +44,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Builds or verifies each split."""
-    options, config = command.config(Options), command.config(DataConfig)
+    options, config = command.config(TFRecordsOptions), command.config(DataConfig)
     if not options.output_dir:
         raise UserError("`output_dir` is required: a folder for the records")
 
@@ -81,4 +81,4 @@ def main(command: Command) -> None:
         )
 
 
-SECTIONS = (Options, DataConfig)
+SECTIONS = (TFRecordsOptions, DataConfig)

@@ -21,7 +21,7 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent / "demo" / "web"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class WebOptions(Config):
     """What the page contains, and where to write it."""
 
     model_file: str = option(
@@ -42,7 +42,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Builds the page, and prints how to open it."""
-    options = command.config(Options)
+    options = command.config(WebOptions)
 
     from deeplab_keras.export.web import build_page
 
@@ -52,4 +52,4 @@ def main(command: Command) -> None:
     print(f"written: {folder}; to open it, run: python -m http.server --directory {folder} 8000")
 
 
-SECTIONS = (Options,)
+SECTIONS = (WebOptions,)

@@ -20,7 +20,7 @@ from deeplab_keras.config import Config, DataConfig, UserError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class CheckOptions(Config):
     """What to check, and where to write the report."""
 
     splits: tuple[str, ...] = option(
@@ -31,7 +31,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Checks the dataset, prints a summary, and writes the report."""
-    options, config = command.config(Options), command.config(DataConfig)
+    options, config = command.config(CheckOptions), command.config(DataConfig)
     name = os.path.basename(os.path.normpath(config.dataset_dir or config.dataset))
 
     from deeplab_keras.data.check import check_dataset
@@ -49,4 +49,4 @@ def main(command: Command) -> None:
         raise UserError(f"--dataset_dir={config.dataset_dir}: {problems}")
 
 
-SECTIONS = (Options, DataConfig)
+SECTIONS = (CheckOptions, DataConfig)

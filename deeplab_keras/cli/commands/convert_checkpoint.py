@@ -29,7 +29,7 @@ from deeplab_keras.config import Config, ModelConfig, UserError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class CheckpointOptions(Config):
     """What to convert, and where to write the result."""
 
     source: str = option(
@@ -67,7 +67,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Converts the weights, and prints the destination of each tensor."""
-    options = command.config(Options)
+    options = command.config(CheckpointOptions)
 
     from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
     from deeplab_keras.convert.conversion import convert, dataset_info, write_sssegmentation
@@ -96,4 +96,4 @@ def main(command: Command) -> None:
     print(f"written: {save_checkpoint(options.output, model, config, info)}")
 
 
-SECTIONS = (Options, ModelConfig)
+SECTIONS = (CheckpointOptions, ModelConfig)

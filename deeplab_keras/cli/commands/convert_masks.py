@@ -29,7 +29,7 @@ SHOWN = 10  # failed files that are listed
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class MasksOptions(Config):
     """Which masks to convert, and how."""
 
     kind: str = option("", FORMS, flag="from", aliases={"grey": "gray"})
@@ -54,7 +54,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Converts the masks and prints how many were written."""
-    options = command.config(Options)
+    options = command.config(MasksOptions)
 
     from deeplab_keras.data.annotations.masks import convert_masks
 
@@ -79,4 +79,4 @@ def main(command: Command) -> None:
         )
 
 
-SECTIONS = (Options,)
+SECTIONS = (MasksOptions,)

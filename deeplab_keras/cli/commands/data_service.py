@@ -19,7 +19,7 @@ from deeplab_keras.config import Config, UserError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class ServiceOptions(Config):
     """Which server to start."""
 
     role: str = option("", "server to start", choices=("", "dispatcher", "worker"))
@@ -32,7 +32,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Starts the server, which runs until it is interrupted."""
-    options = command.config(Options)
+    options = command.config(ServiceOptions)
     if not options.role:
         raise UserError("`role` is required: --role=dispatcher or --role=worker")
     if options.role == "worker" and not options.dispatcher:
@@ -51,4 +51,4 @@ def main(command: Command) -> None:
     service.serve(server)
 
 
-SECTIONS = (Options,)
+SECTIONS = (ServiceOptions,)

@@ -21,7 +21,7 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class EvaluationOptions(Config):
     """What to evaluate, and where to write the results."""
 
     checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
@@ -51,7 +51,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Evaluates, prints the table, and writes the results."""
-    options, eval_config = command.config(Options), command.config(EvalConfig)
+    options, eval_config = command.config(EvaluationOptions), command.config(EvalConfig)
     data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
     workdir, split = pathlib.Path(options.checkpoint_dir), data_config.eval_split
     folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
@@ -106,4 +106,4 @@ def main(command: Command) -> None:
     print(f"written: {folder / 'metrics.json'}{page}")
 
 
-SECTIONS = (Options, EvalConfig, DataConfig)
+SECTIONS = (EvaluationOptions, EvalConfig, DataConfig)

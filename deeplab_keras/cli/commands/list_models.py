@@ -12,7 +12,7 @@ from deeplab_keras.config import Config, UserError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class ListOptions(Config):
     """Which models to list."""
 
     match: str = option("", "lists only names that contain this text")
@@ -20,7 +20,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Prints one line per model."""
-    match = command.config(Options).match
+    match = command.config(ListOptions).match
 
     from deeplab_keras.zoo import registry as zoo
 
@@ -38,4 +38,4 @@ def main(command: Command) -> None:
         print(f"{name:{width}}  {config.head:15}  {config.backbone:22}  {sizes}  {reported}")
 
 
-SECTIONS = (Options,)
+SECTIONS = (ListOptions,)

@@ -16,7 +16,7 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Config):
+class VisOptions(Config):
     """What to draw, and where to write the images."""
 
     checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
@@ -35,7 +35,7 @@ class Options(Config):
 
 def main(command: Command) -> None:
     """Predicts and draws each image."""
-    options, eval_config = command.config(Options), command.config(EvalConfig)
+    options, eval_config = command.config(VisOptions), command.config(EvalConfig)
     data_config = command.data_config(options.checkpoint_dir)
     require_tensorflow(command)
 
@@ -77,4 +77,4 @@ def main(command: Command) -> None:
     print(f"written: {count} images to {folder}")
 
 
-SECTIONS = (Options, EvalConfig, DataConfig)
+SECTIONS = (VisOptions, EvalConfig, DataConfig)
