@@ -168,6 +168,15 @@ def test_a_frozen_graph_with_folded_batch_norms_computes_the_same(tmp_path, mode
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4 * outputs[0].std())
 
 
+def test_initial_weights_cannot_be_a_graph(tmp_path, model, tensors):
+    path = tmp_path / "graph.pb"
+    path.write_bytes(frozen_graph(tensors, fold=True))
+    before = named_weights(model)
+    with raises_line(r"graph\.pb: initial weights cannot be a frozen graph.* convert it first"):
+        initialize(model, CONFIG, str(path))
+    same(named_weights(model), before)
+
+
 def test_a_file_without_head_only_fills_the_backbone(model, tensors):
     backbone = {name: value for name, value in tensors.items() if name.startswith("Mobilenet")}
     backbone |= {"MobilenetV2/Conv_1/weights": np.zeros((1, 1, 112, 1280), np.float32)}

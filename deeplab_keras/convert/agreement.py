@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
-from deeplab_keras.convert.graphs import IMAGE, Network
+from deeplab_keras.convert.graphs import IMAGE, ConvolutionGraph
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models.layers import resize_bilinear
 
@@ -28,7 +28,7 @@ class Runnable(Protocol):
     path: Any
 
     @property
-    def network(self) -> Network:
+    def network(self) -> ConvolutionGraph:
         """The convolutions."""
 
     @property

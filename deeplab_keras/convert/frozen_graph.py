@@ -13,7 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, is_global_pooling
+from deeplab_keras.convert.graphs import (
+    ConvolutionGraph,
+    Graph,
+    Op,
+    find_convolutions,
+    is_global_pooling,
+)
 from deeplab_keras.io.foreign import reading
 
 KINDS = {
@@ -84,7 +90,7 @@ class FrozenGraph:
             self._constants = self._find_constants()
 
     @functools.cached_property
-    def network(self) -> Network:
+    def network(self) -> ConvolutionGraph:
         """The convolutions.
 
         Raises:

@@ -121,7 +121,7 @@ class Convolution:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class ConvolutionGraph:
     """The convolutions and the class scores of a graph.
 
     Attributes:
@@ -139,7 +139,7 @@ class Network:
     resizes: frozenset[tuple[bool, bool]]
 
 
-def find_convolutions(graph: Graph) -> Network:
+def find_convolutions(graph: Graph) -> ConvolutionGraph:
     """Collects the convolutions of a graph.
 
     Raises:
@@ -200,7 +200,7 @@ class _ConvolutionFinder:
         # Tensor after a convolution's activation -> index of the convolution.
         self.index_of: dict[str, int] = {}
 
-    def network(self) -> Network:
+    def network(self) -> ConvolutionGraph:
         found = []
         for op in self.graph.ops:
             if op.kind in CONVOLUTIONS:
@@ -219,7 +219,7 @@ class _ConvolutionFinder:
             for op in self.graph.ops
             if op.kind == "RESIZE"
         )
-        return Network(tuple(found), logits, reads, through, resizes)
+        return ConvolutionGraph(tuple(found), logits, reads, through, resizes)
 
     # --- One convolution ---
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions
+from deeplab_keras.convert.graphs import ConvolutionGraph, Graph, Op, find_convolutions
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import ResizeTo, q_sigmoid
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[Any, str] = {
 }  # fmt: skip
 
 
-def read_model(model: keras.Model) -> Network:
+def read_model(model: keras.Model) -> ConvolutionGraph:
     """Returns the convolutions of a segmentor. The first name of each is the layer's name."""
     constants: dict[str, Any] = {}
     ops = [

@@ -23,7 +23,7 @@ from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, image_size
 from deeplab_keras.convert.graphs import Convolution, Pool
 from deeplab_keras.convert.keras_graph import read_model
-from deeplab_keras.convert.official_files import Source, read_source, tensors_of, unfold
+from deeplab_keras.convert.official_files import OfficialSource, read_source, tensors_of, unfold
 from deeplab_keras.convert.structure import SAME_EPSILON, map_sizes, match, pooling
 from deeplab_keras.convert.transfer import (
     TF1_SLIM,
@@ -180,7 +180,10 @@ def not_proven(config: ModelConfig, kind: str) -> str:
 
 
 def _proven_tensors(
-    source: Source, model: keras.Model, config: ModelConfig, skip_mismatched_classifiers: bool
+    source: OfficialSource,
+    model: keras.Model,
+    config: ModelConfig,
+    skip_mismatched_classifiers: bool,
 ) -> tuple[dict[str, np.ndarray], str]:
     """Proves that a graph computes the same as the model of `config`.
 
@@ -247,7 +250,8 @@ def start_from(
     Args:
         model: The segmentor.
         config: Its architecture.
-        path: The file; see `read_source`.
+        path: A TF1 checkpoint, its folder, or an archive with one. A graph must be converted
+            first, which proves that the model computes the same.
         skip_layers: Layers that keep their random weights in any case. If there are others than
             classifiers, only the backbone is loaded.
 
@@ -255,13 +259,14 @@ def start_from(
         The proof, which lists the layers that were not loaded.
 
     Raises:
-        UserError: If the weights are of another variant, or damaged.
+        UserError: If the file is a graph, or its weights are of another variant, or damaged.
     """
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
-    if not source.tensors:
+    if source.graph is not None:
         raise UserError(
-            f"{path}: {NAMELESS}; convert it first (scripts/convert_checkpoint.py), and start from "
-            "the result"
+            f"{source.path}: initial weights cannot be a {source.kind}, because training would not "
+            "check that the model computes the same; convert it first "
+            "(scripts/convert_checkpoint.py --source=official_deeplab), and start from the result"
         )
     tensors = source.tensors
     found = identify(tensors)

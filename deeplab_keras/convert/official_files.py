@@ -54,7 +54,7 @@ MEMBER = re.compile(r"(^|/)(checkpoint|[^/]+\.(index|pb|tflite)|[^/]+\.data-\d{5
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class OfficialSource:
     """The weights of an official file.
 
     Attributes:
@@ -74,7 +74,7 @@ class Source:
 
 def read_source(
     path: str | os.PathLike[str], epsilon: float = 1e-3, head_epsilon: float = 1e-5
-) -> Source:
+) -> OfficialSource:
     """Reads the tensors of an official file of any kind.
 
     Args:
@@ -102,11 +102,11 @@ def read_source(
         graph, layers = _open_graph(path)
         tensors, folded = unfold(tensors_of(layers), epsilon, head_epsilon)
         check_values(tensors, path, AGAIN)
-        return Source(tensors, graph.kind, str(path), folded, graph)
+        return OfficialSource(tensors, graph.kind, str(path), folded, graph)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
     tensors = _read_checkpoint(prefix)
     check_values(tensors, prefix, AGAIN)
-    return Source(tensors, "TF1 checkpoint", prefix)
+    return OfficialSource(tensors, "TF1 checkpoint", prefix)
 
 
 def is_official_file(path: str) -> bool:

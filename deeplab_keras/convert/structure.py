@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from deeplab_keras.convert.graphs import IMAGE, OUTSIDE, Convolution, Network, Pool
+from deeplab_keras.convert.graphs import IMAGE, OUTSIDE, Convolution, ConvolutionGraph, Pool
 
 SAME_EPSILON = 2e-8  # TensorFlow changes an epsilon of 1e-5 to 1.001e-5
 
@@ -24,8 +24,8 @@ class Match:
 
 
 def match(
-    source: Network,
-    model: Network,
+    source: ConvolutionGraph,
+    model: ConvolutionGraph,
     size: tuple[int, int] | None,
     *,
     expected: Callable[[str], str],
@@ -90,7 +90,7 @@ def match(
     return Match(layers, tuple(differences))
 
 
-def _used(network: Network) -> set[int]:
+def _used(network: ConvolutionGraph) -> set[int]:
     """Returns the convolutions from which the class scores are computed."""
     found: set[int] = set()
     waiting = [index for index in network.reads if index >= 0]
@@ -102,7 +102,9 @@ def _used(network: Network) -> set[int]:
     return found
 
 
-def map_sizes(network: Network, size: tuple[int, int] | None) -> dict[int, tuple[int, int]]:
+def map_sizes(
+    network: ConvolutionGraph, size: tuple[int, int] | None
+) -> dict[int, tuple[int, int]]:
     """Returns height and width of the features after each convolution.
 
     The size of the image has the key `IMAGE`.

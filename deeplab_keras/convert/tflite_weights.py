@@ -14,7 +14,13 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from deeplab_keras.config import UserError
-from deeplab_keras.convert.graphs import Graph, Network, Op, find_convolutions, is_global_pooling
+from deeplab_keras.convert.graphs import (
+    ConvolutionGraph,
+    Graph,
+    Op,
+    find_convolutions,
+    is_global_pooling,
+)
 from deeplab_keras.convert.identify import identify
 from deeplab_keras.inference.tflite_file import check_tflite
 from deeplab_keras.io.foreign import reading
@@ -89,7 +95,7 @@ class TFLiteGraph:
             self._check_types()
 
     @functools.cached_property
-    def network(self) -> Network:
+    def network(self) -> ConvolutionGraph:
         """The convolutions.
 
         Raises:
