@@ -9,32 +9,15 @@ docs/reference/official_deeplab.md#preprocessing).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.data.augment.official import resize_images, resize_labels, size_in_range
+from deeplab_keras.inference.network import Network
 from deeplab_keras.models.layers import scale_dimension
-
-
-class Network(Protocol):
-    """The part of `inference.Network` that this module uses."""
-
-    input_size: tuple[int, int] | None
-
-    @property
-    def pad_value(self) -> tuple[float, ...]:
-        """The color that the network normalizes to 0."""
-
-    @property
-    def before_resize(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The network up to its merged logits."""
-
-    def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the logits at the size of the images."""
 
 
 class Prediction(NamedTuple):
