@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.records import Row
+from benchmarks.records import Measurement
 from benchmarks.rounds import Spread
 from benchmarks.workers import Recipe, peak_memory, running
 from deeplab_keras.checkpoints.folder import load_checkpoint
@@ -62,17 +62,17 @@ class EvaluationResult:
             ]
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """Returns the result as rows for `records`."""
         subject = "evaluation"
         return [
-            Row(subject, "speed", "images/s", self.speed, self.rounds),
-            Row(subject, "forward pass alone", "images/s", self.forward_speed, self.rounds),
-            Row.single(subject, "evaluation over forward", "", self.ratio),
-            Row.single(
+            Measurement(subject, "speed", "images/s", self.speed, self.rounds),
+            Measurement(subject, "forward pass alone", "images/s", self.forward_speed, self.rounds),
+            Measurement.single(subject, "evaluation over forward", "", self.ratio),
+            Measurement.single(
                 subject, "confusion matrix", "% of the forward pass", 100 * self.matrix_share.median
             ),
-            Row.single(subject, "peak memory", "MB", self.peak_bytes / 1e6),
+            Measurement.single(subject, "peak memory", "MB", self.peak_bytes / 1e6),
         ]
 
 
@@ -126,7 +126,7 @@ def measure_evaluation(
     )
 
 
-class Contender:
+class EvaluationContender:
     """Evaluates a model on a split."""
 
     def __init__(self, model: ModelConfig | str, data: DataConfig, config: EvalConfig) -> None:
@@ -194,6 +194,6 @@ class Contender:
         return forward, matrix
 
 
-def make(model: ModelConfig | str, data: DataConfig, config: EvalConfig) -> Contender:
+def make(model: ModelConfig | str, data: DataConfig, config: EvalConfig) -> EvaluationContender:
     """Creates the contender of `measure_evaluation`."""
-    return Contender(model, data, config)
+    return EvaluationContender(model, data, config)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import peers
-from benchmarks.records import Row
+from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
 from benchmarks.workers import Recipe, process_seconds, running
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, UserError
@@ -52,14 +52,14 @@ class InputResult:
     case: str
     rounds: int
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """Returns the result as rows for `records`."""
         rows = []
         for name, stages in self.speeds.items():
             for stage, speed in stages.items():
                 subject, cpu = f"{name}: {stage}", self.cpu[name][stage]
-                rows.append(Row(subject, "speed", "images/s", speed, self.rounds))
-                rows.append(Row(subject, "CPU per image", "ms", cpu, self.rounds))
+                rows.append(Measurement(subject, "speed", "images/s", speed, self.rounds))
+                rows.append(Measurement(subject, "CPU per image", "ms", cpu, self.rounds))
         return rows
 
     def ratios(self) -> tuple[float, float] | None:
@@ -188,7 +188,7 @@ def _as_reference(source: Any, config: DataConfig) -> dict[str, Any]:
     return {"images": source.images, "labels": source.labels, "label_map": label_map}
 
 
-class Contender:
+class InputContender:
     """Times our pipeline."""
 
     def __init__(self, config: DataConfig, normalization: str) -> None:
@@ -257,6 +257,6 @@ class Contender:
         return [("read and decode", (loaded, 1)), *batched, (NORMALIZED, (normalized, batch))]
 
 
-def make(config: DataConfig, normalization: str) -> Contender:
+def make(config: DataConfig, normalization: str) -> InputContender:
     """Creates the contender of `measure_input`."""
-    return Contender(config, normalization)
+    return InputContender(config, normalization)

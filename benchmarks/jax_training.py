@@ -23,7 +23,7 @@ from deeplab_keras.training.optimizers import make_optimizer
 WARM_UP = 2
 
 
-class Contender:
+class JaxTraining:
     """Takes steps on one batch on the device, with a compiled function from state to state."""
 
     def __init__(
@@ -117,6 +117,6 @@ def measured_peak(dtype: str, on_gpu: bool) -> float:
 
 def make(
     model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
-) -> Contender:
+) -> JaxTraining:
     """Creates the contender of `training`."""
-    return Contender(model, training, shape, ignore_label)
+    return JaxTraining(model, training, shape, ignore_label)

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.peers.plan import describe
-from benchmarks.records import Row
+from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
 from benchmarks.workers import Recipe, running
 from deeplab_keras import export
@@ -103,24 +103,28 @@ class ModelResult:
             )
         return "\n".join(lines)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """Returns the result as rows for `records`."""
         rows = [
-            Row.single("the model", "parameters", "", self.parameters),
-            Row.single("the model", "multiply-adds", "", self.multiply_adds),
+            Measurement.single("the model", "parameters", "", self.parameters),
+            Measurement.single("the model", "multiply-adds", "", self.multiply_adds),
         ]
         for form in self.forms:
             subject = self._subject(form)
             if form.bytes:
-                rows.append(Row.single(subject, "file", "MB", form.bytes / 1e6))
+                rows.append(Measurement.single(subject, "file", "MB", form.bytes / 1e6))
             rows += [
-                Row(subject, "latency", "ms", form.latency, self.calls),
-                Row(subject, "CPU per call", "ms", form.cpu, self.calls),
-                Row.single(subject, "images/s", "", 1000 * form.batch_size / form.latency.median),
-                Row.single(subject, "peak memory", "MB", form.peak_bytes / 1e6),
+                Measurement(subject, "latency", "ms", form.latency, self.calls),
+                Measurement(subject, "CPU per call", "ms", form.cpu, self.calls),
+                Measurement.single(
+                    subject, "images/s", "", 1000 * form.batch_size / form.latency.median
+                ),
+                Measurement.single(subject, "peak memory", "MB", form.peak_bytes / 1e6),
             ]
             if not math.isnan(form.agreement):
-                rows.append(Row.single(subject, "agreement with Keras", "%", 100 * form.agreement))
+                rows.append(
+                    Measurement.single(subject, "agreement with Keras", "%", 100 * form.agreement)
+                )
         return rows
 
     def _subject(self, form: Form) -> str:

@@ -32,7 +32,7 @@ BEGIN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement.
 
     Attributes:
@@ -50,7 +50,7 @@ class Row:
     rounds: int = 1
 
     @classmethod
-    def single(cls, subject: str, quantity: str, unit: str, value: float) -> Row:
+    def single(cls, subject: str, quantity: str, unit: str, value: float) -> Measurement:
         """Returns the row of a value that was counted or measured once."""
         return cls(subject, quantity, unit, Spread(value, value, value))
 
@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
 
 
 def append(
-    path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Row], command: str
+    path: str | os.PathLike[str], what: str, case: str, rows: Sequence[Measurement], command: str
 ) -> None:
     """Appends measurements to a CSV file, which is created if it does not exist.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks.records import Row
+from benchmarks.records import Measurement
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 from deeplab_keras.io.progress import Progress
 
 
-class Result(Protocol):
+class Benchmark(Protocol):
     """The result of a benchmark."""
 
     @property
@@ -22,7 +22,7 @@ class Result(Protocol):
         """Returns the result as text."""
         ...
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """Returns the result as rows for `records`."""
         ...
 
@@ -42,7 +42,7 @@ def measure(
     batch_sizes: Sequence[int] = (1,),
     num_threads: int = 2,
     kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
-) -> Result:
+) -> Benchmark:
     """Runs a benchmark and shows its progress.
 
     Args:

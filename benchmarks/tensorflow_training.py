@@ -25,7 +25,7 @@ from deeplab_keras.training.train import make_strategy, seed_everything
 WARM_UP = 3
 
 
-class Contender:
+class TensorFlowTraining:
     """The parts of a training run that its steps need."""
 
     def __init__(self, model: ModelConfig, data: DataConfig, training: TrainConfig) -> None:
@@ -141,6 +141,6 @@ def measured_peak(dtype: str) -> float:
     )
 
 
-def make(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Contender:
+def make(model: ModelConfig, data: DataConfig, training: TrainConfig) -> TensorFlowTraining:
     """Creates the contender of `measure_training`."""
-    return Contender(model, data, training)
+    return TensorFlowTraining(model, data, training)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from benchmarks import peers
-from benchmarks.records import Row
+from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
 from benchmarks.workers import Recipe, running
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
@@ -30,7 +30,7 @@ TORCH_STEP: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class StepTimes:
     """A contender's steps on a batch that is already in memory.
 
     Attributes:
@@ -71,7 +71,7 @@ class TrainingResult:
     case: str
     rounds: int
     multiply_adds: int
-    steps: dict[str, Steps]
+    steps: dict[str, StepTimes]
     speed: Spread | None = None
     waiting: float = 0.0
 
@@ -103,30 +103,32 @@ class TrainingResult:
         )
         return "\n".join(lines)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """Returns the result as rows for `records`."""
-        rows: list[Row] = []
+        rows: list[Measurement] = []
         for name, steps in self.steps.items():
             subject = f"{name}, {steps.device}"
             if name == OURS and self.speed is not None:
                 rows += [
-                    Row(subject, "speed", "images/s", self.speed, self.rounds),
-                    Row.single(subject, "waiting for input", "%", 100 * self.waiting),
-                    Row.single(
+                    Measurement(subject, "speed", "images/s", self.speed, self.rounds),
+                    Measurement.single(subject, "waiting for input", "%", 100 * self.waiting),
+                    Measurement.single(
                         subject, "of the peak", "%", 100 * self.utilization(OURS, self.speed)
                     ),
                 ]
             rows += [
-                Row(subject, "steps alone", "images/s", steps.speed, self.rounds),
-                Row.single(subject, "peak memory", "MB", steps.peak_bytes / 1e6),
-                Row.single(subject, "multiply-adds per image", "billion", self.multiply_adds / 1e9),
+                Measurement(subject, "steps alone", "images/s", steps.speed, self.rounds),
+                Measurement.single(subject, "peak memory", "MB", steps.peak_bytes / 1e6),
+                Measurement.single(
+                    subject, "multiply-adds per image", "billion", self.multiply_adds / 1e9
+                ),
             ]
             if steps.peak_rate:
                 rows += [
-                    Row.single(
+                    Measurement.single(
                         subject, "device's peak", "billion multiply-adds/s", steps.peak_rate / 1e9
                     ),
-                    Row.single(
+                    Measurement.single(
                         subject,
                         "steps alone, of the peak",
                         "%",
@@ -134,7 +136,9 @@ class TrainingResult:
                     ),
                 ]
             if steps.device_bytes:
-                rows.append(Row.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6))
+                rows.append(
+                    Measurement.single(subject, "GPU memory", "MB", steps.device_bytes / 1e6)
+                )
         return rows
 
 
@@ -271,7 +275,7 @@ def _result(
         f"{training.precision}{', XLA' if training.jit_compile else ''}"
     )
     steps = {
-        name: Steps(
+        name: StepTimes(
             Spread.of(values["bare_speed"]),
             about[name]["device"],
             int(about[name]["peak_bytes"]),

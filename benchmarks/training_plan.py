@@ -18,7 +18,7 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
 IGNORE_LABEL = 255
 
 
-class Contender:
+class TrainingPlan:
     """Reads the dataset's classes and builds the network once.
 
     Datasets require Keras' TensorFlow backend. On other backends, the classes are those of the
@@ -49,6 +49,6 @@ class Contender:
         return self.shared
 
 
-def make(model: ModelConfig, data: DataConfig, with_steps: bool) -> Contender:
+def make(model: ModelConfig, data: DataConfig, with_steps: bool) -> TrainingPlan:
     """Creates the contender of `training`."""
-    return Contender(model, data, with_steps)
+    return TrainingPlan(model, data, with_steps)

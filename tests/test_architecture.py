@@ -291,3 +291,12 @@ def test_the_rooms_are_those_of_the_documentation():
     rows = re.findall(r"^\| `([\w./]+)` \|", section, re.MULTILINE)
     documented = [name.rstrip("/").replace("/", ".") for name in rows]
     assert documented == [name for name in reversed(ROOMS) if name != "data"]
+
+
+def test_no_two_public_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

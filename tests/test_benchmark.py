@@ -226,9 +226,9 @@ def test_spread_is_median_and_quartiles():
 def test_rows_are_appended_and_become_a_page(tmp_path):
     table, page = tmp_path / "a.csv", tmp_path / "a.md"
     rows = [
-        records.Row("one", "latency", "ms", rounds.Spread(12.34, 12, 13), 7),
-        records.Row.single("one", "file", "MB", 3.5),
-        records.Row.single("two", "file", "MB", 12345.6),
+        records.Measurement("one", "latency", "ms", rounds.Spread(12.34, 12, 13), 7),
+        records.Measurement.single("one", "file", "MB", 3.5),
+        records.Measurement.single("two", "file", "MB", 12345.6),
     ]
     records.append(table, "model", "this network", rows, "python scripts/benchmark.py --what=model")
     first = records.read(table)
@@ -309,7 +309,7 @@ def test_the_input_of_the_peer_equals_that_of_the_reference(tmp_path):
     """With the same seed of NumPy's generator, the tensors are the same."""
     from sssegmentation_input import make_dataset
 
-    from benchmarks.peers.torch_input import Pairs
+    from benchmarks.peers.torch_input import TorchPairs
     from deeplab_keras.config import NORMALIZATIONS
 
     root = write_dataset(tmp_path / "photos")
@@ -321,7 +321,7 @@ def test_the_input_of_the_peer_equals_that_of_the_reference(tmp_path):
         tuple(f"{name.format(kind)}{end}" for name in names)
         for kind, end in (("images", reference.image_ext), ("labels", ".png"))
     )
-    pairs = Pairs(images, labels, {255: -100}, config, NORMALIZATIONS["imagenet"])
+    pairs = TorchPairs(images, labels, {255: -100}, config, NORMALIZATIONS["imagenet"])
     for seed in range(12):
         np.random.seed(seed)
         expected = reference[seed % 3]

@@ -693,7 +693,7 @@ def test_a_file_is_also_compared_at_the_images_own_size(added, rows_wrong):
 
 
 def text_at_own_size(own: check.OwnSize, size: tuple[int, int]) -> str:
-    compared = check.Agreement(1.0, 0.9999, 5, 8, own.miou and 0.7, own.miou and 0.7, own)
+    compared = check.FileAgreement(1.0, 0.9999, 5, 8, own.miou and 0.7, own.miou and 0.7, own)
     return str(ExportedFile(pathlib.Path("x"), "tflite", 1, compared, input_size=size))
 
 
@@ -733,7 +733,7 @@ def test_the_suggested_size_keeps_the_ratio_and_the_number_of_pixels(shape, size
 
 def test_the_warning_about_8_bits():
     def told(kind, agreement, miou=None):
-        compared = check.Agreement(1.0, agreement, 5, 8, miou, miou and 0.7)
+        compared = check.FileAgreement(1.0, agreement, 5, 8, miou, miou and 0.7)
         return "8 bits lose accuracy" in str(ExportedFile(pathlib.Path("x"), kind, 1, compared))
 
     assert told("tflite_int8", 0.97) and not told("tflite_int8", 0.99) and not told("tflite", 0.97)

@@ -25,7 +25,7 @@ Sample = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
-class Pairs(torch.utils.data.Dataset):
+class TorchPairs(torch.utils.data.Dataset):
     """The reference's training samples.
 
     A sample is an image `[3, height, width]` and a label `[height, width]`, both float32.
@@ -155,7 +155,7 @@ def pad(
     return padded[0], padded[1]
 
 
-class Contender:
+class TorchInput:
     """Times the DataLoader."""
 
     def __init__(self, pairs: dict[str, Any], batch_size: int, workers: int) -> None:
@@ -173,7 +173,7 @@ class Contender:
         return found
 
     def _time(self, stage: int, batches: int, warm_up: int) -> tuple[float, float]:
-        data = Pairs(**self.pairs, stage=stage)
+        data = TorchPairs(**self.pairs, stage=stage)
         # Enough images that no worker runs out of them before the measurement ends.
         images = (batches + warm_up + 2 * self.workers + 1) * self.batch_size
         order = torch.utils.data.RandomSampler(data, replacement=True, num_samples=images)
@@ -201,6 +201,6 @@ def _seed(worker: int) -> None:
     np.random.seed(torch.initial_seed() % 2**32)
 
 
-def make(pairs: dict[str, Any], batch_size: int, workers: int) -> Contender:
+def make(pairs: dict[str, Any], batch_size: int, workers: int) -> TorchInput:
     """Creates the contender of `benchmarks.input`."""
-    return Contender(pairs, batch_size, workers)
+    return TorchInput(pairs, batch_size, workers)

@@ -37,7 +37,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class Convolution(torch.nn.Module):
+class TorchConvolution(torch.nn.Module):
     """A convolution with the padding of either model family."""
 
     def __init__(self, step: Step) -> None:
@@ -68,7 +68,7 @@ class Convolution(torch.nn.Module):
         return self.conv(functional.pad(x, self.margins) if self.margins else x)
 
 
-class Normalize(torch.nn.Module):
+class TorchNormalize(torch.nn.Module):
     """Computes `(image - mean) / std`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -81,7 +81,7 @@ class Normalize(torch.nn.Module):
         return (x - self.mean) * self.scale
 
 
-class Network(torch.nn.Module):
+class TorchNetwork(torch.nn.Module):
     """The network, from images `[batch, height, width, 3]` in 0..255 to labels or logits."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -90,11 +90,11 @@ class Network(torch.nn.Module):
         self.parts = torch.nn.ModuleDict()
         for step in steps:
             if step.kind == "conv":
-                self.parts[step.name] = Convolution(step)
+                self.parts[step.name] = TorchConvolution(step)
             elif step.kind == "batch_norm":
                 self.parts[step.name] = _batch_norm(step)
             elif step.kind == "normalize":
-                self.parts[step.name] = Normalize(step.settings["mean"], step.settings["std"])
+                self.parts[step.name] = TorchNormalize(step.settings["mean"], step.settings["std"])
 
     def logits(self, images: Tensor) -> Tensor:
         """Returns the class scores, `[batch, classes, height, width]`."""
@@ -130,7 +130,7 @@ def _batch_norm(step: Step) -> torch.nn.BatchNorm2d:
 def make(steps: Sequence[Step], threads: int, compiled: bool) -> ImageContender:
     """Creates the contender of `benchmarks.models`, eager or compiled."""
     torch.set_num_threads(threads)
-    network: Any = Network(steps).eval().to(memory_format=torch.channels_last)
+    network: Any = TorchNetwork(steps).eval().to(memory_format=torch.channels_last)
     run = torch.compile(network) if compiled else network
 
     @torch.inference_mode()

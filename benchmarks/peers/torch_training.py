@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional
 
 from benchmarks.peers import Step
-from benchmarks.peers.torch_model import Network
+from benchmarks.peers.torch_model import TorchNetwork
 from benchmarks.workers import peak_memory
 
 WARM_UP = 3
 
 
-class Contender:
+class TorchTraining:
     """Takes steps on one batch on the device, eager or compiled, in channels_last.
 
     The device is the GPU, if PyTorch has one.
@@ -40,7 +40,7 @@ class Contender:
         self.mixed, self.ignore_label = precision == "mixed_bfloat16", ignore_label
         random = np.random.default_rng(0)
         self.network: Any = (
-            Network(steps).train().to(self.device, memory_format=torch.channels_last)
+            TorchNetwork(steps).train().to(self.device, memory_format=torch.channels_last)
         )
         self.logits = torch.compile(self.network.logits) if compiled else self.network.logits
         self.images = torch.from_numpy(random.uniform(0, 255, shape).astype(np.float32)).to(
@@ -88,6 +88,6 @@ def make(
     threads: int,
     precision: str = "float32",
     compiled: bool = False,
-) -> Contender:
+) -> TorchTraining:
     """Creates the contender of `benchmarks.training`."""
-    return Contender(steps, shape, classes, ignore_label, threads, precision, compiled)
+    return TorchTraining(steps, shape, classes, ignore_label, threads, precision, compiled)

@@ -18,7 +18,7 @@ from absl import logging
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import ExportConfig, UserError
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
-from deeplab_keras.export.check import Agreement, Runner, compare, milliseconds, runner
+from deeplab_keras.export.check import FileAgreement, Runner, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
 from deeplab_keras.export.graph import freeze, rebuilt
 from deeplab_keras.export.images import Images, resize
@@ -323,7 +323,9 @@ def _export_one(
     return exported
 
 
-def _broken_limit(compared: Agreement, min_agreement: float, max_miou_loss: float | None) -> str:
+def _broken_limit(
+    compared: FileAgreement, min_agreement: float, max_miou_loss: float | None
+) -> str:
     """The limit that a file does not meet, or an empty string."""
     if not compared.label_agreement >= min_agreement:  # also if it is NaN
         return f"the agreement is below `min_agreement={min_agreement:g}`"

@@ -47,7 +47,7 @@ class OwnSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class FileAgreement:
     """An exported file compared with Keras.
 
     Attributes:
@@ -107,7 +107,7 @@ def compare(
     size: tuple[int, int] | None = None,
     labels: Sequence[np.ndarray] = (),
     ignore_label: int = 255,
-) -> Agreement:
+) -> FileAgreement:
     """Compares an exported file with Keras.
 
     Args:
@@ -151,7 +151,7 @@ def compare(
         stretched = [shape for shape in shapes if stretch(shape, size) > STRETCHED]
         ((usual, _),) = Counter(stretched or shapes).most_common(1)
         at_own_size = OwnSize(own.agreement, len(shapes), len(stretched), usual, *own.mious)
-    return Agreement(
+    return FileAgreement(
         difference, same.agreement, len(classes), len(images), *same.mious, at_own_size
     )
 

@@ -7,7 +7,7 @@ import pathlib
 
 from deeplab_keras.config import render_options
 from deeplab_keras.export import tflite
-from deeplab_keras.export.check import Agreement, percent
+from deeplab_keras.export.check import FileAgreement, percent
 from deeplab_keras.export.delegates import Verdict
 
 # An 8-bit file gets a warning if it loses more points of mIoU or, without labels, if a smaller
@@ -51,7 +51,7 @@ class ExportedFile:
     path: pathlib.Path
     kind: str
     bytes: int
-    compared: Agreement
+    compared: FileAgreement
     milliseconds: float = 0.0
     operators: dict[str, int] = dataclasses.field(default_factory=dict)
     float_layers: tuple[str, ...] = ()

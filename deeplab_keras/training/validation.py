@@ -17,6 +17,7 @@ from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.training.run import Run
 
 MAX_GAP = 0.1  # largest difference of training and validation mIoU without a diagnosis
+EXPLAINED = 0.25  # share of that difference above which measured statistics explain it
 BATCHES = 20  # number of training batches on which a diagnosis measures statistics
 IMAGES = 64  # number of images that a diagnosis evaluates
 
@@ -88,9 +89,8 @@ class Validation:
             running, measured = (
                 self._miou(self.source, statistics) for statistics in ({}, self.measure(BATCHES))
             )
-            if (
-                self.training.fine_tune_batch_norm
-                and measured - running > (train_miou - report.miou) / 2
+            if self.training.fine_tune_batch_norm and measured - running > EXPLAINED * (
+                train_miou - report.miou
             ):
                 return (
                     f"{gap}, because the running statistics of batch norm lag behind the weights: "
