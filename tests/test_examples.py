@@ -61,7 +61,10 @@ def folder(tiny_run, tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", sorted({*dk.__all__, "Segmentor"}))
+NAMES = sorted({*dk.__all__, "Segmentor"} - {"train"})
+
+
+@pytest.mark.parametrize("name", [*NAMES, pytest.param("train", marks=pytest.mark.slow)])
 def test_every_public_object_has_an_example_that_runs(name, folder):
     for value in documented(Segmentor if name == "Segmentor" else getattr(dk, name)):
         assert "\nExample:\n" in (inspect.getdoc(value) or ""), f"{value.__qualname__}: no Example:"
