@@ -1,6 +1,7 @@
 """All metadata of the package: `pip install -e .` and the extras `pip install -e '.[gpu,onnx]'`.
 
-The lower bounds were tested; requirements.lock has a complete set of versions that were tested together.
+The lower bounds were tested. requirements.lock has a complete set of versions that were tested
+together.
 """
 
 import os

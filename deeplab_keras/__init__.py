@@ -1,4 +1,4 @@
-"""Mobile semantic segmentation in Keras 3: DeepLab, LR-ASPP and their relatives on MobileNets, with their exact numbers.
+"""Mobile semantic segmentation in Keras 3: DeepLab, LR-ASPP and more on MobileNets.
 
 import deeplab_keras as dk
 
@@ -123,7 +123,7 @@ def _register() -> None:
 
 
 class _WhenKerasIsImported(importlib.abc.MetaPathFinder):
-    """Registers our classes as soon as somebody imports Keras: importing it here would take seconds."""
+    """Registers our classes when Keras is imported; importing Keras here would take seconds."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != "keras":
@@ -161,7 +161,7 @@ _MOVED = {
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a module of _MOVED under its old name: the same module object, so that its classes exist once."""
+    """Imports a module of _MOVED under its old name, as the same module object."""
 
     def find_spec(
         self, name: str, path: Any, target: Any = None

@@ -141,7 +141,7 @@ def tiny_run(toy_backbone: None, _tiny_run: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_real_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """As `tiny_run`, with MobileNetV2, for tests that cannot start processes with `tests/toy.py`."""
+    """As `tiny_run`, with MobileNetV2, for tests that cannot start processes by `tests/toy.py`."""
     workdir = tmp_path_factory.mktemp("runs") / "real"
     assert script("train.py")(*TINY, f"--train_logdir={workdir}") == 0
     return workdir

@@ -52,7 +52,7 @@ def ramp(*shape: int) -> np.ndarray:
 def label_blocks(
     *shape: int, classes: int, seed: int = 0, ignore_label: int | None = 255, block: int = 8
 ) -> np.ndarray:
-    """Returns int32 labels `[batch, height, width]` in blocks; about 10 % of the blocks are ignored."""
+    """Returns int32 labels `[batch, height, width]` in blocks, of which about 10 % are ignored."""
     batch, height, width = shape
     random = np.random.default_rng(seed)
     grid = random.integers(0, classes, (batch, -(-height // block), -(-width // block)))

@@ -1,4 +1,4 @@
-"""Damaged and malicious weights files of other projects: one line each, without using much memory."""
+"""Damaged and malicious weight files of other projects get one line each, without much memory."""
 
 from __future__ import annotations
 

@@ -171,8 +171,9 @@ def test_keras_applications_give_the_same_features_and_two_swapped_tensors_other
     for variable in theirs.weights:
         variable.assign(drawn(variable))
     theirs.save_weights(tmp_path / "imagenet.weights.h5")
-    flags = f"""--model_variant={backbone} --depth_multiplier={width} --head=fcn --aspp_convs_filters=8 --output_stride=32
-        --normalization=unit_range --padding=same --backbone_bn_epsilon=1e-3 --num_classes=3""".split()
+    flags = f"""--model_variant={backbone} --depth_multiplier={width} --head=fcn
+        --aspp_convs_filters=8 --output_stride=32 --normalization=unit_range
+        --padding=same --backbone_bn_epsilon=1e-3 --num_classes=3""".split()
     output = (f"--checkpoint={tmp_path}/imagenet.weights.h5", f"--output={tmp_path}/ours")
     assert script("convert_checkpoint.py")("--source=keras_applications", *flags, *output) == 0
     printed = capsys.readouterr().out

@@ -31,14 +31,24 @@ from deeplab_keras.zoo.official import OFFICIAL, official_config
 
 SIZE = (65, 97)
 CONFIGS = {
-    "v2": official_config(depth_multiplier=0.35, num_classes=5, atrous_rates=(2, 3), aspp_convs_filters=16),
+    "v2": official_config(
+        depth_multiplier=0.35, num_classes=5, atrous_rates=(2, 3), aspp_convs_filters=16
+    ),
     "v3": official_config(
-        "mobilenet_v3_small_seg", num_classes=5, image_pooling_crop_size=(33, 65), image_pooling_stride=(1, 2),
-        aspp_convs_filters=16, aspp_with_concat_projection=False, aspp_with_squeeze_and_excitation=True,
-        decoder_use_sum_merge=True, decoder_filters=5, decoder_output_is_logits=True, image_se_uses_qsigmoid=True,
+        "mobilenet_v3_small_seg",
+        num_classes=5,
+        image_pooling_crop_size=(33, 65),
+        image_pooling_stride=(1, 2),
+        aspp_convs_filters=16,
+        aspp_with_concat_projection=False,
+        aspp_with_squeeze_and_excitation=True,
+        decoder_use_sum_merge=True,
+        decoder_filters=5,
+        decoder_output_is_logits=True,
+        image_se_uses_qsigmoid=True,
         decoder_output_stride=(8,),
     ),
-}  # fmt: skip
+}
 FLAGS: dict[str, dict[str, Any]] = {"v2": {"rates": (2, 3)}, "v3": {"pool": ((3, 5), (1, 2))}}
 
 
@@ -443,13 +453,22 @@ V3_MUTATIONS: dict[str, Callable[[Graph], None]] = {
 }
 # Mutations that change nothing, or that the converter reproduces exactly.
 HARMLESS = {
-    "swapped inputs of a sum", "swapped betas", "swapped kernels", "gamma for variance", "dilation of a pointwise layer",
-    "extra multiplication of the scores", "extra addition to the scores",
-}  # fmt: skip
+    "swapped inputs of a sum",
+    "swapped betas",
+    "swapped kernels",
+    "gamma for variance",
+    "dilation of a pointwise layer",
+    "extra multiplication of the scores",
+    "extra addition to the scores",
+}
 QUICK = (
-    "stride 2 to 1", "blocks of another rate", "one epsilon", "extra multiplication of the scores", "another activation",
+    "stride 2 to 1",
+    "blocks of another rate",
+    "one epsilon",
+    "extra multiplication of the scores",
+    "another activation",
     "swapped branches",
-)  # fmt: skip
+)
 
 
 def _mutations(mutations: dict[str, Callable[[Graph], None]]) -> list[Any]:

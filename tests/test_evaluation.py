@@ -375,7 +375,8 @@ from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.loop import evaluate, find_devices
 from deeplab_keras.inference import Network
 
-source, network, config = make_source(), Network(make_model()), EvalConfig(eval_batch_size=1, add_flipped_images=True)
+source, network = make_source(), Network(make_model())
+config = EvalConfig(eval_batch_size=1, add_flipped_images=True)
 used, compiled = [], network._compiled
 def noted(images):
     logits = compiled(images)
@@ -440,7 +441,8 @@ def test_a_checkpoint_of_other_classes_is_reported(monkeypatch) -> None:
         "and 'nail' in the dataset, and 1 more; classes are compared by id"
     ]
     with raises_line(
-        "^runs/a: was trained on these classes in another order: class 0 is 'sky' in the checkpoint",
+        "^runs/a: was trained on these classes in another order: class 0 is 'sky' in the "
+        "checkpoint",
     ):
         check_classes("runs/a", named("sky", "road"), named("road", "sky"))
     with raises_line(
@@ -467,7 +469,8 @@ class Source:
     def load(self, index):
         random = np.random.default_rng(index)
         image, label = random.integers(0, 255, (15, 20, 3)), random.integers(0, 150, (15, 20))
-        return [np.kron(x, np.ones((100, 100) + (1,) * (x.ndim - 2), int)).astype(np.uint8) for x in (image, label)]
+        large = [np.kron(x, np.ones((100, 100) + (1,) * (x.ndim - 2), int)) for x in (image, label)]
+        return [x.astype(np.uint8) for x in large]
 
 network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -496,7 +499,8 @@ from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference import Network, Predictor
 
 network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
-image = np.kron(np.random.default_rng(0).integers(0, 255, (30, 40, 3)), np.ones((100, 100, 1))).astype(np.uint8)
+small = np.random.default_rng(0).integers(0, 255, (30, 40, 3))
+image = np.kron(small, np.ones((100, 100, 1))).astype(np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 Predictor(network, EvalConfig(inference="slide")).labels_and_confidence(image[None])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

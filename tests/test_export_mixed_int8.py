@@ -90,7 +90,7 @@ def test_all_operators_are_measured_and_sorted(checkpoint):
     names = [tensor for _, tensor in tflite.named_operators(calibrated)]
 
     def agrees(model):
-        """Knows nothing of the model but what is in 8 bits there: the outputs of convolutions cost by their number."""
+        """Assumes that each convolution in 8 bits changes the outputs by a fixed amount."""
         quantized = {
             t["name"]
             for t in open_interpreter(model, 1).get_tensor_details()
@@ -132,7 +132,10 @@ def test_no_more_layers_stay_in_float_than_necessary(monkeypatch):
 
 
 def test_layers_are_named_after_their_convolution():
-    fused = "net_1/block1_act_1/Relu6;net_1/block1_bn_1/batchnorm/add_1;net_1/block1_depthwise_conv_1/depthwise"
+    fused = (
+        "net_1/block1_act_1/Relu6;net_1/block1_bn_1/batchnorm/add_1;"
+        "net_1/block1_depthwise_conv_1/depthwise"
+    )
     assert mixed_int8.layer_name(fused) == "block1_depthwise_conv"
     assert mixed_int8.layer_name("net_1/resized_logits_1/resize/ResizeBilinear") == "resized_logits"
     assert mixed_int8.layer_name("PartitionedCall:0") == "PartitionedCall:0"

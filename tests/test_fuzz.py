@@ -1,4 +1,4 @@
-"""Every reader of a file, on thousands of damaged files: one line or a right result, never a crash, a hang or a wrong value."""
+"""Every reader gets thousands of damaged files: one line or a right result, never a crash."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _parameters() -> list[object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", _parameters())
 def test_damaged_files(target: Target, tmp_path: pathlib.Path) -> None:
-    """No traceback, hang, crash or memory beyond four times the file plus 256 MiB; no other value where there is a checksum."""
+    """No traceback, hang, crash, wrong value or memory beyond four times the file plus 256 MiB."""
     worker, counts, bad = Worker(target.name, tmp_path), collections.Counter[str](), []
     try:
         for number in range(target.inputs):

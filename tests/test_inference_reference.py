@@ -1,6 +1,7 @@
 """SSSegmentation's test protocol: one resize of the image, one resize of the logits back.
 
-See docs/reference/sssegmentation.md#test-input and docs/reference/sssegmentation.md#inference-and-metric.
+See docs/reference/sssegmentation.md#test-input and
+docs/reference/sssegmentation.md#inference-and-metric.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def test_layers_after_the_last_resize_take_effect(kind, size, config):
 
 
 def test_the_layers_of_a_segmentor_are_recognized():
-    """A multi-scale prediction uses an image pyramid's scores at scale 1, as the official DeepLab."""
+    """Multi-scale inference uses the logits of an image pyramid at scale 1, as in the original."""
     small = ModelConfig(
         head="fcn", num_classes=6, depth_multiplier=0.1, head_channels=8, output_stride=32
     )

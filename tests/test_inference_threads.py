@@ -32,14 +32,22 @@ IMAGES = synthetic_images(SIZE, 3, 4) + synthetic_images((40, 31), 3, 2)
 BATCH = np.stack(IMAGES[:1])
 # Invalid batches that once reached TensorFlow. The first two made a tf.function keep its lock.
 MALFORMED = {
-    "one image": BATCH[0], "channels": np.zeros((1, 8, 8, 5), np.uint8), "no images": BATCH[:0],
+    "one image": BATCH[0],
+    "channels": np.zeros((1, 8, 8, 5), np.uint8),
+    "no images": BATCH[:0],
     "no height": BATCH[:, :0],
-    "NaN": np.full((1, 8, 8, 3), np.nan, np.float32), "infinite": np.full((1, 8, 8, 3), np.inf),
+    "NaN": np.full((1, 8, 8, 3), np.nan, np.float32),
+    "infinite": np.full((1, 8, 8, 3), np.inf),
     "below 0": -np.ones((1, 8, 8, 3)),
-    "0..1": np.full((1, 8, 8, 3), 0.5, np.float32), "16 bits": np.full((1, 8, 8, 3), 3000, np.uint16),
-    "text": np.full((1, 8, 8, 3), "a"), "objects": np.full((1, 8, 8, 3), None), "a list": [[1]], "ragged": [[1], [1, 2]],
-    "bool": np.ones((1, 8, 8, 3), bool), "complex": np.ones((1, 8, 8, 3), complex),
-}  # fmt: skip
+    "0..1": np.full((1, 8, 8, 3), 0.5, np.float32),
+    "16 bits": np.full((1, 8, 8, 3), 3000, np.uint16),
+    "text": np.full((1, 8, 8, 3), "a"),
+    "objects": np.full((1, 8, 8, 3), None),
+    "a list": [[1]],
+    "ragged": [[1], [1, 2]],
+    "bool": np.ones((1, 8, 8, 3), bool),
+    "complex": np.ones((1, 8, 8, 3), complex),
+}
 
 
 def small_model() -> keras.Model:

@@ -1,4 +1,4 @@
-"""A training of sixty steps that is killed at random moments, and whose newest checkpoint is damaged between two lives."""
+"""A run of 60 steps is killed at random moments, and its newest checkpoint is damaged each time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from deeplab_keras.checkpoints import folder
 
 KILLS = 25
 FLAGS = (
-    "--training_number_of_steps=60", "--save_interval_steps=1", "--deterministic", "--strategy=none", "--eval_interval_epochs=15",
-    "--ema_momentum=0.9", "--summary_images=0", "--nohtml_report",
-)  # fmt: skip
+    "--training_number_of_steps=60",
+    "--save_interval_steps=1",
+    "--deterministic",
+    "--strategy=none",
+    "--eval_interval_epochs=15",
+    "--ema_momentum=0.9",
+    "--summary_images=0",
+    "--nohtml_report",
+)
 
 
 def start(workdir: pathlib.Path, flags: list[str]) -> subprocess.Popen[str]:
@@ -59,7 +65,7 @@ def rows(workdir: pathlib.Path) -> list[dict[str, str]]:
 
 
 def damage(workdir: pathlib.Path, numbers: random.Random) -> str:
-    """Cuts, empties, deletes or flips a bit of a file of the newest checkpoint, where there is another one; says which."""
+    """Damages the newest checkpoint, if there is an older one, and returns the kind of damage."""
     folders = folder.step_folders(workdir)
     if len(folders) < 2:
         return "none"
@@ -83,7 +89,12 @@ def damage(workdir: pathlib.Path, numbers: random.Random) -> str:
 
 
 def live(workdir: pathlib.Path, flags: list[str], seconds: float | None) -> tuple[bool, bool]:
-    """Starts the training and kills it so long after its first checkpoint of this life; whether it ended before, and how far."""
+    """Starts the run and kills it `seconds` after its first new checkpoint.
+
+    Returns:
+        Whether the run ended by itself, and whether the kill interrupted the writing of a
+        checkpoint.
+    """
     before, process = newest(workdir), start(workdir, flags)
     while newest(workdir) == before and process.poll() is None:
         time.sleep(0.005)
@@ -99,7 +110,7 @@ def live(workdir: pathlib.Path, flags: list[str], seconds: float | None) -> tupl
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tiny_flags, tmp_path):
-    """Every run that was killed, damaged and started again ends with the state and the training.csv of the one that was not."""
+    """Killed, damaged and resumed runs end with the state of an undisturbed run."""
     live(tmp_path / "undisturbed", tiny_flags, None)
     expected = final_arrays(tmp_path / "undisturbed")
     numbers, kills, runs, torn = random.Random(0), 0, 0, 0

@@ -49,7 +49,7 @@ def share_of(picture: np.ndarray, color: tuple[int, int, int]) -> float:
 def scene(
     height: int = 40, width: int = 60, classes: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image, a label with ignored pixels, and a prediction that is wrong in the upper left corner."""
+    """Returns an image, a label with ignored pixels, and a prediction with a wrong corner."""
     label = label_blocks(1, height, width, classes=classes, seed=1)[0].astype(np.uint8)
     prediction = np.where(label == 255, 0, label).astype(np.uint8)
     corner = np.s_[: height // 2, : width // 2]

@@ -33,9 +33,17 @@ INFO = DatasetInfo(
 )
 HEIGHT, WIDTH = 48, 64
 KINDS = (
-    "color", "color_blind", "overlay", "overlay_with_legend", "errors", "confidence", "legend", "panel", "panel_without_label",
+    "color",
+    "color_blind",
+    "overlay",
+    "overlay_with_legend",
+    "errors",
+    "confidence",
+    "legend",
+    "panel",
+    "panel_without_label",
     "confusion_matrix",
-)  # fmt: skip
+)
 
 
 def draw(kind: str) -> np.ndarray:

@@ -214,7 +214,8 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
             json.dumps({"dataset": {"class_names": ["a"]}, "model": {}, "outputs": ["logits"]}),
         )
     with raises_line(
-        "scores.tflite: does not output labels, which the page shows; export it with --output=labels",
+        "scores.tflite: does not output labels, which the page shows; export it with "
+        "--output=labels",
     ):
         build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
     with raises_line("is not a page of this project"):
@@ -296,7 +297,7 @@ def browse(url: str, *flags: str) -> subprocess.Popen[str]:
 
 
 def wrong(log: str) -> list[str]:
-    """Returns errors and policy violations in the browser's console, without the runtime's notes."""
+    """Returns errors and policy violations from the browser's console."""
     pattern = re.compile(
         r"CONSOLE.*(Uncaught|Refused|Content Security Policy|Failed to (load|fetch))"
     )

@@ -7,15 +7,30 @@ import dataclasses
 from deeplab_keras.config.base import Config, option
 
 ABOVE_0 = (
-    "base_learning_rate", "adam_learning_rate", "adam_epsilon", "learning_power", "learning_rate_decay_factor",
-    "slow_start_learning_rate", "eval_interval_epochs",
-)  # fmt: skip
+    "base_learning_rate",
+    "adam_learning_rate",
+    "adam_epsilon",
+    "learning_power",
+    "learning_rate_decay_factor",
+    "slow_start_learning_rate",
+    "eval_interval_epochs",
+)
 AT_LEAST_0 = (
-    "weight_decay", "decay_steps", "warmup_steps", "slow_start_step", "backbone_learning_rate_multiplier",
-    "last_layer_gradient_multiplier", "bias_learning_rate_multiplier", "hard_example_mining_step",
-    "auxiliary_loss_weight", "clip_gradient_norm", "early_stopping", "save_interval_steps", "summary_images",
+    "weight_decay",
+    "decay_steps",
+    "warmup_steps",
+    "slow_start_step",
+    "backbone_learning_rate_multiplier",
+    "last_layer_gradient_multiplier",
+    "bias_learning_rate_multiplier",
+    "hard_example_mining_step",
+    "auxiliary_loss_weight",
+    "clip_gradient_norm",
+    "early_stopping",
+    "save_interval_steps",
+    "summary_images",
     "recalibrate_batch_norm",
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)

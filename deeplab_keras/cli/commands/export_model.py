@@ -13,7 +13,7 @@ from deeplab_keras.config import DataConfig, ExportConfig, UserError
 
 
 def main(command: Command) -> None:
-    """Exports; the dataset, if it can be opened, provides images for the check and the int8 ranges."""
+    """Exports; the dataset, if it can be opened, provides images for the check and int8 ranges."""
     config = command.config(ExportConfig)
     config.require("checkpoint_dir", "export_path")
     data_config = command.data_config(config.checkpoint_dir)
