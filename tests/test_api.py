@@ -102,3 +102,44 @@ def test_a_keras_file_is_loaded(model, tmp_path):
 
 def test_importing_leaves_the_log_alone():
     assert logging.getLogger().level == logging.WARNING
+
+
+# === Wrong arguments ===
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda m: dk.train("fcn", dk.DataConfig(), dk.TrainConfig()), "--model must be a ModelC"),
+        (lambda m: dk.train(SMALL, dk.DataConfig(), dk.EvalConfig()), "--training must be a Train"),
+        (lambda m: dk.evaluate(m, "val"), "--source must be a dataset .* not str"),
+        (lambda m: dk.evaluate("runs/x", dk.open_dataset(dk.DataConfig(), "val")), "not str"),
+        (lambda m: dk.Predictor(m, dk.EvalConfig), "must be an EvalConfig, not the class EvalC"),
+        (lambda m: dk.Predictor(m, "whole"), "--config must be an EvalConfig, not str"),
+        (lambda m: dk.Predictor(None), "--model must be a keras.Model, not NoneType"),
+        (lambda m: dk.predict(None), "--config must be a PredictConfig, not NoneType"),
+        (lambda m: dk.open_dataset("synthetic", "val"), "--config must be a DataConfig, not str"),
+        (lambda m: dk.open_dataset(dk.DataConfig(), ["val"]), "--split must be a str, not list"),
+        (lambda m: dk.get_config(3), "unknown model 3; known: "),
+        (lambda m: dk.get_config(["a"]), r"unknown model \['a'\]; known: "),
+        (lambda m: dk.build_segmentor(SMALL, (True, 64)), "must be .height, width."),
+        (lambda m: dk.build_segmentor(SMALL, batch_size=0), "batch_size must be a whole number"),
+        (lambda m: dk.build_segmentor(SMALL, weights=3), "--weights must be a path or 'imagenet'"),
+        (lambda m: dk.load_model("absent.keras"), "absent.keras: no such file"),
+        (lambda m: dk.load_model("/"), "^/: not a checkpoint"),
+        (
+            lambda m: dk.export_model("a", "b", ["tflite"]),
+            "--config must be an ExportConfig, not l",
+        ),
+        (lambda m: dk.export_model("a", "b", checkpoint_dir="c"), "first argument"),
+        (
+            lambda m: dk.save_checkpoint("a", m, SMALL.replace(num_classes=4), INFO),
+            "--num_classes=4: the model has 3 classes",
+        ),
+    ],
+)
+def test_wrong_arguments_get_one_line(call, line, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with raises_line(line):
+        call(model)
+    assert list(tmp_path.iterdir()) == []

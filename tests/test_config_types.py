@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -49,7 +51,8 @@ from deeplab_keras.data.info import DatasetInfo
         ),
         (
             {"atrous_rates": [6, "12"]},
-            "atrous_rates must be a whole number (int), not str. Received: atrous_rates='12'",
+            "atrous_rates must be a list whose elements are each a whole number. Received: "
+            "atrous_rates=[6, '12']",
         ),
         (
             {"auxiliary_head": 1},
@@ -206,3 +209,47 @@ def test_conventions_are_a_part_whose_options_can_be_given_too():
     config = ModelConfig(conventions=official, channel_divisor=8)
     assert config.conventions == official.replace(channel_divisor=8)
     assert ModelConfig().replace(conventions=official).conventions == official
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone_bn_epsilon": -1.0},
+        {"head_bn_epsilon": float("inf")},
+        {"backbone_bn_momentum": 2.0},
+        {"head_channels": 0},
+        {"decoder_filters": -1},
+        {"auxiliary_channels": 0},
+        {"low_level_channels": (0,)},
+        {"low_level_channels": (8, 8)},
+        {"low_level_features": (), "low_level_channels": ()},
+        {"head": "psp", "pool_scales": (0,)},
+        {"head": "psp", "pool_scales": (1, 1)},
+        {"image_pyramid": (1e9,)},
+        {"num_classes": 10**10},
+        {"name": "a/b"},
+        {"conventions": "official_deeplab"},
+    ],
+    ids=str,
+)
+def test_networks_that_cannot_exist_are_refused(options):
+    with pytest.raises(UserError, match=rf"^{list(options)[-1]} must|^{list(options)[0]} must"):
+        ModelConfig(**options)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_json_that_is_not_an_object_is_refused(text):
+    with pytest.raises(UserError, match="^DataConfig: not valid|^DataConfig must be made from"):
+        DataConfig.from_json(text)
+
+
+def test_errors_are_copied_and_pickled_with_their_data():
+    with pytest.raises(UserError) as caught:
+        ModelConfig(output_stride=7)
+    for error in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
+        assert type(error) is type(caught.value) and str(error) == str(caught.value)
+        assert (error.field, error.value, error.hint) == ("output_stride", 7, "")
+
+
+def test_a_line_break_in_a_value_does_not_break_the_line():
+    assert str(UserError("a\nb: no such file")) == r"a\nb: no such file"

@@ -92,7 +92,7 @@ def test_the_dataset_opens_and_passes_the_check(roads, capsys):
 def test_the_dataset_s_mistakes_get_one_line(roads):
     (roads / "val/masks/val_1.png").rename(roads / "elsewhere.png")
     (roads / "val/masks").rmdir()
-    with raises_line("no folder val/masks of the dataset roads.*expected: {train"):
+    with raises_line("the folder val/masks of the dataset roads is not in it; expected: {train"):
         open_dataset(DataConfig(dataset="roads", dataset_dir=str(roads)), "val")
 
 

@@ -59,6 +59,7 @@ def test_values_of_every_type():
         "--eval_scales=0.5,1",
         "--atrous_rates=",
         "--low_level_features=c2,c1",
+        "--low_level_channels=48,32",
         "--norandom_flip",
         "--cache",
         "--deterministic=true",
@@ -205,6 +206,17 @@ def test_a_single_value_after_a_list_is_refused():
         match=r"^--atrous_rates=6,12 is followed by --atrous_rates=18: give one list, separated",
     ):
         command("--atrous_rates=6,12", "--atrous_rates=18")
+
+
+def test_flagfiles_of_windows_and_with_indented_comments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.flags").write_text("\ufeff--epochs=3\n  # a comment\n", encoding="utf-8")
+    assert command("--flagfile=a.flags").config(TrainConfig).epochs == 3
+    (tmp_path / "b.flags").write_text("--flagfile=b.flags\n")
+    with pytest.raises(UserError, match="includes itself; delete that line$"):
+        command("--flagfile=b.flags")
+    with pytest.raises(UserError, match=f"paths are relative to the current folder, {tmp_path}$"):
+        command("--flagfile=absent.flags")
 
 
 def test_a_flagfile_that_includes_itself(tmp_path, monkeypatch):

@@ -145,6 +145,11 @@ def test_the_examples_of_the_help_are_right(name):
             "did you mean 'tflite'",
         ),
         ("list_models.py", ["--match=nothing"], "--match=nothing: no model name contains this"),
+        (
+            "check_dataset.py",
+            ["--dataset_dir=datasets/mine"],
+            "--dataset_dir=datasets/mine: not used by --dataset=synthetic",
+        ),
     ],
 )
 def test_mistakes_get_one_line(name, arguments, message, tmp_path, capsys):

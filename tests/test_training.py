@@ -223,7 +223,21 @@ def test_a_workdir_of_a_different_config_is_refused(
         == 1
     )
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "base_learning_rate=0.01, not 0.123" in error and str(tiny_run) in error
+    assert (
+        "base_learning_rate=0.01, but this one has base_learning_rate=0.123" in error
+        and str(tiny_run) in error
+    )
+
+
+def test_a_run_with_the_former_spelling_of_a_value_resumes(tmp_path: pathlib.Path) -> None:
+    with Workdir(tmp_path / "run", {"data": DataConfig(mask_format="color")}) as workdir:
+        (workdir.path / "best").mkdir()
+        path = workdir.path / "config.json"
+        path.write_text(path.read_text().replace('"color"', '"colour"'))
+    with Workdir(tmp_path / "run", {"data": DataConfig(mask_format="color")}):
+        pass
+    with raises_line("mask_format=color, but this one has mask_format=index"):
+        Workdir(tmp_path / "run", {"data": DataConfig()}).__enter__()
 
 
 def test_a_run_that_failed_to_start_does_not_block_its_folder(tmp_path: pathlib.Path) -> None:
@@ -239,7 +253,7 @@ def test_a_run_that_failed_to_start_does_not_block_its_folder(tmp_path: pathlib.
         pass
     with Workdir(run, {"train": TrainConfig(epochs=2)}):
         (run / "best").mkdir()
-    with raises_line("epochs=2, not 1"):
+    with raises_line("epochs=2.*, but this one has epochs=1"):
         Workdir(run, {"train": TrainConfig(epochs=1)}).__enter__()
     with raises_line("later"), Workdir(run, {"train": TrainConfig(epochs=2)}):
         raise UserError("later")

@@ -21,6 +21,7 @@ import pytest
 from contracts import BROWSER, ROOT, SHARED, as_command_line, noise, raises_line, script
 from PIL import Image
 
+from deeplab_keras.cli.commands.build_web import WebOptions
 from deeplab_keras.export.web import RUNTIME, build_page
 
 PAGE = ROOT / "demo" / "web"
@@ -376,3 +377,8 @@ def test_the_browser_enforces_the_policy(page):
     for directive in ("script-src", "style-src", "img-src"):
         assert any(directive in line for line in refused), directive
     assert sorted(posted.get_nowait()[0] for _ in range(posted.qsize())) == ["/eval", "/own"]
+
+
+def test_the_default_page_is_in_the_repository():
+    options = WebOptions(model_file="a.tflite", output="web")
+    assert pathlib.Path(options.page) == PAGE and (PAGE / "index.html").is_file()

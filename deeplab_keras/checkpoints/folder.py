@@ -33,7 +33,7 @@ import keras
 import numpy as np
 
 from deeplab_keras.checkpoints.values import check_values
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import ModelConfig, UserError, require_instance
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models.segmentor import build_segmentor
@@ -97,8 +97,9 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        UserError: If weights or metrics are not finite, if the folder cannot be written, or if
-            it has other files than a checkpoint's. Existing files are unchanged then.
+        UserError: If the model and the config have different numbers of classes, if weights or
+            metrics are not finite, if the folder cannot be written, or if it has other files than
+            a checkpoint's. Existing files are unchanged then.
 
     Example:
         >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(num_classes=2)
@@ -110,6 +111,13 @@ def save_checkpoint(
         ['SHA256SUMS', 'config.json', 'dataset.json', 'weights.npz']
     """
     path = pathlib.Path(path)
+    require_instance(config, ModelConfig, "config")
+    require_instance(info, DatasetInfo, "info")
+    if model.output_shape[-1] != config.num_classes:
+        raise UserError(
+            f"`num_classes={config.num_classes}`: the model has {model.output_shape[-1]} classes; "
+            "give the config that it was built from"
+        )
     check_replaceable(path)
     weights = weights or named_weights(model)
     raw = {name: value for name, value in (state or {}).items() if name.startswith("raw/")}
@@ -424,5 +432,5 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def restore_interrupted_swap(path: pathlib.Path) -> None:
     """Restores the old folder if a run was killed between the two renames of a replacement."""
-    if _old_folder(path).exists() and not path.exists():
+    if path.name and _old_folder(path).exists() and not path.exists():  # "/" and "." have no name
         _old_folder(path).rename(path)

@@ -214,11 +214,14 @@ class Workdir:
         for part, fields in now.items():
             for field, value in fields.items():
                 old = before.get(part, {}).get(field, value)
+                option = type(self.configs[part]).options().get(field)
+                if option is not None and isinstance(old, str):
+                    old = option.metadata["aliases"].get(old, old)
                 if old != value and f"{part}.{field}" not in MAY_CHANGE:
                     raise UserError(
-                        f"`train_logdir={self.path}`: has a run with the {part} setting "
-                        f"{field}={old}, not {value}; give another folder for a new run, or the "
-                        "same settings to resume the existing one"
+                        f"`train_logdir={self.path}`: has a run with {field}={old}, but this one "
+                        f"has {field}={value}; give another folder for a new run, or the same "
+                        "settings to resume the existing one"
                     )
 
     def _describe(self) -> None:

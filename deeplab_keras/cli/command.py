@@ -127,6 +127,8 @@ class Command:
             if "Non-boolean" in message:
                 message = message.partition(":")[0] + ": the value must be true or false"
             raise UserError(message) from error
+        except UserError:  # of a flagfile; it is a ValueError too
+            raise
         except (absl_flags.Error, ValueError) as error:  # a flag without a value, --noflag=value
             raise UserError(f"{error}; write flags as --name=value") from error
         if rest:
@@ -197,6 +199,8 @@ def _by_origin(
             )
         yield origin, part
         part, path = [], os.path.expanduser(path.strip())
+        if path == origin:
+            raise UserError(f"--flagfile={path}: includes itself; delete that line")
         if path in within:
             raise UserError(
                 f"--flagfile={path}: includes itself through {within[-1]}; delete one of the two "
@@ -209,7 +213,7 @@ def _by_origin(
 def _flagfile_lines(path: str) -> list[str]:
     """Returns the lines of a flagfile without comments; none for an empty path, as absl does."""
     try:
-        lines = pathlib.Path(path).read_text().splitlines() if path else []
+        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines() if path else []
     except OSError as error:
         raise UserError(
             f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, "
@@ -219,7 +223,8 @@ def _flagfile_lines(path: str) -> list[str]:
         raise UserError(
             f"--flagfile={path}: not a text file; a flagfile has one --flag=value per line"
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith(("#", "//"))]
+    stripped = [line.strip() for line in lines]
+    return [line for line in stripped if line and not line.startswith(("#", "//"))]
 
 
 def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:

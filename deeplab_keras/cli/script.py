@@ -50,6 +50,10 @@ def call(
             print(help_text(doc or "", *sections), flush=True)
         except BrokenPipeError:  # `script --help | head`
             _leave_stdout()
+        except OSError as error:  # a full disk
+            _leave_stdout()
+            print(f"error: {_file_error(error)}", file=sys.stderr)
+            return 1
         return 0
     # Silences TensorFlow's messages about the CPU's instruction sets.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -5,7 +5,7 @@ JSON key and a Python keyword have the same name. Options of the official DeepLa
 their official names.
 """
 
-from deeplab_keras.config.base import Config, option
+from deeplab_keras.config.base import Config, option, require_instance
 from deeplab_keras.config.conventions import CONVENTIONS, NORMALIZATIONS, Conventions
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.errors import (
@@ -39,6 +39,7 @@ __all__ = [
     "option",
     "options_shown_by",
     "render_options",
+    "require_instance",
     "unknown_name",
     "unknown_option",
 ]

@@ -54,8 +54,14 @@ def typed(value: Any, kind: Any, field: str) -> Any:
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise OptionError(field, value, f"must be a list, not {type(value).__name__}")
-        return tuple(typed(one, choices[0], field) for one in value)
-    if getattr(value, "ndim", None) == 0:  # NumPy's scalars
+        try:
+            return tuple(typed(one, choices[0], field) for one in value)
+        except OptionError as error:
+            elements = _EXPECTED[choices[0]]
+            raise OptionError(
+                field, value, f"must be a list whose elements are each {elements}"
+            ) from error
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # NumPy's scalars
         value = value.item()
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -129,6 +135,10 @@ class Config:
         Raises:
             UserError: A field does not exist, or a value is not allowed.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"{cls.__name__} must be made from values by name, not {type(values).__name__}"
+            )
         for name in values:
             if name not in cls.options():
                 raise unknown_name(f"{cls.__name__} field", name, cls.options())
@@ -136,8 +146,16 @@ class Config:
 
     @classmethod
     def from_json(cls: type[T], text: str) -> T:
-        """Returns the config that `to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        """Returns the config that `to_json` wrote.
+
+        Raises:
+            UserError: The text is not a JSON object, or see `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{cls.__name__}: not valid JSON ({error})") from error
+        return cls.from_dict(values)
 
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
@@ -156,3 +174,20 @@ class Config:
     def _require_given(self, field: str, what: str) -> None:
         if not getattr(self, field):
             raise UserError(f"`{field}` is required: {what}", field=field)
+
+
+def require_instance(value: Any, kind: type, name: str) -> None:
+    """Raises a `UserError` if an argument is not an instance of a class.
+
+    Args:
+        value: The argument.
+        kind: The class, such as `EvalConfig`.
+        name: The name of the argument.
+    """
+    if not isinstance(value, kind):
+        what = "the class " if isinstance(value, type) else ""
+        found = value.__name__ if isinstance(value, type) else type(value).__name__
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise UserError(
+            f"`{name}` must be {article} {kind.__name__}, not {what}{found}", value=value
+        )

@@ -42,11 +42,11 @@ class Conventions(Config):
         choices=("first", "all", "after"),
     )
     residual_by_table: bool = option(
-        True, "adds a block's residual depending on its stride in the table, not the stride in use"
+        True, "decides on a block's residual by its nominal stride, not by the actual one"
     )
     channel_divisor: int = option(
         8,
-        "rounds the output channels under a depth multiplier to multiples of this",
+        "rounds the output channels to multiples of this after applying the depth multiplier",
         flag="divisible_by",
     )
     initialization: str = option(
@@ -70,6 +70,10 @@ class Conventions(Config):
 
     def validate(self) -> None:
         self._require(self.channel_divisor >= 1, "channel_divisor", "must be at least 1")
+        for name in ("backbone_bn_epsilon", "head_bn_epsilon"):
+            self._require(0 < getattr(self, name) < 1, name, "must be above 0 and below 1")
+        for name in ("backbone_bn_momentum", "head_bn_momentum"):
+            self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
 
 
 CONVENTIONS: dict[str, Conventions] = {

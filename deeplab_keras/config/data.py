@@ -36,7 +36,7 @@ class DataConfig(Config):
     ignore_label: int = option(255, "'folder': label of pixels to ignore")
     mask_format: str = option(
         "index",
-        "what a mask of a 'folder' holds: index: class ids, in a gray or palette PNG; color: the "
+        "'folder': contents of the masks: index: class ids, in a gray or palette PNG; color: the "
         "colors or gray levels listed in classes.txt",
         choices=("index", "color"),
         aliases={"colour": "color"},
@@ -48,7 +48,9 @@ class DataConfig(Config):
     min_resize_value: int | None = option(
         None, "resizes images to this length of their short side first; 0: no resize"
     )
-    max_resize_value: int | None = option(None, "maximum length of the long side in that resize")
+    max_resize_value: int | None = option(
+        None, "maximum length of the long side in the resize by `min_resize_value`"
+    )
     resize_factor: int | None = option(
         None,
         "with `preprocessing='official'`: rounds the sides up to a multiple of this plus one "
@@ -112,7 +114,7 @@ class DataConfig(Config):
     )
     data_service: str | None = option(
         None,
-        "address of a tf.data service that makes the batches, as grpc://HOST:PORT; see "
+        "address of a tf.data service that prepares the batches, as grpc://HOST:PORT; see "
         "scripts/data_service.py",
     )
     seed: int = option(

@@ -69,6 +69,7 @@ class UserError(ValueError):
         allowed: Iterable[Any] = (),
         hint: str = "",
     ) -> None:
+        message = message.replace("\r", r"\r").replace("\n", r"\n")  # of a path, for example
         if not field and (subject := _OPTION.match(message)):
             field, value = subject[1], subject[2]
         self.message, self.field, self.value = message, field, value
@@ -77,6 +78,10 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return self.render(_show_option.get())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and unpickles the error with its data, in subclasses with other arguments too."""
+        return _restored, (type(self), self.args, vars(self))
 
     @property
     def text(self) -> str:
@@ -91,6 +96,13 @@ class UserError(ValueError):
                 where the message names only the option.
         """
         return render_options(self.text, option)
+
+
+def _restored(cls: type[UserError], args: tuple[Any, ...], values: dict[str, Any]) -> UserError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    vars(error).update(values)
+    return error
 
 
 class OptionError(UserError):
@@ -121,7 +133,7 @@ class OptionError(UserError):
         super().__init__(message, field=field, value=value, allowed=allowed, hint=hint)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], field: str = "") -> UserError:
+def unknown_name(kind: str, name: Any, known: Iterable[str], field: str = "") -> UserError:
     """Returns the error for an unknown name; it suggests the most similar known one.
 
     Args:
@@ -131,13 +143,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str], field: str = "") ->
         field: The option with the name.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    hint = f"did you mean {lower[close[0]]!r}? " if close else ""
     message = f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
     return UserError(message, field=field, value=name, allowed=known)
 
 
-def unknown_option(field: str, name: str, known: Iterable[str]) -> UserError:
+def unknown_option(field: str, name: Any, known: Iterable[str]) -> UserError:
     """Returns the error for an option whose value is an unknown name; see `unknown_name`."""
     return unknown_name(f"`{field}`", name, known, field)
 

@@ -17,7 +17,15 @@ class HeadConfig(Config):
     dropout_rate: float = option(0.1, "dropout rate of the head in training")
 
     def validate(self) -> None:
+        self._require(self.head_channels >= 1, "head_channels", "must be at least 1")
         self._require(0 <= self.dropout_rate < 1, "dropout_rate", "must be at least 0 and below 1")
+
+    def _require_positive(self, name: str) -> None:
+        self._require(
+            all(value >= 1 for value in getattr(self, name)),
+            name,
+            "must be whole numbers of at least 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,15 @@ class PSPConfig(HeadConfig):
     pool_scales: tuple[int, ...] = option(
         (1, 2, 3, 6), "PSPNet: number of bins per side of each pyramid level"
     )
+
+    def validate(self) -> None:
+        super().validate()
+        self._require(
+            bool(self.pool_scales) and len(set(self.pool_scales)) == len(self.pool_scales),
+            "pool_scales",
+            "must be one or more different whole numbers",
+        )
+        self._require_positive("pool_scales")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +109,7 @@ class ASPPConfig(ImagePoolingConfig):
             "aspp_projection_kernel",
             "must be 0, 1 or 3",
         )
-        self._require(
-            all(rate >= 1 for rate in self.atrous_rates),
-            "atrous_rates",
-            "must be whole numbers of at least 1",
-        )
+        self._require_positive("atrous_rates")
         self._require(
             self.logits_kernel_size == 1
             or (not self.aspp_with_batch_norm and bool(self.atrous_rates)),
@@ -138,6 +151,16 @@ class DeepLabV3PlusConfig(ASPPConfig):
     decoder_use_sum_merge: bool = option(
         False, "adds the low-level features in the DeepLabV3+ decoder instead of concatenating"
     )
+
+    def validate(self) -> None:
+        super().validate()
+        self._require(
+            len(self.low_level_channels) == len(self.low_level_features) > 0,
+            "low_level_channels",
+            f"must have one number per feature of `low_level_features={self.low_level_features}`",
+        )
+        self._require_positive("low_level_channels")
+        self._require(self.decoder_filters >= 1, "decoder_filters", "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

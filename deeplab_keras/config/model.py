@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_keras.config.backbones import BACKBONES, BackboneConfig
-from deeplab_keras.config.base import Config, option, typed
+from deeplab_keras.config.base import Config, option, require_instance, typed
 from deeplab_keras.config.conventions import Conventions
 from deeplab_keras.config.errors import UserError, unknown_name, unknown_option
 from deeplab_keras.config.heads import HEADS, HeadConfig, ImagePoolingConfig
@@ -54,7 +54,7 @@ class ModelConfig(Config):
     )
     backbone: str = option("mobilenet_v2", "backbone network", flag="model_variant")
     head: str = option(
-        "deeplab_v3_plus", "decoding head: fcn, psp, deeplab_v3, deeplab_v3_plus or lraspp"
+        "deeplab_v3_plus", "segmentation head: fcn, psp, deeplab_v3, deeplab_v3_plus or lraspp"
     )
     num_classes: int = option(21, "number of classes, including the background if it is a class")
     output_stride: int = option(
@@ -100,6 +100,7 @@ class ModelConfig(Config):
         parts = _part_classes(backbone, head)
         given: dict[str, dict[str, Any]] = {field: {} for field in parts}
         if conventions is not None:
+            require_instance(conventions, Conventions, "conventions")
             given["conventions"] = conventions.to_dict()
         own = {name: field.default for name, field in _own_options(type(self)).items()}
         for name, value in options.items():
@@ -135,11 +136,14 @@ class ModelConfig(Config):
             hint="for one class against the rest, count the background as a class",
         )
         self._require(self.output_stride in OUTPUT_STRIDES, "output_stride", "must be 8, 16 or 32")
+        self._require(self.num_classes <= 65536, "num_classes", "must be at most 65536")
         self._require(self.input_channels >= 1, "input_channels", "must be at least 1")
+        self._require(self.auxiliary_channels >= 1, "auxiliary_channels", "must be at least 1")
+        self._require("/" not in self.name, "name", "must not contain /")
         self._require(
-            all(scale > 0 for scale in self.image_pyramid),
+            all(0 < scale <= 16 for scale in self.image_pyramid),
             "image_pyramid",
-            "must be scales above 0",
+            "must be scales above 0 and at most 16",
         )
         self._require(
             not (self.quantization_aware and self.image_pyramid),

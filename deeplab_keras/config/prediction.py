@@ -49,7 +49,7 @@ class PredictConfig(Config):
     )
     tile_overlap: int = option(128, "overlap of neighboring tiles in pixels, on each side")
     max_megapixels: int = option(
-        200, "refuses larger images, because a small file can expand to fill the memory"
+        200, "refuses larger images, because a small file can exhaust the memory when decoded"
     )
     max_frames: int = option(
         0, "stops a video or the camera after this number of frames; 0: no limit"

@@ -58,19 +58,23 @@ class TrainConfig(Config):
     initialize_last_layer: bool = option(
         True,
         "False: initializes the last layers randomly instead of from the initial checkpoint; "
-        "classifiers with another number of classes are always initialized randomly",
+        "classifiers with a different number of classes are always initialized randomly",
     )
     last_layers_contain_logits_only: bool = option(
         False, "True: the last layers are the classifiers; False: they are the whole head"
     )
     training_number_of_steps: int | None = option(
-        None, "number of training steps; give this or `epochs`"
+        None,
+        "number of training steps; give this or `epochs`, and set the other to 0 if a flagfile "
+        "has it",
     )
     epochs: float | None = option(
-        None, "number of passes over the training data; give this or `training_number_of_steps`"
+        None,
+        "number of passes over the training data; give this or `training_number_of_steps`, and set "
+        "the other to 0 if a flagfile has it",
     )
     optimizer: str = option("momentum", "optimizer", choices=("momentum", "adam", "adamw", "lion"))
-    momentum: float = option(0.9, "momentum")
+    momentum: float = option(0.9, "momentum of SGD (`optimizer='momentum'`)")
     adam_learning_rate: float | None = option(
         None,
         "with `optimizer='adam'`: a constant learning rate, instead of the base rate and the "

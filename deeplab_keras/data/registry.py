@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.config import DataConfig, unknown_option
+from deeplab_keras.config import DataConfig, require_instance, unknown_option
 from deeplab_keras.data.datasets.catalog import FILES, open_files
 from deeplab_keras.data.datasets.synthetic import open_synthetic
 from deeplab_keras.data.records.cache import CachedSource, cache_on_disk
@@ -43,6 +43,8 @@ def open_dataset(config: DataConfig, split: str) -> Source:
         >>> image.shape, image.dtype, label.shape, label.dtype
         ((64, 96, 3), dtype('uint8'), (64, 96), dtype('uint8'))
     """
+    require_instance(config, DataConfig, "config")
+    require_instance(split, str, "split")
     if config.dataset.startswith(PREFIX):
         source: Source = open_tfds(config, split)
     elif config.dataset not in DATASETS:

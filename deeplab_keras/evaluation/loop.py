@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.config import EvalConfig, UserError
+from deeplab_keras.config import EvalConfig, UserError, require_instance
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import Details
@@ -68,6 +68,12 @@ def evaluate(
         >>> 0 <= report.miou <= 1
         True
     """
+    if not hasattr(source, "load"):
+        raise UserError(
+            f"`source` must be a dataset such as dk.open_dataset(config, split) returns, not "
+            f"{type(source).__name__}"
+        )
+    require_instance(config, EvalConfig, "config")
     network = Network.of(model)
     info = info or source.info
     count = len(source) if limit is None else min(limit, len(source))

@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
-from deeplab_keras.config import ExportConfig, UserError
+from deeplab_keras.config import ExportConfig, UserError, require_instance
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import FileAgreement, Runner, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
@@ -226,9 +226,16 @@ def _merged(
     checked: int | None,
     options: dict[str, Any],
 ) -> ExportConfig:
-    """The config with the arguments of a call put in."""
-    if "input_size" in options:
-        options = options | {"input_size": options["input_size"] or ()}
+    """Returns the config with the arguments of a call."""
+    if config is not None:
+        require_instance(config, ExportConfig, "config")
+    if "checkpoint_dir" in options:
+        raise UserError(
+            "`checkpoint_dir` is not an option of export_model, which takes the checkpoint as its "
+            "first argument"
+        )
+    if options.get("input_size", ()) is None:
+        options = options | {"input_size": ()}
     if export_path is not None:
         options = options | {"export_path": export_path}
     if checked is not None:
@@ -253,6 +260,11 @@ def _prepared(
             "input"
         )
     if not isinstance(checkpoint, LoadedCheckpoint):
+        if not isinstance(checkpoint, str | os.PathLike):
+            raise UserError(
+                f"`checkpoint` must be a path or a loaded checkpoint, not "
+                f"{type(checkpoint).__name__}; save a model with dk.save_checkpoint first"
+            )
         checkpoint = load_checkpoint(checkpoint)
     request.check_classes(checkpoint)
     if size is not None:

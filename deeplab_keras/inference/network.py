@@ -135,6 +135,11 @@ class Network:
     @classmethod
     def of(cls, model: keras.Model | Network) -> Network:
         """Returns `model` as a `Network`; a `Network` is returned unchanged."""
+        if not isinstance(model, keras.Model | Network):
+            raise UserError(
+                f"`model` must be a keras.Model, not {type(model).__name__}; dk.load_model(path) "
+                "returns one"
+            )
         return model if isinstance(model, Network) else cls(model)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:

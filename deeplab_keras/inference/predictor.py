@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.config import EvalConfig
+from deeplab_keras.config import EvalConfig, require_instance
 from deeplab_keras.inference import official
 from deeplab_keras.inference.exported import Path, open_exported
 from deeplab_keras.inference.images import as_batch, as_image
@@ -146,6 +146,7 @@ class Predictor:
     def __init__(
         self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()
     ) -> None:
+        require_instance(config, EvalConfig, "config")
         self.network = (
             open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
         )

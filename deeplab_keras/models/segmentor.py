@@ -238,6 +238,11 @@ def build_segmentor(
             "input_size must be (height, width), each at least 1, or None for any size. Received: "
             f"input_size={input_size!r}"
         )
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise UserError(
+            "batch_size must be a whole number of at least 1, or None for any number of images. "
+            f"Received: batch_size={batch_size!r}"
+        )
     height, width = input_size or (None, None)
     if input_size is not None:
         check_input_size(config, *input_size)
@@ -271,7 +276,8 @@ def build_segmentor(
 def _is_size(size: object) -> bool:
     sides = size if isinstance(size, tuple | list) else ()
     return len(sides) == 2 and all(
-        isinstance(side, numbers.Integral) and int(side) >= 1 for side in sides
+        isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) >= 1
+        for side in sides
     )
 
 

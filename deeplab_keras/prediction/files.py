@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from deeplab_keras.checkpoints.folder import load_checkpoint
-from deeplab_keras.config import EvalConfig, PredictConfig, UserError
+from deeplab_keras.config import EvalConfig, PredictConfig, UserError, require_instance
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference import Network, Predictor, allow_pixels, is_exported, open_exported
 from deeplab_keras.io.progress import Progress
@@ -78,6 +78,8 @@ def predict(
         >>> summary.failed
         0
     """
+    require_instance(config, PredictConfig, "config")
+    require_instance(eval_config, EvalConfig, "eval_config")
     found = find_inputs(config.input, config.output)
     check_folder(config.output, "output")
     network, info = open_network(config.checkpoint_dir)

@@ -24,6 +24,7 @@ from deeplab_keras.config import (
     OptionError,
     TrainConfig,
     UserError,
+    require_instance,
 )
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
@@ -110,6 +111,14 @@ def train(
         >>> report.images, len(Losses.values)
         (2, 1)
     """
+    require_instance(model, ModelConfig, "model")
+    require_instance(data, DataConfig, "data")
+    require_instance(training, TrainConfig, "training")
+    require_instance(evaluation, EvalConfig, "evaluation")
+    if isinstance(callbacks, keras.callbacks.Callback) or not all(
+        isinstance(callback, keras.callbacks.Callback) for callback in callbacks
+    ):
+        raise UserError("`callbacks` must be a list of keras.callbacks.Callback objects")
     with preserve_settings():
         return _train(model, data, training, evaluation, flags_text, callbacks)
 

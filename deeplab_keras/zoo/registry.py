@@ -11,7 +11,12 @@ from absl import logging
 
 from deeplab_keras.checkpoints import download
 from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
-from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.config import (
+    CONVENTIONS,
+    ModelConfig,
+    UserError,
+    unknown_name,
+)
 from deeplab_keras.convert.conversion import convert, dataset_info
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.convert.pth import import_torch
@@ -99,7 +104,7 @@ def get_config(name: str) -> ModelConfig:
         >>> config.replace(num_classes=11).num_classes
         11
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise unknown_name("model", name, MODELS)
     return MODELS[name]
 
@@ -154,6 +159,8 @@ def load_model(
                 f"`input_size={input_size}`: {source} has the input size it was saved with; omit "
                 "`input_size`"
             )
+        if not os.path.isfile(source):
+            raise UserError(f"{source}: no such file; give a file that model.save wrote")
         with reading(source, "a Keras model", "save it again with model.save"):
             return keras.saving.load_model(source)
     return load_checkpoint(checkpoint_path(source), input_size).model
@@ -193,6 +200,8 @@ def build_segmentor(
         config = get_config(config)
     model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
     if weights is not None:
+        if not isinstance(weights, str | os.PathLike):
+            raise UserError(f"`weights` must be a path or 'imagenet', not {type(weights).__name__}")
         initialize(model, config, os.fspath(weights), option="weights")
     return model
 

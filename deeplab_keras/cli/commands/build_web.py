@@ -17,7 +17,7 @@ import pathlib
 from deeplab_keras.cli import Command
 from deeplab_keras.config import Config, option
 
-PAGE = pathlib.Path(__file__).resolve().parent.parent / "demo" / "web"
+PAGE = pathlib.Path(__file__).resolve().parents[3] / "demo" / "web"
 
 
 @dataclasses.dataclass(frozen=True)

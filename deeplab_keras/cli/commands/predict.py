@@ -1,4 +1,4 @@
-r"""Segments images and videos of your own: one file, all of a folder, a pattern, or the camera.
+r"""Segments your own images and videos: one file, all of a folder, a pattern, or the camera.
 
 Writes NAME_labels.png (one class id per pixel), NAME_color.png and NAME_overlay.png to --output.
 Labels and colors have the size of the image. A file that cannot be read is reported and skipped;

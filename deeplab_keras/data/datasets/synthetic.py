@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.config import DataConfig, unknown_name
+from deeplab_keras.config import DataConfig, UserError, unknown_name
 from deeplab_keras.data.info import DatasetInfo
 
 Array = np.ndarray
@@ -414,8 +414,13 @@ def open_synthetic(config: DataConfig, split: str) -> SyntheticSource:
     """Opens a split of the synthetic dataset: train, val or test.
 
     Raises:
-        UserError: The split does not exist.
+        UserError: The split does not exist, or `dataset_dir` is set.
     """
+    if config.dataset_dir:
+        raise UserError(
+            f"`dataset_dir={config.dataset_dir}`: not used by `dataset='synthetic'`, which has no "
+            "files; set `dataset='folder'`, or the name of the dataset"
+        )
     if split not in SPLITS:
         raise unknown_name("`train_split` or `eval_split` of the synthetic dataset", split, SPLITS)
     count = config.train_samples if split == "train" else config.eval_samples
