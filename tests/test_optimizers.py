@@ -439,7 +439,7 @@ def test_official_rates_of_a_config():
         ),
         (
             dict(top_k_percent_pixels=25.0),
-            "must be above 0 and at most 1, .* Received: --top_k_percent_pixels=25.0",
+            "must be above 0 and at most 1 .all pixels.. Received: --top_k_percent_pixels=25.0",
         ),
         (
             dict(learning_rate_decay_step=0),

@@ -333,11 +333,11 @@ def rename(path: pathlib.Path, change: Callable[[list[str]], list[str]]) -> None
     [
         (
             lambda names: [names[0], names[2], names[1], *names[3:]],
-            "in another order: class 1 is 'grass' there and 'water' here",
+            "in another order: class 1 is 'grass' in the checkpoint and 'water' in the dataset",
         ),
         (
             lambda names: [*names[1:], names[0]],
-            "in another order: class 0 is 'water' there and 'sand' here",
+            "in another order: class 0 is 'water' in the checkpoint and 'sand' in the dataset",
         ),
     ],
 )

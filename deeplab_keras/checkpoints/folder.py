@@ -113,9 +113,10 @@ def save_checkpoint(
     path = pathlib.Path(path)
     require_instance(config, ModelConfig, "config")
     require_instance(info, DatasetInfo, "info")
-    if model.output_shape[-1] != config.num_classes:
+    outputs = getattr(model, "outputs", None)
+    if outputs and outputs[0].shape[-1] != config.num_classes:
         raise UserError(
-            f"`num_classes={config.num_classes}`: the model has {model.output_shape[-1]} classes; "
+            f"`num_classes={config.num_classes}`: the model has {outputs[0].shape[-1]} classes; "
             "give the config that it was built from"
         )
     check_replaceable(path)
