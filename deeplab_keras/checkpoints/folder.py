@@ -174,7 +174,7 @@ def load_checkpoint(
 
     Args:
         path: A checkpoint folder or a workdir. Of a workdir, the best checkpoint is loaded, or the
-            last one if there is no best one.
+            latest one if it has no best one.
         input_size: (height, width) of the images; `None` for any size.
         batch_size: Number of images in a batch; `None` for any.
 

@@ -121,7 +121,8 @@ def first_tensor(graph: Runnable) -> str:
     """Returns the input of the first convolution.
 
     Raises:
-        UserError: If there is no such tensor, not exactly one input, or no class scores.
+        UserError: If the tensor does not exist, or the graph does not have exactly one input and
+            class scores.
     """
     first = next(
         (

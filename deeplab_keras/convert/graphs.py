@@ -164,7 +164,7 @@ class _Linear:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no multiplication or addition yet."""
+        """Whether no multiplication or addition has been collected yet."""
         return self.scale is None and self.offset is None
 
     def append(self, factor: np.ndarray | None, summand: np.ndarray | None) -> None:

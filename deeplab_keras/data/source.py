@@ -13,8 +13,8 @@ from deeplab_keras.data.info import DatasetInfo
 class Source(Protocol):
     """Numbered pairs of image and label: a split of a dataset.
 
-    Any object with these members can be used in place of the result of `dk.open_dataset`, as
-    there is no base class to inherit from.
+    Any object with these members can replace the result of `dk.open_dataset`. It does not have to
+    inherit from this class.
 
     Example:
         >>> class Noise:

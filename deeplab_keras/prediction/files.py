@@ -104,7 +104,7 @@ def open_network(path: str) -> tuple[Network, DatasetInfo]:
         The network and its classes.
 
     Raises:
-        UserError: There is no model at the path, or it is damaged.
+        UserError: The path has no model, or the model is damaged.
     """
     if is_exported(path):
         network = open_exported(path)

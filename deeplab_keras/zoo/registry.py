@@ -95,7 +95,7 @@ def get_config(name: str) -> ModelConfig:
         A `ModelConfig`, which can be changed with `config.replace(...)`.
 
     Raises:
-        UserError: If there is no model with this name.
+        UserError: If the zoo has no model of this name.
 
     Example:
         >>> config = dk.get_config("deeplabv3plus_mobilenetv2os8_voc")

@@ -121,7 +121,7 @@ def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]
         The number of pairs.
 
     Raises:
-        UserError: There is no manifest, or a file differs from it.
+        UserError: The manifest is missing, or a file differs from it.
     """
     manifest = read_manifest(Path(folder), split, files)
     if manifest is None:

@@ -130,7 +130,7 @@ class RecordSource(FileSource):
 
 
 def find_records(folder: Path, split: str) -> tuple[str, list[Path]]:
-    """Returns the split as it is named in the file names, and its record files in order.
+    """Returns the split's name in the file names, and its record files in order.
 
     Raises:
         UserError: Some of the files are missing.
