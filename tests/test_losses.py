@@ -353,9 +353,23 @@ def test_bad_options():
         dict(hard_example_fraction=0.0),
         dict(hard_example_mining_step=5),
         dict(focal_gamma=0.5),
+        dict(focal_gamma=float("nan")),
+        dict(class_weights={0: 1.0, 1: 5.0}),
+        dict(class_weights="123"),
+        dict(class_weights=[1.0, float("nan")]),
+        dict(class_weights=[1.0, float("inf")]),
+        dict(ignore_label=1.5),
+        dict(terms="dice"),
+        dict(terms={}),
+        dict(terms={"dice": float("nan")}),
+        dict(terms={"dice": -1.0}),
+        dict(hard_example_mining_step=-1, hard_example_fraction=0.5),
     ):
         with raises_line(next(iter(options))):
             losses.SegmentationLoss(**options)
+    weights = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    as_array, as_list = (losses.SegmentationLoss(class_weights=w) for w in (weights, [1, 2, 3, 4]))
+    assert float(as_array(labels, logits)) == float(as_list(labels, logits))
     with raises_line("class_weights has 3 values, but the model has 4 classes"):
         losses.SegmentationLoss(class_weights=[1.0] * 3)(labels, logits)
     with raises_line("differ in height or width"):

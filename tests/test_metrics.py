@@ -330,6 +330,79 @@ def test_labels_other_than_class_ids_are_refused(labels, scores, message):
             make_loss()(labels, scores)
 
 
+NUMBERS = (np.uint8, np.int32, np.int64, np.float32, np.float64)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_labels_that_are_no_class_are_counted_separately_in_every_dtype(dtype):
+    """A cast to int32 would turn 1.5 and 2**32 + 1 into class 1."""
+    labels = IDS.astype(dtype)
+    strange = {np.dtype(np.int64): (2**32 + 1, -(2**32)), np.dtype(np.uint8): (7, 8)}
+    first, second = strange.get(labels.dtype, (1.5, np.nan))
+    if labels.dtype == np.int32:
+        first, second = 2**31 - 1, -1
+    labels[0, 0, :2] = first, second
+    counted = np.ones(IDS.shape, bool)
+    counted[0, 0, :2] = False
+    metric = ConfusionMatrix(3)
+    metric.update_state(labels, LOGITS)
+    assert (np.asarray(metric.matrix) == oracle_matrix(IDS[counted], IDS[counted], 3)).all()
+    assert int(metric.out_of_range) == 2
+    # Such pixels add no loss, but count as valid pixels.
+    right = -np.log(np.exp(0.5) / (np.exp(0.5) + 2 * np.exp(-0.5)))
+    assert float(make_loss()(labels, LOGITS / 10)) == pytest.approx(
+        right * (IDS.size - 2) / IDS.size, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_nan_scores_are_no_class(jit_compile):
+    scores = LOGITS.copy()
+    scores[0, 0, 0] = np.nan
+    scores[1, 2, 3, 1] = np.nan  # a single one
+    metric = ConfusionMatrix(3)
+    tf.function(metric.update_state, jit_compile=jit_compile)(tf.constant(IDS), tf.constant(scores))
+    assert int(metric.out_of_range) == 2 and int(np.sum(metric.matrix)) == IDS.size - 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("3",), "num_classes must be a whole number"),
+        ((2.5,), "num_classes must be a whole number"),
+        ((None,), "num_classes must be a whole number"),
+        ((True,), "num_classes must be a whole number"),
+        ((3, "255"), "ignore_label must be a whole number"),
+        ((3, 1.5), "ignore_label must be a whole number"),
+        ((3, None), "ignore_label must be a whole number"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, message):
+    with raises_line(message):
+        ConfusionMatrix(*arguments)
+    if len(arguments) == 2:
+        with raises_line(message):
+            make_loss(ignore_label=arguments[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "message"),
+    [
+        ([0, 3], [0, 1], "labels from 0 to 3 .* for 3 classes and the ignore label 255"),
+        ([-1, 0], [0, 1], "labels from -1 to 0"),
+        ([0, 256], [0, 1], "labels from 0 to 256"),
+        ([0, 1], [0, 3], "predictions from 0 to 3 for 3 classes"),
+        ([0, 1], [0, -1], "predictions from -1 to 0"),
+        ([0, 1], [0, 1, 2], r"shape \(2,\) .* shape \(3,\) must have the same shape"),
+        ([0, 1], [0.0, 1.0], "predictions of dtype float64; must be integers"),
+    ],
+)
+def test_counting_in_numpy_refuses_what_it_would_count_wrongly(labels, predictions, message):
+    labels, predictions = np.array(labels), np.array(predictions)
+    with raises_line(message):
+        count_pixels(labels, predictions, 3)
+
+
 def test_scores_without_a_class_axis_are_refused():
     with pytest.raises(UserError):
         ConfusionMatrix(3).update_state(IDS, IDS / 3)

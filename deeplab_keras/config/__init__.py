@@ -5,7 +5,7 @@ JSON key and a Python keyword have the same name. Options of the official DeepLa
 their official names.
 """
 
-from deeplab_keras.config.base import Config, option, require_instance
+from deeplab_keras.config.base import Config, number, option, require_instance, typed
 from deeplab_keras.config.conventions import CONVENTIONS, NORMALIZATIONS, Conventions
 from deeplab_keras.config.data import DataConfig
 from deeplab_keras.config.errors import (
@@ -36,10 +36,12 @@ __all__ = [
     "PredictConfig",
     "TrainConfig",
     "UserError",
+    "number",
     "option",
     "options_shown_by",
     "render_options",
     "require_instance",
+    "typed",
     "unknown_name",
     "unknown_option",
 ]

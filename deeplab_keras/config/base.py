@@ -42,7 +42,7 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", st
 
 
 def typed(value: Any, kind: Any, field: str) -> Any:
-    """Converts a value to the type of an option: lists to tuples, paths to strings.
+    """Converts a value to the type of an option: lists and arrays to tuples, paths to strings.
 
     Raises:
         UserError: The value has another type, or is NaN.
@@ -52,6 +52,8 @@ def typed(value: Any, kind: Any, field: str) -> Any:
         (kind,) = set(choices) - {type(None)}
         return None if value is None else typed(value, kind, field)
     if typing.get_origin(kind) is tuple:
+        if getattr(value, "ndim", 0) == 1:  # NumPy's arrays
+            value = value.tolist()
         if not isinstance(value, list | tuple):
             raise OptionError(field, value, f"must be a list, not {type(value).__name__}")
         try:
@@ -72,6 +74,38 @@ def typed(value: Any, kind: Any, field: str) -> Any:
         )
     if isinstance(value, float) and math.isnan(value):
         raise OptionError(field, value, "must be a number")
+    return value
+
+
+def number(
+    value: Any,
+    kind: type[int] | type[float],
+    field: str,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+) -> Any:
+    """Returns a number given as an argument, after checking its type and range.
+
+    Args:
+        value: The argument.
+        kind: The type, `int` or `float`.
+        field: The name of the argument.
+        low: The smallest allowed value.
+        above: A bound below all allowed values.
+        high: The largest allowed value.
+        below: A bound above all allowed values.
+
+    Raises:
+        UserError: The value has another type, is NaN or infinite, or is out of range.
+    """
+    value = typed(value, kind, field)
+    bounds = {"at least": low, "above": above, "at most": high, "below": below}
+    named = [f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound)]
+    if not (low <= value <= high and above < value < below and math.isfinite(value)):
+        raise OptionError(field, value, f"must be {' and '.join(named) or 'finite'}")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from deeplab_keras.config import UserError
@@ -40,6 +41,19 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
             f"{shapes} differ in height or width; resize the predictions to the labels first"
         )
     return ops.reshape(labels, ops.shape(labels)[:-1]) if squeezed else labels
+
+
+def as_int32(labels: Any) -> Any:
+    """Returns labels as int32, with -1 for those that are not whole numbers of 32 bits.
+
+    A plain cast would turn 1.5 and `2**32 + 1` into class 1.
+    """
+    labels = ops.convert_to_tensor(labels)
+    index = ops.cast(labels, "int32")
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if keras.backend.is_float_dtype(dtype) or dtype in ("int64", "uint32", "uint64"):
+        index = ops.where(ops.equal(ops.cast(index, dtype), labels), index, -1)
+    return index
 
 
 def refuse_sample_weight(sample_weight: Any) -> None:

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from deeplab_keras.config import UserError
-from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
+from deeplab_keras.config import UserError, number
+from deeplab_keras.evaluation.labels import as_int32, class_ids, refuse_sample_weight
 
 __all__ = ["ConfusionMatrix", "MeanIoU", "Scores", "count_pixels"]
 
@@ -30,9 +30,9 @@ class MeanIoU(keras.metrics.Metric):
     mean does not include classes that occur in neither the labels nor the predictions. Without any
     counted pixel the result is 0.
 
-    A pixel whose label is neither a class nor the ignore label, or whose prediction is not a class,
-    is only counted in `out_of_range`. If that is not 0, the labels do not match the list of
-    classes.
+    A pixel whose label is neither a class nor the ignore label, whose prediction is not a class, or
+    whose scores contain NaN is only counted in `out_of_range`. If that is not 0, the labels do not
+    match the list of classes, or the model has diverged.
 
     Args:
         num_classes: The number of classes C, including the background if it is one.
@@ -41,7 +41,7 @@ class MeanIoU(keras.metrics.Metric):
         dtype: The dtype of the result.
 
     Raises:
-        UserError: If there are fewer than two classes.
+        UserError: If there are fewer than two classes, or an argument is not a whole number.
 
     Example:
         >>> metric = dk.metrics.MeanIoU(num_classes=2, ignore_label=255)
@@ -58,13 +58,13 @@ class MeanIoU(keras.metrics.Metric):
         self, num_classes: int, ignore_label: int = 255, name: str = "miou", dtype: Any = None
     ) -> None:
         super().__init__(name=name, dtype=dtype)
+        self.num_classes = number(num_classes, int, "num_classes")
         if num_classes < 2:
             raise UserError(
-                f"MeanIoU: num_classes must be at least 2, including the background. Received: "
+                f"num_classes must be at least 2, including the background. Received: "
                 f"num_classes={num_classes}"
             )
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
+        self.ignore_label = number(ignore_label, int, "ignore_label")
         self.matrix = self.add_variable(
             (num_classes, num_classes), "zeros", dtype=COUNTS, name="matrix"
         )
@@ -100,9 +100,10 @@ class MeanIoU(keras.metrics.Metric):
                     f"one score per class. Received: scores of shape {tuple(predictions.shape)}; "
                     "predicted labels must be integers"
                 )
-            predictions = ops.argmax(predictions, axis=-1)
-        labels = ops.reshape(ops.cast(labels, "int32"), [-1])
-        predictions = ops.reshape(ops.cast(predictions, "int32"), [-1])
+            broken = ops.isnan(ops.sum(predictions, axis=-1))  # argmax would return a class
+            predictions = ops.where(broken, -1, ops.cast(ops.argmax(predictions, axis=-1), "int32"))
+        labels = ops.reshape(as_int32(labels), [-1])
+        predictions = ops.reshape(as_int32(predictions), [-1])
 
         # Two more cells after the matrix count all other pixels, so that one pass is enough. A
         # segment sum, because XLA cannot compile a bincount.
@@ -198,15 +199,44 @@ def count_pixels(
     Returns:
         int64 `[C, C]`, with labels as rows and predictions as columns.
 
+    Raises:
+        UserError: If the shapes differ, or a value is not allowed.
+
     Example:
         >>> labels, predictions = np.array([0, 0, 1, 255]), np.array([0, 1, 1, 1])
         >>> dk.metrics.count_pixels(labels, predictions, num_classes=2).tolist()
         [[1, 1], [0, 1]]
     """
+    number(ignore_label, int, "ignore_label", low=0)
     # Counting the ignore label in a separate row, which is then dropped, is three times faster than
     # selecting the counted pixels.
-    rows = max(num_classes, ignore_label + 1)
+    rows = max(number(num_classes, int, "num_classes", low=1), ignore_label + 1)
+    if labels.shape != predictions.shape:
+        raise UserError(
+            f"labels of shape {labels.shape} and predictions of shape {predictions.shape} must "
+            "have the same shape; resize the predictions to the labels first"
+        )
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values.dtype.kind not in "ui":
+            raise UserError(f"{name} of dtype {values.dtype}; must be integers")
+    if labels.size and not (
+        0 <= labels.min() <= labels.max() < rows
+        and 0 <= predictions.min() <= predictions.max() < num_classes
+    ):
+        raise _not_classes(labels, predictions, num_classes, ignore_label)
     cells = labels.astype(np.int64) * num_classes + predictions
     counts = np.bincount(cells.ravel(), minlength=rows * num_classes).reshape(rows, num_classes)
     counts[ignore_label] = 0
+    if counts[num_classes:].any():
+        raise _not_classes(labels, predictions, num_classes, ignore_label)
     return counts[:num_classes]
+
+
+def _not_classes(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int
+) -> UserError:
+    return UserError(
+        f"labels from {labels.min()} to {labels.max()} and predictions from {predictions.min()} to "
+        f"{predictions.max()} for {num_classes} classes and the ignore label {ignore_label}; map "
+        "all other labels to the ignore label"
+    )

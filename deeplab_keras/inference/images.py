@@ -163,6 +163,25 @@ def as_batch(images: Any, channels: int = 3) -> np.ndarray:
     return _fitting(array, channels)
 
 
+def as_labels(labels: Any, images: np.ndarray) -> np.ndarray:
+    """Returns the true labels of a batch of images as an array.
+
+    Args:
+        labels: Integers `[batch, height, width]`.
+        images: The images, `[batch, height, width, channels]`.
+
+    Raises:
+        UserError: The labels have another shape or dtype.
+    """
+    array = _as_array(labels)
+    if array.shape != images.shape[:3] or array.dtype.kind not in "ui":
+        raise UserError(
+            f"labels of shape {array.shape} and dtype {array.dtype}; must be integers of shape "
+            f"{images.shape[:3]}, one class per pixel"
+        )
+    return array
+
+
 def _as_array(value: Any) -> np.ndarray:
     try:
         return np.asarray(value)

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
@@ -147,7 +148,7 @@ class Network:
 
         Raises:
             UserError: The images have another shape, are too small for the model, or do not fit
-                into memory.
+                into memory, or the logits are NaN or infinite.
         """
         # Checked before calling the tf.function, which keeps its lock when it refuses an input:
         # all other threads would wait forever.
@@ -160,7 +161,7 @@ class Network:
         for layer in self._windows:
             layer.check_size(*images.shape[1:3])
         try:
-            return self._compiled(images)
+            logits = self._compiled(images)
         except tf.errors.ResourceExhaustedError:
             raise UserError(
                 f"{len(images)} images of {size} do not fit into memory; "
@@ -173,3 +174,9 @@ class Network:
                 f"the model cannot take an input of {size} ({reason}); give a larger image, or "
                 "`eval_short_side`"
             ) from None
+        if not np.isfinite(tf.reduce_sum(logits)):  # argmax would return a label for NaN too
+            raise UserError(
+                f"{self.name}: outputs class scores that are NaN or infinite, so it may be damaged "
+                "or have diverged in training; load another checkpoint, or export it again"
+            )
+        return logits

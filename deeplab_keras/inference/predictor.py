@@ -12,7 +12,7 @@ import tensorflow as tf
 from deeplab_keras.config import EvalConfig, require_instance
 from deeplab_keras.inference import official
 from deeplab_keras.inference.exported import Path, open_exported
-from deeplab_keras.inference.images import as_batch, as_image
+from deeplab_keras.inference.images import as_batch, as_image, as_labels
 from deeplab_keras.inference.logits import mean_logits, predict_labels
 from deeplab_keras.inference.network import Network
 
@@ -230,9 +230,12 @@ class Predictor:
         Args:
             images: See `predict_batch`.
             labels: The true labels, integers `[batch, height, width]`.
+
+        Raises:
+            UserError: As `predict_batch`, or the labels have another shape or dtype.
         """
         images = as_batch(images, self.network.channels)
-        predicted, labels, _ = self._strategy.compare(images, labels)
+        predicted, labels, _ = self._strategy.compare(images, as_labels(labels, images))
         return self._typed(predicted), labels
 
     def compare_with_confidence(
@@ -243,7 +246,9 @@ class Predictor:
         The probabilities are float32 `[batch, height, width]`.
         """
         images = as_batch(images, self.network.channels)
-        predicted, labels, confidence = self._strategy.compare(images, labels, with_confidence=True)
+        predicted, labels, confidence = self._strategy.compare(
+            images, as_labels(labels, images), with_confidence=True
+        )
         assert confidence is not None
         return self._typed(predicted), labels, confidence
 

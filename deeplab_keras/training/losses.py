@@ -1,9 +1,9 @@
 """Losses for semantic segmentation: cross-entropy, focal, Dice, Lovász-softmax and weighted sums.
 
 They take logits and one class index per pixel, at the same height and width, and run on every Keras
-backend. Pixels with the ignore label do not count. Any other label outside the range of the classes
-adds no loss, but still counts as a valid pixel (docs/reference/official_deeplab.md#loss), because a
-compiled step cannot raise an error. The dataset checks find such labels before training.
+backend. Pixels with the ignore label do not count. Any other label that is not a class, such as
+1.5, adds no loss, but still counts as a valid pixel (docs/reference/official_deeplab.md#loss),
+because a compiled step cannot raise an error. The dataset checks find such labels before training.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from deeplab_keras.config import UserError, unknown_name
-from deeplab_keras.evaluation.labels import class_ids, refuse_sample_weight
+from deeplab_keras.config import UserError, number, typed, unknown_name
+from deeplab_keras.evaluation.labels import as_int32, class_ids, refuse_sample_weight
 
 __all__ = [
     "SegmentationLoss",
@@ -61,7 +61,7 @@ def label_masks(
         >>> keras.ops.convert_to_numpy(known).tolist()
         [[[True, True, False, False]]]
     """
-    labels = ops.cast(labels, "int32")
+    labels = as_int32(labels)
     valid = ops.not_equal(labels, ignore_label)
     known = ops.logical_and(valid, ops.logical_and(labels >= 0, labels < num_classes))
     return ops.clip(labels, 0, num_classes - 1), valid, known
@@ -292,37 +292,21 @@ class SegmentationLoss(keras.losses.Loss):
         name: str = "segmentation_loss",
     ) -> None:
         super().__init__(name=name, dtype=keras.config.floatx())
-        self.terms = dict(terms) if terms else {"cross_entropy": 1.0}
-        self.ignore_label = ignore_label
-        self.class_weights = (
-            None if class_weights is None else tuple(float(weight) for weight in class_weights)
+        self.terms = _checked_terms({"cross_entropy": 1.0} if terms is None else terms)
+        self.ignore_label = number(ignore_label, int, "ignore_label")
+        self.class_weights = typed(class_weights, tuple[float, ...] | None, "class_weights")
+        for weight in self.class_weights or ():
+            number(weight, float, "class_weights", low=0)
+        self.label_smoothing = number(label_smoothing, float, "label_smoothing", low=0, below=1)
+        self.hard_example_fraction = number(
+            hard_example_fraction, float, "hard_example_fraction", above=0, high=1
         )
-        self.label_smoothing = label_smoothing
-        self.hard_example_fraction = hard_example_fraction
-        self.hard_example_mining_step = hard_example_mining_step
+        self.hard_example_mining_step = number(
+            hard_example_mining_step, int, "hard_example_mining_step", low=0
+        )
         self.step = self._step = step
-        self.focal_gamma = focal_gamma
+        self.focal_gamma = number(focal_gamma, float, "focal_gamma")
         self.sum_over_replicas = sum_over_replicas
-        self._check()
-
-    def _check(self) -> None:
-        for term in self.terms:
-            if term not in TERMS:
-                raise unknown_name("loss", term, TERMS)
-        if self.class_weights is not None and any(weight < 0 for weight in self.class_weights):
-            raise UserError(
-                f"class_weights must be at least 0. Received: class_weights={self.class_weights}"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                "label_smoothing must be at least 0 and below 1. Received: "
-                f"label_smoothing={self.label_smoothing}"
-            )
-        if not 0 < self.hard_example_fraction <= 1:
-            raise UserError(
-                "hard_example_fraction must be above 0 and at most 1. Received: "
-                f"hard_example_fraction={self.hard_example_fraction}"
-            )
         if self.hard_example_mining_step and self.hard_example_fraction == 1 and self.step is None:
             raise UserError(
                 f"hard_example_mining_step={self.hard_example_mining_step} has no effect with "
@@ -388,7 +372,7 @@ class SegmentationLoss(keras.losses.Loss):
     def _weighted(self, pixel_loss: Any, labels: Any) -> Any:
         if self.class_weights is None:
             return pixel_loss
-        index = ops.clip(ops.cast(labels, "int32"), 0, len(self.class_weights) - 1)
+        index = ops.clip(as_int32(labels), 0, len(self.class_weights) - 1)
         return pixel_loss * ops.take(
             ops.convert_to_tensor(self.class_weights, pixel_loss.dtype), index
         )
@@ -434,6 +418,21 @@ TERMS: dict[str, Callable[[SegmentationLoss, Any, Any], Any]] = {
     "dice": SegmentationLoss._dice,
     "lovasz": SegmentationLoss._lovasz,
 }
+
+
+def _checked_terms(terms: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(terms, Mapping) or not terms:
+        raise UserError(
+            "terms must give the weight of each term by name, such as "
+            f"{{'cross_entropy': 1.0, 'dice': 0.5}}; for a text call dk.losses.make_loss. "
+            f"Received: terms={terms!r}"
+        )
+    for term in terms:
+        if term not in TERMS:
+            raise unknown_name("loss", term, TERMS)
+    return {
+        term: number(weight, float, f"terms[{term!r}]", low=0) for term, weight in terms.items()
+    }
 
 
 def _check_scores(logits: Any, class_weights: tuple[float, ...] | None) -> None:

@@ -15,7 +15,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from deeplab_keras.config import TrainConfig, UserError, unknown_option
+from deeplab_keras.config import TrainConfig, UserError, number, unknown_option
 
 __all__ = [
     "Adam",
@@ -118,9 +118,24 @@ class _Rules(keras.optimizers.Optimizer):
         no_weight_decay: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
+        rate = args[0] if args else kwargs.get("learning_rate")
+        if isinstance(rate, int | float | str):  # not a schedule or a callable
+            number(rate, float, "learning_rate", low=0)
+        if kwargs.get("weight_decay") is not None:
+            number(kwargs["weight_decay"], float, "weight_decay", low=0)
         super().__init__(*args, **kwargs)
         self.learning_rate_multipliers = dict(learning_rate_multipliers or {})
+        for pattern, factor in self.learning_rate_multipliers.items():
+            _check_pattern(pattern, "learning_rate_multipliers")
+            number(factor, float, f"learning_rate_multipliers[{pattern!r}]", low=0)
+        if isinstance(no_weight_decay, str):
+            raise UserError(
+                f"no_weight_decay must be a list of regular expressions. Received: "
+                f"no_weight_decay={no_weight_decay!r}"
+            )
         self.no_weight_decay = tuple(no_weight_decay)
+        for pattern in self.no_weight_decay:
+            _check_pattern(pattern, "no_weight_decay")
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the optimizer's state, and looks up the factor and decay of each variable."""
@@ -166,6 +181,16 @@ class _Rules(keras.optimizers.Optimizer):
         }
 
 
+def _check_pattern(pattern: Any, name: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"{name}: {pattern!r} is not a regular expression ({error}); escape names with "
+            "re.escape"
+        ) from error
+
+
 class _Momentum(keras.optimizers.Optimizer):
     """SGD with momentum: v <- momentum v + g; w <- w - rate v.
 
@@ -174,7 +199,7 @@ class _Momentum(keras.optimizers.Optimizer):
 
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.9, **kwargs: Any) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.momentum = momentum
+        self.momentum = number(momentum, float, "momentum", low=0, below=1)
 
     def build(self, variables: Sequence[Any]) -> None:
         if self.built:
@@ -394,13 +419,24 @@ def make_schedule(
         The schedule, a function of the 0-based step.
 
     Raises:
-        UserError: If the policy is unknown, or if the numbers of steps contradict each other.
+        UserError: If the policy is unknown, a number is out of range, or the numbers of steps
+            contradict each other.
 
     Example:
         >>> schedule = dk.optimizers.make_schedule("poly", 0.01, 1000, end=1e-4, warmup_steps=100)
         >>> [round(float(schedule(step)), 4) for step in (0, 50, 100, 999)]
         [0.0, 0.005, 0.01, 0.0001]
     """
+    number(base, float, "base", low=0)
+    number(total_steps, int, "total_steps", low=1)
+    for name, value in (("end", end), ("power", power), ("slow_start_rate", slow_start_rate)):
+        number(value, float, name, low=0)
+    number(decay_factor, float, "decay_factor", above=0)
+    for name, steps in (("warmup_steps", warmup_steps), ("slow_start_steps", slow_start_steps)):
+        number(steps, int, name, low=0)
+    for name, steps in (("decay_steps", decay_steps), ("decay_every", decay_every)):
+        if steps is not None:
+            number(steps, int, name, low=1)
     if warmup_steps and slow_start_steps:
         raise UserError(
             f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps} cannot be "
