@@ -58,7 +58,7 @@ CONFINED = {
     "keras_cv": "data.augment",
     "matplotlib": "visualization",
     "jinja2": "visualization",
-    "absl.flags": "cli",
+    "absl": "cli",  # its first log line would add a handler to the root logger
     "torch": "convert benchmarks",
     "cv2": "benchmarks",
     "jax": "benchmarks",

@@ -122,6 +122,12 @@ def test_scores_that_are_not_finite_are_not_saved(model, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_the_classes_must_be_as_many_as_the_model_s(model, tmp_path):
+    with raises_line("info has 2 classes, and the model 3; give the classes"):
+        folder.save_checkpoint(tmp_path / "c", model, CONFIG, info_for_classes("b", ("a", "b")))
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.shared
 def test_a_checkpoint_of_format_0_still_predicts_the_same_labels():
     """The checkpoint and the expected labels were written by version 0 of the format."""

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pathlib
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from deeplab_keras.config import CONVENTIONS, DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.config import (
+    CONVENTIONS,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    ModelConfig,
+    PredictConfig,
+    TrainConfig,
+    UserError,
+)
 from deeplab_keras.data.info import DatasetInfo
+
+
+@pytest.mark.parametrize(
+    "config", [ModelConfig, DataConfig, TrainConfig, EvalConfig, ExportConfig, PredictConfig]
+)
+def test_the_docstring_of_a_config_lists_its_fields(config):
+    """Once each, with the default, between the description and the example."""
+    title = "Attributes" if config is ModelConfig else "Args"
+    description, _, rest = config.__doc__.partition(f"\n    {title}:\n")
+    arguments, _, example = rest.partition("\n    Example:\n")
+    assert description.strip() and ">>>" in example
+    listed = re.findall(r"^        (\w+): \S", arguments, re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(config) if field.metadata]
+    assert max(map(len, config.__doc__.splitlines())) <= 100
+
+
+def test_a_documented_default():
+    words = " ".join((EvalConfig.__doc__ or "").split())
+    assert "One of 'whole', 'slide', 'official'. Default: 'whole'." in words
 
 
 @pytest.mark.parametrize(
@@ -42,7 +72,7 @@ from deeplab_keras.data.info import DatasetInfo
         ),
         (
             {"depth_multiplier": float("nan")},
-            "depth_multiplier must be a number. Received: depth_multiplier=nan",
+            "depth_multiplier must be a finite number. Received: depth_multiplier=nan",
         ),
         ({"atrous_rates": 6}, "atrous_rates must be a list, not int. Received: atrous_rates=6"),
         (

@@ -125,7 +125,7 @@ def test_classes_are_inferred_from_the_masks_of_all_splits(dataset, caplog):
     (dataset / "classes.txt").unlink()
     write_dataset(dataset, "val", 1)
     Image.fromarray(mask(20, 30, ids=(0, 6))).save(dataset / "labels/val/pic_0.png")
-    with caplog.at_level(logging.INFO, logger="absl"):
+    with caplog.at_level(logging.INFO, logger="deeplab_keras"):
         info = open_dataset(folder(dataset), "train").info
     assert info.class_names == tuple(f"class_{i}" for i in range(7))
     assert "7 classes, class_0 to class_6" in caplog.text
@@ -175,7 +175,7 @@ def test_unknown_dataset():
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_files_are_skipped_by_flag(dataset, case, caplog):
     BROKEN[case](dataset)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
         source = open_dataset(folder(dataset, skip_broken_files=True), "train")
     assert len(source) == 2
     assert len(source.plain) == len(source.images) == len(source.labels) == 2

@@ -124,7 +124,7 @@ def test_stray_values_on_an_empty_mask_are_not_an_object(tmp_path, caplog):
     masks = [*with_strays((3,), 4, 0), np.zeros((HEIGHT, WIDTH), np.uint8)]
     masks[-1][0, 0] = 3
     root = folder(tmp_path / "set", masks)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
         convert_masks("binary", str(root / "labels"), str(tmp_path / "ids"))
     assert np.asarray(Image.open(tmp_path / "ids/train/p4.png")).max() == 0
     assert np.asarray(Image.open(tmp_path / "ids/train/p0.png")).max() == 1
@@ -360,7 +360,7 @@ def test_images_with_another_suffix_are_reported(suffix, tmp_path, caplog):
         Image.fromarray(photograph(HEIGHT, WIDTH)).save(
             root / f"images/train/extra_{index}{suffix}"
         )
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
         assert len(open_dataset(config(root), "train")) == 3
     assert (
         f"images/train: 2 images are skipped, such as extra_0{suffix}; only .jpg, .jpeg, .png "
@@ -373,7 +373,7 @@ def test_images_with_another_suffix_in_a_published_layout(tmp_path, caplog):
         (tmp_path / folder_name).mkdir()
         Image.fromarray(pixels).save(tmp_path / folder_name / "a.png")
     Image.fromarray(photograph(HEIGHT, WIDTH)).save(tmp_path / "train/b.jpg")
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
         assert (
             len(open_dataset(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), "train")) == 1
         )
@@ -447,6 +447,8 @@ NO_CLASS_FILES = {
         "the color in line 'wall rgb(1,2,3)' is not understood",
     ),
     "a short color": ("wall #fff\n", "the color in line 'wall #fff' is not understood"),
+    "a color that is none": ("wall #zz\n", "the color in line 'wall #zz' is not understood"),
+    "a comment": ("wall  # white\n", "the color in line 'wall  # white' is not understood"),
     "four numbers": (
         "wall,1,2,3,255\nfloor,1,2,4,255\n",
         "the color in line 'wall,1,2,3,255' is not understood",
@@ -598,7 +600,7 @@ def test_rotated_photographs_of_every_format(kind, tmp_path, caplog):
     (root / "images/train/p0.jpg").unlink()
     path = root / f"images/train/p0.{'png' if 'PNG' in kind else 'jpg'}"
     expected = turned(path, kind)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
         source = open_dataset(config(root), "train")
     assert "rotated by its EXIF orientation" in caplog.text
     np.testing.assert_array_equal(source.load(0)[0], expected)

@@ -140,7 +140,7 @@ def test_a_damaged_index_is_built_again(records, caplog):
     for name, spoil in SPOILED.items():
         spoil(path)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="absl"):
+        with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
             again = open_dataset(config, "train")
         assert "index of records" in caplog.text and "it is built again" in caplog.text, name
         for index in range(3):

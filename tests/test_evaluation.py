@@ -432,7 +432,10 @@ def test_other_spellings_of_the_same_classes_are_accepted(names, caplog) -> None
 
 def test_a_checkpoint_of_other_classes_is_reported(monkeypatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
+    monkeypatch.setattr(
+        "deeplab_keras.evaluation.classes.logger.warning",
+        lambda text, *values: told.append(text % values),
+    )
     check_classes(
         "runs/a", named("sky", "road", "car", dataset="city"), named("sky", "nail", "skin")
     )

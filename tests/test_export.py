@@ -862,6 +862,10 @@ def test_mistakes_are_reported_before_anything_is_written(checkpoint, tmp_path, 
     )
     rejected(checkpoint, out, r"nowhere: no such folder", check_images=tmp_path / "nowhere")
     rejected(checkpoint, out, r"no images for the check", check_images=tmp_path)
+    for wrong in (3, np.zeros((4, 4, 3), np.uint8)):
+        rejected(
+            checkpoint, out, r"a list of arrays or a split of a dataset, not", check_images=wrong
+        )
     rejected(tmp_path / "none", out, r"none: no such folder; give a checkpoint")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     rejected(

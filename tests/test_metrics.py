@@ -311,6 +311,7 @@ def test_class_ids_with_and_without_a_last_axis(labels):
         (np.eye(3)[IDS], np.zeros((2, 8, 8, 4), np.float32), "."),
         (IDS[:, ::2], LOGITS, "differ in height or width"),
         (IDS[:, ::2, :, None], LOGITS, "differ in height or width"),
+        (IDS[:1], LOGITS, "differ in the number of images"),
         (IDS[0], LOGITS, "one class id per pixel"),
         (np.eye(3)[IDS].argmax(-1), LOGITS[..., :1], "."),  # the scores of a sigmoid
         (

@@ -631,7 +631,8 @@ def test_classes_with_different_names_or_order_reinitialize_the_classifiers(
 ) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(
-        "absl.logging.warning", lambda text, *values: warnings.append(text % values)
+        "deeplab_keras.convert.initial.logger.warning",
+        lambda text, *values: warnings.append(text % values),
     )
     source, model = build_segmentor(config), build_segmentor(config)
     folder.save_checkpoint(
@@ -685,7 +686,8 @@ def test_a_warning_if_only_the_backbone_of_a_network_is_used(
     """It names the model that could use all weights. A backbone alone causes no warning."""
     warnings: list[str] = []
     monkeypatch.setattr(
-        "absl.logging.warning", lambda text, *values: warnings.append(text % values)
+        "deeplab_keras.convert.initial.logger.warning",
+        lambda text, *values: warnings.append(text % values),
     )
     source = build_segmentor(config)
     folder.save_checkpoint(

@@ -227,7 +227,9 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
         build_page(model_file, tmp_path / "page", PAGE, tmp_path)
     monkeypatch.setenv("PATH", "")
     said: list[str] = []
-    monkeypatch.setattr("absl.logging.info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(
+        "deeplab_keras.export.web.logger.info", lambda text, *values: said.append(text % values)
+    )
     with raises_line("npm is not installed"):
         build_page(model_file, tmp_path / "page", PAGE)
     assert not (tmp_path / "page").exists()

@@ -97,9 +97,9 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        UserError: If the model and the config have different numbers of classes, if weights or
-            metrics are not finite, if the folder cannot be written, or if it has other files than
-            a checkpoint's. Existing files are unchanged then.
+        UserError: If the model, the config and the info have different numbers of classes, if
+            weights or metrics are not finite, if the folder cannot be written, or if it has other
+            files than a checkpoint's. Existing files are unchanged then.
 
     Example:
         >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(num_classes=2)
@@ -118,6 +118,11 @@ def save_checkpoint(
         raise UserError(
             f"`num_classes={config.num_classes}`: the model has {outputs[0].shape[-1]} classes; "
             "give the config that it was built from"
+        )
+    if info.num_classes != config.num_classes:
+        raise UserError(
+            f"`info` has {info.num_classes} classes, and the model {config.num_classes}; give the "
+            "classes that it was trained on"
         )
     check_replaceable(path)
     weights = weights or named_weights(model)

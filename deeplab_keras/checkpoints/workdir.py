@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -21,13 +22,14 @@ from typing import Any, TextIO
 import filelock
 import keras
 import numpy as np
-from absl import logging
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import Config, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.writing import write_text
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 STARTS_WITH = ("config.json", "flags.txt", "environment.json")
@@ -143,12 +145,12 @@ class Workdir:
         held = not filelock.lock_descriptor(lock.fileno(), blocking=False)
         owner, host = _owner(lock)
         if not held and owner and host != socket.gethostname():
-            logging.info(
+            logger.info(
                 "%s was used by %s; waiting to see whether it is still running", self.path, owner
             )
             held = _has_heartbeat(self.path / LOCK)
             if not held:
-                logging.info(
+                logger.info(
                     "no heartbeat from %s for %g seconds; taking over the folder", owner, PATIENCE
                 )
         if held:
@@ -166,7 +168,7 @@ class Workdir:
             try:
                 os.utime(self.path / LOCK)
             except OSError as error:
-                logging.warning(
+                logger.warning(
                     "%s: %s; a run on another machine may assume that this one is dead",
                     self.path / LOCK,
                     error.strerror,
@@ -282,7 +284,7 @@ class Workdir:
             try:
                 return _read_training_checkpoint(path)
             except UserError as error:
-                logging.warning("%s; trying the previous checkpoint", error)
+                logger.warning("%s; trying the previous checkpoint", error)
         if folders:
             raise UserError(
                 f"`train_logdir={self.path}`: all {len(folders)} checkpoints are damaged; give "
@@ -299,7 +301,7 @@ class Workdir:
         before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
         kept = [line for line in before if _step_of(line, len(row)) is not None]
         if len(kept) < len(before):
-            logging.warning("%s: removed %d damaged lines", path, len(before) - len(kept))
+            logger.warning("%s: removed %d damaged lines", path, len(before) - len(kept))
         kept = [line for line in kept if (_step_of(line, len(row)) or 0) < row["step"]]
         values = ",".join(
             f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()

@@ -11,8 +11,6 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
-from absl import logging as absl_logging
-
 from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
 from deeplab_keras.config import Config, UserError, options_shown_by, render_options
@@ -173,20 +171,13 @@ def _leave_stdout() -> None:
 
 
 def _show_log(show: Callable[[str, str | None], str]) -> None:
-    """Writes the library's log to stderr as plain lines.
-
-    TensorFlow uses the same logger; only its warnings are written.
-    """
+    """Writes the library's log, and warnings of TensorFlow and Keras, to stderr as plain lines."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine(show))
-    handler.addFilter(
-        lambda record: (
-            record.levelno >= logging.WARNING or "tensorflow" not in record.pathname.split(os.sep)
-        )
-    )
-    logger = absl_logging.get_absl_logger()
-    logger.handlers, logger.propagate = [handler], False
-    absl_logging.set_verbosity(absl_logging.INFO)
+    for name, level in (("deeplab_keras", logging.INFO), ("absl", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 class _LogLine(logging.Formatter):

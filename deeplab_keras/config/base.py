@@ -8,6 +8,7 @@ import json
 import math
 import numbers
 import os
+import textwrap
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ def typed(value: Any, kind: Any, field: str) -> Any:
     """Converts a value to the type of an option: lists and arrays to tuples, paths to strings.
 
     Raises:
-        UserError: The value has another type, or is NaN.
+        UserError: The value has another type, or is NaN or infinite.
     """
     choices = typing.get_args(kind)
     if type(None) in choices:
@@ -72,8 +73,8 @@ def typed(value: Any, kind: Any, field: str) -> Any:
         raise OptionError(
             field, value, f"must be {_EXPECTED[kind]} ({kind.__name__}), not {type(value).__name__}"
         )
-    if isinstance(value, float) and math.isnan(value):
-        raise OptionError(field, value, "must be a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OptionError(field, value, "must be a finite number")
     return value
 
 
@@ -104,8 +105,8 @@ def number(
     value = typed(value, kind, field)
     bounds = {"at least": low, "above": above, "at most": high, "below": below}
     named = [f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound)]
-    if not (low <= value <= high and above < value < below and math.isfinite(value)):
-        raise OptionError(field, value, f"must be {' and '.join(named) or 'finite'}")
+    if not (low <= value <= high and above < value < below):
+        raise OptionError(field, value, f"must be {' and '.join(named)}")
     return value
 
 
@@ -121,7 +122,32 @@ def _type_hints(cls: type[Config]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Base class of all configs: checks types and choices, and converts from and to JSON."""
+    """Base class of all configs: checks types and choices, and converts from and to JSON.
+
+    The docstring of a subclass gets a section with the help texts of its fields.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        fields = {
+            name: field
+            for name, field in vars(cls).items()
+            if isinstance(field, dataclasses.Field) and "help" in field.metadata
+        }
+        if not fields or not cls.__doc__:
+            return
+        lines = []
+        for name, field in fields.items():
+            text = f"{name}: {field.metadata['help']}."
+            if choices := field.metadata["choices"]:
+                text += f" One of {', '.join(map(repr, choices))}."
+            if field.default not in ("", (), None):  # otherwise the help text has the default
+                text += f" Default: {field.default!r}."
+            lines += textwrap.wrap(text, 96, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        head, example, tail = cls.__doc__.partition("    Example:\n")
+        title = "Attributes" if "    Args:\n" in head else "Args"
+        arguments = f"    {title}:\n" + "\n".join(lines) + "\n"
+        cls.__doc__ = f"{head.rstrip()}\n\n{arguments}\n{example}{tail}"
 
     def __post_init__(self) -> None:
         types = self.types()

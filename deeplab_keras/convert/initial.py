@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Collection
 
 import keras
-from absl import logging
 
 from deeplab_keras.checkpoints.folder import (
     CONFIG,
@@ -27,6 +27,8 @@ from deeplab_keras.convert.official_files import is_official_file
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.models.layer_groups import is_in_group
 from deeplab_keras.models.quantization import without_ranges
+
+logger = logging.getLogger(__name__)
 
 PTH = (".pth", ".pt")
 LISTED = 8  # layers in a log line
@@ -77,7 +79,7 @@ def initialize(
     else:
         _from_folder(model, config, source, skip_layers, info, option)
         return
-    logging.info("%s: %s", source, proof)
+    logger.info("%s: %s", source, proof)
 
 
 def start_config(source: str) -> ModelConfig:
@@ -96,7 +98,7 @@ def start_config(source: str) -> ModelConfig:
         changes = ", ".join(
             f"`{name}={getattr(ours, name):g}` (not {getattr(theirs, name):g})" for name in MOMENTA
         )
-        logging.info("%s: the batch norm momenta are not taken from it: %s", folder, changes)
+        logger.info("%s: the batch norm momenta are not taken from it: %s", folder, changes)
     return ours
 
 
@@ -120,7 +122,7 @@ def _from_folder(
             if theirs.name
             else f"`head={theirs.head}` with the other settings of {folder / CONFIG}"
         )
-        logging.warning(
+        logger.warning(
             "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
             "weights; %s would use the checkpoint's head",
             folder,
@@ -149,7 +151,7 @@ def _from_folder(
     listed = ", ".join(layers[:LISTED]) + (
         f" and {len(layers) - LISTED} more" if len(layers) > LISTED else ""
     )
-    logging.info(
+    logger.info(
         "%d weights from %s%s",
         len(assigned) - len(random),
         folder,
@@ -172,7 +174,7 @@ def _relabels(folder: pathlib.Path, info: DatasetInfo | None) -> bool:
         return False
     same = sorted(theirs.plain_names) == sorted(info.plain_names)
     more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-    logging.warning(
+    logger.warning(
         "%s was trained on %s: class %d is %r there and %r here%s; the classifiers start from "
         "random weights; to load them, give the classes the %s of %s",
         folder,

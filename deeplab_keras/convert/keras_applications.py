@@ -7,6 +7,7 @@ conventions are in `configs/base/imagenet_keras.flags`.
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import warnings
@@ -15,11 +16,12 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from absl import logging
 
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert.transfer import KERAS, Proof, Rules, load_weights
 from deeplab_keras.io.foreign import reading
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {
     "mobilenet_v2": keras.applications.MobileNetV2,
@@ -98,7 +100,7 @@ def load_imagenet(
     )
     for field, value in MATCHING.items():
         if getattr(config, field) != value:
-            logging.warning(
+            logger.warning(
                 "%s was trained with %s=%s, not %s", weights, field, value, getattr(config, field)
             )
     return proof

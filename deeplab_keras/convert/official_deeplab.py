@@ -10,6 +10,7 @@ Names and shapes: docs/reference/official_deeplab.md#variable-names.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -17,7 +18,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import logging
 
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, image_size
@@ -35,6 +35,8 @@ from deeplab_keras.convert.transfer import (
 from deeplab_keras.models.blocks import make_divisible
 from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.models.segmentor import build_segmentor
+
+logger = logging.getLogger(__name__)
 
 # Backbone -> the scope of its variables.
 SCOPES = {
@@ -277,7 +279,7 @@ def start_from(
         options = " ".join(
             f"`{name}={found[name]}`" for name in ("head", "head_channels") if name in found
         )
-        logging.warning(
+        logger.warning(
             "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
             "weights; %s, or a `model` of list_models.py with these, would use the checkpoint's "
             "head",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from absl import logging
+import logging
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
+
+logger = logging.getLogger(__name__)
 
 
 def check_classes(path: str, trained: DatasetInfo, dataset: DatasetInfo) -> None:
@@ -37,4 +39,4 @@ def check_classes(path: str, trained: DatasetInfo, dataset: DatasetInfo) -> None
         raise UserError(f"{path}: was trained on these classes in another order: {first}; {hint}")
     more = f", and {len(other) - 1} more" if len(other) > 1 else ""
     what = f"was trained on other classes, those of {trained.name!r}: {first}{more}"
-    logging.warning("%s %s; classes are compared by id", path, what)
+    logger.warning("%s %s; classes are compared by id", path, what)

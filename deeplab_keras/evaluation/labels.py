@@ -37,9 +37,10 @@ def class_ids(labels: Any, shape: Sequence[int | None]) -> Any:
             "argmax(axis=-1)"
         )
     if any(a != b for a, b in zip(found, expected, strict=True) if a is not None and b is not None):
-        raise UserError(
-            f"{shapes} differ in height or width; resize the predictions to the labels first"
-        )
+        difference = "differ in height or width; resize the predictions to the labels first"
+        if None not in (found[0], expected[0]) and found[0] != expected[0]:
+            difference = "differ in the number of images"
+        raise UserError(f"{shapes} {difference}")
     return ops.reshape(labels, ops.shape(labels)[:-1]) if squeezed else labels
 
 

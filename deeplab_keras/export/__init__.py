@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
 from deeplab_keras.config import ExportConfig, UserError, require_instance
@@ -31,6 +31,8 @@ from deeplab_keras.io.writing import check_folder
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import require_tensorflow
 from deeplab_keras.version import __version__
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FORMATS", "ExportedFile", "export_model"]
 
@@ -214,7 +216,7 @@ def export_model(
         )
     exported = []
     for kind, target in targets.items():
-        logging.info("%s: converting and checking", target)
+        logger.info("%s: converting and checking", target)
         exported.append(_export_one(job, kind, target, images, labels))
         log(f"{exported[-1]}{exported[-1].report()}")
     return exported

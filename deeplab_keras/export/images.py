@@ -37,6 +37,11 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
     if isinstance(images, Sequence):
         return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+    if not hasattr(images, "load"):
+        raise UserError(
+            f"images of an export must be a folder, a list of arrays or a split of a dataset, not "
+            f"{type(images).__name__}; to limit their number, give `checked`"
+        )
     return read_pairs(images, limit)[0]
 
 

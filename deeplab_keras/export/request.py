@@ -151,7 +151,7 @@ def check_images(
         size = size or (ANY_SIZE_CHECK if None in built else built)
         return synthetic_images(size, checkpoint.config.input_channels), []
     labels: list[np.ndarray] = []
-    if isinstance(images, str | os.PathLike | Sequence):
+    if isinstance(images, str | os.PathLike | Sequence) or not hasattr(images, "load"):
         found = read_images(images, limit)
     else:
         found, labels = read_pairs(images, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -12,11 +13,11 @@ import subprocess
 import tarfile
 import tempfile
 
-from absl import logging
-
 from deeplab_keras.config import UserError
 from deeplab_keras.inference.exported import packed_files
 from deeplab_keras.io.foreign import reading
+
+logger = logging.getLogger(__name__)
 
 # npm package -> the files of it that the page needs. npm verifies the checksum of a download.
 RUNTIME = {
@@ -132,7 +133,7 @@ def _copy_runtime(target: pathlib.Path, modules: pathlib.Path | None) -> None:
 
 def _packed(package: str, folder: pathlib.Path) -> pathlib.Path:
     """Downloads a package from the npm registry, and returns its unpacked folder."""
-    logging.info("downloading %s from the npm registry", package)
+    logger.info("downloading %s from the npm registry", package)
     place = folder / package.replace("/", "-")
     place.mkdir()
     try:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 
-from absl import logging
-
 from deeplab_keras.config import UserError
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = (
     '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", '
@@ -138,7 +139,7 @@ class Cluster:
                         "can be reached from this machine, or increase `worker_timeout`"
                     )
                 if not logged:
-                    logging.info(
+                    logger.info(
                         "worker %d of %d: waiting for %s",
                         self.index,
                         len(self.hosts),

@@ -434,9 +434,9 @@ def make_schedule(
     number(decay_factor, float, "decay_factor", above=0)
     for name, steps in (("warmup_steps", warmup_steps), ("slow_start_steps", slow_start_steps)):
         number(steps, int, name, low=0)
-    for name, steps in (("decay_steps", decay_steps), ("decay_every", decay_every)):
-        if steps is not None:
-            number(steps, int, name, low=1)
+    number(decay_every, int, "decay_every", low=1)
+    if decay_steps is not None:
+        number(decay_steps, int, "decay_steps", low=1)
     if warmup_steps and slow_start_steps:
         raise UserError(
             f"warmup_steps={warmup_steps} and slow_start_steps={slow_start_steps} cannot be "

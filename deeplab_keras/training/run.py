@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
@@ -11,7 +12,6 @@ from types import FrameType, MappingProxyType
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints.workdir import Workdir
@@ -21,6 +21,8 @@ from deeplab_keras.evaluation.classes import check_classes
 from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequested(Exception):
@@ -243,7 +245,7 @@ class Run:
         try:
             folder.read_weights(self.workdir.path / folder.BEST)
         except UserError as error:
-            logging.warning("%s; the model of the next evaluation will replace it", error)
+            logger.warning("%s; the model of the next evaluation will replace it", error)
             self.best_miou = -1.0
 
     def _assign(

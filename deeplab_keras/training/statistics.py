@@ -6,18 +6,20 @@ depend on them, so a run takes the same steps as the reference implementations.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.layers import BatchNormalization, warm_up
 from deeplab_keras.models.segmentor import build_segmentor
+
+logger = logging.getLogger(__name__)
 
 LARGE_MOMENTUM = 0.99  # smaller momentums do not cause a warning
 MAX_INITIAL_SHARE = 0.05  # share of the initial statistics at the end of a run without a warning
@@ -68,7 +70,7 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
         if new and layer.name not in updated
     ]
     if frozen:
-        logging.warning(
+        logger.warning(
             "%d batch norm layers are not initialized from the checkpoint and keep mean 0 and "
             "variance 1 (%s, ...); use `fine_tune_batch_norm=False` and `freeze_backbone` only "
             "for layers whose statistics come from the initial checkpoint",
@@ -87,7 +89,7 @@ def warn_of_lag(model: keras.Model, fresh: np.ndarray, steps: int) -> None:
         shares = " and ".join(
             f"{share:.0%} at momentum {momentum:g}" for momentum, share in kept.items()
         )
-        logging.warning(
+        logger.warning(
             "after %d steps, the statistics of batch norm will still contain a share of the "
             "initial checkpoint's statistics (%s), so validation scores will lag behind training; "
             "set `backbone_bn_momentum=0.9` and `head_bn_momentum=0.9`, or "

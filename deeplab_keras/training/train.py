@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import (
@@ -51,6 +51,8 @@ from deeplab_keras.training.run import Run, stop_on_sigterm
 from deeplab_keras.training.step import TrainedModel, sum_over_replicas
 from deeplab_keras.training.steps import Steps
 from deeplab_keras.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 MULTI_WORKER = "multi_worker"
 # Options that may differ between workers: paths, and options that only the chief uses.
@@ -187,7 +189,7 @@ def _train(
         if cluster is not None and not cluster.is_chief:
             return None
         if run.last_report is None or run.stop_requested:
-            logging.info(
+            logger.info(
                 "stopped by SIGTERM at step %d of %d; the run is saved, and the same command "
                 "resumes it",
                 run.step,
@@ -209,7 +211,7 @@ def _join_cluster(*configs: Config) -> Cluster:
         training.worker_timeout,
         hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest(),
     )
-    logging.info(
+    logger.info(
         "worker %d of %d%s",
         cluster.index,
         len(cluster.hosts),
@@ -240,7 +242,7 @@ def _workdir(
                 else f"interrupted; the latest checkpoint is of step {step}, and the same command "
                 "resumes from there"
             )
-            logging.info("%s: %s", workdir.path, saved)
+            logger.info("%s: %s", workdir.path, saved)
             raise
 
 
@@ -281,7 +283,7 @@ def _announce(
         if training.tf_initial_checkpoint
         else "from random weights"
     )
-    logging.info(
+    logger.info(
         "model: %s%s on %s, output stride %d, %d classes, %s",
         f"{model.name}: " if model.name else "",
         model.head,
@@ -291,7 +293,7 @@ def _announce(
         start,
     )
     epochs = total_steps * data.train_batch_size / images[0]
-    logging.info(
+    logger.info(
         "data: %s, %d training images (%s), %d validation images (%s); %d steps of %d images: "
         "%.3g epochs",
         info.name,
@@ -304,7 +306,7 @@ def _announce(
         epochs,
     )
     step = workdir.newest_step()
-    logging.info(
+    logger.info(
         "run: %s, %s", workdir.path, "new" if step is None else f"resuming from step {step}"
     )
 

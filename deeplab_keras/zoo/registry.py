@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import pathlib
 
 import keras
-from absl import logging
 
 from deeplab_keras.checkpoints import download
 from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
@@ -23,6 +23,8 @@ from deeplab_keras.convert.pth import import_torch
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models import segmentor
 from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU, RELEASES
+
+logger = logging.getLogger(__name__)
 
 _LRASPP = ModelConfig(
     head="lraspp",
@@ -270,6 +272,6 @@ def _download_and_convert(name: str, folder: pathlib.Path) -> None:
             raise UserError(f"{error.text}; delete it to download it again from {url}") from error
         path.unlink()  # the server may have sent something else, such as a login page
         raise UserError(f"{error.text}; the download from {url} was deleted") from error
-    logging.info("%s: %s", path, proof)
+    logger.info("%s: %s", path, proof)
     save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
     download.record(path)  # the proof has shown that the file is correct

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from deeplab_keras.config import UserError, unknown_option
@@ -50,6 +50,8 @@ from deeplab_keras.data.info import (
 )
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing, write_text
+
+logger = logging.getLogger(__name__)
 
 RECORD = ".convert_masks.json"  # in the output folder: how its masks were converted
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
@@ -165,7 +167,7 @@ def _rgb(classes: Classes | None, offset: int, gather: Gather, gray: bool = Fals
             and len(levels - {0, 128, 255}) > 1
             and levels <= luminances([*pascal_palette(21), VOC_CONTOUR]) | {255}
         ):
-            logging.warning(
+            logger.warning(
                 "`input`: these gray levels are the luminances of PASCAL VOC's colors, and two "
                 "classes share one of them; convert the original masks with `from='palette'` or "
                 "`from='rgb'` `classes='voc2012'`"
@@ -198,7 +200,7 @@ def _binary(classes: Classes | None, offset: int, gather: Gather) -> Plan:
                 return (levels > 0).astype(np.uint8)
             strays.append(path)
             if len(strays) == 1:
-                logging.warning(
+                logger.warning(
                     "%s: it holds 0 and a few pixels of %d, which are treated as stray values "
                     "because other masks hold %d; more such masks are not listed",
                     path,
@@ -248,7 +250,7 @@ def _labelme(classes: Classes | None, offset: int, gather: Gather) -> Plan:
         classes = Classes((BACKGROUND, *labels), pascal_palette(len(labels) + 1))
     ids = {name: label for label, name in enumerate(classes.names)}
     if lines := sum(gather(lines_in)):
-        logging.warning("%d lines and points are skipped: they have no area", lines)
+        logger.warning("%d lines and points are skipped: they have no area", lines)
     return Plan(lambda path: draw_labelme(path, ids), classes, ids)
 
 

@@ -21,7 +21,7 @@ _NUMBERS_FIRST = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;:]+([^\d\s,;:].*
 _CVAT = re.compile(r"([^:]+):(?:(\d+),(\d+),(\d+))?:[^:]*:[^:]*")  # name:color_rgb:parts:actions
 _A_FOURTH = re.compile(r"[,;:]\s*\d+$")  # a fourth number, before the three of a color
 # Text that was probably meant as a color.
-_COLOR = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+|#[0-9a-fA-F]{3,8}\b|\brgba?\(")
+_COLOR = re.compile(r"\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+|[\s,;:]#|#[0-9a-fA-F]{3,8}\b|\brgba?\(")
 _NUMBERED = re.compile(r"(\d+)\s*[:=.)\t]\s*(\S.*)|(\d+)\s+(\S.*)")
 _HEADINGS = {
     "name": (

@@ -12,11 +12,11 @@ A mask holds one class id per pixel, or the colors listed in `classes.txt`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from absl import logging
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.datasets.classes_file import CLASSES_FILES, Classes, read_classes
@@ -52,6 +52,8 @@ from deeplab_keras.data.info import (
     pascal_palette,
     require_ignored_apart,
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -181,7 +183,7 @@ def find_parallel(root: Tree, split: str) -> Found:
     labels = {name: mask_of(masks, name, label_folder) for name in images}
     _require_masks_of_their_own(root, images, labels)
     if unused := set(masks.values()) - set(labels.values()):
-        logging.warning(
+        logger.warning(
             "%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused)
         )
     expected = f"each image in {root.on_disk(image_folder)} needs a mask of the same name"
@@ -226,7 +228,7 @@ def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[
         try:
             labels |= dict.fromkeys(find_split(root, split).labels)
         except UserError as error:
-            logging.info(
+            logger.info(
                 "the classes are inferred without the masks of the split %s: %s", split, error
             )
     return list(labels)
@@ -247,7 +249,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         UserError: A mask cannot be read, or there is only one class.
     """
     where = root.on_disk()
-    logging.info(
+    logger.info(
         "%s has no %s: reading %d masks to infer the classes",
         where,
         CLASSES_FILES[0],
@@ -279,7 +281,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
             else f"; if they are ids, list the classes in {CLASSES_FILES[0]}"
         )
         raise UserError(f"{where}: the masks hold {listed}; {hint}{if_ids}")
-    logging.info(
+    logger.info(
         "%s: %d classes, class_0 to class_%d; list their names in %s, one per line",
         where,
         count,
@@ -287,7 +289,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
         CLASSES_FILES[0],
     )
     if unused:
-        logging.warning(
+        logger.warning(
             "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, "
             "otherwise list the classes in %s",
             where,
@@ -306,7 +308,7 @@ def infer_colors(root: Tree, config: DataConfig, labels: Sequence[str]) -> Class
         UserError: A mask cannot be read, or there are too many colors or only one.
     """
     where = root.on_disk()
-    logging.info(
+    logger.info(
         "%s has no %s: reading %d masks to infer the classes from their colors",
         where,
         CLASSES_FILES[0],
@@ -320,7 +322,7 @@ def infer_colors(root: Tree, config: DataConfig, labels: Sequence[str]) -> Class
             f"{where}: the masks have {count}, and without {CLASSES_FILES[0]} each is a class; "
             f"create {CLASSES_FILES[0]} with one line 'name #rrggbb' per class"
         )
-    logging.info(
+    logger.info(
         "%s: %d colors, one class each; list their names in %s",
         where,
         len(found),

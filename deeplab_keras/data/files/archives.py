@@ -9,6 +9,7 @@ path leads out of the archive is refused as a whole.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import struct
@@ -17,10 +18,10 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable
 
-from absl import logging
-
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.record_file import PATTERN, RecordFile
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".zip", ".tar")
 COMPRESSED_TAR = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2", ".txz")
@@ -60,7 +61,7 @@ class Archive:
                 "truncated"
             ) from error
         if self._links:
-            logging.warning(
+            logger.warning(
                 "%s: %d symbolic links in it are not followed, such as %s; extract the archive if "
                 "they lead to images or masks",
                 path,

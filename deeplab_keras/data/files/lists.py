@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import logging
-
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.tree import Tree, decode_text, same_name
 from deeplab_keras.io.foreign import reading
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Image formats that are not supported; a folder that also holds such files is reported.
@@ -258,7 +259,7 @@ def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bo
     """Warns about images in a folder that are not read because of their suffixes."""
     there = root.files(folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=deep)
     if others := [name for name in there if not name.lower().endswith(endings)]:
-        logging.warning(
+        logger.warning(
             "%s: %d images are skipped, such as %s; only %s are read: convert the others, or "
             "move them away",
             root.on_disk(folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.files.archives import opened, split_member
@@ -33,6 +33,8 @@ from deeplab_keras.data.files.reading import (
 )
 from deeplab_keras.data.info import Color, DatasetInfo
 from deeplab_keras.data.source import Source
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "DECODE_ERRORS",
@@ -323,7 +325,7 @@ def check_headers(image: str, label: str, in_colors: bool = False) -> Look:
 def _say_turns(pairs: Pairs, looks: Mapping[int, Look]) -> None:
     for turn, count in Counter(look.turn for look in looks.values() if look.turn).items():
         first = next(pairs.images[i] for i, look in looks.items() if look.turn == turn)
-        logging.warning("%s: %s%s", first, turn, and_more(count))
+        logger.warning("%s: %s%s", first, turn, and_more(count))
 
 
 def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int]) -> dict[int, R]:
@@ -338,7 +340,7 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         if error is None:
             passed[index] = result  # type: ignore[assignment]
         elif config.skip_broken_files and isinstance(error, BrokenFileError):
-            logging.warning("skipped: %s", error)
+            logger.warning("skipped: %s", error)
             skipped += 1
         else:
             errors.append(error)
@@ -346,7 +348,7 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         alike = sum(type(error) is type(errors[0]) for error in errors)
         raise type(errors[0])(f"{errors[0].text}{and_more(alike)}")
     if skipped:
-        logging.warning(
+        logger.warning(
             "%d of %d pairs of image and mask are skipped; see above", skipped, len(indices)
         )
     if not passed:

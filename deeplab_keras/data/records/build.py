@@ -13,6 +13,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -25,7 +26,6 @@ from typing import Any
 import filelock
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from PIL import Image
 
 from deeplab_keras.config import UserError
@@ -53,6 +53,8 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing, write_text
 from deeplab_keras.version import __version__
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 << 20
 FEWEST_SHARDS = 4  # as the official tools write
@@ -192,7 +194,7 @@ class _Build:
                 "for it, or stop it and run this command again to resume"
             ) from error
         except OSError as error:
-            logging.info(
+            logger.info(
                 "%s: cannot be locked (%s); do not build the split in two processes at once",
                 self.folder,
                 error.strerror,

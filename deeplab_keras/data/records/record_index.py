@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 import math
 import os
 import zipfile
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.pairs import Look, and_more, in_threads
@@ -25,6 +25,8 @@ from deeplab_keras.data.files.record_file import FOOTER, HEADER, feature, parse,
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing
+
+logger = logging.getLogger(__name__)
 
 LARGEST_INDEX = 64 << 20  # arrays may have this many bytes plus four times the size of the file
 
@@ -87,7 +89,7 @@ class RecordIndex:
                 index = cls(**values)
                 index.check()
         except UserError as error:
-            logging.warning("%s", error)
+            logger.warning("%s", error)
             return None
         now = tuple(file.name for file in files), tuple(os.path.getsize(file) for file in files)
         return index if (index.files, index.file_bytes) == now else None

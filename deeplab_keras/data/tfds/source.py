@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.datasets.cityscapes import CITYSCAPES, LABEL_MAP
@@ -23,6 +23,8 @@ from deeplab_keras.data.files.record_file import member_path
 from deeplab_keras.data.info import DatasetInfo, info_for_classes, require_ignored_apart
 from deeplab_keras.data.records.record_index import RecordIndex, keep, make_index, stem
 from deeplab_keras.data.records.tfrecords import RecordSource, source_of
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
 IMAGE_KEYS = ("image", "image_left")
@@ -99,7 +101,7 @@ def _prepared(config: DataConfig) -> Any:
         ) from error
     if builder.is_prepared():
         return builder
-    logging.info("%s is not prepared in %s yet; preparing it there", name, builder.data_path)
+    logger.info("%s is not prepared in %s yet; preparing it there", name, builder.data_path)
     try:
         builder.download_and_prepare()
     except Exception as error:  # the dataset's own code can raise anything
@@ -232,7 +234,7 @@ def _classes(config: DataConfig, builder: Any, parts: _Parts) -> Classes:
 def _infer_classes(config: DataConfig, name: str, files: list[Path], parts: _Parts) -> DatasetInfo:
     paths = parts.masks()
     parts.files = files
-    logging.info(
+    logger.info(
         "%s does not list its classes: reading %d masks to infer them",
         config.dataset,
         len(paths),
