@@ -38,11 +38,11 @@ ROOMS = (
     "data.pipeline",
     "data",
     "visualization",
-    "inference",
-    "evaluation",
     "checkpoints",
     "convert",
     "zoo",
+    "inference",
+    "evaluation",
     "export",
     "prediction",
     "training",
@@ -53,7 +53,8 @@ ROOMS = (
 
 # Third-party package -> the rooms that may import it.
 CONFINED = {
-    "tensorflow": "data training evaluation inference export benchmarks checkpoints convert models",
+    "tensorflow": "data training evaluation inference export benchmarks checkpoints convert models "
+    "io.tflite_file",
     "tensorflow_datasets": "data.tfds",
     "keras_cv": "data.augment",
     "matplotlib": "visualization",

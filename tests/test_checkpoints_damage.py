@@ -19,7 +19,7 @@ from deeplab_keras.config import ModelConfig
 from deeplab_keras.convert import keras_applications, official_files
 from deeplab_keras.convert.official_files import read_source
 from deeplab_keras.convert.pth import read_pth
-from deeplab_keras.inference.tflite_file import check_tflite
+from deeplab_keras.io.tflite_file import check_tflite
 
 STATE = {"layer.weight": noise(16, 8, seed=1), "layer.bn.running_var": noise(16, seed=2) + 1}
 

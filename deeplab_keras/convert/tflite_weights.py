@@ -22,7 +22,7 @@ from deeplab_keras.convert.graphs import (
     is_global_pooling,
 )
 from deeplab_keras.convert.identify import identify
-from deeplab_keras.inference.tflite_file import check_tflite
+from deeplab_keras.io.tflite_file import check_tflite
 from deeplab_keras.io.foreign import reading
 
 try:

@@ -114,8 +114,8 @@ def as_image(image: Any, channels: int = 3) -> np.ndarray:
     mode to RGB.
 
     Args:
-        image: An array `[height, width]` or `[height, width, 1, 3 or 4]` of integers or floats in
-            0..255, or a PIL image.
+        image: An array `[height, width]` or `[height, width, channels]` of integers or floats in
+            0..255, with 1 channel (gray), 3 (RGB) or 4 (RGBA), or a PIL image.
         channels: The number of input channels of the network.
 
     Raises:
@@ -139,7 +139,8 @@ def as_batch(images: Any, channels: int = 3) -> np.ndarray:
     """Returns a batch of images as network input, checked and converted as in `as_image`.
 
     Args:
-        images: An array `[batch, height, width, 1, 3 or 4]` of integers or floats in 0..255.
+        images: An array `[batch, height, width, channels]` of integers or floats in 0..255, with
+            the channels of `as_image`.
         channels: The number of input channels of the network.
 
     Returns:

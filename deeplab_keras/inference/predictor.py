@@ -158,8 +158,8 @@ class Predictor:
         """Returns the label map of an image.
 
         Args:
-            image: An array `[height, width]` or `[height, width, 1, 3 or 4]` of integers or floats
-                in 0..255, gray, RGB or RGBA, or a PIL image.
+            image: An array `[height, width]` or `[height, width, channels]` of integers or floats
+                in 0..255, with 1 channel (gray), 3 (RGB) or 4 (RGBA), or a PIL image.
 
         Returns:
             `[height, width]`, uint8, or int32 for more than 256 classes.
