@@ -22,8 +22,8 @@ from deeplab_keras.convert.graphs import (
     is_global_pooling,
 )
 from deeplab_keras.convert.identify import identify
-from deeplab_keras.io.tflite_file import check_tflite
 from deeplab_keras.io.foreign import reading
+from deeplab_keras.io.tflite_file import check_tflite
 
 try:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType

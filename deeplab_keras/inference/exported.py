@@ -21,9 +21,9 @@ import tensorflow as tf
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
-from deeplab_keras.io.tflite_file import check_tflite
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
+from deeplab_keras.io.tflite_file import check_tflite
 
 AGAIN = "export it again"
 EXTRAS = "assets.extra"  # the folder of a SavedModel with the two text files
