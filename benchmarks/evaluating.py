@@ -13,13 +13,13 @@ import tensorflow as tf
 from benchmarks.records import Measurement
 from benchmarks.rounds import Spread
 from benchmarks.workers import Recipe, peak_memory, running
-from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.evaluation.loop import batches, evaluate
 from deeplab_keras.evaluation.metrics import count_pixels
 from deeplab_keras.inference import Network, resized_size
 from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.zoo.loading import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class EvaluationContender:
         if isinstance(model, ModelConfig):
             built = build_segmentor(model.replace(num_classes=info.num_classes))
         else:
-            built = load_checkpoint(model).model
+            built = open_checkpoint(model).model
         self.network = Network(built)
         self.name, self.split = (
             (model.name if isinstance(model, ModelConfig) else "") or built.name,

@@ -23,6 +23,7 @@ TITLES = {
     "ade20k": "ADE20k",
     "cityscapes": "Cityscapes",
     "official": "Official DeepLab",
+    "": "torchvision",  # no recipes
 }
 COLUMNS = (
     "model",
@@ -32,6 +33,7 @@ COLUMNS = (
     "mIoU reported",
     "mIoU measured",
     "recipe",
+    "released",
 )
 
 
@@ -80,26 +82,37 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
             f"## {title}",
             "",
             f"| {' | '.join(COLUMNS)} |",
-            "|---|" + "--:|" * (len(COLUMNS) - 2) + "---|",
+            "|---|" + "--:|" * (len(COLUMNS) - 3) + "---|---|",
         ]
         for name in zoo.list_models():
-            path = CONFIGS / folder / f"{name}.flags"
-            if path.exists():
-                reported = zoo.reported(name)
+            recipe = next(CONFIGS.glob(f"*/{name}.flags"), None)
+            if (recipe.parent.name if recipe else "") != folder:
+                continue
+            reported, measured = zoo.reported(name), None
+            if recipe:
                 measured = re.search(
-                    r"^# mIoU measured: +(\d+\.\d+)", path.read_text(), re.MULTILINE
+                    r"^# mIoU measured: +(\d+\.\d+)", recipe.read_text(), re.MULTILINE
                 )
-                cells = (
-                    f"`{name}`",
-                    *count(name),
-                    f"{reported:.2f}" if reported else "",
-                    measured[1] if measured else "",
-                )
-                lines.append(
-                    f"| {' | '.join(cells)} | [{folder}](../configs/{folder}/{name}.flags) |"
-                )
+            cells = (
+                f"`{name}`",
+                *count(name),
+                f"{reported:.2f}" if reported else "",
+                measured[1] if measured else "",
+                f"[{folder}](../configs/{folder}/{name}.flags)" if recipe else "",
+                links(name),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def links(name: str) -> str:
+    """Returns the links to the released weights of a model, their config and their log."""
+    from deeplab_keras.zoo.downloads import download_of
+
+    found = download_of(name)
+    addresses = {"weights": found.urls[0], "config": found.config, "log": found.log}
+    return ", ".join(f"[{text}]({url})" for text, url in addresses.items() if url)
 
 
 def replace_tables(page: str, new: str) -> str:

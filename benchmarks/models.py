@@ -24,6 +24,7 @@ from deeplab_keras.export.graph import rebuilt
 from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor, check_input_size
+from deeplab_keras.zoo.loading import open_checkpoint
 
 KINDS = ("keras", *export.FORMATS)
 ONE_IMAGE = (
@@ -211,7 +212,7 @@ def measure_model(
 def _checkpoint(model: ModelConfig | str, folder: pathlib.Path) -> LoadedCheckpoint:
     """Returns the given checkpoint, or creates one with random weights in `folder`."""
     if not isinstance(model, ModelConfig):
-        return load_checkpoint(model)
+        return open_checkpoint(model)
     save_checkpoint(folder, build_segmentor(model), model, dataset_info(model))
     return load_checkpoint(folder)
 

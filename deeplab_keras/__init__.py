@@ -37,19 +37,20 @@ if TYPE_CHECKING:
     from deeplab_keras.prediction import predict
     from deeplab_keras.training import losses, optimizers
     from deeplab_keras.training.train import train
-    from deeplab_keras.zoo.registry import build_segmentor, get_config, list_models, load_model
+    from deeplab_keras.zoo.loading import build_segmentor, load_model
+    from deeplab_keras.zoo.registry import get_config, list_models
 
 # Name -> the module that has it, imported when the name is first used: Keras and TensorFlow take
 # seconds to import.
 _LAZY = {
     "Predictor": "inference",
     "Report": "evaluation.report",
-    "build_segmentor": "zoo.registry",
+    "build_segmentor": "zoo.loading",
     "evaluate": "evaluation.loop",
     "export_model": "export",
     "get_config": "zoo.registry",
     "list_models": "zoo.registry",
-    "load_model": "zoo.registry",
+    "load_model": "zoo.loading",
     "open_dataset": "data.registry",
     "predict": "prediction",
     "save_checkpoint": "checkpoints.folder",

@@ -1,87 +1,31 @@
-"""Downloads from a local server: complete, resumed, changed, refused; models of the zoo."""
+"""Downloads from a local server: complete, resumed, changed, refused."""
 
 from __future__ import annotations
 
 import hashlib
 import http.server
-import re
 import socket
-import tarfile
 import threading
 import time
 
 import numpy as np
 import pytest
 from contracts import as_command_line, holding, noise, raises_line
-from official_golden import SMALL, drawn_tensors
-from test_convert_official import save_checkpoint
+from file_server import Handler, running
 
 from deeplab_keras.checkpoints import download
 from deeplab_keras.checkpoints.download import cache_folder, fetch, record
-from deeplab_keras.checkpoints.folder import named_weights
 from deeplab_keras.config import UserError
-from deeplab_keras.models.segmentor import build_segmentor
-from deeplab_keras.zoo import official as zoo_official
-from deeplab_keras.zoo import registry as zoo
 
 CONTENT = noise(700_000, seed=3).astype(np.uint8).tobytes()
 CHECKSUM = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves one file, with the faults that a test sets."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/models/"
-        self.content, self.etag, self.status = CONTENT, '"one"', 200
-        self.ranges, self.length = True, True  # whether it supports Range and sends the length
-        self.partial: dict[str, str] = {}  # wrong headers of a 206 response
-        # Number of bytes of the body after which each connection ends.
-        self.cuts: list[int] = []
-        self.asked: list[str | None] = []  # the Range headers received
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append(asked)
-        if server.status != 200:
-            self.send_error(server.status)
-            return
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
-        if asked and self.headers.get("If-Range") != server.etag:
-            start = 0
-        if start > len(server.content) or (start and start == len(server.content)):
-            self.send_error(416)
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        headers = {"ETag": server.etag, "Content-Length": str(len(body)) if server.length else ""}
-        if start:
-            headers["Content-Range"] = (
-                f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
-            )
-            headers |= server.partial
-        for name, value in headers.items():
-            if value:
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Keeps the tests' stderr clean."""
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0)
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(CONTENT) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -307,121 +251,3 @@ def test_a_download_waits_for_another_process_until_that_ends(server, tmp_path):
         other.kill()
         thread.join(10)
     assert done == [tmp_path / "file.bin"] and server.asked == [None]
-
-
-# === Models of the zoo ===
-
-NAME = "deeplabv3_mnv2_dm05_pascal_trainaug"
-SMALL_CONFIG, SIZE = SMALL["mnv2_dm035_os32"]
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    """An archive of a small network, in the format of the official ones, and its weights."""
-    folder = tmp_path_factory.mktemp("release")
-    model = build_segmentor(SMALL_CONFIG, SIZE)
-    tensors = drawn_tensors(model, SMALL_CONFIG)
-    save_checkpoint(folder / NAME / "model.ckpt-30000", tensors)
-    with tarfile.open(folder / "release.tar.gz", "w:gz") as file:
-        file.add(folder / NAME, NAME)
-    return (folder / "release.tar.gz").read_bytes(), tensors
-
-
-@pytest.fixture
-def zoo_server(server, release, cache, monkeypatch):
-    """A stand-in for the official server, where one model has the small network."""
-    monkeypatch.setattr(zoo_official, "ADDRESS", server.url)
-    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME))
-    server.content = release[0]
-    return server
-
-
-def test_a_model_by_name_is_downloaded_once(zoo_server, release, cache):
-    model = zoo.load_model(NAME)
-    kernel = named_weights(model)["aspp0_conv/kernel"]
-    np.testing.assert_array_equal(kernel, release[1]["aspp0/weights"])
-    archive = cache / "downloads" / zoo_official.RELEASES[NAME].file
-    assert (
-        archive.read_bytes() == release[0] and (archive.parent / f"{archive.name}.sha256").exists()
-    )
-
-    archive.unlink()  # from now on, the converted folder is used
-    np.testing.assert_array_equal(
-        named_weights(zoo.load_model(NAME, (64, 64)))["aspp0_conv/kernel"], kernel
-    )
-    assert zoo_server.asked == [None]
-
-
-def test_a_folder_converted_by_another_version_is_converted_again(zoo_server, cache, monkeypatch):
-    zoo.load_model(NAME)
-    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, dropout_rate=0.4))
-    assert zoo.load_model(NAME) and zoo_server.asked == [None]
-    assert '"dropout_rate": 0.4' in (cache / "models" / NAME / "config.json").read_text()
-    (cache / "models" / NAME / "config.json").write_text('{"of": "the future"}')
-    assert zoo.load_model(NAME) and zoo_server.asked == [None]
-
-
-def test_an_archive_that_was_downloaded_manually(zoo_server, release, cache):
-    zoo_server.status = 404
-    with pytest.raises(UserError) as caught:
-        zoo.load_model(NAME)
-    file = zoo_official.RELEASES[NAME].file
-    assert f"{zoo_server.url}{file}" in as_command_line(caught.value) and str(
-        cache / "downloads"
-    ) in str(caught.value)
-    (cache / "downloads" / file).write_bytes(release[0])
-    assert zoo.load_model(NAME).name == NAME
-
-
-def test_a_download_that_is_not_a_release_is_deleted(zoo_server, cache):
-    zoo_server.content = b"<html>Please log in to this network</html>"
-    with raises_line("damaged or not a tar archive .*; the download from .* was deleted"):
-        zoo.load_model(NAME)
-    assert not list(cache.rglob("*.gz")) and not (cache / "models").exists()
-    path = cache / "downloads" / zoo_official.RELEASES[NAME].file
-    path.write_bytes(zoo_server.content)  # a manual download is reported and kept
-    with raises_line(f"{path}: damaged .*; delete it to download it again from"):
-        zoo.load_model(NAME)
-    assert path.exists()
-
-
-def test_a_release_with_the_weights_of_another_model(zoo_server, cache, monkeypatch):
-    monkeypatch.setitem(zoo.MODELS, NAME, SMALL_CONFIG.replace(name=NAME, depth_multiplier=0.5))
-    with raises_line("seems to need --depth_multiplier=0.35"):
-        zoo.load_model(NAME)
-    assert not (cache / "models").exists()
-
-
-def test_sssegmentation_files_are_downloaded_from_its_address(server, cache, monkeypatch):
-    monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
-    monkeypatch.setattr(zoo, "import_torch", lambda: None)
-    server.status = 404
-    with raises_line(f"{server.url}fcn_mobilenetv2os8_voc.pth: cannot be downloaded"):
-        zoo.load_model("fcn_mobilenetv2os8_voc")
-
-
-def test_without_torch_nothing_is_downloaded(server, cache, monkeypatch):
-    monkeypatch.setattr(zoo, "SSSEGMENTATION_ADDRESS", server.url)
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with raises_line(r"deeplab-keras\[convert\]"):
-        zoo.load_model("fcn_mobilenetv2os8_voc")
-    assert server.asked == []
-
-
-def test_a_misspelled_name_and_a_missing_folder(cache):
-    with raises_line(f"did you mean '{NAME}'"):
-        zoo.load_model(NAME[:-1])
-    with raises_line("runs/nothing: no such folder"):
-        zoo.load_model("runs/nothing")
-    with raises_line(
-        "^PSPNet: no such folder; models with this in their name: pspnet_mobilenetv2os8_voc, psp",
-    ):
-        zoo.load_model("PSPNet")
-
-
-def test_every_official_model_has_an_address():
-    for name in zoo.list_models():
-        url, checksum, source = zoo.address(name)
-        assert url.startswith("https://") and source in ("official_deeplab", "sssegmentation")
-        assert re.fullmatch(r"(sha384:[0-9a-f]{96}|)", checksum)
-    assert zoo.address("deeplabv3_mnv2_pascal_train_aug")[1]

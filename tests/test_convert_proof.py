@@ -17,7 +17,7 @@ import official_graphs
 import pytest
 import tensorflow as tf
 from contracts import SHARED, as_command_line, raises_line, script
-from official_golden import drawn_tensors
+from official_golden import LRASPP, drawn_tensors
 from tensorflow.lite.python import schema_py_generated as schema
 
 from deeplab_keras.checkpoints.folder import named_weights
@@ -36,17 +36,10 @@ CONFIGS = {
     ),
     "v3": official_config(
         "mobilenet_v3_small_seg",
-        num_classes=5,
-        image_pooling_crop_size=(33, 65),
-        image_pooling_stride=(1, 2),
-        aspp_convs_filters=16,
-        aspp_with_concat_projection=False,
-        aspp_with_squeeze_and_excitation=True,
-        decoder_use_sum_merge=True,
-        decoder_filters=5,
-        decoder_output_is_logits=True,
-        image_se_uses_qsigmoid=True,
-        decoder_output_stride=(8,),
+        **LRASPP
+        | dict(
+            image_pooling_crop_size=(33, 65), image_pooling_stride=(1, 2), aspp_convs_filters=16
+        ),
     ),
 }
 FLAGS: dict[str, dict[str, Any]] = {"v2": {"rates": (2, 3)}, "v3": {"pool": ((3, 5), (1, 2))}}

@@ -12,7 +12,7 @@ from benchmarks import model_zoo
 from deeplab_keras.zoo import registry as zoo
 
 PAGE = (ROOT / "docs" / "model_zoo.md").read_text()
-ROW = r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d.]+|-) \| (.*?) \| (.*?) \| \["
+ROW = r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d.]+|-) \| (.*?) \| (.*?) \| (?:\[|\|)"
 ROWS = {row[0]: row for row in re.findall(ROW, PAGE, re.MULTILINE)}
 COUNTS = {name: row[1:4] for name, row in ROWS.items()}
 

@@ -18,6 +18,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import filelock
@@ -34,6 +35,7 @@ PAUSE = 1.0  # seconds before the next attempt
 LARGEST = 4_000_000_000  # bytes per download; releases have up to 0.5 GB
 # A download with fewer than SLOWEST bytes per second for STALLED seconds makes no progress.
 SLOWEST, STALLED = 1000, 60
+ABSENT = (http.HTTPStatus.FORBIDDEN, http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE)
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
@@ -49,21 +51,58 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get(VARIABLE) or "~/.cache/deeplab_keras").expanduser()
 
 
-def fetch(url: str, folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
+class NotDownloaded(UserError):
+    """No file could be downloaded from an address.
+
+    Attributes:
+        reason: Why.
+        absent: Whether the server answered that it has no such file.
+    """
+
+    reason = ""
+    absent = False
+
+
+def fetch(urls: str | Sequence[str], folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
     """Returns the path of a file in the cache, after downloading it if necessary.
 
     Args:
-        url: An http or https address.
-        folder: The folder of the file, which has the last part of the address as its name.
-        checksum: The expected checksum, as "sha256:..." or "sha384:...". If empty, a file that is
-            already in the folder is compared with the checksum that `record` wrote, if there is
-            one.
+        urls: An http or https address, or several addresses of equivalent files. The next one is
+            tried if a server does not have the file.
+        folder: The folder of the file, which has the last part of its address as its name. A file
+            that is already there under any of the names is used.
+        checksum: The expected checksum, as "sha256:..." or "sha384:...", possibly shortened. If
+            empty, a file that is already in the folder is compared with the checksum that `record`
+            wrote, if there is one.
 
     Raises:
         UserError: If the file cannot be downloaded, or if its checksum differs. The message says
             what to download manually and where to put it.
     """
-    path = folder / url.rpartition("/")[2]
+    urls = (urls,) if isinstance(urls, str) else tuple(urls)
+    present = [url for url in urls if (folder / _file_name(url)).exists()]
+    reasons = []
+    for url in present[:1] or urls:
+        try:
+            return _fetch(url, folder, checksum)
+        except NotDownloaded as error:
+            if len(urls) == 1:
+                raise
+            reasons.append(error.reason)
+            if not error.absent:
+                break
+    raise UserError(
+        f"{' or '.join(urls)}: cannot be downloaded ({'; '.join(dict.fromkeys(reasons))}); "
+        f"download one of them manually, if necessary on another machine, and put it into {folder}"
+    )
+
+
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _fetch(url: str, folder: pathlib.Path, checksum: str) -> pathlib.Path:
+    path = folder / _file_name(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(path):
@@ -112,6 +151,7 @@ def record(path: pathlib.Path) -> None:
 def _download(url: str, path: pathlib.Path) -> pathlib.Path:
     """Completes FILE.part, with several connections if necessary."""
     part = path.with_name(f"{path.name}.part")
+    absent = False
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:
@@ -129,14 +169,17 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
             ) from error
         except NETWORK_ERRORS as error:
             reason = _reason(error)
+            absent = isinstance(error, urllib.error.HTTPError) and error.code in ABSENT
         if _size(part) <= before or attempt == ATTEMPTS - 1:
             break
         time.sleep(PAUSE)
     resume = "run the same command again to resume, or " if _size(part) else ""
-    raise UserError(
+    refused = NotDownloaded(
         f"{url}: cannot be downloaded ({reason}); {resume}download it manually, if necessary on "
         f"another machine, and put it into {path.parent}"
     )
+    refused.reason, refused.absent = reason, absent
+    raise refused
 
 
 def _receive(url: str, part: pathlib.Path) -> int | None:
@@ -282,7 +325,7 @@ def _check(path: pathlib.Path, checksum: str, message: str) -> None:
     if not expected:
         return
     found = _digest(path, algorithm)
-    if found != expected.lower():
+    if not found.startswith(expected.lower()):
         if path.name.endswith(".part"):
             path.unlink()
             _note_of(path).unlink(missing_ok=True)

@@ -36,6 +36,9 @@ IGNORED_FIELDS = {
 }
 
 
+_BARE_BACKBONE = r"(conv\d|layer\d+)\."
+
+
 def convert(
     source: str,
     path: str,
@@ -92,6 +95,12 @@ def load_pth(
         UserError: See `convert`.
     """
     tensors = read_pth(path)
+    if any(re.match(_BARE_BACKBONE, name) for name in tensors):
+        # A backbone of OpenMMLab saved without its classifier.
+        tensors = {
+            f"backbone.{name}" if re.match(_BARE_BACKBONE, name) else name: value
+            for name, value in tensors.items()
+        }
     if any(name.startswith("features.") for name in tensors):
         rules = torchvision.imagenet_rules(config)
     elif any(re.match(r"backbone\.\d", name) for name in tensors):
@@ -100,7 +109,7 @@ def load_pth(
         rules = sssegmentation.imagenet_rules(config)
     else:
         rules = sssegmentation.rules(config)
-    if skip_mismatched_classifiers:
+    if skip_mismatched_classifiers and rules.group != "backbone":
         skip_layers = {*skip_layers, *mismatched_classifiers(model, tensors, rules)}
     return load_weights(model, tensors, rules, skip_layers=skip_layers, origin=str(path))
 

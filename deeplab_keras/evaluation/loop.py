@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.metrics import Scores, count_pixels
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference import Network, Predictor, as_network
 from deeplab_keras.io.progress import Progress
 
 LOADER_THREADS = 4  # per device
@@ -25,7 +26,7 @@ Batch = tuple[list[int], np.ndarray, np.ndarray]
 
 
 def evaluate(
-    model: keras.Model | Network,
+    model: keras.Model | Network | str | os.PathLike[str],
     source: Source,
     config: EvalConfig = EvalConfig(),
     *,
@@ -40,7 +41,8 @@ def evaluate(
     """Evaluates a model on a dataset, at the labels' own size.
 
     Args:
-        model: A model, or a `Network` to evaluate it repeatedly without compiling it again.
+        model: A model, or a `Network` to evaluate it repeatedly without compiling it again, or what
+            `dk.Predictor` opens: the name of a model of the zoo, or a path.
         source: The images and labels, for example from `dk.open_dataset`.
         config: How to run the model. Default: the whole image, at a single scale.
         info: The classes. Default: those of the source.
@@ -74,7 +76,7 @@ def evaluate(
             f"{type(source).__name__}"
         )
     require_instance(config, EvalConfig, "config")
-    network = Network.of(model)
+    network = as_network(model)
     info = info or source.info
     count = len(source) if limit is None else min(limit, len(source))
     where = f"dataset {info.name!r}" + (f", split {split!r}" if split else "")

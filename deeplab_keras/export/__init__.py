@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, require_instance
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.check import FileAgreement, Runner, compare, milliseconds, runner
@@ -31,6 +31,7 @@ from deeplab_keras.io.writing import check_folder
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import require_tensorflow
 from deeplab_keras.version import __version__
+from deeplab_keras.zoo.loading import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +160,8 @@ def export_model(
     """Exports a model and checks each file against Keras before the file gets its name.
 
     Args:
-        checkpoint: A checkpoint folder, a workdir, or a loaded checkpoint. `config.checkpoint_dir`
-            is not used.
+        checkpoint: A checkpoint folder, a workdir, the name of a model of the zoo, or a loaded
+            checkpoint. `config.checkpoint_dir` is not used.
         export_path: The folder for the files, which get the names in FORMATS. For a single format
             also a file, `*.tflite` or `*.onnx`. Default: `config.export_path`.
         config: The formats, the input size and the limits of the check. Default: `ExportConfig()`.
@@ -267,7 +268,7 @@ def _prepared(
                 f"`checkpoint` must be a path or a loaded checkpoint, not "
                 f"{type(checkpoint).__name__}; save a model with dk.save_checkpoint first"
             )
-        checkpoint = load_checkpoint(checkpoint)
+        checkpoint = open_checkpoint(checkpoint)
     request.check_classes(checkpoint)
     if size is not None:
         request.check_size(checkpoint, size)

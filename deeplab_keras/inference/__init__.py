@@ -10,6 +10,7 @@ from deeplab_keras.inference.images import (
 )
 from deeplab_keras.inference.logits import predict_logits, resized_size
 from deeplab_keras.inference.network import Network
+from deeplab_keras.inference.opening import as_network, open_network
 from deeplab_keras.inference.predictor import Predictor
 from deeplab_keras.inference.tiles import predict_tiles
 from deeplab_keras.inference.windows import window_starts
@@ -21,9 +22,11 @@ __all__ = [
     "allow_pixels",
     "as_batch",
     "as_image",
+    "as_network",
     "is_exported",
     "open_exported",
     "open_image",
+    "open_network",
     "open_picture",
     "predict_logits",
     "predict_tiles",

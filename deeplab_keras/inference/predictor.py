@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Protocol
 
 import keras
@@ -11,10 +10,10 @@ import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, require_instance
 from deeplab_keras.inference import official
-from deeplab_keras.inference.exported import Path, open_exported
 from deeplab_keras.inference.images import as_batch, as_image, as_labels
 from deeplab_keras.inference.logits import mean_logits, predict_labels
 from deeplab_keras.inference.network import Network
+from deeplab_keras.inference.opening import Path, as_network
 
 
 class _Strategy(Protocol):
@@ -116,8 +115,9 @@ class Predictor:
     not affect the calls of other threads.
 
     Args:
-        model: A segmentation model, a `Network`, or the path of an exported model: a .tflite or
-            .onnx file, or the folder of a SavedModel.
+        model: A segmentation model, a `Network`, the name of a model of the zoo, or a path: a
+            checkpoint, a workdir, a .keras file, or an exported model, which is a .tflite or .onnx
+            file or the folder of a SavedModel.
         config: Whole image or sliding window, scales, flips, and the resize before the network.
             Default: the whole image, at a single scale.
 
@@ -126,8 +126,8 @@ class Predictor:
         config: The config.
 
     Raises:
-        UserError: If the model does not output one score per pixel and class, or the file is not an
-            exported model.
+        UserError: If the model does not output one score per pixel and class, or it cannot be
+            loaded.
 
     Example:
         >>> model = dk.load_model("runs/demo")
@@ -147,9 +147,7 @@ class Predictor:
         self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()
     ) -> None:
         require_instance(config, EvalConfig, "config")
-        self.network = (
-            open_exported(model) if isinstance(model, str | os.PathLike) else Network.of(model)
-        )
+        self.network = as_network(model)
         self.config = config
         self._strategy: _Strategy = _STRATEGIES[config.inference](self.network, config)
         self._dtype = np.uint8 if self.network.num_classes <= 256 else np.int32

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable
 
-from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import EvalConfig, PredictConfig, UserError, require_instance
-from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.inference import Network, Predictor, allow_pixels, is_exported, open_exported
+from deeplab_keras.inference import Predictor, allow_pixels, open_network
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import check_folder
 from deeplab_keras.prediction.images import ImageJob
@@ -95,27 +92,6 @@ def predict(
     summary = Summary(len(found), len(found) - len(inputs), failed, config.output, what)
     log(str(summary))
     return summary
-
-
-def open_network(path: str) -> tuple[Network, DatasetInfo]:
-    """Opens a checkpoint, a workdir or an exported model.
-
-    Returns:
-        The network and its classes.
-
-    Raises:
-        UserError: The path has no model, or the model is damaged.
-    """
-    if is_exported(path):
-        network = open_exported(path)
-        return network, network.info
-    exports = [file for file in sorted(pathlib.Path(path).glob("*")) if is_exported(file)]
-    if exports and not any(pathlib.Path(path).rglob("weights.npz")):
-        raise UserError(
-            f"{path}: contains exported models; give one of them: `checkpoint_dir={exports[0]}`"
-        )
-    checkpoint = load_checkpoint(path)
-    return Network(checkpoint.model), checkpoint.info
 
 
 def _images(

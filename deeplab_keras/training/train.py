@@ -51,6 +51,7 @@ from deeplab_keras.training.run import Run, stop_on_sigterm
 from deeplab_keras.training.step import TrainedModel, sum_over_replicas
 from deeplab_keras.training.steps import Steps
 from deeplab_keras.training.validation import Validation
+from deeplab_keras.zoo.loading import initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ def _start(run: Run, training: TrainConfig) -> None:
         initialize(
             run.model,
             run.config,
-            training.tf_initial_checkpoint,
+            initial_weights(training.tf_initial_checkpoint),
             skip_layers=skip_layers,
             info=run.info,
         )

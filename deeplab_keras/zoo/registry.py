@@ -1,30 +1,12 @@
-"""The model zoo: configs, reported scores and weights of released models by name."""
+"""The model zoo: configs and reported scores of released models by name."""
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
-import pathlib
+import fnmatch
+from collections.abc import Iterable
 
-import keras
-
-from deeplab_keras.checkpoints import download
-from deeplab_keras.checkpoints.folder import WEIGHTS, load_checkpoint, read_config, save_checkpoint
-from deeplab_keras.config import (
-    CONVENTIONS,
-    ModelConfig,
-    UserError,
-    unknown_name,
-)
-from deeplab_keras.convert.conversion import convert, dataset_info
-from deeplab_keras.convert.initial import initialize
-from deeplab_keras.convert.pth import import_torch
-from deeplab_keras.io.foreign import reading
-from deeplab_keras.models import segmentor
-from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU, RELEASES
-
-logger = logging.getLogger(__name__)
+from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
+from deeplab_keras.zoo.official import OFFICIAL, OFFICIAL_MIOU
 
 _LRASPP = ModelConfig(
     head="lraspp",
@@ -61,30 +43,81 @@ SSSEGMENTATION_MIOU: dict[str, tuple[float, float, float]] = {
     "lrasppnet_mobilenetv3los8": (67.90, 30.06, 69.98),
 }
 
+_TORCHVISION = ModelConfig(
+    backbone="mobilenet_v3_large",
+    output_stride=16,
+    dilation_placement="all",
+    backbone_bn_epsilon=1e-3,
+    backbone_bn_momentum=0.99,
+)
+# torchvision's segmentation models, trained on the images of COCO that have VOC's classes.
+TORCHVISION: dict[str, ModelConfig] = {
+    "lraspp_mobilenet_v3_large": _TORCHVISION.replace(
+        head="lraspp",
+        head_channels=128,
+        low_level_features=("block4",),
+        low_level_channels=(),
+        image_pooling_batch_norm=False,
+        dropout_rate=0.0,
+    ),
+    "deeplabv3_mobilenet_v3_large": _TORCHVISION.replace(
+        head="deeplab_v3",
+        head_channels=256,
+        aspp_projection_kernel=1,
+        aspp_output_convs=1,
+        auxiliary_head=True,
+        auxiliary_feature="block4",
+        auxiliary_channels=10,
+        dropout_rate=0.5,
+        dropout_placement="aspp",
+    ),
+}
+# mIoU in percent on COCO val2017 with VOC's classes, as torchvision reports it.
+TORCHVISION_MIOU = {"lraspp_mobilenet_v3_large": 57.9, "deeplabv3_mobilenet_v3_large": 60.3}
+
 MODELS: dict[str, ModelConfig] = {
     f"{system}_{dataset}": config.replace(name=f"{system}_{dataset}", num_classes=classes)
     for dataset, classes in CLASSES.items()
     for system, config in SSSEGMENTATION.items()
-} | {name: config.replace(name=name) for name, config in OFFICIAL.items()}
+} | {name: config.replace(name=name) for name, config in (OFFICIAL | TORCHVISION).items()}
 
-REPORTED_MIOU: dict[str, float] = {
-    f"{system}_{dataset}": miou
-    for system, row in SSSEGMENTATION_MIOU.items()
-    for dataset, miou in zip(CLASSES, row, strict=True)
-} | OFFICIAL_MIOU
+REPORTED_MIOU: dict[str, float] = (
+    {
+        f"{system}_{dataset}": miou
+        for system, row in SSSEGMENTATION_MIOU.items()
+        for dataset, miou in zip(CLASSES, row, strict=True)
+    }
+    | OFFICIAL_MIOU
+    | TORCHVISION_MIOU
+)
 
 
-def list_models() -> list[str]:
-    """Returns the names of all models of the zoo.
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Returns the names of models of the zoo.
+
+    Args:
+        pattern: A pattern with the wildcards `*`, `?` and `[...]`, or a part of the names.
+        pretrained: Whether to return only models whose authors released weights, so that
+            `load_model` can download them.
 
     Example:
-        >>> names = dk.list_models()
-        >>> len(names)
-        30
-        >>> names[0], names[-1]
-        ('fcn_mobilenetv2os8_voc', 'deeplabv3_mnv2_ade20k_train')
+        >>> len(dk.list_models())
+        32
+        >>> dk.list_models("*mobilenetv3*voc*", pretrained=True)
+        ['lrasppnet_mobilenetv3sos8_voc', 'lrasppnet_mobilenetv3los8_voc']
+        >>> dk.list_models("ade20k")[-1]
+        'deeplabv3_mnv2_ade20k_train'
     """
-    return list(MODELS)
+    return matching(MODELS, pattern)  # the zoo only has released models
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Returns the names that contain a text, or match it if it has wildcards."""
+    if not isinstance(pattern, str):
+        raise UserError(f"`pattern` must be text, not {type(pattern).__name__}", value=pattern)
+    if not set("*?[") & set(pattern):
+        pattern = f"*{pattern}*"
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
 def get_config(name: str) -> ModelConfig:
@@ -118,160 +151,3 @@ def reported(name: str) -> float | None:
     (`..._trainval`), which were measured on the test set.
     """
     return REPORTED_MIOU.get(name)
-
-
-# === Weights ===
-
-# The address of NAME.pth without NAME.pth, from SSSegmentation's docs/modelzoo/mobilenet/README.md.
-SSSEGMENTATION_ADDRESS = (
-    "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_mobilenet/"
-)
-
-
-def load_model(
-    source: str | os.PathLike[str], input_size: tuple[int, int] | None = None
-) -> keras.Model:
-    """Loads a model with trained weights.
-
-    Args:
-        source: A checkpoint folder, a workdir, the name of a model of the zoo (see
-            `checkpoint_path`), or a `.keras` file.
-        input_size: (height, width) of the images; `None` for any size. Must be `None` for a
-            `.keras` file, which has its own input size.
-
-    Returns:
-        A `keras.Model` from images `[batch, height, width, 3]`, RGB in 0..255, to logits
-        `[batch, height, width, num_classes]`.
-
-    Raises:
-        UserError: If the path does not exist, or if the weights cannot be downloaded or read.
-
-    Example:
-        >>> model = dk.load_model("runs/demo")
-        >>> images = np.zeros((1, 64, 96, 3), np.uint8)
-        >>> model.predict(images, verbose=0).argmax(-1).shape
-        (1, 64, 96)
-        >>> model.save("demo.keras")
-        >>> dk.load_model("demo.keras").name == model.name
-        True
-    """
-    if os.fspath(source).endswith(".keras"):
-        if input_size is not None:
-            raise UserError(
-                f"`input_size={input_size}`: {source} has the input size it was saved with; omit "
-                "`input_size`"
-            )
-        if not os.path.isfile(source):
-            raise UserError(f"{source}: no such file; give a file that model.save wrote")
-        with reading(source, "a Keras model", "save it again with model.save"):
-            return keras.saving.load_model(source)
-    return load_checkpoint(checkpoint_path(source), input_size).model
-
-
-def build_segmentor(
-    config: ModelConfig | str,
-    input_size: tuple[int, int] | None = None,
-    *,
-    batch_size: int | None = None,
-    weights: str | os.PathLike[str] | None = None,
-) -> keras.Model:
-    """Builds a segmentation network.
-
-    Args:
-        config: The architecture, or the name of a model of the zoo.
-        input_size: (height, width) of the images; `None` for any size.
-        batch_size: Number of images in a batch; `None` for any.
-        weights: `None` for random weights, "imagenet" for a backbone trained on ImageNet, or the
-            path of a checkpoint: a folder, a workdir, a `.pth` file, or a TF1 checkpoint. Layers
-            that the checkpoint does not have keep random weights, and so do classifiers with
-            another number of classes. A log line names them.
-
-    Returns:
-        A functional `keras.Model`, see `models.segmentor.Segmentor`.
-
-    Raises:
-        UserError: If the name is unknown, the network cannot take images of this size, or the
-            weights do not fit.
-
-    Example:
-        >>> config = dk.get_config("lrasppnet_mobilenetv3sos8_voc").replace(image_pooling_size=())
-        >>> dk.build_segmentor(config, input_size=(64, 96)).output_shape
-        (None, 64, 96, 21)
-    """
-    if isinstance(config, str):
-        config = get_config(config)
-    model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
-    if weights is not None:
-        if not isinstance(weights, str | os.PathLike):
-            raise UserError(f"`weights` must be a path or 'imagenet', not {type(weights).__name__}")
-        initialize(model, config, os.fspath(weights), option="weights")
-    return model
-
-
-def checkpoint_path(source: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path of a checkpoint: the given folder, or the folder of a model of the zoo.
-
-    The weights of the zoo are those of the models' authors. The first call downloads and converts
-    them; they are kept in the cache folder (`checkpoints.download.cache_folder`).
-
-    Args:
-        source: A checkpoint folder, a workdir, or a name from `list_models`. An existing folder
-            takes precedence over a name.
-
-    Raises:
-        UserError: If the name is unknown, if the weights are damaged or those of another model, or
-            if they cannot be downloaded. The message then says what to download manually and where
-            to put it.
-    """
-    path, name = pathlib.Path(source), os.fspath(source)
-    if path.exists():
-        return path
-    if name not in MODELS:
-        if path.name == name and difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
-            raise unknown_name("folder or model", name, MODELS)
-        if path.name == name and (alike := [model for model in MODELS if name.lower() in model]):
-            raise UserError(
-                f"{name}: no such folder; models with this in their name: {', '.join(alike)}"
-            )
-        return path
-    folder = download.cache_folder() / "models" / name
-    if not _is_current(folder, name):
-        _download_and_convert(name, folder)
-    return folder
-
-
-def address(name: str) -> tuple[str, str, str]:
-    """Returns the address of a model's weights, their checksum ("" if unknown) and their source.
-
-    The source is a name in `convert.conversion.SOURCES`.
-    """
-    if name in RELEASES:
-        return RELEASES[name].url, RELEASES[name].checksum, "official_deeplab"
-    return f"{SSSEGMENTATION_ADDRESS}{name}.pth", "", "sssegmentation"
-
-
-def _is_current(folder: pathlib.Path, name: str) -> bool:
-    """Whether the folder has the model's weights and its current config."""
-    try:
-        return (folder / WEIGHTS).exists() and read_config(folder) == MODELS[name]
-    except UserError:
-        return False
-
-
-def _download_and_convert(name: str, folder: pathlib.Path) -> None:
-    url, checksum, source = address(name)
-    if source == "sssegmentation":
-        import_torch()  # fails before the download if torch is missing
-    downloads = download.cache_folder() / "downloads"
-    existed = (downloads / url.rpartition("/")[2]).exists()
-    path = download.fetch(url, downloads, checksum)
-    try:
-        model, proof = convert(source, str(path), MODELS[name])
-    except UserError as error:
-        if existed:
-            raise UserError(f"{error.text}; delete it to download it again from {url}") from error
-        path.unlink()  # the server may have sent something else, such as a login page
-        raise UserError(f"{error.text}; the download from {url} was deleted") from error
-    logger.info("%s: %s", path, proof)
-    save_checkpoint(folder, model, MODELS[name], dataset_info(MODELS[name]))
-    download.record(path)  # the proof has shown that the file is correct

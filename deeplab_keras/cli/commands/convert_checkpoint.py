@@ -72,9 +72,11 @@ def main(command: Command) -> None:
     from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
     from deeplab_keras.convert.conversion import convert, dataset_info, write_sssegmentation
     from deeplab_keras.zoo import registry as zoo
+    from deeplab_keras.zoo.loading import checkpoint_folder
 
     if options.to:
-        proof = write_sssegmentation(options.checkpoint_dir, options.output, zoo.SSSEGMENTATION)
+        checkpoint = checkpoint_folder(options.checkpoint_dir)
+        proof = write_sssegmentation(checkpoint, options.output, zoo.SSSEGMENTATION)
         print(f"{proof.table()}\n{proof}\nwritten: {options.output}")
         return
     given = command.given(ModelConfig)

@@ -53,11 +53,10 @@ def main(command: Command) -> None:
     """Evaluates, prints the table, and writes the results."""
     options, eval_config = command.config(EvaluationOptions), command.config(EvalConfig)
     data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
-    workdir, split = pathlib.Path(options.checkpoint_dir), data_config.eval_split
-    folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
+    split = data_config.eval_split
     require_tensorflow(command)
 
-    from deeplab_keras.checkpoints.folder import find_checkpoint, load_checkpoint, read_info
+    from deeplab_keras.checkpoints.folder import read_info
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.evaluation.classes import check_classes
     from deeplab_keras.evaluation.compare import compare
@@ -67,10 +66,13 @@ def main(command: Command) -> None:
     from deeplab_keras.evaluation.report import Report
     from deeplab_keras.inference import Predictor
     from deeplab_keras.io.writing import check_folder
+    from deeplab_keras.zoo.loading import checkpoint_folder, open_checkpoint, results_folder
 
+    workdir = results_folder(options.checkpoint_dir)
+    folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
     devices = find_devices(options.eval_devices)
     trained = {
-        path: read_info(find_checkpoint(path))
+        path: read_info(checkpoint_folder(path))
         for path in options.compare or [options.checkpoint_dir]
     }
     if not options.compare:
@@ -83,7 +85,7 @@ def main(command: Command) -> None:
     )
 
     def measure(path: str, details: Details | None) -> tuple[Report, Predictor]:
-        checkpoint = load_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         predictor, name = (
             Predictor(checkpoint.model, eval_config),
             checkpoint.config.name or checkpoint.model.name,

@@ -20,13 +20,14 @@ def main(command: Command) -> None:
     require_tensorflow(command)
 
     from deeplab_keras import export
-    from deeplab_keras.checkpoints.folder import find_checkpoint, read_info
+    from deeplab_keras.checkpoints.folder import read_info
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.data.source import Source
+    from deeplab_keras.zoo.loading import checkpoint_folder
 
     # Errors in these two options are reported before the dataset is opened.
     export.request.targets(pathlib.Path(config.export_path), list(config.formats), config.overwrite)
-    checkpoint = find_checkpoint(config.checkpoint_dir)
+    checkpoint = checkpoint_folder(config.checkpoint_dir)
 
     def images(split: str) -> Source:
         source = open_dataset(data_config, split)

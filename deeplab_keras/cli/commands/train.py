@@ -26,9 +26,10 @@ def main(command: Command) -> None:
 
     from deeplab_keras.convert.initial import start_config
     from deeplab_keras.training import train as trainer
+    from deeplab_keras.zoo.loading import initial_weights
 
-    start = train_config.tf_initial_checkpoint
-    base = start_config(start) if start and os.path.isdir(start) else None
+    start = initial_weights(train_config.tf_initial_checkpoint or "")
+    base = start_config(start) if os.path.isdir(start) else None
     model_config = command.model_config(base)
     report = trainer.train(
         model_config, data_config, train_config, eval_config, flags_text=command.text()

@@ -40,18 +40,18 @@ def main(command: Command) -> None:
     require_tensorflow(command)
 
     from deeplab_keras import inference
-    from deeplab_keras.checkpoints.folder import load_checkpoint
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.evaluation.classes import check_classes
     from deeplab_keras.io.progress import Progress
     from deeplab_keras.io.writing import check_folder
     from deeplab_keras.visualization import colorize, overlay, panel, save_png
+    from deeplab_keras.zoo.loading import open_checkpoint, results_folder
 
-    folder = pathlib.Path(options.vis_logdir or pathlib.Path(options.checkpoint_dir) / "vis")
+    folder = pathlib.Path(options.vis_logdir or results_folder(options.checkpoint_dir) / "vis")
     if options.vis_logdir:
         check_folder(folder, "vis_logdir")
     source = open_dataset(data_config, data_config.eval_split)
-    checkpoint = load_checkpoint(options.checkpoint_dir)
+    checkpoint = open_checkpoint(options.checkpoint_dir)
     check_classes(options.checkpoint_dir, checkpoint.info, source.info)
     predictor, info = inference.Predictor(checkpoint.model, eval_config), checkpoint.info
     count = min(options.vis_samples or len(source), len(source))
