@@ -21,10 +21,11 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c requirem
 READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
 JAX := $(VENV)/.jax
+SITE := $(VENV)/.site
 # Tests of the quick lane that do not need TensorFlow, by name.
 NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit
 
-.PHONY: help setup demo test slow torch jax lint types ci clean
+.PHONY: help setup demo test slow torch jax site lint types ci clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -51,6 +52,9 @@ torch: $(TORCH) ## run the tests that compare with PyTorch and SSSegmentation; i
 jax: $(JAX) ## test models, losses and optimizers on Keras' JAX backend; installs JAX
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
+
+site: $(SITE) ## build the documentation as a site in build/site; installs mkdocs
+	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m mkdocs build --quiet
 
 lint: $(READY) ## check the style and the formatting (ruff)
 	$(RUN) -m ruff check .
@@ -80,4 +84,8 @@ $(TORCH): $(READY)
 
 $(JAX): $(READY)
 	@$(INSTALL) 'jax[cpu]>=0.10'
+	@touch $@
+
+$(SITE): $(READY)
+	@$(INSTALL) -e '.[$(EXTRAS),docs]'
 	@touch $@
