@@ -113,7 +113,10 @@ def test_importing_leaves_the_log_alone():
         (lambda m: dk.train("fcn", dk.DataConfig(), dk.TrainConfig()), "--model must be a ModelC"),
         (lambda m: dk.train(SMALL, dk.DataConfig(), dk.EvalConfig()), "--training must be a Train"),
         (lambda m: dk.evaluate(m, "val"), "--source must be a dataset .* not str"),
-        (lambda m: dk.evaluate("runs/x", dk.open_dataset(dk.DataConfig(), "val")), "^runs/x: no such"),
+        (
+            lambda m: dk.evaluate("runs/x", dk.open_dataset(dk.DataConfig(), "val")),
+            "^runs/x: no such",
+        ),
         (lambda m: dk.evaluate(3, dk.open_dataset(dk.DataConfig(), "val")), "keras.Model, not int"),
         (lambda m: dk.Predictor(m, dk.EvalConfig), "must be an EvalConfig, not the class EvalC"),
         (lambda m: dk.Predictor(m, "whole"), "--config must be an EvalConfig, not str"),

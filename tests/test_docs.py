@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
 from contracts import ROOT, SCRIPTS, commands, noise, script
 from PIL import Image
 
+import deeplab_keras as dk
 from deeplab_keras.config import DataConfig, TrainConfig
 from deeplab_keras.training import train as trainer
 
@@ -116,3 +119,18 @@ def test_the_readme_is_short_and_names_every_script():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert [name for name in SCRIPTS if f"`{name}`" not in text] == []
+
+
+def test_every_public_name_is_in_the_api_reference():
+    """Names of `dk`, and of its namespaces through the `__all__` of their modules."""
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    entries = re.findall(r"^::: deeplab_keras\.([\w.]+)$", pages, re.MULTILINE)
+    for name in set(dk.__all__) - {"__version__"}:
+        value = getattr(dk, name)
+        places = {entry for entry in entries if entry.rpartition(".")[2] == name}
+        if isinstance(value, types.ModuleType):
+            places |= {entry for entry in entries if f"deeplab_keras.{entry}" == value.__name__}
+        assert len(places) == 1, name
+        module, _, attribute = places.pop().rpartition(".")
+        found = importlib.import_module(f"deeplab_keras.{module}" if module else "deeplab_keras")
+        assert getattr(found, attribute) is value, name
