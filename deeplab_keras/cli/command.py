@@ -7,10 +7,11 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags as absl_flags
 
+from deeplab_keras.cli import official
 from deeplab_keras.cli.fields import ALIASES, TITLES, Origin, define, flag_name, flag_writer
 from deeplab_keras.config import (
     Config,
@@ -21,6 +22,9 @@ from deeplab_keras.config import (
     UserError,
     render_options,
 )
+
+if TYPE_CHECKING:
+    from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 
 # Classes whose flags a recipe may set. Every script accepts these flags.
 RECIPE: tuple[type[Config], ...] = (ModelConfig, DataConfig, TrainConfig, EvalConfig)
@@ -34,6 +38,9 @@ class Command:
     Args:
         argv: The command line, beginning with the script's name.
         sections: The config classes whose flags the script uses.
+
+    Attributes:
+        official: What an official command line describes, see `cli.official`; `None` for others.
 
     Raises:
         UserError: A flag is unknown, its value has the wrong type, the script does not use it, or
@@ -52,6 +59,13 @@ class Command:
         for alias, name in ALIASES.items():
             absl_flags.DEFINE_alias(alias, name, flag_values=self._values)
         self._parse()
+        self._official_flags = next(
+            (section for section in sections if issubclass(section, official.OfficialFlags)), None
+        )
+        self.official: official.OfficialCommand | None = None
+        if self._official_flags:
+            flagfile = any(argument.lstrip("-").startswith("flagfile") for argument in argv[1:])
+            self.official = official.read(self._values, self._official_flags, flagfile=flagfile)
         self._refuse_unused([section for section in RECIPE if section not in sections])
 
     def given(self, section: type[Config]) -> dict[str, Any]:
@@ -93,17 +107,62 @@ class Command:
         """Returns the data config, which starts from that of the run in `checkpoint_dir`."""
         recorded = _recorded_data(pathlib.Path(checkpoint_dir))
         dataset = self.given(DataConfig).get("dataset")
+        if recorded is None and self.official:
+            return self.config(DataConfig, DataConfig(dataset=official.DATASET))
         if recorded is None or dataset not in (None, recorded.get("dataset")):
             return self.config(DataConfig)
         return self.config(DataConfig, DataConfig.from_dict(recorded))
+
+    def checkpoint(self, path: str) -> str:
+        """Returns the checkpoint folder or workdir that a path stands for.
+
+        `RUN/model.ckpt-1000` is a checkpoint in the workdir RUN. In an official command line, a
+        workdir stands for its newest checkpoint, and a TF1 checkpoint is converted.
+
+        Raises:
+            UserError: There is no such checkpoint, or the weights do not fit the command line.
+        """
+        if not official.is_official_checkpoint(path):
+            path = official.find_step(path)
+            return official.find_newest(path) if self.official else path
+        if self.official is None:
+            raise UserError(
+                f"{path}: a checkpoint of the official DeepLab; convert it first: python "
+                "scripts/convert_checkpoint.py --source=official_deeplab --model=NAME "
+                f"--checkpoint={path} --output=FOLDER; list_models.py lists the names"
+            )
+        info = None
+        if self.official.section is not official.ExportFlags:
+            from deeplab_keras.data.registry import open_dataset
+
+            data = self.data_config(path)
+            info = open_dataset(data, data.eval_split).info
+        return official.convert(path, self.official, info)
+
+    def official_network(self, checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
+        """Returns a checkpoint with the network that an official command line describes.
+
+        Raises:
+            UserError: Its weights do not fit.
+        """
+        changes = self.official.changes(checkpoint.config) if self.official else {}
+        if not changes:
+            return checkpoint
+        from deeplab_keras.export.graph import rebuilt
+
+        return rebuilt(checkpoint, **changes)
 
     def show(self, text: str) -> str:
         """Returns a message of the library with its options as flags."""
         return render_options(text, flag_writer(*self._sections))
 
     def text(self) -> str:
-        """Returns the given flags as a flagfile that reproduces the run, one flag per line."""
-        flags = [self._values[name] for name in sorted(self._values) if name not in ALIASES]
+        """Returns the given flags as a flagfile that reproduces the run, one flag per line.
+
+        Official flags, and official defaults, are written as the flags of ours that they stand for.
+        """
+        hidden = {*ALIASES, *(self._official_flags.options() if self._official_flags else ())}
+        flags = [self._values[name] for name in sorted(self._values) if name not in hidden]
         return "".join(f"{flag.serialize()}\n" for flag in flags if flag.present)
 
     def _parse(self) -> None:
@@ -163,11 +222,17 @@ class Command:
             raise UserError(f"--{name}: {reason}; leave it out (flagfiles may contain it)")
 
     def _refuse_unused(self, unused: Sequence[type[Config]]) -> None:
+        accepted = self.official.accepted if self.official else set()
+        if self._official_flags and not self.official:
+            for name, ours in official.RENAMED[self._official_flags].items():
+                if name in DataConfig.options():
+                    self.refuse(name, f"only resizes training images; give --{ours}")
         for section in unused:
             script = os.path.basename(self.argv[0])
             reason = f"{script} does not use {TITLES[section].lower()} flags"
             for field in section.options().values():
-                self.refuse(flag_name(field), reason)
+                if flag_name(field) not in accepted:
+                    self.refuse(flag_name(field), reason)
 
 
 def _by_origin(

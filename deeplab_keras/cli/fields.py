@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import textwrap
 import typing
 from collections.abc import Callable
@@ -190,7 +191,9 @@ class _Parser(absl_flags.ArgumentParser):
 
     def _one(self, text: str) -> Any:
         try:
-            value = self._element(text)
+            # The official scripts have floats, such as --decay_steps=0.0, where ours have integers.
+            whole = self._element is int and re.fullmatch(r"[+-]?\d+\.0*", text)
+            value = self._element(text.partition(".")[0] if whole else text)
             if self._element is float and not math.isfinite(value):
                 raise ValueError(text)
             return value
@@ -212,11 +215,23 @@ def help_text(doc: str, *sections: type[Config]) -> str:
     rules = "Flags (--flagfile=FILE reads flags from a file; later values override earlier ones)"
     parts = [doc.strip(), f"{rules}\nLists: --name=1,2, or --name=1 --name=2"]
     for section in sections:
-        if section.options():
+        if script := getattr(section, "official_script", ""):
+            parts.append(_official_help(section, script))
+        elif section.options():
             lines = [TITLES.get(section, "This script") + ":"]
             lines += [_help_entry(section, field) for field in section.options().values()]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _official_help(section: type[Config], script: str) -> str:
+    """Returns the names of the flags of an official script that are not flags of ours."""
+    names = ", ".join(f"--{name}" for name in section.options())
+    text = (
+        f"Other flags of the official DeepLab's {script}, which are obeyed or answered in one line "
+        f"(docs/from_official_deeplab.md): {names}"
+    )
+    return textwrap.fill(text, HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:

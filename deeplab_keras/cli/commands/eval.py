@@ -17,6 +17,7 @@ import functools
 import pathlib
 
 from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli.official import EvalFlags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 
@@ -71,10 +72,8 @@ def main(command: Command) -> None:
     workdir = results_folder(options.checkpoint_dir)
     folder = pathlib.Path(options.eval_logdir or workdir / f"eval_{split}")
     devices = find_devices(options.eval_devices)
-    trained = {
-        path: read_info(checkpoint_folder(path))
-        for path in options.compare or [options.checkpoint_dir]
-    }
+    paths = [command.checkpoint(path) for path in options.compare or [options.checkpoint_dir]]
+    trained = {path: read_info(checkpoint_folder(path)) for path in paths}
     if not options.compare:
         check_folder(folder, "eval_logdir")
     source = open_dataset(data_config, split)
@@ -85,7 +84,7 @@ def main(command: Command) -> None:
     )
 
     def measure(path: str, details: Details | None) -> tuple[Report, Predictor]:
-        checkpoint = open_checkpoint(path)
+        checkpoint = command.official_network(open_checkpoint(path))
         predictor, name = (
             Predictor(checkpoint.model, eval_config),
             checkpoint.config.name or checkpoint.model.name,
@@ -94,18 +93,16 @@ def main(command: Command) -> None:
 
     if options.compare:
         found = [Details(source.info, boundaries=False) for _ in options.compare]
-        reports = [
-            measure(path, details)[0] for path, details in zip(options.compare, found, strict=True)
-        ]
+        reports = [measure(path, details)[0] for path, details in zip(paths, found, strict=True)]
         (first, second), result = options.compare, compare(found[0].images, found[1].images)
         print(result.table(first, second, list(reports[0].per_class_iou)))
         return
     details = Details(source.info) if options.details else None
-    report, predictor = measure(options.checkpoint_dir, details)
+    report, predictor = measure(paths[0], details)
     write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
     print(report.table())
     page = f", {folder / 'report.html'}" if options.details else ""
     print(f"written: {folder / 'metrics.json'}{page}")
 
 
-SECTIONS = (EvaluationOptions, EvalConfig, DataConfig)
+SECTIONS = (EvaluationOptions, EvalConfig, DataConfig, EvalFlags)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 
 from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli.official import ExportFlags
 from deeplab_keras.config import DataConfig, ExportConfig, UserError
 
 
@@ -20,14 +21,14 @@ def main(command: Command) -> None:
     require_tensorflow(command)
 
     from deeplab_keras import export
-    from deeplab_keras.checkpoints.folder import read_info
+    from deeplab_keras.checkpoints.folder import load_checkpoint, read_info
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.data.source import Source
     from deeplab_keras.zoo.loading import checkpoint_folder
 
     # Errors in these two options are reported before the dataset is opened.
     export.request.targets(pathlib.Path(config.export_path), list(config.formats), config.overwrite)
-    checkpoint = checkpoint_folder(config.checkpoint_dir)
+    checkpoint = checkpoint_folder(command.checkpoint(config.checkpoint_dir))
 
     def images(split: str) -> Source:
         source = open_dataset(data_config, split)
@@ -49,11 +50,11 @@ def main(command: Command) -> None:
     except UserError as error:
         print(f"checking on synthetic images: {command.show(error.text)}")
     export.export_model(
-        config.checkpoint_dir,
+        command.official_network(load_checkpoint(checkpoint)) if command.official else checkpoint,
         config=config,
         representative_images=representative,
         check_images=check,
     )
 
 
-SECTIONS = (ExportConfig, DataConfig)
+SECTIONS = (ExportConfig, DataConfig, ExportFlags)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from deeplab_keras.cli import Command
+from deeplab_keras.cli.official import TrainFlags, find_step
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 
 
@@ -25,11 +26,17 @@ def main(command: Command) -> None:
     eval_config = command.config(EvalConfig)
 
     from deeplab_keras.convert.initial import start_config
+    from deeplab_keras.convert.official_files import is_official_file
     from deeplab_keras.training import train as trainer
     from deeplab_keras.zoo.loading import initial_weights
 
-    start = initial_weights(train_config.tf_initial_checkpoint or "")
-    base = start_config(start) if os.path.isdir(start) else None
+    start = find_step(train_config.tf_initial_checkpoint or "")
+    if train_config.tf_initial_checkpoint:
+        train_config = train_config.replace(tf_initial_checkpoint=start)
+    start = initial_weights(start)
+    ours = os.path.isdir(start) and not is_official_file(start)
+    # An official command line describes its model completely.
+    base = start_config(start) if ours and not command.official else None
     model_config = command.model_config(base)
     report = trainer.train(
         model_config, data_config, train_config, eval_config, flags_text=command.text()
@@ -44,4 +51,4 @@ def main(command: Command) -> None:
         print(f"written: {train_config.train_logdir}{page}")
 
 
-SECTIONS = (TrainConfig, DataConfig, EvalConfig, ModelConfig)
+SECTIONS = (TrainConfig, DataConfig, EvalConfig, ModelConfig, TrainFlags)

@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 
 from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli.official import VisFlags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
 
@@ -51,7 +52,8 @@ def main(command: Command) -> None:
     if options.vis_logdir:
         check_folder(folder, "vis_logdir")
     source = open_dataset(data_config, data_config.eval_split)
-    checkpoint = open_checkpoint(options.checkpoint_dir)
+    path = command.checkpoint(options.checkpoint_dir)
+    checkpoint = command.official_network(open_checkpoint(path))
     check_classes(options.checkpoint_dir, checkpoint.info, source.info)
     predictor, info = inference.Predictor(checkpoint.model, eval_config), checkpoint.info
     count = min(options.vis_samples or len(source), len(source))
@@ -77,4 +79,4 @@ def main(command: Command) -> None:
     print(f"written: {count} images to {folder}")
 
 
-SECTIONS = (VisOptions, EvalConfig, DataConfig)
+SECTIONS = (VisOptions, EvalConfig, DataConfig, VisFlags)
