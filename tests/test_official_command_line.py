@@ -354,9 +354,13 @@ def test_every_flag_accepts_its_official_default_silently(name, flag, said):
     plain = parse(name, *optimizer)
     parsed = parse(name, *optimizer, f"--{flag}={value}", *more)
     assert said() == []
-    for section in (TrainConfig, DataConfig, EvalConfig, ExportConfig):
+    for section in (TrainConfig, EvalConfig, ExportConfig):
         if section in script(name).sections:
-            assert parsed.config(section) == plain.config(section), f"{name}: default of {flag}"
+            assert parsed.config(section) == plain.config(section)
+    if name == "train.py":
+        assert parsed.config(DataConfig) == plain.config(DataConfig)
+    else:
+        assert parsed.data_config("no/such/folder") == plain.data_config("no/such/folder")
     if name == "train.py":
         assert parsed.model_config() == plain.model_config()
 
@@ -377,7 +381,20 @@ def test_what_official_flags_cannot_say_is_that_of_the_official_recipe(said):
     assert recipe.given(EvalConfig).items() <= evaluation.to_dict().items()
     assert evaluation == parse("vis.py").config(EvalConfig)
     assert evaluation.eval_crop_size == (513, 513)
-    assert parsed.config(EvalConfig) == EvalConfig()  # images that exceed a crop are validated too
+
+
+def test_training_validates_whole_images_unless_they_may_be_smaller_than_image_pooling():
+    assert parse("train.py").config(EvalConfig) == EvalConfig()
+    official = EvalConfig(inference="official", eval_batch_size=1)
+    for dataset, crop in (("pascal_voc_seg", (513, 513)), ("cityscapes", (1025, 2049))):
+        parsed = parse("train.py", "--image_pooling_crop_size=769,769", f"--dataset={dataset}")
+        assert parsed.config(EvalConfig) == official.replace(eval_crop_size=crop)
+    resize = ["--min_resize_value=257", "--max_resize_value=257", "--resize_factor=16"]
+    window = ["--train_crop_size=257,257", "--image_pooling_crop_size=257,257"]
+    parsed = parse("train.py", "--dataset=ade20k", *resize, *window)
+    assert parsed.config(EvalConfig) == official.replace(
+        eval_crop_size=(257, 257), eval_short_side=257, eval_long_side=257, eval_resize_factor=16
+    )
 
 
 def test_a_given_length_replaces_the_official_one():
@@ -443,7 +460,8 @@ def test_our_own_models_and_recipes_keep_our_defaults(ours, monkeypatch, said):
     with raises_line("^--decoder_output_stride describes an official network and cannot be combin"):
         script("train.py").parse(ours, "--decoder_output_stride=4")
     # Flags that only have another name work with ours too.
-    vis = script("vis.py").parse("--checkpoint_dir=x", "--vis_crop_size=33,47", "--model=a")
+    recipe = "--flagfile=configs/synthetic/demo.flags"
+    vis = script("vis.py").parse(recipe, "--checkpoint_dir=x", "--vis_crop_size=33,47")
     assert vis.config(EvalConfig).eval_crop_size == (33, 47)
 
 
@@ -621,7 +639,7 @@ def test_checkpoints_by_their_official_names(tmp_path, said):
     ]
 
 
-def test_a_tf1_checkpoint_without_official_flags_gets_one_line(tmp_path, capsys):
+def test_a_tf1_checkpoint_without_official_flags_gets_one_line(tmp_path):
     (tmp_path / "model.ckpt-3.index").touch()
     for name in ("eval.py", "vis.py", "export_model.py"):
         more = [f"--export_path={tmp_path}/out"] if name == "export_model.py" else []

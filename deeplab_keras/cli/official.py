@@ -210,6 +210,8 @@ ADAM_LEARNING_RATE = 1e-3
 # The rate at which the official script works if `output_stride` is left out.
 OUTPUT_STRIDES: dict[type[OfficialFlags], int] = {EvalFlags: 16, VisFlags: 16, ExportFlags: 8}
 DATASET = "pascal_voc_seg"
+# The padded size of the largest image, as in the official documents.
+EVAL_CROP_SIZES = {"pascal_voc_seg": (513, 513), "cityscapes": (1025, 2049)}
 NUM_CLASSES = {"pascal_voc_seg": 21, "cityscapes": 19, "ade20k": 151, "ade20k_151": 151}
 COLORMAPS = {"pascal_voc_seg": "pascal", "cityscapes": "cityscapes", "ade20k_151": "ade20k"}
 # Official flag -> our flag of the same meaning.
@@ -489,6 +491,8 @@ def _set_defaults(values: absl_flags.FlagValues, section: type[OfficialFlags]) -
     for name, value in defaults.items():
         if not values[name].present:
             _set(values, name, value)
+    if section is TrainFlags and values["image_pooling_crop_size"].value:
+        _pad_validation(values)
     if values["dataset"].value == "ade20k":
         logger.info("--dataset=ade20k: the official 151 classes (--dataset=ade20k_151)")
         _set(values, "dataset", "ade20k_151")
@@ -500,6 +504,20 @@ def _set_defaults(values: absl_flags.FlagValues, section: type[OfficialFlags]) -
                 "(`palette`)",
                 values["colormap_type"].value,
             )
+
+
+def _pad_validation(values: absl_flags.FlagValues) -> None:
+    """Sets padded inference in the validation of a run.
+
+    The official train.py does not validate. Whole images of any size do, unless one is smaller than
+    the window of image pooling.
+    """
+    crop_size = values["train_crop_size"].value
+    sizes = {"eval_crop_size": EVAL_CROP_SIZES.get(values["dataset"].value, crop_size)}
+    resize = {ours: values[name].value for name, ours in RENAMED[EvalFlags].items()}
+    for name, value in (EVAL_DEFAULTS | sizes | resize).items():
+        if not values[name].present and value is not None:
+            _set(values, name, value)
 
 
 def _set_model(values: absl_flags.FlagValues, model: dict[str, Any]) -> None:
