@@ -405,9 +405,9 @@ def read(
     given = [name for name in section.options() if values[name].present]
     if not given:
         return None
-    section(**{name: values[name].value for name in given})  # checks the values
+    section(**{name: _value(values, name) for name in given})  # checks the values
     for name in given:
-        _answer(name, values[name].value, section)
+        _answer(name, _value(values, name), section)
     names = (*SHARED_MODEL_FLAGS, *MODEL_FLAGS, *PYRAMID_FLAGS)
     own = "flagfile" if flagfile else ""
     own = own or next((name for name in ("model", "head") if values[name].present), "")
@@ -419,11 +419,11 @@ def read(
             )
         _rename(values, section, section.options())
         return None
-    model = {name: values[name].value for name in names if values[name].present}
+    model = {name: _value(values, name) for name in names if values[name].present}
     if model.get("image_pyramid") == (1.0,):  # no pyramid
         model["image_pyramid"] = ()
     if section is ExportFlags and values["num_classes"].present:
-        model["num_classes"] = values["num_classes"].value
+        model["num_classes"] = _value(values, "num_classes")
     variant = model.get("model_variant", "mobilenet_v2")
     if variant not in BACKBONES:
         raise UserError(
@@ -467,7 +467,11 @@ def _rename(
 ) -> None:
     for official, ours in RENAMED[section].items():
         if official in names and values[official].present and not values[ours].present:
-            _set(values, ours, values[official].value)
+            _set(values, ours, _value(values, official))
+
+
+def _value(values: absl_flags.FlagValues, name: str) -> Any:
+    return values[name].value
 
 
 def _set(values: absl_flags.FlagValues, name: str, value: Any) -> None:
@@ -483,7 +487,7 @@ def _set_defaults(values: absl_flags.FlagValues, section: type[OfficialFlags]) -
     defaults = dict(DEFAULTS[section])
     if section is TrainFlags and values["epochs"].present:
         del defaults["training_number_of_steps"]
-    if section is TrainFlags and values["optimizer"].value == "adam":
+    if section is TrainFlags and _value(values, "optimizer") == "adam":
         defaults["adam_learning_rate"] = ADAM_LEARNING_RATE
     elif section is TrainFlags and values["adam_learning_rate"].present:
         logger.info("`adam_learning_rate` has no effect: the optimizer is not adam")
@@ -491,18 +495,18 @@ def _set_defaults(values: absl_flags.FlagValues, section: type[OfficialFlags]) -
     for name, value in defaults.items():
         if not values[name].present:
             _set(values, name, value)
-    if section is TrainFlags and values["image_pooling_crop_size"].value:
+    if section is TrainFlags and _value(values, "image_pooling_crop_size"):
         _pad_validation(values)
-    if values["dataset"].value == "ade20k":
+    if _value(values, "dataset") == "ade20k":
         logger.info("--dataset=ade20k: the official 151 classes (--dataset=ade20k_151)")
         _set(values, "dataset", "ade20k_151")
     if section is VisFlags and values["colormap_type"].present:
-        dataset = values["dataset"].value if values["dataset"].present else DATASET
-        if COLORMAPS.get(dataset) != values["colormap_type"].value:
+        dataset = _value(values, "dataset") if values["dataset"].present else DATASET
+        if COLORMAPS.get(dataset) != _value(values, "colormap_type"):
             logger.info(
                 "--colormap_type=%s has no effect: pictures have the colors of the dataset "
                 "(`palette`)",
-                values["colormap_type"].value,
+                _value(values, "colormap_type"),
             )
 
 
@@ -512,9 +516,9 @@ def _pad_validation(values: absl_flags.FlagValues) -> None:
     The official train.py does not validate. Whole images of any size do, unless one is smaller than
     the window of image pooling.
     """
-    crop_size = values["train_crop_size"].value
-    sizes = {"eval_crop_size": EVAL_CROP_SIZES.get(values["dataset"].value, crop_size)}
-    resize = {ours: values[name].value for name, ours in RENAMED[EvalFlags].items()}
+    crop_size = _value(values, "train_crop_size")
+    sizes = {"eval_crop_size": EVAL_CROP_SIZES.get(_value(values, "dataset"), crop_size)}
+    resize = {ours: _value(values, name) for name, ours in RENAMED[EvalFlags].items()}
     for name, value in (EVAL_DEFAULTS | sizes | resize).items():
         if not values[name].present and value is not None:
             _set(values, name, value)
@@ -522,7 +526,7 @@ def _pad_validation(values: absl_flags.FlagValues) -> None:
 
 def _set_model(values: absl_flags.FlagValues, model: dict[str, Any]) -> None:
     """Sets all model flags to those of the official network."""
-    dataset = values["dataset"].value
+    dataset = _value(values, "dataset")
     official = {name: value for name, value in model.items() if name not in PYRAMID_FLAGS}
     num_classes = NUM_CLASSES.get(dataset, 21)
     if official.get("decoder_output_is_logits"):
@@ -535,7 +539,7 @@ def _set_model(values: absl_flags.FlagValues, model: dict[str, Any]) -> None:
         num_classes = filters
     config = official_config(**official, num_classes=num_classes)
     own = {
-        name: values[flag].value
+        name: _value(values, flag)
         for name, field in ModelConfig.options().items()
         if values[flag := flag_name(field)].present and flag not in official
     }
@@ -547,12 +551,12 @@ def _set_model(values: absl_flags.FlagValues, model: dict[str, Any]) -> None:
 
 
 def _set_export(values: absl_flags.FlagValues) -> None:
-    if values["add_flipped_images"].value:
+    if _value(values, "add_flipped_images"):
         raise UserError(
             "`add_flipped_images`: exported models run a single pass; eval.py "
             "`add_flipped_images` averages over two"
         )
-    path = pathlib.Path(values["export_path"].value)
+    path = pathlib.Path(_value(values, "export_path"))
     if path.suffix == ".pb":
         folder = path.with_suffix("")
         logger.info(
