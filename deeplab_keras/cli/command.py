@@ -126,6 +126,10 @@ class Command:
             path = official.find_step(path)
             return official.find_newest(path) if self.official else path
         if self.official is None:
+            from deeplab_keras.zoo.loading import is_name
+
+            if is_name(path):
+                return path
             raise UserError(
                 f"{path}: a checkpoint of the official DeepLab; convert it first: python "
                 "scripts/convert_checkpoint.py --source=official_deeplab --model=NAME "
