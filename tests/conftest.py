@@ -6,6 +6,7 @@ import collections
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,36 @@ for name, value in {
     "MPLBACKEND": "Agg",
 }.items():
     os.environ.setdefault(name, value)
+
+# Parametrized tests whose cases repeat the same check on other networks or files -> pattern of the
+# cases in the quick lane. The slow lane runs the others.
+QUICK_CASES = {
+    "test_backends.py::test_keras_loads_a_saved_model": "import keras, deeplab_keras",
+    "test_backends.py::test_channels_first_in_keras_json_changes_nothing": "squeeze and excite",
+    "test_convert.py::test_keras_applications_give_the_same_features": "mobilenet_v3_small",
+    "test_convert.py::test_two_swapped_tensors_fail_the_proof_of_every_converter": "config[0269]-",
+    "test_convert_proof.py::test_an_intact_frozen_graph": "True-v3",
+    "test_convert_proof.py::test_an_intact_tflite_file": "v3",
+    "test_convert_proof.py::test_the_error_names_the_flags_that_fit": r"changes([0139]|11)-",
+    "test_convert_proof.py::test_third_party_files": "unfolded",
+    "test_data_pipeline.py::test_all_optional_transforms_work_together": "official",
+    "test_data_pipeline.py::test_caching_changes_nothing": "png",
+    "test_data_pipeline.py::test_the_parts_of_two_workers_equal_the_batches_of_one": "mixed0",
+    "test_data_tfds.py::test_files_records_and_tfds_yield_the_same_batch": "voc2012|ade20k",
+    "test_export.py::test_labels_can_be_uint8": "tflite",
+    "test_export.py::test_predictor_with_a_file_agrees_with_keras": "tflite",
+    "test_export_metadata.py::test_metadata_describes_the_tensors": "both",
+    "test_golden_official.py::test_small_networks_are_still_what_was_right": "dm035|small_seg|os8_",
+    "test_golden_official.py::test_the_official_graph_s_outputs": "mnv2_dm05|small_seg",
+    "test_golden_official.py::test_the_official_image_pyramid": "scales1",
+    "test_golden_sssegmentation.py::test_names_and_order_are_the_reference_s": "fcn|plus|v3sos8",
+    "test_golden_sssegmentation.py::test_one_training_step": "deeplabv3plus|mobilenetv3s",
+    "test_models.py::test_any_number_of_input_channels": "mobilenet_v2|v3_small-",
+    "test_segmentor.py::test_fit_trains_every_output_with_its_weight": "False",
+    "test_zoo.py::test_parameters_and_multiply_adds_equal_the_reference": "^(fcn|lraspp)",
+    "test_zoo_loading.py::test_an_imagenet_backbone_by_name": "openmmlab-$|torchvision",
+    "test_zoo_loading.py::test_either_file_may_be_put_into_the_cache": "train",
+}
 
 LANES = {"slow": "make slow", "torch": "make torch", "jax": "make jax"}
 _deselected: collections.Counter[str] = collections.Counter()
@@ -51,6 +82,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     } | {"chromium": BROWSER}
     missing = {package for package, found in there.items() if found is None}
     for item in items:
+        test, _, case = item.nodeid.rpartition("/")[2].removesuffix("]").partition("[")
+        quick = QUICK_CASES.get(test)
+        if quick and not re.search(quick, case):
+            item.add_marker(pytest.mark.slow)
         needed = item.get_closest_marker("package")
         if needed and needed.args[0] in missing:
             item.add_marker(pytest.mark.skip(reason=f"{needed.args[0]} is not installed"))

@@ -36,6 +36,7 @@ def rows_of(path) -> dict[tuple[str, str], float]:
 # --- The four kinds ---
 
 
+@pytest.mark.slow
 def test_input_as_a_command_in_its_own_process(tmp_path, capsys):
     root = write_dataset(tmp_path / "photos")
     table = tmp_path / "found.csv"

@@ -161,9 +161,7 @@ def drawn(variable: keras.Variable) -> np.ndarray:
         pytest.param("mobilenet_v3_large", marks=pytest.mark.slow),  # a longer table, same rules
     ],
 )
-def test_keras_applications_give_the_same_features_and_two_swapped_tensors_others(
-    backbone, tmp_path, capsys
-):
+def test_keras_applications_give_the_same_features(backbone, tmp_path, capsys):
     """With their conventions: images in -1..1 (part of V3), TensorFlow's padding, epsilon 0.001."""
     keras.backend.clear_session()
     network, width, include_top, last, our_last = APPLICATIONS[backbone]
@@ -350,6 +348,7 @@ def test_classes_of_a_converted_model():
         convert.dataset_info(changed, ("a", "b", "c"))
 
 
+@pytest.mark.slow
 def test_wide_and_coarse_variants_convert_too(pth):
     """The same table serves depth multipliers and output strides that the reference lacks."""
     config = zoo.get_config("deeplabv3plus_mobilenetv2os8_voc").replace(

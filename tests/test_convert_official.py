@@ -521,6 +521,7 @@ def test_the_real_voc_model():
     assert right / pixels == pytest.approx(0.9593, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_real_tflite_model():
     config = official_config(depth_multiplier=0.5, output_stride=8)

@@ -396,6 +396,7 @@ print(json.dumps([found, used]))
 """
 
 
+@pytest.mark.slow
 def test_several_devices_equal_one() -> None:
     done = subprocess.run(
         [sys.executable, "-c", THREE_DEVICES], capture_output=True, text=True, check=False, cwd=ROOT

@@ -290,6 +290,7 @@ def test_a_layer_with_several_operators_is_listed_once():
     )
 
 
+@pytest.mark.slow
 def test_half_pixel_resizes_replace_aligned_corners(toy_backbone, tmp_path):
     source = lively(ALIGNED)
     lines = []
@@ -323,6 +324,7 @@ def test_half_pixel_resizes_replace_aligned_corners(toy_backbone, tmp_path):
     assert '"align_corners": false' in packed_files(changed.path)["model.json"]
 
 
+@pytest.mark.slow
 def test_concatenations_are_kept_in_8_bits_and_on_request(toy_backbone, tmp_path, pictures):
     source, lines = lively(toy_config(**SMALL, head="psp")), []
     kinds = ["tflite", "tflite_dynamic", "tflite_int8"]
@@ -464,7 +466,7 @@ def test_predictor_with_a_file_agrees_with_keras(exported, checkpoint, kind, lea
         (
             "model.h5",
             b"x",
-            "not an exported model; give a .tflite or .onnx file, or the folder of a SavedModel",
+            "not a model; give a checkpoint folder, a workdir, a .keras, .tflite or .onnx file",
         ),
         ("empty.tflite", b"", "empty.tflite: truncated, damaged or not a TFLite file"),
         ("noise.tflite", bytes(range(256)), "noise.tflite: truncated, damaged or not"),

@@ -180,6 +180,7 @@ def test_buffers_are_unchanged_and_aligned(plain, kind):
     assert not any(buffer.position(0) % 16 for buffer in there if buffer.at(0))
 
 
+@pytest.mark.slow
 def test_equal_models_are_equal_files(checkpoint, tmp_path):
     for name in ("a.tflite", "b.tflite"):
         export.export_model(

@@ -225,6 +225,7 @@ print(json.dumps([miou, matrix.tolist(), np.argmax(logits, -1).tolist(), labels.
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_are_added_up() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False, cwd=ROOT

@@ -144,7 +144,7 @@ def test_the_examples_of_the_help_are_right(name):
             ["--checkpoint_dir=x", "--export_path=y", "--formats=tflit"],
             "did you mean 'tflite'",
         ),
-        ("list_models.py", ["--match=nothing"], "--match=nothing: no model name contains this"),
+        ("list_models.py", ["--match=nothing"], "--match=nothing: no model has such a name"),
         (
             "check_dataset.py",
             ["--dataset_dir=datasets/mine"],

@@ -23,6 +23,7 @@ from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints import workdir as workdir_module
 from deeplab_keras.checkpoints.workdir import Workdir
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.convert.conversion import dataset_info
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.info import info_for_classes
@@ -323,6 +324,7 @@ def test_the_lock_of_a_run_on_another_machine_expires(
     assert (tmp_path / ".lock").read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_diverging_run_reports_step_rate_layer_and_images(
     tiny_flags: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -534,10 +536,8 @@ def config(toy_backbone: None) -> ModelConfig:
     return ModelConfig(backbone="toy", head="fcn", auxiliary_head=True, num_classes=4, **narrow)
 
 
-def test_weights_survive_saving_and_loading(
-    config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    info = folder.read_info(tiny_run / "best")
+def test_weights_survive_saving_and_loading(config: ModelConfig, tmp_path: pathlib.Path) -> None:
+    info = dataset_info(config)
     model = build_segmentor(config)
     folder.save_checkpoint(tmp_path / "c", model, config, info)
     loaded = folder.load_checkpoint(tmp_path / "c", input_size=(65, 97), batch_size=1)
@@ -581,10 +581,10 @@ def test_an_interrupted_replacement_keeps_the_old_checkpoint(
 
 
 def test_different_classes_only_reinitialize_the_classifiers(
-    config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
+    config: ModelConfig, tmp_path: pathlib.Path
 ) -> None:
     source = build_segmentor(config)
-    folder.save_checkpoint(tmp_path / "c", source, config, folder.read_info(tiny_run / "best"))
+    folder.save_checkpoint(tmp_path / "c", source, config, dataset_info(config))
     other = config.replace(num_classes=6)
     model = build_segmentor(other)
     before = folder.named_weights(model)
@@ -679,7 +679,6 @@ def test_a_warning_if_only_the_backbone_of_a_network_is_used(
     name: str,
     fits: str,
     config: ModelConfig,
-    tiny_run: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -690,9 +689,7 @@ def test_a_warning_if_only_the_backbone_of_a_network_is_used(
         lambda text, *values: warnings.append(text % values),
     )
     source = build_segmentor(config)
-    folder.save_checkpoint(
-        tmp_path / "c", source, config.replace(name=name), folder.read_info(tiny_run / "best")
-    )
+    folder.save_checkpoint(tmp_path / "c", source, config.replace(name=name), dataset_info(config))
     initialize(build_segmentor(config), config, str(tmp_path / "c"))
     assert not warnings
     other = config.replace(head="psp")
@@ -711,11 +708,9 @@ def test_a_warning_if_only_the_backbone_of_a_network_is_used(
 
 
 def test_a_checkpoint_of_a_different_width_is_refused(
-    config: ModelConfig, tiny_run: pathlib.Path, tmp_path: pathlib.Path
+    config: ModelConfig, tmp_path: pathlib.Path
 ) -> None:
-    folder.save_checkpoint(
-        tmp_path / "c", build_segmentor(config), config, folder.read_info(tiny_run / "best")
-    )
+    folder.save_checkpoint(tmp_path / "c", build_segmentor(config), config, dataset_info(config))
     wider = config.replace(depth_multiplier=0.5)
     model = build_segmentor(wider)
     before = folder.named_weights(model)

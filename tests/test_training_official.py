@@ -13,6 +13,7 @@ from contracts import script
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig
+from deeplab_keras.convert.conversion import dataset_info
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
@@ -241,7 +242,7 @@ def test_the_last_layers_are_the_whole_head(head):
     ],
 )
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, start, tmp_path):
+def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, tmp_path):
     """DeepLab without ASPP has one classifier per rate."""
     config = ModelConfig(
         head="deeplab_v3",
@@ -252,7 +253,7 @@ def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, start, tm
         aspp_with_batch_norm=batch_norm,
     )
     source, model = build_segmentor(config), build_segmentor(config)
-    folder.save_checkpoint(tmp_path / "c", source, config, folder.read_info(start[0]))
+    folder.save_checkpoint(tmp_path / "c", source, config, dataset_info(config))
     before, theirs = folder.named_weights(model), folder.named_weights(source)
     skip_layers = layers_in_group(model, group) if group else ()
     initialize(model, config, str(tmp_path / "c"), skip_layers=skip_layers)
@@ -263,7 +264,7 @@ def test_skipped_layers_keep_their_weights(group, skipped, batch_norm, start, tm
         assert np.array_equal(value, expected[name]), name
 
 
-def test_different_classes_reinitialize_the_classifier_of_each_rate(start, tmp_path):
+def test_different_classes_reinitialize_the_classifier_of_each_rate(tmp_path):
     config = ModelConfig(
         head="deeplab_v3",
         depth_multiplier=0.25,
@@ -271,9 +272,7 @@ def test_different_classes_reinitialize_the_classifier_of_each_rate(start, tmp_p
         atrous_rates=(1, 2),
         aspp_with_batch_norm=False,
     )
-    folder.save_checkpoint(
-        tmp_path / "c", build_segmentor(config), config, folder.read_info(start[0])
-    )
+    folder.save_checkpoint(tmp_path / "c", build_segmentor(config), config, dataset_info(config))
     model = build_segmentor(config.replace(num_classes=5))
     initialize(model, config.replace(num_classes=5), str(tmp_path / "c"))
     assert model.get_layer("logits1").kernel.shape[-1] == 5

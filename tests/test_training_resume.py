@@ -112,7 +112,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 def test_a_damaged_latest_checkpoint_is_skipped(damage, run, model, info, monkeypatch):
     warnings = []
     monkeypatch.setattr(
-        workdir.logging, "warning", lambda text, *values: warnings.append(text % values)
+        workdir.logger, "warning", lambda text, *values: warnings.append(text % values)
     )
     newest, before = folder.step_folders(run)[::-1]
     DAMAGES[damage](newest)

@@ -18,6 +18,7 @@ from deeplab_keras.config import (
     EvalConfig,
     TrainConfig,
 )
+from deeplab_keras.convert.conversion import dataset_info
 from deeplab_keras.convert.initial import start_config
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
@@ -101,6 +102,7 @@ def batch_statistics(
     return found
 
 
+@pytest.mark.slow
 def test_fresh_statistics_warm_up_also_in_a_resumed_run(tiny_flags, tiny_run, tmp_path):
     """The backbone's statistics come from a checkpoint, those of the head are fresh.
 
@@ -144,8 +146,7 @@ def test_an_initial_checkpoint_does_not_set_the_momentums(tmp_path):
     config = SMALL.replace(
         backbone_bn_momentum=0.997, head_bn_momentum=0.9997, dropout_rate=0.2, align_corners=True
     )
-    info = open_dataset(DataConfig(), "train").info
-    folder.save_checkpoint(path, build_segmentor(config), config, info)
+    folder.save_checkpoint(path, build_segmentor(config), config, dataset_info(config))
     assert start_config(str(path)) == config.replace(backbone_bn_momentum=0.9, head_bn_momentum=0.9)
     assert folder.load_checkpoint(path).config == config, "outside of training, they are kept"
     asked = (
@@ -175,7 +176,7 @@ def test_a_warning_for_a_momentum_too_large_for_the_run(momentum, steps, fresh, 
     warnings = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            statistics.logging, "warning", lambda text, *values: warnings.append(text % values)
+            statistics.logger, "warning", lambda text, *values: warnings.append(text % values)
         )
         statistics.warn_of_lag(model, np.full(len(norms(model)), fresh), steps)
     assert len(warnings) == (message is not None)
@@ -188,7 +189,7 @@ def test_a_warning_for_frozen_fresh_statistics():
         layer.freeze_statistics = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            statistics.logging, "warning", lambda text, *values: warnings.append(text % values)
+            statistics.logger, "warning", lambda text, *values: warnings.append(text % values)
         )
         statistics.warn_of_lag(model, np.eye(1, len(norms(model)), dtype=np.uint8)[0], 10**6)
     assert (

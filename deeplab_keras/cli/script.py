@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
@@ -101,8 +101,7 @@ def _call(
     argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]
 ) -> int:
     show = flag_writer(*sections)
-    _show_log(show)
-    with options_shown_by(show):
+    with _shown_log(show), options_shown_by(show):
         return _run(argv, main, sections)
 
 
@@ -170,14 +169,23 @@ def _leave_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _show_log(show: Callable[[str, str | None], str]) -> None:
+@contextlib.contextmanager
+def _shown_log(show: Callable[[str, str | None], str]) -> Iterator[None]:
     """Writes the library's log, and warnings of TensorFlow and Keras, to stderr as plain lines."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine(show))
+    before = []
     for name, level in (("deeplab_keras", logging.INFO), ("absl", logging.WARNING)):
         logger = logging.getLogger(name)
+        before.append((logger, logger.handlers, logger.propagate, logger.level))
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 class _LogLine(logging.Formatter):

@@ -95,8 +95,8 @@ def load_pth(
         UserError: See `convert`.
     """
     tensors = read_pth(path)
-    if any(re.match(_BARE_BACKBONE, name) for name in tensors):
-        # A backbone of OpenMMLab saved without its classifier.
+    if {"conv1.conv.weight", "layer0.conv.weight"} & tensors.keys():
+        # A backbone of OpenMMLab, saved without the prefix of a classifier's.
         tensors = {
             f"backbone.{name}" if re.match(_BARE_BACKBONE, name) else name: value
             for name, value in tensors.items()

@@ -44,6 +44,11 @@ def open_network(source: Path) -> tuple[Network, DatasetInfo]:
         network = Network(load_model(path))
         names = [f"class_{number}" for number in range(network.num_classes)]
         return network, info_for_classes(path.stem, names)
+    if path.is_file():
+        raise UserError(
+            f"{path}: not a model; give a checkpoint folder, a workdir, a .keras, .tflite or .onnx "
+            "file, or the folder of a SavedModel"
+        )
     exports = [file for file in sorted(path.glob("*")) if is_exported(file)]
     if exports and not any(path.rglob("weights.npz")):
         raise UserError(
