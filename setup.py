@@ -7,8 +7,10 @@ together.
 import os
 import pathlib
 import re
+import shutil
 
 import setuptools
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).resolve().parent
 VERSION = re.search(
@@ -39,6 +41,26 @@ EXTRAS = {
 EXTRAS["docs"] = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0,<2"]
 EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
 
+
+class BuildWithResources(build_py):
+    """Copies the recipes and the web page into the package, see deeplab_keras/io/resources.py.
+
+    An editable installation reads them from the checkout.
+    """
+
+    def run(self) -> None:
+        """Builds the package."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = pathlib.Path(self.build_lib) / "deeplab_keras" / "resources"
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        for name in ("configs", "demo/web"):
+            shutil.copytree(
+                HERE / name, target / name, ignore=shutil.ignore_patterns(".*", "README.md")
+            )
+
+
 setuptools.setup(
     name="deeplab-keras",
     version=VERSION,
@@ -53,13 +75,16 @@ setuptools.setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Operating System :: OS Independent",
+        # What is tested. Other systems and newer versions of Python are expected to work.
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Image Recognition",
         "Typing :: Typed",
     ],
     packages=setuptools.find_packages(include=["deeplab_keras", "deeplab_keras.*"]),
+    cmdclass={"build_py": BuildWithResources},
+    entry_points={"console_scripts": ["deeplab-keras=deeplab_keras.cli.main:main"]},
     package_data={"deeplab_keras": ["py.typed", "visualization/templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[

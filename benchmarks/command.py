@@ -95,8 +95,10 @@ def main(command: Command) -> None:
         if options.csv:
             text = shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])
             records.append(options.csv, options.what, result.case, result.rows(), text)
+            command.summary.wrote(options.csv)
     if options.page:
         records.write_page(options.page, options.csv)
+        command.summary.wrote(options.page)
         print(f"wrote {options.page}")
 
 

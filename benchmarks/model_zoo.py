@@ -132,6 +132,7 @@ def main(command: Command) -> None:
     aside.write_text(replace_tables(path.read_text(), tables(count)))
     aside.replace(path)
     print(f"wrote {path}")
+    command.summary.wrote(path)
 
 
 SECTIONS = (ModelZooOptions,)

@@ -62,10 +62,11 @@ _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
 # Package required by tests marked `package(name)` -> how to install it.
 PACKAGES = {
-    "imageio_ffmpeg": "pip install -e '.[video]'",
+    "imageio_ffmpeg": "pip install imageio imageio-ffmpeg",
+    "setuptools": "pip install setuptools",
     "sklearn": "pip install scikit-learn",
     "torch": "pip install -e '.[convert]'",
-    "onnxruntime": "pip install -e '.[onnx]'",
+    "onnxruntime": "pip install onnxruntime tf2onnx",
     "chromium": "apt-get install chromium, or from chromium.org",
 }
 _without_package: collections.Counter[str] = collections.Counter()

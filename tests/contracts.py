@@ -20,6 +20,7 @@ import pytest
 from deeplab_keras import cli as flags
 from deeplab_keras.cli.fields import flag_writer
 from deeplab_keras.config import Config, UserError, render_options
+from deeplab_keras.config.commands import COMMANDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -123,15 +124,21 @@ def script(name: str) -> Script:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Returns the name and the arguments of each `python scripts/NAME ...` in a text.
+    """Returns the script and the arguments of each command in a text.
 
-    Environment variables before a command are dropped.
+    These are `python scripts/NAME.py ...` and `deeplab-keras NAME ...`. Environment variables
+    before a command are dropped.
     """
     lines = [
         re.sub(r"^(\w+=\S+ +)+", "", line.strip())
         for line in text.replace("\\\n", " ").splitlines()
     ]
     calls = [
-        shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")
+        shlex.split(line, comments=True)
+        for line in lines
+        if line.startswith(("python scripts/", "deeplab-keras "))
     ]
-    return [(pathlib.Path(call[1]).name, call[2:]) for call in calls]
+    return [
+        (f"{COMMANDS[call[1]]}.py" if call[1] in COMMANDS else pathlib.Path(call[1]).name, call[2:])
+        for call in calls
+    ]

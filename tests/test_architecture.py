@@ -47,6 +47,7 @@ ROOMS = (
     "prediction",
     "training",
     "cli",
+    "__main__",
     "benchmarks",
     "scripts",
 )
@@ -189,7 +190,7 @@ def test_packages_stay_in_their_rooms():
 
 def test_no_module_is_outside_the_rooms():
     loose = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
-    assert loose == {"__init__", "version"}
+    assert loose == {"__init__", "__main__", "version"}
 
 
 def test_the_tflite_converter_stays_in_export():
@@ -261,6 +262,14 @@ def test_no_module_needs_a_posix_system():
     posix = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
     library = sorted((ROOT / PACKAGE).rglob("*.py"))
     assert [relative(path) for path in library if imports(path) & posix] == []
+    missing_in_windows = re.compile(
+        r"\bos\.(pread|pwrite|fork|getuid|geteuid|uname|sysconf|killpg|setsid|mkfifo|fchmod)\b|"
+        r"\bsignal\.(SIGKILL|SIGHUP|SIGUSR1|SIGUSR2|SIGALRM|alarm|setitimer)\b"
+    )
+    used = [
+        relative(path) for path in library if missing_in_windows.search(path.read_text("utf-8"))
+    ]
+    assert used == []
 
 
 def test_the_wheel_has_every_file():

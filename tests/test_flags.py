@@ -381,7 +381,7 @@ def test_help_is_grouped_wrapped_and_complete():
     text = flags.help_text("Does it.\n\n    python scripts/x.py --output=y\n", Options, *ALL)
     assert text.startswith("Does it.\n\n    python scripts/x.py --output=y\n")
     assert max(map(len, text.splitlines())) <= flags.HELP_WIDTH
-    titles = ["This script:", "Training:", "Data:", "Inference and evaluation:", "Model:"]
+    titles = ["This command:", "Training:", "Data:", "Inference and evaluation:", "Model:"]
     assert [line for line in text.splitlines() if line in titles] == titles
     for section in (Options, *ALL):
         for field in section.options().values():

@@ -221,7 +221,7 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
         build_page(tmp_path / "scores.tflite", tmp_path / "page", PAGE, modules)
     with raises_line("is not a page of this project"):
         build_page(model_file, modules, PAGE, modules, overwrite=True)
-    with raises_line("has no index.html; give demo/web"):
+    with raises_line("has no index.html; give a folder that has, or omit --page"):
         build_page(model_file, tmp_path / "page", tmp_path, modules)
     with raises_line("no such file; give a node_modules folder with @litertjs/core"):
         build_page(model_file, tmp_path / "page", PAGE, tmp_path)
@@ -381,6 +381,8 @@ def test_the_browser_enforces_the_policy(page):
     assert sorted(posted.get_nowait()[0] for _ in range(posted.qsize())) == ["/eval", "/own"]
 
 
-def test_the_default_page_is_in_the_repository():
+def test_the_default_page_is_in_the_repository(model_file, modules, tmp_path):
     options = WebOptions(model_file="a.tflite", output="web")
-    assert pathlib.Path(options.page) == PAGE and (PAGE / "index.html").is_file()
+    assert options.page == "" and (PAGE / "index.html").is_file()
+    folder = build_page(model_file, tmp_path / "page", runtime=modules)
+    assert (folder / "index.html").read_bytes() == (PAGE / "index.html").read_bytes()

@@ -220,8 +220,8 @@ def find_checkpoint(path: Path) -> pathlib.Path:
         )
     if path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").exists():
         raise UserError(
-            f"{path}: an exported model; give the checkpoint that it was exported from (predict.py "
-            "also takes exported models)"
+            f"{path}: an exported model; give the checkpoint that it was exported from "
+            "(`predict.py` also takes exported models)"
         )
     raise UserError(
         f"{path}: not a checkpoint ({WEIGHTS} is missing); give a checkpoint folder or a "

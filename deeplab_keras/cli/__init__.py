@@ -13,7 +13,8 @@ library with them:
 
     SECTIONS = (EvaluationOptions, EvalConfig)
 
-This is a module of `commands`; a script of three lines in scripts/ runs it.
+This is a module of `commands`. A script of three lines in scripts/ runs it, and so does
+`deeplab-keras NAME` (`main`).
 
 Every script accepts the flags of all recipes, so one flagfile serves training, evaluation and
 export. A flag that a script does not use is an error on the command line and ignored in a flagfile.

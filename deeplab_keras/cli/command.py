@@ -13,6 +13,8 @@ from absl import flags as absl_flags
 
 from deeplab_keras.cli import official
 from deeplab_keras.cli.fields import ALIASES, TITLES, Origin, define, flag_name, flag_writer
+from deeplab_keras.cli.recipes import find_flagfile, similar_recipe
+from deeplab_keras.cli.summary import CommonOptions, RunSummary
 from deeplab_keras.config import (
     Config,
     DataConfig,
@@ -41,6 +43,7 @@ class Command:
 
     Attributes:
         official: What an official command line describes, see `cli.official`; `None` for others.
+        summary: What the command did, which `main` notes for --summary.
 
     Raises:
         UserError: A flag is unknown, its value has the wrong type, the script does not use it, or
@@ -48,12 +51,12 @@ class Command:
     """
 
     def __init__(self, argv: Sequence[str], *sections: type[Config]) -> None:
-        self.argv = list(argv)
+        self.argv, self.summary = list(argv), RunSummary()
         self._sections = sections
         self._values = absl_flags.FlagValues()
         self._values.set_gnu_getopt(True)
         self._origin = Origin()
-        for section in dict.fromkeys([*sections, *RECIPE]):
+        for section in dict.fromkeys([*sections, *RECIPE, CommonOptions]):
             for field in section.options().values():
                 define(self._values, section, field, self._origin)
         for alias, name in ALIASES.items():
@@ -165,7 +168,9 @@ class Command:
 
         Official flags, and official defaults, are written as the flags of ours that they stand for.
         """
-        hidden = {*ALIASES, *(self._official_flags.options() if self._official_flags else ())}
+        hidden = {*ALIASES, *CommonOptions.options()}
+        if self._official_flags:
+            hidden |= self._official_flags.options().keys()
         flags = [self._values[name] for name in sorted(self._values) if name not in hidden]
         return "".join(f"{flag.serialize()}\n" for flag in flags if flag.present)
 
@@ -267,7 +272,7 @@ def _by_origin(
                 "--flagfile: the file is missing; write --flagfile=configs/synthetic/demo.flags"
             )
         yield origin, part
-        part, path = [], os.path.expanduser(path.strip())
+        part, path = [], find_flagfile(os.path.expanduser(path.strip()))
         if path == origin:
             raise UserError(f"--flagfile={path}: includes itself; delete that line")
         if path in within:
@@ -283,6 +288,13 @@ def _flagfile_lines(path: str) -> list[str]:
     """Returns the lines of a flagfile without comments; none for an empty path, as absl does."""
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines() if path else []
+    except FileNotFoundError as error:
+        similar = similar_recipe(path)
+        hint = f"did you mean {similar}? " if similar else ""
+        raise UserError(
+            f"--flagfile={path}: {error.strerror}; {hint}`python scripts/recipes.py` lists the "
+            f"recipes, and other paths are relative to the current folder, {os.getcwd()}"
+        ) from error
     except OSError as error:
         raise UserError(
             f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, "

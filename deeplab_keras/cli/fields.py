@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from deeplab_keras.cli.summary import CommonOptions
 from deeplab_keras.config import (
     Config,
     DataConfig,
@@ -23,6 +24,7 @@ from deeplab_keras.config import (
     TrainConfig,
     render_options,
 )
+from deeplab_keras.config.commands import render_examples
 
 # The classes whose options occur in messages.
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, EvalConfig, PredictConfig, ExportConfig)
@@ -32,6 +34,7 @@ TITLES = {
     DataConfig: "Data",
     TrainConfig: "Training",
     EvalConfig: "Inference and evaluation",
+    CommonOptions: "Every command",
 }
 ALIASES = {"initial_checkpoint": "tf_initial_checkpoint", "vis_split": "eval_split"}
 HELP_WIDTH = 100
@@ -211,14 +214,15 @@ class _Serializer(absl_flags.ArgumentSerializer[Any]):
 
 
 def help_text(doc: str, *sections: type[Config]) -> str:
-    """Returns the script's docstring and its flags by section, wrapped at HELP_WIDTH columns."""
+    """Returns the command's docstring and its flags by section, wrapped at HELP_WIDTH columns."""
     rules = "Flags (--flagfile=FILE reads flags from a file; later values override earlier ones)"
-    parts = [doc.strip(), f"{rules}\nLists: --name=1,2, or --name=1 --name=2"]
-    for section in sections:
+    lists = "Lists: --name=1,2, or --name=1 --name=2"
+    parts = [render_examples(doc.strip()), f"{rules}\n{lists}\n--version prints the version"]
+    for section in (*sections, CommonOptions):
         if script := getattr(section, "official_script", ""):
             parts.append(_official_help(section, script))
         elif section.options():
-            lines = [TITLES.get(section, "This script") + ":"]
+            lines = [TITLES.get(section, "This command") + ":"]
             lines += [_help_entry(section, field) for field in section.options().values()]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -266,7 +270,8 @@ def _placeholder(section: type[Config], field: dataclasses.Field[Any]) -> str:
         return ""
     if element is str:
         is_path = any(
-            word in flag_name(field) for word in ("dir", "path", "checkpoint", "input", "output")
+            word in flag_name(field)
+            for word in ("dir", "path", "checkpoint", "input", "output", "summary", "page", "file")
         )
         word = "PATH" if is_path and not field.metadata["choices"] else "NAME"
     else:

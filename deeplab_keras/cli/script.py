@@ -13,8 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
+from deeplab_keras.cli.summary import CommonOptions, RunSummary, check_summary, summary_path
 from deeplab_keras.config import Config, UserError, options_shown_by, render_options
-from deeplab_keras.io.progress import without_noise
+from deeplab_keras.io.progress import without_noise, without_progress
+from deeplab_keras.version import __version__
+
+HELP = ("--help", "-h", "-help", "--helpfull")
+VERSION = ("--version", "-version")
+INTERRUPTED = 130  # exit status
 
 
 def run(
@@ -31,9 +37,15 @@ def run(
 
 
 def run_command(name: str) -> typing.NoReturn:
-    """Runs the command in `deeplab_keras.cli.commands.<name>`, and exits."""
+    """Runs the command in `deeplab_keras.cli.commands.<name>` as a script, and exits."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
     run(command.__doc__, command.main, *command.SECTIONS)
+
+
+def call_command(name: str, argv: Sequence[str]) -> int:
+    """Runs the command in `deeplab_keras.cli.commands.<name>`, and returns the exit status."""
+    command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
+    return call(argv, command.__doc__, command.main, *command.SECTIONS)
 
 
 def call(
@@ -43,16 +55,10 @@ def call(
     *sections: type[Config],
 ) -> int:
     """Runs a script with the given command line, see `run`, and returns the exit status."""
-    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-        try:
-            print(help_text(doc or "", *sections), flush=True)
-        except BrokenPipeError:  # `script --help | head`
-            _leave_stdout()
-        except OSError as error:  # a full disk
-            _leave_stdout()
-            print(f"error: {_file_error(error)}", file=sys.stderr)
-            return 1
-        return 0
+    if set(HELP) & set(argv[1:]):
+        return show(help_text(doc or "", *sections))
+    if set(VERSION) & set(argv[1:]):
+        return show(version())
     # Silences TensorFlow's messages about the CPU's instruction sets.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     out, err = (
@@ -61,6 +67,29 @@ def call(
     )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         return _call(argv, main, *sections)
+
+
+def show(text: str) -> int:
+    """Prints a text that is the whole output of a command, and returns the exit status."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `script --help | head`
+        _leave_stdout()
+    except OSError as error:  # a full disk
+        _leave_stdout()
+        return fail(_file_error(error))
+    return 0
+
+
+def fail(message: str) -> int:
+    """Prints an error, and returns the exit status 1."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def version() -> str:
+    """Returns the line that `--version` prints."""
+    return f"deeplab-keras {__version__}"
 
 
 class _Escaped:
@@ -100,35 +129,90 @@ class _Escaped:
 def _call(
     argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]
 ) -> int:
-    show = flag_writer(*sections)
-    with _shown_log(show), options_shown_by(show):
-        return _run(argv, main, sections)
+    write = flag_writer(*sections)
+    with _shown_log(write), options_shown_by(write):
+        return _Run(argv, main, sections).call()
 
 
-def _run(
-    argv: Sequence[str],
-    main: Callable[[Command], int | None],
-    sections: Sequence[type[Config]],
-) -> int:
-    try:
-        command = Command(argv, *sections)
-        _load_keras()
-        status = main(command) or 0
-        if sys.stdout is not None:  # it is None if the descriptor is closed: `script >&-`
-            sys.stdout.flush()
+class _Run:
+    """A run of a command.
+
+    Args:
+        argv: The command line.
+        main: The function to run.
+        sections: The config classes of the command.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        main: Callable[[Command], int | None],
+        sections: Sequence[type[Config]],
+    ) -> None:
+        self.argv, self.main, self.sections = argv, main, sections
+        self.summary, self.summary_path = RunSummary(), ""
+
+    def call(self) -> int:
+        """Runs the command, prints its error, writes its summary, and returns the exit status."""
+        try:
+            status, message = self._attempt()
+        except Exception as error:  # a bug, whose traceback is shown
+            self._write_summary(1, f"{type(error).__name__}: {error}")
+            raise
+        if message:
+            print(message if status == INTERRUPTED else f"error: {message}", file=sys.stderr)
+        return self._write_summary(status, message)
+
+    def _attempt(self) -> tuple[int, str]:
+        """Runs the command, and returns the exit status and the message of its error."""
+        try:
+            return self._call(), ""
+        except UserError as error:
+            return 1, str(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED, "interrupted"
+        except BrokenPipeError:  # `script | head`: the reader has stopped reading
+            _leave_stdout()
+            return 0, ""
+        except OSError as error:
+            return 1, _file_error(error)
+
+    def _call(self) -> int:
+        try:
+            command = Command(self.argv, *self.sections)
+        except UserError:
+            self._prepare_summary(summary_path(self.argv))
+            raise
+        options, self.summary = command.config(CommonOptions), command.summary
+        self._prepare_summary(options.summary)
+        with _quiet() if options.quiet else contextlib.nullcontext():
+            _load_keras()
+            status = self.main(command) or 0
+            if sys.stdout is not None:  # it is None if the descriptor is closed: `script >&-`
+                sys.stdout.flush()
         return status
-    except UserError as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `script | head`: the reader has stopped reading
-        _leave_stdout()
-        return 0
-    except OSError as error:
-        message = _file_error(error)
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+
+    def _prepare_summary(self, path: str) -> None:
+        if path:
+            check_summary(path)
+            self.summary_path = path
+
+    def _write_summary(self, status: int, error: str) -> int:
+        """Writes the summary, if it is wanted, and returns the exit status."""
+        if self.summary_path:
+            try:
+                self.summary.save(self.summary_path, self.argv, status, error)
+            except UserError as failed:
+                return max(fail(str(failed)), status)
+        return status
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Context without progress and without the log, except for its warnings."""
+    logging.getLogger("deeplab_keras").setLevel(logging.WARNING)
+    with without_progress():
+        yield
 
 
 BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")

@@ -115,7 +115,7 @@ class DataConfig(Config):
     data_service: str | None = option(
         None,
         "address of a tf.data service that prepares the batches, as grpc://HOST:PORT; see "
-        "scripts/data_service.py",
+        "`scripts/data_service.py`",
     )
     seed: int = option(
         0, "random seed of the order, the augmentation, the initial weights and dropout"

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from deeplab_keras.config.commands import render_commands
+
 _OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
@@ -36,7 +38,8 @@ class UserError(ValueError):
 
     Messages name options in backticks under their Python names, with or without a value:
     `` `output_stride` ``, `` `output_stride=8` ``. `str(error)` shows options as Python keywords,
-    or as flags while a command runs.
+    or as flags while a command runs. Commands are in backticks too, as scripts of a checkout
+    (`config/commands.py`): `` `python scripts/predict.py` ``.
 
     Args:
         message: The message, one line.
@@ -158,9 +161,11 @@ def unknown_option(field: str, name: Any, known: Iterable[str]) -> UserError:
 def render_options(text: str, option: Callable[[str, str | None], str] | None = None) -> str:
     """Returns a text with each option in backticks as `option(name, value)` shows it.
 
+    Commands in backticks are shown as the user can run them, see `config/commands.py`.
+
     Args:
         text: A message.
         option: See `UserError.render`. The default shows options as `str(error)` does.
     """
     option = option or _show_option.get()
-    return _OPTION.sub(lambda found: option(found[1], found[2]), text)
+    return _OPTION.sub(lambda found: option(found[1], found[2]), render_commands(text))

@@ -48,8 +48,8 @@ class ModelConfig(Config):
 
     name: str = option(
         "",
-        "model of the zoo to start from; the other model flags change it; list_models.py lists "
-        "the names",
+        "model of the zoo to start from; the other model flags change it; "
+        "`list_models.py` lists the names",
         flag="model",
     )
     backbone: str = option("mobilenet_v2", "backbone network", flag="model_variant")

@@ -268,7 +268,7 @@ def start_from(
         raise UserError(
             f"{source.path}: initial weights cannot be a {source.kind}, because training would not "
             "check that the model computes the same; convert it first "
-            "(scripts/convert_checkpoint.py --source=official_deeplab), and start from the result"
+            "(`scripts/convert_checkpoint.py` --source=official_deeplab), and start from the result"
         )
     tensors = source.tensors
     found = identify(tensors)
@@ -281,8 +281,8 @@ def start_from(
         )
         logger.warning(
             "%s has the head %s, so only its backbone is loaded and the head %s starts from random "
-            "weights; %s, or a `model` of list_models.py with these, would use the checkpoint's "
-            "head",
+            "weights; %s, or a `model` of `list_models.py` with these, would use the "
+            "checkpoint's head",
             source.path,
             found["head"],
             config.head,

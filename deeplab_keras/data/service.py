@@ -57,7 +57,7 @@ def require_answer(address: str, field: str) -> None:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(
             f"`{field}={address}`: no response ({reason}); start a dispatcher: "
-            "python scripts/data_service.py --role=dispatcher"
+            "`python scripts/data_service.py` --role=dispatcher"
         ) from error
 
 
@@ -75,7 +75,7 @@ def require_portable(load: Callable[[tf.Tensor], Any], dataset: str) -> None:
         raise UserError(
             f"`data_service`: {dataset} is read by Python code (synthetic images, archives, "
             "palette masks, `cache`), which the service's workers cannot run; convert it to "
-            "records: python scripts/build_tfrecords.py"
+            "records: `python scripts/build_tfrecords.py`"
         )
 
 

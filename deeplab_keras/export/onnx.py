@@ -23,7 +23,7 @@ def require_packages() -> None:
     if missing:
         raise UserError(
             f"`formats='onnx'` needs the packages {', '.join(missing)}; "
-            "install them with pip install 'deeplab-keras[onnx]', or omit onnx"
+            "install them with pip install onnxruntime tf2onnx, or omit onnx"
         )
 
 

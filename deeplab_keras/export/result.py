@@ -102,7 +102,7 @@ class ExportedFile:
         if self.kind == "tflite_int8" and self.loses_accuracy:
             text += (
                 "; warning: 8 bits lose accuracy; `formats='tflite_mixed'` keeps the most "
-                "sensitive layers in float, and train.py --quantization_aware trains the network "
+                "sensitive layers in float, and `train.py` --quantization_aware trains the network "
                 "for 8 bits"
             )
         unwanted = {

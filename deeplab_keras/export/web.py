@@ -16,6 +16,7 @@ import tempfile
 from deeplab_keras.config import UserError
 from deeplab_keras.inference.exported import packed_files
 from deeplab_keras.io.foreign import reading
+from deeplab_keras.io.resources import resource_folder
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ BARE_IMPORT = re.compile(
 def build_page(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    page: str | os.PathLike[str],
+    page: str | os.PathLike[str] | None = None,
     runtime: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
@@ -47,7 +48,7 @@ def build_page(
         model: A .tflite file of `export_model` with labels as an output. Its classes are packed
             into it.
         output: The folder to write. It is written completely or not at all.
-        page: The folder of the page's own files.
+        page: The folder of the page's own files; `None` for the page of this package.
         runtime: A node_modules folder with LiteRT.js; `None` to download it with `npm pack`.
         overwrite: Whether to replace an existing page.
 
@@ -58,7 +59,8 @@ def build_page(
         UserError: The model or the page does not exist or is not valid, the folder exists, or npm
             is missing or fails.
     """
-    model, output, page = pathlib.Path(model), pathlib.Path(output), pathlib.Path(page)
+    model, output = pathlib.Path(model), pathlib.Path(output)
+    page = pathlib.Path(page or resource_folder("demo/web"))
     if output.exists() and not overwrite:
         raise UserError(
             f"`output={output}`: exists; give another folder, or `overwrite` to replace the page "
@@ -69,7 +71,7 @@ def build_page(
             f"`output={output}`: exists and is not a page of this project; give another folder"
         )
     if not (page / "index.html").is_file():
-        raise UserError(f"`page={page}`: has no index.html; give demo/web of the repository")
+        raise UserError(f"`page={page}`: has no index.html; give a folder that has, or omit `page`")
     about = _about(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -89,12 +91,13 @@ def build_page(
 def _about(model: pathlib.Path) -> str:
     if not model.exists():
         raise UserError(
-            f"`model_file={model}`: no such file; export one with export_model.py --formats=tflite"
+            f"`model_file={model}`: no such file; export one with `export_model.py` "
+            "--formats=tflite"
         )
     with reading(
         model,
         "a .tflite file with its classes packed into it",
-        "give a .tflite file that export_model.py wrote",
+        "give a .tflite file that `export_model.py` wrote",
     ):
         text = packed_files(model)["model.json"]
         about = json.loads(text)

@@ -71,10 +71,10 @@ class ExportedNetwork(Network):
     def __init__(self, path: Path, runtime: Runtime) -> None:
         if ABOUT not in runtime.files:
             raise UserError(
-                f"{os.fspath(path)}: does not contain {ABOUT}; give a file that export_model.py "
-                "wrote"
+                f"{os.fspath(path)}: does not contain {ABOUT}; give a file that "
+                "`export_model.py` wrote"
             )
-        with reading(path, f"an export: its {ABOUT}", "give a file that export_model.py wrote"):
+        with reading(path, f"an export: its {ABOUT}", "give a file that `export_model.py` wrote"):
             about = json.loads(runtime.files[ABOUT])
             config = ModelConfig.from_saved(about["model"])
             self.info = DatasetInfo.from_dict(about["dataset"])
@@ -190,9 +190,9 @@ def _open_saved_model(path: pathlib.Path) -> Runtime:
         signatures = tf.saved_model.load(str(path)).signatures
         if not {"serving_default", "logits"} <= set(signatures):
             raise UserError(
-                f"{path}: not written by export_model.py but, for example, by Keras' model.export: "
-                f"it has the signatures {', '.join(sorted(signatures)) or 'none'} and no {ABOUT}; "
-                "give an exported model or a checkpoint"
+                f"{path}: not written by `export_model.py` but, for example, by Keras' "
+                f"model.export: it has the signatures {', '.join(sorted(signatures)) or 'none'} "
+                f"and no {ABOUT}; give an exported model or a checkpoint"
             )
         default, logits = signatures["serving_default"], signatures["logits"]
         spec = default.structured_input_signature[1]["image"]
@@ -314,7 +314,7 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
         import onnxruntime
     except ImportError as error:
         raise UserError(
-            f"{path}: needs the package {error.name}; pip install 'deeplab-keras[onnx]'"
+            f"{path}: needs the package {error.name}; pip install onnx onnxruntime"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

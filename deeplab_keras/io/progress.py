@@ -25,6 +25,20 @@ NOISE = re.compile(
 )
 
 
+_hidden = False  # whether the process shows no progress
+
+
+@contextlib.contextmanager
+def without_progress() -> Iterator[None]:
+    """Context in which no progress is shown, by any thread. Errors still are."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
+
+
 class Progress:
     """Shows the progress of a job, its speed and the time left.
 
@@ -66,7 +80,7 @@ class Progress:
         """Shows `done` and the given values if the interval has passed or the job is finished."""
         now = time.monotonic()
         finished = 0 < self.total <= done
-        if now - self.shown < self.interval and not finished:
+        if _hidden or (now - self.shown < self.interval and not finished):
             return
         self.shown = now
         line = self._line(done, max(now - self.started - self.paused, 1e-9), values)
@@ -82,7 +96,12 @@ class Progress:
         self.paused += seconds
 
     def write(self, text: str) -> None:
-        """Prints a separate line above the bar."""
+        """Prints a separate line about the progress above the bar."""
+        if not _hidden:
+            self.write_error(text)
+
+    def write_error(self, text: str) -> None:
+        """Prints a separate line above the bar, also where no progress is shown."""
         if self.on_terminal and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self._width = 0

@@ -87,20 +87,48 @@ def check_folder(path: str | os.PathLike[str], option: str) -> None:
         UserError: If the path is a file or inside a file, or if the folder is not writable.
     """
     path = pathlib.Path(path)
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    reason, advice = _obstacle(path, path)
+    if reason:
+        raise UserError(f"`{option}={path}`: {reason}; {advice}")
+
+
+def _obstacle(folder: pathlib.Path, given: pathlib.Path) -> tuple[str, str]:
+    """Returns why a folder cannot be created or written to, and what to do; empty if it can.
+
+    Args:
+        folder: The folder.
+        given: The path in the option, which the message does not repeat.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
-        which = "" if existing == path else f"{existing} "
-        raise UserError(
-            f"`{option}={path}`: {which}is a file; give a folder, which is created if necessary"
-        )
+        which = "" if existing == given else f"{existing} "
+        return f"{which}is a file", "give a folder, which is created if necessary"
     try:  # checking permissions is not enough: no folder can be created in /proc
         with tempfile.TemporaryDirectory(prefix=".", dir=existing):
-            pass
+            return "", ""
     except OSError as error:
-        raise UserError(
-            f"`{option}={path}`: {existing} is not writable ({error.strerror}); give another "
-            "folder, or change its permissions"
-        ) from error
+        return (
+            f"{existing} is not writable ({error.strerror})",
+            "give another folder, or change its permissions",
+        )
+
+
+def check_file(path: str | os.PathLike[str], option: str) -> None:
+    """Checks, before a long job starts, that a file can be written. Leaves nothing behind.
+
+    Args:
+        path: The file, which may exist.
+        option: The option that has the path, for the error message.
+
+    Raises:
+        UserError: If the path is a folder, or its folder cannot be created or is not writable.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"`{option}={path}`: is a folder or a device; give the path of a file")
+    reason, advice = _obstacle(path.absolute().parent, path)
+    if reason:
+        raise UserError(f"`{option}={path}`: {reason}; {advice}")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

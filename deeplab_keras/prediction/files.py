@@ -26,6 +26,7 @@ class Summary:
         failed: The number of those that could not be read or predicted.
         folder: The folder of the results.
         what: The kind of inputs: "images", "videos" or "files" for both.
+        failures: The inputs that failed, each with its error.
     """
 
     total: int
@@ -33,6 +34,7 @@ class Summary:
     failed: int
     folder: str
     what: str = "images"
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         done = self.total - self.skipped - self.failed
@@ -83,29 +85,31 @@ def predict(
     predictor, results = Predictor(network, eval_config), Results(config, info, eval_config.palette)
     inputs = results.check(found)
     with allow_pixels(config.max_megapixels):
-        failed = _images(
+        failures = _images(
             predictor, results, config, [item for item in inputs if item.kind == "image"]
         )
-    failed += _videos(predictor, results, config, [item for item in inputs if item.kind != "image"])
+    videos = [item for item in inputs if item.kind != "image"]
+    failures |= _videos(predictor, results, config, videos)
     kinds = {item.kind for item in found}
     what = "images" if kinds == {"image"} else "files" if "image" in kinds else "videos"
-    summary = Summary(len(found), len(found) - len(inputs), failed, config.output, what)
+    skipped = len(found) - len(inputs)
+    summary = Summary(len(found), skipped, len(failures), config.output, what, failures)
     log(str(summary))
     return summary
 
 
 def _images(
     predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]
-) -> int:
+) -> dict[str, str]:
     job = ImageJob(predictor, results, config, Progress(len(inputs), "predicting"))
     job.run(inputs)
-    return job.failed
+    return job.failures
 
 
 def _videos(
     predictor: Predictor, results: Results, config: PredictConfig, inputs: list[Input]
-) -> int:
-    failed = 0
+) -> dict[str, str]:
+    failures: dict[str, str] = {}
     for item in inputs:
         try:
             predict_video(predictor, item, results, config.max_frames)
@@ -114,5 +118,5 @@ def _videos(
             if not error.field and not text.startswith(item.path):
                 text = f"{item.path}: {text}"
             print(f"error: {text}", file=sys.stderr)
-            failed += 1
-    return failed
+            failures[item.path] = text
+    return failures

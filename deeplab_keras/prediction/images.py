@@ -38,14 +38,19 @@ class ImageJob:
 
     Attributes:
         done: The number of finished images, including failed ones.
-        failed: The number of images that could not be read or predicted.
+        failures: The images that could not be read or predicted, each with its error.
     """
 
     def __init__(
         self, predictor: Predictor, results: Results, config: PredictConfig, bar: Progress
     ) -> None:
         self.predictor, self.results, self.config, self.bar = predictor, results, config, bar
-        self.done = self.failed = 0
+        self.done, self.failures = 0, dict[str, str]()
+
+    @property
+    def failed(self) -> int:
+        """The number of images that could not be read or predicted."""
+        return len(self.failures)
 
     def run(self, inputs: Sequence[Input]) -> None:
         """Predicts all inputs; reports those that fail and continues.
@@ -90,8 +95,9 @@ class ImageJob:
 
     def _fail(self, item: Input, error: UserError) -> None:
         text = str(error)
-        self.bar.write(f"error: {text if text.startswith(item.path) else f'{item.path}: {text}'}")
-        self.failed += 1
+        named = text if text.startswith(item.path) else f"{item.path}: {text}"
+        self.bar.write_error(f"error: {named}")
+        self.failures[item.path] = named
         self._count()
 
     # --- Reading ---

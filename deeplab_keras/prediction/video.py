@@ -145,7 +145,7 @@ def _ffmpeg() -> Any:
         import imageio_ffmpeg
     except ImportError as error:
         raise UserError(
-            "videos and the camera need imageio-ffmpeg: pip install 'deeplab-keras[video]'"
+            "videos and the camera need imageio-ffmpeg: pip install imageio imageio-ffmpeg"
         ) from error
     return imageio_ffmpeg
 
@@ -202,7 +202,7 @@ def read_camera(number: str) -> Frames:
         reader = imageio.v2.get_reader(f"<video{number}>", format="FFMPEG")
         about = reader.get_meta_data()
     except ImportError as error:
-        raise UserError("the camera needs imageio: pip install 'deeplab-keras[video]'") from error
+        raise UserError("the camera needs imageio: pip install imageio imageio-ffmpeg") from error
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(
             f"`input=camera:{number}`: no such camera, or it is in use; give another number"

@@ -42,7 +42,7 @@ def confusion_matrix_figure(report: Any) -> Array:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        hint = "pip install 'deeplab-keras[viz]'"
+        hint = "pip install matplotlib"
         raise UserError(
             f"the confusion-matrix figure needs matplotlib, which is not installed; {hint}"
         ) from error

@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from deeplab_keras.config import render_options
+
 
 def render(template: str, **values: Any) -> str:
     """Returns an HTML page. Values are escaped, so class and file names may contain anything.
@@ -20,7 +22,7 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deeplab_keras.visualization"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -28,3 +30,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["message"] = render_options  # of a `UserError`
+    return environment

@@ -29,6 +29,8 @@ def main(command: Command) -> None:
     from deeplab_keras.data.tfds.builders import build_tfds
 
     name, folder, splits = build_tfds(config, options.data_dir)
+    command.summary.count(**splits)
+    command.summary.wrote(folder)
     print(
         f"{folder}: {name} with {', '.join(f'{split} {count}' for split, count in splits.items())}"
     )

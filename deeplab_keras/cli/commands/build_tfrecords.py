@@ -52,8 +52,8 @@ def main(command: Command) -> None:
     from deeplab_keras.data.records.tfrecords import find_records
     from deeplab_keras.data.registry import open_dataset
 
+    folder = pathlib.Path(options.output_dir).expanduser()
     for split in options.splits:
-        folder = pathlib.Path(options.output_dir).expanduser()
         if options.verify:
             name, files = find_records(folder, split)
             if not files:
@@ -61,10 +61,9 @@ def main(command: Command) -> None:
                     f"`output_dir={options.output_dir}`: no records of the split {split!r} here; "
                     "build them first, without `verify`"
                 )
-            print(
-                f"{folder}/{name}: {verify_records(folder, name, files)} pairs in {len(files)} "
-                "files match the manifest"
-            )
+            pairs = verify_records(folder, name, files)
+            command.summary.count(**{f"{split}_pairs": pairs, f"{split}_files": len(files)})
+            print(f"{folder}/{name}: {pairs} pairs in {len(files)} files match the manifest")
             continue
         source = open_dataset(config.replace(cache=False), split)
         built = build_records(
@@ -75,6 +74,8 @@ def main(command: Command) -> None:
             threads=options.threads,
             overwrite=options.overwrite,
         )
+        command.summary.count(**{f"{split}_pairs": built.pairs, f"{split}_files": built.shards})
+        command.summary.wrote(folder)
         print(
             f"{folder}/{split}: {built.pairs} pairs in {built.shards} files, "
             f"{built.size / 2**20:.1f} MB"

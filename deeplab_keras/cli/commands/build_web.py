@@ -12,12 +12,9 @@ on https and localhost.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 from deeplab_keras.cli import Command
 from deeplab_keras.config import Config, option
-
-PAGE = pathlib.Path(__file__).resolve().parents[3] / "demo" / "web"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +22,10 @@ class WebOptions(Config):
     """What the page contains, and where to write it."""
 
     model_file: str = option(
-        "", "a .tflite file of export_model.py that has labels among its outputs"
+        "", "a .tflite file of `export_model.py` that has labels among its outputs"
     )
     output: str = option("", "folder for the page")
-    page: str = option(str(PAGE), "folder with the page's template")
+    page: str = option("", "folder with the page's own files; default: those of this package")
     runtime: str = option(
         "", "a node_modules folder with @litertjs/core; default: downloads it with npm"
     )
@@ -47,8 +44,13 @@ def main(command: Command) -> None:
     from deeplab_keras.export.web import build_page
 
     folder = build_page(
-        options.model_file, options.output, options.page, options.runtime or None, options.overwrite
+        options.model_file,
+        options.output,
+        options.page or None,
+        options.runtime or None,
+        options.overwrite,
     )
+    command.summary.wrote(folder)
     print(f"written: {folder}; to open it, run: python -m http.server --directory {folder} 8000")
 
 

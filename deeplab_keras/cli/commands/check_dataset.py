@@ -41,6 +41,15 @@ def main(command: Command) -> None:
     print(command.show(summary(check)))
     page = write_report(check, options.output or os.path.join("runs", f"check_{name}"))
     print(f"written: {page}")
+    command.summary.count(
+        problems=len(check.problems),
+        **{f"{split.name}_pairs": split.pairs for split in check.splits},
+    )
+    command.summary.wrote(page.parent)
+    for number, problem in enumerate(check.problems, 1):
+        command.summary.failures[f"{problem.split} {number}: {problem.kind}"] = command.show(
+            problem.message
+        )
     if check.wrong:
         count = max(len(check.problems), 1)
         problems = (

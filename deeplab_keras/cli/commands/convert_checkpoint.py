@@ -78,11 +78,13 @@ def main(command: Command) -> None:
         checkpoint = checkpoint_folder(options.checkpoint_dir)
         proof = write_sssegmentation(checkpoint, options.output, zoo.SSSEGMENTATION)
         print(f"{proof.table()}\n{proof}\nwritten: {options.output}")
+        command.summary.wrote(options.output)
         return
     given = command.given(ModelConfig)
     if not given:
         raise UserError(
-            "`name` is required: a model of scripts/list_models.py, or give the model flags instead"
+            "`name` is required: a model of `scripts/list_models.py`, or give the model flags "
+            "instead"
         )
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)
@@ -95,7 +97,9 @@ def main(command: Command) -> None:
         check=options.check,
     )
     print(f"{proof.table()}\n{proof}")
-    print(f"written: {save_checkpoint(options.output, model, config, info)}")
+    folder = save_checkpoint(options.output, model, config, info)
+    print(f"written: {folder}")
+    command.summary.wrote(folder)
 
 
 SECTIONS = (CheckpointOptions, ModelConfig)

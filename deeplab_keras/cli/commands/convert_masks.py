@@ -66,6 +66,10 @@ def main(command: Command) -> None:
         id_offset=options.id_offset,
         overwrite=options.overwrite,
     )
+    failures = {path: command.show(line) for path, line in result.failures.items()}
+    command.summary.count(converted=result.converted, kept=result.kept, failed=len(failures))
+    command.summary.failures |= failures
+    command.summary.wrote(options.output)
     kept = f", {result.kept} already existed" if result.kept else ""
     print(f"written: {result.converted} masks to {options.output}{kept}")
     if result.classes_file and (result.converted or result.kept):

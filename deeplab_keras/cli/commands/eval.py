@@ -20,6 +20,8 @@ from deeplab_keras.cli import Command, require_tensorflow
 from deeplab_keras.cli.official import EvalFlags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
+RESULTS = ("metrics.json", "metrics.csv", "metrics.md")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions(Config):
@@ -95,11 +97,15 @@ def main(command: Command) -> None:
         found = [Details(source.info, boundaries=False) for _ in options.compare]
         reports = [measure(path, details)[0] for path, details in zip(paths, found, strict=True)]
         (first, second), result = options.compare, compare(found[0].images, found[1].images)
+        command.summary.count(images=len(found[0].images))
         print(result.table(first, second, list(reports[0].per_class_iou)))
         return
     details = Details(source.info) if options.details else None
     report, predictor = measure(paths[0], details)
     write_report(folder, report, details, predictor, source, training_csv=workdir / "training.csv")
+    command.summary.count(images=report.images)
+    names = [*RESULTS, *(["report.html"] if options.details else [])]
+    command.summary.wrote(*(folder / name for name in names))
     print(report.table())
     page = f", {folder / 'report.html'}" if options.details else ""
     print(f"written: {folder / 'metrics.json'}{page}")

@@ -49,12 +49,14 @@ def main(command: Command) -> None:
         check = images(data_config.eval_split)
     except UserError as error:
         print(f"checking on synthetic images: {command.show(error.text)}")
-    export.export_model(
+    files = export.export_model(
         command.official_network(load_checkpoint(checkpoint)) if command.official else checkpoint,
         config=config,
         representative_images=representative,
         check_images=check,
     )
+    command.summary.count(files=len(files))
+    command.summary.wrote(*(file.path for file in files))
 
 
 SECTIONS = (ExportConfig, DataConfig, ExportFlags)

@@ -35,6 +35,7 @@ def main(command: Command) -> None:
     backbones = zoo.matching(IMAGENET, match)
     if not names and not backbones:
         raise UserError(f"`match={match}`: no model has such a name; omit `match` to list all")
+    command.summary.count(models=len(names), backbones=len(backbones))
     width = max(map(len, names + backbones))
     if names:
         print(f"{'model':{width}}  {'head':15}  {'backbone':22}  stride  classes  reported mIoU")

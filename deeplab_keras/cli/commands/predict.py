@@ -23,7 +23,14 @@ def main(command: Command) -> int:
 
     from deeplab_keras import prediction
 
-    return 1 if prediction.predict(config, eval_config).failed else 0
+    done = prediction.predict(config, eval_config)
+    written = done.total - done.skipped - done.failed
+    command.summary.count(
+        inputs=done.total, written=written, skipped=done.skipped, failed=done.failed
+    )
+    command.summary.failures |= done.failures
+    command.summary.wrote(done.folder)
+    return 1 if done.failed else 0
 
 
 SECTIONS = (PredictConfig, EvalConfig)

@@ -49,6 +49,8 @@ def main(command: Command) -> None:
             else ""
         )
         print(f"written: {train_config.train_logdir}{page}")
+        command.summary.count(evaluated_images=report.images)
+    command.summary.wrote(train_config.train_logdir)
 
 
 SECTIONS = (TrainConfig, DataConfig, EvalConfig, ModelConfig, TrainFlags)

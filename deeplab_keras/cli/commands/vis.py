@@ -76,6 +76,8 @@ def main(command: Command) -> None:
         for kind, picture in pictures.items():
             save_png(folder / f"{source.names[index]}_{kind}.png", picture)
         progress.update(done + 1)
+    command.summary.count(images=count)
+    command.summary.wrote(folder)
     print(f"written: {count} images to {folder}")
 
 

@@ -90,14 +90,19 @@ class Result:
     Attributes:
         converted: The number of masks that were written.
         kept: The number of masks that already existed.
-        failed: A line for each file that could not be converted.
+        failures: The files that could not be converted, each with its error.
         classes_file: The path of the file with the names and colors of the ids.
     """
 
     converted: int
     kept: int
-    failed: tuple[str, ...]
+    failures: dict[str, str]
     classes_file: Path | None
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The errors of the files that could not be converted."""
+        return tuple(self.failures.values())
 
 
 Read = Callable[[str], Any]
@@ -325,9 +330,7 @@ def convert_masks(
     for done, _ in enumerate(_each(convert, left, failed), 1):
         progress.update(done)
     converted = sum(path not in failed for path in left)
-    return Result(
-        converted, len(fresh), tuple(failed.values()), _write_classes(Path(target), plan.classes)
-    )
+    return Result(converted, len(fresh), failed, _write_classes(Path(target), plan.classes))
 
 
 def _files(kind: str, source: Path, target: Path) -> list[str]:

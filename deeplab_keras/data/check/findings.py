@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig, UserError, render_options
 from deeplab_keras.data.files.reading import Size
 from deeplab_keras.data.info import DatasetInfo
 
@@ -169,13 +169,16 @@ class DatasetCheck:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the findings as JSON values: the report.json of scripts/check_dataset.py."""
+        """Returns the findings as JSON values: the report.json of `check_dataset.py`."""
         return {
             "dataset": self.config.dataset,
             "dataset_dir": self.config.dataset_dir,
             "wrong": self.wrong,
-            "looks_like": self.looks_like,
-            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+            "looks_like": render_options(self.looks_like),
+            "problems": [
+                {**dataclasses.asdict(problem), "message": render_options(problem.message)}
+                for problem in self.problems
+            ],
             "notes": list(self.notes),
             "info": self.info.to_dict(),
             "splits": [split.to_dict(self.info) for split in self.splits],

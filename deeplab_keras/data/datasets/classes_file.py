@@ -261,8 +261,8 @@ def _require_all_ids(where: object, entries: Mapping[int, object]) -> None:
         raise UserError(
             f"{where}: its ids are {min(entries)} to {max(entries)}, but {missing} is missing; "
             f"{len(entries)} classes must have the ids 0 to {len(entries) - 1}: add the missing "
-            "class, or change the ids here and in the masks: scripts/convert_masks.py --from=index "
-            "--id_offset=..."
+            "class, or change the ids here and in the masks: `scripts/convert_masks.py` "
+            "--from=index --id_offset=..."
         )
 
 

@@ -177,7 +177,7 @@ def find_parallel(root: Tree, split: str) -> Found:
             f"{root.on_disk(label_folder)}: it has no masks; masks must be .png: export the "
             f"{len(others)} files of other formats, such as {others[0]}, again as PNG, because "
             "JPEG blends the ids at every edge; for black-and-white masks, run "
-            "scripts/convert_masks.py --from=binary"
+            "`scripts/convert_masks.py` --from=binary"
         )
     warn_left_out(root, image_folder, IMAGE_SUFFIXES, deep=True)
     labels = {name: mask_of(masks, name, label_folder) for name in images}
@@ -290,7 +290,7 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
     )
     if unused:
         logger.warning(
-            "%s: no mask holds the id %s; if %d is a stray value, find it with check_dataset.py, "
+            "%s: no mask holds the id %s; if %d is a stray value, find it with `check_dataset.py`, "
             "otherwise list the classes in %s",
             where,
             ", ".join(map(str, unused[:5]))

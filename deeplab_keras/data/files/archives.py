@@ -17,6 +17,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable
+from typing import BinaryIO
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.record_file import PATTERN, RecordFile
@@ -134,7 +135,8 @@ class Archive:
         wanted = size if limit < 0 else min(limit, size)
         # Opened for each call, so that threads and forks do not share a file position.
         with open(self.path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), wanted, offset)
+            file.seek(offset)
+            data = file.read(wanted)
         if len(data) < wanted:
             raise EOFError("the archive is truncated")
         return data
@@ -142,9 +144,9 @@ class Archive:
     def _index_zip(self) -> None:
         self._zip, self._process = zipfile.ZipFile(self.path), os.getpid()
         with open(self.path, "rb", buffering=0) as file:
-            self._index_members(file.fileno())
+            self._index_members(file)
 
-    def _index_members(self, file: int) -> None:
+    def _index_members(self, file: BinaryIO) -> None:
         for member in self._zip.infolist():
             if member.flag_bits & 1:
                 raise UserError(
@@ -158,12 +160,13 @@ class Archive:
             self._require_name(file, member)
             self._add(_zip_name(member), member.file_size, read)
 
-    def _require_name(self, file: int, member: zipfile.ZipInfo) -> None:
+    def _require_name(self, file: BinaryIO, member: zipfile.ZipInfo) -> None:
         """Compares a member's name with the one in front of its data, as names have no checksum."""
-        head = os.pread(file, 30, member.header_offset)
+        file.seek(member.header_offset)
+        head = file.read(30)
         length = struct.unpack_from("<H", head, 26)[0] if len(head) == 30 else 0
         encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"
-        name = os.pread(file, length, member.header_offset + 30)
+        name = file.read(length)
         if not head.startswith(b"PK\x03\x04") or name != member.orig_filename.encode(
             encoding, errors="replace"
         ):

@@ -10,7 +10,7 @@ from deeplab_keras.data.files.mask_values import STRAY, MaskValues
 from deeplab_keras.data.info import Color, DatasetInfo, pascal_palette
 
 VOC_CONTOUR = (224, 224, 192)  # the color of id 255 in PASCAL VOC's palette
-CONVERT = "scripts/convert_masks.py"
+CONVERT = "`scripts/convert_masks.py`"
 
 
 def luminances(colors: Collection[Color]) -> set[int]:

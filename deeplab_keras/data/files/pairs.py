@@ -268,8 +268,8 @@ def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs:
             first_gap = np.argmin(np.append(class_of_id, -1) >= 0)
             allowed = f"0 to {first_gap - 1}"
         hint = likely_mistake(values, info, pairs.label_map) or (
-            "fix the mask, or add the missing classes; scripts/check_dataset.py shows where these "
-            "pixels are"
+            "fix the mask, or add the missing classes; `scripts/check_dataset.py` shows where "
+            "these pixels are"
         )
         raise IdsUserError(
             f"{path}: the mask holds ids outside the classes: "

@@ -365,7 +365,7 @@ def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray
         raise NoMaskUserError(
             f"{path}: the mask is a color image; a mask must have one channel (gray or palette) "
             "with the class id of each pixel: `mask_format='color'` reads the colors listed in "
-            "classes.txt, scripts/convert_masks.py --from=rgb converts colors to ids"
+            "classes.txt, `scripts/convert_masks.py` --from=rgb converts colors to ids"
         )
     require_drawing(path, pixels[..., :colors], pixels)
     return pixels[..., 0]

@@ -67,7 +67,8 @@ def _records_that_fit(path: str) -> int:
     size, offset, count = os.path.getsize(path), 0, 0
     with open(path, "rb", buffering=0) as file:
         while offset + HEADER + FOOTER <= size:
-            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, offset))
+            file.seek(offset)
+            (length,) = struct.unpack("<Q", file.read(8))
             if length > size - offset - HEADER - FOOTER:
                 break
             offset += HEADER + length + FOOTER
@@ -152,13 +153,10 @@ class RecordFile:
 
     def _record(self, offset: int) -> bytes:
         with open(self.path, "rb", buffering=0) as file:
-            header = os.pread(file.fileno(), HEADER, offset)
+            file.seek(offset)
+            header = file.read(HEADER)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER else 0
-            data = (
-                os.pread(file.fileno(), length, offset + HEADER)
-                if length < os.path.getsize(self.path)
-                else b""
-            )
+            data = file.read(length) if length < os.path.getsize(self.path) else b""
         if len(data) != length or not data:
             raise OSError(5, "the record file is truncated or damaged", self.path)
         return data

@@ -129,7 +129,7 @@ def verify_records(folder: str | os.PathLike[str], split: str, files: list[Path]
     if manifest is None:
         raise UserError(
             f"{manifest_path(Path(folder), split)}: this manifest does not exist, so the records "
-            "cannot be verified; build them with scripts/build_tfrecords.py"
+            "cannot be verified; build them with `scripts/build_tfrecords.py`"
         )
     with reading(manifest_path(Path(folder), split), "a manifest", "build the records again"):
         noted = {shard["file"]: (shard["sha256"], shard["pairs"]) for shard in manifest["shards"]}

@@ -203,7 +203,7 @@ def open_records(config: DataConfig, split: str) -> RecordSource:
         there = ", ".join(sorted(shards_in(folder))) if folder.is_dir() else ""
         raise UserError(
             f"`dataset_dir={config.dataset_dir}`: it has no files {split}-00000-of-NNNNN.tfrecord; "
-            f"available splits: {there or 'none'}; scripts/build_tfrecords.py builds records"
+            f"available splits: {there or 'none'}; `scripts/build_tfrecords.py` builds records"
         )
     manifest = read_manifest(folder, split, files)
     info, label_map = _classes(config, folder, manifest)

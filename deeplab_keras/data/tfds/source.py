@@ -114,7 +114,7 @@ def _prepared(config: DataConfig) -> Any:
                 f"`dataset={builder.DATASET}` `dataset_dir='FOLDER'` "
                 f"`data_dir={builder.data_dir_root}`"
             )
-            advice = f"; if you have its files: python scripts/build_tfds.py {own}"
+            advice = f"; if you have its files: `python scripts/build_tfds.py` {own}"
         raise UserError(
             f"`dataset={config.dataset}`: tensorflow-datasets cannot prepare it in "
             f"{builder.data_path} ({_line(error)}){advice}"
