@@ -9,6 +9,7 @@ hardware, the training time and the mIoU.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 
 from deeplab_keras.cli import Command
 from deeplab_keras.cli.recipes import PARTS, recipes
@@ -19,18 +20,19 @@ from deeplab_keras.config import Config, UserError, option
 class RecipeOptions(Config):
     """Which recipes to list."""
 
-    match: str = option("", "lists only names that contain this text")
+    match: str = option(
+        "", "lists only names that contain this text, or match it if it has wildcards (* ? [...])"
+    )
 
 
 def main(command: Command) -> None:
     """Prints one line per recipe."""
     match = command.config(RecipeOptions).match
     known = [recipe for recipe in recipes() if not recipe.name.startswith(f"{PARTS}/")]
-    found = [recipe for recipe in known if match in recipe.name]
+    pattern = match if set("*?[") & set(match) else f"*{match}*"
+    found = [recipe for recipe in known if fnmatch.fnmatchcase(recipe.name, pattern)]
     if not found:
-        raise UserError(
-            f"`match={match}`: no recipe's name contains this text; leave `match` out to list all"
-        )
+        raise UserError(f"`match={match}`: no recipe has such a name; omit `match` to list all")
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
         print(f"{recipe.name:{width}}  {recipe.title()}")
