@@ -53,7 +53,8 @@ class TrainConfig(Config):
     tf_initial_checkpoint: str | None = option(
         None,
         "initial weights: a model of the zoo, an ImageNet backbone such as openmmlab_mobilenet_v2 "
-        "(`list_models.py` lists both), 'imagenet' (Keras' own), a checkpoint, a workdir, or a file",
+        "(`list_models.py` lists both), 'imagenet' (Keras' own), a checkpoint, a workdir, or a "
+        "file",
     )
     initialize_last_layer: bool = option(
         True,
