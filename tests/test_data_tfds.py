@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -288,6 +289,11 @@ def test_builders_pass_the_test_of_tfds(dataset, tmp_path):
 def test_the_script_builds_ours(tmp_path, capsys):
     TREE["camvid"](tmp_path / "files")
     build = script("build_tfds.py")
+    options = ("--dataset=camvid", f"--dataset_dir={tmp_path / 'files'}")
+    quiet = (f"--data_dir={tmp_path / 'quiet'}", "--quiet", f"--summary={tmp_path}/summary.json")
+    assert build(*options, *quiet) == 0 and capsys.readouterr().err == ""
+    counts = json.loads((tmp_path / "summary.json").read_text())["counts"]
+    assert counts == {"train": 1, "val": 1, "test": 1}
     assert (
         build(
             "--dataset=camvid",

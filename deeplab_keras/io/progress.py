@@ -39,6 +39,11 @@ def without_progress() -> Iterator[None]:
         _hidden = before
 
 
+def is_hidden() -> bool:
+    """Whether no progress is shown, see `without_progress`; for the progress of other packages."""
+    return _hidden
+
+
 class Progress:
     """Shows the progress of a job, its speed and the time left.
 

@@ -30,6 +30,7 @@ from deeplab_keras.data.files.archives import read_bytes
 from deeplab_keras.data.files.pairs import FileSource
 from deeplab_keras.data.files.tree import dataset_tree
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.io import progress
 
 INSTRUCTIONS = (
     "The folder, or the archives, as docs/datasets.md of deeplab_keras describes them under {}."
@@ -138,6 +139,23 @@ BUILDERS: dict[str, type[FilesBuilder]] = {
 }
 
 
+def prepare(builder: tfds.core.DatasetBuilder, **options: Any) -> None:
+    """Prepares a dataset, with the progress bars of tensorflow-datasets unless these are hidden.
+
+    Args:
+        builder: The builder.
+        **options: Arguments of `download_and_prepare`.
+    """
+    if not progress.is_hidden():
+        builder.download_and_prepare(**options)
+        return
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(**options)
+    finally:
+        tfds.enable_progress_bar()
+
+
 def build_tfds(config: DataConfig, data_dir: str) -> tuple[str, Path, dict[str, int]]:
     """Prepares a dataset for tensorflow-datasets, with the builder `deeplab_NAME` of `BUILDERS`.
 
@@ -156,7 +174,7 @@ def build_tfds(config: DataConfig, data_dir: str) -> tuple[str, Path, dict[str, 
         raise unknown_option("dataset", config.dataset, BUILDERS)
     folder = str(dataset_tree(config).on_disk())
     builder = BUILDERS[config.dataset](data_dir=data_dir or None)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    prepare(builder, download_config=tfds.download.DownloadConfig(manual_dir=folder))
     return (
         builder.name,
         Path(builder.data_path),

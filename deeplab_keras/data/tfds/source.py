@@ -103,7 +103,7 @@ def _prepared(config: DataConfig) -> Any:
         return builder
     logger.info("%s is not prepared in %s yet; preparing it there", name, builder.data_path)
     try:
-        builder.download_and_prepare()
+        tfds_builders.prepare(builder)
     except Exception as error:  # the dataset's own code can raise anything
         advice = (
             f"; if you have its files: tfds build {name} --data_dir={builder.data_dir_root} "
