@@ -56,7 +56,8 @@ class Command:
         self._values = absl_flags.FlagValues()
         self._values.set_gnu_getopt(True)
         self._origin = Origin()
-        for section in dict.fromkeys([*sections, *RECIPE, CommonOptions]):
+        every: list[type[Config]] = [*sections, *RECIPE, CommonOptions]
+        for section in dict.fromkeys(every):
             for field in section.options().values():
                 define(self._values, section, field, self._origin)
         for alias, name in ALIASES.items():

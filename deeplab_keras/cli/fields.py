@@ -218,7 +218,8 @@ def help_text(doc: str, *sections: type[Config]) -> str:
     rules = "Flags (--flagfile=FILE reads flags from a file; later values override earlier ones)"
     lists = "Lists: --name=1,2, or --name=1 --name=2"
     parts = [render_examples(doc.strip()), f"{rules}\n{lists}\n--version prints the version"]
-    for section in (*sections, CommonOptions):
+    every: list[type[Config]] = [*sections, CommonOptions]
+    for section in every:
         if script := getattr(section, "official_script", ""):
             parts.append(_official_help(section, script))
         elif section.options():

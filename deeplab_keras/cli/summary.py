@@ -60,7 +60,8 @@ class RunSummary:
 
     def wrote(self, *paths: str | os.PathLike[str]) -> None:
         """Notes the paths of results."""
-        self.written = list(dict.fromkeys([*self.written, *map(os.fspath, paths)]))
+        names = [os.fspath(path) for path in paths]
+        self.written = list(dict.fromkeys([*self.written, *names]))
 
     def save(self, path: str, argv: Sequence[str], status: int, error: str) -> None:
         """Writes the summary as JSON.
