@@ -75,9 +75,8 @@ def refused(root: pathlib.Path, says: str, **changes: object) -> None:
     except UserError as found:  # no split can be opened
         assert says in str(found)
     else:
-        assert result.wrong and says in " ".join(
-            [result.looks_like, *(problem.message for problem in result.problems)]
-        )
+        messages = [result.looks_like, *(problem.message for problem in result.problems)]
+        assert result.wrong and says in as_command_line(" ".join(messages))
 
 
 def accepted(root: pathlib.Path, **changes: object) -> None:

@@ -331,9 +331,11 @@ def test_confusion_matrix_figure(classes: int) -> None:
     assert has_color(picture, (230, 230, 230))  # a class without labeled pixels is gray
 
 
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with raises_line(r"needs matplotlib.*deeplab-keras\[viz\]"):
+    with raises_line(r"needs matplotlib, which is not installed; pip install matplotlib$"):
         confusion_matrix_figure(report(3))
 
 
