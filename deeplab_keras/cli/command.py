@@ -135,9 +135,9 @@ class Command:
             if is_name(path):
                 return path
             raise UserError(
-                f"{path}: a checkpoint of the official DeepLab; convert it first: python "
-                "scripts/convert_checkpoint.py --source=official_deeplab --model=NAME "
-                f"--checkpoint={path} --output=FOLDER; list_models.py lists the names"
+                f"{path}: a checkpoint of the official DeepLab; convert it first: "
+                "`python scripts/convert_checkpoint.py` --source=official_deeplab --model=NAME "
+                f"--checkpoint={path} --output=FOLDER; `list_models.py` lists the names"
             )
         info = None
         if self.official.section is not official.ExportFlags:

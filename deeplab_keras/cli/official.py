@@ -124,7 +124,7 @@ class ExportFlags(OfficialFlags):
 
 ONE_DEVICE = "`strategy` selects the devices: by default all visible GPUs"
 WORKERS = "`strategy='multi_worker'` trains on several machines (docs/several_machines.md)"
-ONCE = "the script runs once and ends; train.py evaluates during training"
+ONCE = "the script runs once and ends; `train.py` evaluates during training"
 NAS_ONLY = "only the official NAS backbones use it; leave it out"
 # Flags without an effect, with what to use instead; logged unless they have the default value or
 # one of QUIET.
@@ -133,7 +133,7 @@ NO_EFFECT = {
     "batch_norm_decay": "the official scripts do not use it either; `head_bn_momentum` is the "
     "momentum of the head's batch norm",
     "quantize_delay_step": "the checkpoint records whether its network is quantized; "
-    "export_model.py `formats=tflite_int8` writes 8-bit files",
+    "`export_model.py` `formats=tflite_int8` writes 8-bit files",
     "master": WORKERS,
     "num_clones": ONE_DEVICE,
     "clone_on_cpu": "`strategy='none'` trains on one device; set CUDA_VISIBLE_DEVICES= for the CPU",
@@ -164,7 +164,8 @@ REFUSED = {
     "nas_remove_os32_stride": NAS_ONLY,
     "drop_path_keep_prob": NAS_ONLY,
     "upsample_logits": "the loss is always computed at the size of the labels; leave it out",
-    "inference_scales": "exported models have a single scale; eval.py `eval_scales` averages over "
+    "inference_scales": "exported models have a single scale; `eval.py` `eval_scales` averages "
+    "over "
     "several",
 }
 # Refused in training only.
@@ -553,7 +554,7 @@ def _set_model(values: absl_flags.FlagValues, model: dict[str, Any]) -> None:
 def _set_export(values: absl_flags.FlagValues) -> None:
     if _value(values, "add_flipped_images"):
         raise UserError(
-            "`add_flipped_images`: exported models run a single pass; eval.py "
+            "`add_flipped_images`: exported models run a single pass; `eval.py` "
             "`add_flipped_images` averages over two"
         )
     path = pathlib.Path(_value(values, "export_path"))
