@@ -165,8 +165,7 @@ REFUSED = {
     "drop_path_keep_prob": NAS_ONLY,
     "upsample_logits": "the loss is always computed at the size of the labels; leave it out",
     "inference_scales": "exported models have a single scale; `eval.py` `eval_scales` averages "
-    "over "
-    "several",
+    "over several",
 }
 # Refused in training only.
 NO_QUANTIZED_TRAINING = (
