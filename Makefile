@@ -78,7 +78,7 @@ $(READY): setup.py requirements.lock
 	@touch $@
 
 $(TORCH): $(READY)
-	@$(INSTALL) -e '.[$(EXTRAS),convert]' setuptools opencv-python-headless
+	@$(INSTALL) -e '.[$(EXTRAS)]' 'torch>=2.13,<3' setuptools opencv-python-headless
 	@$(INSTALL) --no-deps --no-build-isolation sssegmentation==1.7.0
 	@touch $@
 

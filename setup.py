@@ -24,7 +24,6 @@ TENSORFLOW = os.environ.get("DEEPLAB_KERAS_TENSORFLOW", "tensorflow")
 
 EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.21,<3"],
-    "convert": ["torch>=2.13,<3"],  # reads .pth files
     "onnx": ["onnxruntime>=1.31", "tf2onnx>=1.17"],
     "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
     "viz": ["matplotlib>=3.11,<4"],

@@ -65,7 +65,7 @@ PACKAGES = {
     "imageio_ffmpeg": "pip install imageio imageio-ffmpeg",
     "setuptools": "pip install setuptools",
     "sklearn": "pip install scikit-learn",
-    "torch": "pip install -e '.[convert]'",
+    "torch": "pip install torch",
     "onnxruntime": "pip install onnxruntime tf2onnx",
     "chromium": "apt-get install chromium, or from chromium.org",
 }

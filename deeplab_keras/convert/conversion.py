@@ -102,7 +102,7 @@ def load_pth(
             for name, value in tensors.items()
         }
     if any(name.startswith("features.") for name in tensors):
-        rules = torchvision.imagenet_rules(config)
+        rules = torchvision.imagenet_rules(config, tensors)
     elif any(re.match(r"backbone\.\d", name) for name in tensors):
         rules = torchvision.rules(config)
     elif any(re.match(r"backbone\.(conv|layer)", name) for name in tensors):

@@ -22,6 +22,10 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "a system of SSSegmentation on another backbone": ("backbone_net.",),
     "torchvision's lraspp_mobilenet_v3_large": ("backbone.0.0.", "classifier.cbr."),
     "torchvision's deeplabv3_mobilenet_v3_large": ("backbone.0.0.", "classifier.0.convs."),
+    "a PyTorch classifier mobilenet_v2, older than torchvision's": (
+        "features.18.0.",
+        "features.1.conv.3.",
+    ),
     "torchvision's classifier mobilenet_v2": ("features.18.0.", "classifier.1."),
     "torchvision's classifier mobilenet_v3_large": (
         "features.16.0.",

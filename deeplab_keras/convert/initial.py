@@ -30,7 +30,7 @@ from deeplab_keras.models.quantization import without_ranges
 
 logger = logging.getLogger(__name__)
 
-PTH = (".pth", ".pt")
+PTH = (".pth", ".pt", ".pth.tar")
 LISTED = 8  # layers in a log line
 MOMENTA = ("backbone_bn_momentum", "head_bn_momentum")
 
@@ -68,12 +68,12 @@ def initialize(
     Raises:
         UserError: If the source does not exist, or its weights do not fit.
     """
-    if is_official_file(source):
-        proof = official_deeplab.start_from(model, config, source, skip_layers)
-    elif source.endswith(PTH):
+    if source.endswith(PTH):
         proof = load_pth(
             model, config, source, skip_mismatched_classifiers=True, skip_layers=skip_layers
         )
+    elif is_official_file(source):
+        proof = official_deeplab.start_from(model, config, source, skip_layers)
     elif source == "imagenet" or not pathlib.Path(source).is_dir():
         proof = load_imagenet(model, config, source, option)
     else:

@@ -1,10 +1,14 @@
 """torchvision's names for our layers.
 
-* Classifiers, as backbones: mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small.
+* Classifiers, as backbones: mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small. Also files of
+  MobileNetV2 that are older than torchvision's
+  (docs/reference/pytorch.md#mobilenetv2-before-torchvision).
 * Complete segmentation models: lraspp_mobilenet_v3_large, deeplabv3_mobilenet_v3_large.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert.sssegmentation import COUNTERS
@@ -32,14 +36,20 @@ def rules(config: ModelConfig) -> Rules:
     return Rules(layers, TORCH, ignored=(COUNTERS,))
 
 
-def imagenet_rules(config: ModelConfig) -> Rules:
-    """Returns the rules for the backbone of an ImageNet classifier."""
+def imagenet_rules(config: ModelConfig, names: Iterable[str] = ()) -> Rules:
+    """Returns the rules for the backbone of an ImageNet classifier.
+
+    Args:
+        config: The architecture.
+        names: The names of the file's tensors. They tell a MobileNetV2 that is older than
+            torchvision's.
+    """
     unused = r"classifier\..*" + (
         rf"|features\.{V2_BLOCKS + 1}\..*" if config.backbone == "mobilenet_v2" else ""
     )
-    return Rules(
-        backbone_layers(config, "features"), TORCH, ignored=(COUNTERS, unused), group="backbone"
-    )
+    is_old = config.backbone == "mobilenet_v2" and "features.1.conv.0.weight" in set(names)
+    layers = _old_mobilenet_v2("features") if is_old else backbone_layers(config, "features")
+    return Rules(layers, TORCH, ignored=(COUNTERS, unused), group="backbone")
 
 
 def backbone_layers(config: ModelConfig, prefix: str) -> dict[str, str]:
@@ -71,6 +81,23 @@ def _mobilenet_v2(prefix: str) -> dict[str, str]:
             f"{theirs}.{len(parts)}": f"{ours}_project_conv",
             f"{theirs}.{len(parts) + 1}": f"{ours}_project_bn",
         }
+    return layers
+
+
+def _old_mobilenet_v2(prefix: str) -> dict[str, str]:
+    """Returns the table of a MobileNetV2 whose blocks number their layers in one sequence.
+
+    These are convolution, batch norm and activation of each part. The projection has no activation.
+    """
+    layers = _conv_and_bn(f"{prefix}.0", "stem")
+    for block in range(1, V2_BLOCKS + 1):
+        parts = ("depthwise", "project") if block == 1 else ("expand", "depthwise", "project")
+        for position, part in enumerate(parts):
+            theirs, ours = f"{prefix}.{block}.conv", f"block{block}_{part}"
+            layers |= {
+                f"{theirs}.{3 * position}": f"{ours}_conv",
+                f"{theirs}.{3 * position + 1}": f"{ours}_bn",
+            }
     return layers
 
 
