@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pth_files
 import tensorflow as tf
 
 Rewrite = Callable[[bytes], bytes]
@@ -333,3 +334,25 @@ INDEX: dict[str, Rewrite] = {
     "a file that there is not": _index(file_of=7),
     "every record the first one": _index(offsets=0),
 }
+
+
+# === PyTorch checkpoints ===
+
+
+def pickles(form: str) -> dict[str, Rewrite]:
+    """Returns checkpoints with hostile pickles, in one of the two formats of PyTorch."""
+    hostile = pth_files.RUNS_CODE | pth_files.UNKNOWN_INSTRUCTIONS | pth_files.MALFORMED
+    hostile |= {
+        name: value
+        for name, value in pth_files.bombs().items()
+        if name not in pth_files.READABLE_BOMBS
+    }
+    files = {name: pth_files.checkpoint(value) for name, value in hostile.items()}
+    files |= {
+        f"a tensor with {name}": pth_files.pickled(pth_files.dict_of({"a.weight": value}))
+        for name, (value, _) in pth_files.BAD_TENSORS.items()
+    }
+    return {
+        name: lambda data, pickle=pickle: pth_files.in_format(form, pickle)  # type: ignore[misc]
+        for name, pickle in files.items()
+    }

@@ -16,6 +16,7 @@ from typing import Any
 import fuzz_semantics as semantics
 import keras
 import numpy as np
+import pth_files
 import tensorflow as tf
 from contracts import script
 from data_files import mask, photograph, write_dataset, write_mat
@@ -438,11 +439,9 @@ def _pth(folder: Folder) -> None:
     pth.write_pth(folder / "model.pth", _tensors())
 
 
-def _old_pth(folder: Folder) -> None:
-    import torch
-
-    tensors = {name: torch.from_numpy(value) for name, value in _tensors().items()}
-    torch.save(tensors, folder / "model.pth", _use_new_zipfile_serialization=False)
+def _pytorch(form: str) -> Callable[[Folder], object]:
+    """Copies a file written by PyTorch."""
+    return lambda folder: shutil.copy(pth_files.GOLDEN / f"{form}.pth", folder / "model.pth")
 
 
 def _read_pth(folder: Folder) -> Any:
@@ -450,9 +449,23 @@ def _read_pth(folder: Folder) -> Any:
 
 
 target(
-    "PyTorch weights, zip", _pth, "model.pth", _read_pth, checked=True, inputs=250, package="torch"
+    "PyTorch weights, zip",
+    _pytorch("zip"),
+    "model.pth",
+    _read_pth,
+    checked=True,
+    inputs=400,
+    impossible=semantics.pickles("zip"),
 )
-target("PyTorch weights, before 1.6", _old_pth, "model.pth", _read_pth, inputs=150, package="torch")
+target("PyTorch weights, by write_pth", _pth, "model.pth", _read_pth, checked=True, inputs=200)
+target(
+    "PyTorch weights, before 1.6",
+    _pytorch("stream"),
+    "model.pth",
+    _read_pth,
+    inputs=400,
+    impossible=semantics.pickles("stream"),
+)
 
 
 def _official_tensors() -> dict[str, np.ndarray]:

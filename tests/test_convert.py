@@ -6,7 +6,6 @@ These tests do not need PyTorch.
 from __future__ import annotations
 
 import re
-import sys
 import zlib
 
 import keras
@@ -25,7 +24,6 @@ from deeplab_keras.checkpoints.folder import (
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert import conversion as convert
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
-from deeplab_keras.convert.pth import read_pth
 from deeplab_keras.convert.transfer import dump_weights, load_weights, prove, slots
 from deeplab_keras.data.datasets.voc2012 import VOC2012
 from deeplab_keras.models.segmentor import build_segmentor
@@ -320,12 +318,6 @@ def test_a_network_that_sssegmentation_lacks_cannot_be_converted_to_it(changes, 
         and "fcn_mobilenetv2os8" in as_command_line(error.value)
         and expected in as_command_line(error.value)
     )
-
-
-def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with raises_line(r"pip install 'deeplab-keras\[convert\]'"):
-        read_pth(tmp_path / "a.pth")
 
 
 def test_an_unknown_backbone_or_source_is_refused():

@@ -71,7 +71,9 @@ def test_links_to_sections_lead_somewhere(page):
             )
 
 
-@pytest.mark.parametrize("page", ["official_deeplab.md", "sssegmentation.md", "libraries.md"])
+@pytest.mark.parametrize(
+    "page", ["official_deeplab.md", "sssegmentation.md", "libraries.md", "pytorch.md"]
+)
 def test_sections_of_a_reference_page_have_unique_names(page):
     found = sections(ROOT / "docs" / "reference" / page)
     assert len(found) == len(set(found))

@@ -126,7 +126,9 @@ def _values(data: np.ndarray, storage: Storage) -> np.ndarray:
     if storage.kind == "torch.HalfStorage":
         return values.astype(np.float32)
     if storage.kind == "torch.BFloat16Storage":  # the upper half of a float32
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        wide = values.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     return values
 
 
