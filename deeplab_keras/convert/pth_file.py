@@ -28,7 +28,7 @@ NOT_PYTORCH = "not a PyTorch checkpoint; give a file written by torch.save"
 DAMAGED = f"truncated or damaged; {AGAIN}"
 
 
-class ZipFile:
+class ZipCheckpoint:
     """A checkpoint since PyTorch 1.6.
 
     Args:
@@ -124,10 +124,10 @@ class ZipFile:
             raise UserError(f"{self._path}: {DAMAGED}")
 
 
-class StreamFile:
+class StreamCheckpoint:
     """A checkpoint before PyTorch 1.6: pickles, followed by the storages.
 
-    It has no checksums. See `ZipFile` for the arguments.
+    It has no checksums. See `ZipCheckpoint` for the arguments.
     """
 
     def __init__(self, file: BinaryIO, path: str | os.PathLike[str]) -> None:
@@ -174,7 +174,7 @@ class StreamFile:
         return values
 
 
-def open_checkpoint(file: BinaryIO, path: str | os.PathLike[str]) -> ZipFile | StreamFile:
+def open_checkpoint(file: BinaryIO, path: str | os.PathLike[str]) -> ZipCheckpoint | StreamCheckpoint:
     """Returns a reader for an open file.
 
     Raises:
@@ -183,9 +183,9 @@ def open_checkpoint(file: BinaryIO, path: str | os.PathLike[str]) -> ZipFile | S
     """
     start = file.read(len(STREAM_START))
     if start.startswith(ZIP_START):
-        return ZipFile(file, path)
+        return ZipCheckpoint(file, path)
     if start == STREAM_START:
-        return StreamFile(file, path)
+        return StreamCheckpoint(file, path)
     if STREAM_START.startswith(start):  # also an empty file
         raise UserError(f"{path}: {DAMAGED}")
     if start.startswith(PICKLE_START):
