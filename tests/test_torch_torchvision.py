@@ -124,6 +124,32 @@ def test_classifiers_give_the_backbone(name, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_mobilenet_v2_that_is_older_than_torchvision_gives_the_same_features(zipped, tmp_path):
+    """The blocks of those are one flat sequence, numbered by PyTorch."""
+    import copy
+
+    import torch
+
+    network = copy.deepcopy(module("mobilenet_v2"))
+    for block in network.features[1:18]:
+        layers = []
+        for part in block.conv:
+            layers += part if isinstance(part, torch.nn.Sequential) else [part]
+        block.conv = torch.nn.Sequential(*layers)
+    assert "features.2.conv.7.running_var" in network.state_dict()
+    content = {"epoch": 1, "arch": "mobilenet_v2", "state_dict": network.state_dict()}
+    path = tmp_path / "old.pth.tar"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    config = ModelConfig(head="fcn", head_channels=8, output_stride=32, backbone_bn_epsilon=1e-5)
+    model, _ = convert("torchvision", str(path), config)
+    found = keras.Model(model.input, model.get_layer("block17_project_bn").output)(
+        images(129, 193).astype(np.float32)
+    )
+    expected = nhwc(network.features[:18](prepared(images(129, 193))))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 def test_two_tensors_swapped_in_the_file_give_other_features(tmp_path):
     import torch
 
