@@ -16,24 +16,9 @@ from typing import Any
 import fuzz_targets
 import numpy as np
 from fuzz_mutations import mutated
+from process_memory import forget_peak, memory
 
 from deeplab_keras.config import UserError
-
-STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
-
-
-def _memory(field: str) -> int:
-    """Returns a field of /proc/self/status in bytes; 0 if there is no such file."""
-    if not STATUS.exists():
-        return 0
-    lines = STATUS.read_text().splitlines()
-    kibibytes = next(line for line in lines if line.startswith(field)).split()[1]
-    return int(kibibytes) * 1024
-
-
-def _forget_peak() -> None:
-    if CLEAR.exists():
-        CLEAR.write_text("5")
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -97,8 +82,8 @@ def outcome(
         damage, data = mutated(victim.read_bytes(), target.name, number - len(target.impossible))
     victim.write_bytes(data)
     size = max(victim.stat().st_size, (good / target.victim).stat().st_size)
-    _forget_peak()
-    before = _memory("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     answer: dict[str, Any] = {"damage": damage}
     try:
         result = flat(target.read(folder))
@@ -120,7 +105,7 @@ def outcome(
         answer |= {"outcome": kinds[same(result, expected), finite(result)]}
         if impossible and not (target.rebuilt and answer["outcome"] == "harmless"):
             answer |= {"outcome": "accepted"}
-    taken = _memory("VmHWM") - before
+    taken = memory("VmHWM") - before
     if taken > 4 * size + (256 << 20):
         answer |= {
             "outcome": "memory",

@@ -174,7 +174,9 @@ class StreamCheckpoint:
         return values
 
 
-def open_checkpoint(file: BinaryIO, path: str | os.PathLike[str]) -> ZipCheckpoint | StreamCheckpoint:
+def open_checkpoint(
+    file: BinaryIO, path: str | os.PathLike[str]
+) -> ZipCheckpoint | StreamCheckpoint:
     """Returns a reader for an open file.
 
     Raises:
