@@ -1,7 +1,8 @@
 """The two file formats of `torch.save`: zip since PyTorch 1.6, and a stream before.
 
-docs/reference/pytorch.md describes both. A reader opens the pickle first and the values of the
-storages later, so that an optimizer's values are not kept in memory.
+See docs/reference/pytorch.md#zip-format and docs/reference/pytorch.md#stream-format. A reader opens
+the pickle first and the values of the storages later, so that an optimizer's values are not kept in
+memory.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ZipCheckpoint:
         _check_directory(file, path)
         try:
             self._archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, RuntimeError) as error:
             raise UserError(f"{path}: {DAMAGED}") from error
         self._members = {info.filename: info for info in self._archive.infolist()}
         self._check_members(os.fstat(file.fileno()).st_size)
@@ -115,7 +116,7 @@ class ZipCheckpoint:
                     if target is not None:
                         target[place : place + len(chunk)] = chunk
                     place += len(chunk)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
             reason = f"{info.filename[:200]!r} does not match its checksum"
             if "CRC" not in str(error):
                 reason = "truncated or damaged"
