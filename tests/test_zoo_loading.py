@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 import tarfile
 
 import keras
@@ -127,14 +128,6 @@ def test_a_release_with_the_weights_of_another_model(zoo_server, cache, monkeypa
     assert not (cache / "models").exists()
 
 
-def test_without_torch_nothing_is_downloaded(server, cache, monkeypatch):
-    monkeypatch.setattr(downloads, "SSSEGMENTATION_FILES", server.url)
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with raises_line(r"deeplab-keras\[convert\]"):
-        loading.load_model("fcn_mobilenetv2os8_voc")
-    assert server.asked == []
-
-
 def test_a_misspelled_name_and_a_missing_folder(cache):
     with raises_line(f"did you mean '{NAME}'"):
         loading.load_model(NAME[:-1])
@@ -190,15 +183,14 @@ def same_weights(model: keras.Model, other: keras.Model) -> bool:
     return ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
 
-@pytest.mark.package("torch")
-def test_the_second_file_name_is_tried(sssegmentation_server, cache):
+def test_the_second_file_name_is_tried(sssegmentation_server, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # PyTorch is not needed
     server = sssegmentation_server
     assert same_weights(dk.load_model(V3), server.model)
     assert server.names == [f"{V3}.pth", f"{V3}_train.pth"]
     assert load_checkpoint(cache / "models" / V3).info.class_names[1] == "aeroplane"
 
 
-@pytest.mark.package("torch")
 @pytest.mark.parametrize("name", [f"{V3}.pth", f"{V3}_train.pth"])
 def test_either_file_may_be_put_into_the_cache(name, sssegmentation_server, cache):
     server = sssegmentation_server
@@ -207,7 +199,6 @@ def test_either_file_may_be_put_into_the_cache(name, sssegmentation_server, cach
     assert same_weights(dk.load_model(V3), server.model) and server.names == []
 
 
-@pytest.mark.package("torch")
 def test_both_names_are_in_the_message_if_there_is_neither(sssegmentation_server, cache):
     server = sssegmentation_server
     server.files = {"another.pth": b""}
@@ -225,7 +216,6 @@ def test_both_names_are_in_the_message_if_there_is_neither(sssegmentation_server
     assert server.names == [f"{V3}.pth"]
 
 
-@pytest.mark.package("torch")
 def test_a_file_that_has_changed_since_its_download_is_refused(sssegmentation_server, cache):
     dk.load_model(V3)
     path = cache / "downloads" / f"{V3}_train.pth"
@@ -238,7 +228,6 @@ def test_a_file_that_has_changed_since_its_download_is_refused(sssegmentation_se
 # === torchvision's files, and ImageNet backbones ===
 
 
-@pytest.mark.package("torch")
 def test_a_torchvision_model_must_have_its_checksum(server, cache, tmp_path, monkeypatch):
     name = "lraspp_mobilenet_v3_large"
     config = zoo.get_config(name).replace(depth_multiplier=0.25, head_channels=8)
@@ -255,7 +244,6 @@ def test_a_torchvision_model_must_have_its_checksum(server, cache, tmp_path, mon
     assert load_checkpoint(cache / "models" / name).info.name == "voc2012"
 
 
-@pytest.mark.package("torch")
 @pytest.mark.parametrize(
     ("project", "prefix"), [("openmmlab", "backbone."), ("openmmlab", ""), ("torchvision", "")]
 )
@@ -379,7 +367,6 @@ def released(name: str, folder: pathlib.Path) -> tuple[str, bytes, dict[str, np.
 
 
 @pytest.mark.slow
-@pytest.mark.package("torch")
 @pytest.mark.parametrize("name", zoo.list_models())
 def test_every_name_loads(name, server, cache, tmp_path, monkeypatch):
     for place in ("SSSEGMENTATION_FILES", "PYTORCH_FILES"):
@@ -405,7 +392,6 @@ def test_every_name_loads(name, server, cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.package("torch")
 @pytest.mark.parametrize("start", downloads.IMAGENET)
 def test_every_imagenet_backbone_starts_a_recipe(start, server, cache, tmp_path, monkeypatch):
     config = next(

@@ -18,7 +18,6 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ModelConfig, UserError, number, unknown_name
 from deeplab_keras.convert.conversion import convert, dataset_info
 from deeplab_keras.convert.initial import initialize
-from deeplab_keras.convert.pth import import_torch
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.models import segmentor
 from deeplab_keras.models.layer_groups import layers_in_group
@@ -229,8 +228,6 @@ def _is_current(path: pathlib.Path, name: str) -> bool:
 
 def _download_and_convert(name: str, target: pathlib.Path) -> None:
     found = download_of(name)
-    if found.source != "official_deeplab":
-        import_torch()  # fails before the download if torch is missing
     downloads = download.cache_folder() / "downloads"
     existed = any((downloads / url.rpartition("/")[2]).exists() for url in found.urls)
     path = download.fetch(found.urls, downloads, found.checksum)
