@@ -155,6 +155,7 @@ def test_a_frozen_graph_with_whole_batch_norms(tmp_path, tensors):
     same(source.tensors, tensors)
 
 
+@pytest.mark.slow
 def test_a_frozen_graph_with_folded_batch_norms_computes_the_same(tmp_path, model, tensors):
     path = tmp_path / "graph.pb"
     path.write_bytes(frozen_graph(tensors, fold=True))
@@ -493,6 +494,7 @@ def test_is_official_file(checkpoint, archive, tmp_path):
 # === The real models ===
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_real_voc_model():
     config = OFFICIAL["deeplabv3_mnv2_pascal_trainval"]

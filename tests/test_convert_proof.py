@@ -135,6 +135,7 @@ def test_an_intact_tflite_file(cases, name, tmp_path):
     assert agrees(case.model, lambda image: official_graphs.run(graph, image))
 
 
+@pytest.mark.slow
 def test_a_tflite_file_without_names_is_matched_by_its_structure(cases, tmp_path):
     case, path = cases("v2"), tmp_path / "model.tflite"
     model = case.tflite()

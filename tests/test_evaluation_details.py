@@ -281,6 +281,7 @@ def test_the_charts_of_a_training_run(tmp_path):
         assert "<h2>Training" not in html_page(make_report(), course=course)
 
 
+@pytest.mark.slow
 def test_script_compares(tiny_run, capsys):
     assert script("eval.py")(f"--compare={tiny_run},{tiny_run}/best") == 0
     shown = capsys.readouterr().out

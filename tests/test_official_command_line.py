@@ -720,6 +720,7 @@ def in_dataset(folder: str | pathlib.Path) -> tuple[int, str]:
     return metrics["images"], metrics["dataset"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_at_another_output_stride(tiny_run, tmp_path, capsys):
     """The toy network of the suite was trained at output stride 32."""
     arguments = (f"--checkpoint_dir={tiny_run}", "--eval_crop_size=65,65", "--eval_samples=2")

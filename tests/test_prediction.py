@@ -610,6 +610,7 @@ def test_exif_orientation_in_all_formats(job, tmp_path, kind):
 # --- The command ---
 
 
+@pytest.mark.slow
 def test_the_command_on_a_mixed_folder(tiny_run, tmp_path):
     """Mixed sizes and modes, names with spaces and umlauts, and damaged files."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -303,6 +303,7 @@ def test_a_closed_stdout_is_no_error(monkeypatch):
     assert flags.call(["x.py"], "doc", lambda command: print("done")) == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_left_is_no_error():
     """Of `script | head` the reader is gone when the job's last lines are written."""
     code = (

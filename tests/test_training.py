@@ -100,6 +100,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_run(tiny_flags: list[str], tmp_path: pathlib.Path) -> None:
     process = start(
         tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=1000000"

@@ -249,6 +249,7 @@ def test_measured_statistics_are_the_mean_over_the_batches(drawn):
     np.testing.assert_allclose(found["stem_bn/moving_variance"], variances, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_measured_statistics_are_saved_with_the_best_model_only(tiny_flags, tmp_path):
     flags = [
         *tiny_flags,
