@@ -41,7 +41,7 @@ QUICK_CASES = {
     "test_data_pipeline.py::test_all_optional_transforms_work_together": "official",
     "test_data_pipeline.py::test_caching_changes_nothing": "png",
     "test_data_pipeline.py::test_the_parts_of_two_workers_equal_the_batches_of_one": "mixed0",
-    "test_concat_conv.py::test_networks_have_the_same_outputs_with_and_without_concatenation": "psp",
+    "test_concat_conv.py::test_networks_agree_with_and_without_concatenation": "psp",
     "test_convert_pth.py::test_bombs_take_neither_memory_nor_time": "names|storages|hashes|nested",
     "test_data_tfds.py::test_files_records_and_tfds_yield_the_same_batch": "ade20k",
     "test_export.py::test_labels_can_be_uint8": "tflite",

@@ -105,7 +105,7 @@ with registered():
 
 @pytest.mark.usefixtures("toy_backbone")
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
-def test_networks_have_the_same_outputs_with_and_without_concatenation(config):
+def test_networks_agree_with_and_without_concatenation(config):
     model, concatenated = build_segmentor(config), build_segmentor(config.replace(branchwise=False))
     assert any(isinstance(layer, ConcatConv2D) for layer in model.layers)
     assert not any(isinstance(layer, ConcatConv2D) for layer in concatenated.layers)
