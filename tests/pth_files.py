@@ -397,6 +397,7 @@ def bombs() -> dict[str, bytes]:
         + b"q\0"
         + (name("builtins.getattr") + b"h\0" + text("a" * 250) + b"\x86Rq\0") * 8_000,
         "wide characters": text("a" * 3_900_000 + "\U0001f600"),
+        "many wide characters": text("a" * 25_000_000 + "\U0001f600"),
         "nested lists repeated": many + b"](" + b"h\0" * 60_000 + b"e",
         "lists in lists in lists": b"]q\0" + b"](h\0h\0h\0h\0eq\0" * 20_000,
     }

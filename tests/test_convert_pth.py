@@ -397,10 +397,10 @@ def test_a_zip_with_claims_beyond_the_file_is_refused():
         "bytes at the end": good + b"\0" * 30,
         "a comment": good[:-2] + b"\x01\0a",
         "no end": good[:-1],
-        "a 64-bit table that is missing": good[:end]
+        "a missing 64-bit table": good[:end]
         + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
         + good[end:],
-        "a 64-bit table of exabytes": good[:end]
+        "a 64-bit table of contents of exabytes": good[:end]
         + struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 5, 5, 1 << 60, 0)
         + struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
         + good[end:],
@@ -408,7 +408,7 @@ def test_a_zip_with_claims_beyond_the_file_is_refused():
     assert read(changed())
     for name, data in cases.items():
         error, _ = measured(data)
-        assert error, name
+        assert error and ("table of contents" in error) == ("table of" in name), (name, error)
         print(name, error, sep=": ")
 
 
