@@ -118,6 +118,7 @@ STRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preprocessing", ["sssegmentation", "official"])
 def test_all_optional_transforms_work_together(preprocessing):
     config = SCENES.replace(preprocessing=preprocessing, train_batch_size=4, **STRONG)

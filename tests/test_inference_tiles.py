@@ -232,6 +232,7 @@ def test_dense_windows_without_a_resize_are_added_up_at_once():
     assert not WindowRows(Network(wide_model()), noise(1, 60, 60, 3), config).smaller
 
 
+@pytest.mark.slow
 def test_windows_by_rows_need_the_memory_of_a_few_rows(monkeypatch):
     """NumPy's memory: the labels twice, a third of all scores, and some windows."""
     network = Network(segmentor())

@@ -245,6 +245,7 @@ def test_compare_refuses_other_classes_before_it_evaluates(tiny_run, tmp_path, c
     )
 
 
+@pytest.mark.slow
 def test_vis_writes_pictures(tiny_run, tmp_path):
     arguments = (
         f"--checkpoint_dir={tiny_run}",

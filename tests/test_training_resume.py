@@ -270,6 +270,7 @@ def undisturbed(tiny_flags, tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     return path, flags
 
 
+@pytest.mark.slow
 def test_training_csv_of_a_resumed_run_is_the_same(undisturbed, tmp_path):
     """A round has three steps. The run resumes in the middle of the first round."""
     path, flags = undisturbed
