@@ -7,6 +7,7 @@ import functools
 import pathlib
 import re
 
+import conftest
 from contracts import ROOT
 
 PACKAGE = "deeplab_keras"
@@ -310,3 +311,10 @@ def test_no_two_public_classes_have_one_name():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(relative(path))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_the_quick_cases_are_those_of_existing_tests():
+    for name in conftest.QUICK_CASES:
+        file, _, function = name.partition("::")
+        names = {node.name for node in tree(ROOT / "tests" / file).body if hasattr(node, "name")}
+        assert function in names, name
