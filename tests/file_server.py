@@ -1,4 +1,4 @@
-"""A local file server that stands in for the hosts of released weights."""
+"""A local file server that replaces the hosts of released weights."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clea
 
 
 def memory(field: str) -> int:
-    """Returns a field of /proc/self/status in bytes; 0 if there is no such file.
+    """Returns a field of /proc/self/status in bytes; 0 on systems without that file.
 
     VmRSS is the memory in use, and VmHWM its peak.
     """

@@ -312,15 +312,15 @@ BAD_TENSORS: dict[str, tuple[bytes, str]] = {
     ),
     "a quantized tensor": (
         tensor((3, 4), (4, 1), stored=storage(12, kind="torch.QInt8Storage")),
-        "a.weight is no plain tensor but of torch.QInt8Storage",
+        "a.weight is not a plain tensor: torch.QInt8Storage",
     ),
     "a sparse tensor": (
         call("torch._utils._rebuild_sparse_tensor", b"N", b"N"),
-        "a.weight is no plain tensor but of torch._utils._rebuild_sparse_tensor",
+        "a.weight is not a plain tensor: torch._utils._rebuild_sparse_tensor",
     ),
     "an object": (
         name("argparse.Namespace") + b")\x81",
-        "no plain tensor but of argparse.Namespace",
+        "not a plain tensor: argparse.Namespace",
     ),
 }
 # Values besides the weights that real checkpoints have, or that do no harm.

@@ -69,7 +69,7 @@ def test_a_small_pth_cannot_take_gigabytes(tmp_path):
         torch.save(state, tmp_path / f"{name}.pth")
         message = "larger than its stored values|more than the file has"
         if name == "sparse":
-            message = "weight is no plain tensor but of torch._utils._rebuild_sparse_tensor"
+            message = "weight is not a plain tensor: torch._utils._rebuild_sparse_tensor"
         with raises_line(message) as caught:
             read_pth(tmp_path / f"{name}.pth")
         assert "\n" not in as_command_line(caught.value)

@@ -159,7 +159,7 @@ def strings(path: pathlib.Path) -> list[tuple[int, str]]:
 def test_every_message_marks_the_commands_that_it_names():
     """Otherwise an installed package would point at scripts that do not exist there.
 
-    A string that is only a name is no message.
+    A string that is only a name does not count as a message.
     """
     marked = re.compile(rf"`(?:python )?(?:scripts/)?{NAMES}`")
     wrong = [

@@ -97,7 +97,7 @@ def test_a_pickle_by_hand_is_read(form):
         if function == "_rebuild_tensor":  # of PyTorch 0.3
             assert_same(read(data), {"w": files.VALUES.reshape(3, 4)})
         else:
-            with raises_line("w is no plain tensor but of torch._utils._rebuild_tensor_v3"):
+            with raises_line("w is not a plain tensor: torch._utils._rebuild_tensor_v3"):
                 read(data)
 
 

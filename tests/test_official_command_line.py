@@ -739,7 +739,7 @@ def test_an_evaluation_at_another_output_stride(tiny_run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_local_test_mobilenetv2_runs_to_its_end(tmp_path, capsys):
-    """Its four commands, with 2 steps and crops of 65 pixels; and the start, evaluated as it is."""
+    """All four commands with 2 steps and crops of 65 pixels, and an evaluation of the start."""
     start = tmp_path / "init_models/deeplabv3_mnv2_pascal_train_aug/model.ckpt-30000"
     write_start(start, official_config())
     records = tmp_path / "pascal_voc_seg/tfrecord"

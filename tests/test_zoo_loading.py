@@ -1,6 +1,6 @@
 """Models and ImageNet backbones by name: downloaded, verified, converted, cached.
 
-A local server stands in for every host.
+A local server replaces every host.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def dataset(tmp_path):
 
 @pytest.mark.parametrize("all_scripts", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_scripts_take_a_name(all_scripts, zoo_server, dataset, tmp_path, monkeypatch, capsys):
-    """Results go to runs/NAME, which is no checkpoint: the next script still takes the name."""
+    """Results go to runs/NAME, which does not hide the model from the next script."""
     monkeypatch.chdir(tmp_path)
     data = ("--dataset=folder", f"--dataset_dir={dataset}")
     model = f"--checkpoint_dir={NAME}"

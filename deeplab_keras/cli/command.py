@@ -124,7 +124,7 @@ class Command:
         workdir stands for its newest checkpoint, and a TF1 checkpoint is converted.
 
         Raises:
-            UserError: There is no such checkpoint, or the weights do not fit the command line.
+            UserError: The checkpoint does not exist, or its weights do not fit the command line.
         """
         if not official.is_official_checkpoint(path):
             path = official.find_step(path)

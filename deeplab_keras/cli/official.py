@@ -157,8 +157,8 @@ QUIET = {"max_number_of_evaluations": 1, "max_number_of_iterations": 1}
 REFUSED = {
     "multi_grid": "only the official ResNet and Xception backbones use it; leave it out",
     "prediction_with_upsampled_logits": "labels always come from upsampled logits; leave it out",
-    "dense_prediction_cell_json": "there is no dense prediction cell; `head=deeplab_v3_plus` "
-    "(`decoder_output_stride=4`) is the closest head; leave it out",
+    "dense_prediction_cell_json": "dense prediction cells are not supported; "
+    "`head=deeplab_v3_plus` (`decoder_output_stride=4`) is the closest head; leave it out",
     "nas_stem_output_num_conv_filters": NAS_ONLY,
     "nas_use_classification_head": NAS_ONLY,
     "nas_remove_os32_stride": NAS_ONLY,

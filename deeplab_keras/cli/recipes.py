@@ -42,7 +42,7 @@ def find_flagfile(path: str) -> str:
     """Returns the path of a flagfile, which may be the name of a recipe.
 
     Args:
-        path: A path, relative to the current folder. If there is no such file: the name of a
+        path: A path, relative to the current folder. If it does not exist: the name of a
             recipe, with or without `configs/`.
 
     Returns:

@@ -80,8 +80,8 @@ def _tensors(path: str | os.PathLike[str], content: object) -> dict[str, Tensor]
             raise UserError(f"{path}: a tensor has no readable name; {AGAIN}")
         if isinstance(value, Name):
             raise UserError(
-                f"{path}: {name} is no plain tensor but of {value.name}; give a file whose weights "
-                "are plain tensors"
+                f"{path}: {name} is not a plain tensor: {value.name}; give a file whose "
+                "weights are plain tensors"
             )
         if isinstance(value, Tensor):
             tensors[name] = value

@@ -155,7 +155,7 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
             takes precedence over a name.
 
     Raises:
-        UserError: If there is no checkpoint, if the name is unknown, if the weights are damaged or
+        UserError: If no checkpoint is found, if the name is unknown, if the weights are damaged or
             those of another model, or if they cannot be downloaded. The message then says what to
             download manually and where to put it.
     """
