@@ -132,6 +132,7 @@ def test_training_preprocessing_in_a_graph():
         crop=tf.constant([[0.5, 0.9]] * 10),
         flip=tf.constant(0.2),
         photometric=None,
+        rare=None,
     )
     call = tf.function(
         lambda x, y: official_transforms.augment(x, y, draws, config, (127.5,) * 3, 255),

@@ -25,6 +25,7 @@ FLAGS = (
     "--strategy=none",
     "--eval_interval_epochs=15",
     "--ema_momentum=0.9",
+    "--rare_class_crops=0.5",
     "--summary_images=0",
     "--nohtml_report",
 )

@@ -72,6 +72,11 @@ class DataConfig(Config):
         0.75,
         "draws a new crop, up to ten times, if a class covers more than this fraction; 1: never",
     )
+    rare_class_crops: float = option(
+        0.0,
+        "fraction of crops centered on a random pixel of a class that is not the most frequent one "
+        "of its image, each such class equally often; for classes with few pixels; 0: none",
+    )
     random_flip: bool = option(True, "random horizontal flip with probability 1/2")
     photometric_distortion: bool = option(True, "random brightness, contrast, saturation and hue")
     rotation: float = option(
@@ -163,7 +168,7 @@ class DataConfig(Config):
         self._require(0 <= self.rotation <= 180, "rotation", "must be between 0 and 180 degrees")
         self._require(0 <= self.blur <= 16, "blur", "must be between 0 and 16 pixels")
         self._require(self.rand_augment >= 0, "rand_augment", "must be at least 0")
-        for field in ("cutout", "rand_augment_magnitude", "cut_mix", "mosaic"):
+        for field in ("rare_class_crops", "cutout", "rand_augment_magnitude", "cut_mix", "mosaic"):
             self._require(0 <= getattr(self, field) <= 1, field, "must be between 0 and 1")
         if self.cut_mix or self.mosaic:
             self._require(

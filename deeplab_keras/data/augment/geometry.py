@@ -18,6 +18,7 @@ from deeplab_keras.data.augment.photometric import distort_photometric
 from deeplab_keras.data.augment.resizing import nearest, resize_image, scaled_size, taken
 
 CROP_TRIES = 10
+RARE = 3  # folded into the random key, unlike SINGLE and GROUP in strong.py
 
 
 class Draws(NamedTuple):
@@ -28,12 +29,14 @@ class Draws(NamedTuple):
         crop: `[10, 2]`, top and left of each attempt.
         flip: Scalar.
         photometric: `[9]`, in the order of `distort_photometric`.
+        rare: `[3]`, for `rare_class_crop`: whether, which class, which pixel.
     """
 
     scale: Any
     crop: Any
     flip: Any
     photometric: Any
+    rare: Any
 
 
 def draw(seed: int, position: tf.Tensor) -> Draws:
@@ -50,6 +53,8 @@ def draw(seed: int, position: tf.Tensor) -> Draws:
         flip=numbers[1],
         photometric=numbers[2:11],
         crop=tf.reshape(numbers[11:], (-1, 2)),
+        # A key of their own, so that the other numbers do not depend on how many these are.
+        rare=tf.random.stateless_uniform([3], tf.random.fold_in(key, RARE)),
     )
 
 
@@ -78,6 +83,7 @@ def choose_crop(
     max_share: float,
     ignore_label: int,
     half_pixel: bool = True,
+    centered: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Chooses the crop: the first of ten draws that has several classes and none that dominates.
 
@@ -93,6 +99,7 @@ def choose_crop(
         max_share: The limit for the share of one class; 1: the first draw is always used.
         ignore_label: The id of pixels that do not count.
         half_pixel: How the label is resized, see `resizing.nearest`.
+        centered: The result of `rare_class_crop`. If it chose a crop, that one is used.
 
     Returns:
         Top and left as int32 `[2]`, and the scaled and cropped label.
@@ -127,11 +134,71 @@ def choose_crop(
         def again(attempt: tf.Tensor, varied: tf.Tensor, empty: tf.Tensor) -> tf.Tensor:
             return ~varied & (attempt < numbers.shape[0] - 1)
 
-        attempt, _, empty = tf.while_loop(
-            again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0))
-        )
-        corner = tf.where(empty, (size - crop + 1) // 2, corners[attempt])
+        def accepted() -> tf.Tensor:
+            attempt, _, empty = tf.while_loop(
+                again, lambda attempt, *_: look(attempt + 1), look(tf.constant(0))
+            )
+            return tf.where(empty, (size - crop + 1) // 2, corners[attempt])
+
+        corner = accepted() if centered is None else tf.cond(centered[0], lambda: corner, accepted)
+    if centered is not None:
+        corner = tf.where(centered[0], centered[1], corner)
     return corner, taken(label, *part(corner))
+
+
+def rare_class_crop(
+    label: tf.Tensor,
+    size: tf.Tensor,
+    crop: tf.Tensor,
+    numbers: tf.Tensor,
+    probability: float,
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Centers the crop on a random pixel of a class that is not the most frequent of the image.
+
+    Each such class of the image is chosen equally often, so that classes with few pixels are in
+    more crops (compare nnU-Net's foreground oversampling, Isensee et al. 2021). A crop that would
+    reach beyond the edge of the image is moved inside.
+
+    Args:
+        label: The label map before scaling, uint8 `[height, width]`.
+        size: The size to scale it to, int32 `[2]`.
+        crop: Height and width of the crop, int32 `[2]`, at most `size`.
+        numbers: `[3]`, uniform in [0, 1).
+        probability: The probability of such a crop.
+        ignore_label: The id of pixels that do not count.
+
+    Returns:
+        Whether to use the crop, a bool scalar, and its top and left, int32 `[2]`. The crop is not
+        used with probability `1 - probability`, or if the image has only one class.
+    """
+
+    def draw_one() -> tuple[tf.Tensor, tf.Tensor]:
+        ids = tf.cast(label, tf.int32)
+        counts = tf.raw_ops.Bincount(arr=ids, size=256, weights=tf.constant([], tf.int32))
+        counts *= tf.cast(tf.range(256) != ignore_label, tf.int32)
+        others = (counts > 0) & (tf.range(256) != tf.argmax(counts, output_type=tf.int32))
+        classes = tf.where(others)[:, 0]
+
+        def center() -> tf.Tensor:
+            pixels = tf.where(ids == tf.cast(_pick(classes, numbers[1]), tf.int32))
+            scale = tf.cast(size, tf.float64) / tf.cast(tf.shape(label), tf.float64)
+            middle = (tf.cast(_pick(pixels, numbers[2]), tf.float64) + 0.5) * scale
+            corner = tf.cast(tf.floor(middle), tf.int32) - crop // 2
+            return tf.clip_by_value(corner, 0, size - crop)
+
+        found = tf.shape(classes)[0] > 0
+        return found, tf.cond(found, center, lambda: tf.zeros([2], tf.int32))
+
+    return tf.cond(
+        numbers[0] < probability, draw_one, lambda: (tf.constant(False), tf.zeros([2], tf.int32))
+    )
+
+
+def _pick(items: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Returns one of the rows of `items`, chosen by a number in [0, 1)."""
+    count = tf.cast(tf.shape(items)[0], tf.float64)  # float32 cannot number all pixels
+    return items[tf.cast(tf.cast(number, tf.float64) * count, tf.int32)]
 
 
 def _count_labels(ids: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -227,9 +294,13 @@ def augment(
     size = scaled_size(tf.shape(label), factor, config.min_resize_value, config.max_resize_value)
     crop = tf.minimum(tf.stack([crop_height, crop_width]), size)
     whole = config.preprocessing == "sssegmentation"
-    share = config.crop_max_category_share
+    share, centered = config.crop_max_category_share, None
+    if config.rare_class_crops:
+        centered = rare_class_crop(
+            label, size, crop, draws.rare, config.rare_class_crops, ignore_label
+        )
     corner, label = choose_crop(
-        label, size, crop, draws.crop, share, ignore_label, half_pixel=not whole
+        label, size, crop, draws.crop, share, ignore_label, not whole, centered
     )
     image = resize_image(image, size, tf.unstack(corner), crop)
     if whole:

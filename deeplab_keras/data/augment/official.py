@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data.augment.geometry import Draws, flip, scale_factor
+from deeplab_keras.data.augment.geometry import Draws, flip, rare_class_crop, scale_factor
 
 Pair = tuple[tf.Tensor, tf.Tensor]
 
@@ -164,8 +164,14 @@ def augment(
     )
     image, label = scale(image, label, ratio)
     image, label = pad_to(image, label, crop, value, ignore_label)
-    spare = tf.cast(tf.shape(label) - crop + 1, tf.float32)
-    top, left = tf.unstack(tf.cast(draws.crop[0] * spare, tf.int32))
+    size = tf.shape(label)
+    corner = tf.cast(draws.crop[0] * tf.cast(size - crop + 1, tf.float32), tf.int32)
+    if config.rare_class_crops:
+        use, centered = rare_class_crop(
+            label, size, crop, draws.rare, config.rare_class_crops, ignore_label
+        )
+        corner = tf.where(use, centered, corner)
+    top, left = tf.unstack(corner)
     image = image[top : top + crop[0], left : left + crop[1]]
     label = label[top : top + crop[0], left : left + crop[1]]
     if config.random_flip:
