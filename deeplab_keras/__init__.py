@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deeplab_keras.checkpoints.folder import save_checkpoint
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.evaluation import metrics
+    from deeplab_keras.evaluation.audit import audit_labels, rank_unlabeled
     from deeplab_keras.evaluation.loop import evaluate
     from deeplab_keras.evaluation.report import Report
     from deeplab_keras.export import export_model
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Predictor": "inference",
     "Report": "evaluation.report",
+    "audit_labels": "evaluation.audit",
     "build_segmentor": "zoo.loading",
     "evaluate": "evaluation.loop",
     "export_model": "export",
@@ -53,6 +55,7 @@ _LAZY = {
     "load_model": "zoo.loading",
     "open_dataset": "data.registry",
     "predict": "prediction",
+    "rank_unlabeled": "evaluation.audit",
     "save_checkpoint": "checkpoints.folder",
     "train": "training.train",
 }
@@ -76,6 +79,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "__version__",
+    "audit_labels",
     "build_segmentor",
     "data",
     "evaluate",
@@ -88,6 +92,7 @@ __all__ = [
     "open_dataset",
     "optimizers",
     "predict",
+    "rank_unlabeled",
     "save_checkpoint",
     "train",
     "visualization",

@@ -426,4 +426,4 @@ def test_draws_depend_on_seed_and_position():
     np.testing.assert_array_equal(numbers(1, 2**40), numbers(1, 2**40))
     rows = [numbers(*key) for key in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2**40))]
     assert len({row.tobytes() for row in rows}) == 5
-    assert all(len(set(row)) == len(row) == 31 for row in rows)
+    assert all(len(set(row)) == len(row) == 34 for row in rows)

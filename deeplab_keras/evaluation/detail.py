@@ -19,6 +19,7 @@ import numpy as np
 
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.evaluation.metrics import count_pixels
+from deeplab_keras.evaluation.regions import any_within
 from deeplab_keras.evaluation.report import Report
 
 BOUNDARY_SHARE = 0.02  # of the diagonal
@@ -163,19 +164,6 @@ def near_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
         # A window has two labels if two neighbors in it differ.
         changes = np.diff(labels.astype(np.int32), axis=axis) != 0
         for direction in (0, 1):
-            changes = _any_within(changes, distance, direction, pairs=direction == axis)
+            changes = any_within(changes, distance, direction, pairs=direction == axis)
         near |= changes
     return near
-
-
-def _any_within(mask: np.ndarray, distance: int, axis: int, pairs: bool) -> np.ndarray:
-    """Returns for each pixel whether a mask is true within `distance` along an axis.
-
-    With `pairs`, each entry of the mask is about a pixel and the next one, and the result has one
-    more entry.
-    """
-    before, after = [(0, 0), (0, 0)], [(0, 0), (0, 0)]
-    before[axis], after[axis] = (distance + 1, 0), (0, distance)
-    sums = np.cumsum(np.pad(np.pad(mask, after), before), axis=axis, dtype=np.int32)
-    window, count = 2 * distance + (not pairs), mask.shape[axis] + pairs
-    return (sums.take(range(window, window + count), axis) - sums.take(range(count), axis)) > 0

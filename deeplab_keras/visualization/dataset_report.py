@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,8 +24,30 @@ ROWS = 40  # with more classes, the terminal's table omits those without pixels
 STRANGE = (255, 0, 255)  # the color of ids that are not classes
 
 
-def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Doubts:
+    """What a model found in the masks of a split, for the report.
+
+    Attributes:
+        title: The heading.
+        summary: A sentence about what was found.
+        figures: Pictures of masks, each a caption and a PNG in base64.
+        values: Everything that was found, as JSON values.
+    """
+
+    title: str
+    summary: str
+    figures: Sequence[Mapping[str, str]]
+    values: Mapping[str, Any]
+
+
+def write_report(check: DatasetCheck, folder: str, doubts: Sequence[Doubts] = ()) -> pathlib.Path:
     """Writes report.html, report.json and contact_sheet.png, and returns the path of report.html.
+
+    Args:
+        check: The findings.
+        folder: The output folder; created if it does not exist.
+        doubts: What a model found in the masks of each split.
 
     Raises:
         UserError: A file cannot be written.
@@ -31,10 +55,11 @@ def write_report(check: DatasetCheck, folder: str) -> pathlib.Path:
     path = pathlib.Path(folder)
     if (sheet := contact_sheet(check.splits[0], check.info)) is not None:
         save_png(path / "contact_sheet.png", sheet)
-    write_text(
-        path / "report.json", json.dumps(check.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    )
-    write_text(path / "report.html", page(check, with_sheet=sheet is not None))
+    found = check.to_dict()
+    if doubts:
+        found["audit"] = [part.values for part in doubts]
+    write_text(path / "report.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(path / "report.html", page(check, sheet is not None, doubts))
     return path / "report.html"
 
 
@@ -168,7 +193,7 @@ def _table(check: DatasetCheck) -> Iterator[str]:
 # --- The page ---
 
 
-def page(check: DatasetCheck, with_sheet: bool = True) -> str:
+def page(check: DatasetCheck, with_sheet: bool = True, doubts: Sequence[Doubts] = ()) -> str:
     """Returns the report as an HTML page."""
     shares = [split.pixels / max(split.total, 1) for split in check.splits]
     colors = [*check.info.palette, class_colors(check.info)[-1].tolist()]
@@ -177,6 +202,7 @@ def page(check: DatasetCheck, with_sheet: bool = True) -> str:
         title=f"{check.config.dataset} in {check.config.dataset_dir or 'memory'}",
         check=check,
         with_sheet=with_sheet,
+        doubts=doubts,
         shown=SHOWN,
         colors=["#" + bytes(color).hex() for color in colors],
         widest=max((float(share.max()) for share in shares), default=0) or 1,

@@ -1,0 +1,286 @@
+"""Finds masks that are probably wrong: regions where they contradict a confident model.
+
+A pixel is doubtful if the model gives its label a much lower probability than the class that it
+predicts. Doubtful pixels of the same label and prediction form regions. Thin strips are left out,
+because masks and predictions always differ along outlines. The score of a pixel is 1 - p(label),
+the disagreement. The score of a region is the sum over its pixels, weighted by how seldom the model
+makes that confusion in the other images, so that the model's own weaknesses do not fill the first
+places. For a picture without a mask, the same score has an expected value under the model's own
+probabilities: the sum of p(class) * (1 - p(class)).
+
+The idea is that of confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating
+Uncertainty in Dataset Labels", 2021), for regions instead of images.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from deeplab_keras.config import EvalConfig, UserError, require_instance
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
+from deeplab_keras.evaluation.loop import batches
+from deeplab_keras.evaluation.regions import connected, opened
+from deeplab_keras.inference import Network, Predictor, as_network
+from deeplab_keras.io.progress import Progress
+
+MARGIN = 0.5  # smallest difference in probability between the predicted class and the label
+STRIP = 0.004  # of the diagonal: doubtful strips of up to twice this width are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A connected region of a mask that the model contradicts.
+
+    Attributes:
+        label: The class in the mask.
+        predicted: The class that the model predicts.
+        box: Left, top, right and bottom in pixels; the last two are exclusive.
+        pixels: The number of pixels.
+        score: The score, higher for more doubtful regions.
+    """
+
+    label: int
+    predicted: int
+    box: tuple[int, int, int, int]
+    pixels: int
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditedMask:
+    """The doubtful regions of a mask.
+
+    Attributes:
+        index: The index of the pair in its source.
+        name: The name of the pair.
+        regions: The regions, the most doubtful first.
+    """
+
+    index: int
+    name: str
+    regions: tuple[Region, ...]
+
+    @property
+    def score(self) -> float:
+        """The sum of the regions' scores."""
+        return sum(region.score for region in self.regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The result of `audit_labels`.
+
+    Attributes:
+        info: The classes.
+        split: The name of the split.
+        images: The number of images that were compared.
+        masks: The masks with doubtful regions, the most doubtful first.
+    """
+
+    info: DatasetInfo
+    split: str
+    images: int
+    masks: tuple[AuditedMask, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON values."""
+        names = self.info.class_names
+        return {
+            "split": self.split,
+            "images": self.images,
+            "masks": [
+                {
+                    "name": mask.name,
+                    "score": round(mask.score, 1),
+                    "regions": [
+                        {
+                            "label": names[region.label],
+                            "predicted": names[region.predicted],
+                            "box": list(region.box),
+                            "pixels": region.pixels,
+                            "score": round(region.score, 1),
+                        }
+                        for region in mask.regions
+                    ],
+                }
+                for mask in self.masks
+            ],
+        }
+
+
+def audit_labels(
+    model: keras.Model | Network | str | os.PathLike[str],
+    source: Source,
+    config: EvalConfig = EvalConfig(),
+    *,
+    split: str = "",
+    progress: bool = True,
+) -> Audit:
+    """Compares masks with a model's predictions and ranks those that are probably wrong.
+
+    The model may have been trained on the same masks: a few wrong ones hardly change what it
+    learns from all others.
+
+    Args:
+        model: A model, or what `dk.Predictor` opens: the name of a model of the zoo, or a path.
+        source: The images and masks, for example from `dk.open_dataset`.
+        config: How to run the model. Default: the whole image, at a single scale.
+        split: The split's name in the result.
+        progress: Whether to show a progress line.
+
+    Returns:
+        The `Audit`.
+
+    Raises:
+        UserError: There are no images, the model has another number of classes, or a file is
+            damaged.
+
+    Example:
+        >>> source = dk.open_dataset(dk.DataConfig(dataset="synthetic", eval_samples=4), "val")
+        >>> audit = dk.audit_labels("runs/demo", source, progress=False)
+        >>> audit.images
+        4
+        >>> all(mask.score > 0 for mask in audit.masks)
+        True
+    """
+    require_instance(config, EvalConfig, "config")
+    network, info = as_network(model), source.info
+    if not len(source):
+        raise UserError("`source`: no images to compare")
+    if network.num_classes != info.num_classes:
+        raise UserError(
+            f"the dataset {info.name!r} has {info.num_classes} classes and the model "
+            f"{network.num_classes}; give a model that was trained on this dataset"
+        )
+    predictor = Predictor(network, config)
+    bar = Progress(len(source), f"auditing {split}".strip()) if progress else None
+    found: dict[int, list[Region]] = {}
+    pixels = np.zeros(info.num_classes, np.int64)
+    for indices, images, labels in batches(source, len(source), config.eval_batch_size, info):
+        predicted, probabilities = predictor.labels_and_probabilities(images)
+        for index, *maps in zip(indices, labels, predicted, probabilities, strict=True):
+            found[index] = list(doubtful_regions(*maps, info.ignore_label))
+            pixels += np.bincount(maps[0].ravel(), minlength=256)[: info.num_classes]
+        if bar:
+            bar.update(len(found))
+    masks = [
+        AuditedMask(index, source.names[index], regions)
+        for index, regions in _weighted(found, pixels).items()
+        if regions
+    ]
+    masks.sort(key=lambda mask: (-mask.score, mask.name))
+    return Audit(info, split, len(source), tuple(masks))
+
+
+def rank_unlabeled(
+    model: keras.Model | Network | str | os.PathLike[str],
+    images: Iterable[tuple[str, np.ndarray]],
+    config: EvalConfig = EvalConfig(),
+) -> list[tuple[str, float]]:
+    """Ranks pictures without masks by how much the model would learn from labeling them.
+
+    The score is the disagreement that the model expects between itself and a mask: the mean over
+    the pixels of the sum of p(class) * (1 - p(class)), which is 0 where the model is certain.
+
+    Args:
+        model: A model, or what `dk.Predictor` opens: the name of a model of the zoo, or a path.
+        images: Name and image of each picture, uint8 `[height, width, 3]`.
+        config: How to run the model. Default: the whole image, at a single scale.
+
+    Returns:
+        Name and score of each picture, the highest score first. Scores are in 0..1.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> images = [("flat", np.zeros((48, 64, 3), "uint8")),
+        ...           ("noise", rng.integers(0, 256, (48, 64, 3), "uint8"))]
+        >>> ranking = dk.rank_unlabeled("runs/demo", images)
+        >>> sorted(name for name, score in ranking)
+        ['flat', 'noise']
+    """
+    predictor = Predictor(as_network(model), config)
+    scores = []
+    for name, image in images:
+        certain = np.square(predictor.probabilities(image)).sum(-1).mean()
+        scores.append((name, float(1 - certain)))
+    return sorted(scores, key=lambda score: (-score[1], score[0]))
+
+
+def doubtful_regions(
+    label: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, ignore_label: int
+) -> Iterator[Region]:
+    """Yields the regions where a mask contradicts a confident prediction.
+
+    Args:
+        label: The mask, uint8 `[height, width]`.
+        predicted: The predicted classes, int `[height, width]`.
+        probabilities: The probability of each class, float32 `[height, width, num_classes]`.
+        ignore_label: The label of pixels that do not count.
+
+    Yields:
+        Regions whose score is the sum of 1 - p(label).
+    """
+    counts = label != ignore_label
+    own = np.take_along_axis(
+        probabilities, np.where(counts, label, 0)[..., None].astype(np.int64), -1
+    )[..., 0]
+    margin = np.where(counts, probabilities.max(-1) - own, 0)
+    doubtful = opened(margin > MARGIN, round(STRIP * math.hypot(*label.shape))) & counts
+    doubtful &= margin > 0  # the opening counts pixels beyond the edge of the image
+    pairs = label.astype(np.int64) * probabilities.shape[-1] + predicted
+    for pair in np.unique(pairs[doubtful]):
+        numbers = connected(doubtful & (pairs == pair))
+        sums = np.bincount(numbers.ravel(), 1 - own.ravel())
+        sizes = np.bincount(numbers.ravel())
+        rows, columns = np.nonzero(numbers)
+        inside = numbers[rows, columns]
+        top, left = (np.full(len(sums), label.size) for _ in range(2))
+        bottom, right = (np.zeros(len(sums), np.int64) for _ in range(2))
+        for ends, place, values in (
+            (top, np.minimum, rows),
+            (left, np.minimum, columns),
+            (bottom, np.maximum, rows + 1),
+            (right, np.maximum, columns + 1),
+        ):
+            place.at(ends, inside, values)
+        for number in range(1, len(sums)):
+            box = tuple(int(side[number]) for side in (left, top, right, bottom))
+            yield Region(
+                *map(int, divmod(pair, probabilities.shape[-1])),
+                box=box,  # type: ignore[arg-type]
+                pixels=int(sizes[number]),
+                score=float(sums[number]),
+            )
+
+
+def _weighted(found: dict[int, list[Region]], pixels: np.ndarray) -> dict[int, tuple[Region, ...]]:
+    """Weights the regions of each image by how rare their confusion is in the other images."""
+    everywhere: collections.Counter[tuple[int, int]] = collections.Counter()
+    of_image: dict[int, collections.Counter[tuple[int, int]]] = {}
+    for index, regions in found.items():
+        of_image[index] = collections.Counter()
+        for region in regions:
+            of_image[index][region.label, region.predicted] += region.pixels
+        everywhere += of_image[index]
+    weighted = {}
+    for index, regions in found.items():
+
+        def weight(region: Region, index: int = index) -> float:
+            pair = region.label, region.predicted
+            others = everywhere[pair] - of_image[index][pair]
+            return -math.log10((others + 1) / (pixels[region.label] + 2))
+
+        scored = [
+            dataclasses.replace(region, score=region.score * weight(region)) for region in regions
+        ]
+        weighted[index] = tuple(sorted(scored, key=lambda region: -region.score))
+    return weighted
