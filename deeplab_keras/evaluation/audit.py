@@ -174,7 +174,7 @@ def audit_labels(
             bar.update(len(found))
     masks = [
         AuditedMask(index, source.names[index], regions)
-        for index, regions in _weighted(found, pixels).items()
+        for index, regions in weighted_regions(found, pixels).items()
         if regions
     ]
     masks.sort(key=lambda mask: (-mask.score, mask.name))
@@ -262,8 +262,19 @@ def doubtful_regions(
             )
 
 
-def _weighted(found: dict[int, list[Region]], pixels: np.ndarray) -> dict[int, tuple[Region, ...]]:
-    """Weights the regions of each image by how rare their confusion is in the other images."""
+def weighted_regions(
+    found: dict[int, list[Region]], pixels: np.ndarray
+) -> dict[int, tuple[Region, ...]]:
+    """Weights the regions of each image by how rare their confusion is in the other images.
+
+    Args:
+        found: The regions of each image.
+        pixels: The number of pixels of each class in all masks, `[num_classes]`.
+
+    Returns:
+        The regions with their weighted scores, the highest first. The weight is -log10 of the share
+        of the label's pixels that the other images confuse in the same way.
+    """
     everywhere: collections.Counter[tuple[int, int]] = collections.Counter()
     of_image: dict[int, collections.Counter[tuple[int, int]]] = {}
     for index, regions in found.items():
