@@ -168,8 +168,8 @@ def audit_labels(
     for indices, images, labels in batches(source, len(source), config.eval_batch_size, info):
         predicted, probabilities = predictor.labels_and_probabilities(images)
         for index, *maps in zip(indices, labels, predicted, probabilities, strict=True):
-            found[index] = list(doubtful_regions(*maps, info.ignore_label))
-            pixels += np.bincount(maps[0].ravel(), minlength=256)[: info.num_classes]
+            found[index] = list(doubtful_regions(*maps, ignore_label=info.ignore_label))
+        pixels += np.bincount(labels.ravel(), minlength=256)[: info.num_classes]
         if bar:
             bar.update(len(found))
     masks = [
@@ -242,21 +242,16 @@ def doubtful_regions(
         sums = np.bincount(numbers.ravel(), 1 - own.ravel())
         sizes = np.bincount(numbers.ravel())
         rows, columns = np.nonzero(numbers)
-        inside = numbers[rows, columns]
-        top, left = (np.full(len(sums), label.size) for _ in range(2))
-        bottom, right = (np.zeros(len(sums), np.int64) for _ in range(2))
-        for ends, place, values in (
-            (top, np.minimum, rows),
-            (left, np.minimum, columns),
-            (bottom, np.maximum, rows + 1),
-            (right, np.maximum, columns + 1),
-        ):
-            place.at(ends, inside, values)
-        for number in range(1, len(sums)):
-            box = tuple(int(side[number]) for side in (left, top, right, bottom))
+        order = np.argsort(numbers[rows, columns], kind="stable")
+        ends = np.cumsum(sizes[1:])
+        for number, end in enumerate(ends, 1):
+            inside = order[end - sizes[number] : end]
+            y, x = rows[inside], columns[inside]
+            box = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
             yield Region(
-                *map(int, divmod(pair, probabilities.shape[-1])),
-                box=box,  # type: ignore[arg-type]
+                label=int(pair) // probabilities.shape[-1],
+                predicted=int(pair) % probabilities.shape[-1],
+                box=box,
                 pixels=int(sizes[number]),
                 score=float(sums[number]),
             )
