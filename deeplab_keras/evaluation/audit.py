@@ -167,8 +167,9 @@ def audit_labels(
     pixels = np.zeros(info.num_classes, np.int64)
     for indices, images, labels in batches(source, len(source), config.eval_batch_size, info):
         predicted, probabilities = predictor.labels_and_probabilities(images)
-        for index, *maps in zip(indices, labels, predicted, probabilities, strict=True):
-            found[index] = list(doubtful_regions(*maps, ignore_label=info.ignore_label))
+        for place, index in enumerate(indices):
+            maps = labels[place], predicted[place], probabilities[place]
+            found[index] = list(doubtful_regions(*maps, info.ignore_label))
         pixels += np.bincount(labels.ravel(), minlength=256)[: info.num_classes]
         if bar:
             bar.update(len(found))
