@@ -28,6 +28,7 @@ from deeplab_keras.version import __version__
 if TYPE_CHECKING:
     from deeplab_keras import data, visualization
     from deeplab_keras.checkpoints.folder import save_checkpoint
+    from deeplab_keras.data.check import check_dataset
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.evaluation import metrics
     from deeplab_keras.evaluation.audit import audit_labels, rank_unlabeled
@@ -48,6 +49,7 @@ _LAZY = {
     "Report": "evaluation.report",
     "audit_labels": "evaluation.audit",
     "build_segmentor": "zoo.loading",
+    "check_dataset": "data.check",
     "evaluate": "evaluation.loop",
     "export_model": "export",
     "get_config": "zoo.registry",
@@ -81,6 +83,7 @@ __all__ = [
     "__version__",
     "audit_labels",
     "build_segmentor",
+    "check_dataset",
     "data",
     "evaluate",
     "export_model",

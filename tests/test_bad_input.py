@@ -81,8 +81,9 @@ def outside(name: str, ids: str, allowed: str, hint: str = CHECK, more: int = 0)
 
 simple(
     "no images folder",
-    "{root}: it has no folder 'images'; --dataset_dir must contain images/train and "
-    "labels/train, or a list train.csv or train.txt",
+    "{root}: it has no folder 'images' with the split 'train' but the folders labels, pictures and "
+    "1 .txt files; --dataset_dir must contain images/train and labels/train, train/images and "
+    "train/labels, or a list train.csv or train.txt; see docs/your_own_dataset.md",
     lambda root: (root / "images").rename(root / "pictures"),
 )
 simple(
@@ -97,7 +98,10 @@ simple(
 )
 
 
-@case("empty split", "{root}/images/train: it has no images; supported: .jpg, .jpeg, .png")
+SUPPORTED = ".jpg, .jpeg, .png, .bmp, .gif, .tif, .tiff, .webp"
+
+
+@case("empty split", f"{{root}}/images/train: it has no images; supported: {SUPPORTED}")
 def _(root):
     for path in (root / IMAGES).iterdir():
         path.unlink()
@@ -105,19 +109,19 @@ def _(root):
 
 @case(
     "pictures of another kind",
-    "{root}/images/train: it has no images; supported: .jpg, .jpeg, .png; convert the 3 files "
-    "of other formats, such as pic_0.tif",
+    f"{{root}}/images/train: it has no images; supported: {SUPPORTED}; convert the 3 files of other "
+    "formats, such as pic_0.heic",
 )
 def _(root):
     for path in (root / IMAGES).iterdir():
-        path.rename(path.with_suffix(".tif"))
+        path.rename(path.with_suffix(".heic"))
 
 
 @case(
     "masks of another format",
-    "{root}/labels/train: it has no masks; masks must be .png: export the 3 files of other "
-    "formats, such as pic_0.jpg, again as PNG, because JPEG blends the ids at every edge; for "
-    "black-and-white masks, run scripts/convert_masks.py --from=binary",
+    "{root}/labels/train: it has no masks; masks must be .png, .bmp, .gif, .tif, .tiff, .webp: "
+    "export the 3 files of other formats, such as pic_0.jpg, again as PNG, because JPEG blends the "
+    "ids at every edge; for black-and-white masks, run scripts/convert_masks.py --from=binary",
 )
 def _(root):
     for path in (root / LABELS).iterdir():
@@ -134,8 +138,10 @@ simple(
 
 @case(
     "two images without mask",
-    f"{{root}}/labels/train/pic_1.png: this file does not exist; each image in "
-    f"{{root}}/images/train needs a mask of the same name; {SKIP_PAIRS} (and 1 more like it)",
+    "{root}/labels/train/pic_1.png: this file does not exist; each image in {root}/images/train "
+    "needs a mask of the same name; 2 of 3 pairs lack a file or are broken, so the names or "
+    "folders differ from this layout: {root}/labels/train has 2 masks, such as pic_0.png, "
+    "picture_2.png (and 1 more like it)",
 )
 def _(root):
     (root / LABELS / "pic_1.png").unlink()
@@ -284,7 +290,7 @@ def turn(path: pathlib.Path, pixels: np.ndarray, orientation: int) -> None:
 simple(
     "an image whose EXIF orientation does not match its mask",
     "{root}/labels/train/pic_0.png: the mask is 30x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 40x30; both must have the same size: fix the pair, or "
+    "{root}/images/train/pic_0.jpg is 40x30; both must have the same size; fix the pair, or "
     + SKIP_PAIRS,
     lambda root: turn(root / IMAGES / "pic_0.jpg", photograph(30, 40), 6),
 )
@@ -294,14 +300,14 @@ simple(
 simple(
     "a mask one pixel wider",
     "{root}/labels/train/pic_0.png: the mask is 31x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size; fix the pair, or "
     + SKIP_PAIRS,
     lambda root: save(root / LABELS / "pic_0.png", mask(20, 31)),
 )
 simple(
     "a rotated mask",
     "{root}/labels/train/pic_0.png: the mask is 20x30 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size; fix the pair, or "
     + SKIP_PAIRS,
     lambda root: save(root / LABELS / "pic_0.png", mask(30, 20)),
 )
@@ -312,19 +318,21 @@ simple(
 )
 simple(
     "an empty mask file",
-    "{root}/labels/train/pic_1.png: cannot be decoded (not a PNG file); " + SKIP,
+    "{root}/labels/train/pic_1.png: cannot be decoded (not an image); " + SKIP,
     lambda root: (root / LABELS / "pic_1.png").write_bytes(b""),
 )
 simple(
     "a mask that is a JPEG",
     "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but JPEG; JPEG changes "
-    "ids, so export the mask again as PNG); " + SKIP,
+    "ids, so export the mask again as PNG; if the masks are black and white, run "
+    "scripts/convert_masks.py --from=binary); " + SKIP,
     lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="JPEG"),
 )
 simple(
-    "a mask that is a TIFF",
-    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG file but TIFF); " + SKIP,
-    lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="TIFF"),
+    "a mask that is a PPM",
+    "{root}/labels/train/pic_0.png: cannot be decoded (not a PNG, GIF, BMP, TIFF or lossless WebP "
+    "file but PPM); " + SKIP,
+    lambda root: save(root / LABELS / "pic_0.png", mask(20, 30), format="PPM"),
 )
 
 
@@ -343,7 +351,7 @@ def _(root):
 @case(
     "a mask of no width",
     "{root}/labels/train/pic_0.png: the mask is 0x20 (width x height) but its image "
-    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size: fix the pair, or "
+    "{root}/images/train/pic_0.jpg is 30x20; both must have the same size; fix the pair, or "
     + SKIP_PAIRS,
 )
 def _(root):

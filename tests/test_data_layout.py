@@ -280,7 +280,7 @@ def test_ids_outside_the_label_map_are_reported_as_in_the_file(dataset, tmp_path
     looks = {0: Look((False, False))}
     monkeypatch.setattr(
         "deeplab_keras.data.files.pairs._sift",
-        lambda config, check, indices: (
+        lambda config, check, indices, pairs: (
             looks if isinstance(indices, range) else dict.fromkeys(indices, set())
         ),
     )

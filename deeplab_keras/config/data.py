@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from deeplab_keras.config.base import Config, option
 
 # Number of consecutive images that CutMix and Mosaic mix with each other.
 MIXED = 4
+_FOLD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,23 @@ class DataConfig(Config):
         "split to train on; for 'folder' also a list: FILE.csv, or IMAGES.txt,LABELS.txt",
     )
     eval_split: str = option("val", "split to evaluate on")
+    val_fraction: float = option(
+        0.0,
+        "'folder': without a validation split, fraction of the training images to validate on, "
+        "chosen by a hash of their names; 0: none",
+    )
+    fold: str = option(
+        "",
+        "'folder': cross-validation without a validation split: 2/5 validates on the second of "
+        "five parts of the training images and trains on the others",
+    )
+    split_by: str = option(
+        "name",
+        "what `val_fraction` and `fold` keep together: name: the versions of an image; prefix: "
+        "images with the same name before the last number, such as the frames of a video",
+        choices=("name", "prefix"),
+    )
+    split_seed: int = option(0, "random seed of the parts by `val_fraction` or `fold`")
     ignore_label: int = option(255, "'folder': label of pixels to ignore")
     mask_format: str = option(
         "index",
@@ -143,6 +162,7 @@ class DataConfig(Config):
             "2^31 values",
         )
         self._require(0 <= self.seed < 2**32, "seed", "must be between 0 and 4294967295")
+        self._validate_parts()
         self._require(
             0 < self.min_scale_factor <= self.max_scale_factor,
             "min_scale_factor",
@@ -181,4 +201,36 @@ class DataConfig(Config):
             self.train_samples >= 1 and self.eval_samples >= 1,
             "train_samples",
             "must be at least 1, as must `eval_samples`",
+        )
+
+    def _validate_parts(self) -> None:
+        """Checks the options that set a part of the training images aside for validation."""
+        self._require(0 <= self.val_fraction < 1, "val_fraction", "must be at least 0 and below 1")
+        if self.fold:
+            match = _FOLD.fullmatch(self.fold)
+            self._require(
+                match is not None and 1 <= int(match[1]) <= int(match[2]) and int(match[2]) >= 2,
+                "fold",
+                "must be NUMBER/FOLDS, such as 1/5 to 5/5",
+            )
+        self._require(
+            not (self.val_fraction and self.fold),
+            "fold",
+            "cannot be combined with `val_fraction`",
+        )
+        used = bool(self.val_fraction or self.fold)
+        for field in ("split_by", "split_seed"):
+            default = self.options()[field].default
+            self._require(
+                used or getattr(self, field) == default,
+                field,
+                "has no effect without `val_fraction` or `fold`",
+            )
+        self._require(
+            0 <= self.split_seed < 2**32, "split_seed", "must be between 0 and 4294967295"
+        )
+        self._require(
+            not used or self.dataset == "folder",
+            "val_fraction" if self.val_fraction else "fold",
+            f"has no effect with `dataset={self.dataset}`, which has its own splits",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deeplab_keras.config import DataConfig, require_instance, unknown_option
+from deeplab_keras.config import DataConfig, UserError, require_instance, unknown_option
 from deeplab_keras.data.datasets.catalog import FILES, open_files
 from deeplab_keras.data.datasets.synthetic import open_synthetic
 from deeplab_keras.data.records.cache import CachedSource, cache_on_disk
@@ -50,9 +50,14 @@ def open_dataset(config: DataConfig, split: str) -> Source:
     elif config.dataset not in DATASETS:
         raise unknown_option("dataset", config.dataset, DATASETS)
     else:
-        source = (open_records if has_records(config, split) else DATASETS[config.dataset])(
-            config, split
-        )
+        records = has_records(config, split)
+        if records and (config.val_fraction or config.fold):
+            option = "val_fraction" if config.val_fraction else "fold"
+            raise UserError(
+                f"`{option}` has no effect on the records in {config.dataset_dir}; give it to "
+                "`scripts/build_tfrecords.py` instead"
+            )
+        source = (open_records if records else DATASETS[config.dataset])(config, split)
     if config.cache_dir:
         source = cache_on_disk(source, config.cache_dir, f"{config.dataset}/{split}")
     return CachedSource(source) if config.cache else source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.check.findings import DatasetCheck, SplitCheck
+from deeplab_keras.data.check.text import flag_of, summary
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.io.writing import write_text
 from deeplab_keras.visualization import captioned, class_colors, colorize, grid, legend, save_png
@@ -20,8 +21,17 @@ from deeplab_keras.visualization.html import render
 
 SAMPLES, SIDE = 12, 320  # pairs in the contact sheet, and the long side of a picture in it
 SHOWN = 20  # problems of each kind and image sizes listed in the page; report.json lists all
-ROWS = 40  # with more classes, the terminal's table omits those without pixels
 STRANGE = (255, 0, 255)  # the color of ids that are not classes
+
+__all__ = [
+    "Doubts",
+    "choose_samples",
+    "contact_sheet",
+    "flag_of",
+    "page",
+    "summary",
+    "write_report",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,61 +143,6 @@ def _thumbnail(picture: np.ndarray, smooth: bool) -> np.ndarray:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     method = Image.Resampling.LANCZOS if smooth and factor < 1 else Image.Resampling.NEAREST
     return np.array(Image.fromarray(picture).resize(size, method))
-
-
-# --- Lines for the terminal ---
-
-
-def summary(check: DatasetCheck) -> str:
-    """Returns the findings as text: shares of the classes, notes, problems and class weights."""
-    lines = list(_table(check))
-    lines += [f"note: {note}" for note in check.notes]
-    for kind, problems in check.kinds().items():
-        lines += [
-            f"problem: {kind}: {len(problems)}",
-            *(f"  {problem.message}" for problem in problems[:3]),
-        ]
-        if len(problems) > 3:
-            lines.append(f"  ... and {len(problems) - 3} more")
-    if check.looks_like:
-        lines.append(f"likely cause: {check.looks_like}")
-    for name, weights in check.label_weights().items():
-        lines.append(f"{name.replace('_', ' ')}: {flag_of(weights)}")
-    return "\n".join(lines)
-
-
-def flag_of(weights: Sequence[float]) -> str:
-    """Returns class weights as a flag of train.py."""
-    return f"--label_weights={','.join(f'{weight:.4g}' for weight in weights)}"
-
-
-def _table(check: DatasetCheck) -> Iterator[str]:
-    for split in check.splits:
-        (width, height), count = (split.sizes() or [((0, 0), 0)])[0]
-        sizes = len(split.sizes())
-        spread = (
-            f"all {width}x{height}"
-            if sizes == 1
-            else f"{sizes} sizes, mostly {width}x{height} ({count})"
-        )
-        total = max(split.total, 1)
-        yield (
-            f"{split.name}: {len(split.scans)} of {split.pairs} pairs read, {spread}; "
-            f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} "
-            "outside the classes"
-        )
-    names = [split.name for split in check.splits]
-    longest = min(max(12, *(len(name) for name in check.info.class_names)), 32)
-    yield " ".join(["class".ljust(longest), *(f"{name[:12]:>12} {'images':>7}" for name in names)])
-    present = np.sum([split.pixels for split in check.splits], axis=0) > 0
-    for label, name in enumerate(check.info.class_names):
-        if len(present) > ROWS and not present[label]:
-            continue
-        cells = [
-            f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}"
-            for split in check.splits
-        ]
-        yield " ".join([name[:longest].ljust(longest), *cells])
 
 
 # --- The page ---

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from deeplab_keras.config import DataConfig, UserError
+from deeplab_keras.config import DataConfig, UserError, require_instance
 from deeplab_keras.data.check.findings import DatasetCheck, Problem, Scan, SplitCheck
 from deeplab_keras.data.check.notes import in_two_splits, notes
 from deeplab_keras.data.datasets.catalog import FILES
@@ -21,6 +21,8 @@ from deeplab_keras.data.files.mistakes import likely_mistake
 from deeplab_keras.data.files.pairs import (
     IdsUserError,
     Pairs,
+    advised,
+    explained,
     in_threads,
     nothing_labeled,
     require_files,
@@ -73,6 +75,7 @@ class _Split:
         class_of_id: See `Pairs.class_of_id`.
         label_map: See `Pairs`.
         in_colors: Whether the masks encode ids as colors.
+        available: See `Pairs`.
     """
 
     info: DatasetInfo
@@ -82,6 +85,7 @@ class _Split:
     class_of_id: np.ndarray
     label_map: Mapping[int, int] | None = None
     in_colors: bool = False
+    available: str = ""
 
 
 def _open(config: DataConfig, split: str) -> _Split:
@@ -97,6 +101,7 @@ def _open(config: DataConfig, split: str) -> _Split:
             pairs.class_of_id(),
             pairs.label_map,
             colors,
+            pairs.available,
         )
     source = open_dataset(config.replace(cache=False), split)
 
@@ -136,6 +141,7 @@ class _Found:
 def _read(split: str, opened: _Split) -> _Found:
     """Scans every pair, with a progress bar."""
     found = _Found()
+    errors: list[UserError] = []
     progress = Progress(opened.count, f"checking {split}")
     for done, (result, error) in enumerate(in_threads(opened.scan, range(opened.count)), 1):
         if result:
@@ -146,10 +152,13 @@ def _read(split: str, opened: _Split) -> _Found:
             if isinstance(error, IdsUserError):
                 found.wrong.add(values)
         if error:
-            found.problems.append(
-                Problem(split, getattr(error, "kind", FileUserError.kind), error.text)
-            )
+            errors.append(error)
         progress.update(done)
+    errors = advised(errors, opened.count, opened.available)
+    found.problems.extend(
+        Problem(split, getattr(error, "kind", FileUserError.kind), error.text)
+        for error in explained(errors, opened.info, opened.label_map)
+    )
     return found
 
 
@@ -176,30 +185,39 @@ def _count(name: str, opened: _Split, scans: Sequence[Scan]) -> SplitCheck:
     )
 
 
-def check_dataset(config: DataConfig, splits: Sequence[str]) -> DatasetCheck:
+def check_dataset(config: DataConfig, splits: Sequence[str] = ()) -> DatasetCheck:
     """Reads every pair of the splits and reports problems, with a progress bar on stderr.
 
     Args:
         config: A `DataConfig` that names the dataset and its folder.
-        splits: The names of the splits to check. The first one is the training split.
+        splits: The names of the splits to check. The first one is the training split. The default
+            is `train_split` and `eval_split`.
 
     Returns:
         A `DatasetCheck` with the problems, the likely mistake behind them, statistics of each
-        split, and class weights. Its `to_dict()` returns JSON values.
+        split, and class weights. Its `to_dict()` returns JSON values, and `print` shows what
+        `check_dataset.py` prints.
 
     Raises:
         UserError: The dataset is unknown, or none of its splits can be opened.
 
     Example:
         >>> config = dk.DataConfig(dataset="synthetic", train_samples=8, synthetic_size=(64, 64))
-        >>> check = dk.data.check_dataset(config, ["train"])
+        >>> check = dk.check_dataset(config, ["train"])
         >>> check.wrong
         False
         >>> [(split.name, split.pairs, split.total) for split in check.splits]
         [('train', 8, 32768)]
         >>> sorted(check.label_weights())
         ['inverse_log', 'median_frequency']
+        >>> print(check)
+        train: 8 of 8 pairs read, all 64x64; 0.0% of the pixels ignored, 0.0% outside the classes
+        ...
     """
+    require_instance(config, DataConfig, "config")
+    if isinstance(splits, str):
+        raise UserError(f"`splits` must be a list of names, not {splits!r}")
+    splits = splits or (config.train_split, config.eval_split)
     problems: list[Problem] = []
     checked: list[SplitCheck] = []
     values, wrong = MaskValues(), MaskValues()

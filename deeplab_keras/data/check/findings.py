@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_keras.config import DataConfig, UserError, render_options
+from deeplab_keras.data.check.text import summary
 from deeplab_keras.data.files.reading import Size
 from deeplab_keras.data.info import DatasetInfo
 
@@ -140,6 +141,10 @@ class DatasetCheck:
     problems: tuple[Problem, ...]
     looks_like: str
     notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Returns the lines that `check_dataset.py` prints."""
+        return render_options(summary(self))
 
     @property
     def wrong(self) -> bool:

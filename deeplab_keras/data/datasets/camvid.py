@@ -8,7 +8,7 @@ The layout is that of the SegNet tutorial, where the dataset can be downloaded:
 from __future__ import annotations
 
 from deeplab_keras.config import DataConfig, UserError
-from deeplab_keras.data.datasets.folder import find_parallel
+from deeplab_keras.data.datasets.folder_layout import find_parallel
 from deeplab_keras.data.datasets.layout import expected, find_images
 from deeplab_keras.data.files.pairs import Pairs
 from deeplab_keras.data.files.tree import dataset_tree, with_archives
@@ -67,7 +67,7 @@ def find_camvid(config: DataConfig, split: str) -> Pairs:
                 f"nor images/{split}; " + expected(SEGNET_TREE.format(split))
             )
         found = find_parallel(root, split)
-        return Pairs(CAMVID, *found[:3], expected=found.expected)
+        return Pairs(CAMVID, *found[:3], expected=found.expected, available=found.available)
     home, tree = homes[0], SEGNET_TREE.format(split)
     names = find_images(home, split, ".png", tree)
     return Pairs(

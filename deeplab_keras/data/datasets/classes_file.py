@@ -12,7 +12,7 @@ from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import MAX_CLASSES, Color, pascal_palette
 from deeplab_keras.io.foreign import reading
 
-CLASSES_FILES = ("classes.txt", "class_dict.csv")
+CLASSES_FILES = ("classes.txt", "class_dict.csv", "labelmap.txt", "_classes.csv")
 IGNORE = "ignore"
 FORMS = "a line is 'name', 'name #rrggbb' or 'name r g b'"
 _HEX = re.compile(r"(.*[^\s,;:])[\s,;:]+#([0-9a-fA-F]{6})")
@@ -257,12 +257,19 @@ def _numbered(where: object, lines: Sequence[str]) -> list[_Entry]:
 
 def _require_all_ids(where: object, entries: Mapping[int, object]) -> None:
     if set(entries) != {*range(len(entries))}:
-        missing = next(label for label in range(len(entries)) if label not in entries)
+        missing, first = (
+            next(label for label in range(len(entries)) if label not in entries),
+            min(entries),
+        )
+        shifted = max(entries) - first == len(entries) - 1
+        masks = (
+            f", or subtract {first} from the ids here and in the masks: run "
+            f"`scripts/convert_masks.py` --from=index --id_offset=-{first}"
+        )
         raise UserError(
-            f"{where}: its ids are {min(entries)} to {max(entries)}, but {missing} is missing; "
+            f"{where}: its ids are {first} to {max(entries)}, but {missing} is missing; "
             f"{len(entries)} classes must have the ids 0 to {len(entries) - 1}: add the missing "
-            "class, or change the ids here and in the masks: `scripts/convert_masks.py` "
-            "--from=index --id_offset=..."
+            f"class{masks if shifted else ''}"
         )
 
 

@@ -1,41 +1,38 @@
 """Your own dataset: image and mask files in parallel folders, or named by lists.
 
-The layouts are:
-
-* images `images/<split>/**/NAME.jpg` (.jpeg, .png) and masks `labels/<split>/**/NAME.png` (also
-  masks/ or annotations/);
-* `<split>/images` and `<split>/labels`;
-* a list `<split>.csv`, two lists `<split>_images.txt` and `<split>_labels.txt`, or `<split>.txt`.
-
-A mask holds one class id per pixel, or the colors listed in `classes.txt`.
+folder_layout.py finds the files. A mask holds one class id per pixel, or the colors listed in
+`classes.txt`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.datasets.classes_file import CLASSES_FILES, Classes, read_classes
+from deeplab_keras.data.datasets.folder_layout import (
+    SPLIT_NAMES,
+    find_split,
+    label_folder,
+    where_is,
+)
+from deeplab_keras.data.datasets.folder_parts import find_part
 from deeplab_keras.data.files.lists import (
+    IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
-    LABEL_ENDINGS,
     LABEL_FOLDERS,
-    OTHER_PICTURES,
+    LABEL_SUFFIXES,
     Found,
-    files_by_name,
-    find_listed,
-    is_list,
     lists_of,
-    mask_of,
-    warn_left_out,
 )
 from deeplab_keras.data.files.mask_values import MaskValues
-from deeplab_keras.data.files.mistakes import blended, likely_mistake, two_classes
-from deeplab_keras.data.files.pairs import Pairs, in_threads
+from deeplab_keras.data.files.mistakes import CONVERT, blended, likely_mistake, two_classes
+from deeplab_keras.data.files.pairs import Pairs, exists, in_threads
 from deeplab_keras.data.files.reading import (
     BrokenFileError,
     color_codes,
@@ -69,147 +66,52 @@ def find_folder(config: DataConfig, split: str) -> Pairs:
     Raises:
         UserError: Something is missing or wrong; the message names the file or the option.
     """
-    root = dataset_tree(config)
-    # Most archives contain a single folder.
-    if root.archives and not root.files() and len(root.folders()) == 1:
-        root = root.at(root.folders()[0])
-    found = find_split(root, split)
+    root = _home(config)
+    aside = config.val_fraction or config.fold
+    found, pool = find_part(root, config, split) if aside else (find_split(root, split),) * 2
     name = root.on_disk().resolve().name
     by_color = config.mask_format == "color"
-    if file := next((file for file in CLASSES_FILES if root.is_file(file)), None):
+    if file := _classes_file(root, found):
         classes = read_classes(root, file, with_ignored=by_color)
         require_ignored_apart(root.on_disk(file), classes.names, config.ignore_label)
         colors = classes.colors(root.on_disk(file), config.ignore_label) if by_color else None
     else:
-        labels = _labels_of_all_splits(root, config, found)
+        labels = _labels_of_all_splits(root, config, pool)
         classes = (infer_colors if by_color else infer_classes)(root, config, labels)
         colors = classes.colors(root.on_disk(), config.ignore_label) if by_color else None
     info = info_for_classes(name, classes.names, classes.palette, config.ignore_label)
-    return Pairs(info, *found[:3], colors=colors, expected=found.expected)
-
-
-def find_split(root: Tree, split: str) -> Found:
-    """Returns the files of a split of your own dataset, from lists or parallel folders.
-
-    Raises:
-        UserError: A list or a folder is missing or empty.
-    """
-    if is_list(split):
-        return find_listed(
-            root, [path.strip() for path in split.split(",")], lambda name: _by_name(root, name)
-        )
-    if not (split and (root.is_dir(f"images/{split}") or root.is_dir(f"{split}/images"))) and (
-        lists := lists_of(root, split)
-    ):
-        return find_listed(root, lists, lambda name: _by_name(root, name))
-    return find_parallel(root, split)
-
-
-def _by_name(root: Tree, name: str) -> tuple[str, str]:
-    """Returns the image and the mask of a name in images/ and labels/.
-
-    Args:
-        root: The dataset.
-        name: The name, with or without the suffix of the image.
-    """
-    stem = name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
-    suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
-    images = [f"images/{stem}{suffix}" for suffix in suffixes]
-    labels = [f"{_label_folder(root)}/{stem}{ending}.png" for ending in LABEL_ENDINGS]
-    image, label = (
-        next(filter(root.is_file, map(root.spelled, paths)), paths[0]) for paths in (images, labels)
-    )
-    return str(root.on_disk(image)), str(root.on_disk(label))
-
-
-def _label_folder(root: Tree, inside: str = ".") -> str:
-    for name in LABEL_FOLDERS:
-        if root.at(inside).is_dir(name):
-            return name
-    raise UserError(
-        f"{root.on_disk(inside)}: it has no folder of masks; create one named "
-        f"{' or '.join(LABEL_FOLDERS)}"
+    return Pairs(
+        info, *found[:3], colors=colors, expected=found.expected, available=found.available
     )
 
 
-def find_parallel(root: Tree, split: str) -> Found:
-    """Returns the files of a split in parallel folders.
+def _home(config: DataConfig) -> Tree:
+    """Returns the folder with the dataset, which may be the only folder in `dataset_dir`."""
+    root = dataset_tree(config)
+    known = (*IMAGE_FOLDERS, *LABEL_FOLDERS, *SPLIT_NAMES, config.train_split, config.eval_split)
+    for _ in range(3):
+        folders = [folder for folder in root.folders() if folder != "__MACOSX"]
+        lists = lists_of(root, config.train_split) or lists_of(root, config.eval_split)
+        files = root.files(".", (*IMAGE_SUFFIXES, *CLASSES_FILES, ".csv"))
+        if len(folders) != 1 or folders[0].lower() in known or lists or files:
+            break
+        root = root.at(folders[0])
+        logger.info("%s: this folder has the dataset", root.on_disk())
+    return root
 
-    These are `images/<split>` and `labels/<split>`, or `<split>/images` and `<split>/labels`.
 
-    Raises:
-        UserError: A folder is missing, or the split is empty.
+def _classes_file(root: Tree, found: Found) -> str:
+    """Returns the path of the file of classes in the dataset, in any letter case; "" without one.
+
+    Roboflow writes _classes.csv next to the images of each split.
     """
-    if split and root.is_dir(f"{split}/images") and not root.is_dir("images"):
-        image_folder, label_folder = f"{split}/images", f"{split}/{_label_folder(root, split)}"
-    else:
-        if not root.is_dir("images"):
-            raise UserError(
-                f"{root.on_disk()}: it has no folder 'images'; `dataset_dir` must contain "
-                f"images/{split} and labels/{split}, or a list {split}.csv or {split}.txt"
-            )
-        image_folder, label_folder = f"images/{split}", f"{_label_folder(root)}/{split}"
-        for folder in (image_folder, label_folder):
-            if not split or not root.is_dir(folder):
-                parent = folder.partition("/")[0]
-                splits = ", ".join(root.folders(parent)) or "none"
-                raise UserError(
-                    f"{root.on_disk(parent)}: it has no split {split!r}; splits for `train_split` "
-                    f"and `eval_split`: {splits}"
-                )
-    images = files_by_name(root, image_folder, IMAGE_SUFFIXES)
-    if not images:
-        others = root.files(image_folder, OTHER_PICTURES, deep=True)
-        there = (
-            f"; convert the {len(others)} files of other formats, such as {others[0]}"
-            if others
-            else ""
-        )
-        raise UserError(
-            f"{root.on_disk(image_folder)}: it has no images; supported: "
-            f"{', '.join(IMAGE_SUFFIXES)}{there}"
-        )
-    masks = files_by_name(root, label_folder, (".png",))
-    if not masks and (
-        others := root.files(label_folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)
-    ):
-        raise UserError(
-            f"{root.on_disk(label_folder)}: it has no masks; masks must be .png: export the "
-            f"{len(others)} files of other formats, such as {others[0]}, again as PNG, because "
-            "JPEG blends the ids at every edge; for black-and-white masks, run "
-            "`scripts/convert_masks.py` --from=binary"
-        )
-    warn_left_out(root, image_folder, IMAGE_SUFFIXES, deep=True)
-    labels = {name: mask_of(masks, name, label_folder) for name in images}
-    _require_masks_of_their_own(root, images, labels)
-    if unused := set(masks.values()) - set(labels.values()):
-        logger.warning(
-            "%s: %d masks have no image and are not used", root.on_disk(label_folder), len(unused)
-        )
-    expected = f"each image in {root.on_disk(image_folder)} needs a mask of the same name"
-    on_disk = [
-        tuple(str(root.on_disk(path)) for path in paths)
-        for paths in (images.values(), labels.values())
-    ]
-    return Found(tuple(images), on_disk[0], on_disk[1], expected)
-
-
-def _require_masks_of_their_own(
-    root: Tree, images: Mapping[str, str], labels: Mapping[str, str]
-) -> None:
-    """Raises `UserError` if two images have the same mask.
-
-    One of them is usually a mask that is among the images.
-    """
-    first: dict[str, str] = {}
-    for name, label in labels.items():
-        if (other := first.setdefault(label, name)) != name:
-            raise UserError(
-                f"{root.on_disk(images[name])}: it has the same mask as "
-                f"{root.on_disk(images[other])}, {root.on_disk(label)}; if it is a mask itself, "
-                "move the masks out of the images' folder, otherwise give each image a mask of the "
-                "same name"
-            )
+    for folder in dict.fromkeys((".", *found.folders)):
+        there = {name.lower(): name for name in sorted(root.files(folder), reverse=True)}
+        for file in CLASSES_FILES:
+            if root.at(folder).is_file(file) or file in there:
+                name = file if root.at(folder).is_file(file) else there[file]
+                return posixpath.normpath(f"{folder}/{name}")
+    return ""
 
 
 # --- Classes of a dataset without classes.txt ---
@@ -217,21 +119,22 @@ def _require_masks_of_their_own(
 
 def _labels_of_all_splits(root: Tree, config: DataConfig, found: Found) -> list[str]:
     """Returns the masks of all splits, so that every split gets the same classes."""
-    for folder in LABEL_FOLDERS:
-        if root.is_dir(folder):
-            return [
-                str(root.on_disk(f"{folder}/{path}"))
-                for path in root.files(folder, (".png",), deep=True)
-            ]
+    if folder := label_folder(root):
+        paths = root.files(folder, LABEL_SUFFIXES, deep=True)
+        return [str(root.on_disk(f"{folder}/{path}")) for path in paths]
     labels = dict.fromkeys(found.labels)
+    aside = bool(config.val_fraction or config.fold)
     for split in (config.train_split, config.eval_split):
+        if aside and where_is(root, split) is None:
+            continue
         try:
             labels |= dict.fromkeys(find_split(root, split).labels)
         except UserError as error:
             logger.info(
                 "the classes are inferred without the masks of the split %s: %s", split, error
             )
-    return list(labels)
+    # Missing masks are reported later, with the layout that is expected.
+    return [label for label in labels if exists(label)] or list(labels)
 
 
 def _read_all(config: DataConfig, labels: Sequence[str], read: Callable[[str], T]) -> Iterator[T]:
@@ -281,6 +184,12 @@ def infer_classes(root: Tree, config: DataConfig, labels: Sequence[str]) -> Clas
             else f"; if they are ids, list the classes in {CLASSES_FILES[0]}"
         )
         raise UserError(f"{where}: the masks hold {listed}; {hint}{if_ids}")
+    if unused == [0]:
+        raise UserError(
+            f"{where}: the masks hold 1 to {count - 1} but never 0, so the ids seem to start at 1; "
+            f"run {CONVERT} --from=index --id_offset=-1, or list the classes in "
+            f"{CLASSES_FILES[0]} if id 0 is one of them"
+        )
     logger.info(
         "%s: %d classes, class_0 to class_%d; list their names in %s, one per line",
         where,

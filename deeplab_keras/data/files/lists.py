@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,44 @@ from deeplab_keras.io.foreign import reading
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LABEL_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (*LOSSY_SUFFIXES, *LABEL_SUFFIXES)
 # Image formats that are not supported; a folder that also holds such files is reported.
 OTHER_PICTURES = tuple(
-    ".tif .tiff .bmp .webp .gif .heic .heif .avif .jfif .jpe .jp2 .ppm .pgm .npy .dng".split()
+    ".heic .heif .avif .jfif .jpe .jp2 .ppm .pgm .npy .dng .cr2 .nef .arw .svg .psd .eps".split()
 )
-LABEL_FOLDERS = ("labels", "masks", "annotations")
+# Names of folders, in any letter case.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos")
+LABEL_FOLDERS = (
+    "labels",
+    "masks",
+    "annotations",
+    "label",
+    "mask",
+    "annotation",
+    "segmentationclass",
+    "segmentation",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+)
 # What a mask's name may add to the name of its image.
-LABEL_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_L")
+LABEL_ENDINGS = (
+    "",
+    "_mask",
+    "_masks",
+    "_label",
+    "_labels",
+    "_gt",
+    "_seg",
+    "_segmentation",
+    "_L",
+    "-mask",
+    "-label",
+)
+# Words at the beginning of the names, as in image_1 and mask_1.
+IMAGE_WORDS, LABEL_WORDS = ("image", "img", ""), ("mask", "label", "gt", "seg")
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "image_file", "filename", "file", "input")
 LABEL_COLUMNS = (
     "mask",
@@ -47,26 +77,41 @@ class Found(NamedTuple):
         images: The paths of the images.
         labels: The paths of the masks.
         expected: The expected layout, for messages.
+        available: The masks that there are, for messages.
+        folders: The folders of the images, which may have a file of classes.
     """
 
     names: tuple[str, ...]
     images: tuple[str, ...]
     labels: tuple[str, ...]
     expected: str
+    available: str = ""
+    folders: tuple[str, ...] = ()
+
+    def take(self, chosen: Sequence[int]) -> Found:
+        """Returns the chosen pairs."""
+        names, images, labels = (
+            tuple(files[i] for i in chosen) for files in (self.names, self.images, self.labels)
+        )
+        return self._replace(names=names, images=images, labels=labels)
 
 
 def lists_of(root: Tree, split: str) -> list[str]:
     """Returns the list files of a split; an empty list if it has none.
 
-    These are SPLIT.csv, or SPLIT_images.txt and SPLIT_labels.txt, or SPLIT.txt.
+    These are SPLIT.csv, or SPLIT_images.txt and SPLIT_labels.txt, or SPLIT.txt, or PASCAL VOC's
+    ImageSets/Segmentation/SPLIT.txt.
     """
+    if not split:
+        return []
     if root.is_file(f"{split}.csv"):
         return [f"{split}.csv"]
     images = f"{split}_images.txt"
     for folder in LABEL_FOLDERS if root.is_file(images) else ():
         if root.is_file(f"{split}_{folder}.txt"):
             return [images, f"{split}_{folder}.txt"]
-    return [f"{split}.txt"] if root.is_file(f"{split}.txt") else []
+    places = (f"{split}.txt", f"ImageSets/Segmentation/{split}.txt")
+    return [place for place in places if root.is_file(place)][:1]
 
 
 def is_list(split: str) -> bool:
@@ -83,7 +128,8 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
         by_name: Returns image and mask for a line that holds only a name.
 
     Raises:
-        UserError: A list is missing, empty or not a list, or names an image twice.
+        UserError: A list is missing, empty or not a list, names an image twice, or a name leads out
+            of the folder.
     """
     rows: list[tuple[int, str, str]]
     if len(paths) > 2:
@@ -106,7 +152,9 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
     else:
         rows = [(number, *_pair_of_line(line)) for number, line in _lines(root, paths[0])]
     images, labels = [], []
-    for _, image, mask in rows:
+    for number, image, mask in rows:
+        for path in (image, mask):
+            _require_inside(root, paths[0], number, path, alone=not mask)
         found = (
             (_place(root, paths[0], image), _place(root, paths[-1], mask))
             if mask
@@ -127,6 +175,31 @@ def find_listed(root: Tree, paths: list[str], by_name: Callable[[str], tuple[str
         f"{'names' if len(paths) == 1 else 'name'} it"
     )
     return Found(_names(images), tuple(images), tuple(labels), expected)
+
+
+def _require_inside(root: Tree, listed_in: str, number: int, path: str, *, alone: bool) -> None:
+    """Refuses a relative path that leads out of the dataset and out of the list's folder.
+
+    Args:
+        root: The dataset.
+        listed_in: The path of the list.
+        number: The number of the line.
+        path: The path in the list.
+        alone: Whether the line has only a name, which is looked up in the folder of the images.
+    """
+    path = path.replace("\\", "/")
+    if ".." not in path.split("/") or (os.path.isabs(path) and not alone):
+        return
+    home = os.path.abspath(root.on_disk())
+    above = os.path.dirname(os.path.abspath(_where(root, listed_in)))
+    for start in () if alone else dict.fromkeys((above, home)):
+        place = os.path.abspath(os.path.join(start, path))
+        if any(place.startswith(os.path.join(folder, "")) for folder in (home, above)):
+            return
+    raise UserError(
+        f"{_where(root, listed_in)}: line {number} leads out of the dataset: {path[:200]!r}; move "
+        "the file into the dataset, or give its absolute path"
+    )
 
 
 def _names(images: list[str]) -> tuple[str, ...]:
@@ -185,24 +258,39 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
     rows = [(number, row) for (number, _), row in zip(lines, cells, strict=True)]
     head = [cell.strip().lower() for cell in rows[0][1]]
     image, mask = 0, 1
+    named: list[int] = []  # columns of masks
     if not any(cell.endswith(IMAGE_SUFFIXES) for cell in head):
-        columns = [
+        columns, named = (
             [i for i, cell in enumerate(head) if cell in known]
             for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
-        ]
-        if not all(columns):
+        )
+        if not columns:
             raise UserError(
                 f"{where}: its columns are {', '.join(head)}; name the columns of the paths image "
                 "and mask"
             )
-        (image, *_), (mask, *_) = columns
         del rows[0]
+        if not named:  # only names: the masks are found by them
+            return _names_in(where, rows, columns[0])
+        image, mask = columns[0], named[0]
     for number, row in rows:
         if len(row) <= max(image, mask) or not row[image].strip() or not row[mask].strip():
             raise UserError(f"{where}: line {number} does not name an image and a mask")
     if not rows:
         raise UserError(f"{where}: the list is empty; each line must name an image and its mask")
     return [(number, row[image].strip(), row[mask].strip()) for number, row in rows]
+
+
+def _names_in(
+    where: Path, rows: Sequence[tuple[int, list[str]]], column: int
+) -> list[tuple[int, str, str]]:
+    """Returns the line number and the name in each row of a table without a column of masks."""
+    for number, row in rows:
+        if len(row) <= column or not row[column].strip():
+            raise UserError(f"{where}: line {number} does not name an image")
+    if not rows:
+        raise UserError(f"{where}: the list is empty; each line must name an image")
+    return [(number, row[column].strip(), "") for number, row in rows]
 
 
 def _place(root: Tree, listed_in: str, path: str) -> str:
@@ -241,18 +329,52 @@ def files_by_name(root: Tree, folder: str, suffixes: tuple[str, ...]) -> dict[st
     return found
 
 
-def mask_of(labels: dict[str, str], name: str, folder: str) -> str:
-    """Returns the path of an image's mask; the expected path if there is no mask.
+class Masks:
+    """The masks in a folder, by the names of their images.
 
     Args:
-        labels: The masks, name -> path.
-        name: The name of the image.
-        folder: The folder of the masks.
+        root: The dataset.
+        folder: The folder.
+
+    Raises:
+        UserError: Two masks differ only in their suffixes.
     """
-    for ending in LABEL_ENDINGS:
-        if (mask := labels.get(f"{name}{ending}")) is not None:
-            return mask
-    return f"{folder}/{name}.png"
+
+    def __init__(self, root: Tree, folder: str) -> None:
+        self.folder = folder
+        self.files = files_by_name(root, folder, LABEL_SUFFIXES)
+        # JPEG masks are found, so that reading them says why they cannot be used.
+        self.lossy = {} if not self.files else files_by_name(root, folder, LOSSY_SUFFIXES)
+        self._folded: dict[str, list[str]] = {}
+        for name, path in self.files.items():
+            self._folded.setdefault(name.casefold(), []).append(path)
+
+    def of(self, name: str) -> str:
+        """Returns the path of an image's mask; the expected path if there is no mask.
+
+        If no mask has exactly the name, it may be in another letter case, or begin with a word such
+        as `mask_` instead of `image_`.
+        """
+        for ending in LABEL_ENDINGS:
+            if (mask := self.files.get(f"{name}{ending}")) is not None:
+                return mask
+        for other in (*(f"{name}{ending}" for ending in LABEL_ENDINGS), *_with_beginnings(name)):
+            if len(found := self._folded.get(other.casefold(), [])) == 1:
+                return found[0]
+        for ending in LABEL_ENDINGS:
+            if (mask := self.lossy.get(f"{name}{ending}")) is not None:
+                return mask
+        return f"{self.folder}/{name}.png"
+
+
+def _with_beginnings(name: str) -> Iterator[str]:
+    """Yields the names of masks that begin with a word: `image_1` -> `mask_1`, `gt_1`, ..."""
+    folder, stem = posixpath.split(name)
+    for word in IMAGE_WORDS:
+        if stem.lower().startswith(word):
+            rest = stem[len(word) :].lstrip("_-")
+            for mark in ("_", "-", ""):
+                yield from (posixpath.join(folder, f"{w}{mark}{rest}") for w in LABEL_WORDS)
 
 
 def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bool) -> None:

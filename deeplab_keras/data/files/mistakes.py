@@ -102,6 +102,10 @@ def _other_ids(
         The description, as for `likely_mistake`.
     """
     count = info.num_classes
+    if len(found) == 2 and found == {0, max(found)} and (count == 2 or max(found) == 255):
+        return (
+            f"only 0 and {max(found)}: these are masks of two classes; run {CONVERT} --from=binary"
+        )
     for name, colors in (
         (f"the colors of {info.name}", info.palette),
         ("PASCAL VOC's colors", pascal_palette(21)),
@@ -110,11 +114,6 @@ def _other_ids(
             return (
                 f"these values are the luminances of {name}: palette or RGB masks were saved as "
                 f"gray; run {CONVERT} --from=palette (or --from=rgb) on the original masks"
-            )
-        if found == {0, max(found)} and (count == 2 or max(found) == 255):
-            return (
-                f"only 0 and {max(found)}: these are masks of two classes; run {CONVERT} "
-                "--from=binary"
             )
     if 3 <= len(found) <= count + 1 and _evenly_spread(sorted(found)):
         return (

@@ -26,9 +26,9 @@ from deeplab_keras.data.files.reading import (
     MissingFileError,
     label_size,
     open_picture,
+    plain_label,
     read_image,
     read_label,
-    read_png_header,
     turn_of,
 )
 from deeplab_keras.data.info import Color, DatasetInfo
@@ -64,13 +64,14 @@ class Pairs:
     Attributes:
         info: The classes.
         names: The name of each pair.
-        images: The paths of the images, JPEG or PNG files.
-        labels: The paths of the masks, PNG files or SBD's .mat files.
+        images: The paths of the images.
+        labels: The paths of the masks, which are image files or SBD's .mat files.
         label_map: Id in the mask files -> class id or ignore label; `None`: The masks already hold
             class ids.
         colors: Color in the mask files -> class id or ignore label, for masks that encode ids as
             colors; `None`: The masks hold ids.
         expected: The expected layout, for messages.
+        available: The masks that there are, for messages.
     """
 
     info: DatasetInfo
@@ -80,6 +81,7 @@ class Pairs:
     label_map: Mapping[int, int] | None = None
     colors: Mapping[Color, int] | None = None
     expected: str = ""
+    available: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -200,10 +202,17 @@ class SizeUserError(BrokenFileError):
     kind = "masks of another size than their image"
 
 
+FIX_IDS = (
+    "fix the mask, or add the missing classes; `scripts/check_dataset.py` shows where these pixels "
+    "are"
+)
+
+
 class IdsUserError(FileUserError):
-    """A mask with ids that are not classes."""
+    """A mask with ids that are not classes; `values` are the statistics of the mask."""
 
     kind = "masks with ids outside the classes"
+    values: MaskValues | None = None
 
 
 def in_threads(
@@ -233,9 +242,57 @@ def require_equal(
     if image_size != label_size:
         raise SizeUserError(
             f"{label}: the mask is {label_size[0]}x{label_size[1]} (width x height) but its image "
-            f"{image} is {image_size[0]}x{image_size[1]}; both must have the same size: fix the "
-            "pair, or skip such pairs with `skip_broken_files`"
+            f"{image} is {image_size[0]}x{image_size[1]}; both must have the same size",
+            hint="fix the pair, or skip such pairs with `skip_broken_files`",
         )
+
+
+def advised(errors: Sequence[UserError], total: int, available: str) -> list[UserError]:
+    """Returns the errors without the advice to skip files if most pairs are broken.
+
+    Skipping most of a dataset hides that the layout, or a download, is wrong.
+
+    Args:
+        errors: The errors of the pairs that failed, one each.
+        total: The number of all pairs.
+        available: The masks that there are; see `Pairs`.
+    """
+    broken = sum(isinstance(error, BrokenFileError) for error in errors)
+    if 2 * broken <= total:
+        return list(errors)
+    share = f"{broken} of {total} pairs"
+    hints: dict[type[UserError], str] = {
+        MissingFileError: f"{share} lack a file or are broken, so the names or folders differ from "
+        f"this layout{f': {available}' if available else ''}",
+        SizeUserError: f"{share} are affected: export the masks at the size of their images",
+    }
+    other = f"{share} cannot be read: replace the files, for example by a new download"
+    return [
+        type(error)(error.message, hint=hints.get(type(error), other))
+        if isinstance(error, BrokenFileError)
+        else error
+        for error in errors
+    ]
+
+
+def explained(
+    errors: Sequence[UserError], info: DatasetInfo, label_map: Mapping[int, int] | None
+) -> list[UserError]:
+    """Returns the errors, those about ids with the likely mistake in all of these masks.
+
+    A single mask may have too few values to recognize the mistake.
+    """
+    values = MaskValues()
+    for error in errors:
+        if isinstance(error, IdsUserError) and error.values is not None:
+            values.add(error.values)
+    found = likely_mistake(values, info, label_map) if values.present else ""
+    return [
+        IdsUserError(error.message, hint=found)
+        if found and isinstance(error, IdsUserError)
+        else error
+        for error in errors
+    ]
 
 
 class SamePictureUserError(FileUserError):
@@ -245,16 +302,21 @@ class SamePictureUserError(FileUserError):
 
 
 def require_photograph(path: str, image: np.ndarray, ids: np.ndarray) -> None:
-    """Raises `UserError` if an image equals its mask, as when masks are among the images."""
-    if (
-        ids.size
-        and (ids[::4, ::4] == image[::4, ::4, 0]).all()
-        and (ids[..., None] == image).all()
-        and np.ptp(ids)
-    ):
-        raise SamePictureUserError(
-            f"{path}: this image equals its own mask; move the masks out of the images' folder"
-        )
+    """Raises `UserError` if an image shows its mask, as when masks are among the images.
+
+    The image may have the ids as gray levels, or stretched to the range from black to white.
+    """
+    highest = int(ids.max(initial=0))
+    for factor in dict.fromkeys((1, 255 // max(highest, 1))):
+        if (
+            ids.size
+            and (ids[::4, ::4] * factor == image[::4, ::4, 0]).all()
+            and (ids[..., None] * factor == image).all()
+            and np.ptp(ids)
+        ):
+            raise SamePictureUserError(
+                f"{path}: this image equals its own mask; move the masks out of the images' folder"
+            )
 
 
 def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs: Pairs) -> None:
@@ -267,15 +329,14 @@ def require_known(path: str, values: MaskValues, class_of_id: np.ndarray, pairs:
         else:
             first_gap = np.argmin(np.append(class_of_id, -1) >= 0)
             allowed = f"0 to {first_gap - 1}"
-        hint = likely_mistake(values, info, pairs.label_map) or (
-            "fix the mask, or add the missing classes; `scripts/check_dataset.py` shows where "
-            "these pixels are"
-        )
-        raise IdsUserError(
+        error = IdsUserError(
             f"{path}: the mask holds ids outside the classes: "
             f"{', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}; "
-            f"allowed: {allowed}; {hint}"
+            f"allowed: {allowed}",
+            hint=likely_mistake(values, info, pairs.label_map) or FIX_IDS,
         )
+        error.values = values
+        raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,9 +377,9 @@ def check_headers(image: str, label: str, in_colors: bool = False) -> Look:
             turn = turn_of(picture, late=True)
     turned = turn >= 5 and size != mask and size[::-1] == mask
     require_equal(image, size[::-1] if turned else size, label, mask)
-    plain_label = not label.endswith(".mat") and not in_colors and read_png_header(label).plain
     return Look(
-        (plain and not turned, plain_label), TURNED if turned else NOT_TURNED if turn > 1 else ""
+        (plain and not turned, not in_colors and plain_label(label)),
+        TURNED if turned else NOT_TURNED if turn > 1 else "",
     )
 
 
@@ -328,7 +389,9 @@ def _say_turns(pairs: Pairs, looks: Mapping[int, Look]) -> None:
         logger.warning("%s: %s%s", first, turn, and_more(count))
 
 
-def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int]) -> dict[int, R]:
+def _sift(
+    config: DataConfig, check: Callable[[int], R], indices: Sequence[int], pairs: Pairs
+) -> dict[int, R]:
     """Returns the result of the check for each index that passes it.
 
     Broken files are skipped if the config says so; any other failure is raised.
@@ -345,8 +408,10 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
         else:
             errors.append(error)
     if errors:
-        alike = sum(type(error) is type(errors[0]) for error in errors)
-        raise type(errors[0])(f"{errors[0].text}{and_more(alike)}")
+        errors = advised(errors, len(indices), pairs.available)
+        first = explained(errors, pairs.info, pairs.label_map)[0]
+        alike = sum(type(error) is type(first) for error in errors)
+        raise type(first)(f"{first.text}{and_more(alike)}")
     if skipped:
         logger.warning(
             "%d of %d pairs of image and mask are skipped; see above", skipped, len(indices)
@@ -358,7 +423,8 @@ def _sift(config: DataConfig, check: Callable[[int], R], indices: Sequence[int])
     return passed
 
 
-def _exists(path: str) -> bool:
+def exists(path: str) -> bool:
+    """Whether a file exists, which may be in an archive or a record file."""
     inside = split_member(path)
     return os.path.isfile(path) if inside is None else inside[1] in opened(inside[0])
 
@@ -368,10 +434,10 @@ def require_files(pairs: Pairs, index: int) -> None:
     for path in (pairs.images[index], pairs.labels[index]):
         if not path.isprintable() and path.encode(errors="replace").decode() != path:
             raise FileUserError(f"{path!a}: the name is not valid UTF-8; rename the file")
-        if not _exists(path):
+        if not exists(path):
             raise MissingFileError(
-                f"{path}: this file does not exist; {pairs.expected}; skip such pairs with "
-                "`skip_broken_files`"
+                f"{path}: this file does not exist; {pairs.expected}",
+                hint="skip such pairs with `skip_broken_files`",
             )
 
 
@@ -397,7 +463,7 @@ def open_pairs(
         require_files(pairs, index)
         return check_headers(pairs.images[index], pairs.labels[index], pairs.colors is not None)
 
-    looks = _sift(config, look, range(len(pairs))) if looks is None else looks
+    looks = _sift(config, look, range(len(pairs)), pairs) if looks is None else looks
     _say_turns(pairs, looks)
     kept = pairs.take(looks)
     complete = len(looks) <= FULL_CHECK_LIMIT or config.skip_broken_files
@@ -411,7 +477,7 @@ def open_pairs(
         else np.linspace(0, len(source) - 1, CHECK_SAMPLE).astype(int).tolist()
     )
     values = MaskValues()
-    good = _sift(config, lambda index: values.add(source.values_in(index)), sample)
+    good = _sift(config, lambda index: values.add(source.values_in(index)), sample, pairs)
     if len(good) < len(sample):
         source = dataclasses.replace(source.take(good), plain=tuple(source.plain[i] for i in good))
     if hint := likely_mistake(values, pairs.info, pairs.label_map) if pairs.colors is None else "":

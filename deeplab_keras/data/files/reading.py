@@ -36,16 +36,21 @@ DARKEST = 4096
 # EXIF tag: 1 as stored, 2 to 8 mirrored or rotated, 5 to 8 with width and height exchanged.
 ORIENTATION = 0x0112
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KINDS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"RIFF": "WebP",
-}
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+SEVERAL_FRAMES = ("GIF", "TIFF", "WEBP")  # formats that can hold more than one image
+MASK_FORMATS = ("PNG", "BMP", *SEVERAL_FRAMES)  # formats that can store ids without loss
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF files, and a value
 
 REMEDY = "replace it, or skip such files with `skip_broken_files`"
+COLOR_IMAGE = (
+    "the mask is a color image; a mask must have one channel (gray or palette) with the class id "
+    "of each pixel: `mask_format='color'` reads the colors listed in classes.txt, "
+    "`scripts/convert_masks.py` --from=rgb converts colors to ids"
+)
+LOSSES = (
+    "changes ids, so export the mask again as PNG; if the masks are black and white, run "
+    "`scripts/convert_masks.py` --from=binary"
+)
 
 Size = tuple[int, int]  # width, height
 
@@ -124,11 +129,16 @@ def open_picture(path: str, *, header: bool = False) -> Iterator[Image.Image]:
         data = read_bytes(path, START if header else -1)
         try:
             picture = Image.open(io.BytesIO(data))
+            complete = not header or picture.format not in SEVERAL_FRAMES
         except Exception:
             if not header:
                 raise
-            picture = Image.open(io.BytesIO(read_bytes(path)))  # the header is longer than START
+            complete = False  # the header is longer than START
+        if not complete:
+            picture = Image.open(io.BytesIO(read_bytes(path)))
         with picture:
+            if picture.format in SEVERAL_FRAMES and getattr(picture, "is_animated", False):
+                raise ValueError("it holds several frames or pages; save each as its own file")
             yield picture
         if not header:
             check_png(data)
@@ -234,7 +244,7 @@ def has_colors_of_16_bits(picture: Image.Image) -> bool:
 
 
 def require_brightness(pixels: np.ndarray, data: bytes) -> None:
-    """Refuses a 16-bit color PNG whose values are so small that its high bytes are black.
+    """Refuses a 16-bit color image whose values are so small that its high bytes are black.
 
     Args:
         pixels: The high bytes.
@@ -244,6 +254,11 @@ def require_brightness(pixels: np.ndarray, data: bytes) -> None:
         ValueError: See `upper_bits`.
     """
     if pixels.max(initial=0) < DARKEST >> 8:
+        if not data.startswith(PNG_SIGNATURE):  # TensorFlow reads 16 bits only from PNG files
+            raise ValueError(
+                f"it has 16 bits per channel but only values below {DARKEST}, which are black in "
+                "8 bits; save it with 8 bits, or scaled to 0..65535"
+            )
         upper_bits(tf.io.decode_png(data, dtype=tf.uint16).numpy())
 
 
@@ -289,22 +304,81 @@ class PngHeader:
 
 
 def read_png_header(path: str) -> PngHeader:
-    """Reads the header of a mask.
+    """Reads the header of a PNG mask.
 
     Raises:
         BrokenFileError: The file cannot be read or is not a PNG.
+    """
+    header = _png_header(path)
+    if header is None:
+        raise _broken(path, "not a PNG file")
+    return header
+
+
+def _png_header(path: str) -> PngHeader | None:
+    """Returns the header of a PNG file; `None` if the file has another format.
+
+    Raises:
+        BrokenFileError: The file cannot be read or is a JPEG.
     """
     try:
         start = read_bytes(path, 26)
     except OSError as error:
         raise _broken(path, error) from error
+    if start.startswith(JPEG_SIGNATURE):
+        raise _broken(path, f"not a PNG file but JPEG; JPEG {LOSSES}")
     if len(start) < 26 or start[:8] != PNG_SIGNATURE:
-        kind = next(
-            (kind for signature, kind in KINDS.items() if start.startswith(signature)), None
-        )
-        losses = "; JPEG changes ids, so export the mask again as PNG" if kind == "JPEG" else ""
-        raise _broken(path, f"not a PNG file{f' but {kind}' if kind else ''}{losses}")
+        return None
     return PngHeader(*struct.unpack(">IIBB", start[16:26]))
+
+
+def plain_label(path: str) -> bool:
+    """Whether TensorFlow's PNG decoder reads a mask correctly.
+
+    Raises:
+        BrokenFileError: The file cannot be read or is a JPEG.
+    """
+    if _is_mat(path):
+        return False
+    header = _png_header(path)
+    return header is not None and header.plain
+
+
+@contextmanager
+def _open_mask(path: str, *, header: bool = False) -> Iterator[Image.Image]:
+    """Opens a mask that is not a PNG file; see `open_picture`.
+
+    Raises:
+        BrokenFileError: The file cannot be decoded, or its format does not keep ids.
+    """
+    with open_picture(path, header=header) as picture:
+        kind = picture.format or "unknown"
+        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            raise NoMaskUserError(f"{path}: {COLOR_IMAGE}")
+        if kind not in MASK_FORMATS:
+            raise ValueError(f"not a PNG, GIF, BMP, TIFF or lossless WebP file but {kind}")
+        if kind == "TIFF" and "jpeg" in str(picture.info.get("compression")):
+            raise ValueError(f"a TIFF file with JPEG compression, which {LOSSES}")
+        if kind == "WEBP" and not _is_lossless_webp(read_bytes(path)):
+            raise ValueError(f"a lossy WebP file; lossy WebP {LOSSES}")
+        tags = getattr(picture, "tag_v2", {})
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            raise ValueError(
+                "its gray levels are inverted (PhotometricInterpretation is WhiteIsZero), so its "
+                "ids are not defined; save it as PNG"
+            )
+        yield picture
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Whether the first image of a WebP file is in the lossless format."""
+    place = 12
+    while place + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, place)
+        if kind in (b"VP8 ", b"VP8L"):
+            return bool(kind == b"VP8L")
+        place += 8 + length + length % 2
+    return False
 
 
 def _is_mat(path: str) -> bool:
@@ -320,15 +394,18 @@ def label_size(path: str) -> Size:
     if _is_mat(path):
         height, width = read_label(path).shape
         return width, height
-    header = read_png_header(path)
-    return header.width, header.height
+    if header := _png_header(path):
+        return header.width, header.height
+    with _open_mask(path, header=True) as picture:
+        return picture.size
 
 
 def read_label(path: str, colors: Mapping[Color, int] | None = None) -> np.ndarray:
     """Reads the ids of a mask, uint8 `[height, width]`, whatever colors a palette shows them with.
 
     Args:
-        path: A PNG, or a .mat file of the Semantic Boundaries Dataset.
+        path: A PNG, GIF, BMP, TIFF or lossless WebP, or a .mat file of the Semantic Boundaries
+            Dataset.
         colors: The id of each color, for masks that encode ids as colors. Gray levels are colors
             too. `None`: The mask holds ids.
 
@@ -339,34 +416,40 @@ def read_label(path: str, colors: Mapping[Color, int] | None = None) -> np.ndarr
     if _is_mat(path):
         with decoding(path):
             return read_mat_segmentation(read_bytes(path))
-    header = read_png_header(path)
-    with open_picture(path) as picture:
+    header = _png_header(path)
+    with open_picture(path) if header else _open_mask(path) as picture:
         if colors is not None:
             return ids_of_colors(path, opaque_colors(path, picture), colors)
+        bits = header.bit_depth if header else _tiff_bits(picture)
         ids = np.asarray(picture)
-    if header.colored or header.color_type == PngHeader.GRAY_ALPHA:
-        ids = _one_channel(path, header, ids)
-    elif header.color_type == PngHeader.GRAY and header.bit_depth in (2, 4):
-        ids = ids // (255 // (2**header.bit_depth - 1))  # Pillow scales the gray levels to 0..255
-    if ids.max(initial=0) > 255:
-        raise NoMaskUserError(f"{path}: the mask holds the id {ids.max()}; ids must be 0 to 255")
+    if ids.ndim == 3:
+        ids = _one_channel(path, bits, ids)
+    elif picture.mode == "L" and bits in (2, 4):
+        ids = ids // (255 // (2**bits - 1))  # Pillow scales the gray levels to 0..255
+    if ids.dtype.kind == "f":
+        raise NoMaskUserError(f"{path}: the mask holds floats; save it with 8 bits per pixel")
+    for extreme in (ids.min(initial=0), ids.max(initial=0)):
+        if not 0 <= extreme <= 255:
+            raise NoMaskUserError(f"{path}: the mask holds the id {extreme}; ids must be 0 to 255")
     return ids.astype(np.uint8)
 
 
-def _one_channel(path: str, header: PngHeader, pixels: np.ndarray) -> np.ndarray:
+def _tiff_bits(picture: Image.Image) -> int:
+    """Returns the bits per channel of a TIFF file; 8 for other files."""
+    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, 8)
+    return int(bits[0] if isinstance(bits, tuple) else bits)
+
+
+def _one_channel(path: str, bits: int, pixels: np.ndarray) -> np.ndarray:
     """Returns the ids of a mask that was saved with three equal channels or an alpha channel."""
-    colors = 1 if header.color_type == PngHeader.GRAY_ALPHA and pixels.shape[-1] == 2 else 3
+    colors = 1 if pixels.shape[-1] == 2 else 3
     # Pillow returns the upper 8 bits, and ids are in the lower ones.
-    if header.bit_depth == 16 and not pixels[..., :colors].any():
+    if bits == 16 and not pixels[..., :colors].any():
         raise NoMaskUserError(
             f"{path}: the mask has 16 bits per channel; save it with one channel (gray) and 8 bits"
         )
     if not (pixels[..., :1] == pixels[..., :colors]).all():
-        raise NoMaskUserError(
-            f"{path}: the mask is a color image; a mask must have one channel (gray or palette) "
-            "with the class id of each pixel: `mask_format='color'` reads the colors listed in "
-            "classes.txt, `scripts/convert_masks.py` --from=rgb converts colors to ids"
-        )
+        raise NoMaskUserError(f"{path}: {COLOR_IMAGE}")
     require_drawing(path, pixels[..., :colors], pixels)
     return pixels[..., 0]
 

@@ -1,0 +1,65 @@
+"""The findings of a dataset check as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from deeplab_keras.data.check.findings import DatasetCheck
+
+ROWS = 40  # with more classes, the table omits those without pixels
+
+
+def summary(check: DatasetCheck) -> str:
+    """Returns the findings as text: shares of the classes, notes, problems and class weights."""
+    lines = list(_table(check))
+    lines += [f"note: {note}" for note in check.notes]
+    for kind, problems in check.kinds().items():
+        lines += [
+            f"problem: {kind}: {len(problems)}",
+            *(f"  {problem.message}" for problem in problems[:3]),
+        ]
+        if len(problems) > 3:
+            lines.append(f"  ... and {len(problems) - 3} more")
+    if check.looks_like:
+        lines.append(f"likely cause: {check.looks_like}")
+    for name, weights in check.label_weights().items():
+        lines.append(f"{name.replace('_', ' ')}: {flag_of(weights)}")
+    return "\n".join(lines)
+
+
+def flag_of(weights: Sequence[float]) -> str:
+    """Returns class weights as a flag of train.py."""
+    return f"--label_weights={','.join(f'{weight:.4g}' for weight in weights)}"
+
+
+def _table(check: DatasetCheck) -> Iterator[str]:
+    for split in check.splits:
+        (width, height), count = (split.sizes() or [((0, 0), 0)])[0]
+        sizes = len(split.sizes())
+        spread = (
+            f"all {width}x{height}"
+            if sizes == 1
+            else f"{sizes} sizes, mostly {width}x{height} ({count})"
+        )
+        total = max(split.total, 1)
+        yield (
+            f"{split.name}: {len(split.scans)} of {split.pairs} pairs read, {spread}; "
+            f"{split.ignored / total:.1%} of the pixels ignored, {split.strange / total:.1%} "
+            "outside the classes"
+        )
+    names = [split.name for split in check.splits]
+    longest = min(max(12, *(len(name) for name in check.info.class_names)), 32)
+    yield " ".join(["class".ljust(longest), *(f"{name[:12]:>12} {'images':>7}" for name in names)])
+    present = np.sum([split.pixels for split in check.splits], axis=0) > 0
+    for label, name in enumerate(check.info.class_names):
+        if len(present) > ROWS and not present[label]:
+            continue
+        cells = [
+            f"{split.pixels[label] / max(split.total, 1):12.2%} {split.images[label]:7d}"
+            for split in check.splits
+        ]
+        yield " ".join([name[:longest].ljust(longest), *cells])
