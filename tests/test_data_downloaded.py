@@ -375,6 +375,22 @@ def test_a_dark_tiff_of_16_bits_is_refused(tmp_path):
     np.testing.assert_array_equal(read_image(str(tmp_path / "a.tif")), np.full((*SIZE, 3), 77))
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".webp"])
+def test_orientation_in_other_formats(suffix, tmp_path):
+    """A rotated image whose mask was drawn on the upright one."""
+    write(tmp_path, "images/train/a.jpg", "labels/train/a.png")
+    (tmp_path / "images/train/a.jpg").unlink()
+    upright = photograph(*SIZE)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
+    options = {"lossless": True} if suffix == ".webp" else {}
+    stored.save(tmp_path / f"images/train/a{suffix}", exif=exif, **options)
+    source = opened(tmp_path)
+    np.testing.assert_array_equal(source.load(0)[0], upright)
+    np.testing.assert_array_equal(source.tf_load(tf.constant(0))[0], upright)
+
+
 # --- Lists ---
 
 
@@ -441,7 +457,13 @@ def unreadable(root: pathlib.Path) -> None:
         path.write_text("<html>404</html>")
 
 
+def lossy(root: pathlib.Path) -> None:
+    for path in (root / "labels/train").iterdir():
+        Image.fromarray(mask(*SIZE, ids=IDS)).save(path, format="JPEG")
+
+
 MOST = {
+    lossy: "run scripts/convert_masks.py --from=binary.; 4 of 4 pairs are affected .and 3 more like",
     missing: "4 of 4 pairs lack a file or are broken, so the names or folders differ from this "
     "layout: .*labels/train has 4 masks, such as truth_a.png, truth_b.png",
     of_another_size: "4 of 4 pairs are affected: export the masks at the size of their images",

@@ -75,7 +75,7 @@ def find_parallel(root: Tree, split: str) -> Found:
     """
     place = place_of(root, split)
     if place is None:
-        raise no_split(root, split)
+        raise no_split(root, split, divisible=False)
     return files_in(root, place)
 
 
@@ -205,17 +205,24 @@ def _splits_in(root: Tree, folder: str) -> list[str]:
     return [name for name in root.folders(folder) if name.lower() in SPLIT_NAMES]
 
 
-def no_split(root: Tree, split: str) -> UserError:
-    """Returns the error about a split that does not exist; it says what there is instead."""
+def no_split(root: Tree, split: str, *, divisible: bool = True) -> UserError:
+    """Returns the error about a split that does not exist; it says what there is instead.
+
+    Args:
+        root: The dataset.
+        split: The name of the split.
+        divisible: Whether `val_fraction` can set images aside for the split.
+    """
     aside = "`val_fraction=0.2` sets a fifth of the training images aside for validation"
     if images := image_folder(root):
         splits = ", ".join(root.folders(images)) or "none"
-        hint = f"; {aside}" if splits == "none" or split in VALIDATION else ""
+        hint = f"; {aside}" if divisible and (splits == "none" or split in VALIDATION) else ""
         return UserError(
             f"{root.on_disk(images)}: it has no split {split!r}; splits for `train_split` and "
             f"`eval_split`: {splits}{hint}"
         )
-    hint = f"; {aside}" if split in VALIDATION and place_of(root, "train") else ""
+    divisible = divisible and split in VALIDATION and place_of(root, "train") is not None
+    hint = f"; {aside}" if divisible else ""
     return UserError(
         f"{root.on_disk()}: it has no folder 'images' with the split {split!r} but {contents(root)}"
         f"; `dataset_dir` must contain images/{split} and labels/{split}, {split}/images and "

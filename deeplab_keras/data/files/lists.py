@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (*LOSSY_SUFFIXES, *LABEL_SUFFIXES)
 OTHER_PICTURES = tuple(
     ".heic .heif .avif .jfif .jpe .jp2 .ppm .pgm .npy .dng .cr2 .nef .arw .svg .psd .eps".split()
 )
+_PICTURES = (*IMAGE_SUFFIXES, *OTHER_PICTURES)
 # Names of folders, in any letter case.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos")
 LABEL_FOLDERS = (
@@ -241,7 +242,7 @@ def _lines(root: Tree, path: str) -> list[tuple[int, str]]:
 def _pair_of_line(line: str) -> tuple[str, str]:
     """Splits a line `image<tab>mask` or `image mask`; the mask is "" if the line is only a name."""
     parts = line.split("\t") if "\t" in line else line.split()
-    if len(parts) == 2 and all(part.lower().endswith(IMAGE_SUFFIXES) for part in parts):
+    if len(parts) == 2 and all(part.lower().endswith(_PICTURES) for part in parts):
         return parts[0].strip(), parts[1].strip()
     return line, ""
 
@@ -259,7 +260,7 @@ def _table(root: Tree, path: str) -> list[tuple[int, str, str]]:
     head = [cell.strip().lower() for cell in rows[0][1]]
     image, mask = 0, 1
     named: list[int] = []  # columns of masks
-    if not any(cell.endswith(IMAGE_SUFFIXES) for cell in head):
+    if not any(cell.endswith(_PICTURES) for cell in head):
         columns, named = (
             [i for i, cell in enumerate(head) if cell in known]
             for known in (IMAGE_COLUMNS, LABEL_COLUMNS)

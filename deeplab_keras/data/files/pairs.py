@@ -23,6 +23,7 @@ from deeplab_keras.data.files.reading import (
     DECODE_ERRORS,
     BrokenFileError,
     FileUserError,
+    LossyFileError,
     MissingFileError,
     label_size,
     open_picture,
@@ -264,6 +265,7 @@ def advised(errors: Sequence[UserError], total: int, available: str) -> list[Use
     hints: dict[type[UserError], str] = {
         MissingFileError: f"{share} lack a file or are broken, so the names or folders differ from "
         f"this layout{f': {available}' if available else ''}",
+        LossyFileError: f"{share} are affected",
         SizeUserError: f"{share} are affected: export the masks at the size of their images",
     }
     other = f"{share} cannot be read: replace the files, for example by a new download"

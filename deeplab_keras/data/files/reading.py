@@ -73,6 +73,12 @@ class MissingFileError(BrokenFileError):
     kind = "missing files"
 
 
+class LossyFileError(BrokenFileError):
+    """A mask in a format that changes ids; --skip_broken_files skips it."""
+
+    kind = "masks in a lossy format"
+
+
 class NoMaskUserError(FileUserError):
     """A mask file that is not a label map."""
 
@@ -92,6 +98,10 @@ def _broken(path: str, error: Exception | str) -> BrokenFileError:
         f"{path}: cannot be decoded ({next(iter(str(error).splitlines()), '')[:200]})",
         hint=REMEDY,
     )
+
+
+def _lossy(path: str, reason: str) -> LossyFileError:
+    return LossyFileError(f"{path}: cannot be decoded ({reason})", hint=REMEDY)
 
 
 @contextmanager
@@ -326,7 +336,7 @@ def _png_header(path: str) -> PngHeader | None:
     except OSError as error:
         raise _broken(path, error) from error
     if start.startswith(JPEG_SIGNATURE):
-        raise _broken(path, f"not a PNG file but JPEG; JPEG {LOSSES}")
+        raise _lossy(path, f"not a PNG file but JPEG; JPEG {LOSSES}")
     if len(start) < 26 or start[:8] != PNG_SIGNATURE:
         return None
     return PngHeader(*struct.unpack(">IIBB", start[16:26]))
@@ -358,9 +368,9 @@ def _open_mask(path: str, *, header: bool = False) -> Iterator[Image.Image]:
         if kind not in MASK_FORMATS:
             raise ValueError(f"not a PNG, GIF, BMP, TIFF or lossless WebP file but {kind}")
         if kind == "TIFF" and "jpeg" in str(picture.info.get("compression")):
-            raise ValueError(f"a TIFF file with JPEG compression, which {LOSSES}")
+            raise _lossy(path, f"a TIFF file with JPEG compression, which {LOSSES}")
         if kind == "WEBP" and not _is_lossless_webp(read_bytes(path)):
-            raise ValueError(f"a lossy WebP file; lossy WebP {LOSSES}")
+            raise _lossy(path, f"a lossy WebP file; lossy WebP {LOSSES}")
         tags = getattr(picture, "tag_v2", {})
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             raise ValueError(
