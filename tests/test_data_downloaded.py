@@ -463,7 +463,7 @@ def lossy(root: pathlib.Path) -> None:
 
 
 MOST = {
-    lossy: "run scripts/convert_masks.py --from=binary.; 4 of 4 pairs are affected .and 3 more like",
+    lossy: "run scripts/convert_masks.py --from=binary.; 4 of 4 pairs are affected .and 3 more",
     missing: "4 of 4 pairs lack a file or are broken, so the names or folders differ from this "
     "layout: .*labels/train has 4 masks, such as truth_a.png, truth_b.png",
     of_another_size: "4 of 4 pairs are affected: export the masks at the size of their images",
