@@ -211,6 +211,10 @@ def test_the_option_is_named_if_the_images_are_not_sorted_into_splits(tmp_path):
     says = "splits for --train_split and --eval_split: none; --val_fraction=0.2 sets a fifth of"
     with raises_line(says):
         open_dataset(config(root), "train")
+    write(root, NAMES[4:8], "images/city/{}.jpg", "labels/city/{}.png")  # a folder, but no split
+    with raises_line("splits for .*: city; --val_fraction=0.2 sets a fifth of"):
+        open_dataset(config(root), "train")
+    assert len(parts(root, val_fraction=0.5)[0] | parts(root, val_fraction=0.5)[1]) == 8
     write(root, NAMES[:4], "images/training/{}.jpg", "labels/training/{}.png")
     with raises_line("it has no split 'train'; splits for .*: training"):  # not mixed with others
         open_dataset(config(root, val_fraction=0.2), "train")

@@ -216,7 +216,8 @@ def no_split(root: Tree, split: str, *, divisible: bool = True) -> UserError:
     aside = "`val_fraction=0.2` sets a fifth of the training images aside for validation"
     if images := image_folder(root):
         splits = ", ".join(root.folders(images)) or "none"
-        hint = f"; {aside}" if divisible and (splits == "none" or split in VALIDATION) else ""
+        divisible = divisible and (split in VALIDATION or flat_place(root) is not None)
+        hint = f"; {aside}" if divisible else ""
         return UserError(
             f"{root.on_disk(images)}: it has no split {split!r}; splits for `train_split` and "
             f"`eval_split`: {splits}{hint}"
