@@ -138,6 +138,53 @@ def test_a_layout_that_is_not_understood_is_described(tmp_path):
         opened(tmp_path)
 
 
+ANNOTATED = {
+    "YOLO": (
+        "train/images/a.jpg",
+        "train/labels/a.txt",
+        "labels: it has no masks, only 1 .txt files",
+    ),
+    "COCO": (
+        "images/train/a.jpg",
+        "annotations/train.json",
+        "annotations: it has no split 'train'",
+    ),
+    "labelme": (
+        "images/train/a.jpg",
+        "labels/train/a.json",
+        "train: it has no masks, only 1 .json",
+    ),
+    "Roboflow": (
+        "train/a.jpg",
+        "train/_annotations.coco.json",
+        "which of its 1 pictures are masks",
+    ),
+    "CVAT": (
+        "images/train/a.jpg",
+        "annotations.xml",
+        "it has no folder of masks; create one named",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_annotations_instead_of_masks(name, tmp_path):
+    image, annotations, says = ANNOTATED[name]
+    write(tmp_path, image, "mask.png")
+    (tmp_path / "mask.png").unlink()
+    (tmp_path / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / annotations).write_text("{}")
+    with raises_line(f"{says}.*; scripts/convert_masks.py converts annotations to masks, such as"):
+        opened(tmp_path)
+
+
+def test_an_empty_folder_of_masks(tmp_path):
+    write(tmp_path, "images/train/a.jpg", "labels/train/a.png")
+    (tmp_path / "labels/train/a.png").unlink()
+    with raises_line("labels/train: it has no masks; each image needs a mask of the same name"):
+        opened(tmp_path)
+
+
 # --- Images next to masks ---
 
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 VALIDATION = ("val", "valid", "validation")
 # Folders with these names are splits, so their images are not mixed.
 SPLIT_NAMES = (*VALIDATION, "train", "training", "trainval", "test", "testing", "dev")
+ANNOTATIONS = (".json", ".xml")  # suffixes of files that labeling tools export
 HELP = "see docs/your_own_dataset.md"
 
 
@@ -225,20 +226,28 @@ def no_split(root: Tree, split: str, *, divisible: bool = True) -> UserError:
     divisible = divisible and split in VALIDATION and place_of(root, "train") is not None
     hint = f"; {aside}" if divisible else ""
     return UserError(
-        f"{root.on_disk()}: it has no folder 'images' with the split {split!r} but {contents(root)}"
+        f"{root.on_disk()}: it has no folder 'images' with the split {split!r} but {contents(root) or 'nothing'}"
         f"; `dataset_dir` must contain images/{split} and labels/{split}, {split}/images and "
         f"{split}/labels, or a list {split}.csv or {split}.txt{hint}; {HELP}"
     )
 
 
 def contents(root: Tree) -> str:
-    """Describes what is in a folder, for messages."""
+    """Describes what is in a folder, for messages; "" if it is empty."""
     folders, files = root.folders(), root.files()
     kinds = Counter(posixpath.splitext(name)[1].lower() or "other" for name in files)
     parts = [f"the folders {', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''}"]
     parts = parts if folders else []
     parts += [f"{count} {kind} files" for kind, count in kinds.most_common(3)]
-    return " and ".join(parts) or "nothing"
+    return " and ".join(parts)
+
+
+def annotations(root: Tree, folder: str = ".", suffixes: Sequence[str] = ANNOTATIONS) -> str:
+    """Returns a hint if a folder has annotations of a labeling tool instead of masks."""
+    found = root.files(folder, suffixes, deep=True)
+    if not found:
+        return ""
+    return f"; `scripts/convert_masks.py` converts annotations to masks, such as {found[0]}"
 
 
 # --- The files of a split ---
@@ -258,13 +267,14 @@ def files_in(root: Tree, place: Place) -> Found:
         parent = posixpath.dirname(place.images) or "."
         raise UserError(
             f"{root.on_disk(parent if image_folder(root) != parent else '.')}: it has no folder of "
-            f"masks; create one named {' or '.join(LABEL_FOLDERS[:3])}"
+            f"masks; create one named {' or '.join(LABEL_FOLDERS[:3])}{annotations(root)}"
         )
     if not root.is_dir(place.labels):
         parent, _, split = place.labels.rpartition("/")
         raise UserError(
             f"{root.on_disk(parent)}: it has no split {split!r}; splits for `train_split` "
             f"and `eval_split`: {', '.join(root.folders(parent)) or 'none'}"
+            f"{annotations(root, parent)}"
         )
     images = files_by_name(root, place.images, IMAGE_SUFFIXES)
     if not images:
@@ -282,24 +292,25 @@ def files_in(root: Tree, place: Place) -> Found:
     labels = {name: masks.of(name) for name in images}
     _require_masks_of_their_own(root, images, labels)
     expected = f"each image in {root.on_disk(place.images)} needs a mask of the same name"
-    return _found(root, images, labels, masks.files, expected)
+    return _found(root, place, images, labels, masks.files, expected)
 
 
 def _found(
     root: Tree,
+    place: Place,
     images: Mapping[str, str],
     labels: Mapping[str, str],
     masks: Mapping[str, str],
     expected: str,
 ) -> Found:
-    folder = posixpath.dirname(next(iter(masks.values()), ""))
+    folder = place.labels
     if unused := set(masks.values()) - set(labels.values()):
         logger.warning(
             "%s: %d masks have no image and are not used", root.on_disk(folder), len(unused)
         )
-    available = f"{root.on_disk(folder)} has {len(masks)} masks, such as " + ", ".join(
-        posixpath.basename(path) for path in list(masks.values())[:2]
-    )
+    such_as = ", ".join(posixpath.basename(path) for path in list(masks.values())[:2])
+    count = f"{len(masks)} masks, such as {such_as}" if masks else "no masks"
+    available = f"{root.on_disk(folder)} has {count}"
     on_disk = [
         tuple(str(root.on_disk(path)) for path in paths)
         for paths in (images.values(), labels.values())
@@ -310,14 +321,22 @@ def _found(
 
 def _require_masks(root: Tree, masks: Masks) -> None:
     """Raises `UserError` if a folder of masks has none that keep their ids."""
+    if masks.files:
+        return
+    where = root.on_disk(masks.folder)
     others = root.files(masks.folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=True)
-    if not masks.files and others:
+    if others:
         raise UserError(
-            f"{root.on_disk(masks.folder)}: it has no masks; masks must be "
-            f"{', '.join(LABEL_SUFFIXES)}: export the {len(others)} files of other formats, such "
-            f"as {others[0]}, again as PNG, because JPEG blends the ids at every edge; for "
-            "black-and-white masks, run `scripts/convert_masks.py` --from=binary"
+            f"{where}: it has no masks; masks must be {', '.join(LABEL_SUFFIXES)}: export the "
+            f"{len(others)} files of other formats, such as {others[0]}, again as PNG, because "
+            "JPEG blends the ids at every edge; for black-and-white masks, run "
+            "`scripts/convert_masks.py` --from=binary"
         )
+    there = contents(root.at(masks.folder))
+    raise UserError(
+        f"{where}: it has no masks{f', only {there}' if there else ''}; each image needs a mask of "
+        f"the same name{annotations(root, masks.folder, (*ANNOTATIONS, '.txt'))}"
+    )
 
 
 def _require_masks_of_their_own(
@@ -393,6 +412,7 @@ def _side_by_side(root: Tree, folder: str) -> Found:
             f"{where}: which of its {len(paths)} pictures are masks cannot be told from their "
             f"names, such as {paths[0] if paths else 'none'}; name each mask like its image with "
             "_mask at the end, or move images and masks to the folders images and labels"
+            f"{annotations(root, folder)}"
         )
     warn_left_out(root, folder, IMAGE_SUFFIXES, deep=True)
     used = set(mask_of.values())
@@ -428,7 +448,8 @@ def _side_by_side(root: Tree, folder: str) -> Found:
     _require_masks_of_their_own(root, images, labels)
     masks = {path: f"{folder}/{path}" for path in sorted(used | alone)}
     logger.info("%s: %d images and %d masks side by side", where, len(images), len(masks))
-    return _found(root, images, labels, masks, f"each image in {where} needs a mask next to it")
+    expected = f"each image in {where} needs a mask next to it"
+    return _found(root, Place(folder, folder), images, labels, masks, expected)
 
 
 # --- Names in lists ---
