@@ -15,6 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.check import check_dataset
+from deeplab_keras.data.files.pairs import check_headers
 from deeplab_keras.data.files.reading import read_image, read_label
 from deeplab_keras.data.records.build import build_records
 from deeplab_keras.data.registry import open_dataset
@@ -329,6 +330,8 @@ def test_several_frames_are_refused(suffix, tmp_path):
         Image.fromarray(pixels % 3).save(tmp_path / "labels/train/b.png")
         with raises_line(f"images/train/b{suffix}: cannot be decoded .{says}"):
             opened(tmp_path)
+        with raises_line(says):  # in large datasets, the check of the headers alone must see it
+            check_headers(str(tmp_path / f"images/train/b{suffix}"), "")
         (tmp_path / f"images/train/b{suffix}").unlink()
         (tmp_path / "labels/train/b.png").unlink()
         Image.fromarray(pixels).convert("RGB").save(tmp_path / "images/train/b.png")

@@ -226,9 +226,10 @@ def no_split(root: Tree, split: str, *, divisible: bool = True) -> UserError:
     divisible = divisible and split in VALIDATION and place_of(root, "train") is not None
     hint = f"; {aside}" if divisible else ""
     return UserError(
-        f"{root.on_disk()}: it has no folder 'images' with the split {split!r} but {contents(root) or 'nothing'}"
-        f"; `dataset_dir` must contain images/{split} and labels/{split}, {split}/images and "
-        f"{split}/labels, or a list {split}.csv or {split}.txt{hint}; {HELP}"
+        f"{root.on_disk()}: it has no folder 'images' with the split {split!r} but "
+        f"{contents(root) or 'nothing'}; `dataset_dir` must contain images/{split} and "
+        f"labels/{split}, {split}/images and {split}/labels, or a list {split}.csv or "
+        f"{split}.txt{hint}; {HELP}"
     )
 
 
