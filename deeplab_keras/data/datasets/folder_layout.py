@@ -243,7 +243,7 @@ def contents(root: Tree) -> str:
     return " and ".join(parts)
 
 
-def annotations(root: Tree, folder: str = ".", suffixes: Sequence[str] = ANNOTATIONS) -> str:
+def annotations_hint(root: Tree, folder: str = ".", suffixes: Sequence[str] = ANNOTATIONS) -> str:
     """Returns a hint if a folder has annotations of a labeling tool instead of masks."""
     found = root.files(folder, suffixes, deep=True)
     if not found:
@@ -268,14 +268,14 @@ def files_in(root: Tree, place: Place) -> Found:
         parent = posixpath.dirname(place.images) or "."
         raise UserError(
             f"{root.on_disk(parent if image_folder(root) != parent else '.')}: it has no folder of "
-            f"masks; create one named {' or '.join(LABEL_FOLDERS[:3])}{annotations(root)}"
+            f"masks; create one named {' or '.join(LABEL_FOLDERS[:3])}{annotations_hint(root)}"
         )
     if not root.is_dir(place.labels):
         parent, _, split = place.labels.rpartition("/")
         raise UserError(
             f"{root.on_disk(parent)}: it has no split {split!r}; splits for `train_split` "
             f"and `eval_split`: {', '.join(root.folders(parent)) or 'none'}"
-            f"{annotations(root, parent)}"
+            f"{annotations_hint(root, parent)}"
         )
     images = files_by_name(root, place.images, IMAGE_SUFFIXES)
     if not images:
@@ -336,7 +336,7 @@ def _require_masks(root: Tree, masks: Masks) -> None:
     there = contents(root.at(masks.folder))
     raise UserError(
         f"{where}: it has no masks{f', only {there}' if there else ''}; each image needs a mask of "
-        f"the same name{annotations(root, masks.folder, (*ANNOTATIONS, '.txt'))}"
+        f"the same name{annotations_hint(root, masks.folder, (*ANNOTATIONS, '.txt'))}"
     )
 
 
@@ -413,7 +413,7 @@ def _side_by_side(root: Tree, folder: str) -> Found:
             f"{where}: which of its {len(paths)} pictures are masks cannot be told from their "
             f"names, such as {paths[0] if paths else 'none'}; name each mask like its image with "
             "_mask at the end, or move images and masks to the folders images and labels"
-            f"{annotations(root, folder)}"
+            f"{annotations_hint(root, folder)}"
         )
     warn_left_out(root, folder, IMAGE_SUFFIXES, deep=True)
     used = set(mask_of.values())
