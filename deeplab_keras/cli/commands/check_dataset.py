@@ -1,4 +1,4 @@
-"""Reads a whole dataset and reports problems before you start training.
+r"""Reads a whole dataset and reports problems before you start training.
 
 Finds unreadable and missing files, masks of the wrong size, ids that are not classes, and images
 that are in two splits. Counts the pixels and images of each class, and the image sizes. Writes
