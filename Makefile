@@ -22,10 +22,15 @@ READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
 JAX := $(VENV)/.jax
 SITE := $(VENV)/.site
+# The environment with the lowest versions that setup.py allows, and the tests that run there.
+LOWEST := .venv-lowest
+LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,lowest models segmentor layers losses metrics optimizers \
+    quantization golden_official golden_sssegmentation data_pipeline data_tfds data_strong_transforms data_readers \
+    checkpoints_folder checkpoints_damage convert_pth export inference prediction training visualization zoo_loading))
 # Tests of the quick lane that do not need TensorFlow, by name.
 NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit
 
-.PHONY: help setup demo test slow torch jax site lint types ci clean
+.PHONY: help setup demo test slow torch jax lowest site lint types ci clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -53,6 +58,9 @@ jax: $(JAX) ## test models, losses and optimizers on Keras' JAX backend; install
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
+lowest: $(LOWEST)/.ready ## test the oldest supported versions of all dependencies, in an environment of their own
+	$(LOWEST)/bin/python -m pytest -m 'not slow and not torch and not jax' -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
+
 site: $(SITE) ## build the documentation as a site in build/site; installs mkdocs
 	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m mkdocs build --quiet
 
@@ -66,8 +74,8 @@ types: $(READY) ## check the type hints (mypy)
 ci: ## run everything that continuous integration runs
 	.ci/run
 
-clean: ## remove .venv, runs/demo and caches
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove the environments, runs/demo and caches
+	rm -rf $(VENV) $(LOWEST) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(READY): setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
@@ -84,6 +92,13 @@ $(TORCH): $(READY)
 
 $(JAX): $(READY)
 	@$(INSTALL) 'jax[cpu]>=0.10'
+	@touch $@
+
+# pip has no option for the lowest versions; uv has.
+$(LOWEST)/.ready: setup.py
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[test,onnx,serve,video]'
 	@touch $@
 
 $(SITE): $(READY)

@@ -1,7 +1,7 @@
 """All metadata of the package: `pip install -e .` and the extras `pip install -e '.[gpu,onnx]'`.
 
-The lower bounds were tested. requirements.lock has a complete set of versions that were tested
-together.
+`make lowest` tests the lower bounds. They include the releases of the last 18 months.
+requirements.lock has a complete set of versions that were tested together.
 """
 
 import os
@@ -23,15 +23,15 @@ VERSION = re.search(
 TENSORFLOW = os.environ.get("DEEPLAB_KERAS_TENSORFLOW", "tensorflow")
 
 EXTRAS = {
-    "gpu": ["tensorflow[and-cuda]>=2.21,<3"],
-    "onnx": ["onnxruntime>=1.31", "tf2onnx>=1.17"],
-    "serve": ["ai-edge-litert>=2.3"],  # runs .tflite files without TensorFlow
-    "viz": ["matplotlib>=3.11,<4"],
-    "video": ["imageio>=2.38", "imageio-ffmpeg>=0.8"],
+    "gpu": ["tensorflow[and-cuda]>=2.20,<3"],
+    "onnx": ["onnxruntime>=1.22", "tf2onnx>=1.17"],
+    "serve": ["ai-edge-litert>=1.4"],  # runs .tflite files without TensorFlow
+    "viz": ["matplotlib>=3.10,<4"],
+    "video": ["imageio>=2.37", "imageio-ffmpeg>=0.6"],
     "test": [
         "dill>=0.4",
         "hypothesis>=6.170",
-        "matplotlib>=3.11,<4",
+        "matplotlib>=3.10,<4",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
     ],
@@ -87,20 +87,20 @@ setuptools.setup(
     package_data={"deeplab_keras": ["py.typed", "visualization/templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[
-        f"{TENSORFLOW}>=2.21,<3",
-        "absl-py>=2.5",
-        "filelock>=4.2",
-        "flatbuffers>=25.12",
-        "h5py>=3.14",
-        # tensorflow-datasets 4.9.10 imports this package, but does not require it on Python 3.9+
+        f"{TENSORFLOW}>=2.20,<3",
+        "absl-py>=2.1",
+        "filelock>=3.16",
+        "flatbuffers>=25.2.10",
+        "h5py>=3.12",
+        # tensorflow-datasets imports this package, but does not require it on Python 3.9+
         "importlib-resources>=6",
         "jinja2>=3.1.6",
-        "keras>=3.15,<4",
+        "keras>=3.11,<4",
         "keras-cv>=0.9,<0.10",
-        "numpy>=2.4,<3",
-        "pillow>=13",
-        "tensorboard>=2.21,<3",
-        "tensorflow-datasets>=4.9.10,<5",
+        "numpy>=2.0,<3",
+        "pillow>=11",
+        "tensorboard>=2.20,<3",
+        "tensorflow-datasets>=4.9.9,<5",
     ],
     extras_require=EXTRAS,
 )

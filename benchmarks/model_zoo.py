@@ -34,7 +34,10 @@ COLUMNS = (
     "mIoU measured",
     "recipe",
     "released",
+    "license",
+    "cite",
 )
+NUMBERS = 5  # of the columns, after the name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
             f"## {title}",
             "",
             f"| {' | '.join(COLUMNS)} |",
-            "|---|" + "--:|" * (len(COLUMNS) - 3) + "---|---|",
+            "|---|" + "--:|" * NUMBERS + "---|" * (len(COLUMNS) - 1 - NUMBERS),
         ]
         for name in zoo.list_models():
             recipe = next(CONFIGS.glob(f"*/{name}.flags"), None)
@@ -99,20 +102,31 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
                 f"{reported:.2f}" if reported else "",
                 measured[1] if measured else "",
                 f"[{folder}](../configs/{folder}/{name}.flags)" if recipe else "",
-                links(name),
+                *released(name),
             )
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def links(name: str) -> str:
-    """Returns the links to the released weights of a model, their config and their log."""
+def released(name: str) -> tuple[str, str, str]:
+    """Returns what is known about the released weights of a model.
+
+    Returns:
+        Links to the weights, their config and their log, with the checksum of the weights; the
+        license; the keys of the papers in CITATION.bib.
+    """
     from deeplab_keras.zoo.downloads import download_of
 
     found = download_of(name)
-    addresses = {"weights": found.urls[0], "config": found.config, "log": found.log}
-    return ", ".join(f"[{text}]({url})" for text, url in addresses.items() if url)
+    # The second address, if there is one, has the file under its earlier name.
+    labels = ("weights", "earlier file name")
+    weights = " or ".join(f"[{text}]({url})" for text, url in zip(labels, found.urls, strict=False))
+    if found.checksum:
+        weights += f" ({found.checksum.replace(':', ' ')})"
+    more = {"config": found.config, "log": found.log}
+    links = [weights, *(f"[{text}]({url})" for text, url in more.items() if url)]
+    return ", ".join(links), found.license, " ".join(found.papers)
 
 
 def replace_tables(page: str, new: str) -> str:

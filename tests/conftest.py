@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import file_server
 import pytest
 import toy
 from contracts import BROWSER, SHARED, script
@@ -67,7 +68,12 @@ QUICK_CASES = {
     "test_zoo_loading.py::test_either_file_may_be_put_into_the_cache": "train",
 }
 
-LANES = {"slow": "make slow", "torch": "make torch", "jax": "make jax"}
+LANES = {
+    "slow": "make slow",
+    "torch": "make torch",
+    "jax": "make jax",
+    "lowest": "make lowest",
+}
 _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
 # Package required by tests marked `package(name)` -> how to install it.
@@ -156,6 +162,22 @@ TINY = [
     "--training_number_of_steps=2",
     "--summary_images=1",
 ]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[file_server.Server]:
+    """A local server that replaces the hosts of released weights; downloads retry at once."""
+    monkeypatch.setattr("deeplab_keras.checkpoints.download.PAUSE", 0)
+    with file_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The empty cache folder for downloads of this test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DEEPLAB_KERAS_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

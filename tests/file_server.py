@@ -10,16 +10,12 @@ from collections.abc import Iterator
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file under every name, or the files in `files`, with the faults that a test sets.
+    """Serves one file under every name, or the files in `files`, with faults that a test sets."""
 
-    Args:
-        content: The file.
-    """
-
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/models/"
-        self.content, self.etag, self.status = content, '"one"', 200
+        self.content, self.etag, self.status = b"", '"one"', 200
         self.files: dict[str, bytes] = {}  # by name; if empty, every name has `content`
         self.ranges, self.length = True, True  # whether it supports Range and sends the length
         self.partial: dict[str, str] = {}  # wrong headers of a 206 response
@@ -64,9 +60,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running(content: bytes = b"") -> Iterator[Server]:
-    """Runs a server for one file, and stops it."""
-    with Server(content) as server:
+def running() -> Iterator[Server]:
+    """Runs a server, and stops it."""
+    with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import pickle
 import socket
 import threading
 import time
@@ -11,10 +12,10 @@ import time
 import numpy as np
 import pytest
 from contracts import as_command_line, holding, noise, raises_line
-from file_server import Handler, running
+from file_server import Handler
 
 from deeplab_keras.checkpoints import download
-from deeplab_keras.checkpoints.download import cache_folder, fetch, record
+from deeplab_keras.checkpoints.download import NotDownloaded, cache_folder, fetch, record
 from deeplab_keras.config import UserError
 
 CONTENT = noise(700_000, seed=3).astype(np.uint8).tobytes()
@@ -22,17 +23,9 @@ CHECKSUM = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0)
-    with running(CONTENT) as server:
-        yield server
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv(download.VARIABLE, str(folder))
-    return folder
+def server(server):
+    server.content = CONTENT
+    return server
 
 
 def remaining(folder) -> set[str]:
@@ -194,14 +187,47 @@ def test_a_cached_file_that_changed_is_refused(server, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [b"", b"\n", hashlib.sha256(CONTENT).hexdigest()[:8].encode() + b"  file.bin\n", b"\xff" * 64],
+)
+def test_a_damaged_record_of_a_checksum_is_refused(server, tmp_path, damage):
+    """The first eight digits of the right one, for example."""
+    path = fetch(server.url + "file.bin", tmp_path)
+    (tmp_path / "file.bin.sha256").write_bytes(damage)
+    with raises_line(
+        f"^{path}.sha256: does not start with a SHA-256 of 64 digits; delete it and file.bin to "
+        "download the file again$"
+    ):
+        fetch(server.url + "file.bin", tmp_path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_only_the_digits_in_a_file_name_are_enough(server, tmp_path):
+    """As in `NAME-d234d4ea.pth`; and the complete checksum, once recorded, is compared too."""
+    digits = hashlib.sha256(CONTENT).hexdigest()[:8]
+    with raises_line("corrupt or not the expected file; it was deleted"):
+        fetch(server.url + "file.bin", tmp_path, f"sha256:{digits}")
+    path = fetch(f"{server.url}file-{digits}.pth", tmp_path, f"sha256:{digits}")
+    record(path)
+    assert fetch(f"{server.url}file-{digits}.pth", tmp_path, f"sha256:{digits}") == path
+    recorded = tmp_path / f"{path.name}.sha256"
+    recorded.write_text(digits + "0" * 56)  # as if the digits of both files were the same
+    with raises_line(f"{path}: damaged or changed"):
+        fetch(f"{server.url}file-{digits}.pth", tmp_path, f"sha256:{digits}")
+
+
+@pytest.mark.parametrize(
     "status, reason", [(404, "404 Not Found"), (503, "503 Service Unavailable")]
 )
 def test_an_error_of_the_server_is_reported(server, tmp_path, status, reason):
     server.status = status
     with raises_line(
         f"the server returned {reason}.; download it manually.* put it into {tmp_path}",
-    ):
+    ) as caught:
         fetch(server.url + "file.bin", tmp_path)
+    error = pickle.loads(pickle.dumps(caught.value))  # as it comes back from a worker process
+    assert isinstance(error, NotDownloaded) and str(error) == str(caught.value)
+    assert (error.reason, error.absent) == (f"the server returned {reason}", status == 404)
     assert len(server.asked) == 1 and remaining(tmp_path) == set()
 
 

@@ -179,7 +179,7 @@ def test_install_hints_name_packages_that_setup_py_requires():
         (path.name, *re.findall(r"pip install ([^;,:()]+)", text))
         for path in LIBRARY
         for _, text in strings(path)
-        if "pip install" in text and path.name != "pth.py"
+        if "pip install" in text
     ]
     assert len(hints) >= 5
     for name, *found in hints:

@@ -10,6 +10,7 @@ from test_zoo import TABLE
 
 from benchmarks import model_zoo
 from deeplab_keras.zoo import registry as zoo
+from deeplab_keras.zoo.downloads import download_of
 
 PAGE = (ROOT / "docs" / "model_zoo.md").read_text()
 ROW = r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d.]+|-) \| (.*?) \| (.*?) \| (?:\[|\|)"
@@ -26,6 +27,26 @@ def test_the_tables_are_up_to_date():
     assert model_zoo.replace_tables(PAGE, model_zoo.tables(COUNTS.__getitem__)) == PAGE, (
         "run: python scripts/make_model_zoo.py"
     )
+
+
+def test_every_row_has_everything_that_is_known_about_the_release():
+    """Both file names, the checksum, the config, the log, the license and the papers."""
+    bibliography = (ROOT / "CITATION.bib").read_text()
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", PAGE, re.MULTILINE))
+    checksums = 0
+    for name in zoo.list_models():
+        found = download_of(name)
+        *_, links, license, cite = rows[name].split(" | ")
+        addresses = re.findall(r"\]\(([^)]+)\)", links)
+        logs = [found.log] if found.source == "sssegmentation" else []
+        assert addresses == [*found.urls, found.config, *logs] and all(addresses), name
+        assert license == found.license != ""
+        assert tuple(cite.split()) == found.papers != ()
+        assert all(f"{{{paper}," in bibliography for paper in found.papers)
+        if found.checksum:
+            assert f"({found.checksum.replace(':', ' ')})" in links
+            checksums += 1
+    assert checksums == 3 and len(rows) == 32
 
 
 @pytest.mark.parametrize("name", TABLE)

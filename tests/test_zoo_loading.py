@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import pytest
 from contracts import ROOT, as_command_line, label_blocks, noise, raises_line, script
-from file_server import running
 from official_golden import SMALL, drawn_tensors
 from PIL import Image
 from test_convert_official import save_checkpoint
@@ -47,20 +46,6 @@ def release(tmp_path_factory):
     with tarfile.open(folder / "release.tar.gz", "w:gz") as file:
         file.add(folder / NAME, NAME)
     return (folder / "release.tar.gz").read_bytes(), tensors
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0)
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv(download.VARIABLE, str(folder))
-    return folder
 
 
 @pytest.fixture

@@ -54,13 +54,15 @@ def cache_folder() -> pathlib.Path:
 class NotDownloaded(UserError):
     """No file could be downloaded from an address.
 
-    Attributes:
-        reason: Why.
+    Args:
+        message: The message, one line.
+        reason: Why, without the address and the advice.
         absent: Whether the server answered that it has no such file.
     """
 
-    reason = ""
-    absent = False
+    def __init__(self, message: str, reason: str, absent: bool) -> None:
+        super().__init__(message)
+        self.reason, self.absent = reason, absent
 
 
 def fetch(urls: str | Sequence[str], folder: pathlib.Path, checksum: str = "") -> pathlib.Path:
@@ -71,9 +73,9 @@ def fetch(urls: str | Sequence[str], folder: pathlib.Path, checksum: str = "") -
             tried if a server does not have the file.
         folder: The folder of the file, which has the last part of its address as its name. A file
             that is already there under any of the names is used.
-        checksum: The expected checksum, as "sha256:..." or "sha384:...", possibly shortened. If
-            empty, a file that is already in the folder is compared with the checksum that `record`
-            wrote, if there is one.
+        checksum: The expected checksum, as "sha256:..." or "sha384:..."; empty if it is unknown. It
+            may be shortened to the digits that are in the file's name. A file that is already in
+            the folder is also compared with the checksum that `record` wrote, if there is one.
 
     Raises:
         UserError: If the file cannot be downloaded, or if its checksum differs. The message says
@@ -116,11 +118,12 @@ def _fetch(url: str, folder: pathlib.Path, checksum: str) -> pathlib.Path:
                 part.replace(path)
                 _note_of(part).unlink(missing_ok=True)
             else:
-                _check(
-                    path,
-                    checksum or _recorded(path),
-                    f"{path}: damaged or changed; delete it to download it again",
-                )
+                for expected in (checksum, _recorded(path)):
+                    _check(
+                        path,
+                        expected,
+                        f"{path}: damaged or changed; delete it to download it again",
+                    )
     except OSError as error:
         advice = (
             "free some space there"
@@ -174,12 +177,12 @@ def _download(url: str, path: pathlib.Path) -> pathlib.Path:
             break
         time.sleep(PAUSE)
     resume = "run the same command again to resume, or " if _size(part) else ""
-    refused = NotDownloaded(
+    raise NotDownloaded(
         f"{url}: cannot be downloaded ({reason}); {resume}download it manually, if necessary on "
-        f"another machine, and put it into {path.parent}"
+        f"another machine, and put it into {path.parent}",
+        reason,
+        absent,
     )
-    refused.reason, refused.absent = reason, absent
-    raise refused
 
 
 def _receive(url: str, part: pathlib.Path) -> int | None:
@@ -324,8 +327,9 @@ def _check(path: pathlib.Path, checksum: str, message: str) -> None:
     algorithm, _, expected = checksum.partition(":")
     if not expected:
         return
-    found = _digest(path, algorithm)
-    if not found.startswith(expected.lower()):
+    found, expected = _digest(path, algorithm), expected.lower()
+    # Authors shorten checksums in file names only.
+    if found != expected and not (expected in path.name and found.startswith(expected)):
         if path.name.endswith(".part"):
             path.unlink()
             _note_of(path).unlink(missing_ok=True)
@@ -342,8 +346,14 @@ def _checksum_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _recorded(path: pathlib.Path) -> str:
-    """Returns the checksum that `record` wrote, or ""."""
-    try:
-        return f"sha256:{_checksum_file(path).read_text().split()[0]}"
-    except (OSError, IndexError):
+    """Returns the checksum that `record` wrote, or "" if it wrote none."""
+    file = _checksum_file(path)
+    if not file.exists():
         return ""
+    digits = file.read_bytes()[:64].decode("latin-1")
+    if not re.fullmatch("[0-9a-fA-F]{64}", digits):
+        raise UserError(
+            f"{file}: does not start with a SHA-256 of 64 digits; delete it and {path.name} to "
+            "download the file again"
+        )
+    return f"sha256:{digits}"
