@@ -53,10 +53,10 @@ class Segmentor(keras.Model):
         ['loss', 'miou']
     """
 
-    def __init__(
-        self, inputs: Tensor, outputs: Tensor, name: str | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(inputs, outputs, name=name, **kwargs)
+    # By this signature, every version of Keras recognizes a functional model that it can save. Keras
+    # 3.11 does not recognize the one with the names of the arguments.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         layer = next((x for x in self.layers if isinstance(x, AuxiliaryOutputs)), None)
         self._paths = None if layer is None else _Paths.of(self, layer)
 
