@@ -89,9 +89,9 @@ setuptools.setup(
     install_requires=[
         f"{TENSORFLOW}>=2.20,<3",
         "absl-py>=2.1",
-        "filelock>=3.16",
+        "filelock>=3.30",  # has lock_descriptor
         "flatbuffers>=25.2.10",
-        "h5py>=3.12",
+        "h5py>=3.12.1",
         # tensorflow-datasets imports this package, but does not require it on Python 3.9+
         "importlib-resources>=6",
         "jinja2>=3.1.6",
@@ -100,7 +100,7 @@ setuptools.setup(
         "numpy>=2.0,<3",
         "pillow>=11",
         "tensorboard>=2.20,<3",
-        "tensorflow-datasets>=4.9.9,<5",
+        "tensorflow-datasets>=4.9.10,<5",  # the first one that works with protobuf 7
     ],
     extras_require=EXTRAS,
 )

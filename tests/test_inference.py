@@ -101,8 +101,9 @@ def test_new_weights_take_effect() -> None:
 
 def test_several_outputs_are_refused() -> None:
     image = keras.Input((None, None, 3))
+    x = keras.layers.ReLU()(image)
     with raises_line("2 outputs"):
-        Predictor(keras.Model(image, [image, image]))
+        Predictor(keras.Model(image, [x, x]))
 
 
 def test_an_image_too_small_for_the_model_is_reported() -> None:

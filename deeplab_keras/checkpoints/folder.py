@@ -396,9 +396,8 @@ def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(
-            file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()}
-        )
+        # Without `allow_pickle=False`, which NumPy 2.0 would store as an array of this name.
+        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
         file.flush()
         os.fsync(file.fileno())
 

@@ -176,17 +176,20 @@ class _AlignedBuffer(schema.BufferT):
         return super().Pack(builder)
 
 
+def _aligned(buffer: schema.BufferT) -> _AlignedBuffer:
+    result = _AlignedBuffer()
+    result.data, result.offset, result.size = buffer.data, buffer.offset, buffer.size
+    return result
+
+
 def _with_entry(model: bytes, metadata: bytes) -> bytes:
     """Adds a buffer and a metadata entry that refers to it."""
     tables = schema.ModelT.InitFromPackedBuf(model, 0)
-    tables.metadata = [
-        *(tables.metadata or []),
-        schema.MetadataT(name=ENTRY, buffer=len(tables.buffers)),
-    ]
-    tables.buffers = [*tables.buffers, schema.BufferT(data=np.frombuffer(metadata, np.uint8))]
-    tables.buffers = [
-        _AlignedBuffer(buffer.data, buffer.offset, buffer.size) for buffer in tables.buffers
-    ]
+    entry, content = schema.MetadataT(), schema.BufferT()  # TensorFlow 2.20 takes no arguments
+    entry.name, entry.buffer = ENTRY, len(tables.buffers)
+    content.data = np.frombuffer(metadata, np.uint8)
+    tables.metadata = [*(tables.metadata or []), entry]
+    tables.buffers = [_aligned(buffer) for buffer in [*tables.buffers, content]]
     builder = flatbuffers.Builder(len(model))
     builder.Finish(tables.Pack(builder), b"TFL3")
     return bytes(builder.Output())
