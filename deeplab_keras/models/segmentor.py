@@ -53,8 +53,8 @@ class Segmentor(keras.Model):
         ['loss', 'miou']
     """
 
-    # By this signature, every version of Keras recognizes a functional model that it can save. Keras
-    # 3.11 does not recognize the one with the names of the arguments.
+    # By this signature, every version of Keras recognizes a functional model, which it can save.
+    # Keras 3.11 does not recognize one that names the arguments.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         layer = next((x for x in self.layers if isinstance(x, AuxiliaryOutputs)), None)
