@@ -498,7 +498,7 @@ def test_images_of_all_formats_are_found_and_predicted(job, tmp_path):
         "TGA",
         "TIFF",
         "WEBP",
-    } - set(wanted.values()) <= {"AVIF"}
+    } - set(wanted.values()) <= {"AVIF"} | ({"QOI"} - Image.SAVE.keys())  # Pillow 11 writes no QOI
     expected = {}
     for suffix, kind in wanted.items():
         path = tmp_path / "in" / f"of_{suffix[1:]}{suffix}"
