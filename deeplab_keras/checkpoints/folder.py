@@ -395,9 +395,10 @@ def _read_described(path: pathlib.Path, what: str, make: Callable[[dict[str, Any
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    values: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     with path.open("wb") as file:
         # Without `allow_pickle=False`, which NumPy 2.0 would store as an array of this name.
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(file, **values)
         file.flush()
         os.fsync(file.fileno())
 
