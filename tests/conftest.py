@@ -45,7 +45,9 @@ QUICK_CASES = {
     "test_data_pipeline.py::test_caching_changes_nothing": "png",
     "test_data_pipeline.py::test_the_parts_of_two_workers_equal_the_batches_of_one": "mixed0",
     "test_concat_conv.py::test_networks_agree_with_and_without_concatenation": "psp",
-    "test_convert_pth.py::test_bombs_take_neither_memory_nor_time": "names|storages|hashes|nested",
+    "test_convert_pth.py::test_bombs_take_neither_memory_nor_time": (
+        "names|same|storages|hashes|nested"
+    ),
     "test_data_tfds.py::test_files_records_and_tfds_yield_the_same_batch": "ade20k",
     "test_examples.py::test_every_public_object_has_an_example_that_runs": (
         "^(?!Segmentor|visualization|export_model)"
