@@ -146,6 +146,16 @@ MASKS: dict[str, tuple[Callable[[], Masks], str, str, str]] = {
     "unlabeled is 0": (lambda: blobs(4), "a b c", "if 0 is 'unlabeled', run", INDEX),
     "0/127/254": (lambda: levels(0, 127, 254), "a b c", "evenly spaced gray levels", GRAY),
     "0/127/254, without names": (lambda: levels(0, 127, 254), "", "evenly spaced gray", GRAY),
+    # Only all masks together show what they are.
+    "0/127/254, in different masks": (
+        lambda: [
+            np.where(ids == 1 + index % 2, np.uint8(127 * (1 + index % 2)), np.uint8(0))
+            for index, ids in enumerate(blobs(3))
+        ],
+        "a b c",
+        "evenly spaced gray",
+        GRAY,
+    ),
     "0/85/170/255": (lambda: levels(0, 85, 170, 255), "a b c d", "evenly spaced gray", GRAY),
     "luminances": (
         lambda: [LUMINANCES[ids * 3] for ids in blobs(4)],
