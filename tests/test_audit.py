@@ -238,13 +238,10 @@ def test_the_script_shows_doubtful_masks(tiny_run, tmp_path, capsys):
     for name in ("a.jpg", "b & <c>.png"):
         Image.new("RGB", (40, 30), (90, 120, 30)).save(photos / name)
     (photos / "broken.png").write_bytes(b"no picture")
-    common = [
-        "--dataset=synthetic", "--train_samples=4", "--eval_samples=2", "--synthetic_size=48,48",
-        f"--checkpoint_dir={tiny_run}",
-    ]  # fmt: skip
     out = tmp_path / "report"
     summary = tmp_path / "summary.json"
-    arguments = [*common, f"--unlabeled={photos}", f"--output={out}", f"--summary={summary}"]
+    arguments = [f"--checkpoint_dir={tiny_run}", f"--unlabeled={photos}"]
+    arguments += [f"--output={out}", f"--summary={summary}"]
     assert script("check_dataset.py")(*arguments) == 0
     printed = capsys.readouterr().out
     assert "2 pictures without masks; label these first:" in printed
@@ -252,7 +249,10 @@ def test_the_script_shows_doubtful_masks(tiny_run, tmp_path, capsys):
     assert rows[0] == ["name", "score"]
     assert sorted(row[0] for row in rows[1:]) == ["a", "b & <c>"]
     report = json.loads((out / "report.json").read_text())
-    assert [part["split"] for part in report["audit"]] == ["train", "val"]
+    assert [(part["split"], part["images"]) for part in report["audit"]] == [
+        ("train", 8),
+        ("val", 4),
+    ]
     assert "Doubtful masks of train" in (out / "report.html").read_text()
     assert "broken" in str(json.loads(summary.read_text())["failures"])
     assert script("check_dataset.py")("--unlabeled=x") == 1

@@ -45,7 +45,7 @@ class CheckOptions(Config):
     checkpoint_dir: str = option(
         "",
         "a trained model, which looks for masks that are probably wrong: a workdir, a checkpoint "
-        "or the name of a model",
+        "or the name of a model; the default dataset is that of the training run",
     )
     unlabeled: str = option(
         "",
@@ -64,7 +64,10 @@ class CheckOptions(Config):
 
 def main(command: Command) -> None:
     """Checks the dataset, prints a summary, and writes the report."""
-    options, config = command.config(CheckOptions), command.config(DataConfig)
+    options = command.config(CheckOptions)
+    # A run records its dataset, and which images are its validation split.
+    run = options.checkpoint_dir
+    config = command.data_config(run) if run else command.config(DataConfig)
     name = os.path.basename(os.path.normpath(config.dataset_dir or config.dataset))
     folder = options.output or os.path.join("runs", f"check_{name}")
     splits = options.splits or (config.train_split, config.eval_split)
