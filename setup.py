@@ -27,11 +27,13 @@ EXTRAS = {
     "onnx": ["onnxruntime>=1.22", "tf2onnx>=1.17"],
     "serve": ["ai-edge-litert>=1.4"],  # runs .tflite files without TensorFlow
     "viz": ["matplotlib>=3.10,<4"],
+    "annotations": ["pycocotools>=2.0.11"],  # draws polygons of labeling tools
     "video": ["imageio>=2.37", "imageio-ffmpeg>=0.6"],
     "test": [
         "dill>=0.4",
         "hypothesis>=6.170",
         "matplotlib>=3.10,<4",
+        "pycocotools>=2.0.11",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
     ],

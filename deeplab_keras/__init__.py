@@ -28,6 +28,7 @@ from deeplab_keras.version import __version__
 if TYPE_CHECKING:
     from deeplab_keras import data, visualization
     from deeplab_keras.checkpoints.folder import save_checkpoint
+    from deeplab_keras.data.annotations.convert import convert_annotations
     from deeplab_keras.data.check import check_dataset
     from deeplab_keras.data.registry import open_dataset
     from deeplab_keras.evaluation import metrics
@@ -50,6 +51,7 @@ _LAZY = {
     "audit_labels": "evaluation.audit",
     "build_segmentor": "zoo.loading",
     "check_dataset": "data.check",
+    "convert_annotations": "data.annotations.convert",
     "evaluate": "evaluation.loop",
     "export_model": "export",
     "get_config": "zoo.registry",
@@ -84,6 +86,7 @@ __all__ = [
     "audit_labels",
     "build_segmentor",
     "check_dataset",
+    "convert_annotations",
     "data",
     "evaluate",
     "export_model",

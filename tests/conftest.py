@@ -85,6 +85,7 @@ PACKAGES = {
     "sklearn": "pip install scikit-learn",
     "torch": "pip install torch",
     "onnxruntime": "pip install onnxruntime tf2onnx",
+    "pycocotools": "pip install pycocotools",
     "chromium": "apt-get install chromium, or from chromium.org",
 }
 _without_package: collections.Counter[str] = collections.Counter()

@@ -64,6 +64,7 @@ CONFINED = {
     "absl": "cli",  # its first log line would add a handler to the root logger
     "torch": "benchmarks",
     "cv2": "benchmarks",
+    "pycocotools": "data.annotations",
     "jax": "benchmarks",
 }
 # Modules that must work on Keras' other backends, in rooms that may import TensorFlow.

@@ -447,7 +447,7 @@ def test_the_script(drawn, tmp_path, capsys):
     assert call(*arguments) == 0
     assert "written: 0 masks" in (said := capsys.readouterr().out) and "1 already existed" in said
     assert call(f"--input={drawn}") == 1
-    assert capsys.readouterr().err.startswith("error: --from is required: palette, rgb,")
+    assert capsys.readouterr().err.startswith("error: --output is required: a folder for")
     assert call("--help") == 0
     help = capsys.readouterr().out
     assert all(f"{kind}" in help for kind in KINDS) and all(name in help for name in masks.PALETTES)

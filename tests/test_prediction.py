@@ -696,12 +696,18 @@ def test_resuming_with_skip_existing(tiny_run, tmp_path, capsys):
     [
         (
             ["--outputs=labels,pictures"],
-            "unknown --outputs 'pictures'; known: color, labels, overlay, probabilities",
+            "unknown --outputs 'pictures'; known: coco, color, labelme, labels, overlay, "
+            "probabilities",
         ),
         (
             ["--outputs=labels", "--submission=voc"],
             "--submission cannot be combined with --outputs",
         ),
+        (
+            ["--outputs=coco", "--skip_existing"],
+            "--skip_existing cannot be combined with --outputs",
+        ),
+        (["--polygon_tolerance=-1"], "--polygon_tolerance must be between 0 and 100"),
         (["--submission=coco"], "unknown --submission 'coco'; "),
         (["--palette=red"], "unknown --palette 'red'; known: color_blind, dataset"),
         (["--tile_size=5"], "Received: --tile_size=5"),

@@ -30,8 +30,18 @@ class PredictConfig(Config):
     outputs: tuple[str, ...] = option(
         (),
         "what to write; empty: labels,color,overlay for images, overlay for videos",
-        choices=("labels", "color", "overlay", "probabilities"),
+        choices=("labels", "color", "overlay", "probabilities", "coco", "labelme"),
         aliases={"colour": "color"},
+    )
+    coco_shapes: str = option(
+        "rle",
+        "form of the regions with `outputs='coco'`; rle: exact run lengths; polygons: outlines",
+        choices=("rle", "polygons"),
+    )
+    polygon_tolerance: float = option(
+        0.75,
+        "largest distance in pixels of the polygons for labeling tools from the outline of their "
+        "region; 0: exact, with many points",
     )
     submission: str = option(
         "",
@@ -81,6 +91,15 @@ class PredictConfig(Config):
         self._require(self.tile_overlap >= 0, "tile_overlap", "must be at least 0")
         self._require(
             1 <= self.max_megapixels <= 100_000, "max_megapixels", "must be between 1 and 100000"
+        )
+        self._require(
+            0 <= self.polygon_tolerance <= 100, "polygon_tolerance", "must be between 0 and 100"
+        )
+        self._require(
+            not (self.skip_existing and "coco" in self.outputs),
+            "skip_existing",
+            "cannot be combined with `outputs='coco'`, because one file has the results of all "
+            "images",
         )
         self._require(self.max_frames >= 0, "max_frames", "must be at least 0")
         self._require(1 <= self.threads <= 64, "threads", "must be between 1 and 64")

@@ -90,6 +90,7 @@ def predict(
         )
     videos = [item for item in inputs if item.kind != "image"]
     failures |= _videos(predictor, results, config, videos)
+    results.finish()
     kinds = {item.kind for item in found}
     what = "images" if kinds == {"image"} else "files" if "image" in kinds else "videos"
     skipped = len(found) - len(inputs)

@@ -161,6 +161,7 @@ class ImageJob:
     ) -> Iterator[tuple[Input, Image.Image | None, np.ndarray, np.ndarray | None]]:
         picture = batch[0][1]
         try:
+            self.results.check_size(picture.size)
             if self._in_tiles(picture.size):
                 labels, probabilities = self._tiles(batch[0])[None], None
             else:

@@ -15,12 +15,14 @@ from deeplab_keras.data.datasets.ade20k import ADE20K_151
 from deeplab_keras.data.datasets.cityscapes import CITYSCAPES, CLASSES
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
 from deeplab_keras.io.writing import remove_leftovers, replacing
+from deeplab_keras.prediction.annotations import COCO_FILE, CocoAnnotations, write_labelme
 from deeplab_keras.prediction.inputs import Input
 from deeplab_keras.visualization import classes_in, colorize, legend, overlay, save_png_strips
 
 IMAGE_OUTPUTS = ("labels", "color", "overlay")
 VIDEO_OUTPUTS = ("overlay",)
 CITYSCAPES_NAME = re.compile(r"(.+_\d+_\d+)(_leftImg8bit)?")
+LARGEST_WITH_REGIONS = 1 << 26  # pixels of an image whose regions are searched
 STRIP_ROWS = 512  # rows of a picture that are drawn and written at a time
 LEGEND_GAP = 8  # white rows above the legend
 CLASS_COUNTS = {"voc": 21, "ade20k": 150}
@@ -35,15 +37,19 @@ class Results:
         palette: The palette of the pictures, see `visualization.class_colors`.
 
     Raises:
-        UserError: The classes of the model are not those of the submission's benchmark.
+        UserError: The classes of the model are not those of the submission's benchmark, or an
+            output needs a package that is not installed.
     """
 
     def __init__(self, config: PredictConfig, info: DatasetInfo, palette: str = "dataset") -> None:
         self.config, self.info, self.palette = config, info, palette
         self.folder = pathlib.Path(config.output).expanduser()
         self.outputs = config.outputs or IMAGE_OUTPUTS
+        self._coco: CocoAnnotations | None = None
         if config.submission:
             SUBMISSIONS[config.submission].check(info)
+        elif "coco" in self.outputs:
+            self._coco = CocoAnnotations(info, config.coco_shapes, config.polygon_tolerance)
 
     @property
     def with_probabilities(self) -> bool:
@@ -54,6 +60,19 @@ class Results:
     def with_image(self) -> bool:
         """Whether the outputs need the image."""
         return "overlay" in self.outputs and not self.config.submission
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Checks that an image is not too large for its outputs.
+
+        Raises:
+            UserError: The search for its regions would take gigabytes.
+        """
+        with_regions = {"coco", "labelme"} & set(self.outputs) and not self.config.submission
+        if with_regions and size[0] * size[1] > LARGEST_WITH_REGIONS:
+            raise UserError(
+                f"{size[0]}x{size[1]} pixels are too many for annotations; omit coco and labelme "
+                "from `outputs`, or split the image"
+            )
 
     @property
     def video_outputs(self) -> tuple[str, ...]:
@@ -76,10 +95,14 @@ class Results:
             return {"submission": self.folder / SUBMISSIONS[self.config.submission].file(item)}
         if item.kind == "image":
             suffix = {"probabilities": "npz"}
-            return {
+            files = {
                 kind: self.folder / f"{item.name}_{kind}.{suffix.get(kind, 'png')}"
                 for kind in self.outputs
+                if kind != "coco"  # one file for all images
             }
+            if "labelme" in files:
+                files["labelme"] = self.folder / f"{item.name}.json"
+            return files
         for kind in self.video_outputs:
             if kind not in ("color", "overlay"):
                 raise UserError(
@@ -104,6 +127,10 @@ class Results:
         left: list[Input] = []
         there: list[pathlib.Path] = []
         targets: dict[pathlib.Path, str] = {}
+        if self._coco:
+            path = (self.folder / COCO_FILE).resolve()
+            targets[path] = "`outputs='coco'`"
+            there += [path] if path.exists() else []
         for item in inputs:
             files = [path.resolve() for path in self._files_or_none(item)]
             if taken := sources.intersection(files):
@@ -158,8 +185,12 @@ class Results:
         Raises:
             UserError: A file cannot be written.
         """
+        if self._coco:
+            self._coco.add(item, labels)
         for kind, path in self.files(item).items():
-            if kind == "submission":
+            if kind == "labelme":
+                write_labelme(path, item, labels, self.info, self.config.polygon_tolerance)
+            elif kind == "submission":
                 picture = SUBMISSIONS[self.config.submission].encode(labels, self.info)
                 with replacing(path) as aside:
                     picture.save(aside, format="PNG")
@@ -175,6 +206,15 @@ class Results:
                     )
             else:
                 save_png_strips(path, self._strips(kind, image, labels))
+
+    def finish(self) -> None:
+        """Writes the file that has the results of all images, if there is one.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        if self._coco:
+            self._coco.write(self.folder / COCO_FILE)
 
     def picture(self, kind: str, image: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
         """Draws the output "color" or "overlay", uint8 RGB `[height, width, 3]`."""

@@ -92,12 +92,20 @@ class Result:
         kept: The number of masks that already existed.
         failures: The files that could not be converted, each with its error.
         classes_file: The path of the file with the names and colors of the ids.
+        recognized: What the input is, such as "COCO instances, 3 classes, train: 20 images".
+        splits: The number of masks of each split, if the output is a dataset.
+        images: The number of images that are in the output folder with their masks.
+        notes: What was skipped or changed in the conversion.
     """
 
     converted: int
     kept: int
     failures: dict[str, str]
     classes_file: Path | None
+    recognized: str = ""
+    splits: dict[str, int] = dataclasses.field(default_factory=dict)
+    images: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -306,7 +314,8 @@ def convert_masks(
         raise UserError(
             f"`id_offset={id_offset}`: only `from='index'` uses it, but `from={kind}` is given"
         )
-    files = _files(kind, Path(source), Path(target))
+    require_outside(source, target)
+    files = _files(kind, Path(source))
     failed: dict[str, str] = {}
 
     def gather(read: Read) -> list[Any]:
@@ -314,7 +323,7 @@ def convert_masks(
         return [result for path, result in found if path not in failed]
 
     make_plan, _ = KINDS[kind]
-    plan = make_plan(_classes(classes), id_offset, gather)
+    plan = make_plan(read_class_list(classes), id_offset, gather)
     record = {"from": kind, **plan.settings}
     jobs = _jobs(Path(source), Path(target), [path for path in files if path not in failed], plan)
     fresh = set() if overwrite else _fresh(Path(target), jobs, record)
@@ -330,17 +339,26 @@ def convert_masks(
     for done, _ in enumerate(_each(convert, left, failed), 1):
         progress.update(done)
     converted = sum(path not in failed for path in left)
-    return Result(converted, len(fresh), failed, _write_classes(Path(target), plan.classes))
+    return Result(converted, len(fresh), failed, write_classes(Path(target), plan.classes))
 
 
-def _files(kind: str, source: Path, target: Path) -> list[str]:
-    if not source.is_dir():
-        raise UserError(f"`input={source}`: this folder does not exist")
-    if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
+def require_outside(source: str, target: str) -> None:
+    """Checks that the target is not in the source folder.
+
+    Raises:
+        UserError: It is.
+    """
+    inner, outer = Path(target).resolve(), Path(source).resolve()
+    if Path(source).is_dir() and (inner == outer or outer in inner.parents):
         raise UserError(
             f"`output={target}`: give a folder outside `input={source}`, so that no mask is "
             "converted twice"
         )
+
+
+def _files(kind: str, source: Path) -> list[str]:
+    if not source.is_dir():
+        raise UserError(f"`input={source}`: this folder does not exist")
     _, suffixes = KINDS[kind]
     names = Tree(str(source)).files(".", suffixes, deep=True)
     if kind == "cityscapes":
@@ -352,7 +370,12 @@ def _files(kind: str, source: Path, target: Path) -> list[str]:
     return [str(source / name) for name in names]
 
 
-def _classes(name: str) -> Classes | None:
+def read_class_list(name: str) -> Classes | None:
+    """Returns the classes of the option `classes`: a file, or the name of a dataset.
+
+    Raises:
+        UserError: The file does not exist or cannot be read.
+    """
     if not name:
         return None
     if name in PALETTES:
@@ -400,21 +423,36 @@ def _jobs(source: Path, target: Path, files: Sequence[str], plan: Plan) -> dict[
 def _fresh(target: Path, jobs: dict[str, Path], record: dict[str, Any]) -> set[str]:
     """Returns the files whose masks already exist and were written by the same conversion."""
     there = {path for path, mask in jobs.items() if mask.exists()}
+    require_same_conversion(target, len(there), record)
+    return {path for path in there if jobs[path].stat().st_mtime_ns >= os.stat(path).st_mtime_ns}
+
+
+def require_same_conversion(target: Path, existing: int, record: dict[str, Any]) -> None:
+    """Checks that existing masks were converted in the same way.
+
+    Args:
+        target: The folder of the masks.
+        existing: The number of masks that exist.
+        record: The settings of this conversion.
+
+    Raises:
+        UserError: They were converted in another way.
+    """
     try:
         made = json.loads((target / RECORD).read_text(encoding="utf-8"))
         made["from"] = ALIASES.get(made["from"], made["from"])
     except Exception:  # no record, or a damaged one
         made = None
-    if there and made != record:
+    if existing and made != record:
         how = "by another conversion or with other classes" if made else "by another program"
         raise UserError(
-            f"`output={target}`: {len(there)} of these masks already exist, written {how}; give "
+            f"`output={target}`: {existing} of these masks already exist, written {how}; give "
             "another folder, or `overwrite`"
         )
-    return {path for path in there if jobs[path].stat().st_mtime_ns >= os.stat(path).st_mtime_ns}
 
 
-def _write_classes(target: Path, classes: Classes | None) -> Path | None:
+def write_classes(target: Path, classes: Classes | None) -> Path | None:
+    """Writes classes.txt into a folder and returns its path; None if no classes are known."""
     if classes is None:
         return None
     lines = [
