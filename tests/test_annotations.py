@@ -648,3 +648,18 @@ def test_small_layouts_of_datumaro(name, options, splits, tmp_path):
         options = {"images": layouts / "mapillary_vistas_dataset" / options["images"]}
     result = dk.convert_annotations(layouts / name, tmp_path / "out", **options)
     assert (result.splits, result.failures) == (splits, {})
+
+
+@needs_pycocotools
+@pytest.mark.shared
+@pytest.mark.slow
+def test_three_commands_lead_from_an_export_to_a_tflite_file(tiny_flags, tmp_path):
+    """The export has only the split "valid"."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    export = EXPORTS / "roboflow_coco_polygons"
+    assert script("convert_masks.py")(f"--input={export}", f"--output={mine}") == 0
+    data = ("--dataset=folder", f"--dataset_dir={mine}", "--train_split=val", "--eval_split=val")
+    assert script("train.py")(*tiny_flags, *data, f"--train_logdir={run}") == 0
+    export = ("--formats=tflite", "--input_size=64,64", f"--export_path={run / 'export'}")
+    assert script("export_model.py")(f"--checkpoint_dir={run}", *export) == 0
+    assert list((run / "export").glob("*.tflite"))

@@ -14,7 +14,7 @@ _INWARD = np.roll(_STEPS, -1, axis=0) / 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Region:
+class ConnectedRegion:
     """A connected region of one class; pixels that touch only at a corner are not connected.
 
     Attributes:
@@ -32,7 +32,7 @@ class Region:
     number: int
 
 
-def find_regions(labels: np.ndarray) -> tuple[list[Region], np.ndarray]:
+def find_regions(labels: np.ndarray) -> tuple[list[ConnectedRegion], np.ndarray]:
     """Returns the connected regions of a label map, and the number of each pixel's region.
 
     Args:
@@ -71,7 +71,7 @@ def _connected(count: int, pairs: np.ndarray) -> np.ndarray:
 
 def _regions(
     labels: np.ndarray, first: np.ndarray, lengths: np.ndarray, numbers: np.ndarray
-) -> list[Region]:
+) -> list[ConnectedRegion]:
     height = labels.shape[0]
     order = np.argsort(numbers, kind="stable")
     bounds = np.searchsorted(numbers[order], np.arange(numbers.max(initial=-1) + 2))
@@ -89,7 +89,7 @@ def _regions(
         counts = np.stack([gaps[keep], merged], axis=1).ravel()
         rest = labels.size - counts.sum()
         found.append(
-            Region(
+            ConnectedRegion(
                 int(labels[top[0], x[0]]),
                 np.append(counts, rest) if rest else counts,
                 int(length.sum()),
