@@ -298,6 +298,19 @@ def test_yolo(names, export, tmp_path):
         assert not read(tmp_path / f"out/labels/{split}/b.png").any()
 
 
+@needs_pycocotools
+def test_yolo_labels_with_images_in_another_folder(export, tmp_path):
+    """As in Label Studio's YOLO export: classes.txt, and labels without images."""
+    (export / "labels").mkdir()
+    (export / "classes.txt").write_text("sign\ncar\n")
+    (export / "labels/a.txt").write_text("1 0.1 0.2 0.9 0.2 0.9 0.9\n")
+    photo(tmp_path / "photos/a.jpg")
+    result = convert(export, images=tmp_path / "photos")
+    assert (result.converted, result.images, result.failures) == (1, 1, {})
+    wanted = drawn([2, 12 * 0.2, 18, 12 * 0.2, 18, 12 * 0.9]) * 2
+    np.testing.assert_array_equal(read(tmp_path / "out/labels/train/a.png"), wanted)
+
+
 def test_names_in_yaml():
     yaml = pytest.importorskip("yaml")
     for text in (

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tracemalloc
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -515,6 +516,22 @@ def test_gray_levels_are_not_guessed(export):
         "hold the gray levels '0', '170', '85'; if each is a class, give its form as --from: gray, "
         "and if they are class ids, index"
     ):
+        convert(export)
+
+
+def test_masks_in_an_archive_are_refused(export, tmp_path):
+    with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:
+        Image.fromarray(np.uint8([[0, 1]])).save(export / "a.png")
+        archive.write(export / "a.png", "a.png")
+    with raises_line("masks are converted from a folder; extract the archive"):
+        dk.convert_annotations(tmp_path / "masks.zip", tmp_path / "out")
+
+
+def test_panoptic_with_too_many_categories(export):
+    categories = [{"id": i, "name": f"c{i}"} for i in range(300)]
+    entry = {"image_id": 1, "file_name": "b.png", "segments_info": []}
+    (export / "panoptic.json").write_text(json.dumps(coco(entry, categories=categories)))
+    with raises_line("it has 300 categories, but at most 255 are allowed; remove"):
         convert(export)
 
 

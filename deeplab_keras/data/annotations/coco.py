@@ -100,7 +100,8 @@ def read_coco(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
 
 
 _NOTES = {
-    "crowds": "crowds and regions to ignore, which become the ignore label: %d",
+    "crowds": "crowds and regions to ignore, which become the ignore label: %d; if crowds are "
+    "objects, as in masks that CVAT exports, give `crowd='class'`",
     "boxes": "objects with only a box, which becomes the ignore label: %d",
     "empty": "skipped, annotations without an outline and a box: %d",
     "flat": "skipped, polygons with fewer than three points, which have no area: %d",
@@ -293,6 +294,11 @@ def read_panoptic(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Ex
         _add_categories(export, file)
     # No background: the pixels of every class are listed, and the others are to be ignored.
     names = tuple(dict.fromkeys(name for file in read for name, _ in file.categories.values()))
+    if len(names) > IGNORE_LABEL:
+        raise UserError(
+            f"{export.sources[0]}: it has {len(names)} categories, but at most {IGNORE_LABEL} are "
+            "allowed; remove those that are not used"
+        )
     palette = pascal_palette(len(names))
     export.classes = Classes(
         names, tuple(export.colors.get(name, palette[i]) for i, name in enumerate(names))

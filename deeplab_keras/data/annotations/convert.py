@@ -155,6 +155,11 @@ def convert_annotations(
     root, names = export_tree(source)
     given, kind = kind, kind or recognize(root, names, source)
     if kind in KINDS:
+        if not os.path.isdir(source):
+            raise UserError(
+                f"`input={source}`: masks are converted from a folder; extract the archive, or "
+                "give the folder of the file"
+            )
         done = convert_masks(
             kind, source, target, classes=classes, id_offset=id_offset, overwrite=overwrite
         )

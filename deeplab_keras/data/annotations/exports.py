@@ -132,22 +132,29 @@ class ImageFiles:
         self._by_name: dict[str, list[tuple[Tree, str]]] = collections.defaultdict(list)
         for tree in trees:
             for path in tree.files(".", PICTURES, deep=True):
-                self._by_name[path.rpartition("/")[2]].append((tree, path))
+                name = path.rpartition("/")[2]
+                self._by_name[name].append((tree, path))
+                self._by_name[without_suffix(name)].append((tree, path))
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_name.values()))
+        return len(self._by_name)
 
     def find(self, name: str, split: str, near: str = "", *, only_name: bool = False) -> str:
         """Returns the path of an image on disk; "" if there is none, or if several could be meant.
 
         Args:
-            name: Its path; the files' paths must end with it.
+            name: Its path; the files' paths must end with it, with or without their suffix.
             split: Its split. Files of that split are preferred.
             near: A folder; files in it are preferred.
             only_name: Whether the last part of the name is enough if a single file has it.
         """
         named = self._by_name.get(name.rpartition("/")[2], [])
-        fitting = [item for item in named if f"/{item[1]}".endswith(f"/{name}")]
+        fitting = [
+            item
+            for item in named
+            if f"/{item[1]}".endswith(f"/{name}")
+            or f"/{without_suffix(item[1])}".endswith(f"/{name}")
+        ]
         if only_name and not fitting:
             fitting = named
         fitting = [item for item in fitting if split_of(item[1]) == split] or fitting

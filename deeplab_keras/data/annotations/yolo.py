@@ -60,8 +60,11 @@ def read_yolo(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
         picture.split = split_of(image)
         picture.where = picture.where or str(root.on_disk(image))
         export.pictures.append(picture)
-    for path in texts.values():
-        picture = Picture(path, str(root.on_disk(path)), problem="its image is not in the export")
+    for stem, path in texts.items():  # the images may be in another folder
+        parts = stem.split("/")
+        place = max(i for i, part in enumerate(parts[:-1]) if part.lower() == "labels")
+        picture = _picture(root, path, parts[place + 1 :], names, counts)
+        picture.split = split_of(path)
         export.pictures.append(picture)
     if counts["boxes"] and not counts["polygons"]:
         raise UserError(
