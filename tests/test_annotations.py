@@ -266,6 +266,24 @@ def test_an_interrupted_conversion_resumes(export, tmp_path):
     assert convert(export, overwrite=True).converted == 2
 
 
+def test_two_exports_of_the_same_classes_are_one_dataset(export, tmp_path):
+    """With other classes, the ids of the masks that exist would have another meaning."""
+    half = {"counts": [120, 120], "size": [12, 20]}
+    write_coco(export, annotation(half))
+    convert(export)
+    image = {"id": 1, "file_name": "b.png", "width": 20, "height": 12}
+    write_coco(export, annotation(half, 2), images=[image])
+    photo(export / "b.png")
+    assert convert(export).converted == 1
+    before = (tmp_path / "out/classes.txt").read_text()
+    image["file_name"] = "a.png"
+    write_coco(export, annotation(half), images=[image], categories=[{"id": 1, "name": "tree"}])
+    for overwrite in (False, True):
+        with pytest.raises(dk.UserError, match="other classes"):
+            convert(export, overwrite=overwrite)
+    assert (tmp_path / "out/classes.txt").read_text() == before
+
+
 # --- The other forms ---
 
 

@@ -187,6 +187,7 @@ def _convert(
     jobs = _jobs(export, root, _image_files(root, images), target, failed)
     record = {**record, "classes": ids, "export": _fingerprint(export.sources)}
     done = set() if overwrite else _done(jobs, target, record)
+    _require_same_classes(target, jobs, classes)
     write_text(target / RECORD, json.dumps(record, indent=1) + "\n")
     left = [job for job in jobs if job.mask not in done]
     progress = Progress(len(left), "converting")
@@ -279,12 +280,30 @@ def _own_classes(export: Export, used: Mapping[str, int]) -> Classes:
     return Classes((BACKGROUND, *labels), (palette[0], *colors))
 
 
+def _names_in(target: Path) -> tuple[str, ...]:
+    """Returns the class names in the dataset's classes.txt; () if there are none."""
+    try:
+        return read_classes(Tree(str(target)), "classes.txt").names
+    except UserError:
+        return ()
+
+
+def _require_same_classes(target: Path, jobs: Sequence[_Job], classes: Classes) -> None:
+    """Checks that masks of other exports in the dataset have the same classes."""
+    masks = {str(job.mask.relative_to(target / "labels")) for job in jobs}
+    found = Tree(str(target)).files("labels", (".png",), deep=True)
+    others = [name for name in found if name not in masks]
+    if others and _names_in(target) != classes.names:
+        raise UserError(
+            f"`output={target}`: it has {len(others)} masks of another export with other classes, "
+            f"such as {others[0]}; give another folder, or convert both exports with the same "
+            "`classes='FILE'`"
+        )
+
+
 def _check_written_classes(target: Path, classes: Classes) -> None:
     """Checks that classes.txt is read as it was meant: names come from a file of a stranger."""
-    try:
-        names = read_classes(Tree(str(target)), "classes.txt").names
-    except UserError:
-        names = ()
+    names = _names_in(target)
     if names != classes.names:
         (target / "classes.txt").unlink()
         strange = next((name for name in classes.names if name not in names), classes.names[0])
