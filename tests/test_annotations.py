@@ -595,7 +595,7 @@ def test_the_script_says_what_it_recognized(export, tmp_path, capsys):
         "note: classes without an object: 'car'; to leave them out, list the others in "
         "--classes=FILE",
         f"written: 1 masks to {tmp_path / 'out'}",
-        f"ready: --dataset=folder --dataset_dir={tmp_path / 'out'}",
+        f"ready: --dataset=folder --dataset_dir={tmp_path / 'out'} --val_fraction=0.2",
     ]
 
 

@@ -101,7 +101,9 @@ def main(command: Command) -> None:
     kept = f", {result.kept} already existed" if result.kept else ""
     print(f"written: {result.converted} masks to {options.output}{kept}")
     if result.images:
-        print(f"ready: --dataset=folder --dataset_dir={options.output}")
+        alone = "train" in result.splits and "val" not in result.splits
+        split = " --val_fraction=0.2" if alone else ""  # training needs a validation split
+        print(f"ready: --dataset=folder --dataset_dir={options.output}{split}")
     elif result.classes_file and not result.splits and (result.converted or result.kept):
         print(f"classes: {result.classes_file}; move it into the folder that --dataset_dir names")
     if result.failed:
