@@ -87,6 +87,7 @@ def test_the_benchmark_of_a_training_step_needs_no_tensorflow(run):
 @pytest.mark.jax
 def test_a_model_learns_and_is_saved_without_tensorflow(run):
     code = """
+        import sys
         import numpy as np
         import deeplab_keras as dk
         from deeplab_keras.checkpoints.folder import save_checkpoint
