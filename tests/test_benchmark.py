@@ -296,7 +296,7 @@ def test_torch_computes_the_same_network(name):
     expected = np.asarray(model(images, training=False))
     with torch.inference_mode():
         found = (
-            torch_model.Network(describe(concatenated))
+            torch_model.TorchNetwork(describe(concatenated))
             .eval()
             .logits(torch.from_numpy(images))
             .permute(0, 2, 3, 1)
