@@ -1,11 +1,19 @@
 """Finds masks that are probably wrong: regions where they contradict a confident model.
 
-A pixel is doubtful if the model gives its label a much lower probability than the class that it
-predicts. Doubtful pixels of the same label and prediction form regions. Thin strips are left out,
-because masks and predictions always differ along outlines. The score of a pixel is 1 - p(label),
-the disagreement. The score of a region is the sum over its pixels, weighted by how seldom the model
-makes that confusion in the other images, so that the model's own weaknesses do not fill the first
-places. For a picture without a mask, the same score has an expected value under the model's own
+There are two kinds of evidence.
+
+* Regions: a pixel is doubtful if the model gives its label a much lower probability than the class
+  that it predicts. Doubtful pixels of the same label and prediction form regions. Thin strips are
+  left out, because masks and predictions always differ along outlines. The score of a pixel is
+  1 - p(label), the disagreement. The score of a region is the sum over its pixels, weighted by how
+  seldom the model makes that confusion in the other images, so that the model's own weaknesses do
+  not fill the first places.
+* Shifts: a mask that was moved disagrees along all of its outlines. It agrees with more pixels of
+  the prediction when it is moved back.
+
+Both are compared with the masks of the same split: 1 is as much as in the most doubtful tenth.
+
+For a picture without a mask, the score of a pixel has an expected value under the model's own
 probabilities: the sum of p(class) * (1 - p(class)).
 
 The idea is that of confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating
@@ -32,8 +40,14 @@ from deeplab_keras.evaluation.regions import connected, opened
 from deeplab_keras.inference import Network, Predictor, as_network
 from deeplab_keras.io.progress import Progress
 
-MARGIN = 0.5  # smallest difference in probability between the predicted class and the label
+MARGIN = 0.8  # smallest difference in probability between the predicted class and the label
 STRIP = 0.004  # of the diagonal: doubtful strips of up to twice this width are left out
+USUAL = 0.9  # the quantile of the masks' evidence that corresponds to a score of 1
+SMALLEST_USUAL = 0.002  # of the image's pixels: the least evidence for a score of 1
+# Masks are moved by up to REACH steps of STEP pixels in each direction, in maps that are reduced to
+# a long side of SIDE pixels.
+SIDE, STEP, REACH = 512, 2, 6
+SHIFTED = 0.01  # of the pixels: a mask that gains this much when it is moved is doubtful
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +71,22 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class AuditedMask:
-    """The doubtful regions of a mask.
+    """A mask that the model contradicts.
 
     Attributes:
         index: The index of the pair in its source.
         name: The name of the pair.
-        regions: The regions, the most doubtful first.
+        regions: The doubtful regions, the most doubtful first.
+        shift: The pixels to the right and down by which the mask should be moved; `None` if it is
+            in its place.
+        score: How doubtful the mask is. 1 is as much as in the most doubtful tenth of the masks.
     """
 
     index: int
     name: str
     regions: tuple[Region, ...]
-
-    @property
-    def score(self) -> float:
-        """The sum of the regions' scores."""
-        return sum(region.score for region in self.regions)
+    shift: tuple[int, int] | None
+    score: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +114,8 @@ class Audit:
             "masks": [
                 {
                     "name": mask.name,
-                    "score": round(mask.score, 1),
+                    "score": round(mask.score, 2),
+                    "shift": None if mask.shift is None else list(mask.shift),
                     "regions": [
                         {
                             "label": names[region.label],
@@ -164,22 +179,66 @@ def audit_labels(
     predictor = Predictor(network, config)
     bar = Progress(len(source), f"auditing {split}".strip()) if progress else None
     found: dict[int, list[Region]] = {}
+    gains: dict[int, tuple[float, tuple[int, int]]] = {}
+    sizes: dict[int, int] = {}
     pixels = np.zeros(info.num_classes, np.int64)
     for indices, images, labels in batches(source, len(source), config.eval_batch_size, info):
         predicted, probabilities = predictor.labels_and_probabilities(images)
         for place, index in enumerate(indices):
             maps = labels[place], predicted[place], probabilities[place]
             found[index] = list(doubtful_regions(*maps, info.ignore_label))
+            gains[index] = best_shift(labels[place], predicted[place], info.ignore_label)
+            sizes[index] = labels[place].size
         pixels += np.bincount(labels.ravel(), minlength=256)[: info.num_classes]
         if bar:
             bar.update(len(found))
-    masks = [
-        AuditedMask(index, source.names[index], regions)
-        for index, regions in weighted_regions(found, pixels).items()
-        if regions
-    ]
+    regions = weighted_regions(found, pixels)
+    doubt = {i: sum(region.score for region in regions[i]) / sizes[i] for i in found}
+    usual, usual_gain = (
+        max(float(np.quantile(list(values), USUAL)), SMALLEST_USUAL)
+        for values in (doubt.values(), [gain for gain, _ in gains.values()])
+    )
+    masks = []
+    for index, (gain, move) in gains.items():
+        shift = move if gain >= SHIFTED else None
+        if regions[index] or shift:
+            score = max(doubt[index] / usual, gain / usual_gain if shift else 0.0)
+            masks.append(AuditedMask(index, source.names[index], regions[index], shift, score))
     masks.sort(key=lambda mask: (-mask.score, mask.name))
     return Audit(info, split, len(source), tuple(masks))
+
+
+def best_shift(
+    label: np.ndarray, predicted: np.ndarray, ignore_label: int
+) -> tuple[float, tuple[int, int]]:
+    """Returns how a mask should be moved to agree with the prediction in the most pixels.
+
+    Args:
+        label: The mask, `[height, width]`.
+        predicted: The predicted classes, `[height, width]`.
+        ignore_label: The label of pixels that do not count.
+
+    Returns:
+        The share of pixels that agree in addition, in 0..1, and the move to the right and down in
+        pixels.
+    """
+    factor = -(-max(label.shape) // SIDE)
+    label, predicted = (part[::factor, ::factor] for part in (label, predicted))
+    height, width = label.shape
+
+    def agreement(down: int, right: int) -> float:
+        moved = label[max(-down, 0) : height - down, max(-right, 0) : width - right]
+        below = predicted[max(down, 0) : height + down, max(right, 0) : width + right]
+        counts = moved != ignore_label
+        return float((counts & (moved == below)).sum() / max(counts.sum(), 1))
+
+    steps = range(-REACH * STEP, REACH * STEP + 1, STEP)
+    moves = [(down, right) for down in steps for right in steps]
+    moves = [move for move in moves if abs(move[0]) < height and abs(move[1]) < width]
+    moves.sort(key=lambda move: abs(move[0]) + abs(move[1]))  # of equal ones, the smallest
+    shares = [agreement(*move) for move in moves]
+    down, right = moves[int(np.argmax(shares))]
+    return max(shares) - agreement(0, 0), (factor * right, factor * down)
 
 
 def rank_unlabeled(

@@ -61,9 +61,8 @@ def _figure(mask: AuditedMask, predictor: Predictor, source: Source) -> dict[str
     }
     data = io.BytesIO()
     Image.fromarray(captioned(tiles)).save(data, "PNG", optimize=True)
-    regions = "; ".join(_text(region, source.info) for region in mask.regions[:BOXES])
     return {
-        "caption": f"{mask.name}: score {mask.score:.0f}; {regions}",
+        "caption": f"{mask.name}: {_reasons(mask, source.info, BOXES)}",
         "png": base64.b64encode(data.getvalue()).decode(),
     }
 
@@ -82,6 +81,23 @@ def _marked(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
     return np.array(resized)
 
 
+def _reasons(mask: AuditedMask, info: DatasetInfo, count: int) -> str:
+    """Returns the score of a mask, its shift, and its first regions."""
+    reasons = [f"score {mask.score:.1f}"]
+    if mask.shift:
+        right, down = mask.shift
+        moves = [
+            f"{abs(pixels)} pixels {way}"
+            for pixels, way in (
+                (right, "to the right" if right > 0 else "to the left"),
+                (down, "down" if down > 0 else "up"),
+            )
+            if pixels
+        ]
+        reasons.append(f"the mask fits better {' and '.join(moves)}")
+    return "; ".join([*reasons, *(_text(region, info) for region in mask.regions[:count])])
+
+
 def _text(region: Region, info: DatasetInfo) -> str:
     names = info.class_names
     left, top, right, bottom = region.box
@@ -98,7 +114,7 @@ def table(audit: Audit) -> str:
         f"confidence{'; the most doubtful are:' if audit.masks else ''}"
     ]
     for mask in audit.masks[:LINES]:
-        lines.append(f"  {mask.name}: score {mask.score:.0f}; {_text(mask.regions[0], audit.info)}")
+        lines.append(f"  {mask.name}: {_reasons(mask, audit.info, 1)}")
     if len(audit.masks) > LINES:
         lines.append(f"  ... and {len(audit.masks) - LINES} more")
     return "\n".join(lines)
