@@ -44,7 +44,7 @@ EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
 
 
 class BuildWithResources(build_py):
-    """Copies the recipes and the web page into the package, see deeplab_keras/io/resources.py.
+    """Copies the folders of deeplab_keras/io/resources.py into the package.
 
     An editable installation reads them from the checkout.
     """
@@ -60,6 +60,9 @@ class BuildWithResources(build_py):
             shutil.copytree(
                 HERE / name, target / name, ignore=shutil.ignore_patterns(".*", "README.md")
             )
+        (target / "docs").mkdir()
+        for page in (HERE / "docs").glob("*.md"):  # messages name these pages
+            shutil.copy(page, target / "docs")
 
 
 setuptools.setup(

@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     """The wheel, built from the source archive, so that both are complete."""
     place = tmp_path_factory.mktemp("build")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("deeplab_keras", "configs", "demo", "scripts", "benchmarks", "tests"):
+    for name in ("deeplab_keras", "configs", "demo", "docs", "scripts", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, place / "checkout" / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, place / "checkout" / name)
@@ -75,8 +75,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
     }
     resources = {
         f"deeplab_keras/resources/{path.relative_to(ROOT).as_posix()}"
-        for folder in ("configs", "demo/web")
-        for path in (ROOT / folder).rglob("*")
+        for folder, pattern in (("configs", "**/*"), ("demo/web", "**/*"), ("docs", "*.md"))
+        for path in (ROOT / folder).glob(pattern)
         if path.is_file() and path.name != "README.md"
     }
     assert "deeplab_keras/py.typed" in library and len(resources) > 40
@@ -105,6 +105,9 @@ def test_the_installed_package_works_anywhere(site, tiny_real_run, tmp_path):
 
     status, listed, error = run("recipes")
     assert (status, error) == (0, "") and "synthetic/demo.flags  " in listed
+    status, listed, _ = run("train", "--help")
+    (page,) = re.findall(r"\((\S+)from_official_deeplab\.md\)", listed)
+    assert pathlib.Path(page) == site / "deeplab_keras/resources/docs"
     recipe = "--flagfile=synthetic/demo.flags"
     given = ("--train_samples=3", "--eval_samples=2", f"--output={tmp_path}/report", "--quiet")
     status, printed, error = run("check", recipe, *given, "--summary=check.json")
@@ -127,10 +130,14 @@ def test_hints_of_the_installed_package_name_its_commands(site, tmp_path):
 from deeplab_keras.config import UserError
 from deeplab_keras.io.resources import resource_folder
 print(UserError("run `python scripts/convert_masks.py` --from=rgb, or `export_model.py`"))
+print(UserError("see docs/datasets.md; my/docs/datasets.md and docs/none.md are other files"))
 print(resource_folder("demo/web"))
 """
     done = call("-c", code, cwd=tmp_path, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
-    hint, page = done.stdout.splitlines()
+    hint, pages, page = done.stdout.splitlines()
     assert hint == "run deeplab-keras convert-masks --from=rgb, or deeplab-keras export"
+    known = site / "deeplab_keras/resources/docs/datasets.md"
+    assert pages == f"see {known}; my/docs/datasets.md and docs/none.md are other files"
+    assert known.read_bytes() == (ROOT / "docs/datasets.md").read_bytes()
     assert page == str(site / "deeplab_keras/resources/demo/web")
     assert re.search("<html", (pathlib.Path(page) / "index.html").read_text())

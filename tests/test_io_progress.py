@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
 from deeplab_keras.io import progress
-from deeplab_keras.io.progress import Progress, clock
+from deeplab_keras.io.progress import Progress, clock, without_noise
 
 
 class Terminal(io.StringIO):
@@ -74,3 +75,17 @@ def test_an_unknown_total_shows_only_the_count(now):
 @pytest.mark.parametrize("seconds, text", [(75, "1:15"), (4000, "1:06:40"), (0.4, "0:00")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_messages_about_a_machine_without_a_gpu_are_noise_and_others_are_not(capfd):
+    """The first two lines are those of TensorFlow 2.21 with GPU libraries, but without a driver."""
+    noise = [
+        "I0000 00:00:1795750040.331480   18554 cudart_stub.cc:31] Could not find cuda drivers on "
+        "your machine, GPU will not be used.",
+        "E0000 00:00:1795750062.913108   18554 cuda_platform.cc:52] failed call to cuInit: "
+        "INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN ERROR (303)",
+    ]
+    kept = "failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN ERROR (100)"
+    with without_noise():
+        os.write(2, "\n".join([*noise, kept, ""]).encode())
+    assert capfd.readouterr().err == f"{kept}\n"

@@ -55,11 +55,24 @@ def run(tmp_path):
 
 
 def test_a_script_names_the_missing_package(run):
-    _, error = run(f"{ROOT}/scripts/list_models.py", status=1, KERAS_BACKEND="tensorflow")
+    script = f"{ROOT}/scripts/build_tfrecords.py"
+    _, error = run(script, status=1, KERAS_BACKEND="tensorflow")
     assert error.startswith(
         "error: tensorflow is not installed, but Keras needs it: pip install tensorflow; "
     )
     assert error.count("\n") == 1
+
+
+def test_lists_need_neither_tensorflow_nor_keras(run):
+    code = """
+import sys
+from deeplab_keras.cli.script import call_command
+assert [call_command(name, [name]) for name in ("list_models", "recipes")] == [0, 0]
+assert "keras" not in sys.modules
+"""
+    out, error = run("-c", code, KERAS_BACKEND="tensorflow")
+    assert "\nlraspp_mobilenet_v3_large " in out and "\nsynthetic/demo.flags " in out
+    assert error == ""
 
 
 @pytest.mark.jax

@@ -122,6 +122,13 @@ def test_a_misspelled_name_and_a_missing_folder(cache):
         "^PSPNet: no such folder; models with this in their name: pspnet_mobilenetv2os8_voc, psp",
     ):
         loading.load_model("PSPNet")
+    with raises_line("^deeplabv3_voc: .* in their name: deeplabv3_mobilenetv2os8_voc, deeplabv3p"):
+        loading.load_model("deeplabv3_voc")
+    with raises_line("^street: no such folder; give .* name of a model, which .*list.* lists"):
+        loading.load_model("street")
+    for name in ("imagenet", "torchvision_mobilenet_v2"):
+        with raises_line(f"^{name}: a backbone .*; train .* with initial_checkpoint='?{name}"):
+            loading.load_model(name)
 
 
 def test_every_name_has_an_address_and_a_license():

@@ -24,7 +24,7 @@ from deeplab_keras.config import (
     TrainConfig,
     render_options,
 )
-from deeplab_keras.config.commands import render_examples
+from deeplab_keras.config.commands import render_examples, render_pages
 
 # The classes whose options occur in messages.
 CONFIGS = (ModelConfig, DataConfig, TrainConfig, EvalConfig, PredictConfig, ExportConfig)
@@ -236,6 +236,7 @@ def _official_help(section: type[Config], script: str) -> str:
         f"Other flags of the official DeepLab's {script}, which are obeyed or answered in one line "
         f"(docs/from_official_deeplab.md): {names}"
     )
+    text = render_pages(text)
     return textwrap.fill(text, HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 

@@ -21,10 +21,14 @@ from deeplab_keras.version import __version__
 HELP = ("--help", "-h", "-help", "--helpfull")
 VERSION = ("--version", "-version")
 INTERRUPTED = 130  # exit status
+WITHOUT_KERAS = ("list_models", "recipes")  # the others need Keras, which takes seconds to import
 
 
 def run(
-    doc: str | None, main: Callable[[Command], int | None], *sections: type[Config]
+    doc: str | None,
+    main: Callable[[Command], int | None],
+    *sections: type[Config],
+    keras: bool = True,
 ) -> typing.NoReturn:
     """Runs a script and exits: with status 0, or 1 and one line on stderr after an error.
 
@@ -32,20 +36,23 @@ def run(
         doc: The script's docstring, which begins the output of `--help`.
         main: The function to run; if it returns an int, this is the exit status.
         sections: The config classes whose flags the script uses, its own class first.
+        keras: Imports Keras first, and reports errors of the import in one line.
     """
-    sys.exit(call(sys.argv, doc, main, *sections))
+    sys.exit(call(sys.argv, doc, main, *sections, keras=keras))
 
 
 def run_command(name: str) -> typing.NoReturn:
     """Runs the command in `deeplab_keras.cli.commands.<name>` as a script, and exits."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
-    run(command.__doc__, command.main, *command.SECTIONS)
+    keras = name not in WITHOUT_KERAS
+    run(command.__doc__, command.main, *command.SECTIONS, keras=keras)
 
 
 def call_command(name: str, argv: Sequence[str]) -> int:
     """Runs the command in `deeplab_keras.cli.commands.<name>`, and returns the exit status."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
-    return call(argv, command.__doc__, command.main, *command.SECTIONS)
+    keras = name not in WITHOUT_KERAS
+    return call(argv, command.__doc__, command.main, *command.SECTIONS, keras=keras)
 
 
 def call(
@@ -53,8 +60,17 @@ def call(
     doc: str | None,
     main: Callable[[Command], int | None],
     *sections: type[Config],
+    keras: bool = True,
 ) -> int:
-    """Runs a script with the given command line, see `run`, and returns the exit status."""
+    """Runs a script with the given command line, see `run`, and returns the exit status.
+
+    Args:
+        argv: The command line.
+        doc: See `run`.
+        main: See `run`.
+        sections: See `run`.
+        keras: See `run`.
+    """
     if set(HELP) & set(argv[1:]):
         return show(help_text(doc or "", *sections))
     if set(VERSION) & set(argv[1:]):
@@ -66,7 +82,7 @@ def call(
         for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r"))
     )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return _call(argv, main, *sections)
+        return _call(argv, main, sections, keras)
 
 
 def show(text: str) -> int:
@@ -127,11 +143,14 @@ class _Escaped:
 
 
 def _call(
-    argv: Sequence[str], main: Callable[[Command], int | None], *sections: type[Config]
+    argv: Sequence[str],
+    main: Callable[[Command], int | None],
+    sections: Sequence[type[Config]],
+    keras: bool,
 ) -> int:
     write = flag_writer(*sections)
     with _shown_log(write), options_shown_by(write):
-        return _Run(argv, main, sections).call()
+        return _Run(argv, main, sections, keras).call()
 
 
 class _Run:
@@ -141,6 +160,7 @@ class _Run:
         argv: The command line.
         main: The function to run.
         sections: The config classes of the command.
+        keras: Whether to import Keras first.
     """
 
     def __init__(
@@ -148,8 +168,9 @@ class _Run:
         argv: Sequence[str],
         main: Callable[[Command], int | None],
         sections: Sequence[type[Config]],
+        keras: bool,
     ) -> None:
-        self.argv, self.main, self.sections = argv, main, sections
+        self.argv, self.main, self.sections, self.keras = argv, main, sections, keras
         self.summary, self.summary_path = RunSummary(), ""
 
     def call(self) -> int:
@@ -186,7 +207,8 @@ class _Run:
         options, self.summary = command.config(CommonOptions), command.summary
         self._prepare_summary(options.summary)
         with _quiet() if options.quiet else contextlib.nullcontext():
-            _load_keras()
+            if self.keras:
+                _load_keras()
             status = self.main(command) or 0
             if sys.stdout is not None:  # it is None if the descriptor is closed: `script >&-`
                 sys.stdout.flush()
@@ -219,10 +241,12 @@ BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")
 
 
 def _load_keras() -> None:
-    """Imports Keras and its backend."""
+    """Imports Keras and its backend, and finds the devices, without the messages about them."""
     try:
         with without_noise():
-            importlib.import_module("keras")
+            keras = importlib.import_module("keras")
+            if keras.backend.backend() == "tensorflow":
+                importlib.import_module("tensorflow").config.list_physical_devices("GPU")
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:
             raise

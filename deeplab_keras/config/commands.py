@@ -2,7 +2,8 @@
 
 Messages name a command in backticks as the script of a checkout, `` `python scripts/predict.py` ``
 or `` `predict.py` ``. If the user called `deeplab-keras`, and in an installed package, which has no
-scripts, `render_commands` writes `deeplab-keras predict` instead.
+scripts, `render_commands` writes `deeplab-keras predict` instead. Messages name a page of the
+documentation as `docs/export.md`; in an installed package, `render_commands` writes its path.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _SCRIPT = rf"({'|'.join(_NAMES)})\.py"
 _IN_MESSAGE = re.compile(rf"`((?:python )?(?:scripts/)?{_SCRIPT})`")
 _IN_EXAMPLE = re.compile(rf"python scripts/{_SCRIPT}\b")
 
+_PAGE = re.compile(r"(?<![\w./\\-])docs/(\w+\.md)\b")
+
+# The pages in a wheel (io/resources.py); a checkout has no such folder.
+_PAGES = pathlib.Path(__file__).resolve().parents[1] / "resources/docs"
 _SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
 # The program whose commands messages name; "" for the scripts of a checkout.
 _program: contextvars.ContextVar[str] = contextvars.ContextVar(
@@ -59,10 +64,10 @@ def commands_of(program: str) -> Iterator[None]:
 
 
 def render_commands(text: str) -> str:
-    """Returns a message with each command in backticks as the user can run it."""
+    """Returns a message with commands in backticks as the user can run them, and paths of pages."""
     program = _program.get()
     return _IN_MESSAGE.sub(
-        lambda found: f"{program} {_NAMES[found[2]]}" if program else found[1], text
+        lambda found: f"{program} {_NAMES[found[2]]}" if program else found[1], render_pages(text)
     )
 
 
@@ -70,3 +75,13 @@ def render_examples(text: str) -> str:
     """Returns a help text with each `python scripts/NAME.py` as the user can run it."""
     program = _program.get()
     return _IN_EXAMPLE.sub(lambda found: f"{program} {_NAMES[found[1]]}", text) if program else text
+
+
+def render_pages(text: str) -> str:
+    """Returns a text with each `docs/NAME.md` as the path of the page in an installed package."""
+
+    def path(found: re.Match[str]) -> str:
+        page = _PAGES / found[1]
+        return str(page) if page.is_file() else found[0]
+
+    return _PAGE.sub(path, text)

@@ -17,7 +17,9 @@ class ExportConfig(Config):
         'labels'
     """
 
-    checkpoint_dir: str = option("", "a workdir (its best checkpoint) or a checkpoint folder")
+    checkpoint_dir: str = option(
+        "", "a workdir (its best checkpoint), a checkpoint folder, or the name of a model"
+    )
     export_path: str = option(
         "", "folder for the files; for a single format also the name of a .tflite or .onnx file"
     )

@@ -18,8 +18,8 @@ class PredictConfig(Config):
 
     checkpoint_dir: str = option(
         "",
-        "a workdir (for its best checkpoint), a checkpoint folder, or an exported model: a "
-        ".tflite or .onnx file, or a SavedModel folder",
+        "a workdir (for its best checkpoint), a checkpoint folder, the name of a model, or an "
+        "exported model: a .tflite or .onnx file, or a SavedModel folder",
     )
     input: str = option(
         "",

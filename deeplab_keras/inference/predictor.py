@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 import keras
@@ -9,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, require_instance
+from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference import official
 from deeplab_keras.inference.images import as_batch, as_image, as_labels
 from deeplab_keras.inference.logits import mean_logits, predict_labels
 from deeplab_keras.inference.network import Network
-from deeplab_keras.inference.opening import Path, as_network
+from deeplab_keras.inference.opening import Path, open_network
 
 
 class _Strategy(Protocol):
@@ -123,6 +125,8 @@ class Predictor:
 
     Attributes:
         network: The model as a `Network`.
+        info: The classes of the model; `None` if it was given as an object without them, such as a
+            `keras.Model`.
         config: The config.
 
     Raises:
@@ -138,6 +142,8 @@ class Predictor:
         ((48, 64), dtype('uint8'))
         >>> predictor.probabilities(image).shape
         (48, 64, 10)
+        >>> dk.Predictor("runs/demo").info.class_names[0]
+        'sand'
         >>> slow = dk.EvalConfig(eval_scales=(0.75, 1.0), add_flipped_images=True)
         >>> dk.Predictor(model, slow)(image).shape
         (48, 64)
@@ -147,7 +153,13 @@ class Predictor:
         self, model: keras.Model | Network | Path, config: EvalConfig = EvalConfig()
     ) -> None:
         require_instance(config, EvalConfig, "config")
-        self.network = as_network(model)
+        self.network: Network
+        self.info: DatasetInfo | None
+        if isinstance(model, str | os.PathLike):
+            self.network, self.info = open_network(model)
+        else:
+            self.network = Network.of(model)
+            self.info = getattr(self.network, "info", None)
         self.config = config
         self._strategy: _Strategy = _STRATEGIES[config.inference](self.network, config)
         self._dtype = np.uint8 if self.network.num_classes <= 256 else np.int32

@@ -17,10 +17,11 @@ from typing import TextIO
 
 BAR_WIDTH = 24
 # Messages that TensorFlow's libraries write to stderr at any log level: when they are loaded, when
-# they convert a model and when they interpret one.
+# they convert a model and when they interpret one. TensorFlow's build with GPU libraries reports
+# with the last two of the first group that a machine has no GPU, at the level of an error.
 NOISE = re.compile(
     "All log messages before absl|oneDNN custom operations|optimized to use available CPU|To "
-    "enable the following|"
+    "enable the following|Could not find cuda drivers|failed call to cuInit: .*\\(303\\)$|"
     "^fully_quantize: |^INFO: Created TensorFlow Lite"
 )
 

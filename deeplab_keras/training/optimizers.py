@@ -448,7 +448,7 @@ def make_schedule(
         name = "warmup_steps" if warmup_steps else "slow_start_step"
         raise UserError(
             f"`{name}={start}` must be below the length of the run, {total_steps} steps; "
-            "use fewer steps"
+            f"set `{name}=0`, or train longer"
         )
     schedules = keras.optimizers.schedules
     if policy == "poly":

@@ -168,10 +168,20 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
     if not path.exists() and path.name == name:
         if difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
             raise unknown_name("folder or model", name, MODELS)
-        if alike := [model for model in MODELS if name.lower() in model]:
+        if name == "imagenet" or name in IMAGENET:
+            raise UserError(
+                f"{name}: a backbone trained on ImageNet, not a segmentation model; train one from "
+                f"it with `initial_checkpoint={name}`"
+            )
+        parts = name.lower().split("_")
+        if alike := [model for model in MODELS if all(part in model for part in parts)]:
             raise UserError(
                 f"{name}: no such folder; models with this in their name: {', '.join(alike)}"
             )
+        raise UserError(
+            f"{name}: no such folder; give a checkpoint folder, the `train_logdir` of a training "
+            "run, or the name of a model, which `python scripts/list_models.py` lists"
+        )
     return folder.find_checkpoint(path)
 
 

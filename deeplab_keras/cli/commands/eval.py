@@ -27,7 +27,9 @@ RESULTS = ("metrics.json", "metrics.csv", "metrics.md")
 class EvaluationOptions(Config):
     """What to evaluate, and where to write the results."""
 
-    checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
+    checkpoint_dir: str = option(
+        "", "a workdir (for its best checkpoint), a checkpoint folder, or the name of a model"
+    )
     eval_logdir: str = option("", "folder for the results; default: eval_SPLIT in --checkpoint_dir")
     details: bool = option(
         True, "also computes boundary IoU and calibration error, and writes report.html"

@@ -20,7 +20,9 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 class VisOptions(Config):
     """What to draw, and where to write the images."""
 
-    checkpoint_dir: str = option("", "a workdir (for its best checkpoint) or a checkpoint folder")
+    checkpoint_dir: str = option(
+        "", "a workdir (for its best checkpoint), a checkpoint folder, or the name of a model"
+    )
     vis_logdir: str = option("", "folder for the images; default: vis in --checkpoint_dir")
     vis_samples: int = option(16, "number of images, evenly spaced over the split; 0: all")
     vis_photographs: bool = option(
