@@ -127,7 +127,7 @@ def test_a_misspelled_name_and_a_missing_folder(cache):
     with raises_line("^street: no such folder; give .* name of a model, which .*list.* lists"):
         loading.load_model("street")
     for name in ("imagenet", "torchvision_mobilenet_v2"):
-        with raises_line(f"^{name}: a backbone .*; train .* with initial_checkpoint='?{name}"):
+        with raises_line(f"^{name}: a backbone .*; train .* with --initial_checkpoint={name}"):
             loading.load_model(name)
 
 
