@@ -28,7 +28,7 @@ from test_annotations import (
 )
 
 import deeplab_keras as dk
-from deeplab_keras.data.annotations import json_elements
+from deeplab_keras.data.annotations import cvat, json_elements
 from deeplab_keras.data.annotations.json_elements import read_elements
 from deeplab_keras.data.annotations.rendering import UndrawableError, decode_counts, fill_counts
 from deeplab_keras.visualization.dataset_report import write_report
@@ -688,3 +688,192 @@ def test_every_byte_can_be_changed(kind, export):
             damaged[rng.integers(len(damaged))] = rng.integers(256)
         file.write_bytes(damaged[: rng.integers(1, 3 * len(damaged))])
         converts_or_says_why(export, kind)
+
+
+# --- Ids, orientation and folders that would give wrong masks ---
+
+
+@needs_pycocotools
+@pytest.mark.parametrize(("listed", "used"), [(1, 1.0), (1.0, 1), (1, "1"), ("1", 1), (1, 1)])
+def test_ids_of_other_json_types_are_equal(listed, used, export, tmp_path):
+    images = [{"id": listed, "file_name": "a.png", "width": 20, "height": 12}]
+    categories = [{"id": listed, "name": "sign"}]
+    content = annotation([SQUARE], used, image=used)
+    write_coco(export, content, images=images, categories=categories)
+    assert convert(export).failures == {}
+    np.testing.assert_array_equal(read(tmp_path / "out/labels/train/a.png"), drawn(SQUARE))
+
+
+def test_annotations_that_all_belong_to_other_images_are_refused(export):
+    write_coco(export, annotation(HALF, image=7), annotation(HALF, image=8))
+    with raises_line("its 2 annotations are all of images that the file does not list, such as"):
+        convert(export)
+
+
+def rotated(path: pathlib.Path, turn: int, height: int = 12, width: int = 20) -> None:
+    photo(path, height, width)
+    with Image.open(path) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        picture.save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("turn", "size"), [(2, (12, 20)), (3, (12, 20)), (4, (12, 20)), (6, (20, 20))]
+)
+def test_an_orientation_that_the_size_does_not_tell_is_refused(turn, size, export):
+    height, width = size
+    half = {"counts": [height * width // 2] * 2, "size": [height, width]}
+    image = {"id": 1, "file_name": "b.jpg", "width": width, "height": height}
+    write_coco(export, annotation(half), images=[image])
+    rotated(export / "b.jpg", turn, height, width)
+    message = only_failure(convert(export))
+    assert f"its EXIF orientation is {turn}, and its size does not tell" in message
+    rotated(export / "b.jpg", 1, height, width)
+    assert convert(export).converted == 1
+
+
+def write_yolo(export: pathlib.Path, **labels: str) -> None:
+    for name, text in labels.items():
+        file = export / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (export / "data.yaml").write_text("names: [sign, car]\n")
+
+
+TOP = "1 0 0 1 0 1 0.5 0 0.5"
+
+
+@needs_pycocotools
+def test_yolo_polygons_are_on_the_rotated_image(export, tmp_path):
+    write_yolo(export, **{"labels/a": TOP})
+    (export / "images").mkdir()
+    rotated(export / "images/a.jpg", 6)
+    convert(export)
+    wanted = np.zeros((20, 12))
+    wanted[:10] = 2
+    np.testing.assert_array_equal(read(tmp_path / "out/labels/train/a.png"), wanted)
+    config = dk.DataConfig(dataset="folder", dataset_dir=str(tmp_path / "out"))
+    image, label = dk.open_dataset(config, "train").load(0)
+    assert image.shape[:2] == label.shape == (20, 12)
+
+
+@needs_pycocotools
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/a.png", "LABELS/a"),
+        ("images/a.png", "labels/train/a"),
+        ("images/train/a.png", "labels/a"),
+    ],
+)
+def test_an_image_whose_labels_are_elsewhere_is_not_all_background(image, label, export, tmp_path):
+    write_yolo(export, **{label: TOP})
+    photo(export / image)
+    result = convert(export)
+    assert (result.converted, result.failures) == (1, {})
+    assert read(tmp_path / "out/labels/train/a.png")[0].all()
+
+
+@needs_pycocotools
+def test_labels_of_one_split_are_not_those_of_an_image_of_another(export, tmp_path):
+    write_yolo(export, **{"labels/train/a": TOP, "labels/train/b": TOP})
+    photo(export / "images/train/b.png")
+    photo(export / "images/val/a.png")
+    result = convert(export)
+    assert only_failure(result).endswith("'a': its image is not in the export")
+    assert not read(tmp_path / "out/labels/val/a.png").any()
+
+
+@needs_pycocotools
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nan 0 0 1 0 1 1", "it has the class nan, but there are 2 classes"),
+        ("inf 0 0 1 0 1 1", "it has the class inf, but there are 2 classes"),
+        ("0 5 5 19 5 19 11", "it has the coordinate 19, but coordinates are fractions"),
+    ],
+)
+def test_values_of_yolo(line, message, export):
+    write_yolo(export, **{"labels/a": line})
+    photo(export / "images/a.png")
+    assert message in only_failure(convert(export))
+
+
+@needs_pycocotools
+def test_files_of_yolo_that_contradict_each_other(export):
+    write_yolo(export, **{"labels/a": f"{TOP}\n0 0.1 0.2\n", "labels/classes": "sign\ncar\n"})
+    photo(export / "images/a.png")
+    result = convert(export)
+    assert result.failures == {}, "labels/classes.txt is no label file"
+    assert any(note.endswith("which have no area: 1") for note in result.notes)
+    photo(export / "images/a.jpg")
+    with raises_line("a.png: a.jpg has the same name, so both would have the same labels"):
+        convert(export)
+    (export / "images/a.jpg").unlink()
+    (export / "other.yaml").write_text("names: [car, sign]\n")
+    with raises_line("other.yaml: its class names are not those of .*data.yaml; remove one"):
+        convert(export)
+    (export / "other.yaml").write_text("kpt_shape: [2, 3]\nnames: [sign, car]\n")
+    with raises_line("other.yaml: its objects are keypoints"):
+        convert(export)
+
+
+@needs_pycocotools
+def test_polygons_and_labels_that_are_left_out_are_counted(export):
+    write_cvat(export, '<polygon label="sign" points="1,2;3,4"/>')
+    assert any(note.endswith("which have no area: 1") for note in convert(export).notes)
+    (export / "annotations.xml").unlink()
+    task = json.loads(json.dumps(TASK))
+    value = {"points": [[1, 2], [50, 3], [4, 50]], "polygonlabels": ["a", "b"]}
+    first, *_ = task["annotations"][0]["result"]
+    short = value | {"points": [[1, 2], [3, 4]], "polygonlabels": ["a"]}
+    task["annotations"][0]["result"] = [first | {"value": value}, first | {"value": short}]
+    (export / "a.json").write_text(json.dumps([task]))
+    photo(export / "a.png")
+    notes = dk.convert_annotations(export, export.parent / "tasks").notes
+    assert "objects with several labels, of which the first is used: 1" in notes
+    assert any(note.endswith("which have no area: 1") for note in notes)
+
+
+def test_a_conversion_into_the_folder_of_the_images_can_be_repeated(export):
+    write_coco(export, annotation(HALF))
+    for _ in range(2):
+        result = dk.convert_annotations(export / "annotations.json", export / "dataset")
+        assert result.failures == {}
+    assert result.kept == 1
+
+
+def test_the_stated_size_takes_no_memory_if_the_image_has_another(export):
+    half = {"counts": [50_000_000] * 2, "size": [10_000, 10_000]}
+    image = {"id": 1, "file_name": "a.png", "height": 10_000, "width": 10_000}
+    write_coco(export, annotation(half), images=[image])
+    tracemalloc.start()
+    assert "the annotations are of an image of 10000x10000 pixels" in only_failure(convert(export))
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_millions_of_empty_elements_are_refused(export, monkeypatch):
+    monkeypatch.setattr(json_elements, "MOST_ELEMENTS", 100)
+    write_coco(export, *[{}] * 200)
+    with raises_line("damaged or not a COCO file .*more than 100 elements"):
+        convert(export)
+    (export / "annotations.json").unlink()
+    monkeypatch.setattr(cvat, "MOST_TAGS", 100)
+    (export / "a.xml").write_text(f"<annotations>{'<a/>' * 200}</annotations>")
+    with raises_line("a.xml: it has more than 100 tags; export the images in several parts"):
+        convert(export)
+
+
+@pytest.mark.parametrize("side", [float("nan"), float("inf"), -float("inf")])
+def test_sizes_that_are_not_finite(side, export):
+    image = {"id": 1, "file_name": "a.png", "height": 12, "width": side}
+    write_coco(export, annotation(HALF), images=[image])
+    assert convert(export).failures == {}, "the size of the image file is used"
+
+
+def test_a_class_name_that_is_half_a_character(export):
+    write_coco(export, annotation(HALF), categories=[{"id": 1, "name": "a\ud800"}])
+    with raises_line(r"the class name 'a\\ud800' cannot be written to classes.txt; rename"):
+        convert(export)

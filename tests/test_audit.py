@@ -263,6 +263,12 @@ def test_unlabeled_pictures_are_ranked_by_expected_disagreement():
     assert ranking[1][1] == pytest.approx((ranking[0][1] + ranking[2][1]) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("images", [None, 5, "abc", [1], [("a",)], [(1, 2)], {"a": 1}])
+def test_pictures_to_rank_need_names(images):
+    with raises_line("images: each item must be a name and an image, not .*; give a list such as"):
+        audit.rank_unlabeled(network_of_colors(), images)
+
+
 def test_the_script_shows_doubtful_masks(tiny_run, tmp_path, capsys):
     photos = tmp_path / "new"
     photos.mkdir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
+import pathlib
 import pickle
 import socket
 import threading
@@ -277,3 +279,44 @@ def test_a_download_waits_for_another_process_until_that_ends(server, tmp_path):
         other.kill()
         thread.join(10)
     assert done == [tmp_path / "file.bin"] and server.asked == [None]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"url": "URL", "validator": "v"}',
+        '{"url": "URL", "validator": "a\\nb", "total": 9}',
+        '{"url": "URL", "validator": ["v"], "total": 5}',
+    ],
+)
+def test_a_damaged_note_starts_the_download_over(server, tmp_path, note):
+    url = server.url + "file.bin"
+    (tmp_path / "file.bin.part").write_bytes(b"12345")
+    (tmp_path / "file.bin.part.json").write_text(note.replace("URL", url))
+    assert fetch(url, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_link_in_the_cache_is_not_written_through(server, tmp_path):
+    outside, cache = tmp_path / "outside", tmp_path / "cache"
+    cache.mkdir()
+    outside.write_text("keep")
+    (cache / "file.bin.part").symlink_to(outside)
+    path = fetch(server.url + "file.bin", cache)
+    assert outside.read_text() == "keep"
+    assert path.read_bytes() == CONTENT and not path.is_symlink()
+
+
+def test_a_checksum_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+
+    def full(self, text, **options):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with raises_line("file.bin.sha256: cannot be written .No space left"):
+        record(tmp_path / "file.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]

@@ -272,3 +272,11 @@ def test_a_run_records_its_parts(tmp_path, capsys):
     assert script("eval.py")(f"--checkpoint_dir={run}", f"--eval_logdir={tmp_path}/eval") == 0
     report = json.loads((tmp_path / "eval/metrics.json").read_text())
     assert report["images"] == len(held_out)
+
+
+def test_a_link_to_itself_is_skipped(tmp_path):
+    root = write(tmp_path / "set", NAMES, "images/{}.jpg", "labels/{}.png")
+    before = parts(root, val_fraction=0.3)
+    (root / "images/self").symlink_to("self")
+    (root / "images/loop").symlink_to(root / "images")
+    assert parts(root, val_fraction=0.3) == before

@@ -405,3 +405,11 @@ def test_every_imagenet_backbone_starts_a_recipe(start, server, cache, tmp_path,
     assert loaded.keys() == tensors.keys()
     assert all((loaded[tensor] == tensors[tensor]).all() for tensor in loaded)
     keras.backend.clear_session()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000])
+def test_a_name_that_is_too_long(name, cache):
+    with raises_line("cannot be read .File name too long|no such folder|no such file"):
+        dk.load_model(name)
+    with raises_line("cannot be read|no such"):
+        dk.build_segmentor("lrasppnet_mobilenetv3sos8_voc", weights=name)

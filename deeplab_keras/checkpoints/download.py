@@ -25,6 +25,7 @@ import filelock
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io.progress import Progress
+from deeplab_keras.io.writing import write_text
 from deeplab_keras.version import __version__
 
 VARIABLE = "DEEPLAB_KERAS_CACHE"
@@ -143,9 +144,7 @@ def record(path: pathlib.Path) -> None:
     """
     target = _checksum_file(path)
     if not target.exists():
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(f"{_digest(path, 'sha256')}  {path.name}\n")
-        temporary.replace(target)
+        write_text(target, f"{_digest(path, 'sha256')}  {path.name}\n")
 
 
 # === One download ===
@@ -154,6 +153,8 @@ def record(path: pathlib.Path) -> None:
 def _download(url: str, path: pathlib.Path) -> pathlib.Path:
     """Completes FILE.part, with several connections if necessary."""
     part = path.with_name(f"{path.name}.part")
+    if part.is_symlink():  # the file that it leads to is not ours
+        part.unlink()
     absent = False
     for attempt in range(ATTEMPTS):
         before = _size(part)
@@ -289,9 +290,13 @@ def _read_note(part: pathlib.Path, url: str) -> dict[str, Any] | None:
     """Returns what the server said about FILE.part, or `None` if it cannot be resumed."""
     try:
         note = json.loads(_note_of(part).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return note if note.get("url") == url and note.get("validator") and part.exists() else None
+    if not isinstance(note, dict) or note.get("url") != url or "total" not in note:
+        return None
+    validator = note.get("validator")
+    usable = isinstance(validator, str) and validator.isascii() and validator.isprintable()
+    return note if usable and validator and part.exists() else None
 
 
 def _note_of(part: pathlib.Path) -> pathlib.Path:

@@ -209,10 +209,16 @@ def find_checkpoint(path: Path) -> pathlib.Path:
         UserError: If there is no checkpoint.
     """
     path = pathlib.Path(path)
-    for folder in (path, path / BEST, *reversed(step_folders(path))):
-        restore_interrupted_swap(folder)
-        if (folder / WEIGHTS).exists():
-            return folder
+    try:
+        for folder in (path, path / BEST, *reversed(step_folders(path))):
+            restore_interrupted_swap(folder)
+            if (folder / WEIGHTS).exists():
+                return folder
+    except OSError as error:  # such as a name that is too long
+        raise UserError(
+            f"{str(path)[:200]}: cannot be read ({error.strerror}); give a checkpoint folder or a "
+            "`train_logdir`"
+        ) from error
     if not path.exists():
         raise UserError(
             f"{path}: no such folder; give a checkpoint folder or the `train_logdir` of a "

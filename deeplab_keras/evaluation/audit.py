@@ -269,10 +269,21 @@ def rank_unlabeled(
     """
     predictor = Predictor(as_network(model), config)
     scores = []
-    for name, image in images:
+    for name, image in _named(images):
         certain = np.square(predictor.probabilities(image)).sum(-1).mean()
         scores.append((name, float(1 - certain)))
     return sorted(scores, key=lambda score: (-score[1], score[0]))
+
+
+def _named(images: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    pairs = images if isinstance(images, Iterable) else (images,)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise UserError(
+                f"`images`: each item must be a name and an image, not {type(pair).__name__}; give "
+                "a list such as [('a.jpg', image)]"
+            )
+        yield pair[0], pair[1]
 
 
 def doubtful_regions(

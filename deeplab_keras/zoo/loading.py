@@ -165,7 +165,7 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
         if not _is_current(cached, name):
             _download_and_convert(name, cached)
         return cached
-    if not path.exists() and path.name == name:
+    if not os.path.exists(path) and path.name == name:
         if difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
             raise unknown_name("folder or model", name, MODELS)
         if name == "imagenet" or name in IMAGENET:
@@ -213,7 +213,9 @@ def initial_weights(source: str | os.PathLike[str]) -> str:
         UserError: If the name is similar to a known one, or its file cannot be downloaded.
     """
     name = os.fspath(source)
-    if pathlib.Path(name).exists() and not is_name(name):
+    if len(name) > 4000 or max(map(len, name.split("/"))) > 255:  # the system's limits
+        raise UserError(f"{name[:200]}...: no such file, folder or model; the path is too long")
+    if os.path.exists(name) and not is_name(name):
         return name
     if name in MODELS:
         return str(checkpoint_folder(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from deeplab_keras.config import UserError
 from deeplab_keras.data.annotations.exports import (
     BACKGROUND_NAMES,
+    FLAT,
     IGNORE_NAMES,
     Export,
     Picture,
@@ -85,6 +87,8 @@ def read_coco(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
             _add_shapes(picture, file, file.annotations.pop(identity, []), crowd, counts)
             export.pictures.append(picture)
         counts["strangers"] += sum(map(len, file.annotations.values()))
+    if counts["strangers"] and not any(picture.shapes for picture in export.pictures):
+        _require_own(export, read, counts["strangers"])
     if counts["crowds"] and not counts["objects"] and crowd == "ignore":
         raise UserError(
             f"{export.sources[0]}: all {counts['crowds']} annotations are marked as iscrowd, so "
@@ -99,12 +103,22 @@ def read_coco(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
     return export
 
 
+def _require_own(export: Export, files: Sequence[_File], strangers: int) -> None:
+    """Raises `UserError` if all annotations are of images that their file does not list."""
+    if not any(picture.problem for picture in export.pictures):
+        image = next(iter(next(file.annotations for file in files if file.annotations)))
+        raise UserError(
+            f"{export.sources[0]}: its {strangers} annotations are all of images that the file "
+            f"does not list, such as the image {image!r:.60}; export it again"
+        )
+
+
 _NOTES = {
     "crowds": "crowds and regions to ignore, which become the ignore label: %d; if crowds are "
     "objects, as in masks that CVAT exports, give `crowd='class'`",
     "boxes": "objects with only a box, which becomes the ignore label: %d",
     "empty": "skipped, annotations without an outline and a box: %d",
-    "flat": "skipped, polygons with fewer than three points, which have no area: %d",
+    "flat": FLAT,
     "strangers": "skipped, annotations of images that the file does not list: %d",
 }
 
@@ -142,6 +156,11 @@ def _read(path: str, split: str, compact: Any) -> _File:
 
 
 def _hashable(value: Any) -> Any:
+    """Returns an id by which files are compared: programs also write the id 1 as 1.0 or "1"."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,18}", value):
+        return int(value)
     return value if isinstance(value, int | str) else repr(value)
 
 
@@ -169,11 +188,12 @@ def _category(file: _File, value: Mapping[str, Any]) -> None:
 def _image(file: _File, value: Mapping[str, Any], split: str) -> None:
     name, identity = value.get("file_name"), _hashable(value.get("id"))
     width, height = value.get("width"), value.get("height")
-    whole = all(isinstance(side, int | float) and side == int(side) for side in (height, width))
-    size = (int(height), int(width)) if whole else None  # type: ignore[arg-type]
+    sides = [side for side in (height, width) if isinstance(side, int | float)]
+    whole = len(sides) == 2 and all(math.isfinite(side) and side % 1 == 0 for side in sides)
+    size = (int(sides[0]), int(sides[1])) if whole else None
     picture = Picture(name if isinstance(name, str) else "", file.path, split, size)
     if identity in file.images:
-        picture.problem = f"another image has the same id {identity!r}"
+        picture.problem = f"another image has the same id {identity!r:.60}"
         identity = ("again", len(file.images))
     file.images[identity] = picture
 
@@ -249,7 +269,7 @@ def _add_shapes(
 ) -> None:
     for category, is_crowd, outline in objects:
         if category not in file.categories:
-            picture.problem = picture.problem or f"the category {category!r} is not listed"
+            picture.problem = picture.problem or f"the category {category!r:.60} is not listed"
             continue
         name = file.categories[category][0]
         ignored = (is_crowd and crowd == "ignore") or name.lower() in IGNORE_NAMES
@@ -337,8 +357,8 @@ def _segments(
         number = segment.get("id")
         if category is None or type(number) is not int:
             raise UserError(
-                f"{file.path}: a segment has the category {segment.get('category_id')!r}, which is "
-                "not listed; export it again"
+                f"{file.path}: a segment has the category {segment.get('category_id')!r:.60}, "
+                "which is not listed; export it again"
             )
         ignored = segment.get("iscrowd") and crowd == "ignore"
         ignored = ignored or category[0].lower() in IGNORE_NAMES

@@ -48,13 +48,19 @@ from deeplab_keras.data.annotations.masks import (
     write_classes,
 )
 from deeplab_keras.data.annotations.recognize import export_tree, find_files, recognize
-from deeplab_keras.data.annotations.rendering import ORDERS, Size, UndrawableError, draw_shapes
+from deeplab_keras.data.annotations.rendering import (
+    ORDERS,
+    Size,
+    UndrawableError,
+    draw_shapes,
+    require_drawable,
+)
 from deeplab_keras.data.annotations.roboflow import read_roboflow_masks
 from deeplab_keras.data.annotations.yolo import read_yolo
 from deeplab_keras.data.datasets.classes_file import Classes, read_classes
 from deeplab_keras.data.files.archives import read_bytes, split_member
 from deeplab_keras.data.files.pairs import in_threads
-from deeplab_keras.data.files.reading import FileUserError, open_picture, turned_to_fit
+from deeplab_keras.data.files.reading import FileUserError, open_picture, turn_of, turned_to_fit
 from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import DatasetInfo, pascal_palette
 from deeplab_keras.io.progress import Progress
@@ -183,8 +189,11 @@ def _convert(
     overwrite: bool,
 ) -> Result:
     classes, ids = _classes(export, read_class_list(classes_option), classes_option)
+    for name in classes.names:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:  # a surrogate
+            raise _strange(name)
     failed: dict[str, str] = {}
-    jobs = _jobs(export, root, _image_files(root, images), target, failed)
+    jobs = _jobs(export, root, _image_files(root, images, target), target, failed)
     record = {**record, "classes": ids, "export": _fingerprint(export.sources)}
     done = set() if overwrite else _done(jobs, target, record)
     _require_same_classes(target, jobs, classes)
@@ -306,20 +315,25 @@ def _check_written_classes(target: Path, classes: Classes) -> None:
     names = _names_in(target)
     if names != classes.names:
         (target / "classes.txt").unlink()
-        strange = next((name for name in classes.names if name not in names), classes.names[0])
-        raise UserError(
-            f"`input`: the class name {strange[:80]!r} cannot be written to classes.txt; rename "
-            "the class in the labeling tool, or in the export"
+        raise _strange(
+            next((name for name in classes.names if name not in names), classes.names[0])
         )
+
+
+def _strange(name: str) -> UserError:
+    return UserError(
+        f"`input`: the class name {name[:80]!a} cannot be written to classes.txt; rename the class "
+        "in the labeling tool, or in the export"
+    )
 
 
 # --- Files ---
 
 
-def _image_files(root: Tree, images: str) -> ImageFiles:
+def _image_files(root: Tree, images: str, target: Path) -> ImageFiles:
     if images and not Path(images).is_dir():
         raise UserError(f"`images={images}`: this folder does not exist")
-    return ImageFiles([Tree(images)] if images else [root])
+    return ImageFiles([Tree(images)] if images else [root], masks=target / "labels")
 
 
 def _key(picture: Picture, taken: Mapping[str, str]) -> str:
@@ -397,11 +411,15 @@ def _write(job: _Job, ids: Mapping[str, int], order: str) -> None:
     picture = job.picture
     try:
         size = picture.size or _size(job.source)
+        if not picture.mask:  # before memory is taken for the stated size
+            require_drawable(size)
+            if job.source:
+                _require_size(job.source, size)
         if picture.mask:
             labels = picture.mask()
         else:
             labels = draw_shapes(picture.shapes, size, ids, order)
-        if job.source:
+        if job.source and picture.mask:
             _require_size(job.source, labels.shape[:2])
     except UndrawableError as error:
         raise FileUserError(f"{picture.where}: {picture.name!r}: {error}") from error
@@ -412,16 +430,18 @@ def _write(job: _Job, ids: Mapping[str, int], order: str) -> None:
 
 
 def _size(path: str) -> Size:
-    """Returns height and width of an image file."""
+    """Returns height and width of an image file as tools show it, rotated by EXIF data."""
     if not path:
         raise UndrawableError("its size is unknown without its image")
     with open_picture(path, header=True) as picture:
-        return picture.size[::-1]
+        width, height = picture.size
+        return (width, height) if turn_of(picture) >= 5 else (height, width)
 
 
 def _require_size(path: str, size: tuple[int, ...]) -> None:
     with open_picture(path, header=True) as picture:
         if picture.size[::-1] == size:
+            _require_known_turn(picture)
             return
         found = picture.size
     with open_picture(path) as picture:
@@ -430,6 +450,20 @@ def _require_size(path: str, size: tuple[int, ...]) -> None:
         raise UndrawableError(
             f"the annotations are of an image of {size[1]}x{size[0]} pixels, but {path} has "
             f"{found[0]}x{found[1]}"
+        )
+
+
+def _require_known_turn(picture: Image.Image) -> None:
+    """Refuses an image whose size is the same with and without its EXIF orientation.
+
+    Tools that show the rotated image export annotations of that, and others of the pixels as
+    stored. The size tells which it is, unless both are equal.
+    """
+    turn, (width, height) = turn_of(picture), picture.size
+    if 2 <= turn <= 4 or (turn > 4 and width == height):
+        raise UndrawableError(
+            f"its EXIF orientation is {turn}, and its size does not tell whether it was annotated "
+            "rotated; save it as it was annotated, without an EXIF orientation"
         )
 
 

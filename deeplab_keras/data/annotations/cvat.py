@@ -14,6 +14,7 @@ import numpy as np
 from deeplab_keras.config import UserError
 from deeplab_keras.data.annotations.exports import (
     BACKGROUND_NAMES,
+    FLAT,
     IGNORE_NAMES,
     PICTURES,
     Export,
@@ -38,7 +39,8 @@ from deeplab_keras.data.files.tree import Tree
 from deeplab_keras.data.info import Color
 from deeplab_keras.io.foreign import reading
 
-LARGEST_XML = 1 << 28  # bytes; ElementTree takes up to ten times as much memory
+LARGEST_XML = 1 << 28  # bytes
+MOST_TAGS = 1 << 23  # ElementTree takes about 100 bytes for each element
 NO_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 VOC_IGNORED: Color = (224, 224, 192)  # contours in PASCAL VOC's masks
 
@@ -70,6 +72,8 @@ def read_cvat(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
     if not export.labels:  # the file has no <meta>
         used = {shape.label for picture in export.pictures for shape in picture.shapes}
         export.labels = sorted(label for label in used if label.lower() not in IGNORE_NAMES)
+    if counts["flat"]:
+        export.notes.append(FLAT % counts["flat"])
     if counts["no area"]:
         export.notes.append(f"skipped, points, lines and cuboids: {counts['no area']}")
     if counts["box"] and len(counts.keys() & {"polygon", "mask", "ellipse", "box"}) == 1:
@@ -85,6 +89,10 @@ def parse_xml(path: str) -> ElementTree.Element:
         Exception: It is not XML.
     """
     text = read_text(path, LARGEST_XML)
+    if text.count("<") > MOST_TAGS:
+        raise UserError(
+            f"{path}: it has more than {MOST_TAGS} tags; export the images in several parts"
+        )
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path}: it defines a document type, which is not read; export it again")
     return ElementTree.fromstring(text)
@@ -127,6 +135,8 @@ def _picture(
             continue
         try:
             draw = _DRAWN[element.tag](element)
+            points = element.get("points") or ""
+            counts["flat"] += element.tag == "polygon" and len(re.findall("[^;]+", points)) < 3
         except UndrawableError as error:
             picture.problem = picture.problem or f"it has {error}"
             continue

@@ -28,6 +28,7 @@ BACKGROUND = "background"
 BACKGROUND_NAMES = ("background", "_background_", "__background__")
 IGNORE_NAMES = ("ignore", "__ignore__")  # labels of regions to ignore, as in classes.txt, labelme
 PICTURES = (*IMAGE_SUFFIXES, *OTHER_PICTURES)
+FLAT = "skipped, polygons with fewer than three points, which have no area: %d"
 
 
 @dataclasses.dataclass
@@ -126,13 +127,19 @@ class ImageFiles:
 
     Args:
         trees: The folders.
+        masks: The folder of the masks to write, which may be in one of them.
     """
 
-    def __init__(self, trees: Iterable[Tree]) -> None:
+    def __init__(self, trees: Iterable[Tree], masks: str | os.PathLike[str]) -> None:
         self._by_name: dict[str, list[tuple[Tree, str]]] = collections.defaultdict(list)
+        self._splits: set[str] = set()  # that have a folder
+        made = os.path.join(os.path.abspath(masks), "")
         for tree in trees:
             for path in tree.files(".", PICTURES, deep=True):
+                if os.path.abspath(tree.on_disk(path)).startswith(made):
+                    continue
                 name = path.rpartition("/")[2]
+                self._splits.add(_folder_split(path))
                 self._by_name[name].append((tree, path))
                 self._by_name[without_suffix(name)].append((tree, path))
 
@@ -144,11 +151,13 @@ class ImageFiles:
 
         Args:
             name: Its path; the files' paths must end with it, with or without their suffix.
-            split: Its split. Files of that split are preferred.
+            split: Its split. If it has a folder, files of other splits are left out.
             near: A folder; files in it are preferred.
             only_name: Whether the last part of the name is enough if a single file has it.
         """
         named = self._by_name.get(name.rpartition("/")[2], [])
+        if split in self._splits:
+            named = [item for item in named if _folder_split(item[1]) in (split, "")]
         fitting = [
             item
             for item in named
@@ -157,9 +166,9 @@ class ImageFiles:
         ]
         if only_name and not fitting:
             fitting = named
-        fitting = [item for item in fitting if split_of(item[1]) == split] or fitting
+        fitting = [item for item in fitting if _folder_split(item[1]) == split] or fitting
         fitting = [item for item in fitting if near and _starts(item, near)] or fitting
-        if len(fitting) != 1:
+        if not fitting or (len(fitting) > 1 and not _are_one_file(fitting)):
             return ""
         tree, path = fitting[0]
         file = str(tree.on_disk(path))
@@ -168,6 +177,18 @@ class ImageFiles:
 
 def _starts(item: tuple[Tree, str], folder: str) -> bool:
     return str(item[0].on_disk(item[1])).startswith(folder + os.sep)
+
+
+def _folder_split(path: str) -> str:
+    return split_of(f"{path.rpartition('/')[0]}/")
+
+
+def _are_one_file(items: Sequence[tuple[Tree, str]]) -> bool:
+    """Whether all are links to one file, as after a conversion into the folder of the images."""
+    paths = [tree.on_disk(path) for tree, path in items]
+    return all(map(os.path.isfile, paths)) and all(
+        os.path.samefile(paths[0], path) for path in paths[1:]
+    )
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -11,6 +11,7 @@ from deeplab_keras.io.foreign import reading
 
 LARGEST_FILE = 1 << 30  # bytes; its text alone takes up to twice as much memory
 LARGEST_ELEMENT = 1 << 26  # characters; as Python objects, they take up to 30 times as many bytes
+MOST_ELEMENTS = 1 << 22  # as Python objects, even empty ones take hundreds of bytes
 SPACE = " \t\r\n"
 _decoder = json.JSONDecoder()
 
@@ -29,7 +30,10 @@ def read_elements(path: str, what: str) -> Iterator[tuple[str, Any]]:
         UserError: The file is too large, cannot be read, or is not JSON.
     """
     with reading(path, what, "export it again"):
-        yield from _outermost(read_text(path, LARGEST_FILE))
+        for number, element in enumerate(_outermost(read_text(path, LARGEST_FILE))):
+            if number == MOST_ELEMENTS:
+                raise ValueError(f"more than {MOST_ELEMENTS} elements")
+            yield element
 
 
 def _outermost(text: str) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_keras.data.annotations.exports import (
+    FLAT,
     IGNORE_NAMES,
     Export,
     Picture,
@@ -66,6 +67,8 @@ def read_label_studio(root: Tree, files: Sequence[str], crowd: str = "ignore") -
 _NOTES = {
     "unlabeled": "skipped, tasks without an annotation: %d",
     "several": "tasks with several annotations, of which one is used: %d",
+    "flat": FLAT,
+    "labels": "objects with several labels, of which the first is used: %d",
     "no area": "skipped, keypoints and other results without an area: %d",
 }
 
@@ -85,7 +88,7 @@ def _picture(
     picture.alias = re.sub("^[0-9a-f]{8}-", "", picture.name)  # before it was uploaded
     for item in results:
         kind = item.get("type")
-        label = _label(item)
+        label = next(iter(_labels(item)), "")
         if kind not in _DRAWN or not label:
             counts["no area"] += 1
             continue
@@ -97,6 +100,8 @@ def _picture(
             if item.get("image_rotation"):
                 raise UndrawableError("a rotated image; rotate the file itself")
             draw = _DRAWN[kind](item["value"], size)
+            counts["flat"] += "polygon" in kind and len(item["value"]["points"]) < 3
+            counts["labels"] += len(_labels(item)) > 1
             picture.shapes.append(Shape(label, draw, label.lower() in IGNORE_NAMES))
         except UndrawableError as error:
             picture.problem = picture.problem or f"it has {error}"
@@ -116,12 +121,12 @@ def _file_name(task: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
     return re.split(r"[/\\]", text)[-1]
 
 
-def _label(item: Mapping[str, Any]) -> str:
+def _labels(item: Mapping[str, Any]) -> list[str]:
     value = item.get("value") or {}
     for key in (*AREAS, "labels"):
         if isinstance(value.get(key), list) and value[key]:
-            return str(value[key][0])
-    return ""
+            return [str(name) for name in value[key]]
+    return []
 
 
 # --- Shapes; coordinates are percentages of the image ---

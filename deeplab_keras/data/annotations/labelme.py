@@ -139,7 +139,8 @@ def _draw(path: str, canvas: Image.Image, shape: dict[str, Any], value: int) -> 
             raise ValueError(f"unknown shape_type, known: {', '.join(AREAS)}")
     except Exception as error:
         raise NoMaskUserError(
-            f"{path}: the {kind} {shape['label']!r} cannot be drawn ({error}); fix it in labelme"
+            f"{path}: the {kind[:40]} {shape['label']!r:.60} cannot be drawn ({error!s:.120}); fix "
+            "it in labelme"
         ) from error
 
 

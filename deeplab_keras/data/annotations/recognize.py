@@ -148,11 +148,13 @@ def _is_cvat(root: Tree, name: str) -> bool:
 
 
 def _yolo_labels(names: Sequence[str]) -> list[str]:
-    """Returns the text files in folders called labels."""
+    """Returns the text files in folders called labels, without lists of class names."""
     return [
         name
         for name in names
-        if name.lower().endswith(".txt") and "labels" in name.lower().split("/")[:-1]
+        if name.lower().endswith(".txt")
+        and "labels" in name.lower().split("/")[:-1]
+        and name.rpartition("/")[2] not in NAMES
     ]
 
 

@@ -75,9 +75,7 @@ def draw_shapes(
     Raises:
         UndrawableError: The pixels of a shape are unknown.
     """
-    height, width = size
-    if height < 1 or width < 1 or height * width > LARGEST:
-        raise UndrawableError(f"an image of {width}x{height} pixels cannot be drawn")
+    require_drawable(size)
     canvas = np.zeros(size, np.uint8)
     objects = sorted(shapes, key=lambda shape: not shape.crowd)
     if order == "area":
@@ -85,6 +83,17 @@ def draw_shapes(
     for shape in objects:
         canvas[shape.draw(size)] = IGNORE_LABEL if shape.crowd else ids[shape.label]
     return canvas
+
+
+def require_drawable(size: Size) -> None:
+    """Checks that an image has pixels, and not too many.
+
+    Raises:
+        UndrawableError: It does not.
+    """
+    height, width = size
+    if height < 1 or width < 1 or height * width > LARGEST:
+        raise UndrawableError(f"an image of {width}x{height} pixels cannot be drawn")
 
 
 # --- Polygons ---

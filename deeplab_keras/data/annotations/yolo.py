@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import functools
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.annotations.exports import PICTURES, Export, Picture, split_of
+from deeplab_keras.data.annotations.exports import FLAT, PICTURES, Export, Picture, split_of
 from deeplab_keras.data.annotations.rendering import (
     Shape,
     Size,
@@ -45,15 +46,20 @@ def read_yolo(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
     export = Export("YOLO polygons", [names_file], labels=list(dict.fromkeys(names)))
     counts = collections.Counter[str]()
     texts = {path.rpartition(".")[0]: path for path in files}
-    images = {
-        path.rpartition(".")[0]: path
-        for path in root.files(".", PICTURES, deep=True)
-        if "images" in path.lower().split("/")[:-1]
+    images = _images(root)
+    labels = {stem: _label_of(stem, texts) for stem in images}
+    # The images of these are looked for by their names, so they are not all background.
+    alone = {
+        (split, posixpath.basename(stem).lower())
+        for stem in texts.keys() - set(labels.values())
+        for split in (split_of(texts[stem]), "any")
     }
     for stem, image in images.items():
-        parts = stem.split("/")
-        place = max(i for i, part in enumerate(parts[:-1]) if part.lower() == "images")
-        label = next((path for path in _label_stems(parts, place) if path in texts), "")
+        parts, label = stem.split("/"), labels[stem]
+        splits = (split_of(image) or "any", "")
+        if not label and any((split, parts[-1].lower()) in alone for split in splits):
+            continue
+        place = _last(parts, "images")
         picture = _picture(root, texts.pop(label, ""), parts[place + 1 :], names, counts)
         picture.image = str(root.on_disk(image))
         picture.name = f"{picture.name}.{image.rpartition('.')[2]}"
@@ -62,7 +68,7 @@ def read_yolo(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
         export.pictures.append(picture)
     for stem, path in texts.items():  # the images may be in another folder
         parts = stem.split("/")
-        place = max(i for i, part in enumerate(parts[:-1]) if part.lower() == "labels")
+        place = _last(parts, "labels")
         picture = _picture(root, path, parts[place + 1 :], names, counts)
         picture.split = split_of(path)
         export.pictures.append(picture)
@@ -75,12 +81,42 @@ def read_yolo(root: Tree, files: Sequence[str], crowd: str = "ignore") -> Export
         export.notes.append(
             f"objects with only a box, which becomes the ignore label: {counts['boxes']}"
         )
+    if counts["flat"]:
+        export.notes.append(FLAT % counts["flat"])
     export.sources += [str(root.on_disk(path)) for path in files]
     return export
 
 
-def _label_stems(parts: Sequence[str], place: int) -> list[str]:
-    return ["/".join([*parts[:place], word, *parts[place + 1 :]]) for word in ("labels", "Labels")]
+def _images(root: Tree) -> dict[str, str]:
+    """Returns the images in folders called images, by their paths without the suffix.
+
+    Raises:
+        UserError: Two images differ only in their suffixes, so they have one label file.
+    """
+    found: dict[str, str] = {}
+    for path in root.files(".", PICTURES, deep=True):
+        if "images" in path.lower().split("/")[:-1]:
+            other = found.setdefault(path.rpartition(".")[0], path)
+            if other != path:
+                raise UserError(
+                    f"{root.on_disk(path)}: {posixpath.basename(other)} has the same name, so both "
+                    "would have the same labels; remove or rename one"
+                )
+    return found
+
+
+def _last(parts: Sequence[str], word: str) -> int:
+    """Returns the place of the last folder with a name."""
+    return max(i for i, part in enumerate(parts[:-1]) if part.lower() == word)
+
+
+def _label_of(stem: str, texts: Mapping[str, str]) -> str:
+    """Returns the path of an image's label file, without the suffix; "" if there is none."""
+    parts = stem.split("/")
+    place = _last(parts, "images")
+    words = ("labels", "Labels", "LABELS")
+    paths = ("/".join([*parts[:place], word, *parts[place + 1 :]]) for word in words)
+    return next((path for path in paths if path in texts), "")
 
 
 def _picture(
@@ -113,9 +149,16 @@ def _shape(words: Sequence[str], names: Sequence[str], counts: collections.Count
         raise UndrawableError(f"it has a line that is not numbers: {' '.join(words)[:60]!r}") from (
             error
         )
-    if number != int(number) or not 0 <= number < len(names):
-        raise UndrawableError(f"it has the class {words[0]}, but there are {len(names)} classes")
+    if not 0 <= number < len(names) or number != int(number):  # NaN too
+        raise UndrawableError(
+            f"it has the class {words[0][:40]}, but there are {len(names)} classes"
+        )
     label = names[int(number)]
+    if np.isfinite(values).all() and (abs(values - 0.5) > 1.5).any():
+        raise UndrawableError(
+            f"it has the coordinate {values[abs(values - 0.5).argmax()]:g}, but coordinates are "
+            "fractions of the image, from 0 to 1"
+        )
     if len(values) == 4:
         counts["boxes"] += 1
         x, y, width, height = values
@@ -123,7 +166,9 @@ def _shape(words: Sequence[str], names: Sequence[str], counts: collections.Count
         corners = [left, top, right, top, right, bottom, left, bottom]
         return Shape(label, functools.partial(_fill, ring_of(corners)), crowd=True)
     counts["polygons"] += 1
-    return Shape(label, functools.partial(_fill, ring_of(values)))
+    ring = ring_of(values)
+    counts["flat"] += ring is None
+    return Shape(label, functools.partial(_fill, ring))
 
 
 def _fill(ring: np.ndarray | None, size: Size) -> np.ndarray:
@@ -139,16 +184,30 @@ def _class_names(root: Tree) -> tuple[str, list[str]]:
     """Returns the file with the class names, and the names in the order of their ids."""
     files = root.files(".", (".yaml", ".yml", *NAME_LISTS), deep=True)
     files.sort(key=lambda name: (not name.lower().endswith((".yaml", ".yml")), name.count("/")))
+    found: tuple[str, list[str]] | None = None
     for name in files:
-        path = str(root.on_disk(name))
+        path, is_yaml = str(root.on_disk(name)), name.lower().endswith((".yaml", ".yml"))
+        if found and not is_yaml:
+            break
         with reading(path, "a list of class names", "list the names in data.yaml"):
             text = root.read_text(name)[:LARGEST_YAML]
-            if name.lower().endswith((".yaml", ".yml")):
+            if re.search(r"^kpt_shape\s*:", text, re.MULTILINE):
+                raise UserError(
+                    f"{path}: its objects are keypoints (kpt_shape); export polygons, such as "
+                    "'YOLOv8 segmentation'"
+                )
+            if is_yaml:
                 names = yaml_names(text)
             else:
                 names = [line.strip() for line in text.splitlines() if line.strip()]
-        if names:
-            return path, names
+        if names and found and is_yaml and found[1] != names:
+            raise UserError(
+                f"{path}: its class names are not those of {found[0]}; remove one of the two"
+            )
+        if names and (is_yaml or not found):
+            found = found or (path, names)
+    if found:
+        return found
     raise UserError(
         f"{root.on_disk()}: it has no class names; add data.yaml with a line "
         "names: ['first', 'second']"

@@ -85,7 +85,7 @@ class Tree:
     def folders(self, path: str = ".") -> list[str]:
         """Returns the sorted names of the folders in a folder, without hidden ones."""
         inner = self._inner(path)
-        found = {entry.name for entry in _scan(Path(self.path) / inner) if entry.is_dir()}
+        found = {entry.name for entry in _scan(Path(self.path) / inner) if _is_dir(entry)}
         for archive in self.archives:
             names = archive.children.get(inner, ())
             found.update(name for name in names if posixpath.join(inner, name) in archive.children)
@@ -127,6 +127,13 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _walk(top: str, deep: bool) -> Iterator[str]:
