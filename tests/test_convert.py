@@ -386,6 +386,7 @@ def test_other_files_are_not_replaced(tmp_path, capsys):
         check_replaceable(path)
 
 
+@pytest.mark.slow
 def test_the_error_about_a_keras_file_of_another_network_names_the_flag(tmp_path, capsys):
     keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None).save_weights(
         tmp_path / "other.weights.h5"

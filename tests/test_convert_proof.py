@@ -149,6 +149,7 @@ def test_a_tflite_file_without_names_is_matched_by_its_structure(cases, tmp_path
         official_deeplab.load(case.model, case.config, str(path), check=False)
 
 
+@pytest.mark.slow
 def test_dilated_kernels_that_are_stuffed_with_zeros(cases, tmp_path):
     """A 3x3 kernel at rate 2 stored as 5x5."""
     case, path = cases("v2"), tmp_path / "graph.pb"
@@ -227,6 +228,7 @@ def test_no_check_only_loads_the_weights(cases, tmp_path, capsys):
     assert "was not run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_conversion_to_other_classes_is_proven_with_the_classes_of_the_file(cases, tmp_path):
     case, path = cases("v2"), tmp_path / "graph.pb"
     path.write_bytes(case.graph().SerializeToString())

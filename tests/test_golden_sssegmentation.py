@@ -117,9 +117,8 @@ def test_one_training_step(name):
     assert np.quantile(relative(after, expected["after_step_l2"]), 0.98) < 1e-4
 
 
-@pytest.mark.parametrize(
-    "name", [VOC[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VOC[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VOC)
 def test_one_training_step_in_double_precision(name, float64):
     """Without rounding noise, all gradients and all weights after the step equal the reference."""
     values, model = load(name)

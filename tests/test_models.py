@@ -174,6 +174,7 @@ def test_dropout_drops_whole_channels() -> None:
         assert 0.02 < np.mean(dropped == 0) < 0.25 and dropped.max() == pytest.approx(1 / 0.9)
 
 
+@pytest.mark.slow
 def test_every_second_pixel_of_stride_8_is_stride_16() -> None:
     # With dilation after the block that loses its stride, and with odd sizes, where all padding is
     # symmetric, both compute the same sums ("algorithme à trous"). Squeeze-and-excite is left out,

@@ -648,6 +648,7 @@ def test_classes_with_different_names_or_order_reinitialize_the_classifiers(
     assert all(warning in line and "\n" not in line for line in warnings), warnings
 
 
+@pytest.mark.slow
 def test_a_run_compares_its_classes_with_those_of_the_initial_checkpoint(
     tiny_flags: list[str],
     tiny_run: pathlib.Path,
@@ -722,11 +723,8 @@ def test_a_checkpoint_of_a_different_width_is_refused(
     )
 
 
-@pytest.mark.parametrize(
-    # tests/test_convert.py has a file with the classifier in the quick lane.
-    "include_top",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # tests/test_convert.py has a file with the classifier in the quick lane
+@pytest.mark.parametrize("include_top", [False, True])
 def test_imagenet_weights_give_the_same_features(include_top: bool, tmp_path: pathlib.Path) -> None:
     theirs = keras.applications.MobileNetV2(
         (96, 128, 3), alpha=0.35, include_top=include_top, weights=None
