@@ -15,8 +15,8 @@ import pytest
 import toy
 from contracts import BROWSER, SHARED, script
 
-# Set before TensorFlow is imported. Two threads, so that parallel test processes do not compete. With
-# one, golden values of a training step are rounded differently.
+# Set before TensorFlow is imported. Two threads, so that parallel test processes do not compete.
+# With one, golden values of a training step are rounded differently.
 for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     # Otherwise the kernels, and the rounding of golden values, depend on the processor.
