@@ -36,7 +36,6 @@ QUICK_CASES = {
     "test_backends.py::test_channels_first_in_keras_json_changes_nothing": "squeeze and excite",
     "test_convert.py::test_keras_applications_give_the_same_features": "mobilenet_v3_small",
     "test_convert.py::test_two_swapped_tensors_fail_the_proof_of_every_converter": "config[26]-",
-    "test_convert_proof.py::test_an_intact_frozen_graph": "True-v3",
     "test_convert_proof.py::test_an_intact_tflite_file": "v3",
     "test_convert_proof.py::test_the_error_names_the_flags_that_fit": r"changes([0139]|11)-",
     "test_convert_proof.py::test_third_party_files": "unfolded",

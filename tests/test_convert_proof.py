@@ -106,6 +106,7 @@ def refused_or_right(
 # === Intact graphs ===
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("fold", [False, True])
 def test_an_intact_frozen_graph(cases, name, fold, tmp_path):

@@ -159,6 +159,7 @@ def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) 
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dilated_network_trains_without_onednn() -> None:
     """TensorFlow does not use oneDNN on processors without VNNI instructions.
 
