@@ -484,7 +484,7 @@ def test_results_of_label_studio(change, message, export):
 def test_masks_of_roboflow_and_cvat(export, tmp_path):
     photo(export / "train/a.jpg")
     (export / "train/_classes.csv").write_text("filename, car\na.jpg, 1\n")
-    with raises_line("there are no files \\*_mask.png beside it; export 'Semantic Segmentation"):
+    with raises_line("its folder has no files \\*_mask.png; export 'Semantic Segmentation"):
         convert(export)
     (export / "train/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, car\n")
     Image.fromarray(np.full((12, 20), 7, np.uint8)).save(export / "train/a_mask.png")
@@ -805,7 +805,7 @@ def test_files_of_yolo_that_contradict_each_other(export):
     write_yolo(export, **{"labels/a": f"{TOP}\n0 0.1 0.2\n", "labels/classes": "sign\ncar\n"})
     photo(export / "images/a.png")
     result = convert(export)
-    assert result.failures == {}, "labels/classes.txt is no label file"
+    assert result.failures == {}, "labels/classes.txt is not a label file"
     assert any(note.endswith("which have no area: 1") for note in result.notes)
     photo(export / "images/a.jpg")
     with raises_line("a.png: a.jpg has the same name, so both would have the same labels"):

@@ -1,4 +1,4 @@
-"""Your own dataset as it is downloaded: names of folders, file formats, images next to masks."""
+"""Your own dataset as downloaded: names of folders, file formats, images next to masks."""
 
 from __future__ import annotations
 
@@ -67,8 +67,11 @@ FOLDERS = {
     "ground truth": ("image/{split}/{name}.jpg", "Ground_Truth/{split}/{name}.png"),
     "splits outside": ("{split}/Images/{name}.jpg", "{split}/Masks/{name}.png"),
     "splits in the names": ("{split}_images/{name}.jpg", "{split}_masks/{name}.png"),
-    "masks beside the split": ("{split}/{name}.jpg", "{split}_labels/{name}.png"),
-    "masks beside, with endings": ("{split}/{name}.jpg", "{split}_masks/{name}_mask.gif"),
+    "masks next to the split": ("{split}/{name}.jpg", "{split}_labels/{name}.png"),
+    "masks next to the split, with endings": (
+        "{split}/{name}.jpg",
+        "{split}_masks/{name}_mask.gif",
+    ),
     "one folder around": ("mine/images/{split}/{name}.jpg", "mine/labels/{split}/{name}.png"),
     "side by side": ("{split}/{name}.jpg", "{split}/{name}_mask.png"),
     "side by side, by suffix": ("{split}/{name}.jpg", "{split}/{name}.png"),

@@ -78,7 +78,7 @@ class AuditedMask:
         name: The name of the pair.
         regions: The doubtful regions, the most doubtful first.
         shift: The pixels to the right and down by which the mask should be moved; `None` if it is
-            in its place.
+            aligned.
         score: How doubtful the mask is. 1 is as much as in the most doubtful tenth of the masks.
     """
 

@@ -28,7 +28,7 @@ def export_tree(source: str) -> tuple[Tree, list[str]]:
     For a single annotation file, this is its folder, with only that file.
 
     Raises:
-        UserError: There is no such file or folder.
+        UserError: The source does not exist.
     """
     path = Path(source)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Reads Roboflow's semantic segmentation masks: NAME_mask.png beside NAME.jpg, per split."""
+"""Reads Roboflow's semantic segmentation masks: NAME_mask.png and NAME.jpg in one folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_roboflow_masks(root: Tree, files: Sequence[str], crowd: str = "ignore")
     }
     if not any(masks.values()):
         raise UserError(
-            f"{export.sources[0]}: there are no files *{MASK} beside it; export 'Semantic "
+            f"{export.sources[0]}: its folder has no files *{MASK}; export 'Semantic "
             "Segmentation Masks' in Roboflow"
         )
     for name, path in zip(files, list(export.sources), strict=True):

@@ -53,7 +53,7 @@ def find_part(root: Tree, config: DataConfig, split: str) -> tuple[Found, Found]
                 f"{option} has no effect: {root.on_disk()} has the split {whole!r}; leave the "
                 "option out, or name a validation split that does not exist with `eval_split`"
             )
-        logger.warning("%s: %r is a split of the dataset and is used as it is", option, whole)
+        logger.warning("%s: %r is a split of the dataset and is used unchanged", option, whole)
         found = find_split(root, whole)
         return found, found
     if whole == config.train_split:
