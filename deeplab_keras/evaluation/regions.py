@@ -28,17 +28,28 @@ def connected(mask: np.ndarray) -> np.ndarray:
     counts = np.maximum(last - first, 0)
     upper = np.repeat(np.arange(len(starts)), counts)
     lower = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
-    smallest = np.arange(len(starts))
-    while len(upper) and (smallest[upper] != smallest[lower]).any():
-        joined = np.minimum(smallest[upper], smallest[lower])
-        np.minimum.at(smallest, smallest[upper], joined)
-        np.minimum.at(smallest, smallest[lower], joined)
-        smallest = smallest[smallest]
+    smallest = joined(len(starts), np.stack([upper, lower], axis=1))
     numbers = np.unique(smallest, return_inverse=True)[1].astype(np.int32) + 1
     filled = np.zeros(height * (width + 1), np.int32)
     filled[starts] += numbers
     filled[ends] -= numbers  # no run starts where another one ends
     return np.cumsum(filled, dtype=np.int32).reshape(height, width + 1)[:, :-1]
+
+
+def joined(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Returns the smallest member of each member's group, for groups that pairs connect."""
+    root = np.arange(count)
+    while True:
+        ends = root[pairs]
+        low = ends.min(axis=1)
+        lower = root.copy()
+        np.minimum.at(lower, ends[:, 0], low)
+        np.minimum.at(lower, ends[:, 1], low)
+        while (lower[lower] != lower).any():
+            lower = lower[lower]
+        if (lower == root).all():
+            return root
+        root = lower
 
 
 def any_within(mask: np.ndarray, distance: int, axis: int, pairs: bool = False) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deeplab_keras.evaluation.regions import joined
+
 # Steps along the edges of pixels, in clockwise order: east, south, west, north.
 _STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 # The inside is to the right of a step, so half a pixel inward is half the next step.
@@ -46,27 +48,11 @@ def find_regions(labels: np.ndarray) -> tuple[list[ConnectedRegion], np.ndarray]
     first = np.flatnonzero(starts)
     beside = columns[1:] == columns[:-1]
     pairs = np.unique(np.stack([runs[:-1][beside], runs[1:][beside]], axis=1), axis=0)
-    roots = _connected(len(first), pairs)
+    roots = joined(len(first), pairs)
     _, numbers = np.unique(roots, return_inverse=True)
     lengths = np.diff(np.append(first, labels.size))
     regions = _regions(labels, first, lengths, numbers)
     return regions, numbers[runs].T
-
-
-def _connected(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Returns the smallest member of each member's group, for groups that pairs connect."""
-    root = np.arange(count)
-    while True:
-        ends = root[pairs]
-        low = ends.min(axis=1)
-        lower = root.copy()
-        np.minimum.at(lower, ends[:, 0], low)
-        np.minimum.at(lower, ends[:, 1], low)
-        while (lower[lower] != lower).any():
-            lower = lower[lower]
-        if (lower == root).all():
-            return root
-        root = lower
 
 
 def _regions(
