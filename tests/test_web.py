@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from contracts import BROWSER, ROOT, SHARED, as_command_line, noise, raises_line, script
 from PIL import Image
+from test_export_at_head import bilinear, nearest
 
 from deeplab_keras.cli.commands.build_web import WebOptions
 from deeplab_keras.export.web import RUNTIME, build_page
@@ -236,6 +237,44 @@ def test_what_the_build_refuses(model_file, modules, tmp_path, monkeypatch):
     assert said == ["downloading @litertjs/core@2.5.3 from the npm registry"], (
         "a download takes its time"
     )
+
+
+def test_outputs_of_the_heads_size_are_shown(modules, tmp_path):
+    """The page enlarges them, also if the file has only logits."""
+    path = tmp_path / "model.tflite"
+    with zipfile.ZipFile(path, "w") as archive:
+        about = {"dataset": {"class_names": ["a"]}, "model": {}}
+        archive.writestr(
+            "model.json", json.dumps(about | {"outputs": ["logits"], "output_at": "head"})
+        )
+    assert (build_page(path, tmp_path / "page", PAGE, modules) / "model.tflite").is_file()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+def test_the_page_enlarges_outputs_like_python(tmp_path):
+    scores = noise(6, 9, 4, seed=1)
+    labels = scores.argmax(-1)
+    sizes = [(17, 25), (48, 72), (6, 9)]
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(PAGE / "pixels.js", tmp_path)
+    (tmp_path / "run.js").write_text(
+        "import {enlargeLabels, enlargeScores} from './pixels.js';\n"
+        f"const scores = {scores.ravel().tolist()}, labels = {labels.ravel().tolist()};\n"
+        f"const found = {json.dumps(sizes)}.flatMap((to) => [false, true].map((align) => [\n"
+        "  [...enlargeScores(scores, [6, 9], to, align)],\n"
+        "  [...enlargeLabels(labels, [6, 9], to, align)]]));\n"
+        "console.log(JSON.stringify(found));\n"
+    )
+    done = subprocess.run(
+        ["node", str(tmp_path / "run.js")], capture_output=True, text=True, check=True
+    )
+    found = iter(json.loads(done.stdout))
+    for size in sizes:
+        for align_corners in (False, True):
+            by_scores, by_labels = (np.reshape(values, size) for values in next(found))
+            expected = bilinear(scores, size, align_corners).argmax(-1)
+            assert (by_scores == expected).mean() >= 0.995, (size, align_corners)
+            np.testing.assert_array_equal(by_labels, nearest(labels, size, align_corners))
 
 
 # --- In a browser ---

@@ -29,7 +29,18 @@ class ExportConfig(Config):
     )
     input_size: tuple[int, ...] = option((), "input size of TFLite and ONNX files, as height,width")
     output: str = option("labels", "outputs of the files", choices=("labels", "logits", "both"))
+    output_at: str = option(
+        "image",
+        "size of the outputs: that of the image, or that of the head's class scores, which an app "
+        "enlarges itself: 64 times fewer bytes at stride 8",
+        choices=("image", "head"),
+    )
     label_type: str = option("int32", "dtype of the labels", choices=("int32", "uint8"))
+    calibrate: bool = option(
+        False,
+        "divides the class scores by one temperature, fitted on the validation split, so that "
+        "probabilities match the share of correct pixels; labels do not change",
+    )
     representative_dir: str = option(
         "",
         "images for the ranges of tflite_int8 and tflite_mixed; default: the training split",

@@ -101,8 +101,7 @@ class Details:
 
     def complete(self, report: Report) -> Report:
         """Returns the report with the collected details."""
-        pixels, confidence, hits = self.bins
-        error = float(np.abs(confidence - hits).sum() / pixels.sum())
+        error = expected_error(self.bins)
         if not self.boundaries:
             return dataclasses.replace(report, expected_calibration_error=error)
         both, labeled, predicted = self.boundary_counts
@@ -129,6 +128,12 @@ def count_confidence(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.stack(
         [np.bincount(index, weights=weight, minlength=CONFIDENCE_BINS) for weight in weights]
     )
+
+
+def expected_error(bins: np.ndarray) -> float:
+    """Returns the expected calibration error, 0..1, of the counts of `count_confidence`."""
+    pixels, confidence, hits = bins
+    return float(np.abs(confidence - hits).sum() / pixels.sum())
 
 
 def count_boundaries(label: np.ndarray, prediction: np.ndarray, info: DatasetInfo) -> np.ndarray:

@@ -12,21 +12,23 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, require_instance
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
-from deeplab_keras.export.check import FileAgreement, Runner, compare, milliseconds, runner
+from deeplab_keras.export.calibration import Calibration, calibrate
+from deeplab_keras.export.check import AtHead, FileAgreement, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
-from deeplab_keras.export.graph import freeze, rebuilt
+from deeplab_keras.export.graph import freeze, head_of, rebuilt
 from deeplab_keras.export.images import Images, resize
 from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS
 from deeplab_keras.export.result import ExportedFile
-from deeplab_keras.inference import Network
-from deeplab_keras.inference.exported import ABOUT, LABELS
+from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference.exported import ABOUT, LABELS, ExportedNetwork, open_runtime
 from deeplab_keras.io.writing import check_folder
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import require_tensorflow
@@ -47,12 +49,14 @@ class _Job:
         exported: The network that is converted: the checkpoint's, or a rebuilt variant of it.
         config: The options of the export.
         representative: Images for the ranges of int8 files, uint8 `[height, width, channels]`.
+        calibration: The temperature that is part of the checkpoint, if it was fitted.
     """
 
     checkpoint: LoadedCheckpoint
     exported: LoadedCheckpoint
     config: ExportConfig
     representative: Sequence[np.ndarray] = ()
+    calibration: Calibration | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -78,7 +82,12 @@ class _Job:
     def _freeze(self, checkpoint: LoadedCheckpoint) -> Any:
         assert self.size
         shape = (1, *self.size, checkpoint.config.input_channels)
-        return freeze(checkpoint.model, shape, tf.float32, self.outputs, self.config.label_type)
+        model = self._with_outputs(checkpoint.model)
+        return freeze(model, shape, tf.float32, self.outputs, self.config.label_type)
+
+    def _with_outputs(self, model: keras.Model) -> keras.Model:
+        """The model, or with `output_at="head"` the model before its last resize."""
+        return head_of(model)[0] if self.config.output_at == "head" else model
 
     @functools.cached_property
     def calibrated(self) -> bytes:
@@ -94,20 +103,25 @@ class _Job:
     def files(self) -> dict[str, str]:
         """The text files stored with every export: class names, one per line, and its origin."""
         info, config = self.exported.info, self.exported.config
-        about = {
+        about: dict[str, Any] = {
             "made_by": f"deeplab_keras {__version__}",
             "dataset": info.to_dict(),
             "model": config.to_dict(),
             "input_size": self.size,
             "outputs": list(self.outputs),
+            "output_at": self.config.output_at,
         }
+        if self.config.output_at == "head":  # how to enlarge the outputs
+            about["align_corners"] = head_of(self.exported.model)[1]
+        if self.calibration:
+            about["calibration"] = dataclasses.asdict(self.calibration)
         names = "".join(f"{name}\n" for name in info.class_names)
         return {LABELS: names, ABOUT: json.dumps(about, indent=2) + "\n"}
 
     def write(self, kind: str, path: pathlib.Path) -> tuple[str, ...]:
         """Writes the file or folder of a format; returns the float layers of a mixed int8 file."""
         if kind == "saved_model":
-            model, label_type = self.exported.model, self.config.label_type
+            model, label_type = self._with_outputs(self.exported.model), self.config.label_type
             saved_model.save(model, path, self.outputs, self.files, label_type)
             return ()
         if kind == "onnx":
@@ -134,9 +148,26 @@ class _Job:
         frozen = self.frozen_for_8_bits if kind == "tflite_dynamic" else self.frozen
         return tflite.convert(frozen, self.outputs, request.FLOAT_KINDS[kind]), ()
 
-    def runner(self, kind: str, path: pathlib.Path) -> Runner:
-        """The written file as a function from an image to labels and logits."""
-        return runner(kind, path, self.config.threads)
+    def compare(
+        self, kind: str, path: pathlib.Path, images: list[np.ndarray], labels: list[np.ndarray]
+    ) -> FileAgreement:
+        """The written file compared with Keras."""
+        threads, head, predict = self.config.threads, None, None
+        if self.config.output_at == "head":
+            model, _ = head_of(self.checkpoint.model)
+            _, align_corners = head_of(self.exported.model)
+            head = AtHead(Network(model), align_corners, "logits" in self.outputs)
+            predict = Predictor(ExportedNetwork(path, open_runtime(kind, path, threads)))
+        return compare(
+            runner(kind, path, threads),
+            self.network,
+            images,
+            None if kind == "saved_model" else self.size,
+            labels,
+            self.checkpoint.info.ignore_label,
+            head=head,
+            predict=predict,
+        )
 
     def min_agreement(self, kind: str) -> float:
         """The share of labels that a file of this format must have in common with Keras."""
@@ -170,14 +201,15 @@ def export_model(
             or a list of uint8 arrays `[height, width, channels]`. Default:
             `config.representative_dir`.
         check_images: Images for the check, of the same kinds. With a split of a dataset, which has
-            labels, the check also measures mIoU. Default: synthetic images.
+            labels, the check also measures mIoU, and `calibrate` fits its temperature on all of the
+            split. Default: synthetic images.
         checked: The number of images for the check, evenly spaced in `check_images`; 0 for all.
             Default: `config.check_images`.
         log: Called with one line per file, followed for TFLite files by its operators and by what
             delegates do with them.
         **options: Other fields of `ExportConfig`, which replace those of `config`, for example
-            `formats`, `input_size`, `output`, `label_type`, `min_agreement`, `half_pixel_resizes`
-            and `overwrite`.
+            `formats`, `input_size`, `output`, `output_at`, `label_type`, `calibrate`,
+            `min_agreement`, `half_pixel_resizes` and `overwrite`.
 
     Returns:
         One `ExportedFile` per format, in the order of `formats`.
@@ -206,7 +238,7 @@ def export_model(
     check_folder(next(iter(targets.values())).parent, "export_path")
     if "onnx" in targets:
         onnx.require_packages()
-    job = _prepared(checkpoint, config, targets, representative_images)
+    job = _prepared(checkpoint, config, targets, representative_images, check_images)
     images, labels = request.check_images(
         check_images, config.check_images, job.checkpoint, job.size
     )
@@ -253,6 +285,7 @@ def _prepared(
     config: ExportConfig,
     targets: dict[str, pathlib.Path],
     representative_images: Images | None,
+    check_images: Images | None,
 ) -> _Job:
     """Loads the checkpoint, and checks that it can be exported with these options."""
     size = request.input_size(config)
@@ -270,6 +303,8 @@ def _prepared(
             )
         checkpoint = open_checkpoint(checkpoint)
     request.check_classes(checkpoint)
+    if config.output_at == "head":
+        head_of(checkpoint.model)  # raises an error if the model has no such outputs
     if size is not None:
         request.check_size(checkpoint, size)
     representative: Sequence[np.ndarray] = ()
@@ -281,10 +316,13 @@ def _prepared(
         representative = request.representative(images, size, in_8_bits[0])
     if checkpoint.config.quantization_aware:  # exported files quantize in their own way
         checkpoint = rebuilt(checkpoint, quantization_aware=False)
+    calibration = None
+    if config.calibrate:
+        checkpoint, calibration = calibrate(checkpoint, request.split(check_images))
     changes = {"align_corners": False} if config.half_pixel_resizes else {}
     changes |= {"branchwise": False} if config.keep_concatenations else {}
     exported = rebuilt(checkpoint, **changes) if changes else checkpoint
-    return _Job(checkpoint, exported, config, representative)
+    return _Job(checkpoint, exported, config, representative, calibration)
 
 
 # === One format ===
@@ -311,8 +349,7 @@ def _export_one(
                 "`export_path`"
             ) from error
         size = None if kind == "saved_model" else job.size
-        run = job.runner(kind, temporary)
-        compared = compare(run, job.network, images, size, labels, job.checkpoint.info.ignore_label)
+        compared = job.compare(kind, temporary, images, labels)
         first = resize(images[0], size) if size else images[0]
         took = milliseconds(kind, temporary, job.config.threads, first)
         _remove(failed)
@@ -332,6 +369,7 @@ def _export_one(
         float_layers,
         tuple(verdicts(path, job.config.threads)) if in_tflite else (),
         size,
+        job.calibration,
     )
     if broken:
         raise UserError(f"{exported}; the check failed, {broken}: do not use this file")
@@ -342,7 +380,8 @@ def _broken_limit(
     compared: FileAgreement, min_agreement: float, max_miou_loss: float | None
 ) -> str:
     """The limit that a file does not meet, or an empty string."""
-    if not compared.label_agreement >= min_agreement:  # also if it is NaN
+    converted = compared.label_agreement if compared.at_head is None else compared.at_head
+    if not converted >= min_agreement:  # also if it is NaN
         return f"the agreement is below `min_agreement={min_agreement:g}`"
     if (
         max_miou_loss is not None

@@ -16,6 +16,7 @@ from deeplab_keras.evaluation.metrics import Scores, count_pixels
 from deeplab_keras.export.images import resize, resize_labels
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_runtime
+from deeplab_keras.inference.resizing import enlarge, enlarge_labels
 
 # An exported file as a function from a uint8 image `[height, width, channels]` to labels `[height,
 # width]` and logits.
@@ -58,6 +59,10 @@ class FileAgreement:
         miou: The file's mean IoU, 0..1, if the true labels are known.
         keras_miou: Keras' mean IoU on the same images.
         own_size: The comparison at the images' own sizes, if some differ from the file's.
+        output_size: The (height, width) of the outputs, if it is that of the head's class scores.
+            The labels are then compared after the outputs are enlarged.
+        at_head: For a file that only has labels of that size, the share of equal labels, 0..1,
+            before they are enlarged by nearest neighbor.
     """
 
     max_logit_difference: float
@@ -67,6 +72,8 @@ class FileAgreement:
     miou: float | None = None
     keras_miou: float | None = None
     own_size: OwnSize | None = None
+    output_size: tuple[int, int] | None = None
+    at_head: float | None = None
 
     @property
     def miou_loss(self) -> float | None:
@@ -74,6 +81,22 @@ class FileAgreement:
         if self.miou is None or self.keras_miou is None:
             return None
         return 100 * (self.keras_miou - self.miou)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtHead:
+    """What the outputs of a file are if they have the size of the head's class scores.
+
+    Attributes:
+        network: The Keras model before its last resize.
+        align_corners: Whether the last resize aligns corners.
+        has_logits: Whether logits are an output of the file. They are then enlarged bilinearly.
+            Otherwise its labels are enlarged by nearest neighbor.
+    """
+
+    network: Network
+    align_corners: bool
+    has_logits: bool
 
 
 def runner(kind: str, path: pathlib.Path, threads: int) -> Runner:
@@ -107,6 +130,9 @@ def compare(
     size: tuple[int, int] | None = None,
     labels: Sequence[np.ndarray] = (),
     ignore_label: int = 255,
+    *,
+    head: AtHead | None = None,
+    predict: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> FileAgreement:
     """Compares an exported file with Keras.
 
@@ -117,16 +143,31 @@ def compare(
         size: The (height, width) to which images are resized; `None` for unmodified images.
         labels: The true labels of the images, int32 `[height, width]`, if they are known.
         ignore_label: The label of pixels to ignore.
+        head: Given if the outputs have the size of the head's class scores.
+        predict: Function from an image of any size to its labels, the `Predictor` of the file.
+            Default: resizes the logits to the image's size.
     """
     difference = 0.0
     classes: set[int] = set()
     shapes: list[tuple[int, int]] = []
+    output_size = None
+    at_head = _Counts(network.num_classes, ignore_label)
     same = _Counts(network.num_classes, ignore_label)
     own = _Counts(network.num_classes, ignore_label)
+    of_network = Predictor(network)
     for index, picture in enumerate(images):
         image = resize(picture, size) if size else picture
         expected = network(tf.constant(image[None], tf.float32))[0].numpy()
         found, logits = run(image)
+        if head:
+            output_size = (int(logits.shape[0]), int(logits.shape[1]))
+            logits = enlarge(logits[None], image.shape[:2], head.align_corners)[0].numpy()
+            if head.has_logits:
+                found = logits.argmax(-1)
+            else:
+                before = head.network(tf.constant(image[None], tf.float32))[0].numpy()
+                at_head.add(found, before.argmax(-1), None)
+                found = enlarge_labels(found[None], image.shape[:2], head.align_corners)[0]
         # Unlike max(), np.maximum propagates NaN.
         difference = float(np.maximum(difference, np.abs(logits - expected).max()))
         of_keras = expected.argmax(-1)
@@ -143,16 +184,25 @@ def compare(
             and height * width <= LARGEST
         ):
             shapes.append((height, width))
-            # What `Predictor` returns for such a file.
-            enlarged = tf.image.resize(logits, (height, width)).numpy().argmax(-1)
-            own.add(enlarged, Predictor(network)(picture), truth)
-    at_own_size = None
+            if predict is None:
+                at_own_size = tf.image.resize(logits, (height, width)).numpy().argmax(-1)
+            else:
+                at_own_size = predict(picture)
+            own.add(at_own_size, of_network(picture), truth)
+    own_size = None
     if shapes and size:
         stretched = [shape for shape in shapes if stretch(shape, size) > STRETCHED]
         ((usual, _),) = Counter(stretched or shapes).most_common(1)
-        at_own_size = OwnSize(own.agreement, len(shapes), len(stretched), usual, *own.mious)
+        own_size = OwnSize(own.agreement, len(shapes), len(stretched), usual, *own.mious)
     return FileAgreement(
-        difference, same.agreement, len(classes), len(images), *same.mious, at_own_size
+        difference,
+        same.agreement,
+        len(classes),
+        len(images),
+        *same.mious,
+        own_size,
+        output_size,
+        at_head.agreement if at_head.total else None,
     )
 
 

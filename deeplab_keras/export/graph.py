@@ -16,6 +16,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import UserError
+from deeplab_keras.inference.network import last_resize
 from deeplab_keras.models.quantization import without_ranges
 from deeplab_keras.models.segmentor import build_segmentor
 
@@ -61,6 +62,25 @@ def freeze(
 
     traced = tf.function(serve).get_concrete_function(tf.TensorSpec(shape, dtype, name="image"))
     return convert_variables_to_constants_v2(traced)
+
+
+def head_of(model: keras.Model) -> tuple[keras.Model, bool]:
+    """Returns a segmentor up to its class scores before the last resize.
+
+    Returns:
+        The model, and whether the last resize aligns corners.
+
+    Raises:
+        UserError: The model does not end with the resize of `build_segmentor`.
+    """
+    found = last_resize(model)
+    if found is None:
+        raise UserError(
+            f"`output_at='head'`: the model {model.name!r} does not end with the resize of its "
+            "class scores to the image's size, so other layers would be lost; omit `output_at`"
+        )
+    layer, scores = found
+    return keras.Model(model.input, scores, name=model.name), layer.align_corners
 
 
 def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:

@@ -6,11 +6,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, unknown_option
+from deeplab_keras.data.source import Source
 from deeplab_keras.export.images import Images, read_images, read_pairs, resize, synthetic_images
 from deeplab_keras.inference import Network
 from deeplab_keras.models.segmentor import check_input_size
@@ -129,6 +131,12 @@ def representative(
     return [resize(image, size) for image in found]
 
 
+def split(images: Images | None) -> Source | None:
+    """Returns images that are a split of a dataset, which has labels, or `None`."""
+    has_labels = not isinstance(images, str | os.PathLike | Sequence) and hasattr(images, "load")
+    return cast(Source, images) if has_labels else None
+
+
 def check_images(
     images: Images | None, limit: int, checkpoint: LoadedCheckpoint, size: tuple[int, int] | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -151,11 +159,12 @@ def check_images(
         size = size or (ANY_SIZE_CHECK if None in built else built)
         return synthetic_images(size, checkpoint.config.input_channels), []
     labels: list[np.ndarray] = []
-    if isinstance(images, str | os.PathLike | Sequence) or not hasattr(images, "load"):
+    source = split(images)
+    if source is None:
         found = read_images(images, limit)
     else:
-        found, labels = read_pairs(images, limit)
-        if images.info.class_names != checkpoint.info.class_names:
+        found, labels = read_pairs(source, limit)
+        if source.info.class_names != checkpoint.info.class_names:
             labels = []
     if not found:
         raise UserError(

@@ -7,6 +7,7 @@ import pathlib
 
 from deeplab_keras.config import render_options
 from deeplab_keras.export import tflite
+from deeplab_keras.export.calibration import Calibration
 from deeplab_keras.export.check import FileAgreement, percent
 from deeplab_keras.export.delegates import Verdict
 
@@ -46,6 +47,7 @@ class ExportedFile:
         float_layers: For a mixed file, the layers in float32.
         verdicts: For a TFLite file, what each delegate does with it.
         input_size: The (height, width) of input images, or `None` for any size.
+        calibration: The temperature that was folded into the network, and its effect on Keras.
     """
 
     path: pathlib.Path
@@ -57,6 +59,7 @@ class ExportedFile:
     float_layers: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     input_size: tuple[int, int] | None = None
+    calibration: Calibration | None = None
 
     @property
     def max_logit_difference(self) -> float:
@@ -84,8 +87,7 @@ class ExportedFile:
     def __str__(self) -> str:
         text = (
             f"{self.path}: {self.bytes / 1e6:.2f} MB, {self.milliseconds:.3g} ms per image, "
-            f"{percent(self.label_agreement)} of labels agree with Keras ({self.classes} classes), "
-            f"largest logit difference {self.max_logit_difference:.2g}"
+            f"{self._agreement()}, largest logit difference {self.max_logit_difference:.2g}"
         )
         if self.compared.miou is not None and self.compared.keras_miou is not None:
             text += (
@@ -93,6 +95,8 @@ class ExportedFile:
                 f"{100 * self.compared.keras_miou:.2f}) on {self.compared.images} images"
             )
         text += self._at_own_size()
+        if self.calibration:
+            text += f"; {self.calibration}"
         if self.float_layers:
             more = ", ..." if len(self.float_layers) > MANY else ""
             text += (
@@ -112,6 +116,20 @@ class ExportedFile:
         }
         slow = "".join(f"; slow operator: {count} x {name}" for name, count in unwanted.items())
         return render_options(text + slow)
+
+    def _agreement(self) -> str:
+        """How many labels agree, and for outputs of the head's size how they were enlarged."""
+        compared, of_classes = self.compared, f"({self.classes} classes)"
+        text = f"{percent(self.label_agreement)} of labels agree with Keras"
+        if compared.output_size is None:
+            return f"{text} {of_classes}"
+        size = "{}x{}".format(*compared.output_size)
+        if compared.at_head is None:
+            return f"{text} {of_classes} after bilinear enlargement of the {size} logits"
+        return (
+            f"{percent(compared.at_head)} of the {size} labels agree with Keras {of_classes}, "
+            f"{percent(self.label_agreement)} after enlargement by nearest neighbor"
+        )
 
     def _at_own_size(self) -> str:
         """The comparison at the images' own sizes, with a warning if the file stretches them."""

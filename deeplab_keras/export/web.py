@@ -45,8 +45,8 @@ def build_page(
     """Builds a page from its own files, the model, its classes, and LiteRT.js.
 
     Args:
-        model: A .tflite file of `export_model` with labels as an output. Its classes are packed
-            into it.
+        model: A .tflite file of `export_model` with labels as an output, or with any outputs of the
+            head's size. Its classes are packed into it.
         output: The folder to write. It is written completely or not at all.
         page: The folder of the page's own files; `None` for the page of this package.
         runtime: A node_modules folder with LiteRT.js; `None` to download it with `npm pack`.
@@ -104,7 +104,9 @@ def _about(model: pathlib.Path) -> str:
         about["dataset"]["class_names"], about["model"]  # shown by the page
         # Files of earlier versions do not list their outputs.
         has_labels = "labels" in about.get("outputs", ["labels"])
-    if not has_labels:
+        # The page enlarges small logits, and takes the class with the largest one.
+        at_head = about.get("output_at") == "head"
+    if not has_labels and not at_head:
         raise UserError(
             f"`model_file={model}`: does not output labels, which the page shows; export it with "
             "`output='labels'` or `output='both'`"

@@ -5,6 +5,7 @@ An exported file contains its classes and its config, so `open_exported` needs o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ import tensorflow as tf
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
+from deeplab_keras.inference.resizing import enlarge, enlarge_labels, resize
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
 from deeplab_keras.io.tflite_file import check_tflite
@@ -43,6 +45,8 @@ class Runtime:
             height, width, num_classes]`.
         labels: Function from images to labels, int32 or uint8 `[batch, height, width]`; `None` if
             labels are not an output of the file.
+        has_logits: Whether logits are an output of the file. Otherwise `logits` reads them inside
+            its graph.
     """
 
     dtype: Any
@@ -50,10 +54,14 @@ class Runtime:
     files: Mapping[str, str]
     logits: Callable[[np.ndarray], np.ndarray]
     labels: Callable[[np.ndarray], np.ndarray] | None
+    has_logits: bool = True
 
 
 class ExportedNetwork(Network):
     """An exported file as a `Network`.
+
+    The outputs of a file may have the size of the head's class scores (`output_at="head"`). Logits
+    are then enlarged like in the network itself, and labels by nearest neighbor.
 
     Args:
         path: The file or folder.
@@ -78,6 +86,9 @@ class ExportedNetwork(Network):
             about = json.loads(runtime.files[ABOUT])
             config = ModelConfig.from_saved(about["model"])
             self.info = DatasetInfo.from_dict(about["dataset"])
+            # Files of earlier versions do not have these keys.
+            self._at_head = {"image": False, "head": True}[about.get("output_at", "image")]
+            self._align_corners = bool(about.get("align_corners", False))
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
         if len(names) != len(self.info.class_names):
             raise UserError(
@@ -91,29 +102,45 @@ class ExportedNetwork(Network):
         self.runtime, self._windows = runtime, []
         self._mean = NORMALIZATIONS[config.normalization][0]
 
-        def logits(images: tf.Tensor) -> tf.Tensor:
-            return tf.convert_to_tensor(runtime.logits(self._prepared(images)), tf.float32)
-
-        self._compiled = logits
+        self._compiled = self._enlarged_logits if self._at_head else self._logits
 
     @property
     def pad_value(self) -> tuple[float, ...]:
         return self._mean
 
+    def _logits(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.convert_to_tensor(self.runtime.logits(self._prepared(images)), tf.float32)
+
+    def _enlarged_logits(self, images: tf.Tensor) -> tf.Tensor:
+        return enlarge(self._logits(images), images.shape[1:3], self._align_corners)
+
     @property
     def before_resize(self) -> Network:
-        return self
+        if not self._at_head:
+            return self
+        head = copy.copy(self)
+        head._at_head, head._compiled = False, self._logits
+        return head
 
     @property
     def ends_with_resize(self) -> bool:
-        return False
+        return self._at_head and not self._align_corners
 
     def own_labels(self, images: Any) -> np.ndarray | None:
         """Returns the file's own labels, int32 `[batch, height, width]`.
 
-        Returns `None` if labels are not an output of the file, or if the images have another size.
+        Returns `None` if labels are not an output of the file, if the images have another size, or
+        if the logits of the file are better, because both outputs have the size of the head's.
         """
-        if self.runtime.labels is None or self.input_size not in (None, tuple(images.shape[1:3])):
+        if self.runtime.labels is None or (self._at_head and self.runtime.has_logits):
+            return None
+        size = tuple(images.shape[1:3])
+        if self._at_head:
+            run_size = self.input_size or size
+            labels = self.runtime.labels(self._prepared(resize(images, run_size)))
+            labels = enlarge_labels(labels, run_size, self._align_corners)
+            return enlarge_labels(labels, size).astype(np.int32, copy=False)
+        if self.input_size not in (None, size):
             return None
         return self.runtime.labels(self._prepared(images)).astype(np.int32, copy=False)
 
@@ -280,7 +307,8 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
 
     _, height, width, _ = details["shape"]
     labels = _one_by_one(own_labels) if "labels" in outputs else None
-    return Runtime(details["dtype"], (int(height), int(width)), files, _one_by_one(logits), labels)
+    size = (int(height), int(width))
+    return Runtime(details["dtype"], size, files, _one_by_one(logits), labels, "logits" in outputs)
 
 
 def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -343,4 +371,5 @@ def _open_onnx(path: pathlib.Path, threads: int) -> Runtime:
         if "labels" in names
         else None
     )
-    return Runtime(np.float32, (int(height), int(width)), files, _one_by_one(logits), labels)
+    size = (int(height), int(width))
+    return Runtime(np.float32, size, files, _one_by_one(logits), labels, "logits" in names)

@@ -19,10 +19,23 @@ from deeplab_keras.models.segmentor import AuxiliaryOutputs, pad_value
 MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
 
 
-def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
+def made_by(tensor: Any) -> tuple[Any, list[Any]]:
     """Returns the operation that outputs a tensor, and the input tensors of the operation."""
     operation, node, _ = tensor._keras_history
     return operation, list(operation._inbound_nodes[node].input_tensors)
+
+
+def last_resize(model: keras.Model) -> tuple[ResizeTo, Any] | None:
+    """Returns the layer that resizes a segmentor's class scores to the image's size, and its input.
+
+    Returns `None` if the model does not end with this layer.
+    """
+    operation, inputs = made_by(model.outputs[0])
+    if isinstance(operation, AuxiliaryOutputs):
+        operation, inputs = made_by(inputs[0])
+    if isinstance(operation, ResizeTo) and operation.scale == 1 and inputs[1] is model.inputs[0]:
+        return operation, inputs[0]
+    return None
 
 
 class Network:
@@ -103,7 +116,7 @@ class Network:
         waiting, head = [self.model.outputs[0]], None
         while waiting:
             tensor = waiting.pop()
-            operation, inputs = _made_by(tensor)
+            operation, inputs = made_by(tensor)
             if operation.name == "logits":
                 head = operation.output  # in an image pyramid, the one at scale 1
             elif isinstance(operation, AuxiliaryOutputs):
@@ -120,17 +133,12 @@ class Network:
 
         The logits can then be resized to another size directly.
         """
-        operation, inputs = _made_by(self.model.outputs[0])
-        if isinstance(operation, AuxiliaryOutputs):
-            operation, inputs = _made_by(inputs[0])
-        half_pixel = (
-            isinstance(operation, ResizeTo) and not operation.align_corners and operation.scale == 1
-        )
+        found = last_resize(self.model)
         return (
-            half_pixel
+            found is not None
+            and not found[0].align_corners
             and self._head is not None
-            and inputs[0] is self._head
-            and inputs[1] is self.model.inputs[0]
+            and found[1] is self._head
         )
 
     @classmethod

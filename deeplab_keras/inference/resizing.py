@@ -1,4 +1,4 @@
-"""Bilinear resize of class scores, complete or only some rows of the result."""
+"""Bilinear resize of class scores, complete or only some rows of the result; labels by nearest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from deeplab_keras.models.layers import resize_bilinear
+
 
 def resize(x: Any, size: tuple[int, ...]) -> Any:
     """Resizes `[batch, height, width, channels]` with half-pixel centers to float32.
@@ -14,6 +16,37 @@ def resize(x: Any, size: tuple[int, ...]) -> Any:
     If `x` has that size already, it is returned unchanged.
     """
     return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
+
+
+def enlarge(x: Any, size: tuple[int, ...], align_corners: bool = False) -> Any:
+    """Resizes class scores `[batch, height, width, channels]` as the last layer of a network does.
+
+    Args:
+        x: float32 class scores at the stride of the network's head.
+        size: The (height, width) of the network's input.
+        align_corners: Whether the network's resizes align corners, as in official DeepLab models.
+    """
+    return resize_bilinear(tf.convert_to_tensor(x), (int(size[0]), int(size[1])), align_corners)
+
+
+def enlarge_labels(
+    labels: np.ndarray, size: tuple[int, ...], align_corners: bool = False
+) -> np.ndarray:
+    """Resizes labels `[batch, height, width]` by nearest neighbor, on the grid of `enlarge`."""
+    rows, columns = (
+        _nearest(before, after, align_corners)
+        for before, after in zip(labels.shape[1:3], size, strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def _nearest(before: int, after: int, align_corners: bool) -> np.ndarray:
+    """Returns the nearest of `before` samples for each of `after` samples, in whole numbers."""
+    place = np.arange(after, dtype=np.int64)
+    if align_corners:
+        steps = max(after - 1, 1)
+        return (2 * place * (before - 1) + steps) // (2 * steps)
+    return (2 * place + 1) * before // (2 * after)
 
 
 def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:

@@ -28,15 +28,57 @@ export function resizeImage(image, height, width) {
   return out;
 }
 
-function places(length, size) {
+/** Where each of `size` samples lies among `length` samples, with half-pixel centers or aligned corners. */
+function places(length, size, alignCorners = false) {
   const low = new Int32Array(size), high = new Int32Array(size), share = new Float32Array(size);
   for (let i = 0; i < size; i++) {
-    const place = Math.min(Math.max((i + 0.5) * length / size - 0.5, 0), length - 1);
+    const place = alignCorners ? i * (length - 1) / Math.max(size - 1, 1)
+      : Math.min(Math.max((i + 0.5) * length / size - 0.5, 0), length - 1);
     low[i] = Math.floor(place);
     high[i] = Math.min(low[i] + 1, length - 1);
     share[i] = place - low[i];
   }
   return {low, high, share};
+}
+
+/**
+ * The class with the largest score per pixel, after a bilinear resize of the scores.
+ * @param {ArrayLike<number>} scores [height, width, classes], row by row.
+ * @param {number[]} from [height, width] of the scores.
+ * @param {number[]} to [height, width] of the result.
+ * @param {boolean} alignCorners whether the network's own last resize aligns corners.
+ * @returns {Int32Array} labels [to[0], to[1]].
+ */
+export function enlargeScores(scores, from, to, alignCorners = false) {
+  const classes = scores.length / (from[0] * from[1]), length = from[1] * classes;
+  const rows = places(from[0], to[0], alignCorners), columns = places(from[1], to[1], alignCorners);
+  const labels = new Int32Array(to[0] * to[1]), row = new Float32Array(length);
+  for (let y = 0; y < to[0]; y++) {
+    const top = rows.low[y] * length, bottom = rows.high[y] * length, down = rows.share[y];
+    for (let i = 0; i < length; i++) row[i] = scores[top + i] + (scores[bottom + i] - scores[top + i]) * down;
+    for (let x = 0; x < to[1]; x++) {
+      const left = columns.low[x] * classes, right = columns.high[x] * classes, across = columns.share[x];
+      let best = -Infinity, label = 0;
+      for (let c = 0; c < classes; c++) {
+        const score = row[left + c] + (row[right + c] - row[left + c]) * across;
+        if (score > best) [best, label] = [score, c];
+      }
+      labels[y * to[1] + x] = label;
+    }
+  }
+  return labels;
+}
+
+/** Resizes labels by nearest neighbor, on the same grid as `enlargeScores`. */
+export function enlargeLabels(labels, from, to, alignCorners = false) {
+  const [rows, columns] = [0, 1].map((axis) => places(from[axis], to[axis], alignCorners));
+  const nearest = ({low, high, share}, i) => share[i] >= 0.5 ? high[i] : low[i];
+  const out = new Int32Array(to[0] * to[1]);
+  for (let y = 0, at = 0; y < to[0]; y++) {
+    const start = nearest(rows, y) * from[1];
+    for (let x = 0; x < to[1]; x++) out[at++] = labels[start + nearest(columns, x)];
+  }
+  return out;
 }
 
 /**

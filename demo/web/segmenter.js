@@ -2,7 +2,7 @@
 
 import {loadAndCompile, loadLiteRt, Tensor} from '@litertjs/core';
 
-import {resizeImage} from './pixels.js';
+import {enlargeLabels, enlargeScores, resizeImage} from './pixels.js';
 
 export class Segmenter {
   /**
@@ -25,8 +25,22 @@ export class Segmenter {
     const [input] = model.getInputDetails();
     [, this.height, this.width] = input.shape;
     this.eightBit = input.dtype === 'uint8';
-    this.output = model.getOutputDetails().findIndex((details) => details.shape.length === 3); // logits have four dimensions
+    const shapes = model.getOutputDetails().map((details) => [...details.shape]);
+    const labels = shapes.findIndex((shape) => shape.length === 3), logits = shapes.findIndex((shape) => shape.length === 4);
+    // With --output_at=head, the outputs have the size of the head's class scores. Enlarged scores have finer edges than enlarged labels.
+    this.fromScores = about.output_at === 'head' && logits >= 0;
+    this.output = this.fromScores ? logits : labels;
     if (this.output < 0) throw new Error('model.tflite has no labels output. Export it with --output=labels.');
+    this.outputSize = shapes[this.output].slice(1, 3);
+    this.alignCorners = Boolean(about.align_corners);
+  }
+
+  /** Labels of the input's size from the values of the output. */
+  labels(values) {
+    const size = [this.height, this.width];
+    if (this.fromScores) return enlargeScores(values, this.outputSize, size, this.alignCorners);
+    if (this.outputSize[0] === size[0] && this.outputSize[1] === size[1]) return Int32Array.from(values);
+    return enlargeLabels(values, this.outputSize, size, this.alignCorners);
   }
 
   /**
@@ -39,8 +53,9 @@ export class Segmenter {
     const input = new Tensor(pixels, [1, this.height, this.width, 3]);
     const start = performance.now();
     const outputs = await this.model.run([input]);
-    const labels = Int32Array.from(await outputs[this.output].data());
+    const values = await outputs[this.output].data();
     const milliseconds = performance.now() - start;
+    const labels = this.labels(values);
     for (const tensor of [input, ...outputs]) tensor.delete();
     return {labels, milliseconds};
   }
