@@ -150,17 +150,10 @@ def test_the_classifiers_of_every_head(toy_backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [*HEADS, "pyramid", "branches"])
+@pytest.mark.parametrize("head", [*HEADS, "pyramid"])
 def test_folding_divides_the_scores_of_every_head(head, toy_backbone):
     configs = HEADS | {
         "pyramid": toy_config(**SMALL, head="deeplab_v3", image_pyramid=(0.5, 1.0)),
-        "branches": toy_config(
-            **SMALL,
-            head="deeplab_v3",
-            aspp_with_batch_norm=False,
-            atrous_rates=(6, 12),
-            logits_kernel_size=3,
-        ),
     }
     model = lively(configs[head]).model
     picture = images.synthetic_images(SIZE, 3, 1)[0][None].astype(np.float32)
