@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig, option
 
 KINDS = ("keras", "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8")
@@ -75,6 +75,8 @@ class BenchmarkOptions(Config):
 def main(command: Command) -> None:
     """Measures, prints a table and saves the rows."""
     options = command.config(BenchmarkOptions)
+    training, evaluation = command.config(TrainConfig), command.config(EvalConfig)
+    load_keras()
 
     from benchmarks import records, runs
 
@@ -87,8 +89,8 @@ def main(command: Command) -> None:
             options.what,
             options.checkpoint_dir or command.model_config(),
             command.data_config(options.checkpoint_dir),
-            command.config(TrainConfig),
-            command.config(EvalConfig),
+            training,
+            evaluation,
             **keywords,
         )
         print(result.table())

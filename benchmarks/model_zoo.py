@@ -13,7 +13,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, UserError, option
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -142,6 +142,7 @@ def main(command: Command) -> None:
             f"--output={path} does not exist; run the script from the repository root, with "
             "--output=docs/model_zoo.md"
         )
+    load_keras()
     aside = path.with_suffix(".tmp")
     aside.write_text(replace_tables(path.read_text(), tables(count)))
     aside.replace(path)

@@ -530,7 +530,7 @@ def test_quantized_training_gets_one_line():
         (["--num_clones=two"], "^--num_clones=two: the value must be a whole number, not 'two'$"),
         (["--decay_steps=0.5"], "^--decay_steps=0.5: the value must be a whole number, not '0.5'$"),
         (["--log_step=3"], r"^unknown flag --log_step; did you mean --log_steps\? "),
-        (["--vis_crop_size=3"], "^unknown flag --vis_crop_size; did you mean"),
+        (["--vis_crop_size=3"], "^unknown flag --vis_crop_size, which vis.py has; "),
     ],
 )
 def test_mistakes_get_one_line(arguments, line):

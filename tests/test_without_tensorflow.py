@@ -56,7 +56,7 @@ def run(tmp_path):
 
 def test_a_script_names_the_missing_package(run):
     script = f"{ROOT}/scripts/build_tfrecords.py"
-    _, error = run(script, status=1, KERAS_BACKEND="tensorflow")
+    _, error = run(script, "--output_dir=x", status=1, KERAS_BACKEND="tensorflow")
     assert error.startswith(
         "error: tensorflow is not installed, but Keras needs it: pip install tensorflow; "
     )

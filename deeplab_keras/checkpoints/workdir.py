@@ -202,7 +202,7 @@ class Workdir:
             return
         try:
             before = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: damaged ({error}); give another `train_logdir`") from error
         if not isinstance(before, dict) or self.configs.keys().isdisjoint(before or self.configs):
             raise UserError(
@@ -214,8 +214,10 @@ class Workdir:
             json.dumps({name: config.to_dict() for name, config in self.configs.items()})
         )
         for part, fields in now.items():
+            written = before.get(part)
+            written = written if isinstance(written, dict) else {}
             for field, value in fields.items():
-                old = before.get(part, {}).get(field, value)
+                old = written.get(field, value)
                 option = type(self.configs[part]).options().get(field)
                 if option is not None and isinstance(old, str):
                     old = option.metadata["aliases"].get(old, old)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,12 +26,17 @@ from deeplab_keras.config import (
     UserError,
     render_options,
 )
+from deeplab_keras.config.commands import COMMANDS
 
 if TYPE_CHECKING:
     from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 
 # Classes whose flags a recipe may set. Every script accepts these flags.
 RECIPE: tuple[type[Config], ...] = (ModelConfig, DataConfig, TrainConfig, EvalConfig)
+LARGEST_FLAGFILE = 1 << 20  # bytes
+# Characters that text files do not have, such as those of UTF-16 without a byte order mark.
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"  # as web pages and word processors show hyphens
 
 T = TypeVar("T", bound=Config)
 
@@ -168,40 +175,65 @@ class Command:
         """Returns the given flags as a flagfile that reproduces the run, one flag per line.
 
         Official flags, and official defaults, are written as the flags of ours that they stand for.
+
+        Raises:
+            UserError: A value cannot be read from a flagfile.
         """
         hidden = {*ALIASES, *CommonOptions.options()}
         if self._official_flags:
             hidden |= self._official_flags.options().keys()
         flags = [self._values[name] for name in sorted(self._values) if name not in hidden]
-        return "".join(f"{flag.serialize()}\n" for flag in flags if flag.present)
+        lines = [flag.serialize() for flag in flags if flag.present]
+        for line in lines:
+            if not _can_be_read(line):
+                raise UserError(
+                    f"{line!a}: cannot be recorded in flags.txt because of quotes, line breaks, "
+                    "unprintable characters or spaces at the end; rename the file or folder"
+                )
+        return "".join(f"{line}\n" for line in lines)
 
     def _parse(self) -> None:
         try:
-            rest = [
-                argument
-                for part in _by_origin(self.argv[1:])
-                for argument in self._parse_part(*part)
-            ]
+            for part in _by_origin(self.argv[1:]):
+                self._parse_part(*part)
         except absl_flags.UnrecognizedFlagError as error:
-            name = error.flagname.replace("-", "_")
-            fields = ModelConfig.options().values()
-            close = [flag_name(field) for field in fields if field.name == name]  # a Python name
-            close = close or difflib.get_close_matches(name, list(self._values), n=1)
-            hint = f"did you mean --{close[0]}? " if close else ""
-            raise UserError(
-                f"unknown flag --{error.flagname}; {hint}{self.argv[0]} --help lists all flags"
-            ) from error
+            raise self._unknown(error.flagname) from error
         except absl_flags.IllegalFlagValueError as error:
             message = str(error).removeprefix("flag ")
             if "Non-boolean" in message:
                 message = message.partition(":")[0] + ": the value must be true or false"
-            raise UserError(message) from error
-        except UserError:  # of a flagfile; it is a ValueError too
+            raise UserError(f"{self._place()}{message}") from error
+        except UserError:  # it is a ValueError too
             raise
         except (absl_flags.Error, ValueError) as error:  # a flag without a value, --noflag=value
-            raise UserError(f"{error}; write flags as --name=value") from error
-        if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}; write flags as --name=value")
+            raise UserError(f"{self._place()}{error}; write flags as --name=value") from error
+
+    def _place(self) -> str:
+        """Returns the beginning of a message about the arguments that are being parsed."""
+        return f"{self._origin.name}: " if self._origin.name else ""
+
+    def _unknown(self, given: str) -> UserError:
+        """Returns the error for an unknown flag."""
+        name, _, value = given.partition(" ")  # the latter in a flagfile
+        name = name.replace("-", "_")
+        if value and name in self._values:
+            return UserError(f"{self._place()}--{given}: write it as --{name}={value}")
+        fields = ModelConfig.options().values()
+        close = [flag_name(field) for field in fields if field.name == name]  # a Python name
+        if name in self._values:  # --train-logdir
+            close = [name]
+        if self._spelled(f"--{name}") != f"--{name}":  # --no-cache, --no_cache=true
+            close = [f"{name.removeprefix('no_')}=false"]
+        if not close and (scripts := _scripts_with(name)):
+            return UserError(
+                f"{self._place()}unknown flag --{given}, which {', '.join(scripts)} has; "
+                f"{self.argv[0]} --help lists all flags"
+            )
+        close = close or difflib.get_close_matches(name, list(self._values), n=1)
+        hint = f"did you mean --{close[0]}? " if close else ""
+        return UserError(
+            f"{self._place()}unknown flag --{given}; {hint}{self.argv[0]} --help lists all flags"
+        )
 
     def _spelled(self, argument: str) -> str:
         """Returns a flag in absl's spelling: `--nocheck` for `--no_check`."""
@@ -212,10 +244,30 @@ class Command:
             else argument
         )
 
-    def _parse_part(self, origin: str, arguments: list[str]) -> list[str]:
-        """Parses the arguments from one place; returns those that are not flags."""
+    def _parse_part(self, origin: str, arguments: list[str]) -> None:
+        """Parses the arguments from one place."""
         self._origin.name = origin
-        return self._values([self.argv[0], *map(self._spelled, arguments)])[1:]
+        self._require_values(arguments)
+        rest = self._values([self.argv[0], *map(self._spelled, arguments)])[1:]
+        if not rest:
+            return
+        hint = "write flags as --name=value"
+        if rest[0][:1] and rest[0][0] in _DASHES:
+            hint = f"it begins with {rest[0][0]!r} instead of two hyphens"
+        elif os.path.exists(rest[0]):
+            hint += ", and a pattern in quotes, as --input='photos/*.jpg'"
+        raise UserError(f"{self._place()}unexpected argument {rest[0]!r}; {hint}")
+
+    def _require_values(self, arguments: Sequence[str]) -> None:
+        """Refuses `--name --other`, where `--other` would be the value of `--name`."""
+        for argument, following in zip(arguments, arguments[1:], strict=False):
+            name = argument.lstrip("-")
+            takes_value = argument[:1] == "-" and name in self._values
+            if takes_value and not self._values[name].boolean and following.startswith("--"):
+                raise UserError(
+                    f"{self._place()}{argument}: its value is missing before {following}; write "
+                    f"{argument}=VALUE"
+                )
 
     def refuse(self, name: str, reason: str) -> None:
         """Refuses a flag on the command line, but not in a flagfile, which serves several scripts.
@@ -223,13 +275,12 @@ class Command:
         Raises:
             UserError: The command line has the flag.
         """
-        given = {
-            argument.lstrip("-").partition("=")[0]
-            for argument in self.argv[1:]
-            if argument.startswith("-")
-        }
-        if {name, f"no{name}"} & given:
-            raise UserError(f"--{name}: {reason}; leave it out (flagfiles may contain it)")
+        names = {name, *(alias for alias, flag in ALIASES.items() if flag == name)}
+        for argument in self.argv[1:]:
+            given = argument.lstrip("-").partition("=")[0]
+            if argument[:1] == "-" and {given, re.sub("^no_?", "", given)} & names:
+                given = given if given in names else name
+                raise UserError(f"--{given}: {reason}; leave it out (flagfiles may contain it)")
 
     def _refuse_unused(self, unused: Sequence[type[Config]]) -> None:
         accepted = self.official.accepted if self.official else set()
@@ -274,7 +325,7 @@ def _by_origin(
             )
         yield origin, part
         part, path = [], find_flagfile(os.path.expanduser(path.strip()))
-        if path == origin:
+        if path and path == origin:
             raise UserError(f"--flagfile={path}: includes itself; delete that line")
         if path in within:
             raise UserError(
@@ -287,8 +338,11 @@ def _by_origin(
 
 def _flagfile_lines(path: str) -> list[str]:
     """Returns the lines of a flagfile without comments; none for an empty path, as absl does."""
+    if not path:
+        return []
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines() if path else []
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_FLAGFILE + 1)
     except FileNotFoundError as error:
         similar = similar_recipe(path)
         hint = f"did you mean {similar}? " if similar else ""
@@ -301,12 +355,55 @@ def _flagfile_lines(path: str) -> list[str]:
             f"--flagfile={path}: {error.strerror}; paths are relative to the current folder, "
             f"{os.getcwd()}"
         ) from error
-    except UnicodeDecodeError as error:
+    try:
+        lines = _lines(data)
+    except ValueError as error:
         raise UserError(
-            f"--flagfile={path}: not a text file; a flagfile has one --flag=value per line"
+            f"--flagfile={path}: {error}; a flagfile has one --flag=value per line"
         ) from error
-    stripped = [line.strip() for line in lines]
-    return [line for line in stripped if line and not line.startswith(("#", "//"))]
+    return [line for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def _lines(data: bytes) -> list[str]:
+    """Returns the lines of a flagfile, without spaces around them.
+
+    Raises:
+        ValueError: It is not a text file, or has the syntax of a shell.
+    """
+    if len(data) > LARGEST_FLAGFILE:
+        raise ValueError(f"larger than {LARGEST_FLAGFILE >> 20} MiB")
+    try:  # Windows writes both encodings
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("not a text file") from error
+    if _NOT_TEXT.search(text):
+        raise ValueError("not a text file")
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]
+    for line in lines:
+        if line.endswith((" \\", "\t\\")):
+            raise ValueError("a line ends with a backslash, as in a shell; remove it")
+        if quoted := re.fullmatch(r"(--?\w+=)([\"'])(.*)\2", line):
+            raise ValueError(f"the quotes would be part of the value; write {quoted[1]}{quoted[3]}")
+    return lines
+
+
+def _can_be_read(line: str) -> bool:
+    """Whether a line of a flagfile is read as it is."""
+    try:
+        return _lines(line.encode("utf-8")) == [line]
+    except ValueError:  # a UnicodeEncodeError too
+        return False
+
+
+def _scripts_with(name: str) -> list[str]:
+    """Returns the commands that have a flag, as messages name them."""
+    found = []
+    for script in COMMANDS.values():
+        sections = importlib.import_module(f"deeplab_keras.cli.commands.{script}").SECTIONS
+        fields = [field for section in sections for field in section.options().values()]
+        if name in map(flag_name, fields):
+            found.append(f"`{script}.py`")
+    return found
 
 
 def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:
@@ -314,8 +411,8 @@ def _recorded_data(checkpoint_dir: pathlib.Path) -> dict[str, Any] | None:
     for folder in (checkpoint_dir, *checkpoint_dir.absolute().parents[:2]):
         try:
             recorded = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(recorded, dict) and "data" in recorded:
+        if isinstance(recorded, dict) and isinstance(recorded.get("data"), dict):
             return recorded["data"]
     return None

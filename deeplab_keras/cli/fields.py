@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import os
 import re
 import textwrap
 import typing
@@ -186,23 +187,26 @@ class _Parser(absl_flags.ArgumentParser):
             return argument
         if self._kind is not tuple:
             return self._one(argument)
-        return (
-            tuple(self._one(part.strip()) for part in argument.split(","))
-            if argument.strip()
-            else ()
-        )
+        parts = [part.strip() for part in argument.split(",")] if argument.strip() else []
+        if self._element is str and "" in parts:
+            raise ValueError("the list has an empty element; remove the comma next to it")
+        return tuple(map(self._one, parts))
 
     def _one(self, text: str) -> Any:
+        if self._element is str:  # shells replace ~ only at the beginning of an argument
+            return os.path.expanduser(text)
         try:
             # The official scripts have floats, such as --decay_steps=0.0, where ours have integers.
             whole = self._element is int and re.fullmatch(r"[+-]?\d+\.0*", text)
             value = self._element(text.partition(".")[0] if whole else text)
             if self._element is float and not math.isfinite(value):
                 raise ValueError(text)
-            return value
         except ValueError:
             expected = (_EXPECTED_LIST if self._kind is tuple else _EXPECTED)[self._element]
             raise ValueError(f"the value must be {expected}, not {text!r}") from None
+        if self._element is int and abs(value) >= 2**63:  # NumPy and TensorFlow cannot hold it
+            raise ValueError("the value must be smaller than 2^63")
+        return value
 
     def flag_type(self) -> str:
         return self._kind.__name__

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from deeplab_keras.cli.script import HELP, VERSION, call_command, fail, show, version
+from deeplab_keras.cli.streams import standard_streams
 from deeplab_keras.config import unknown_name
 from deeplab_keras.config.commands import COMMANDS, PROGRAM, commands_of
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first, *arguments = sys.argv if argv is None else argv
     as_module = os.path.basename(first) == "__main__.py"
     program = "python -m deeplab_keras" if as_module else PROGRAM
-    with commands_of(program):
+    with standard_streams(), commands_of(program):
         return _main(program, arguments)
 
 
@@ -46,6 +47,8 @@ def _main(program: str, arguments: Sequence[str]) -> int:
     if not arguments:
         print(_help(program), file=sys.stderr)
         return 1
+    if arguments[0] == "help":  # `help train` is `train --help`
+        arguments = [*arguments[1:2], "--help"]
     name, *flags = arguments
     if name in HELP:
         return show(_help(program))

@@ -7,12 +7,14 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
 from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
+from deeplab_keras.cli.streams import standard_streams
 from deeplab_keras.cli.summary import CommonOptions, RunSummary, check_summary, summary_path
 from deeplab_keras.config import Config, UserError, options_shown_by, render_options
 from deeplab_keras.io.progress import without_noise, without_progress
@@ -21,14 +23,12 @@ from deeplab_keras.version import __version__
 HELP = ("--help", "-h", "-help", "--helpfull")
 VERSION = ("--version", "-version")
 INTERRUPTED = 130  # exit status
-WITHOUT_KERAS = ("list_models", "recipes")  # the others need Keras, which takes seconds to import
 
 
 def run(
     doc: str | None,
     main: Callable[[Command], int | None],
     *sections: type[Config],
-    keras: bool = True,
 ) -> typing.NoReturn:
     """Runs a script and exits: with status 0, or 1 and one line on stderr after an error.
 
@@ -36,23 +36,20 @@ def run(
         doc: The script's docstring, which begins the output of `--help`.
         main: The function to run; if it returns an int, this is the exit status.
         sections: The config classes whose flags the script uses, its own class first.
-        keras: Imports Keras first, and reports errors of the import in one line.
     """
-    sys.exit(call(sys.argv, doc, main, *sections, keras=keras))
+    sys.exit(call(sys.argv, doc, main, *sections))
 
 
 def run_command(name: str) -> typing.NoReturn:
     """Runs the command in `deeplab_keras.cli.commands.<name>` as a script, and exits."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
-    keras = name not in WITHOUT_KERAS
-    run(command.__doc__, command.main, *command.SECTIONS, keras=keras)
+    run(command.__doc__, command.main, *command.SECTIONS)
 
 
 def call_command(name: str, argv: Sequence[str]) -> int:
     """Runs the command in `deeplab_keras.cli.commands.<name>`, and returns the exit status."""
     command = importlib.import_module(f"deeplab_keras.cli.commands.{name}")
-    keras = name not in WITHOUT_KERAS
-    return call(argv, command.__doc__, command.main, *command.SECTIONS, keras=keras)
+    return call(argv, command.__doc__, command.main, *command.SECTIONS)
 
 
 def call(
@@ -60,7 +57,6 @@ def call(
     doc: str | None,
     main: Callable[[Command], int | None],
     *sections: type[Config],
-    keras: bool = True,
 ) -> int:
     """Runs a script with the given command line, see `run`, and returns the exit status.
 
@@ -69,7 +65,6 @@ def call(
         doc: See `run`.
         main: See `run`.
         sections: See `run`.
-        keras: See `run`.
     """
     if set(HELP) & set(argv[1:]):
         return show(help_text(doc or "", *sections))
@@ -77,80 +72,31 @@ def call(
         return show(version())
     # Silences TensorFlow's messages about the CPU's instruction sets.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    out, err = (
-        _Escaped(stream, kept) if stream else stream
-        for stream, kept in ((sys.stdout, "\n\t"), (sys.stderr, "\n\t\r"))
-    )
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return _call(argv, main, sections, keras)
+    write = flag_writer(*sections)
+    with standard_streams(), _shown_log(write), options_shown_by(write):
+        return _Run(argv, main, sections).call()
 
 
 def show(text: str) -> int:
     """Prints a text that is the whole output of a command, and returns the exit status."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `script --help | head`
-        _leave_stdout()
-    except OSError as error:  # a full disk
-        _leave_stdout()
-        return fail(_file_error(error))
+    with standard_streams():
+        try:
+            print(text, flush=True)
+        except OSError as error:  # a full disk
+            return fail(_file_error(error))
     return 0
 
 
 def fail(message: str) -> int:
     """Prints an error, and returns the exit status 1."""
-    print(f"error: {message}", file=sys.stderr)
+    with standard_streams():
+        print(f"error: {message}", file=sys.stderr)
     return 1
 
 
 def version() -> str:
     """Returns the line that `--version` prints."""
     return f"deeplab-keras {__version__}"
-
-
-class _Escaped:
-    r"""A stream that writes control characters as escapes, such as `\\x1b`.
-
-    Names from files may contain control characters, which a terminal would interpret.
-
-    Args:
-        stream: The stream to write to.
-        kept: Control characters to write unchanged.
-    """
-
-    def __init__(self, stream: typing.TextIO, kept: str) -> None:
-        self._stream = stream
-        codes = [
-            *range(32),
-            *range(127, 160),
-            0x2028,
-            0x2029,
-            *range(0x202A, 0x202F),
-            *range(0x2066, 0x206A),
-        ]
-        self._table = {code: ascii(chr(code))[1:-1] for code in codes if chr(code) not in kept}
-
-    def write(self, text: str) -> int:
-        self._stream.write(text.translate(self._table))
-        return len(text)
-
-    def writelines(self, lines: typing.Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> typing.Any:
-        return getattr(self._stream, name)
-
-
-def _call(
-    argv: Sequence[str],
-    main: Callable[[Command], int | None],
-    sections: Sequence[type[Config]],
-    keras: bool,
-) -> int:
-    write = flag_writer(*sections)
-    with _shown_log(write), options_shown_by(write):
-        return _Run(argv, main, sections, keras).call()
 
 
 class _Run:
@@ -160,7 +106,6 @@ class _Run:
         argv: The command line.
         main: The function to run.
         sections: The config classes of the command.
-        keras: Whether to import Keras first.
     """
 
     def __init__(
@@ -168,9 +113,8 @@ class _Run:
         argv: Sequence[str],
         main: Callable[[Command], int | None],
         sections: Sequence[type[Config]],
-        keras: bool,
     ) -> None:
-        self.argv, self.main, self.sections, self.keras = argv, main, sections, keras
+        self.argv, self.main, self.sections = argv, main, sections
         self.summary, self.summary_path = RunSummary(), ""
 
     def call(self) -> int:
@@ -192,11 +136,13 @@ class _Run:
             return 1, str(error)
         except KeyboardInterrupt:
             return INTERRUPTED, "interrupted"
-        except BrokenPipeError:  # `script | head`: the reader has stopped reading
-            _leave_stdout()
-            return 0, ""
         except OSError as error:
             return 1, _file_error(error)
+        except Exception as error:
+            # TensorFlow's error has a class of its own.
+            if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+                return 1, _memory_error(error)
+            raise
 
     def _call(self) -> int:
         try:
@@ -207,11 +153,8 @@ class _Run:
         options, self.summary = command.config(CommonOptions), command.summary
         self._prepare_summary(options.summary)
         with _quiet() if options.quiet else contextlib.nullcontext():
-            if self.keras:
-                _load_keras()
             status = self.main(command) or 0
-            if sys.stdout is not None:  # it is None if the descriptor is closed: `script >&-`
-                sys.stdout.flush()
+            sys.stdout.flush()
         return status
 
     def _prepare_summary(self, path: str) -> None:
@@ -240,8 +183,15 @@ def _quiet() -> Iterator[None]:
 BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")
 
 
-def _load_keras() -> None:
-    """Imports Keras and its backend, and finds the devices, without the messages about them."""
+def load_keras() -> None:
+    """Imports Keras and its backend, and finds the devices, without the messages about them.
+
+    This takes seconds, so a command calls it after it has made its configs: mistakes in flags are
+    reported immediately.
+
+    Raises:
+        UserError: A package is not installed.
+    """
     try:
         with without_noise():
             keras = importlib.import_module("keras")
@@ -266,15 +216,14 @@ def _keras_json() -> str:
 
 
 def require_tensorflow(command: Command) -> None:
-    """Raises a `UserError` if Keras runs on another backend than TensorFlow."""
-    layers = importlib.import_module("deeplab_keras.models.layers")  # imports Keras
+    """Imports Keras, see `load_keras`, and requires that it runs on TensorFlow.
+
+    Raises:
+        UserError: It runs on another backend, or a package is not installed.
+    """
+    load_keras()
+    layers = importlib.import_module("deeplab_keras.models.layers")
     layers.require_tensorflow(os.path.basename(command.argv[0]))
-
-
-def _leave_stdout() -> None:
-    """Discards the remaining output, so that Python does not fail to write it on exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -304,6 +253,12 @@ class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return prefix + render_options(record.getMessage(), self._show)
+
+
+def _memory_error(error: Exception) -> str:
+    found = re.search(r"Unable to allocate \S+ \w+|tensor with shape\[[\d,]*\]", str(error))
+    detail = f" ({found[0]})" if found else ""
+    return f"out of memory{detail}; use smaller images, crops and batches, or a smaller model"
 
 
 def _file_error(error: OSError) -> str:

@@ -9,6 +9,7 @@ from deeplab_keras.config.base import Config, option
 
 # Number of consecutive images that CutMix and Mosaic mix with each other.
 MIXED = 4
+LARGEST_SCENE = 1 << 24  # pixels; drawing more takes gigabytes
 _FOLD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})")
 
 
@@ -187,7 +188,7 @@ class DataConfig(Config):
         )
         self._require(0 <= self.rotation <= 180, "rotation", "must be between 0 and 180 degrees")
         self._require(0 <= self.blur <= 16, "blur", "must be between 0 and 16 pixels")
-        self._require(self.rand_augment >= 0, "rand_augment", "must be at least 0")
+        self._require(0 <= self.rand_augment <= 16, "rand_augment", "must be between 0 and 16")
         for field in ("rare_class_crops", "cutout", "rand_augment_magnitude", "cut_mix", "mosaic"):
             self._require(0 <= getattr(self, field) <= 1, field, "must be between 0 and 1")
         if self.cut_mix or self.mosaic:
@@ -197,10 +198,14 @@ class DataConfig(Config):
                 f"must be a multiple of {MIXED} with `cut_mix` or `mosaic`, which mix {MIXED} "
                 "images",
             )
+        for field in ("train_samples", "eval_samples"):
+            count = getattr(self, field)
+            self._require(1 <= count <= 10**7, field, "must be between 1 and 10000000")
+        for field in ("min_resize_value", "max_resize_value", "resize_factor"):
+            self._require((getattr(self, field) or 0) >= 0, field, "must be at least 0")
+        height, width = self.synthetic_size
         self._require(
-            self.train_samples >= 1 and self.eval_samples >= 1,
-            "train_samples",
-            "must be at least 1, as must `eval_samples`",
+            height * width <= LARGEST_SCENE, "synthetic_size", "must be at most 4096,4096 pixels"
         )
 
     def _validate_parts(self) -> None:

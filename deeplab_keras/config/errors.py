@@ -11,7 +11,8 @@ from typing import Any
 
 from deeplab_keras.config.commands import render_commands
 
-_OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")
+# Values, such as paths, may contain backticks.
+_OPTION = re.compile(r"(?<![^\s(])`(\w+)(?:=(.*?))?`(?![^\s:;,.?)])")
 
 
 def _keyword(name: str, value: str | None) -> str:

@@ -69,9 +69,5 @@ class EvalConfig(Config):
             "must be two whole numbers of at least 1, the height and the width, or empty",
         )
         self._require(self.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
-        self._require(
-            self.eval_short_side >= 0 and self.eval_long_side >= 0,
-            "eval_short_side",
-            "must be at least 0",
-        )
-        self._require(self.eval_resize_factor >= 0, "eval_resize_factor", "must be at least 0")
+        for field in ("eval_short_side", "eval_long_side", "eval_resize_factor"):
+            self._require(getattr(self, field) >= 0, field, "must be at least 0")

@@ -91,7 +91,7 @@ class ExportConfig(Config):
             "max_miou_loss",
             "must be 0 or more points of mIoU",
         )
-        self._require(self.threads >= 1, "threads", "must be at least 1")
+        self._require(1 <= self.threads <= 1024, "threads", "must be between 1 and 1024")
 
     def require(self, *fields: str) -> None:
         """Raises UserError if one of these is empty: `checkpoint_dir`, `export_path`."""

@@ -6,6 +6,7 @@ import dataclasses
 
 from deeplab_keras.config.base import Config, option
 
+MOST_STEPS = 10**9
 ABOVE_0 = (
     "base_learning_rate",
     "adam_learning_rate",
@@ -229,9 +230,9 @@ class TrainConfig(Config):
         for name in ("momentum", "ema_momentum", "label_smoothing"):
             self._require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         self._require(
-            self.training_number_of_steps is None or self.training_number_of_steps >= 0,
+            0 <= (self.training_number_of_steps or 0) <= MOST_STEPS,
             "training_number_of_steps",
-            "must be at least 1, or 0 for no limit in steps",
+            f"must be between 1 and {MOST_STEPS}, or 0 for no limit in steps",
         )
         self._require(
             self.epochs is None or self.epochs >= 0,
@@ -257,10 +258,11 @@ class TrainConfig(Config):
             "top_k_percent_pixels",
             "must be above 0 and at most 1 (all pixels)",
         )
+        weights = self.label_weights
         self._require(
-            all(weight >= 0 for weight in self.label_weights),
+            all(weight >= 0 for weight in weights) and (not weights or any(weights)),
             "label_weights",
-            "must be numbers of at least 0, one per class",
+            "must be numbers of at least 0, one per class, and not all 0",
         )
         self._require(
             self.end_learning_rate is None

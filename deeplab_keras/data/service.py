@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, number
 
 SCHEME = "grpc://"
 PATIENCE = 5.0  # seconds to wait for the dispatcher's answer
@@ -53,7 +53,7 @@ def require_answer(address: str, field: str) -> None:
         )
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(
             f"`{field}={address}`: no response ({reason}); start a dispatcher: "
@@ -120,6 +120,7 @@ def _require_free(port: int) -> None:
 
     gRPC would share the port with the other process, and half of the calls would get lost.
     """
+    number(port, int, "port", low=0, high=65535)
     with socket.socket() as probe:
         try:
             probe.bind(("", port))

@@ -99,7 +99,12 @@ def _obstacle(folder: pathlib.Path, given: pathlib.Path) -> tuple[str, str]:
         folder: The folder.
         given: The path in the option, which the message does not repeat.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = next(
+        parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent)
+    )
+    if not existing.exists():
+        which = "" if existing == given else f"{existing} "
+        return f"{which}is a broken link", "give a folder, which is created if necessary"
     if not existing.is_dir():
         which = "" if existing == given else f"{existing} "
         return f"{which}is a file", "give a folder, which is created if necessary"
@@ -124,6 +129,8 @@ def check_file(path: str | os.PathLike[str], option: str) -> None:
         UserError: If the path is a folder, or its folder cannot be created or is not writable.
     """
     path = pathlib.Path(path)
+    if os.path.lexists(path) and not path.exists():
+        raise UserError(f"`{option}={path}`: is a broken link; give another path, or delete it")
     if path.exists() and not path.is_file():
         raise UserError(f"`{option}={path}`: is a folder or a device; give the path of a file")
     reason, advice = _obstacle(path.absolute().parent, path)

@@ -140,9 +140,7 @@ class ImageJob:
             size = pair[1].size
             groups.setdefault(size, []).append(pair)
             del pair
-            if len(groups[size]) >= min(
-                self.predictor.config.eval_batch_size, max(1, TOGETHER // (size[0] * size[1]))
-            ):
+            if len(groups[size]) >= self._batch_size(size):
                 yield groups.pop(size)
             while (
                 sum(len(group) * width * height for (width, height), group in groups.items())
@@ -153,6 +151,11 @@ class ImageJob:
                 )
         while groups:
             yield groups.popitem()[1]
+
+    def _batch_size(self, size: tuple[int, int]) -> int:
+        if self._in_tiles(size):
+            return 1
+        return min(self.predictor.config.eval_batch_size, max(1, TOGETHER // (size[0] * size[1])))
 
     # --- Predicting ---
 

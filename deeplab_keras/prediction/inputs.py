@@ -56,7 +56,7 @@ def find_inputs(given: str, output: str | os.PathLike[str] = "") -> list[Input]:
     if path.is_file():
         return [Input(str(path), path.stem, _kind(path) or "image")]
     if path.is_dir():
-        root, files = path, _walk(path, pathlib.Path(output).resolve() if output else None)
+        root, files = path, _walk(path, pathlib.Path(os.path.realpath(output)) if output else None)
     elif glob.has_magic(given):
         root = pathlib.Path(
             *path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))]
@@ -96,10 +96,11 @@ def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Pat
     """
     found: list[pathlib.Path] = []
     waiting = collections.deque([folder])
-    seen = {output} - {folder.resolve()}  # the results may go into the folder itself
+    # The results may go into the folder itself.
+    seen = {output} - {pathlib.Path(os.path.realpath(folder))}
     while waiting:
         for where, folders, files in os.walk(waiting.popleft()):
-            here, real = pathlib.Path(where), pathlib.Path(where).resolve()
+            here, real = pathlib.Path(where), pathlib.Path(os.path.realpath(where))
             if real in seen:
                 folders[:] = []
                 continue
@@ -107,7 +108,8 @@ def _walk(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Pat
             folders[:] = sorted(name for name in folders if name[0] != ".")
             found += [here / name for name in files if name[0] != "."]
             links = [here / name for name in folders if (here / name).is_symlink()]
-            waiting += [link for link in links if link.resolve() not in (real, *real.parents)]
+            above = (real, *real.parents)
+            waiting += [link for link in links if pathlib.Path(os.path.realpath(link)) not in above]
     return sorted(found, key=_files_first)
 
 

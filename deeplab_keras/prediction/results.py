@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,16 +124,16 @@ class Results:
             UserError: A result would replace an input, or an existing result without `overwrite`,
                 or two inputs would have the same result.
         """
-        sources = {pathlib.Path(item.path).resolve() for item in inputs if item.kind != "camera"}
+        sources = {_real(item.path) for item in inputs if item.kind != "camera"}
         left: list[Input] = []
         there: list[pathlib.Path] = []
         targets: dict[pathlib.Path, str] = {}
         if self._coco:
-            path = (self.folder / COCO_FILE).resolve()
+            path = _real(self.folder / COCO_FILE)
             targets[path] = "`outputs='coco'`"
             there += [path] if path.exists() else []
         for item in inputs:
-            files = [path.resolve() for path in self._files_or_none(item)]
+            files = [_real(path) for path in self._files_or_none(item)]
             if taken := sources.intersection(files):
                 place = f"`output={self.config.output}`"
                 raise UserError(
@@ -243,6 +244,11 @@ class Results:
         if below is not None:
             yield np.full((LEGEND_GAP, full_width, 3), 255, np.uint8)
             yield below
+
+
+def _real(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path without links. `Path.resolve` raises an error for a loop of links."""
+    return pathlib.Path(os.path.realpath(path))
 
 
 def _widened(picture: np.ndarray, width: int) -> np.ndarray:

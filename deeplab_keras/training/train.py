@@ -26,8 +26,9 @@ from deeplab_keras.config import (
     UserError,
     require_instance,
 )
+from deeplab_keras.config.train import MOST_STEPS
 from deeplab_keras.convert.initial import initialize
-from deeplab_keras.data import pipeline
+from deeplab_keras.data import pipeline, service
 from deeplab_keras.data.files.pairs import require_labeled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.registry import open_dataset
@@ -163,6 +164,8 @@ def _train(
             f"{info.num_classes} classes; give one weight per class"
         )
     check_input_size(model, *_pair(data.train_crop_size))
+    if data.data_service:
+        service.require_answer(data.data_service, "data_service")
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
     with _workdir(training, configs, flags_text, cluster) as workdir:
@@ -325,11 +328,21 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def training_steps(training: TrainConfig, images: int, batch_size: int) -> int:
-    """Returns the length of a run in steps, from `training_number_of_steps` or `epochs`."""
+    """Returns the length of a run in steps, from `training_number_of_steps` or `epochs`.
+
+    Raises:
+        UserError: The run has more than `MOST_STEPS` steps.
+    """
     if training.training_number_of_steps:
         return training.training_number_of_steps
     assert training.epochs
-    return max(round(training.epochs * images / batch_size), 1)
+    steps = training.epochs * images / batch_size
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"`epochs={training.epochs:g}`: {steps:.3g} steps of {batch_size} images, but at most "
+            f"{MOST_STEPS} are allowed; give fewer epochs"
+        )
+    return max(round(steps), 1)
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, DataConfig, option
 
 
@@ -25,6 +25,7 @@ class TfdsOptions(Config):
 def main(command: Command) -> None:
     """Prepares all splits of the dataset."""
     options, config = command.config(TfdsOptions), command.config(DataConfig)
+    load_keras()
 
     from deeplab_keras.data.tfds.builders import build_tfds
 

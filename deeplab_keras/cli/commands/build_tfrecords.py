@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, DataConfig, UserError, option
 
 
@@ -34,6 +34,9 @@ class TFRecordsOptions(Config):
     verify: bool = option(False, "only verifies existing records against their manifest")
 
     def validate(self) -> None:
+        """Requires a folder and a split, and checks the numbers."""
+        self._require_given("output_dir", "a folder for the records")
+        self._require_given("splits", "one or more splits, such as train,val")
         self._require(
             self.num_shards >= 0 and self.num_shards < 100000,
             "num_shards",
@@ -45,8 +48,7 @@ class TFRecordsOptions(Config):
 def main(command: Command) -> None:
     """Builds or verifies each split."""
     options, config = command.config(TFRecordsOptions), command.config(DataConfig)
-    if not options.output_dir:
-        raise UserError("`output_dir` is required: a folder for the records")
+    load_keras()
 
     from deeplab_keras.data.records.build import build_records, verify_records
     from deeplab_keras.data.records.tfrecords import find_records

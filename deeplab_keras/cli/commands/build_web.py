@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, option
 
 
@@ -40,6 +40,7 @@ class WebOptions(Config):
 def main(command: Command) -> None:
     """Builds the page, and prints how to open it."""
     options = command.config(WebOptions)
+    load_keras()
 
     from deeplab_keras.export.web import build_page
 

@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli import Command, load_keras, require_tensorflow
 from deeplab_keras.config import Config, DataConfig, EvalConfig, UserError, option
 
 if TYPE_CHECKING:
@@ -68,9 +68,15 @@ def main(command: Command) -> None:
     # A run records its dataset, and which images are its validation split.
     run = options.checkpoint_dir
     config = command.data_config(run) if run else command.config(DataConfig)
+    command.config(EvalConfig)
+    load_keras()
+
+    from deeplab_keras.io.writing import check_folder
+
     name = os.path.basename(os.path.normpath(config.dataset_dir or config.dataset))
     folder = options.output or os.path.join("runs", f"check_{name}")
     splits = options.splits or (config.train_split, config.eval_split)
+    check_folder(folder, "output")
     predictor = _predictor(command, options.checkpoint_dir) if options.checkpoint_dir else None
 
     from deeplab_keras.data.check import check_dataset

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, ModelConfig, UserError, option
 
 
@@ -67,7 +67,13 @@ class CheckpointOptions(Config):
 
 def main(command: Command) -> None:
     """Converts the weights, and prints the destination of each tensor."""
-    options = command.config(CheckpointOptions)
+    options, given = command.config(CheckpointOptions), command.given(ModelConfig)
+    if not given and not options.to:
+        raise UserError(
+            "`name` is required: a model of `scripts/list_models.py`, or give the model flags "
+            "instead"
+        )
+    load_keras()
 
     from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
     from deeplab_keras.convert.conversion import convert, dataset_info, write_sssegmentation
@@ -80,12 +86,6 @@ def main(command: Command) -> None:
         print(f"{proof.table()}\n{proof}\nwritten: {options.output}")
         command.summary.wrote(options.output)
         return
-    given = command.given(ModelConfig)
-    if not given:
-        raise UserError(
-            "`name` is required: a model of `scripts/list_models.py`, or give the model flags "
-            "instead"
-        )
     config = command.model_config()
     info = dataset_info(config, options.class_names, options.source)
     check_replaceable(options.output)

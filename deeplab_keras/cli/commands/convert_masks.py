@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, UserError, option
 
 FORMS = (
@@ -76,6 +76,7 @@ class MasksOptions(Config):
 def main(command: Command) -> None:
     """Converts the masks and prints how many were written."""
     options = command.config(MasksOptions)
+    load_keras()
 
     from deeplab_keras.data.annotations.convert import convert_annotations
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, UserError, option
 
 
@@ -29,16 +29,20 @@ class ServiceOptions(Config):
         "localhost", "worker: name of this machine under which the training run reaches it"
     )
 
+    def validate(self) -> None:
+        """Requires a role, what it needs, and a possible port."""
+        self._require_given("role", "`role=dispatcher` or `role=worker`")
+        if self.role == "worker" and not self.dispatcher:
+            raise UserError(
+                "`role=worker` requires `dispatcher=grpc://HOST:PORT`, which the dispatcher prints"
+            )
+        self._require(0 <= self.port <= 65535, "port", "must be between 0 and 65535")
+
 
 def main(command: Command) -> None:
     """Starts the server, which runs until it is interrupted."""
     options = command.config(ServiceOptions)
-    if not options.role:
-        raise UserError("`role` is required: --role=dispatcher or --role=worker")
-    if options.role == "worker" and not options.dispatcher:
-        raise UserError(
-            "--role=worker requires --dispatcher=grpc://HOST:PORT, which the dispatcher prints"
-        )
+    load_keras()
 
     from deeplab_keras.data import service
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 
-from deeplab_keras.cli import Command
+from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.cli.official import TrainFlags, find_step
-from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 
 
 def main(command: Command) -> None:
@@ -24,6 +24,9 @@ def main(command: Command) -> None:
     command.refuse("num_classes", "the dataset determines the number of classes")
     data_config, train_config = command.config(DataConfig), command.config(TrainConfig)
     eval_config = command.config(EvalConfig)
+    if not train_config.train_logdir:
+        raise UserError("`train_logdir` is required: a folder for the run, such as runs/first")
+    load_keras()
 
     from deeplab_keras.convert.initial import start_config
     from deeplab_keras.convert.official_files import is_official_file

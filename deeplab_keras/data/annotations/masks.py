@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deeplab_keras.config import UserError, unknown_option
+from deeplab_keras.config import UserError, number, unknown_option
 from deeplab_keras.data.annotations.labelme import BACKGROUND, draw_labelme, labels_of, lines_in
 from deeplab_keras.data.datasets.ade20k import ADE20K_151
 from deeplab_keras.data.datasets.camvid import CAMVID
@@ -307,6 +307,7 @@ def convert_masks(
         UserError: A folder is missing, a mask cannot be written, or existing masks were converted
             in another way.
     """
+    number(id_offset, int, "id_offset", low=-255, high=255)
     kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise unknown_option("from", kind, KINDS)
@@ -348,7 +349,8 @@ def require_outside(source: str, target: str) -> None:
     Raises:
         UserError: It is.
     """
-    inner, outer = Path(target).resolve(), Path(source).resolve()
+    # `Path.resolve` raises an error for a loop of links.
+    inner, outer = Path(os.path.realpath(target)), Path(os.path.realpath(source))
     if Path(source).is_dir() and (inner == outer or outer in inner.parents):
         raise UserError(
             f"`output={target}`: give a folder outside `input={source}`, so that no mask is "
