@@ -24,6 +24,7 @@ from test_export_at_head import bilinear, nearest
 
 from deeplab_keras.cli.commands.build_web import WebOptions
 from deeplab_keras.export.web import RUNTIME, build_page
+from deeplab_keras.inference.resizing import letterbox_size
 
 PAGE = ROOT / "demo" / "web"
 POLICY = (
@@ -277,6 +278,31 @@ def test_the_page_enlarges_outputs_like_python(tmp_path):
             np.testing.assert_array_equal(by_labels, nearest(labels, size, align_corners))
 
 
+@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+def test_the_page_letterboxes_like_python(tmp_path):
+    cases = [((120, 70), (65, 97)), ((320, 480), (257, 257)), ((9, 1000), (64, 64))]
+    pixels = noise(3, 4, 3)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(PAGE / "pixels.js", tmp_path)
+    (tmp_path / "run.js").write_text(
+        "import {cropLabels, letterbox, letterboxSize} from './pixels.js';\n"
+        f"const pixels = Float32Array.from({pixels.ravel().tolist()});\n"
+        "console.log(JSON.stringify([\n"
+        f"  {json.dumps(cases)}.map(([from, to]) => letterboxSize(from, to)),\n"
+        "  [...letterbox(pixels, [3, 4], [5, 6], [1, 2, 3])],\n"
+        "  [...cropLabels(Int32Array.from({length: 12}, (_, i) => i), [3, 4], [2, 3])]]));\n"
+    )
+    done = subprocess.run(
+        ["node", str(tmp_path / "run.js")], capture_output=True, text=True, check=True
+    )
+    sizes, filled, cropped = json.loads(done.stdout)
+    assert [tuple(size) for size in sizes] == [letterbox_size(*case) for case in cases]
+    expected = np.broadcast_to(np.float32([1, 2, 3]), (5, 6, 3)).copy()
+    expected[:3, :4] = pixels
+    np.testing.assert_array_equal(np.reshape(np.float32(filled), (5, 6, 3)), expected)
+    np.testing.assert_array_equal(cropped, np.arange(12).reshape(3, 4)[:2, :3].ravel())
+
+
 # --- In a browser ---
 
 
@@ -375,6 +401,51 @@ def test_the_browser_predicts_the_same_labels_as_python(page, photo):
     share = (found == labels).mean()
     print(f"{photo}: {100 * share:.3f} % of the browser's labels are Python's")
     assert len(np.unique(labels)) > 1 and share >= 0.995
+
+
+@pytest.mark.package("chromium")
+@needs_npm
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_browser_enlarges_small_outputs_of_a_letterboxed_image(page):
+    from deeplab_keras.export import export_model
+    from deeplab_keras.export.images import Fit
+    from deeplab_keras.inference import open_exported
+
+    folder, address, posted = page
+    path = folder.parent / "small.tflite"
+    export_model(
+        folder.parent / "checkpoint",
+        path,
+        formats=["tflite"],
+        input_size=(257, 257),
+        resize="letterbox",
+        output="logits",
+        output_at="head",
+    )
+    small = build_page(path, folder.parent / "small", PAGE)
+    kept = {name: (folder / name).read_bytes() for name in ("model.tflite", "model.json")}
+    with Image.open(VOC / "2007_000042.jpg") as picture:
+        image = np.asarray(picture.convert("RGB"))
+    Image.fromarray(image).save(folder / "photo.png")
+    for name in kept:
+        shutil.copy(small / name, folder)
+    browser = browse(address + "web_check.html")
+    try:
+        way, body = posted.get(timeout=120)
+    finally:
+        browser.kill()
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+    assert way == "/labels", body.decode()
+    height, width = letterbox_size(image.shape[:2], (257, 257))
+    network = open_exported(path)
+    fitted = Fit((257, 257), network.pad_value).image(image)
+    scores = network(fitted[None])[0].numpy()[:height, :width]
+    found = np.frombuffer(body, np.uint8).reshape(height, width)
+    share = (found == scores.argmax(-1)).mean()
+    print(f"{100 * share:.3f} % of the browser's labels are Python's")
+    assert len(np.unique(found)) > 1 and share >= 0.995
 
 
 @pytest.mark.package("chromium")

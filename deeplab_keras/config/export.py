@@ -27,7 +27,17 @@ class ExportConfig(Config):
         ("saved_model", "tflite"),
         "saved_model, tflite, tflite_float16, tflite_dynamic, tflite_int8, tflite_mixed, onnx",
     )
-    input_size: tuple[int, ...] = option((), "input size of TFLite and ONNX files, as height,width")
+    input_size: tuple[int, ...] = option(
+        (),
+        "input size of TFLite and ONNX files, as height,width; default: the most common size in "
+        "the validation split",
+    )
+    resize: str = option(
+        "stretch",
+        "how images get the input size: stretched, or with their aspect ratio kept and the rest "
+        "filled (letterbox)",
+        choices=("stretch", "letterbox"),
+    )
     output: str = option("labels", "outputs of the files", choices=("labels", "logits", "both"))
     output_at: str = option(
         "image",

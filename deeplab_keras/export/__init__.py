@@ -23,7 +23,7 @@ from deeplab_keras.export.calibration import Calibration, calibrate
 from deeplab_keras.export.check import AtHead, FileAgreement, compare, milliseconds, runner
 from deeplab_keras.export.delegates import verdicts
 from deeplab_keras.export.graph import freeze, head_of, rebuilt
-from deeplab_keras.export.images import Images, resize
+from deeplab_keras.export.images import Fit, Images
 from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS
 from deeplab_keras.export.result import ExportedFile
@@ -62,6 +62,11 @@ class _Job:
     def size(self) -> tuple[int, int] | None:
         """The (height, width) of the input of TFLite and ONNX files."""
         return request.input_size(self.config)
+
+    @property
+    def fit(self) -> Fit | None:
+        """How images get this size."""
+        return request.fit(self.config, self.exported)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -110,7 +115,10 @@ class _Job:
             "input_size": self.size,
             "outputs": list(self.outputs),
             "output_at": self.config.output_at,
+            "resize": self.config.resize,
         }
+        if self.fit and self.fit.color:
+            about["pad_value"] = list(self.fit.color)
         if self.config.output_at == "head":  # how to enlarge the outputs
             about["align_corners"] = head_of(self.exported.model)[1]
         if self.calibration:
@@ -157,12 +165,13 @@ class _Job:
             model, _ = head_of(self.checkpoint.model)
             _, align_corners = head_of(self.exported.model)
             head = AtHead(Network(model), align_corners, "logits" in self.outputs)
+        if head or self.config.resize != "stretch":
             predict = Predictor(ExportedNetwork(path, open_runtime(kind, path, threads)))
         return compare(
             runner(kind, path, threads),
             self.network,
             images,
-            None if kind == "saved_model" else self.size,
+            None if kind == "saved_model" else self.fit,
             labels,
             self.checkpoint.info.ignore_label,
             head=head,
@@ -288,13 +297,6 @@ def _prepared(
     check_images: Images | None,
 ) -> _Job:
     """Loads the checkpoint, and checks that it can be exported with these options."""
-    size = request.input_size(config)
-    needs_size = [kind for kind in targets if kind != "saved_model"]
-    if needs_size and size is None:
-        raise UserError(
-            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the fixed size of its "
-            "input"
-        )
     if not isinstance(checkpoint, LoadedCheckpoint):
         if not isinstance(checkpoint, str | os.PathLike):
             raise UserError(
@@ -305,6 +307,16 @@ def _prepared(
     request.check_classes(checkpoint)
     if config.output_at == "head":
         head_of(checkpoint.model)  # raises an error if the model has no such outputs
+    needs_size = [kind for kind in targets if kind != "saved_model"]
+    if needs_size and not config.input_size:
+        config = config.replace(input_size=request.usual_size(check_images, checkpoint) or ())
+    size = request.input_size(config)
+    if needs_size and size is None:
+        raise UserError(
+            f"`formats={needs_size[0]}` needs `input_size=HEIGHT,WIDTH`, the fixed size of its "
+            "input; without it, the most common size of the images of the check is used, and there "
+            "are none"
+        )
     if size is not None:
         request.check_size(checkpoint, size)
     representative: Sequence[np.ndarray] = ()
@@ -313,7 +325,8 @@ def _prepared(
         images = representative_images
         if images is None:
             images = config.representative_dir or None
-        representative = request.representative(images, size, in_8_bits[0])
+        fit = request.fit(config, checkpoint)
+        representative = request.representative(images, fit, in_8_bits[0])
     if checkpoint.config.quantization_aware:  # exported files quantize in their own way
         checkpoint = rebuilt(checkpoint, quantization_aware=False)
     calibration = None
@@ -348,9 +361,9 @@ def _export_one(
                 f"{target}: cannot be written ({reason}); free some space, or give another "
                 "`export_path`"
             ) from error
-        size = None if kind == "saved_model" else job.size
+        fit = None if kind == "saved_model" else job.fit
         compared = job.compare(kind, temporary, images, labels)
-        first = resize(images[0], size) if size else images[0]
+        first = fit.image(images[0]) if fit else images[0]
         took = milliseconds(kind, temporary, job.config.threads, first)
         _remove(failed)
         broken = _broken_limit(compared, job.min_agreement(kind), job.config.max_miou_loss)
@@ -368,7 +381,7 @@ def _export_one(
         tflite.operators(path) if in_tflite else {},
         float_layers,
         tuple(verdicts(path, job.config.threads)) if in_tflite else (),
-        size,
+        fit.size if fit else None,
         job.calibration,
     )
     if broken:

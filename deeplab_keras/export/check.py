@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.evaluation.metrics import Scores, count_pixels
-from deeplab_keras.export.images import resize, resize_labels
+from deeplab_keras.export.images import Fit
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import open_runtime
 from deeplab_keras.inference.resizing import enlarge, enlarge_labels
@@ -127,7 +127,7 @@ def compare(
     run: Runner,
     network: Network,
     images: Sequence[np.ndarray],
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Fit | None = None,
     labels: Sequence[np.ndarray] = (),
     ignore_label: int = 255,
     *,
@@ -140,13 +140,15 @@ def compare(
         run: The file.
         network: The Keras model.
         images: uint8 arrays `[height, width, channels]`.
-        size: The (height, width) to which images are resized; `None` for unmodified images.
+        size: The (height, width) to which images are resized, or how; `None` for unmodified images.
         labels: The true labels of the images, int32 `[height, width]`, if they are known.
         ignore_label: The label of pixels to ignore.
         head: Given if the outputs have the size of the head's class scores.
         predict: Function from an image of any size to its labels, the `Predictor` of the file.
             Default: resizes the logits to the image's size.
     """
+    fit = size if isinstance(size, Fit) else Fit(size) if size else None
+    size = fit.size if fit else None
     difference = 0.0
     classes: set[int] = set()
     shapes: list[tuple[int, int]] = []
@@ -156,7 +158,7 @@ def compare(
     own = _Counts(network.num_classes, ignore_label)
     of_network = Predictor(network)
     for index, picture in enumerate(images):
-        image = resize(picture, size) if size else picture
+        image = fit.image(picture) if fit else picture
         expected = network(tf.constant(image[None], tf.float32))[0].numpy()
         found, logits = run(image)
         if head:
@@ -173,9 +175,8 @@ def compare(
         of_keras = expected.argmax(-1)
         classes.update(np.unique(of_keras).tolist())
         truth = labels[index] if labels else None
-        same.add(
-            found, of_keras, resize_labels(truth, size) if size and truth is not None else truth
-        )
+        fitted = truth if fit is None or truth is None else fit.labels(truth, ignore_label)
+        same.add(found, of_keras, fitted)
         height, width = picture.shape[:2]
         if (
             size
@@ -191,7 +192,8 @@ def compare(
             own.add(at_own_size, of_network(picture), truth)
     own_size = None
     if shapes and size:
-        stretched = [shape for shape in shapes if stretch(shape, size) > STRETCHED]
+        stretched = [] if fit and fit.color else shapes
+        stretched = [shape for shape in stretched if stretch(shape, size) > STRETCHED]
         ((usual, _),) = Counter(stretched or shapes).most_common(1)
         own_size = OwnSize(own.agreement, len(shapes), len(stretched), usual, *own.mious)
     return FileAgreement(

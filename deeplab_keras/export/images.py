@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ import tensorflow as tf
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.pairs import read_image
 from deeplab_keras.data.source import Source
+from deeplab_keras.inference.resizing import letterbox_size
 
 Images = Source | Sequence[np.ndarray] | str | os.PathLike[str]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -51,8 +54,57 @@ def read_pairs(source: Source, limit: int) -> tuple[list[np.ndarray], list[np.nd
     return [image for image, _ in pairs], [label for _, label in pairs]
 
 
+def image_sizes(images: Images, limit: int) -> list[tuple[int, int]]:
+    """Returns the (height, width) of at most `limit` evenly spaced images, one in memory at a time.
+
+    Args:
+        images: See `read_images`.
+        limit: The largest number of images.
+    """
+    if hasattr(images, "load"):
+        source = cast(Source, images)
+        return [source.load(index)[0].shape[:2] for index in _spread(len(source), limit)]
+    return [image.shape[:2] for image in read_images(images, limit)]
+
+
 def _spread(length: int, limit: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(length, limit)).round().astype(int)).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How images get the input size of a file.
+
+    Attributes:
+        size: The (height, width) of the file's input.
+        color: The color in 0..255 that fills the rest of a letterboxed image. `None` stretches
+            images instead.
+    """
+
+    size: tuple[int, int]
+    color: tuple[float, ...] | None = None
+
+    def _shown(self, size: tuple[int, ...]) -> tuple[int, int]:
+        return self.size if self.color is None else letterbox_size(size, self.size)
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns the image at the input size, resized bilinearly, uint8."""
+        return self._filled(resize(image, self._shown(image.shape[:2])), self.color)
+
+    def labels(self, labels: np.ndarray, ignore_label: int) -> np.ndarray:
+        """Returns the labels at the input size, resized by nearest neighbor."""
+        shown = self._shown(labels.shape)
+        if labels.shape != shown:
+            labels = tf.image.resize(labels[..., None], shown, "nearest")[..., 0].numpy()
+        return self._filled(labels, ignore_label)
+
+    def _filled(self, x: np.ndarray, value: Any) -> np.ndarray:
+        if x.shape[:2] == self.size:
+            return x
+        filled = np.empty((*self.size, *x.shape[2:]), x.dtype)
+        filled[:] = np.round(value)
+        filled[: x.shape[0], : x.shape[1]] = x
+        return filled
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -60,13 +112,6 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
         return image
     return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8).numpy()
-
-
-def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a label map by nearest neighbor."""
-    if labels.shape == tuple(size):
-        return labels
-    return tf.image.resize(labels[..., None], size, "nearest")[..., 0].numpy()
 
 
 def synthetic_images(size: tuple[int, int], channels: int, count: int = 4) -> list[np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import logging
 import os
 import pathlib
 import sys
@@ -13,9 +15,19 @@ import numpy as np
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, unknown_option
 from deeplab_keras.data.source import Source
-from deeplab_keras.export.images import Images, read_images, read_pairs, resize, synthetic_images
+from deeplab_keras.export.images import (
+    Fit,
+    Images,
+    image_sizes,
+    read_images,
+    read_pairs,
+    synthetic_images,
+)
 from deeplab_keras.inference import Network
-from deeplab_keras.models.segmentor import check_input_size
+from deeplab_keras.models.layers import smallest_size
+from deeplab_keras.models.segmentor import check_input_size, pad_value
+
+logger = logging.getLogger(__name__)
 
 # Format -> name of its file in the export folder.
 FORMATS = {
@@ -37,11 +49,40 @@ MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
 PATTERN = set("[]*?")  # wildcards for TensorFlow's SavedModel loader
 MAX_TENSOR = 2**31  # bytes; the runtimes count them in 32 bits
 ANY_SIZE_CHECK = (193, 257)  # size of the synthetic images for a model of any input size
+MEASURED = 100  # images whose size is read for the default of `input_size`
 
 
 def input_size(config: ExportConfig) -> tuple[int, int] | None:
     """Returns the (height, width) of the input of TFLite and ONNX files, `None` if not given."""
     return (config.input_size[0], config.input_size[1]) if config.input_size else None
+
+
+def usual_size(images: Images | None, checkpoint: LoadedCheckpoint) -> tuple[int, int] | None:
+    """Returns the default size of an input: the most common size of the images of the check.
+
+    It is at least the smallest size that the network takes. A network of a fixed input size has no
+    other. Returns `None` without images.
+    """
+    height, width = checkpoint.model.input_shape[1:3]
+    if height and width:
+        return height, width
+    found = [] if images is None else image_sizes(images, MEASURED)
+    if not found:
+        return None
+    ((usual, count),) = collections.Counter(found).most_common(1)
+    config, size = checkpoint.config, usual
+    if config.image_pooling_window:
+        smallest = smallest_size(config.image_pooling_window, config.output_stride)
+        size = (max(usual[0], smallest[0]), max(usual[1], smallest[1]))
+    logger.info(
+        "input size %dx%d: the most common size is %dx%d, of %d of %d images%s",
+        *size,
+        *usual,
+        count,
+        len(found),
+        "" if size == usual else "; the network takes no smaller ones",
+    )
+    return size
 
 
 def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict[str, pathlib.Path]:
@@ -93,6 +134,13 @@ def check_classes(checkpoint: LoadedCheckpoint) -> None:
         )
 
 
+def fit(config: ExportConfig, checkpoint: LoadedCheckpoint) -> Fit | None:
+    """Returns how images get the input size of TFLite and ONNX files, `None` without a size."""
+    size = input_size(config)
+    color = pad_value(checkpoint.model) if config.resize == "letterbox" else None
+    return Fit(size, color) if size else None
+
+
 def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
     """Raises UserError for an input size that the model or the runtimes cannot take."""
     built = checkpoint.model.input_shape[1:3]
@@ -111,9 +159,7 @@ def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
         )
 
 
-def representative(
-    images: Images | None, size: tuple[int, int] | None, kind: str
-) -> list[np.ndarray]:
+def representative(images: Images | None, fit: Fit | None, kind: str) -> list[np.ndarray]:
     """Returns the images that determine the ranges of an int8 file, at the file's input size.
 
     Raises:
@@ -127,8 +173,8 @@ def representative(
             f"ranges. Received: {len(found)}{place}; give `representative_dir='FOLDER'` with "
             "images, or the dataset with `dataset` and `dataset_dir`"
         )
-    assert size
-    return [resize(image, size) for image in found]
+    assert fit
+    return [fit.image(image) for image in found]
 
 
 def split(images: Images | None) -> Source | None:

@@ -150,7 +150,8 @@ class ExportedFile:
         return (
             f"{text}; warning: `input_size={self.input_size[0]},{self.input_size[1]}` changes the "
             f"aspect ratio of {own.stretched} of {own.images} images (most are {height}x{width}): "
-            f"{result} instead of {before}; `input_size={rows},{columns}` keeps it"
+            f"{result} instead of {before}; `input_size={rows},{columns}` keeps it, and so does "
+            "`resize='letterbox'`"
         )
 
     def report(self) -> str:

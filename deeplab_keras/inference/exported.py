@@ -22,7 +22,13 @@ import tensorflow as tf
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.inference.network import Network
-from deeplab_keras.inference.resizing import enlarge, enlarge_labels, resize
+from deeplab_keras.inference.resizing import (
+    enlarge,
+    enlarge_labels,
+    letterbox_size,
+    pad_to,
+    resize,
+)
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
 from deeplab_keras.io.tflite_file import check_tflite
@@ -89,6 +95,7 @@ class ExportedNetwork(Network):
             # Files of earlier versions do not have these keys.
             self._at_head = {"image": False, "head": True}[about.get("output_at", "image")]
             self._align_corners = bool(about.get("align_corners", False))
+            self.letterbox = {"stretch": False, "letterbox": True}[about.get("resize", "stretch")]
         names = runtime.files.get(LABELS, "\n".join(self.info.class_names)).splitlines()
         if len(names) != len(self.info.class_names):
             raise UserError(
@@ -137,9 +144,12 @@ class ExportedNetwork(Network):
         size = tuple(images.shape[1:3])
         if self._at_head:
             run_size = self.input_size or size
-            labels = self.runtime.labels(self._prepared(resize(images, run_size)))
+            shown = letterbox_size(size, run_size) if self.letterbox else run_size
+            x = pad_to(resize(images, shown), run_size, self.pad_value)
+            labels = self.runtime.labels(self._prepared(x))
             labels = enlarge_labels(labels, run_size, self._align_corners)
-            return enlarge_labels(labels, size).astype(np.int32, copy=False)
+            labels = enlarge_labels(labels[:, : shown[0], : shown[1]], size)
+            return labels.astype(np.int32, copy=False)
         if self.input_size not in (None, size):
             return None
         return self.runtime.labels(self._prepared(images)).astype(np.int32, copy=False)

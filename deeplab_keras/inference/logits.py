@@ -14,7 +14,7 @@ from deeplab_keras.inference.decide import decide
 from deeplab_keras.inference.exported import ExportedNetwork
 from deeplab_keras.inference.images import as_batch
 from deeplab_keras.inference.network import Network
-from deeplab_keras.inference.resizing import resize, resize_rows
+from deeplab_keras.inference.resizing import letterbox_size, pad_to, resize, resize_rows
 from deeplab_keras.inference.windows import WindowRows, slide
 
 STRIP_BYTES = 1 << 28  # of logits at the image's size that are in memory at a time
@@ -157,16 +157,23 @@ def _one_pass(
                 "model for any size"
             )
         run_size = network.input_size
-    x = resize(images, run_size)
+    # The part of the network's input that shows the image.
+    shown = run_size
+    if config.inference == "whole" and network.letterbox:
+        shown = letterbox_size(size, run_size)
+    x = resize(images, shown)
     if flip:
         x = tf.reverse(x, axis=[2])
     if config.inference == "whole":
         # Resized once, from the head's output size, as in SSSegmentation.
-        x = tf.cast(x, tf.float32)
+        x = tf.cast(pad_to(x, run_size, network.pad_value), tf.float32)
         other_size = (
             run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
         )
-        logits = network.before_resize(x) if other_size and network.ends_with_resize else network(x)
+        directly = other_size and network.ends_with_resize and shown == run_size
+        logits = network.before_resize(x) if directly else network(x)
+        if shown != run_size:
+            logits = logits[:, : shown[0], : shown[1]]
         return tf.reverse(logits, axis=[2]) if flip else logits
     if in_strips and _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES:
         rows = WindowRows(network, x, config, mirrored=flip)

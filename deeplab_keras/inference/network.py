@@ -53,11 +53,15 @@ class Network:
         input_size: The model's fixed (height, width), or `None` for any size.
         channels: The number of channels of an image.
         num_classes: The number of channels of the logits.
+        letterbox: Whether an image of another size is letterboxed to the input size, instead of
+            stretched.
 
     Raises:
         UserError: The model has several outputs, or its output is not one score per pixel and
             class.
     """
+
+    letterbox = False
 
     def __init__(self, model: keras.Model) -> None:
         require_tensorflow("inference")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,27 @@ def _nearest(before: int, after: int, align_corners: bool) -> np.ndarray:
         steps = max(after - 1, 1)
         return (2 * place * (before - 1) + steps) // (2 * steps)
     return (2 * place + 1) * before // (2 * after)
+
+
+def letterbox_size(size: tuple[int, ...], limit: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the largest (height, width) in `limit` with the aspect ratio of `size`."""
+    factor = min(limit[0] / size[0], limit[1] / size[1])
+    height, width = (
+        min(most, max(1, math.floor(length * factor + 0.5)))
+        for length, most in zip(size, limit, strict=True)
+    )
+    return height, width
+
+
+def pad_to(x: Any, size: tuple[int, ...], color: Sequence[float]) -> Any:
+    """Fills images `[batch, height, width, channels]` up to `size`, at the bottom and the right."""
+    for axis in (1, 2):
+        shape = list(x.shape)
+        shape[axis] = size[axis - 1] - shape[axis]
+        if shape[axis]:
+            x = tf.cast(x, tf.float32)
+            x = tf.concat([x, tf.broadcast_to(tf.constant(color, tf.float32), shape)], axis)
+    return x
 
 
 def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:

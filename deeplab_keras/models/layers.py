@@ -381,6 +381,12 @@ class WindowPooling(keras.layers.AveragePooling2D):
         }
 
 
+def smallest_size(window: tuple[int, ...], output_stride: int) -> tuple[int, int]:
+    """Returns the (height, width) of the smallest image with features as large as a window."""
+    height, width = ((length - 1) * output_stride + 1 for length in window)
+    return height, width
+
+
 def check_window(
     height: int,
     width: int,
@@ -389,7 +395,7 @@ def check_window(
     crop_size: tuple[int, ...] = (),
 ) -> None:
     """Raises `UserError` if the image pooling window is larger than the features of an image."""
-    smallest = [(length - 1) * output_stride + 1 for length in window]
+    smallest = smallest_size(window, output_stride)
     if height >= smallest[0] and width >= smallest[1]:
         return
     flag, fitting = "image_pooling_crop_size", f"{height},{width}"

@@ -43,9 +43,9 @@ async function show(source, width, height) {
   context.fillRect(0, 0, pad.width, pad.height);
   context.drawImage(source, 0, 0, pad.width, pad.height);
   const photo = context.getImageData(0, 0, pad.width, pad.height);
-  const {labels, milliseconds} = await segmenter.run(photo);
-  const colors = new OffscreenCanvas(segmenter.width, segmenter.height);
-  const picture = colorLabels(labels, segmenter.height, segmenter.width, segmenter.palette);
+  const {labels, height: rows, width: columns, milliseconds} = await segmenter.run(photo);
+  const colors = new OffscreenCanvas(columns, rows);
+  const picture = colorLabels(labels, rows, columns, segmenter.palette);
   colors.getContext('2d').putImageData(picture, 0, 0);
   shown = {photo, colors};
   element('error').hidden = element('hint').hidden = true;

@@ -28,6 +28,27 @@ export function resizeImage(image, height, width) {
   return out;
 }
 
+/** The largest [height, width] with the aspect ratio of `from` that fits into `to`. */
+export function letterboxSize(from, to) {
+  const factor = Math.min(to[0] / from[0], to[1] / from[1]);
+  return [0, 1].map((axis) => Math.min(to[axis], Math.max(1, Math.floor(from[axis] * factor + 0.5))));
+}
+
+/** Fills an image [from[0], from[1], 3] with a color at the bottom and the right, up to the size `to`. */
+export function letterbox(pixels, from, to, color) {
+  const out = new Float32Array(to[0] * to[1] * 3);
+  for (let i = 0; i < out.length; i++) out[i] = color[i % 3];
+  for (let y = 0; y < from[0]; y++) out.set(pixels.subarray(3 * y * from[1], 3 * (y + 1) * from[1]), 3 * y * to[1]);
+  return out;
+}
+
+/** The top left part of labels [from[0], from[1]] with the size `to`. */
+export function cropLabels(labels, from, to) {
+  const out = new Int32Array(to[0] * to[1]);
+  for (let y = 0; y < to[0]; y++) out.set(labels.subarray(y * from[1], y * from[1] + to[1]), y * to[1]);
+  return out;
+}
+
 /** Where each of `size` samples lies among `length` samples, with half-pixel centers or aligned corners. */
 function places(length, size, alignCorners = false) {
   const low = new Int32Array(size), high = new Int32Array(size), share = new Float32Array(size);

@@ -2,7 +2,7 @@
 
 import {loadAndCompile, loadLiteRt, Tensor} from '@litertjs/core';
 
-import {enlargeLabels, enlargeScores, resizeImage} from './pixels.js';
+import {cropLabels, enlargeLabels, enlargeScores, letterbox, letterboxSize, resizeImage} from './pixels.js';
 
 export class Segmenter {
   /**
@@ -33,6 +33,7 @@ export class Segmenter {
     if (this.output < 0) throw new Error('model.tflite has no labels output. Export it with --output=labels.');
     this.outputSize = shapes[this.output].slice(1, 3);
     this.alignCorners = Boolean(about.align_corners);
+    this.padding = about.resize === 'letterbox' ? about.pad_value : null;
   }
 
   /** Labels of the input's size from the values of the output. */
@@ -45,18 +46,21 @@ export class Segmenter {
 
   /**
    * @param {ImageData} image an image of any size.
-   * @returns {Promise<{labels: Int32Array, milliseconds: number}>} labels [this.height, this.width], and the latency of the network alone.
+   * @returns {Promise<{labels: Int32Array, height: number, width: number, milliseconds: number}>} labels [height, width],
+   *     of this.height and this.width or, with --resize=letterbox, of the part that shows the image; and the latency of the network alone.
    */
   async run(image) {
-    let pixels = resizeImage(image, this.height, this.width);
+    const size = [this.height, this.width], shown = this.padding ? letterboxSize([image.height, image.width], size) : size;
+    let pixels = resizeImage(image, ...shown);
+    if (this.padding) pixels = letterbox(pixels, shown, size, this.padding);
     if (this.eightBit) pixels = Uint8Array.from(pixels, Math.round);
     const input = new Tensor(pixels, [1, this.height, this.width, 3]);
     const start = performance.now();
     const outputs = await this.model.run([input]);
     const values = await outputs[this.output].data();
     const milliseconds = performance.now() - start;
-    const labels = this.labels(values);
+    const labels = cropLabels(this.labels(values), size, shown);
     for (const tensor of [input, ...outputs]) tensor.delete();
-    return {labels, milliseconds};
+    return {labels, height: shown[0], width: shown[1], milliseconds};
   }
 }
