@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import zipfile
 from typing import Any
 
@@ -691,6 +692,49 @@ def test_three_commands_lead_from_an_export_to_a_tflite_file(tiny_flags, tmp_pat
     assert script("convert_masks.py")(f"--input={export}", f"--output={mine}") == 0
     data = ("--dataset=folder", f"--dataset_dir={mine}", "--train_split=val", "--eval_split=val")
     assert script("train.py")(*tiny_flags, *data, f"--train_logdir={run}") == 0
+    export = ("--formats=tflite", "--input_size=64,64", f"--export_path={run / 'export'}")
+    assert script("export_model.py")(f"--checkpoint_dir={run}", *export) == 0
+    assert list((run / "export").glob("*.tflite"))
+
+
+def test_converted_masks_are_used_instead_of_the_downloaded_ones(tmp_path, capsys):
+    """Black-and-white masks, converted to `labels` next to them, with classes.txt there."""
+    (tmp_path / "Masks").mkdir()
+    for name in "abcdef":
+        photo(tmp_path / f"Images/{name}.png")
+        mask = np.full((12, 20), 255, np.uint8)
+        mask[:, 4:] = 0
+        Image.fromarray(mask).save(tmp_path / f"Masks/{name}.png")
+    given = (f"--input={tmp_path}/Masks", f"--output={tmp_path}/labels")
+    assert script("convert_masks.py")(*given) == 0
+    assert f"ready: --dataset=folder --dataset_dir={tmp_path}" in capsys.readouterr().out
+    config = dk.DataConfig(dataset="folder", dataset_dir=str(tmp_path), val_fraction=0.5)
+    source = dk.open_dataset(config, "train")
+    assert source.info.class_names == ("background", "foreground")
+    np.testing.assert_array_equal(source.load(0)[1], np.repeat([[1] * 4 + [0] * 16], 12, 0))
+    assert script("convert_masks.py")(f"--input={tmp_path}/Masks", f"--output={tmp_path}/x") == 0
+    assert f"next: move {tmp_path}/x to labels/" in capsys.readouterr().out
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_three_commands_lead_from_thin_objects_to_a_tflite_file(tiny_flags, tmp_path, capsys):
+    """CamVid's poles, as published sets of cracks are: black-and-white masks, no splits."""
+    download, run = tmp_path / "poles", tmp_path / "run"
+    (download / "Masks").mkdir(parents=True)
+    (download / "Images").mkdir()
+    pole = 2
+    for image in sorted((SHARED / "data/camvid/images/val").iterdir())[:20]:
+        shutil.copy(image, download / "Images")
+        label = np.asarray(Image.open(SHARED / "data/camvid/labels/val" / f"{image.stem}.png"))
+        mask = Image.fromarray(np.where(label == pole, 255, 0).astype(np.uint8))
+        mask.save(download / "Masks" / f"{image.stem}.png")
+    masks = (f"--input={download / 'Masks'}", f"--output={download / 'labels'}")
+    assert script("convert_masks.py")(*masks) == 0
+    assert f"ready: --dataset=folder --dataset_dir={download}" in capsys.readouterr().out
+    data = ("--dataset=folder", f"--dataset_dir={download}", "--val_fraction=0.2")
+    assert script("train.py")(*tiny_flags, *data, f"--train_logdir={run}") == 0
+    assert dk.Predictor(run).info.names == ("background", "foreground")
     export = ("--formats=tflite", "--input_size=64,64", f"--export_path={run / 'export'}")
     assert script("export_model.py")(f"--checkpoint_dir={run}", *export) == 0
     assert list((run / "export").glob("*.tflite"))

@@ -128,7 +128,12 @@ def test_importing_leaves_the_log_alone():
         (lambda m: dk.get_config(["a"]), r"unknown model \['a'\]; known: "),
         (lambda m: dk.build_segmentor(SMALL, (True, 64)), "must be .height, width."),
         (lambda m: dk.build_segmentor(SMALL, batch_size=0), "batch_size must be a whole number"),
-        (lambda m: dk.build_segmentor(SMALL, weights=3), "--weights must be a path or 'imagenet'"),
+        (
+            lambda m: dk.build_segmentor(SMALL, weights=3),
+            "--weights must be a path or a name, not int",
+        ),
+        (lambda m: dk.load_model(None), "--source must be a path or a name, not NoneType"),
+        (lambda m: dk.audit_labels(m, None), "--source must be a dataset .* not NoneType"),
         (lambda m: dk.load_model("absent.keras"), "absent.keras: no such file"),
         (lambda m: dk.load_model("/"), "^/: not a checkpoint"),
         (

@@ -252,6 +252,12 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
         fetch(server.url + "file.bin", tmp_path / "file" / "folder")
 
 
+def test_a_folder_in_place_of_the_file_is_refused(server, tmp_path):
+    (tmp_path / "file.bin").mkdir()
+    with raises_line("file.bin: a folder; remove it, the file from http.*file.bin belongs there"):
+        fetch(server.url + "file.bin", tmp_path)
+
+
 def test_concurrent_calls_download_once(server, tmp_path):
     done = []
     threads = [

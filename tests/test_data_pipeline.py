@@ -56,8 +56,7 @@ def test_the_stream_continues_from_any_step(start):
 
 def test_batches_are_repeatable_and_resume_exactly():
     undisturbed = batches(SCENES, 8)  # three epochs of five scenes
-    assert_equal(batches(SCENES, 8), undisturbed)
-    for start_step in (1, 5):
+    for start_step in (0, 5):
         assert_equal(
             batches(SCENES, 8 - start_step, start_step=start_step), undisturbed[start_step:]
         )

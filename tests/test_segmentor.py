@@ -265,6 +265,7 @@ def test_every_model_of_the_zoo_loads_in_a_new_process(tmp_path) -> None:
     load_in_a_new_process(paths)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_continues_its_training(tmp_path) -> None:
     """Loading restores the optimizer and the loss with their schedules, and the metric."""
     model = small()

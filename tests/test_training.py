@@ -211,12 +211,6 @@ def test_the_workdir_is_complete(tiny_run: pathlib.Path) -> None:
     assert not [path for path in tiny_run.rglob("*") if path.name.endswith((".tmp", ".old"))]
 
 
-def test_a_finished_run_is_not_trained_again(tiny_run: pathlib.Path, tiny_flags: list[str]) -> None:
-    before = (folder.step_folders(tiny_run)[-1] / folder.WEIGHTS).stat().st_mtime_ns
-    assert script("train.py")(*tiny_flags, f"--train_logdir={tiny_run}") == 0
-    assert (folder.step_folders(tiny_run)[-1] / folder.WEIGHTS).stat().st_mtime_ns == before
-
-
 def test_a_workdir_of_a_different_config_is_refused(
     tiny_run: pathlib.Path, tiny_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

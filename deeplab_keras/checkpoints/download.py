@@ -109,6 +109,8 @@ def _fetch(url: str, folder: pathlib.Path, checksum: str) -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(path):
+            if path.is_dir():
+                raise UserError(f"{path}: a folder; remove it, the file from {url} belongs there")
             if not path.exists():
                 part = _download(url, path)
                 _check(

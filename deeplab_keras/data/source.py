@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
 
 
@@ -55,3 +56,12 @@ class Source(Protocol):
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Does the same as `load` inside a tf.data graph."""
         ...
+
+
+def require_source(source: object) -> None:
+    """Raises a `UserError` if the argument `source` is not a `Source`."""
+    if not all(hasattr(source, name) for name in ("info", "load", "__len__")):
+        raise UserError(
+            "`source` must be a dataset such as dk.open_dataset(config, split) returns, not "
+            f"{type(source).__name__}"
+        )

@@ -34,7 +34,7 @@ import numpy as np
 
 from deeplab_keras.config import EvalConfig, UserError, require_instance
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.source import Source
+from deeplab_keras.data.source import Source, require_source
 from deeplab_keras.evaluation.loop import batches
 from deeplab_keras.evaluation.regions import connected, opened
 from deeplab_keras.inference import Network, Predictor, as_network
@@ -167,6 +167,7 @@ def audit_labels(
         >>> all(mask.score > 0 for mask in audit.masks)
         True
     """
+    require_source(source)
     require_instance(config, EvalConfig, "config")
     network, info = as_network(model), source.info
     if not len(source):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError, require_instance
 from deeplab_keras.data.info import DatasetInfo
-from deeplab_keras.data.source import Source
+from deeplab_keras.data.source import Source, require_source
 from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.metrics import Scores, count_pixels
 from deeplab_keras.evaluation.report import Report
@@ -70,11 +70,7 @@ def evaluate(
         >>> 0 <= report.miou <= 1
         True
     """
-    if not hasattr(source, "load"):
-        raise UserError(
-            f"`source` must be a dataset such as dk.open_dataset(config, split) returns, not "
-            f"{type(source).__name__}"
-        )
+    require_source(source)
     require_instance(config, EvalConfig, "config")
     network = as_network(model)
     info = info or source.info

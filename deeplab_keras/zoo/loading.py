@@ -60,6 +60,7 @@ def load_model(
         >>> dk.load_model("runs/demo", num_classes=2).output_shape[-1]
         2
     """
+    _require_path(source, "source")
     if os.fspath(source).endswith(".keras"):
         given = {"input_size": input_size, "num_classes": num_classes}
         for option, value in given.items():
@@ -124,8 +125,7 @@ def build_segmentor(
         config = get_config(config)
     model = segmentor.build_segmentor(config, input_size, batch_size=batch_size)
     if weights is not None:
-        if not isinstance(weights, str | os.PathLike):
-            raise UserError(f"`weights` must be a path or 'imagenet', not {type(weights).__name__}")
+        _require_path(weights, "weights")
         initialize(model, config, initial_weights(weights), option="weights")
     return model
 
@@ -159,6 +159,7 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
             those of another model, or if they cannot be downloaded. The message then says what to
             download manually and where to put it.
     """
+    _require_path(source, "source")
     path, name = pathlib.Path(source), os.fspath(source)
     if is_name(source):
         cached = download.cache_folder() / "models" / name
@@ -183,6 +184,11 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
             "run, or the name of a model, which `python scripts/list_models.py` lists"
         )
     return folder.find_checkpoint(path)
+
+
+def _require_path(source: object, argument: str) -> None:
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"`{argument}` must be a path or a name, not {type(source).__name__}")
 
 
 def is_name(source: str | os.PathLike[str]) -> bool:

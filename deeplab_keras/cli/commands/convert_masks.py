@@ -20,6 +20,7 @@ converted are listed and skipped, and the exit status is 1.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 
 from deeplab_keras.cli import Command, load_keras
@@ -106,7 +107,7 @@ def main(command: Command) -> None:
         split = " --val_fraction=0.2" if alone else ""  # training needs a validation split
         print(f"ready: --dataset=folder --dataset_dir={options.output}{split}")
     elif result.classes_file and not result.splits and (result.converted or result.kept):
-        print(f"classes: {result.classes_file}; move it into the folder that --dataset_dir names")
+        print(_next_step(options.output))
     if result.failed:
         for line in result.failed[1:SHOWN]:
             print(f"not converted: {command.show(line)}", file=sys.stderr)
@@ -114,6 +115,17 @@ def main(command: Command) -> None:
             f"{len(result.failed)} of the files in {options.input} could not be converted: "
             f"{result.failed[0]}"
         )
+
+
+def _next_step(masks: str) -> str:
+    """Returns what to do with a folder of index masks, in one line."""
+    from deeplab_keras.data.datasets.folder_layout import image_folder
+    from deeplab_keras.data.files.tree import Tree
+
+    home, name = os.path.split(os.path.abspath(masks))
+    if name == "labels" and image_folder(Tree(home)):
+        return f"ready: --dataset=folder --dataset_dir={home}"
+    return f"next: move {masks} to labels/ in the folder that has the images in images/"
 
 
 SECTIONS = (MasksOptions,)

@@ -103,9 +103,10 @@ def _home(config: DataConfig) -> Tree:
 def _classes_file(root: Tree, found: Found) -> str:
     """Returns the path of the file of classes in the dataset, in any letter case; "" without one.
 
-    Roboflow writes _classes.csv next to the images of each split.
+    Roboflow writes _classes.csv next to the images of each split, and `convert_masks` classes.txt
+    next to the masks of all splits.
     """
-    for folder in dict.fromkeys((".", *found.folders)):
+    for folder in dict.fromkeys((".", *found.folders, label_folder(root) or ".")):
         there = {name.lower(): name for name in sorted(root.files(folder), reverse=True)}
         for file in CLASSES_FILES:
             if root.at(folder).is_file(file) or file in there:

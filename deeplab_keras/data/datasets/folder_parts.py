@@ -53,7 +53,7 @@ def find_part(root: Tree, config: DataConfig, split: str) -> tuple[Found, Found]
                 f"{option} has no effect: {root.on_disk()} has the split {whole!r}; leave the "
                 "option out, or name a validation split that does not exist with `eval_split`"
             )
-        logger.warning("%s: %r is a split of the dataset and is used unchanged", option, whole)
+        logger.info("%s: %r is a split of the dataset and is used unchanged", option, whole)
         found = find_split(root, whole)
         return found, found
     if whole == config.train_split:
@@ -131,7 +131,8 @@ def stable_names(root: Tree, pool: Found) -> list[str]:
             )[0]
             for path in paths
         ]
-    return [_VERSION.sub("", same_name(name)) for name in names]
+    # Without the letter case, so that IMG_1.rf.abc and img_1.rf.def stay together.
+    return [_VERSION.sub("", same_name(name)).casefold() for name in names]
 
 
 def prefix_of(name: str) -> str:
