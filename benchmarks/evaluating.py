@@ -17,7 +17,8 @@ from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, UserError
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.evaluation.loop import batches, evaluate
 from deeplab_keras.evaluation.metrics import count_pixels
-from deeplab_keras.inference import Network, resized_size
+from deeplab_keras.inference import resized_size
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo.loading import open_checkpoint
 
@@ -136,7 +137,7 @@ class EvaluationContender:
             built = build_segmentor(model.replace(num_classes=info.num_classes))
         else:
             built = open_checkpoint(model).model
-        self.network = Network(built)
+        self.network = KerasNetwork(built)
         self.name, self.split = (
             (model.name if isinstance(model, ModelConfig) else "") or built.name,
             data.eval_split,

@@ -67,13 +67,25 @@ CONFINED = {
     "pycocotools": "data.annotations",
     "jax": "benchmarks",
 }
-# Modules that must work on Keras' other backends, in rooms that may import TensorFlow.
+# Modules that must work on Keras' other backends, in rooms that may import TensorFlow, or that run
+# exported files without TensorFlow.
 WITHOUT_TENSORFLOW = {
     "checkpoints.folder",
     "checkpoints.values",
     "data.info",
     "evaluation.labels",
     "evaluation.metrics",
+    "evaluation.regions",
+    "inference",
+    "inference.arrays",
+    "inference.images",
+    "inference.logits",
+    "inference.network",
+    "inference.opening",
+    "inference.predictor",
+    "inference.resizing",
+    "inference.tiles",
+    "inference.windows",
     "models.blocks",
     "models.concat_conv",
     "models.quantization",
@@ -188,6 +200,42 @@ def test_packages_stay_in_their_rooms():
                 if not inside or (package == "tensorflow" and name in WITHOUT_TENSORFLOW):
                     outside.append(f"{name} imports {package}")
     assert outside == []
+
+
+def imported_at_once(body: list[ast.stmt]) -> set[str]:
+    """Returns the modules that statements import outside of functions and type checking."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Try | ast.ClassDef):
+            found |= imported_at_once(node.body)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            found |= imported_at_once(node.body)
+    return found
+
+
+def test_a_prediction_of_a_file_imports_neither_tensorflow_nor_keras():
+    """Follows the imports of these modules; functions may import more when they are called."""
+    files = {module_name(path): path for path in MODULES}
+    waiting = ["inference", "inference.exported", "prediction", "cli.commands.predict"]
+    seen: dict[str, str] = dict.fromkeys(waiting, "")
+    heavy = []
+    while waiting:
+        name = waiting.pop()
+        for other in imported_at_once(tree(files[name]).body):
+            if other.partition(".")[0] in ("tensorflow", "keras"):
+                heavy.append(f"{name} (imported by {seen[name]}) imports {other}")
+            own = other.removeprefix(PACKAGE + ".")
+            parents = [own.rsplit(".", depth)[0] for depth in range(own.count(".") + 1)]
+            for module in parents if other.startswith(PACKAGE + ".") else ():
+                if module in files and module not in seen:
+                    seen[module] = name
+                    waiting.append(module)
+    assert heavy == [] and "data.files.reading" in seen and "prediction.results" in seen
 
 
 def test_no_module_is_outside_the_rooms():

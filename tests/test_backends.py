@@ -14,7 +14,7 @@ from contracts import ROOT, noise, raises_line, script
 from deeplab_keras import cli as flags
 from deeplab_keras.config import CONVENTIONS, ModelConfig
 from deeplab_keras.export import export_model
-from deeplab_keras.inference import Network
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.models.layers import BatchNormalization, Normalize, ResizeTo
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.losses import make_loss
@@ -97,7 +97,7 @@ def test_scripts_on_another_backend_get_one_line(
 def test_calls_on_another_backend_get_one_line(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
     with raises_line("inference requires Keras' TensorFlow backend. Received: backend torch"):
-        Network(keras.Sequential())
+        KerasNetwork(keras.Sequential())
     with raises_line("the export requires Keras' TensorFlow backend"):
         export_model("runs/none", "out")
 

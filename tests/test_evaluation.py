@@ -22,7 +22,8 @@ from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.evaluation.classes import check_classes
 from deeplab_keras.evaluation.loop import batches, evaluate
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference import Predictor
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.models.layers import ResizeTo
 
@@ -181,7 +182,7 @@ def test_layers_after_the_model_s_own_resize_take_effect(variant: str) -> None:
 
 
 def test_limit_and_names() -> None:
-    source, network = make_source(), Network(make_model())
+    source, network = make_source(), KerasNetwork(make_model())
     report = evaluate(network, source, limit=2, model_name="mine", progress=False)
     assert report.confusion_matrix == tuple(
         map(tuple, oracle(source, Predictor(network), 2).tolist())
@@ -373,9 +374,9 @@ from test_evaluation import make_model, make_source
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.loop import evaluate, find_devices
-from deeplab_keras.inference import Network
+from deeplab_keras.inference.keras_network import KerasNetwork
 
-source, network = make_source(), Network(make_model())
+source, network = make_source(), KerasNetwork(make_model())
 config = EvalConfig(eval_batch_size=1, add_flipped_images=True)
 used, compiled = [], network._compiled
 def noted(images):
@@ -464,7 +465,7 @@ from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.data.datasets.ade20k import ADE20K
 from deeplab_keras.evaluation.loop import evaluate
-from deeplab_keras.inference import Network
+from deeplab_keras.inference.keras_network import KerasNetwork
 
 class Source:
     info, names = ADE20K, ("a", "b", "c", "d")
@@ -476,7 +477,7 @@ class Source:
         large = [np.kron(x, np.ones((100, 100) + (1,) * (x.ndim - 2), int)) for x in (image, label)]
         return [x.astype(np.uint8) for x in large]
 
-network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
+network = KerasNetwork(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 evaluate(network, Source(), EvalConfig(eval_short_side=512, eval_long_side=2048), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -500,9 +501,10 @@ import resource
 import numpy as np
 from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference import Predictor
+from deeplab_keras.inference.keras_network import KerasNetwork
 
-network = Network(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
+network = KerasNetwork(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
 small = np.random.default_rng(0).integers(0, 255, (30, 40, 3))
 image = np.kron(small, np.ones((100, 100, 1))).astype(np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -31,8 +31,9 @@ from deeplab_keras.config import CONVENTIONS, EvalConfig, ExportConfig, ModelCon
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
 from deeplab_keras.export import ExportedFile, check, delegates, images, tflite
 from deeplab_keras.export.result import fitting_size
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.models.quantization import without_ranges
 from deeplab_keras.models.segmentor import build_segmentor
 
@@ -628,30 +629,30 @@ def test_compare_counts_labels_and_differences():
         logits[0, :, 2] += 15
         return logits.argmax(-1), logits
 
-    found = check.compare(wrong_in_one_row, Network(model), [picture])
+    found = check.compare(wrong_in_one_row, KerasNetwork(model), [picture])
     assert (found.max_logit_difference, found.label_agreement, found.classes, found.miou_loss) == (
         15.0,
         0.75,
         2,
         None,
     )
-    found = check.compare(wrong_in_one_row, Network(model), [picture], (8, 5))
+    found = check.compare(wrong_in_one_row, KerasNetwork(model), [picture], (8, 5))
     assert (found.max_logit_difference, found.label_agreement, found.images) == (15.0, 0.875, 1)
     broken = check.compare(
-        lambda image: (image.argmax(-1), image * np.nan), Network(model), [picture] * 2
+        lambda image: (image.argmax(-1), image * np.nan), KerasNetwork(model), [picture] * 2
     )
     assert np.isnan(broken.max_logit_difference)
 
     truth = np.repeat([[0], [0], [1], [255]], 5, 1).astype(
         np.uint8
     )  # Keras is correct on all counted pixels
-    found = check.compare(wrong_in_one_row, Network(model), [picture], None, [truth])
+    found = check.compare(wrong_in_one_row, KerasNetwork(model), [picture], None, [truth])
     assert (
         found.keras_miou == 1.0 and found.miou == (5 / 10 + 5 / 5 + 0) / 3
     )  # class 2 is a false positive
     assert found.miou_loss == pytest.approx(50)
     assert (
-        check.compare(wrong_in_one_row, Network(model), [picture], (8, 5), [truth]).miou
+        check.compare(wrong_in_one_row, KerasNetwork(model), [picture], (8, 5), [truth]).miou
         == (15 / 20 + 1 + 0) / 3
     )
 
@@ -660,7 +661,7 @@ def test_compare_counts_labels_and_differences():
 def test_a_file_is_also_compared_at_the_images_own_size(added, rows_wrong):
     """The file gets a 4x5 image resized to 8x5; its resized scores are means of two rows."""
     image = keras.Input((None, None, 3))
-    network = Network(keras.Model(image, keras.layers.Identity()(image)))
+    network = KerasNetwork(keras.Model(image, keras.layers.Identity()(image)))
     picture = np.zeros((4, 5, 3), np.uint8)
     picture[..., 0], picture[2:, :, 1] = 10, 20
 
@@ -689,7 +690,7 @@ def test_a_file_is_also_compared_at_the_images_own_size(added, rows_wrong):
         "the file takes any size"
     )
     fixed = keras.Input((8, 5, 3))
-    model = Network(keras.Model(fixed, keras.layers.Identity()(fixed)))
+    model = KerasNetwork(keras.Model(fixed, keras.layers.Identity()(fixed)))
     assert check.compare(wrong_in_one_row, model, [picture], (8, 5)).own_size is None, (
         "Keras has no other size"
     )

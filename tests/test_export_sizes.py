@@ -212,7 +212,7 @@ def test_the_check_and_the_ranges_see_letterboxed_images(source, tall):
             image[None].astype(np.float32)
         )[0]
 
-    network = export.Network(source.model)
+    network = export.KerasNetwork(source.model)
     truth = (tall[..., 0] % 5).astype(np.uint8)
     counted = check.compare(labels_of_images, network, [tall], fit, [truth], 255)
     assert counted.miou is not None and counted.own_size.stretched == 0

@@ -15,16 +15,16 @@ from PIL import Image
 from deeplab_keras.config import EvalConfig, ModelConfig
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.inference import (
-    Network,
     Predictor,
     as_image,
-    decide,
     open_image,
     predict_logits,
     resized_size,
+    tensors,
     window_starts,
 )
 from deeplab_keras.inference.exported import ABOUT, ExportedNetwork, Runtime
+from deeplab_keras.inference.keras_network import KerasNetwork
 
 CLASSES = 5
 
@@ -81,7 +81,7 @@ def half_pixel_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def test_one_trace_serves_all_sizes_and_batches() -> None:
-    network = Network(wide_model())
+    network = KerasNetwork(wide_model())
     for batch, height, width in [(1, 8, 9), (2, 8, 9), (1, 31, 17), (3, 40, 40)]:
         images = noise(batch, height, width, 3)
         np.testing.assert_allclose(
@@ -364,31 +364,31 @@ def test_damaged_image_files_are_reported(tmp_path) -> None:
             open_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("classes", [2, 19, decide.MOST_CLASSES + 1])
+@pytest.mark.parametrize("classes", [2, 19, tensors.MOST_CLASSES + 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 53), (1, 300, 437)])
-@pytest.mark.parametrize("sizes", [0, decide.MOST_SIZES], ids=["blocks", "own programs"])
+@pytest.mark.parametrize("sizes", [0, tensors.MOST_SIZES], ids=["blocks", "own programs"])
 def test_the_compiled_decision_equals_numpy(classes, shape, sizes, monkeypatch):
-    monkeypatch.setattr(decide, "MOST_SIZES", sizes)
-    monkeypatch.setattr(decide, "_sizes", set())
+    monkeypatch.setattr(tensors, "MOST_SIZES", sizes)
+    monkeypatch.setattr(tensors, "_sizes", set())
     logits = (
         np.random.default_rng(0).integers(-9, 9, (*shape, classes)).astype(np.float32)
     )  # with ties, for which the first class wins
-    labels, confidence = decide.decide(logits, with_confidence=True)
+    labels, confidence = tensors.decide(logits, with_confidence=True)
     exact = logits.astype(np.float64)
     expected = 1 / np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     np.testing.assert_allclose(confidence, expected, rtol=1e-5)
-    np.testing.assert_array_equal(decide.decide(logits)[0], labels)
+    np.testing.assert_array_equal(tensors.decide(logits)[0], labels)
 
 
 @pytest.mark.parametrize("with_confidence", [False, True])
 def test_many_sizes_do_not_retrace(with_confidence, monkeypatch):
     """TensorFlow warns about functions that it traces repeatedly."""
-    monkeypatch.setattr(decide, "_sizes", set())
-    for side in range(2, 2 + decide.MOST_SIZES + 1):
-        decide.decide(noise(1, side, side, 3), with_confidence)
+    monkeypatch.setattr(tensors, "_sizes", set())
+    for side in range(2, 2 + tensors.MOST_SIZES + 1):
+        tensors.decide(noise(1, side, side, 3), with_confidence)
     assert (
-        decide._CONFIDENT_BLOCK if with_confidence else decide._LABELS_BLOCK
+        tensors._CONFIDENT_BLOCK if with_confidence else tensors._LABELS_BLOCK
     ).experimental_get_tracing_count() == 1
 
 
@@ -448,3 +448,47 @@ def test_an_exported_file_with_non_finite_scores_is_refused(value):
         "^model.onnx: outputs class scores that are NaN or infinite, so it may be damaged",
     ):
         predictor(np.zeros((4, 4, 3), np.uint8))
+
+
+# --- Several images, and the first call ---
+
+
+def test_paths_batches_and_lists(tmp_path):
+    predictor = Predictor(wide_model())
+    images = [noise(*size, 3, seed=size[0]).astype(np.uint8) for size in ((9, 11), (20, 7))]
+    expected = [predictor(image) for image in images]
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(predictor(path), expected[0])
+        np.testing.assert_array_equal(
+            predictor.probabilities(path), predictor.probabilities(images[0])
+        )
+    mixed = predictor([tmp_path / "a.png", images[1], Image.fromarray(images[0])])
+    for found, wanted in zip(mixed, [*expected, expected[0]], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    batch = np.stack([images[0], images[0][::-1]])
+    np.testing.assert_array_equal(predictor(batch), predictor.predict_batch(batch))
+    assert predictor(tuple(images))[1].shape == (20, 7)
+    with raises_line("none.png: cannot be read"):
+        predictor([images[0], tmp_path / "none.png"])
+    with raises_line(r"image of shape \(0,\)"):
+        predictor([])
+
+
+def test_warm_up_runs_each_size_once(monkeypatch):
+    monkeypatch.setattr(tensors, "_sizes", set())
+    predictor, seen = Predictor(wide_model()), []
+    run = KerasNetwork._logits
+    monkeypatch.setattr(
+        KerasNetwork, "_logits", lambda self, x: seen.append(tuple(x.shape)) or run(self, x)
+    )
+    predictor.warm_up([(9, 11), (20, 7)], batch_size=2)
+    predictor.warm_up((5, 6))
+    assert seen == [(2, 9, 11, 3), (2, 20, 7, 3), (1, 5, 6, 3)]
+    assert tensors._sizes == {(2 * 99, CLASSES), (2 * 140, CLASSES), (30, CLASSES)}
+    assert predictor.network._compiled.experimental_get_tracing_count() == 1
+    Predictor(pointwise_model((16, 12))).warm_up()
+    assert seen[-1] == (1, 16, 12, 3)
+    for sizes, batch in (((), 1), ([(3, 0)], 1), ([3], 1), ([(2, 3, 4)], 1), ((5, 6), 0)):
+        with raises_line(r"give the sizes of your images, such as \[\(480, 640\)\]"):
+            predictor.warm_up(sizes, batch_size=batch)

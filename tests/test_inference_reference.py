@@ -12,7 +12,8 @@ import pytest
 from contracts import noise, raises_line
 
 from deeplab_keras.config import EvalConfig, ModelConfig
-from deeplab_keras.inference import Network, Predictor, resized_size
+from deeplab_keras.inference import Predictor, resized_size
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.models.layers import ResizeTo
 from deeplab_keras.models.segmentor import AuxiliaryOutputs, build_segmentor
 
@@ -90,10 +91,10 @@ def test_logits_are_resized_once_to_the_image_s_size(seen, flip):
 
 def test_which_models_end_with_a_half_pixel_resize():
     small = ModelConfig(head="fcn", num_classes=5, depth_multiplier=0.25, head_channels=8)
-    assert Network(build_segmentor(small.replace(auxiliary_head=True))).ends_with_resize
-    assert not Network(network(align_corners=True)).ends_with_resize
+    assert KerasNetwork(build_segmentor(small.replace(auxiliary_head=True))).ends_with_resize
+    assert not KerasNetwork(network(align_corners=True)).ends_with_resize
     image = keras.Input((None, None, 3))
-    assert not Network(keras.Model(image, keras.layers.Conv2D(5, 1)(image))).ends_with_resize
+    assert not KerasNetwork(keras.Model(image, keras.layers.Conv2D(5, 1)(image))).ends_with_resize
 
 
 def segmentor(size: tuple[int, int] | None = None, kind: str = "") -> keras.Model:
@@ -179,7 +180,7 @@ def test_the_layers_of_a_segmentor_are_recognized():
         {"image_pyramid": (0.5,)},
     ):
         model = build_segmentor(small.replace(**changes))
-        network = Network(model)
+        network = KerasNetwork(model)
         assert network.before_resize.model.outputs[0] is model.get_layer("logits").output, changes
         assert not network.ends_with_resize, changes
 
@@ -188,11 +189,11 @@ def test_models_without_logits_are_refused():
     image = keras.Input((None, None, 3))
     for output in (keras.layers.Conv2D(1, 1)(image), keras.layers.GlobalAveragePooling2D()(image)):
         with raises_line("at least 2 classes"):
-            Network(keras.Model(image, output))
+            KerasNetwork(keras.Model(image, output))
 
     class Own(keras.Model):
         def call(self, x):
             return x
 
     with raises_line("has 0 outputs; must be a functional model with a single output"):
-        Network(Own())
+        KerasNetwork(Own())

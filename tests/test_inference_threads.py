@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from contracts import noise, raises_line
 from test_export import CLASSES
 from test_inference import pointwise_model
@@ -21,7 +22,8 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export.images import synthetic_images
-from deeplab_keras.inference import Network, Predictor, predict_logits
+from deeplab_keras.inference import Predictor, open_exported, predict_logits
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.progress import without_noise
 from deeplab_keras.models.layers import ResizeTo
 
@@ -171,7 +173,7 @@ def test_a_batch_can_have_the_dtypes_and_channels_of_an_image(predictors):
 @pytest.mark.parametrize("shape", [(8, 9, 3), (1, 8, 9, 4), (1, 2, 8, 9, 3)])
 def test_a_network_refuses_a_shape_without_keeping_its_lock(shape):
     """tf.function acquires its lock before it binds its inputs, and keeps it if they do not fit."""
-    network = Network(pointwise_model())
+    network = KerasNetwork(pointwise_model())
     predict_logits(network, BATCH)
     with raises_line(r"images of shape .*; must be \[batch, height, width, 3\]"):
         network(np.zeros(shape, np.float32))
@@ -210,11 +212,34 @@ def test_the_first_call_from_all_threads_at_once(predictors):
 # --- Foreign SavedModels, and paths ---
 
 
-def test_a_savedmodel_of_keras_gets_one_line(tmp_path):
-    model = pointwise_model()
-    model.export(tmp_path / "model", verbose=False)
+def test_a_savedmodel_of_keras_predicts_like_its_model(tmp_path):
+    for number, size in enumerate([(None, None), SIZE]):
+        model, path = pointwise_model(size), tmp_path / f"model{number}"
+        model.export(path, verbose=False)
+        exported, expected = Predictor(path), Predictor(model)
+        assert exported.info.class_names[:2] == ("class_0", "class_1")
+        assert exported.network.input_size == expected.network.input_size
+        for image in IMAGES:
+            np.testing.assert_array_equal(exported(image), expected(image))
+            np.testing.assert_allclose(
+                exported.probabilities(image), expected.probabilities(image), atol=1e-6
+            )
     with raises_line("not written by export_model.py but, for example, by Keras' model.export"):
-        Predictor(tmp_path / "model")
+        open_exported(path)  # it needs the names of the classes
+
+
+def test_another_savedmodel_gets_one_line(tmp_path):
+    class Doubled(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+        def double(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": 2 * x}
+
+    module = Doubled()
+    tf.saved_model.save(module, str(tmp_path / "bare"))
+    tf.saved_model.save(module, str(tmp_path / "rows"), signatures=module.double)
+    for name in ("bare", "rows"):
+        with raises_line(f"{name}: neither export_model.py nor Keras' model.export of a segment"):
+            Predictor(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["run [1]", "what?", "a*b"])

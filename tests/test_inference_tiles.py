@@ -13,10 +13,10 @@ from test_inference import CLASSES, pointwise_model, run, softmax, wide_model
 from toy import toy_config
 
 from deeplab_keras.config import EvalConfig
-from deeplab_keras.inference import Network, Predictor, predict_tiles
+from deeplab_keras.inference import Predictor, arrays, predict_tiles, tensors
 from deeplab_keras.inference import logits as logits_module
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.inference.logits import predict_labels, predict_logits
-from deeplab_keras.inference.resizing import resize, resize_rows
 from deeplab_keras.inference.tiles import spans
 from deeplab_keras.inference.windows import WindowRows, slide
 from deeplab_keras.models.segmentor import build_segmentor
@@ -36,12 +36,13 @@ pytestmark = pytest.mark.usefixtures("toy_backbone")
         ((1, 1), (9, 4)),
     ],
 )
-def test_rows_of_a_resize(source, size):
+@pytest.mark.parametrize("arithmetic, atol", [(tensors, 1e-4), (arrays, 0)])
+def test_rows_of_a_resize(source, size, arithmetic, atol):
     x = noise(2, *source, 3)
-    whole = np.asarray(resize(x, size))
+    whole = np.asarray(arithmetic.resize(x, size))
     for top, bottom in [(0, size[0]), (0, 1), (2, 5), (size[0] - 1, size[0])]:
         np.testing.assert_allclose(
-            resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=1e-4
+            arithmetic.resize_rows(x, size, top, bottom), whole[:, top:bottom], rtol=0, atol=atol
         )
 
 
@@ -58,7 +59,7 @@ def test_rows_of_a_resize(source, size):
 @pytest.mark.parametrize("model", [wide_model, pointwise_model])
 def test_labels_in_strips_equal_the_labels_at_once(monkeypatch, config, model):
     images = noise(2, 23, 31, 3).astype(np.uint8)
-    network = Network(model())
+    network = KerasNetwork(model())
     scores = predict_logits(network, images, config).numpy()
     for lines in (1, 5, 22):
         monkeypatch.setattr(logits_module, "STRIP_BYTES", 4 * 2 * lines * 31 * CLASSES)
@@ -71,13 +72,13 @@ def test_labels_in_strips_equal_the_labels_at_once(monkeypatch, config, model):
 def test_the_logits_of_a_segmentor_stay_small_until_the_strips(monkeypatch):
     """Omitting the model's last resize does not change the labels."""
     small = toy_config(output_stride=16, head="fcn", head_channels=8, num_classes=7)
-    network = Network(build_segmentor(small))
+    network = KerasNetwork(build_segmentor(small))
     image = ramp(1, 65, 90, 3).astype(np.uint8)
     expected = network(image.astype(np.float32)).numpy().argmax(-1)
     monkeypatch.setattr(logits_module, "STRIP_BYTES", 4 * 10 * 90 * 7)
     calls = []
     monkeypatch.setattr(
-        Network, "__call__", lambda self, x: calls.append(self) or self._compiled(x)
+        KerasNetwork, "__call__", lambda self, x: calls.append(self) or self._compiled(x)
     )
     assert (predict_labels(network, image, EvalConfig())[0] == expected).mean() > 0.999
     assert calls == [network.before_resize]
@@ -189,7 +190,7 @@ def random_slides(count: int):
 @pytest.mark.parametrize("count", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_windows_by_rows_equal_the_mean_of_all_windows(monkeypatch, align_corners, count):
     """Equal to `slide` up to rounding, with equal labels, also for windows at their full size."""
-    network, by_rows = Network(segmentor(align_corners)), []
+    network, by_rows = KerasNetwork(segmentor(align_corners)), []
     made = WindowRows.__init__
     monkeypatch.setattr(
         WindowRows,
@@ -215,7 +216,7 @@ def test_windows_by_rows_equal_the_mean_of_all_windows(monkeypatch, align_corner
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
     """Without a last resize, windows are added up in the same order, so sums are bit-identical."""
-    network, images = Network(wide_model()), noise(2, 90, 31, 3).astype(np.uint8)
+    network, images = KerasNetwork(wide_model()), noise(2, 90, 31, 3).astype(np.uint8)
     config = slide_config(eval_crop_size=(13, 17), eval_stride=(6, 17), eval_batch_size=5)
     whole = slide(network, images, config)
     rows = WindowRows(network, images, config, mirrored=mirrored)
@@ -229,13 +230,13 @@ def test_sums_of_windows_by_rows_are_exact_where_nothing_is_resized(mirrored):
 def test_dense_windows_without_a_resize_are_added_up_at_once():
     """Keeping them would take more memory than the complete result."""
     config = slide_config(eval_crop_size=(40, 40), eval_stride=(5, 5))
-    assert not WindowRows(Network(wide_model()), noise(1, 60, 60, 3), config).smaller
+    assert not WindowRows(KerasNetwork(wide_model()), noise(1, 60, 60, 3), config).smaller
 
 
 @pytest.mark.slow
 def test_windows_by_rows_need_the_memory_of_a_few_rows(monkeypatch):
     """NumPy's memory: the labels twice, a third of all scores, and some windows."""
-    network = Network(segmentor())
+    network = KerasNetwork(segmentor())
     image = noise(1, 150, 32, 3).astype(np.uint8).repeat(10, 1).repeat(16, 2)
     monkeypatch.setattr(logits_module, "STRIP_BYTES", 1 << 20)
     monkeypatch.setattr(logits_module, "SUM_BYTES", 1 << 20)

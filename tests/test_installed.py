@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 
 import numpy as np
@@ -17,9 +20,15 @@ import pytest
 from contracts import ROOT
 from PIL import Image
 
-from deeplab_keras import __version__
+from deeplab_keras import Predictor, __version__, export
+from deeplab_keras.checkpoints.folder import LoadedCheckpoint
+from deeplab_keras.config import ExportConfig
 from deeplab_keras.config.commands import COMMANDS
+from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.zoo.loading import build_segmentor
+from deeplab_keras.zoo.registry import get_config
 
+SMALL_MODEL = "lrasppnet_mobilenetv3los8_voc"
 pytestmark = [pytest.mark.slow, pytest.mark.package("setuptools")]
 
 
@@ -123,6 +132,91 @@ def test_the_installed_package_works_anywhere(site, tiny_real_run, tmp_path):
     assert found["counts"] == {"inputs": 1, "written": 1, "skipped": 0, "failed": 0}
     assert found["command"].startswith("python -m deeplab_keras predict --checkpoint_dir=")
     assert Image.open(tmp_path / "out/photo_labels.png").size == (64, 48)
+
+
+# What a small machine needs for exported files; absl only for the command line.
+LIGHT = {
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "ai_edge_litert": "ai-edge-litert",
+    "flatbuffers": "flatbuffers",
+    "absl": "absl-py",
+}
+FIRST = """
+import resource, sys, time
+start = time.perf_counter()
+import numpy as np
+import deeplab_keras as dk
+labels = dk.Predictor(sys.argv[1])(np.load("image.npy"))
+seconds = time.perf_counter() - start
+np.save("labels.npy", labels)
+heavy = {name for name in sys.modules if name.partition(".")[0] in ("tensorflow", "keras")}
+assert not heavy, heavy
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def small_machine(wheel, tmp_path_factory) -> pathlib.Path:
+    """Python of a new environment that has the wheel and the packages of `LIGHT` only."""
+    folder = tmp_path_factory.mktemp("small")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name, project in LIGHT.items():
+        found = importlib.metadata.distribution(project)
+        tops = {path.parts[0] for path in found.files or [] if ".." not in path.parts}
+        assert name in tops
+        for top in tops - {"__pycache__"}:  # linked instead of installed: no network is needed
+            if not (packages / top).exists():
+                (packages / top).symlink_to(found.locate_file(top))
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check", "--target", packages)
+    done = call("-m", "pip", "install", *options, wheel, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin/python"
+
+
+def test_a_small_machine_predicts_without_tensorflow(small_machine, tmp_path):
+    """Prints the time to the first result and the peak memory of a process."""
+    model = build_segmentor(get_config(SMALL_MODEL))
+    info = info_for_classes("test", [f"class {number}" for number in range(21)])
+    checkpoint = LoadedCheckpoint(model, get_config(SMALL_MODEL), info, pathlib.Path(), {})
+    job = export._Job(checkpoint, checkpoint, ExportConfig(input_size=(513, 513)))
+    path = tmp_path / "model.tflite"
+    job.write("tflite", path)
+    colors = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    picture = Image.fromarray(colors).resize((640, 480), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "photo.png")
+    np.save(tmp_path / "image.npy", np.asarray(picture))
+    expected = Predictor(path)(picture)
+
+    def run(*arguments: object) -> str:
+        done = subprocess.run(
+            [small_machine, *map(str, arguments)],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    measured = [tuple(map(float, run("-c", FIRST, path).split())) for _ in range(6)]
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
+    arguments = (f"--checkpoint_dir={path}", "--input=photo.png", "--output=out")
+    out = run("-m", "deeplab_keras", "predict", *arguments, "--quiet")
+    assert out == "written: 1 of 1 images to out\n"
+    written = np.asarray(Image.open(tmp_path / "out/photo_labels.png"))
+    np.testing.assert_array_equal(written, expected)
+    # The first process compiles the modules.
+    seconds, megabytes = (statistics.median(values) for values in zip(*measured[1:], strict=True))
+    load = os.getloadavg()[0]
+    print(
+        f"{SMALL_MODEL} at 513x513, image of 480x640: first result after {seconds:.2f} s, peak "
+        f"memory {megabytes:.0f} MB, median of 5 processes, load {load:.1f}"
+    )
+    assert megabytes < 250
+    assert seconds < 1 or load > 1.5  # other processes take its time
 
 
 def test_hints_of_the_installed_package_name_its_commands(site, tmp_path):

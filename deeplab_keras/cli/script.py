@@ -200,6 +200,11 @@ def load_keras() -> None:
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:
             raise
+        if error.name == "keras":
+            raise UserError(
+                "needs Keras and TensorFlow, which are not installed; pip install tensorflow keras "
+                "(`predict.py` runs .tflite and .onnx files without them)"
+            ) from error
         backend = os.environ.get("KERAS_BACKEND")
         source = f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()} (default: tensorflow)"
         raise UserError(

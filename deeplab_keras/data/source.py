@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Source(Protocol):

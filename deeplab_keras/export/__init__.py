@@ -29,6 +29,7 @@ from deeplab_keras.export.request import FORMATS
 from deeplab_keras.export.result import ExportedFile
 from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import ABOUT, LABELS, ExportedNetwork, open_runtime
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.writing import check_folder
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import require_tensorflow
@@ -102,7 +103,7 @@ class _Job:
     @functools.cached_property
     def network(self) -> Network:
         """The Keras model."""
-        return Network(self.checkpoint.model)
+        return KerasNetwork(self.checkpoint.model)
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
@@ -164,7 +165,7 @@ class _Job:
         if self.config.output_at == "head":
             model, _ = head_of(self.checkpoint.model)
             _, align_corners = head_of(self.exported.model)
-            head = AtHead(Network(model), align_corners, "logits" in self.outputs)
+            head = AtHead(KerasNetwork(model), align_corners, "logits" in self.outputs)
         if head or self.config.resize != "stretch":
             predict = Predictor(ExportedNetwork(path, open_runtime(kind, path, threads)))
         return compare(

@@ -21,9 +21,9 @@ from deeplab_keras.config import UserError
 from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import CONFIDENCE_BINS, count_confidence, expected_error
 from deeplab_keras.evaluation.loop import batches
-from deeplab_keras.inference import Network, predict_logits
-from deeplab_keras.inference.decide import decide
-from deeplab_keras.inference.network import made_by
+from deeplab_keras.inference import predict_logits
+from deeplab_keras.inference.keras_network import KerasNetwork, made_by
+from deeplab_keras.inference.tensors import decide
 from deeplab_keras.io.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def calibrate(
         )
     classifiers(checkpoint.model)  # raises an error before the time is spent
     logger.info("fitting a temperature on %d images", len(source))
-    before, bar = Network(checkpoint.model), Progress(2 * len(source), "calibration")
+    before, bar = KerasNetwork(checkpoint.model), Progress(2 * len(source), "calibration")
     bins, samples = _Bins(source.info.ignore_label), _Samples(len(source))
 
     def collect(index: int, image: np.ndarray, label: np.ndarray) -> None:
@@ -99,7 +99,7 @@ def calibrate(
         )
     temperature = fit(*samples.joined())
     model = folded(checkpoint.model, temperature)
-    after, bins_after, changed = Network(model), _Bins(source.info.ignore_label), 0
+    after, bins_after, changed = KerasNetwork(model), _Bins(source.info.ignore_label), 0
 
     def compare(index: int, image: np.ndarray, label: np.ndarray) -> None:
         nonlocal changed
@@ -233,7 +233,7 @@ def classifiers(model: keras.Model) -> list[keras.layers.Layer]:
     Raises:
         UserError: Other layers than resizes follow them, so the scores of the model are not theirs.
     """
-    head, inputs = made_by(Network(model).before_resize.model.outputs[0])
+    head, inputs = made_by(KerasNetwork(model).before_resize.model.outputs[0])
     layers = [made_by(part)[0] for part in inputs] if isinstance(head, keras.layers.Add) else [head]
     if head.name != "logits" or not all(hasattr(layer, "kernel") for layer in layers):
         raise UserError(

@@ -163,7 +163,7 @@ def compare(
         found, logits = run(image)
         if head:
             output_size = (int(logits.shape[0]), int(logits.shape[1]))
-            logits = enlarge(logits[None], image.shape[:2], head.align_corners)[0].numpy()
+            logits = enlarge(logits[None], image.shape[:2], head.align_corners)[0]
             if head.has_logits:
                 found = logits.argmax(-1)
             else:

@@ -16,7 +16,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import UserError
-from deeplab_keras.inference.network import last_resize
+from deeplab_keras.inference.keras_network import last_resize
 from deeplab_keras.models.quantization import without_ranges
 from deeplab_keras.models.segmentor import build_segmentor
 

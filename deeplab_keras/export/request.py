@@ -23,7 +23,7 @@ from deeplab_keras.export.images import (
     read_pairs,
     synthetic_images,
 )
-from deeplab_keras.inference import Network
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.models.layers import smallest_size
 from deeplab_keras.models.segmentor import check_input_size, pad_value
 
@@ -125,7 +125,7 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
 
 def check_classes(checkpoint: LoadedCheckpoint) -> None:
     """Raises UserError if the model's output is not one score per class of the checkpoint."""
-    classes = Network(checkpoint.model).num_classes
+    classes = KerasNetwork(checkpoint.model).num_classes
     if not classes == checkpoint.config.num_classes == checkpoint.info.num_classes:
         raise UserError(
             f"the model outputs {classes} classes, its config has "

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import NORMALIZATIONS, ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.inference import arrays
 from deeplab_keras.inference.network import Network
 from deeplab_keras.inference.resizing import (
     enlarge,
@@ -31,7 +31,7 @@ from deeplab_keras.inference.resizing import (
 )
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
-from deeplab_keras.io.tflite_file import check_tflite
+from deeplab_keras.io.tflite_file import NO_RUNTIME, check_tflite, with_input_as_output
 
 AGAIN = "export it again"
 EXTRAS = "assets.extra"  # the folder of a SavedModel with the two text files
@@ -64,7 +64,7 @@ class Runtime:
 
 
 class ExportedNetwork(Network):
-    """An exported file as a `Network`.
+    """An exported file as a `Network`, whose scores are NumPy arrays.
 
     The outputs of a file may have the size of the head's class scores (`output_at="head"`). Logits
     are then enlarged like in the network itself, and labels by nearest neighbor.
@@ -81,6 +81,8 @@ class ExportedNetwork(Network):
         UserError: The file has no description of its model, or its label file, which users may
             edit, has the wrong number of lines.
     """
+
+    arithmetic = arrays
 
     def __init__(self, path: Path, runtime: Runtime) -> None:
         if ABOUT not in runtime.files:
@@ -103,30 +105,24 @@ class ExportedNetwork(Network):
                 f"{len(self.info.class_names)} classes; write one class name per line into it, in "
                 "the order of the classes"
             )
-        self.path = pathlib.Path(path)
-        self.name, self.input_size = self.path.name, runtime.size
-        self.channels, self.num_classes = config.input_channels, config.num_classes
-        self.runtime, self._windows = runtime, []
+        self.path, self.runtime = pathlib.Path(path), runtime
+        super().__init__(self.path.name, runtime.size, config.input_channels, config.num_classes)
         self._mean = NORMALIZATIONS[config.normalization][0]
-
-        self._compiled = self._enlarged_logits if self._at_head else self._logits
 
     @property
     def pad_value(self) -> tuple[float, ...]:
         return self._mean
 
-    def _logits(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.convert_to_tensor(self.runtime.logits(self._prepared(images)), tf.float32)
-
-    def _enlarged_logits(self, images: tf.Tensor) -> tf.Tensor:
-        return enlarge(self._logits(images), images.shape[1:3], self._align_corners)
+    def _logits(self, images: Any) -> np.ndarray:
+        logits = self.runtime.logits(self._prepared(images)).astype(np.float32, copy=False)
+        return enlarge(logits, images.shape[1:3], self._align_corners) if self._at_head else logits
 
     @property
     def before_resize(self) -> Network:
         if not self._at_head:
             return self
         head = copy.copy(self)
-        head._at_head, head._compiled = False, self._logits
+        head._at_head = False
         return head
 
     @property
@@ -158,13 +154,17 @@ class ExportedNetwork(Network):
         images = np.asarray(images)
         if self.runtime.dtype == np.uint8 and images.dtype != np.uint8:
             images = np.clip(np.round(images), 0, 255)
-        return images.astype(self.runtime.dtype)
+        return np.ascontiguousarray(images, self.runtime.dtype)
 
 
 def is_exported(path: Path) -> bool:
     """Returns whether a path is that of an exported model and not of a checkpoint."""
-    path = pathlib.Path(path)
-    return path.suffix in (".tflite", ".onnx") or (path / "saved_model.pb").is_file()
+    return has_own_runtime(path) or (pathlib.Path(path) / "saved_model.pb").is_file()
+
+
+def has_own_runtime(path: Path) -> bool:
+    """Returns whether a path is that of a file that LiteRT or ONNX Runtime runs."""
+    return pathlib.Path(path).suffix in (".tflite", ".onnx")
 
 
 def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
@@ -205,47 +205,15 @@ def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
     """
     threads = threads or os.cpu_count() or 1
     if kind == "saved_model":
-        return _open_saved_model(path)
+        from deeplab_keras.inference.saved_model import open_saved_model  # imports TensorFlow
+
+        return open_saved_model(path)
     return _open_onnx(path, threads) if kind == "onnx" else _open_tflite(path, threads)
 
 
 def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Turns a function of a batch of one image into a function of any batch."""
     return lambda images: np.concatenate([run(image[None]) for image in images])
-
-
-# --- SavedModel ---
-
-
-def _open_saved_model(path: pathlib.Path) -> Runtime:
-    if set("[]*?").intersection(str(path.absolute())):
-        raise UserError(
-            f"{path}: TensorFlow treats [ ] * ? in a path as wildcards; move the SavedModel to a "
-            "path without them"
-        )
-    with reading(path, "a SavedModel", AGAIN):
-        signatures = tf.saved_model.load(str(path)).signatures
-        if not {"serving_default", "logits"} <= set(signatures):
-            raise UserError(
-                f"{path}: not written by `export_model.py` but, for example, by Keras' "
-                f"model.export: it has the signatures {', '.join(sorted(signatures)) or 'none'} "
-                f"and no {ABOUT}; give an exported model or a checkpoint"
-            )
-        default, logits = signatures["serving_default"], signatures["logits"]
-        spec = default.structured_input_signature[1]["image"]
-        files = {file.name: file.read_text(encoding="utf-8") for file in (path / EXTRAS).glob("*")}
-        height, width = spec.shape[1:3]
-
-    def labels(images: np.ndarray) -> np.ndarray:
-        return signatures["labels"](image=tf.constant(images))["labels"].numpy()
-
-    return Runtime(
-        np.uint8,
-        (height, width) if height and width else None,
-        files,
-        lambda images: logits(image=tf.constant(images))["logits"].numpy(),
-        labels if "labels" in default.structured_outputs else None,
-    )
 
 
 # --- TFLite ---
@@ -260,11 +228,14 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
         model: A .tflite file, or the content of one.
         threads: The number of threads.
         **options: Options of the interpreter.
+
+    Raises:
+        UserError: Neither package is installed.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        Interpreter = tf.lite.Interpreter
+        Interpreter = _interpreter_of_tensorflow()
     # In this order: without_noise admits one thread at a time; catch_warnings is not thread-safe.
     with without_noise(), warnings.catch_warnings():
         # Warnings about the move to ai-edge-litert, and about the memory for keeping all tensors.
@@ -275,6 +246,15 @@ def open_interpreter(model: pathlib.Path | bytes, threads: int, **options: Any) 
         interpreter = Interpreter(num_threads=threads, **options)
         interpreter.allocate_tensors()
     return interpreter
+
+
+def _interpreter_of_tensorflow() -> Any:
+    try:
+        with without_noise():
+            import tensorflow as tf
+    except ImportError as error:
+        raise UserError(NO_RUNTIME) from error
+    return tf.lite.Interpreter
 
 
 def packed_files(path: pathlib.Path) -> dict[str, str]:
@@ -322,9 +302,8 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
 
 
 def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    interpreter = open_interpreter(path, threads, experimental_preserve_all_tensors=True)
-    argmax = next(op for op in interpreter._get_ops_details() if op["op_name"] == "ARG_MAX")
-    index = int(argmax["inputs"][0])
+    content, index = with_input_as_output(path, "ARG_MAX")
+    interpreter = open_interpreter(content, threads)
     details = next(
         tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
-from deeplab_keras.inference.decide import decide
 from deeplab_keras.inference.exported import ExportedNetwork
 from deeplab_keras.inference.images import as_batch
 from deeplab_keras.inference.network import Network
-from deeplab_keras.inference.resizing import letterbox_size, pad_to, resize, resize_rows
+from deeplab_keras.inference.opening import as_network
+from deeplab_keras.inference.resizing import letterbox_size, pad_to
 from deeplab_keras.inference.windows import WindowRows, slide
+
+if TYPE_CHECKING:
+    import keras
 
 STRIP_BYTES = 1 << 28  # of logits at the image's size that are in memory at a time
 SUM_BYTES = 1 << 26  # the same for sliding windows, whose own logits are in memory too
@@ -23,7 +24,7 @@ SUM_BYTES = 1 << 26  # the same for sliding windows, whose own logits are in mem
 
 def predict_logits(
     model: keras.Model | Network, images: Any, config: EvalConfig = EvalConfig()
-) -> tf.Tensor:
+) -> Any:
     """Returns the logits of a batch of images at the images' own size.
 
     With several scales or flips, the result is the logarithm of the mean probabilities. In all
@@ -35,20 +36,23 @@ def predict_logits(
         config: How to run the model.
 
     Returns:
-        float32 `[batch, height, width, num_classes]`.
+        float32 `[batch, height, width, num_classes]`: a `tf.Tensor` for a Keras model, a NumPy
+        array for an exported file.
 
     Raises:
         UserError: The images have another shape, dtype or range, `config` does not suit the model,
             or the model cannot take the images' size.
     """
-    network = Network.of(model)
+    network = as_network(model)
     return mean_logits(network, as_batch(images, network.channels), config)
 
 
-def mean_logits(network: Network, images: Any, config: EvalConfig) -> tf.Tensor:
+def mean_logits(network: Network, images: Any, config: EvalConfig) -> Any:
     """Returns what `predict_logits` returns, for images that `as_batch` has checked."""
     parts = _passes(network, images, config, in_strips=False)
-    return tf.convert_to_tensor(_mean([resize(part, images.shape[1:3]) for part in parts]))
+    resize = network.arithmetic.resize
+    mean = _mean(network, [resize(part, images.shape[1:3]) for part in parts])
+    return network.arithmetic.as_array(mean)
 
 
 def predict_labels(
@@ -91,18 +95,22 @@ def predict_labels(
         return np.concatenate(every_label), confidences
     parts = _passes(network, images, config, in_strips=True)
     batch, height, width = images.shape[:3]
-    rows = STRIP_BYTES // _bytes_of_logits(batch, (1, width), network)
-    for part in parts:
-        if isinstance(part, WindowRows):
-            rows = min(rows, _rows_of_windows(part, height))
-    rows = max(1, rows)
-    found = []
-    for top in range(0, height, rows):
+    by_rows = [part for part in parts if isinstance(part, WindowRows)]
+    arithmetic = network.arithmetic
+    limit = STRIP_BYTES if by_rows else min(STRIP_BYTES, arithmetic.STRIP_BYTES)
+    rows = limit // _bytes_of_logits(batch, (1, width), network)
+    rows = max(1, min([rows, *(_rows_of_windows(part, height) for part in by_rows)]))
+
+    def strip(top: int) -> tuple[Any, ...]:
         bottom = min(top + rows, height)
-        scores = _mean([resize_rows(part, (height, width), top, bottom) for part in parts])
-        found.append(decide(scores, with_confidence))
+        scores = [arithmetic.resize_rows(part, (height, width), top, bottom) for part in parts]
+        return arithmetic.decide(_mean(network, scores), with_confidence)
+
+    tops = range(0, height, rows)
+    # Rows of windows are computed from the top down.
+    found = [strip(top) for top in tops] if by_rows else arithmetic.in_parallel(strip, tops)
     labels, *confidence = (
-        np.concatenate([strip.numpy() for strip in strips], axis=1)
+        np.concatenate([np.asarray(strip) for strip in strips], axis=1)
         for strips in zip(*found, strict=True)
     )
     return labels, confidence[0] if confidence else None
@@ -118,21 +126,16 @@ def _is_plain(config: EvalConfig, size: tuple[int, ...]) -> bool:
     return once and resized_size(size, config) == size
 
 
-def _mean(parts: list[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
+def _mean(network: Network, parts: list[Any]) -> Any:
     """Returns the logits of a single pass, or the log of the mean probabilities of several."""
-    if len(parts) == 1:
-        return parts[0]
-    total = sum(tf.nn.softmax(part) for part in parts)
-    return tf.math.log(tf.maximum(total / len(parts), np.finfo(np.float32).tiny))
+    return parts[0] if len(parts) == 1 else network.arithmetic.log_of_mean(parts)
 
 
-Scores: TypeAlias = tf.Tensor | np.ndarray | WindowRows
-
-
-def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) -> list[Scores]:
+def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) -> list[Any]:
     """Runs the network at every scale, with and without a flip.
 
-    With `in_strips`, large logits of sliding windows are `WindowRows`.
+    The logits are arrays of the network's arithmetic. With `in_strips`, large logits of sliding
+    windows are `WindowRows`.
     """
     flips = (False, True) if config.add_flipped_images else (False,)
     return [
@@ -144,7 +147,7 @@ def _passes(network: Network, images: Any, config: EvalConfig, in_strips: bool) 
 
 def _one_pass(
     network: Network, images: Any, scale: float, flip: bool, config: EvalConfig, in_strips: bool
-) -> Scores:
+) -> Any:
     """Returns the logits of one pass at one scale, flipped or not, at the network's output size."""
     size = tuple(images.shape[1:3])
     run_size = tuple(max(1, round(length * scale)) for length in resized_size(size, config))
@@ -161,12 +164,13 @@ def _one_pass(
     shown = run_size
     if config.inference == "whole" and network.letterbox:
         shown = letterbox_size(size, run_size)
-    x = resize(images, shown)
+    x = network.arithmetic.resize(images, shown)
     if flip:
-        x = tf.reverse(x, axis=[2])
+        x = network.arithmetic.flip(x)
     if config.inference == "whole":
         # Resized once, from the head's output size, as in SSSegmentation.
-        x = tf.cast(pad_to(x, run_size, network.pad_value), tf.float32)
+        if shown != run_size:
+            x = pad_to(x, run_size, network.pad_value)
         other_size = (
             run_size != size or _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES
         )
@@ -174,7 +178,7 @@ def _one_pass(
         logits = network.before_resize(x) if directly else network(x)
         if shown != run_size:
             logits = logits[:, : shown[0], : shown[1]]
-        return tf.reverse(logits, axis=[2]) if flip else logits
+        return network.arithmetic.flip(logits) if flip else logits
     if in_strips and _bytes_of_logits(len(images), run_size, network) > STRIP_BYTES:
         rows = WindowRows(network, x, config, mirrored=flip)
         if rows.smaller:

@@ -1,102 +1,111 @@
-"""A model as one compiled function."""
+"""The interface of every trained model: from images to class scores.
+
+`KerasNetwork` and `ExportedNetwork` implement it. This module imports neither TensorFlow nor Keras,
+so that an exported file runs without them.
+"""
 
 from __future__ import annotations
 
-import functools
-import threading
-from typing import Any
-
-import keras
-import numpy as np
-import tensorflow as tf
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from deeplab_keras.config import UserError
-from deeplab_keras.models.layers import ResizeTo, WindowPooling, require_tensorflow
-from deeplab_keras.models.quantization import Quantized
-from deeplab_keras.models.segmentor import AuxiliaryOutputs, pad_value
-
-# The layers that `build_segmentor` puts between the layer "logits" and the model's output.
-MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
 
 
-def made_by(tensor: Any) -> tuple[Any, list[Any]]:
-    """Returns the operation that outputs a tensor, and the input tensors of the operation."""
-    operation, node, _ = tensor._keras_history
-    return operation, list(operation._inbound_nodes[node].input_tensors)
+class Arithmetic(Protocol):
+    """What is computed with class scores and images, for one type of array.
 
-
-def last_resize(model: keras.Model) -> tuple[ResizeTo, Any] | None:
-    """Returns the layer that resizes a segmentor's class scores to the image's size, and its input.
-
-    Returns `None` if the model does not end with this layer.
-    """
-    operation, inputs = made_by(model.outputs[0])
-    if isinstance(operation, AuxiliaryOutputs):
-        operation, inputs = made_by(inputs[0])
-    if isinstance(operation, ResizeTo) and operation.scale == 1 and inputs[1] is model.inputs[0]:
-        return operation, inputs[0]
-    return None
-
-
-class Network:
-    """A model as one compiled function.
-
-    It is traced once for all batch sizes and, if the model allows it, all image sizes. Several
-    threads may call one `Network` at the same time.
-
-    Args:
-        model: A model from images `[batch, height, width, channels]` in 0..255 to logits
-            `[batch, height, width, num_classes]`.
+    The modules `arrays` (NumPy) and `tensors` (TensorFlow) have these functions. Scores are float32
+    `[batch, height, width, num_classes]`.
 
     Attributes:
+        STRIP_BYTES: How many bytes of scores are resized and decided at a time.
+    """
+
+    STRIP_BYTES: int
+
+    def resize(self, x: Any, size: tuple[int, ...]) -> Any:
+        """Resizes `[batch, height, width, channels]` bilinearly with half-pixel centers to float32.
+
+        If `x` has that size already, it is returned unchanged.
+        """
+
+    def resize_rows(self, x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
+        """Returns the rows from `top` to `bottom` of `resize(x, size)`.
+
+        Args:
+            x: An array, or an object with a `shape` and a method `rows(top, bottom)`.
+            size: The (height, width) of the complete result.
+            top: The first row.
+            bottom: The row after the last one.
+        """
+
+    def as_array(self, x: Any) -> Any:
+        """Converts scores to this type of array."""
+
+    def flip(self, x: Any) -> Any:
+        """Flips images or scores horizontally."""
+
+    def softmax(self, scores: Any) -> Any:
+        """Returns the probability of each class."""
+
+    def log_of_mean(self, parts: list[Any]) -> Any:
+        """Returns the logarithm of the mean of the probabilities that several scores stand for."""
+
+    def decide(self, scores: Any, with_confidence: bool = False) -> tuple[Any, ...]:
+        """Returns the class with the largest score per pixel, and on request its probability.
+
+        Args:
+            scores: The scores.
+            with_confidence: Whether to return the probabilities too.
+
+        Returns:
+            A tuple of one or two arrays `[batch, height, width]`: the labels, int32, of equal
+            scores the first class, and the probabilities, float32.
+        """
+
+    def in_parallel(self, function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
+        """Returns the function's result for each item, computed on several processors."""
+
+    def is_finite(self, scores: Any) -> bool:
+        """Whether no score is NaN or infinite."""
+
+
+class Network(abc.ABC):
+    """A trained model as a function from images to class scores.
+
+    Several threads may call one `Network` at the same time.
+
+    Args:
         name: The model's name.
         input_size: The model's fixed (height, width), or `None` for any size.
         channels: The number of channels of an image.
-        num_classes: The number of channels of the logits.
-        letterbox: Whether an image of another size is letterboxed to the input size, instead of
-            stretched.
+        num_classes: The number of channels of the scores.
 
-    Raises:
-        UserError: The model has several outputs, or its output is not one score per pixel and
-            class.
+    Attributes:
+        name: See the argument.
+        input_size: See the argument.
+        channels: See the argument.
+        num_classes: See the argument.
+        arithmetic: The functions for the scores that this network returns.
+        letterbox: Whether an image of another size is letterboxed to the input size, instead of
+            stretched. Only networks whose images are NumPy arrays can be.
     """
 
+    arithmetic: Arithmetic
     letterbox = False
 
-    def __init__(self, model: keras.Model) -> None:
-        require_tensorflow("inference")
-        outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
-        if len(outputs) != 1:
-            raise UserError(
-                f"model {model.name!r} has {len(outputs)} outputs; must be a functional model with "
-                "a single output, the logits"
-            )
-        shape = tuple(outputs[0].shape)
-        if len(shape) != 4 or shape[-1] is None or shape[-1] < 2:
-            raise UserError(
-                f"model {model.name!r} has an output of shape {shape}; must be logits [batch, "
-                "height, width, classes] of at least 2 classes: for a single class, add the "
-                "background as the other"
-            )
-        self.name = model.name
-        _, height, width, self.channels = model.input_shape
-        self.input_size = (height, width) if height and width else None
-        self.num_classes = int(shape[-1])
-        self.model = model
-        self._windows = [layer for layer in model.layers if isinstance(layer, WindowPooling)]
-
-        def logits(images: tf.Tensor) -> tf.Tensor:
-            (output,) = tf.nest.flatten(model(images, training=False))
-            return tf.cast(output, tf.float32)
-
-        signature = [tf.TensorSpec([None, height, width, self.channels], tf.float32)]
-        self._compiled = tf.function(logits, input_signature=signature)
-        self._lock = threading.Lock()
+    def __init__(
+        self, name: str, input_size: tuple[int, int] | None, channels: int, num_classes: int
+    ) -> None:
+        self.name, self.input_size = name, input_size
+        self.channels, self.num_classes = channels, num_classes
 
     @property
+    @abc.abstractmethod
     def pad_value(self) -> tuple[float, ...]:
         """The color in 0..255 that the model normalizes to 0."""
-        return pad_value(self.model)
 
     @property
     def before_resize(self) -> Network:
@@ -104,91 +113,41 @@ class Network:
 
         This is the network itself if the model does not end like a segmentor.
         """
-        with self._lock:
-            return self._before_resize
+        return self
 
-    @functools.cached_property
-    def _before_resize(self) -> Network:
-        return self if self._head is None else Network(keras.Model(self.model.input, self._head))
-
-    @functools.cached_property
-    def _head(self) -> Any:
-        """The output of the layer "logits", if only a segmentor's merges and resizes follow it.
-
-        In a model that a user has built on top of a segmentor, other layers follow.
-        """
-        waiting, head = [self.model.outputs[0]], None
-        while waiting:
-            tensor = waiting.pop()
-            operation, inputs = made_by(tensor)
-            if operation.name == "logits":
-                head = operation.output  # in an image pyramid, the one at scale 1
-            elif isinstance(operation, AuxiliaryOutputs):
-                waiting += inputs[:1]
-            elif isinstance(operation, MERGES):
-                waiting += inputs
-            elif tensor is not self.model.inputs[0]:
-                return None
-        return head
-
-    @functools.cached_property
+    @property
     def ends_with_resize(self) -> bool:
         """Whether the model ends with a half-pixel resize of `before_resize` to the image's size.
 
         The logits can then be resized to another size directly.
         """
-        found = last_resize(self.model)
-        return (
-            found is not None
-            and not found[0].align_corners
-            and self._head is not None
-            and found[1] is self._head
-        )
+        return False
 
-    @classmethod
-    def of(cls, model: keras.Model | Network) -> Network:
-        """Returns `model` as a `Network`; a `Network` is returned unchanged."""
-        if not isinstance(model, keras.Model | Network):
-            raise UserError(
-                f"`model` must be a keras.Model, not {type(model).__name__}; dk.load_model(path) "
-                "returns one"
-            )
-        return model if isinstance(model, Network) else cls(model)
-
-    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    def __call__(self, images: Any) -> Any:
         """Returns the float32 logits of images that have the model's input size.
 
         Raises:
             UserError: The images have another shape, are too small for the model, or do not fit
                 into memory, or the logits are NaN or infinite.
         """
-        # Checked before calling the tf.function, which keeps its lock when it refuses an input:
-        # all other threads would wait forever.
-        images = tf.cast(images, tf.float32)
-        height, width = self.input_size or (None, None)
-        if not images.shape.is_compatible_with([None, height, width, self.channels]):
-            allowed = f"[batch, {height or 'height'}, {width or 'width'}, {self.channels}]"
-            raise UserError(f"images of shape {tuple(images.shape)}; must be {allowed}")
-        size = "x".join(map(str, images.shape[1:3]))
-        for layer in self._windows:
-            layer.check_size(*images.shape[1:3])
-        try:
-            logits = self._compiled(images)
-        except tf.errors.ResourceExhaustedError:
-            raise UserError(
-                f"{len(images)} images of {size} do not fit into memory; "
-                "lower `eval_batch_size`, or give `inference='slide'` with a smaller "
-                "`eval_crop_size`"
-            ) from None
-        except tf.errors.InvalidArgumentError as error:
-            reason = error.message.splitlines()[0].split("}} ")[-1].strip()
-            raise UserError(
-                f"the model cannot take an input of {size} ({reason}); give a larger image, or "
-                "`eval_short_side`"
-            ) from None
-        if not np.isfinite(tf.reduce_sum(logits)):  # argmax would return a label for NaN too
+        # Checked before the runtime sees the images. A tf.function keeps its lock when it refuses
+        # an input: all other threads would wait forever.
+        shape = tuple(images.shape)
+        if len(shape) != 4 or not self._takes(shape):
+            height, width = self.input_size or ("height", "width")
+            allowed = f"[batch, {height}, {width}, {self.channels}]"
+            raise UserError(f"images of shape {shape}; must be {allowed}")
+        logits = self._logits(images)
+        if not self.arithmetic.is_finite(logits):  # argmax would return a label for NaN too
             raise UserError(
                 f"{self.name}: outputs class scores that are NaN or infinite, so it may be damaged "
                 "or have diverged in training; load another checkpoint, or export it again"
             )
         return logits
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        return self.input_size in (None, shape[1:3]) and shape[3] == self.channels
+
+    @abc.abstractmethod
+    def _logits(self, images: Any) -> Any:
+        """Runs the model on images `[batch, height, width, channels]` of its input size."""

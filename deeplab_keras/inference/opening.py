@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
-
-import keras
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.inference.exported import Path, is_exported, open_exported
+from deeplab_keras.inference.exported import ABOUT, EXTRAS, Path, is_exported, open_exported
 from deeplab_keras.inference.network import Network
-from deeplab_keras.zoo.loading import load_model, open_checkpoint
+
+if TYPE_CHECKING:
+    import keras
 
 
 def as_network(model: keras.Model | Network | Path) -> Network:
@@ -19,8 +22,39 @@ def as_network(model: keras.Model | Network | Path) -> Network:
 
     Args:
         model: A model, a `Network`, or what `open_network` takes.
+
+    Raises:
+        UserError: It is something else, or the model's output is not one score per pixel and class.
     """
-    return open_network(model)[0] if isinstance(model, str | os.PathLike) else Network.of(model)
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return open_network(model)[0]
+    keras = sys.modules.get("keras")  # imported by whoever made a Keras model
+    if keras is None or not isinstance(model, keras.Model):
+        raise UserError(
+            f"`model` must be a keras.Model, not {type(model).__name__}; dk.load_model(path) "
+            "returns one"
+        )
+    return _keras_network(model)
+
+
+def _keras_network(model: keras.Model) -> Network:
+    from deeplab_keras.inference.keras_network import KerasNetwork  # imports TensorFlow
+
+    return KerasNetwork(model)
+
+
+def _loading(path: pathlib.Path) -> ModuleType:
+    """Imports `zoo.loading`, which needs Keras and its backend."""
+    try:
+        from deeplab_keras.zoo import loading
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path}: checkpoints and names of models need the package {error.name}; pip install "
+            "tensorflow keras, or give a .tflite or .onnx file, which needs neither"
+        ) from error
+    return loading
 
 
 def open_network(source: Path) -> tuple[Network, DatasetInfo]:
@@ -31,19 +65,24 @@ def open_network(source: Path) -> tuple[Network, DatasetInfo]:
             exported model: a .tflite or .onnx file, or the folder of a SavedModel.
 
     Returns:
-        The network and its classes. A .keras file has no names of classes, so they are numbered.
+        The network and its classes. A .keras file and a SavedModel of Keras' `model.export` have no
+        names of classes, so they are numbered.
 
     Raises:
         UserError: The path has no model, or the model is damaged.
     """
     path = pathlib.Path(source)
+    if (path / "saved_model.pb").is_file() and not (path / EXTRAS / ABOUT).is_file():
+        from deeplab_keras.inference.saved_model import KerasExport  # imports TensorFlow
+
+        export = KerasExport(path)
+        return export, _numbered(path.name, export.num_classes)
     if is_exported(path):
         exported = open_exported(path)
         return exported, exported.info
     if path.suffix == ".keras":
-        network = Network(load_model(path))
-        names = [f"class_{number}" for number in range(network.num_classes)]
-        return network, info_for_classes(path.stem, names)
+        network = _keras_network(_loading(path).load_model(path))
+        return network, _numbered(path.stem, network.num_classes)
     if path.is_file():
         raise UserError(
             f"{path}: not a model; give a checkpoint folder, a workdir, a .keras, .tflite or .onnx "
@@ -54,5 +93,9 @@ def open_network(source: Path) -> tuple[Network, DatasetInfo]:
         raise UserError(
             f"{path}: contains exported models; give one of them: `checkpoint_dir={exports[0]}`"
         )
-    checkpoint = open_checkpoint(source)
-    return Network(checkpoint.model), checkpoint.info
+    checkpoint = _loading(path).open_checkpoint(source)
+    return _keras_network(checkpoint.model), checkpoint.info
+
+
+def _numbered(name: str, num_classes: int) -> DatasetInfo:
+    return info_for_classes(name, [f"class_{number}" for number in range(num_classes)])

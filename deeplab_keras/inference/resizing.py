@@ -1,26 +1,57 @@
-"""Bilinear resize of class scores, complete or only some rows of the result; labels by nearest."""
+"""NumPy's bilinear resize, with the bits of TensorFlow's; labels by nearest neighbor.
+
+It computes the same numbers as TensorFlow's kernel, operation by operation in float32, so that an
+exported file gives the same labels with and without TensorFlow.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from deeplab_keras.models.layers import resize_bilinear
+MOST_CLASSES = 40  # with more, NumPy's argmax is faster for classes that lie next to each other
 
 
-def resize(x: Any, size: tuple[int, ...]) -> Any:
-    """Resizes `[batch, height, width, channels]` with half-pixel centers to float32.
+@functools.lru_cache(maxsize=32)  # strips of one image ask for the same ones
+def positions(
+    source: int, target: int, align_corners: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where the pixels along a resized side come from, as TensorFlow computes it.
 
-    If `x` has that size already, it is returned unchanged.
+    Args:
+        source: The length of the side before the resize.
+        target: The length after it.
+        align_corners: Whether the first and last pixels stay in place. If `False`, uses half-pixel
+            centers.
+
+    Returns:
+        For each pixel the two pixels to interpolate between, int32, and the share of the second
+        one, float32.
     """
-    return x if tuple(x.shape[1:3]) == tuple(size) else tf.image.resize(x, size)
+    place, half = np.arange(target, dtype=np.float32), np.float32(0.5)
+    if align_corners:
+        place *= np.float32(source - 1) / np.float32(max(target - 1, 1))
+    else:
+        place = (place + half) * (np.float32(source) / np.float32(target)) - half
+    floor = np.floor(place)
+    low = np.maximum(floor, 0).astype(np.int32)
+    high = np.minimum(np.ceil(place), source - 1).astype(np.int32)
+    return low, high, place - floor
 
 
-def enlarge(x: Any, size: tuple[int, ...], align_corners: bool = False) -> Any:
+def resize(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """See `network.Arithmetic`."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    return _resize(x, (size[0], size[1]), 0, size[0])
+
+
+def enlarge(x: np.ndarray, size: tuple[int, ...], align_corners: bool = False) -> np.ndarray:
     """Resizes class scores `[batch, height, width, channels]` as the last layer of a network does.
 
     Args:
@@ -28,7 +59,79 @@ def enlarge(x: Any, size: tuple[int, ...], align_corners: bool = False) -> Any:
         size: The (height, width) of the network's input.
         align_corners: Whether the network's resizes align corners, as in official DeepLab models.
     """
-    return resize_bilinear(tf.convert_to_tensor(x), (int(size[0]), int(size[1])), align_corners)
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    return _resize(x, (size[0], size[1]), 0, size[0], align_corners=align_corners)
+
+
+def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> np.ndarray:
+    """See `network.Arithmetic`.
+
+    In memory, the result has the classes before the columns, which `arrays.decide` processes
+    faster.
+    """
+    if tuple(x.shape[1:3]) == size:
+        return _rows(x, top, bottom)
+    return _resize(x, size, top, bottom, classes_first=x.shape[-1] <= MOST_CLASSES)
+
+
+def _resize(
+    x: Any,
+    size: tuple[int, int],
+    top: int,
+    bottom: int,
+    classes_first: bool = False,
+    align_corners: bool = False,
+) -> np.ndarray:
+    source_height, (height, width) = x.shape[1], size
+    place = positions(source_height, height, align_corners)
+    low, high, share = (part[top:bottom] for part in place)
+    first = int(low[0])
+    x = _rows(x, first, int(high[-1]) + 1)
+    used, places = np.unique(np.concatenate([low, high]) - first, return_inverse=True)
+    above, below = places[: len(low)], places[len(low) :]
+    # As in TensorFlow, first along the width, then along the height.
+    x = x if len(used) == x.shape[1] else x.take(used, axis=1)
+    lines = _resize_width(x, width, align_corners)
+    if height == source_height:
+        return lines
+    lines, share = by_class(lines) if classes_first else lines, share[:, None, None]
+    if height < 2 * source_height:
+        result = _between(lines.take(above, axis=1), lines.take(below, axis=1), share)
+        return result.swapaxes(2, 3) if classes_first else result
+    # Many rows between the same two lines, whose difference is computed once.
+    result = np.empty((len(x), bottom - top, *lines.shape[2:]), np.float32)
+    starts = np.flatnonzero(np.diff(above, prepend=-1) | np.diff(below, prepend=-1))
+    for start, end in itertools.pairwise([*starts.tolist(), len(above)]):
+        line, rows = lines[:, above[start], None], result[:, start:end]
+        np.multiply(lines[:, below[start], None] - line, share[start:end], out=rows)
+        rows += line
+    return result.swapaxes(2, 3) if classes_first else result
+
+
+def by_class(x: np.ndarray) -> np.ndarray:
+    """Returns scores as `[batch, height, classes, width]`, without a copy if they lie like that."""
+    return np.ascontiguousarray(x.swapaxes(2, 3))
+
+
+def _resize_width(x: np.ndarray, width: int, align_corners: bool) -> np.ndarray:
+    if x.shape[2] == width:
+        return x.astype(np.float32, copy=False)
+    left, right, share = positions(x.shape[2], width, align_corners)
+    first, second = (x.take(part, axis=2).astype(np.float32, copy=False) for part in (left, right))
+    return _between(first, second, share[:, None])
+
+
+def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Returns `first + (second - first) * share`, written into `second`."""
+    second -= first
+    second *= share
+    second += first
+    return second
+
+
+def _rows(x: Any, top: int, bottom: int) -> np.ndarray:
+    return x[:, top:bottom] if isinstance(x, np.ndarray) else x.rows(top, bottom)
 
 
 def enlarge_labels(
@@ -61,42 +164,11 @@ def letterbox_size(size: tuple[int, ...], limit: tuple[int, ...]) -> tuple[int, 
     return height, width
 
 
-def pad_to(x: Any, size: tuple[int, ...], color: Sequence[float]) -> Any:
+def pad_to(x: np.ndarray, size: tuple[int, ...], color: Sequence[float]) -> np.ndarray:
     """Fills images `[batch, height, width, channels]` up to `size`, at the bottom and the right."""
-    for axis in (1, 2):
-        shape = list(x.shape)
-        shape[axis] = size[axis - 1] - shape[axis]
-        if shape[axis]:
-            x = tf.cast(x, tf.float32)
-            x = tf.concat([x, tf.broadcast_to(tf.constant(color, tf.float32), shape)], axis)
-    return x
-
-
-def resize_rows(x: Any, size: tuple[int, int], top: int, bottom: int) -> Any:
-    """Returns the rows from `top` to `bottom` of `resize(x, size)`.
-
-    Args:
-        x: A tensor or array, or an object with a `shape` and a method `rows(top, bottom)`.
-        size: The (height, width) of the complete result.
-        top: The first row.
-        bottom: The row after the last one.
-    """
-    height, (full_height, width) = x.shape[1], size
-    if (top, bottom) == (0, full_height):
-        return resize(_rows(x, 0, height), size)
-    if height == full_height:
-        return resize(_rows(x, top, bottom), (bottom - top, width))
-    # All in float32, like TensorFlow's kernel.
-    scale, half = np.float32(height) / np.float32(full_height), np.float32(0.5)
-    position = (np.arange(top, bottom, dtype=np.float32) + half) * scale - half
-    low = np.floor(position).clip(0, height - 1).astype(np.int32)
-    high = np.minimum(low + 1, height - 1)
-    share = np.clip(position - low, 0, 1)[:, None, None]
-    first = low[0]
-    x = _rows(x, first, high[-1] + 1)
-    above, below = tf.gather(x, low - first, axis=1), tf.gather(x, high - first, axis=1)
-    return resize(above + (below - above) * share, (bottom - top, width))
-
-
-def _rows(x: Any, top: int, bottom: int) -> Any:
-    return x[:, top:bottom] if isinstance(x, tf.Tensor | np.ndarray) else x.rows(top, bottom)
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    result = np.empty((len(x), *size, x.shape[3]), np.float32)
+    result[...] = color
+    result[:, : x.shape[1], : x.shape[2]] = x
+    return result

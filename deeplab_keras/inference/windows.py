@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import EvalConfig, UserError
 from deeplab_keras.inference.network import Network
-from deeplab_keras.inference.resizing import resize, resize_rows
 
 
 class Windows:
@@ -76,25 +75,22 @@ class Seen:
 
 def _run(
     windows: Windows,
-    images: tf.Tensor,
-    input_size: tuple[int, int],
+    images: Any,
     together: int,
-    scores: Callable[[tf.Tensor], tf.Tensor],
+    scores: Callable[[np.ndarray], Any],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yields the first row, first column and logits of each window, computed in batches."""
     rows, columns = windows.size
+    images = np.asarray(images)
     for first in range(0, len(windows.corners), together):
         group = windows.corners[first : first + together]
-        pieces = tf.cast(
-            tf.concat([images[:, y : y + rows, x : x + columns] for y, x in group], axis=0),
-            tf.float32,
-        )
-        logits = scores(resize(pieces, input_size)).numpy()
+        pieces = np.concatenate([images[:, y : y + rows, x : x + columns] for y, x in group])
+        logits = np.asarray(scores(pieces))
         for (y, x), part in zip(group, np.split(logits, len(group)), strict=True):
             yield y, x, part
 
 
-def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray:
+def slide(network: Network, images: Any, config: EvalConfig) -> np.ndarray:
     """Returns the mean of the logits of all windows, at the images' size.
 
     Args:
@@ -114,10 +110,12 @@ def slide(network: Network, images: tf.Tensor, config: EvalConfig) -> np.ndarray
     total = np.zeros((batch, height, width, network.num_classes), np.float32)
     count = np.zeros((height, width, 1), np.float32)
     input_size = network.input_size or windows.size
-    together = max(1, config.eval_batch_size // batch)
-    for y, x, part in _run(
-        windows, images, input_size, together, lambda pieces: resize(network(pieces), windows.size)
-    ):
+    together, resize = max(1, config.eval_batch_size // batch), network.arithmetic.resize
+
+    def scores(pieces: np.ndarray) -> Any:
+        return resize(network(resize(pieces, input_size)), windows.size)
+
+    for y, x, part in _run(windows, images, together, scores):
         total[:, y : y + rows, x : x + columns] += part
         count[y : y + rows, x : x + columns] += 1
     total /= count
@@ -147,7 +145,7 @@ class WindowRows:
     """
 
     def __init__(
-        self, network: Network, images: tf.Tensor, config: EvalConfig, mirrored: bool = False
+        self, network: Network, images: Any, config: EvalConfig, mirrored: bool = False
     ) -> None:
         batch, height, width = images.shape[:3]
         self.shape, self.mirrored = (batch, height, width, network.num_classes), mirrored
@@ -161,16 +159,16 @@ class WindowRows:
             length / step for length, step in zip(windows.size, windows.stride, strict=True)
         )
         self.smaller = before_resize or windows.size[0] * (rows + 1) / 2 * columns < height
-        together = max(1, config.eval_batch_size // batch)
+        together, resize = max(1, config.eval_batch_size // batch), network.arithmetic.resize
 
-        def scores(pieces: tf.Tensor) -> tf.Tensor:
-            return (
-                network.before_resize(pieces)
-                if before_resize
-                else resize(network(pieces), windows.size)
-            )
+        def scores(pieces: np.ndarray) -> Any:
+            pieces = resize(pieces, input_size)
+            if before_resize:
+                return network.before_resize(pieces)
+            return resize(network(pieces), windows.size)
 
-        self._coming = _run(windows, images, input_size, together, scores)
+        self._resize_rows = network.arithmetic.resize_rows
+        self._coming = _run(windows, images, together, scores)
         self._count = 0  # of the windows computed so far
         self._kept: collections.deque[Seen] = collections.deque()
 
@@ -192,7 +190,9 @@ class WindowRows:
             first, last = max(top, seen.y), min(bottom, seen.y + height)
             if first < last:
                 here = np.s_[first - top : last - top, seen.x : seen.x + width]
-                total[:, *here] += resize_rows(seen, (height, width), first - seen.y, last - seen.y)
+                total[:, *here] += self._resize_rows(
+                    seen, (height, width), first - seen.y, last - seen.y
+                )
                 count[here] += 1
         total /= count
         return total[:, :, ::-1] if self.mirrored else total

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from types import ModuleType
 from typing import Any
 
+import flatbuffers
 import numpy as np
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
+from deeplab_keras.io.progress import without_noise
 
+NO_RUNTIME = ".tflite files need LiteRT; pip install ai-edge-litert"
 NEXT_STEP = "download, copy or export it again"
 # TensorType -> bits per value; other types have no fixed size.
 BITS = {
@@ -44,10 +48,10 @@ def check_tflite(path: str | os.PathLike[str]) -> None:
     """Reads every table of the file and checks that sizes, offsets and options are valid.
 
     Raises:
-        UserError: The file is truncated, damaged or not a TFLite file.
+        UserError: The file is truncated, damaged or not a TFLite file, or neither LiteRT nor
+            TensorFlow is installed.
     """
-    from tensorflow.lite.python import schema_py_generated as schema  # takes TensorFlow's import
-
+    schema = _schema()
     what = "TFLite file"
     with reading(path, f"a {what}", NEXT_STEP):
         content = pathlib.Path(path).read_bytes()
@@ -62,6 +66,52 @@ def check_tflite(path: str | os.PathLike[str]) -> None:
             raise UserError(
                 f"{path}: truncated, damaged or not a {what} ({reason}); {NEXT_STEP}"
             ) from error
+
+
+def _schema() -> ModuleType:
+    """Returns the generated classes of TFLite's tables; both packages contain them."""
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError:
+        try:
+            with without_noise():
+                from tensorflow.lite.python import schema_py_generated as schema
+        except ImportError as error:
+            raise UserError(NO_RUNTIME) from error
+    return schema
+
+
+def with_input_as_output(path: str | os.PathLike[str], kind: str) -> tuple[bytes, int]:
+    """Returns a TFLite file that also outputs what its first operator of a kind reads.
+
+    Args:
+        path: A file that `check_tflite` has checked.
+        kind: The operator, such as "ARG_MAX".
+
+    Returns:
+        The content of the changed file, and the index of the tensor.
+
+    Raises:
+        UserError: Neither LiteRT nor TensorFlow is installed.
+    """
+    schema = _schema()
+    model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
+    code, graph = getattr(schema.BuiltinOperator, kind), model.subgraphs[0]
+    operator = next(
+        operator
+        for operator in graph.operators
+        if _kind(model.operatorCodes[operator.opcodeIndex]) == code
+    )
+    index = int(operator.inputs[0])
+    graph.outputs = np.append(graph.outputs, np.int32(index))
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output()), index
+
+
+def _kind(code: Any) -> int:
+    """Returns the number of an operator's kind; old files have it in another field."""
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def _require(holds: bool, what: str) -> None:
@@ -156,7 +206,7 @@ def _check_order(model: Any, graph: Any, schema: Any) -> None:
     for place, operator in enumerate(graph.operators or ()):
         _require(operator.opcodeIndex < len(model.operatorCodes), f"operator {place} has no code")
         code = model.operatorCodes[operator.opcodeIndex]
-        kind = operators.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
+        kind = operators.get(_kind(code), "")
         inputs = [int(index) for index in (() if operator.inputs is None else operator.inputs)]
         outputs = [int(index) for index in (() if operator.outputs is None else operator.outputs)]
         _require(

@@ -13,7 +13,8 @@ from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.loop import evaluate
 from deeplab_keras.evaluation.output import draw_panel, write_report
 from deeplab_keras.evaluation.report import Report
-from deeplab_keras.inference import Network, Predictor
+from deeplab_keras.inference import Predictor
+from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.training.run import Run
 
 MAX_GAP = 0.1  # largest difference of training and validation mIoU without a diagnosis
@@ -50,7 +51,7 @@ class Validation:
         self.source, self.split, self.train_source = source, split, train_source
         self.measure = measure
         self.diagnosed = False
-        self.network = Network(run.model)
+        self.network = KerasNetwork(run.model)
         self.predictor = Predictor(self.network, config)
         self.details: Details | None = None
 

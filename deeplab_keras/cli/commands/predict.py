@@ -19,7 +19,10 @@ from deeplab_keras.config import EvalConfig, PredictConfig
 def main(command: Command) -> int:
     """Predicts; 1 where a file could not be read."""
     config, eval_config = command.config(PredictConfig), command.config(EvalConfig)
-    require_tensorflow(command)
+    from deeplab_keras.inference.exported import has_own_runtime
+
+    if not has_own_runtime(config.checkpoint_dir) or eval_config.inference == "official":
+        require_tensorflow(command)
 
     from deeplab_keras import prediction
 

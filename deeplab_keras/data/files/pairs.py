@@ -9,10 +9,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.files.archives import opened, split_member
@@ -34,6 +33,9 @@ from deeplab_keras.data.files.reading import (
 )
 from deeplab_keras.data.info import Color, DatasetInfo
 from deeplab_keras.data.source import Source
+
+if TYPE_CHECKING:  # imported by functions, so that this module can be imported without TensorFlow
+    import tensorflow as tf
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,8 @@ class FileSource(Pairs):
 
     def tf_load(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Does the same as `load` inside a tf.data graph; plain files are read by TensorFlow."""
+        import tensorflow as tf
+
         plain_images, plain_labels = (
             zip(*self.plain, strict=True) if self.plain else ((False,), (False,))
         )
@@ -185,6 +189,8 @@ class FileSource(Pairs):
 
     def tf_where(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the path of the mask, inside a tf.data graph."""
+        import tensorflow as tf
+
         return tf.gather(encoded(self.labels), index)
 
     def _image(self, index: int) -> np.ndarray:

@@ -10,11 +10,10 @@ import functools
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_keras.config import UserError
@@ -264,12 +263,22 @@ def require_brightness(pixels: np.ndarray, data: bytes) -> None:
         ValueError: See `upper_bits`.
     """
     if pixels.max(initial=0) < DARKEST >> 8:
-        if not data.startswith(PNG_SIGNATURE):  # TensorFlow reads 16 bits only from PNG files
+        decode_png = _decoder_of_16_bits() if data.startswith(PNG_SIGNATURE) else None
+        if decode_png is None:
             raise ValueError(
                 f"it has 16 bits per channel but only values below {DARKEST}, which are black in "
                 "8 bits; save it with 8 bits, or scaled to 0..65535"
             )
-        upper_bits(tf.io.decode_png(data, dtype=tf.uint16).numpy())
+        upper_bits(decode_png(data))
+
+
+def _decoder_of_16_bits() -> Callable[[bytes], np.ndarray] | None:
+    """Returns a function that decodes PNG files to uint16, or `None` without TensorFlow."""
+    try:
+        import tensorflow as tf  # only for such files, because it takes seconds
+    except ImportError:
+        return None
+    return lambda data: tf.io.decode_png(data, dtype=tf.uint16).numpy()
 
 
 def upper_bits(values: np.ndarray) -> np.ndarray:

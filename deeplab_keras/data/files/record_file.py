@@ -11,12 +11,13 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from typing import Any
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io.foreign import reading
+
+if TYPE_CHECKING:  # imported by functions, so that this module can be imported without TensorFlow
+    import tensorflow as tf
 
 # The feature names of the official DeepLab (its datasets/build_data.py).
 IMAGE, IMAGE_FORMAT, NAME = "image/encoded", "image/format", "image/filename"
@@ -41,6 +42,8 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
     Raises:
         UserError: The file is damaged, truncated or not a record file.
     """
+    import tensorflow as tf
+
     offset = 0
     try:
         # TensorFlow allocates memory for whatever length a header claims.
@@ -86,6 +89,8 @@ def read_record(
         offset: The byte at which the record begins.
         buffer_size: Number of bytes to read at once; 0: first the record's header, then the record.
     """
+    import tensorflow as tf
+
     records = tf.raw_ops.TFRecordDatasetV2(
         filenames=[path],
         compression_type="",
@@ -103,6 +108,8 @@ def parse(record: bytes, path: str) -> tf.train.Example:
     Raises:
         UserError: The record holds something else.
     """
+    import tensorflow as tf
+
     try:
         return tf.train.Example.FromString(record)
     except Exception as error:  # DecodeError of one of protobuf's several implementations

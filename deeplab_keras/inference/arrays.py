@@ -1,0 +1,86 @@
+"""NumPy's arithmetic of class scores, for exported files; see `network.Arithmetic`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from deeplab_keras.inference.resizing import MOST_CLASSES, by_class, resize, resize_rows
+
+__all__ = [
+    "STRIP_BYTES",
+    "as_array",
+    "decide",
+    "flip",
+    "in_parallel",
+    "is_finite",
+    "log_of_mean",
+    "resize",
+    "resize_rows",
+    "softmax",
+]
+
+STRIP_BYTES = 1 << 21  # small enough for the processor's cache
+MOST_THREADS = 8
+
+
+def as_array(x: Any) -> np.ndarray:
+    """See `network.Arithmetic`."""
+    return np.asarray(x)
+
+
+def flip(x: np.ndarray) -> np.ndarray:
+    """See `network.Arithmetic`."""
+    return x[:, :, ::-1]
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """See `network.Arithmetic`."""
+    result = np.exp(scores - scores.max(-1, keepdims=True))
+    result /= result.sum(-1, keepdims=True)
+    return result
+
+
+def log_of_mean(parts: list[np.ndarray]) -> np.ndarray:
+    """See `network.Arithmetic`."""
+    total = sum(softmax(part) for part in parts)
+    return np.log(np.maximum(total / np.float32(len(parts)), np.finfo(np.float32).tiny))
+
+
+def decide(scores: np.ndarray, with_confidence: bool = False) -> tuple[np.ndarray, ...]:
+    """See `network.Arithmetic`."""
+    if scores.shape[-1] > MOST_CLASSES:
+        labels = scores.argmax(-1)
+    else:
+        classes = by_class(scores).swapaxes(1, 2)
+        best = classes.max(1, keepdims=True)
+        # The first class with the best score has the largest number.
+        numbers = np.arange(scores.shape[-1], 0, -1, dtype=np.uint8)[:, None, None]
+        found = np.equal(classes, best).view(np.uint8)
+        found *= numbers
+        # At least 1, so that a label is a class even where a resize overflowed to NaN.
+        labels = scores.shape[-1] - np.maximum(found.max(1), 1).astype(np.int32)
+    labels = labels.astype(np.int32, copy=False)
+    if not with_confidence:
+        return (labels,)
+    return labels, 1 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+
+
+def in_parallel(function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
+    """See `network.Arithmetic`. NumPy releases the interpreter's lock in its loops."""
+    given = list(items)
+    threads = min(os.cpu_count() or 1, MOST_THREADS, len(given))
+    if threads < 2:
+        return [function(item) for item in given]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, given))
+
+
+def is_finite(scores: np.ndarray) -> bool:
+    """See `network.Arithmetic`."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(scores.sum()))
