@@ -182,7 +182,7 @@ def test_a_small_machine_predicts_without_tensorflow(small_machine, tmp_path):
     model = build_segmentor(get_config(SMALL_MODEL))
     info = info_for_classes("test", [f"class {number}" for number in range(21)])
     checkpoint = LoadedCheckpoint(model, get_config(SMALL_MODEL), info, pathlib.Path(), {})
-    job = export._Job(checkpoint, checkpoint, ExportConfig(input_size=(257, 257)))
+    job = export._Job(checkpoint, checkpoint, ExportConfig(input_size=(385, 385)))
     path = tmp_path / "model.tflite"
     job.write("tflite", path)
     colors = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
@@ -214,7 +214,7 @@ def test_a_small_machine_predicts_without_tensorflow(small_machine, tmp_path):
     seconds, megabytes = (statistics.median(values) for values in zip(*measured[1:], strict=True))
     load = os.getloadavg()[0]
     print(
-        f"{SMALL_MODEL} at 257x257, image of 480x640: first result after {seconds:.2f} s, peak "
+        f"{SMALL_MODEL} at 385x385, image of 480x640: first result after {seconds:.2f} s, peak "
         f"memory {megabytes:.0f} MB, median of 5 processes, load {load:.1f}"
     )
     assert megabytes < 250

@@ -266,8 +266,8 @@ def packed_files(path: pathlib.Path) -> dict[str, str]:
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     """Opens a TFLite file.
 
-    If labels are the file's only output, logits are read from the input of its argmax by a second
-    interpreter, which is opened at the first such call.
+    If labels are the file's only output, the first call for logits replaces the interpreter by one
+    that also outputs what the argmax reads.
 
     An interpreter has a single set of tensors, so calls from several threads run one after the
     other. An interpreter per thread would need that memory once per thread and gain little, because
@@ -276,24 +276,29 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     check_tflite(path)
     with reading(path, "an exported TFLite file", AGAIN):
         interpreter = open_interpreter(path, threads)
-        run = interpreter.get_signature_runner()
-        (details,) = run.get_input_details().values()
+        runners = [interpreter.get_signature_runner()]
+        (details,) = runners[0].get_input_details().values()
         files = packed_files(path) if zipfile.is_zipfile(path) else {}
-    outputs = run.get_output_details()
-    hidden: list[Callable[[np.ndarray], np.ndarray]] = []
+    outputs = runners[0].get_output_details()
+    hidden: list[Callable[[], np.ndarray]] = []
     lock = threading.Lock()
 
     def logits(batch: np.ndarray) -> np.ndarray:
         with lock:
             if "logits" in outputs:
-                return run(image=batch)["logits"]
+                return runners[0](image=batch)["logits"]
             if not hidden:
-                hidden.append(_hidden_logits(path, threads))
-            return hidden[0](batch)
+                content, index = with_input_as_output(path, "ARG_MAX")
+                runners.clear()  # frees the memory of the first interpreter
+                changed = open_interpreter(content, threads)
+                runners.append(changed.get_signature_runner())
+                hidden.append(_values_of(changed, index))
+            runners[0](image=batch)
+            return hidden[0]()
 
     def own_labels(batch: np.ndarray) -> np.ndarray:
         with lock:
-            return run(image=batch)["labels"]
+            return runners[0](image=batch)["labels"]
 
     _, height, width, _ = details["shape"]
     labels = _one_by_one(own_labels) if "labels" in outputs else None
@@ -301,21 +306,18 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     return Runtime(details["dtype"], size, files, _one_by_one(logits), labels, "logits" in outputs)
 
 
-def _hidden_logits(path: pathlib.Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    content, index = with_input_as_output(path, "ARG_MAX")
-    interpreter = open_interpreter(content, threads)
+def _values_of(interpreter: Any, index: int) -> Callable[[], np.ndarray]:
+    """Returns a function that reads a tensor of logits, in float32 if it is quantized."""
     details = next(
         tensor for tensor in interpreter.get_tensor_details() if tensor["index"] == index
     )
     scale, zero = details["quantization"]
-    run = interpreter.get_signature_runner()
 
-    def logits(batch: np.ndarray) -> np.ndarray:
-        run(image=batch)
-        values = interpreter.get_tensor(index)
-        return (values.astype(np.float32) - zero) * np.float32(scale) if scale else values
+    def values() -> np.ndarray:
+        found = interpreter.get_tensor(index)
+        return (found.astype(np.float32) - zero) * np.float32(scale) if scale else found
 
-    return logits
+    return values
 
 
 # --- ONNX ---
