@@ -1,8 +1,8 @@
 """One temperature, fitted on the validation split and folded into the classifiers of a network.
 
 As in Guo et al., "On Calibration of Modern Neural Networks" (2017), the class scores are divided by
-the temperature that minimizes the negative log-likelihood. Convolutions and bilinear resizes are
-linear, so it is enough to divide the kernels and biases of the last convolutions.
+the temperature that minimizes a negative log-likelihood, see `fit`. Convolutions and bilinear
+resizes are linear, so it is enough to divide the kernels and biases of the last convolutions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures
 PIXELS = 1 << 17  # for the fit, evenly distributed over the images
+GRID = 31  # temperatures that are tried first
 PRECISION = 1e-5  # of the logarithm of the temperature
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -56,11 +57,14 @@ class Calibration:
     changed: int
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"temperature {self.temperature:.4g}: calibration error {100 * self.error:.2f} % "
             f"instead of {100 * self.error_before:.2f} % on {self.images} images, "
             f"{self.changed} labels changed"
         )
+        if self.error < self.error_before:
+            return text
+        return f"{text}; warning: no lower calibration error, so omit `calibrate`"
 
 
 def calibrate(
@@ -175,9 +179,12 @@ class _Samples:
 
 
 def fit(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Returns the temperature with the smallest negative log-likelihood, by golden sections.
+    """Returns the temperature with the smallest negative log-likelihood.
 
-    The likelihood has a single optimum, because it is convex in the inverse of the temperature.
+    It is the likelihood of whether the predicted class is correct, given its probability, because
+    the calibration error is about this probability. The likelihood of the true class can have its
+    optimum where the calibration error is larger than before, for example after training with
+    weights of classes.
 
     Args:
         scores: float `[pixels, classes]`.
@@ -187,16 +194,31 @@ def fit(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     Raises:
         UserError: The best temperature is not between `LOWEST` and `HIGHEST`.
     """
-    true = np.take_along_axis(scores, labels[:, None].astype(np.int64), 1)
-    above = scores.astype(np.float64) - true
-    largest = above.max(1, keepdims=True)
+    predicted = scores.argmax(1)[:, None]
+    below = scores.astype(np.float64) - np.take_along_axis(scores, predicted, 1)
+    np.put_along_axis(below, predicted, -np.inf, 1)  # leaves the other classes
+    second = below.max(1, keepdims=True)
+    below, wrong = below - second, predicted[:, 0] != labels
 
     def loss(logarithm: float) -> float:
         scale = math.exp(-logarithm)
-        terms = np.log(np.exp((above - largest) * scale).sum(1)) + largest[:, 0] * scale
-        return float(np.average(terms, weights=weights))
+        # The logarithm of the odds that another class is correct.
+        odds = np.log(np.exp(below * scale).sum(1)) + second[:, 0] * scale
+        return float(np.average(np.logaddexp(0, odds) - wrong * odds, weights=weights))
 
-    low, high = math.log(LOWEST), math.log(HIGHEST)
+    grid = np.linspace(math.log(LOWEST), math.log(HIGHEST), GRID)
+    best = int(np.argmin([loss(place) for place in grid]))
+    if best in (0, GRID - 1):
+        raise UserError(
+            f"`calibrate`: no temperature from {LOWEST:g} to {HIGHEST:g} is the best for the "
+            f"{len(labels)} pixels of the validation split, whose predictions are all correct or "
+            "random; give a larger split, or omit `calibrate`"
+        )
+    return math.exp(_golden_section(loss, grid[best - 1], grid[best + 1]))
+
+
+def _golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Returns where a function with a single minimum between two places has it."""
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = loss(left), loss(right)
     while high - low > PRECISION:
@@ -208,14 +230,7 @@ def fit(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
             low, left, at_left = left, right, at_right
             right = low + GOLDEN * (high - low)
             at_right = loss(right)
-    best = (low + high) / 2
-    if min(best - math.log(LOWEST), math.log(HIGHEST) - best) < 2 * PRECISION:
-        raise UserError(
-            f"`calibrate`: no temperature from {LOWEST:g} to {HIGHEST:g} is the best for the "
-            f"{len(labels)} pixels of the validation split, whose predictions are all correct or "
-            "random; give a larger split, or omit `calibrate`"
-        )
-    return math.exp(best)
+    return (low + high) / 2
 
 
 def folded(model: keras.Model, temperature: float) -> keras.Model:
