@@ -157,6 +157,32 @@ LABELME: dict[str, Rewrite] = {
 }
 
 
+# === Lists ===
+
+
+def _line(text: str) -> Rewrite:
+    return lambda data: data + text.encode() + b"\n"
+
+
+NAMES: dict[str, Rewrite] = {
+    "a name that leads out of the folder": _line("../../../../../../etc/hostname"),
+    "an absolute name": _line("/etc/hostname"),
+    "a name that is missing": _line("2008_000009"),
+    "a name that repeats": _line("2008_000001"),
+    "a name of a megabyte": _line("a" * (1 << 20)),
+    "a name with a zero byte": _line("2008\0_000001"),
+}
+LIST: dict[str, Rewrite] = {
+    "a mask that leads out of the folder": _line("../../../../../../etc/hostname"),
+    "a mask with an absolute path": _line("/etc/hostname"),
+    "a mask more": _line("labels/train/pic_0.png"),
+    "a mask less": lambda data: data[: data.index(b"\n") + 1],
+    "a mask that is missing": lambda data: data.replace(b"pic_1", b"pic_9"),
+    "a mask of a megabyte": lambda data: data.replace(b"pic_1", b"a" * (1 << 20)),
+    "a mask with a zero byte": lambda data: data.replace(b"pic_1", b"pic\0_1"),
+}
+
+
 # === PNG ===
 
 

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import fuzz_annotations
 import fuzz_semantics as semantics
 import keras
 import numpy as np
@@ -178,6 +179,62 @@ target(
     _files_of("pairs.csv", LIST),
     "pairs.csv",
     functools.partial(_pairs, split="pairs.csv"),
+)
+
+
+def _two_lists(folder: Folder) -> None:
+    write_dataset(folder, count=3)
+    for name, kind, suffix in (("images", "images", "jpg"), ("masks", "labels", "png")):
+        lines = [f"{kind}/train/pic_{i}.{suffix}\n" for i in range(3)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+
+
+target(
+    "list of masks",
+    _two_lists,
+    "masks.txt",
+    functools.partial(_pairs, split="images.txt,masks.txt"),
+    impossible=semantics.LIST,
+)
+
+
+def _voc(folder: Folder) -> None:
+    for kind, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (folder / f"VOCdevkit/VOC2012/{kind}").mkdir(parents=True)
+        for i in range(3):
+            pixels = photograph(20, 30) if suffix == "jpg" else mask(20, 30, ids=(0, 1, 20, 255))
+            path = folder / f"VOCdevkit/VOC2012/{kind}/2008_00000{i}.{suffix}"
+            Image.fromarray(pixels).save(path)
+    (folder / "VOCdevkit/VOC2012/ImageSets/Segmentation").mkdir(parents=True)
+    (folder / VOC_LIST).write_text("".join(f"2008_00000{i}\n" for i in range(3)))
+
+
+VOC_LIST = "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt"
+target(
+    "PASCAL VOC's list",
+    _voc,
+    VOC_LIST,
+    functools.partial(_pairs, dataset="voc2012"),
+    impossible=semantics.NAMES,
+)
+
+
+def _cityscapes(folder: Folder) -> None:
+    for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        place = folder / f"{kind}/train/bonn"
+        place.mkdir(parents=True)
+        for i in range(2):
+            pixels = mask(20, 40, ids=(0, 7, 33)) if kind == "gtFine" else photograph(20, 40)
+            Image.fromarray(pixels).save(place / f"bonn_{i:06d}_000019_{suffix}.png")
+
+
+target(
+    "Cityscapes mask, PNG",
+    _cityscapes,
+    "gtFine/train/bonn/bonn_000001_000019_gtFine_labelIds.png",
+    functools.partial(_pairs, dataset="cityscapes"),
+    checked=True,
+    impossible=semantics.PNG,
 )
 
 
@@ -666,6 +723,11 @@ target(
     checked=True,
     inputs=60,
 )
+
+
+# === Exports of labeling tools ===
+
+fuzz_annotations.add(target)
 
 
 # === Flags ===
