@@ -34,7 +34,6 @@ HOSTILE_NAMES = {
     "a class name with an escape": "\x1b]0;title\x07",
     "a class name of half a character": "\ud800",
     "a class name that is empty": " ",
-    "a class name like a color": "sign #ff0000",
 }
 
 
@@ -333,7 +332,6 @@ CVAT: dict[str, Rewrite] = {
     "an export for videos": _replaced("</annotations>", "<track/></annotations>"),
     "elements of 100,000 levels": _replaced("</image>", "<a>" * DEEP + "</a>" * DEEP + "</image>"),
     "a class name of two lines": lambda data: data.replace(b"sign", b"sign&#10;road #ff0000"),
-    "a class name like a color": lambda data: data.replace(b"sign", b"sign #ff0000"),
 }
 
 
@@ -461,7 +459,6 @@ ROBOFLOW: dict[str, Rewrite] = {
     "two classes of one name": _replaced("car", "sign"),
     "a class without a name": _replaced("car", ""),
     "a class name with an escape": _replaced("car", "\x1b[2J"),
-    "an open quote": _replaced(" car", ' "car'),
 }
 
 
@@ -514,9 +511,9 @@ def _label(name: str) -> Rewrite:
     return _set("shapes", 0, label=name)
 
 
-LABELME: dict[str, Rewrite] = {
-    what: _label(name) for what, name in HOSTILE_NAMES.items() if "color" not in what
-} | {"a label that is a number": _set("shapes", 0, label=7)}
+LABELME: dict[str, Rewrite] = {what: _label(name) for what, name in HOSTILE_NAMES.items()} | {
+    "a label that is a number": _set("shapes", 0, label=7)
+}
 
 
 def _labelme_masks(folder: Folder) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import tracemalloc
 import zipfile
 from typing import Any
@@ -873,7 +874,12 @@ def test_sizes_that_are_not_finite(side, export):
     assert convert(export).failures == {}, "the size of the image file is used"
 
 
-def test_a_class_name_that_is_half_a_character(export):
-    write_coco(export, annotation(HALF), categories=[{"id": 1, "name": "a\ud800"}])
-    with raises_line(r"the class name 'a\\ud800' cannot be written to classes.txt; rename"):
+@pytest.mark.parametrize("name", ["a\ud800", "a\x1b[2J", "a\nb", " a", "a\x85b"])
+def test_class_names_that_cannot_be_written(name, export, tmp_path):
+    """The message names the class, and no mask is written."""
+    categories = [{"id": 1, "name": name}, {"id": 2, "name": "car"}]
+    write_coco(export, annotation(HALF), annotation(HALF, 2), categories=categories)
+    shown = re.escape(ascii(name))
+    with raises_line(f"the class name {shown} cannot be written to classes.txt; rename"):
         convert(export)
+    assert not list(tmp_path.glob("out/**/*.png")) and not list(tmp_path.glob("out/*.txt"))

@@ -262,6 +262,13 @@ def test_backticks_in_values_are_shown(message, shown):
     assert render_options(message) == str(UserError(message)) == shown
 
 
+def test_a_message_stays_readable():
+    error = UserError(f"{'a' * 10**6}: no such file", hint="check the path")
+    assert len(str(error)) < 4000 and re.search(
+        r"^aaa.* \.\.\. a+: no such file; check", str(error)
+    )
+
+
 # --- Numbers ---
 
 

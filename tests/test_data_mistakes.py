@@ -432,6 +432,15 @@ def test_files_of_names(name, tmp_path):
 
 
 NO_CLASS_FILES = {
+    "a negative id": (
+        "Pixel Value, Class\n0, ground\n1, red\n-2, blue\n",
+        "its first line 'Pixel Value, Class' is a header, but the lines do not have its columns",
+    ),
+    "an escape sequence": ("ground\nr\x1b[2Jd\n", "the class name 'r\\x1b[2Jd' has unprintable"),
+    "a long line": (
+        "ground\n" + "1" * 100_000,
+        "a line has 100000 characters, too many for a class",
+    ),
     "a header of one word": (
         "class\nwall\nfloor\n",
         "its first line 'class' looks like a header",
@@ -456,7 +465,7 @@ NO_CLASS_FILES = {
     ),
     "a number of 5000 digits": (
         f"name,r,g,b\nwall,1,2,{'9' * 5000}\n",
-        "damaged or not a file of classes (ValueError",
+        "a line has 5009 characters, too many for a class",
     ),
     "256 classes": (
         "\n".join(f"c{i}" for i in range(256)),

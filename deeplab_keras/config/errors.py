@@ -11,6 +11,7 @@ from typing import Any
 
 from deeplab_keras.config.commands import render_commands
 
+LONGEST = 3000  # characters of a message
 # Values, such as paths, may contain backticks.
 _OPTION = re.compile(r"(?<![^\s(])`(\w+)(?:=(.*?))?`(?![^\s:;,.?)])")
 
@@ -74,6 +75,8 @@ class UserError(ValueError):
         hint: str = "",
     ) -> None:
         message = message.replace("\r", r"\r").replace("\n", r"\n")  # of a path, for example
+        if len(message) > LONGEST:  # with a line of a damaged file, for example
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 3 :]}"
         if not field and (subject := _OPTION.match(message)):
             field, value = subject[1], subject[2]
         self.message, self.field, self.value = message, field, value

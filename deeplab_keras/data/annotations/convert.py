@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ from deeplab_keras.data.files.archives import read_bytes, split_member
 from deeplab_keras.data.files.pairs import in_threads
 from deeplab_keras.data.files.reading import FileUserError, open_picture, turn_of, turned_to_fit
 from deeplab_keras.data.files.tree import Tree
-from deeplab_keras.data.info import DatasetInfo, pascal_palette
+from deeplab_keras.data.info import Color, DatasetInfo, pascal_palette
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.io.writing import replacing, write_text
 
@@ -189,9 +190,7 @@ def _convert(
     overwrite: bool,
 ) -> Result:
     classes, ids = _classes(export, read_class_list(classes_option), classes_option)
-    for name in classes.names:
-        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:  # a surrogate
-            raise _strange(name)
+    _require_readable(classes)
     failed: dict[str, str] = {}
     jobs = _jobs(export, root, _image_files(root, images, target), target, failed)
     record = {**record, "classes": ids, "export": _fingerprint(export.sources)}
@@ -211,7 +210,6 @@ def _convert(
         else:
             written.append(job)
     file = write_classes(target, classes)
-    _check_written_classes(target, classes)
     return Result(
         len(written) - len(done),
         len(done),
@@ -310,21 +308,24 @@ def _require_same_classes(target: Path, jobs: Sequence[_Job], classes: Classes) 
         )
 
 
-def _check_written_classes(target: Path, classes: Classes) -> None:
-    """Checks that classes.txt is read as it was meant: names come from a file of a stranger."""
-    names = _names_in(target)
-    if names != classes.names:
-        (target / "classes.txt").unlink()
-        raise _strange(
-            next((name for name in classes.names if name not in names), classes.names[0])
+def _require_readable(classes: Classes) -> None:
+    """Checks that classes.txt is read as it is meant: names come from a file of a stranger."""
+    if not _is_read_back(classes.names, classes.palette):
+        entries = zip(classes.names, classes.palette, strict=True)
+        strange = (name for name, color in entries if not _is_read_back((name,), (color,)))
+        raise UserError(
+            f"`input`: the class name {next(strange, classes.names[0])[:80]!a} cannot be written "
+            "to classes.txt; rename the class in the labeling tool, or in the export"
         )
 
 
-def _strange(name: str) -> UserError:
-    return UserError(
-        f"`input`: the class name {name[:80]!a} cannot be written to classes.txt; rename the class "
-        "in the labeling tool, or in the export"
-    )
+def _is_read_back(names: tuple[str, ...], palette: tuple[Color, ...]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_classes(Path(folder), Classes(names, palette))
+        except UnicodeEncodeError:  # half a character
+            return False
+        return _names_in(Path(folder)) == names
 
 
 # --- Files ---

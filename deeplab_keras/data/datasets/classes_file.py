@@ -14,6 +14,7 @@ from deeplab_keras.io.foreign import reading
 
 CLASSES_FILES = ("classes.txt", "class_dict.csv", "labelmap.txt", "_classes.csv")
 IGNORE = "ignore"
+LONGEST_LINE = 1000  # the time of the patterns below grows with its square
 FORMS = "a line is 'name', 'name #rrggbb' or 'name r g b'"
 _HEX = re.compile(r"(.*[^\s,;:])[\s,;:]+#([0-9a-fA-F]{6})")
 _NUMBERS = re.compile(r"(.*[^\s,;:])[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
@@ -53,6 +54,7 @@ _HEADINGS = {
     "g": ("g", "green"),
     "b": ("b", "blue"),
 }
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _Entry = tuple[str, Color | None]
 
 
@@ -114,6 +116,8 @@ def read_classes(root: Tree, name: str, *, with_ignored: bool = False) -> Classe
         raise UserError(
             f"{where}: cannot be read as text ({error}); save it as text in UTF-8"
         ) from error
+    if (longest := max(map(len, lines), default=0)) > LONGEST_LINE:
+        raise UserError(f"{where}: a line has {longest} characters, too many for a class; {FORMS}")
     with reading(where, "a file of classes", FORMS):
         entries = (
             _labelmap(where, lines)
@@ -132,6 +136,10 @@ def read_classes(root: Tree, name: str, *, with_ignored: bool = False) -> Classe
             f"{where}: it has {len(entries)} classes; give 1 to {MAX_CLASSES}, one name per line"
         )
     names = tuple(name for name, _ in entries)
+    if strange := [name for name in names if _UNPRINTABLE.search(name)]:
+        raise UserError(
+            f"{where}: the class name {strange[0][:80]!a} has unprintable characters; remove them"
+        )
     for label, class_name in enumerate(names):
         if (first := names.index(class_name)) < label:
             raise UserError(
@@ -284,7 +292,9 @@ def _plain(where: object, lines: Sequence[str]) -> list[_Entry]:
         and set(cells[1:]) <= {"color", "colour", "hex", "rgb"}
     ):
         lines = lines[1:]
-    if lines and len(lines) > 1 and ([_heading(word) for word in words[-3:]] == ["r", "g", "b"]):
+    columns = [_heading(cell) for cell in cells]
+    in_colors = [_heading(word) for word in words[-3:]] == ["r", "g", "b"]
+    if len(lines) > 1 and (in_colors or (len(columns) > 1 and all(columns))):
         raise UserError(
             f"{where}: its first line {lines[0]!r} is a header, but the lines do not have its "
             f"columns; {FORMS}"
