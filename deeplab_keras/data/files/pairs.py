@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -52,6 +53,7 @@ __all__ = [
 
 FULL_CHECK_LIMIT = 2000  # up to this many pairs, all are decoded before training starts
 CHECK_SAMPLE = 200  # number of pairs that are decoded in larger datasets
+PART = 1024  # items that threads are given at once
 THREADS = 8
 
 T = TypeVar("T")
@@ -231,10 +233,15 @@ def in_threads(
         try:
             return function(item), None
         except UserError as error:
-            return None, error
+            if error.__cause__:  # frames take memory, which adds up if all files are missing
+                error.__cause__.__traceback__ = None
+            return None, error.with_traceback(None)
 
+    waiting = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(attempt, items)
+        # In parts: the pool keeps an object for each item that it is given.
+        while part := list(itertools.islice(waiting, PART)):
+            yield from pool.map(attempt, part)
 
 
 def and_more(count: int) -> str:
