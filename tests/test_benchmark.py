@@ -12,11 +12,11 @@ from benchmark_workers import InProcess
 from contracts import noise, raises_line, script
 from data_files import write_dataset
 
-import benchmarks as benchmark
 import deeplab_keras as dk
 from benchmarks import peers, records, rounds, workers
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig
+from deeplab_keras.models.multiply_adds import count_multiply_adds
 
 SHORT = ["--rounds=2", "--batches=1"]
 
@@ -101,7 +101,7 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
     model = dk.load_model(tiny_real_run, (65, 97))
     assert found["the model", "parameters"] == model.count_params()
     assert found["the model", "multiply-adds"] == pytest.approx(
-        benchmark.count_multiply_adds(model), rel=1e-5
+        count_multiply_adds(model), rel=1e-5
     )
     assert {subject for subject, _ in found} == {
         "the model",

@@ -14,10 +14,10 @@ import pytest
 from benchmark_workers import InProcess
 from contracts import ROOT, as_command_line, raises_line, script
 
-import benchmarks as benchmark
 import deeplab_keras as dk
 from benchmarks import peak, peers, training, workers
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig, UserError
+from deeplab_keras.models.multiply_adds import count_multiply_adds
 
 TINY = ModelConfig(
     depth_multiplier=0.25,
@@ -60,9 +60,9 @@ def test_train_as_a_command(monkeypatch, tmp_path, capsys):
     model = dk.build_segmentor(
         TINY.replace(num_classes=10, auxiliary_head=True, auxiliary_channels=8), (64, 64)
     )
-    whole = benchmark.count_multiply_adds(model, auxiliary=True)
+    whole = count_multiply_adds(model, auxiliary=True)
     height, width, channels = model.get_layer("auxiliary_logits").output.shape[1:]
-    assert whole - benchmark.count_multiply_adds(model) > height * width * 8 * channels, (
+    assert whole - count_multiply_adds(model) > height * width * 8 * channels, (
         "the 3x3 convolution counts too"
     )
     assert found["multiply-adds per image"] == pytest.approx(3e-9 * whole, rel=1e-5), (
