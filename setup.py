@@ -40,7 +40,7 @@ EXTRAS = {
 }
 # The documentation as a site, `make site`.
 EXTRAS["docs"] = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0,<2"]
-EXTRAS["dev"] = [*EXTRAS["test"], "mypy>=2.4", "ruff>=0.17"]
+EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["serve"], "mypy>=2.4", "ruff>=0.17"]
 
 
 class BuildWithResources(build_py):

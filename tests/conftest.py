@@ -46,23 +46,27 @@ QUICK_CASES = {
         "names|same|storages|hashes|nested"
     ),
     "test_data_tfds.py::test_files_records_and_tfds_yield_the_same_batch": "ade20k",
+    "test_docs.py::test_python_runs": "^(?!docs/export)",
     "test_examples.py::test_every_public_object_has_an_example_that_runs": (
         "^(?!Segmentor|visualization|export_model)"
     ),
     "test_export.py::test_labels_can_be_uint8": "tflite",
     "test_export.py::test_predictor_with_a_file_agrees_with_keras": "tflite",
     "test_export_at_head.py::test_a_saved_model_takes_any_size": "aligned",
-    "test_export_at_head.py::test_labels_are_enlarged_by_nearest_neighbor": "aligned",
+    "test_export_at_head.py::test_logits_are_enlarged_like_in_the_network": "aligned",
     "test_export_at_head.py::test_onnx_files_are_enlarged_too": "aligned",
     "test_export_calibration.py::test_an_export_is_calibrated": "two",
     "test_export_metadata.py::test_metadata_describes_the_tensors": "both",
+    "test_export_sizes.py::test_images_are_letterboxed": "head",
     "test_golden_official.py::test_small_networks_are_still_what_was_right": "dm035|small_seg",
     "test_golden_official.py::test_the_official_graph_s_outputs": "mnv2_dm05|small_seg",
     "test_golden_official.py::test_the_official_image_pyramid": "scales1",
     "test_golden_sssegmentation.py::test_names_and_order_are_the_reference_s": "fcn|plus|v3sos8",
     "test_golden_sssegmentation.py::test_one_training_step": "mobilenetv3s",
+    "test_inference_tiles.py::test_windows_by_rows_equal_the_mean_of_all_windows": "1-aligned",
     "test_models.py::test_every_head_keeps_the_contract": "16",
     "test_models.py::test_features_have_the_contracts_strides": "16",
+    "test_models.py::test_the_initial_weights_are_those_of_pytorch": "lraspp",
     "test_models.py::test_any_number_of_input_channels": "mobilenet_v2|v3_small-",
     "test_segmentor.py::test_fit_trains_every_output_with_its_weight": "False",
     "test_training_official.py::test_skipped_layers_keep_their_weights": "True",
@@ -81,6 +85,7 @@ _deselected: collections.Counter[str] = collections.Counter()
 _without_data: list[str] = []
 # Package required by tests marked `package(name)` -> how to install it.
 PACKAGES = {
+    "ai_edge_litert": "pip install ai-edge-litert",
     "imageio_ffmpeg": "pip install imageio imageio-ffmpeg",
     "setuptools": "pip install setuptools",
     "sklearn": "pip install scikit-learn",

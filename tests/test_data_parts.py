@@ -240,6 +240,7 @@ def test_records_in_the_folder_have_their_own_splits(tmp_path):
 # --- Training ---
 
 
+@pytest.mark.slow
 def test_a_run_records_its_parts(tiny_flags, tmp_path, capsys):
     """Training, resuming, evaluation and pictures use the same images."""
     root = write(tmp_path / "set")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import zipfile
 
@@ -127,6 +126,7 @@ def test_logits_are_enlarged_like_in_the_network(source, pictures, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_labels_are_enlarged_by_nearest_neighbor(source, pictures, tmp_path):
     path, align = tmp_path / "labels.tflite", source.config.align_corners
     (file,) = export.export_model(
@@ -181,9 +181,7 @@ def test_a_saved_model_takes_any_size(source, tmp_path):
     assert agreement(found, Predictor(source.model).predict_batch(batch)) >= 0.999
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tf2onnx") is None, reason="the extra onnx is not installed"
-)
+@pytest.mark.package("onnxruntime")
 def test_onnx_files_are_enlarged_too(source, pictures, tmp_path):
     (file,) = export.export_model(
         source,

@@ -77,7 +77,7 @@ def test_the_temperature_has_the_smallest_loss():
     ones = np.ones(len(labels))
     found = fit(scores, labels, ones)
     assert found == pytest.approx(TRUE, rel=0.03), "sampling noise only"
-    grid = np.linspace(2, 3, 501)
+    grid = np.linspace(2, 3, 201)
     losses = [mean_loss(scores, labels, ones, value) for value in grid]
     assert found == pytest.approx(grid[np.argmin(losses)], abs=grid[1] - grid[0])
     # A pixel with the weight 3 counts as three pixels.

@@ -196,6 +196,7 @@ def without_tensorflow(folder) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.package("ai_edge_litert")
 def test_a_file_runs_where_tensorflow_cannot_be_imported(without_tensorflow):
     assert without_tensorflow.returncode == 0, without_tensorflow.stderr
     *_, told, imported = without_tensorflow.stdout.splitlines()
@@ -220,6 +221,7 @@ def tensorflows_labels(name: pathlib.Path, image: np.ndarray) -> tuple[np.ndarra
     return tf.argmax(scores, -1)[0].numpy(), tf.nn.softmax(scores)[0].numpy()
 
 
+@pytest.mark.package("ai_edge_litert")
 def test_the_labels_are_those_of_tensorflows_resize(without_tensorflow, folder):
     with np.load(folder / "found.npz") as found:
         names = {key.partition(" ")[0] for key in found}
@@ -236,6 +238,7 @@ def test_the_labels_are_those_of_tensorflows_resize(without_tensorflow, folder):
             np.testing.assert_array_equal(np.asarray(Image.open(written)), expected)
 
 
+@pytest.mark.package("ai_edge_litert")
 def test_the_labels_are_those_of_a_process_with_tensorflow(without_tensorflow, folder):
     from deeplab_keras.inference import Predictor
 

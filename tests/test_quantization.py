@@ -240,6 +240,7 @@ def test_saving_and_loading_keeps_the_ranges(trained_ranges, tmp_path):
     assert not any(isinstance(layer, keras.layers.Lambda) for layer in loaded.layers)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(trained_ranges):
     model, _, batch = trained_ranges
     labels = (batch[..., 0] > 127).astype("int32") + 2 * (batch[..., 1] > 127)
