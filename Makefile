@@ -46,7 +46,7 @@ demo: $(READY) ## train, evaluate, draw and export on the built-in data, and che
 	@echo "pictures: $(CURDIR)/$(DEMO)/vis"
 
 test: $(READY) ## run the quick tests; ARGS='-k flags' selects some
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(READY) ## run the tests that take minutes each
 	$(RUN) -m pytest -m slow -n 2 --dist loadfile $(ARGS)

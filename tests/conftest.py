@@ -75,6 +75,38 @@ QUICK_CASES = {
     "test_zoo_loading.py::test_either_file_may_be_put_into_the_cache": "train",
 }
 
+# Files that take longest, first: a process with one of them at the end keeps the other waiting.
+LONGEST = (
+    "export",
+    "segmentor",
+    "data_pipeline",
+    "training",
+    "scripts",
+    "models",
+    "zoo_loading",
+    "convert_proof",
+    "golden_official",
+    "golden_sssegmentation",
+    "training_resume",
+    "convert",
+    "backends",
+    "docs",
+    "prediction",
+    "inference_tiles",
+    "optimizers",
+    "data_transforms",
+    "training_official",
+    "inference_reference",
+    "examples",
+    "export_sizes",
+    "export_calibration",
+    "export_at_head",
+    "checkpoints_folder",
+    "command_line",
+    "convert_pth",
+    "official_command_line",
+)
+
 LANES = {
     "slow": "make slow",
     "torch": "make torch",
@@ -103,6 +135,8 @@ _not_run: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     there = {
         package: importlib.util.find_spec(package) for package in PACKAGES if package != "chromium"
     } | {"chromium": BROWSER}
