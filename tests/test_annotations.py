@@ -734,7 +734,7 @@ def test_three_commands_lead_from_thin_objects_to_a_tflite_file(tiny_flags, tmp_
     assert f"ready: --dataset=folder --dataset_dir={download}" in capsys.readouterr().out
     data = ("--dataset=folder", f"--dataset_dir={download}", "--val_fraction=0.2")
     assert script("train.py")(*tiny_flags, *data, f"--train_logdir={run}") == 0
-    assert dk.Predictor(run).info.names == ("background", "foreground")
+    assert dk.Predictor(run).info.class_names == ("background", "foreground")
     export = ("--formats=tflite", "--input_size=64,64", f"--export_path={run / 'export'}")
     assert script("export_model.py")(f"--checkpoint_dir={run}", *export) == 0
     assert list((run / "export").glob("*.tflite"))
