@@ -366,7 +366,7 @@ cli.run("doc", main)
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 def test_closed_broken_and_full_streams(tmp_path):
-    """A reader that leaves does not stop the work; a closed stream gets nobody's output."""
+    """The work continues after a reader exits, and no file takes the place of a closed stream."""
     (tmp_path / "work.py").write_text(WORK)
     (tmp_path / "all.sh").write_text(STREAMS)
     environment = {

@@ -388,7 +388,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _can_be_read(line: str) -> bool:
-    """Whether a line of a flagfile is read as it is."""
+    """Whether reading a flagfile with this line returns the line unchanged."""
     try:
         return _lines(line.encode("utf-8")) == [line]
     except ValueError:  # a UnicodeEncodeError too

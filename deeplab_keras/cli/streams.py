@@ -60,13 +60,14 @@ class Output:
 
     * Control characters, and characters that the stream cannot encode, are written as escapes, such
       as `\\x1b`. The names of files may contain both.
-    * If the reader leaves, as in `script | head`, the rest is discarded, and the command goes on.
+    * If the reader exits, as in `script | head`, the remaining output is discarded, and the command
+      continues.
 
     Args:
         stream: The stream to write to.
         kept: Control characters to write unchanged.
-        needed: Whether other errors are raised, such as a full disk. Otherwise, the rest is
-            discarded then too.
+        needed: Whether other errors, such as a full disk, are raised. Otherwise, the remaining
+            output is discarded after them too.
     """
 
     def __init__(self, stream: typing.TextIO, kept: str, *, needed: bool = True) -> None:
@@ -101,7 +102,7 @@ class Output:
                 raise
 
     def _discard(self) -> None:
-        """Sends the rest to the null device; Python would fail to write it on exit."""
+        """Sends the remaining output to the null device; Python would fail to write it on exit."""
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), self._stream.fileno())
 

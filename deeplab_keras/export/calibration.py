@@ -77,8 +77,8 @@ def calibrate(
         source: The validation split.
 
     Raises:
-        UserError: There is no split with the labels of the checkpoint's classes, no temperature is
-            the best, or other layers follow the classifiers.
+        UserError: There is no split, its classes differ from the checkpoint's, no temperature
+            within the limits is the best, or other layers follow the classifiers.
     """
     if source is None or source.info.class_names != checkpoint.info.class_names:
         raise UserError(

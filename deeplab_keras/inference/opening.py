@@ -30,7 +30,7 @@ def as_network(model: keras.Model | Network | Path) -> Network:
         return model
     if isinstance(model, str | os.PathLike):
         return open_network(model)[0]
-    keras = sys.modules.get("keras")  # imported by whoever made a Keras model
+    keras = sys.modules.get("keras")  # a Keras model exists only if Keras was imported
     if keras is None or not isinstance(model, keras.Model):
         raise UserError(
             f"`model` must be a keras.Model, not {type(model).__name__}; dk.load_model(path) "

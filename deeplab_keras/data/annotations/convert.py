@@ -309,7 +309,7 @@ def _require_same_classes(target: Path, jobs: Sequence[_Job], classes: Classes) 
 
 
 def _require_readable(classes: Classes) -> None:
-    """Checks that classes.txt is read as it is meant: names come from a file of a stranger."""
+    """Checks that class names, which may be hostile, are the same when classes.txt is read."""
     if not _is_read_back(classes.names, classes.palette):
         entries = zip(classes.names, classes.palette, strict=True)
         strange = (name for name, color in entries if not _is_read_back((name,), (color,)))
