@@ -160,6 +160,7 @@ def test_batch_norm_learns_its_statistics_in_float16(float16, fused, monkeypatch
     )
 
 
+@pytest.mark.slow  # .ci/run has it too
 def test_a_network_trains_under_the_float16_policy(float16):
     model = build_segmentor(NETWORKS["squeeze and excite, a pooling window"], (64, 64))
     model.compile(keras.optimizers.SGD(1e-3), loss=make_loss("cross_entropy"))
@@ -180,6 +181,7 @@ IMPORTS = [
 ]
 
 
+@pytest.mark.slow  # .ci/run has it too
 @pytest.mark.parametrize("imports", IMPORTS)
 def test_keras_loads_a_saved_model(imports, tmp_path):
     """In whatever order, and `import deeplab_keras` alone imports no Keras."""

@@ -151,14 +151,8 @@ def drawn(variable: keras.Variable) -> np.ndarray:
     return (1.6 / fan_in) ** 0.5 * random.standard_normal(shape)
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "mobilenet_v2",
-        "mobilenet_v3_small",
-        pytest.param("mobilenet_v3_large", marks=pytest.mark.slow),  # a longer table, same rules
-    ],
-)
+@pytest.mark.slow  # .ci/run has it too
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
 def test_keras_applications_give_the_same_features(backbone, tmp_path, capsys):
     """With their conventions: images in -1..1 (part of V3), TensorFlow's padding, epsilon 0.001."""
     keras.backend.clear_session()

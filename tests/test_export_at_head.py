@@ -165,6 +165,7 @@ def test_labels_are_enlarged_by_nearest_neighbor(source, pictures, tmp_path):
         Predictor(path)
 
 
+@pytest.mark.slow  # .ci/run has it too
 def test_a_saved_model_takes_any_size(source, tmp_path):
     (file,) = export.export_model(
         source,

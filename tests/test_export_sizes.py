@@ -142,6 +142,7 @@ def in_letterbox(picture: np.ndarray) -> np.ndarray:
     return canvas
 
 
+@pytest.mark.slow  # .ci/run has it too
 @pytest.mark.parametrize("output_at", ["image", "head"])
 def test_images_are_letterboxed(source, tall, tmp_path, output_at):
     (file,) = export.export_model(

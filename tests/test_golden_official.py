@@ -87,6 +87,7 @@ def test_the_official_graph_s_outputs(name):
 
 
 @pytest.mark.shared
+@pytest.mark.slow  # .ci/run has it too
 @pytest.mark.parametrize(
     "scales, method, keys",
     [

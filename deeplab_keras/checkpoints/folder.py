@@ -188,18 +188,15 @@ def load_checkpoint(
             weights do not fit its config.
     """
     folder = find_checkpoint(path)
+    # Everything is read before the network is built, so that damage is reported at once.
     config, info = read_config(folder), read_info(folder)
+    scores = folder / METRICS
+    metrics = _read_json(scores, "a checkpoint's scores") if scores.exists() else {}
+    weights = read_weights(folder)
     with reading(folder / CONFIG, "a model's config", ANOTHER):
         model = build_segmentor(config, input_size, batch_size=batch_size)
-    assign_weights(model, read_weights(folder), source=str(folder))
-    metrics = folder / METRICS
-    return LoadedCheckpoint(
-        model,
-        config,
-        info,
-        folder,
-        _read_json(metrics, "a checkpoint's scores") if metrics.exists() else {},
-    )
+    assign_weights(model, weights, source=str(folder))
+    return LoadedCheckpoint(model, config, info, folder, metrics)
 
 
 def find_checkpoint(path: Path) -> pathlib.Path:
