@@ -152,9 +152,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from visiting what is imported, again and again.
+    """Makes garbage collection cheaper: it took a tenth of the time of tests that build networks.
 
-    Building networks allocates so many objects that collections took 5 to 10 % of all tests' time.
+    Imported modules are exempt from it, and it runs less often.
     """
     gc.collect()
     gc.freeze()
