@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import pathlib
 import re
+import textwrap
 
 import conftest
 from contracts import ROOT
@@ -367,3 +369,44 @@ def test_the_quick_cases_are_those_of_existing_tests():
         file, _, function = name.partition("::")
         names = {node.name for node in tree(ROOT / "tests" / file).body if hasattr(node, "name")}
         assert function in names, name
+
+
+def programs(module: ast.Module) -> list[ast.Module]:
+    """Returns the programs in a module's string constants: those that begin with an import."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            try:
+                program = ast.parse(textwrap.dedent(node.value))
+            except (SyntaxError, ValueError):
+                continue
+            if program.body and isinstance(program.body[0], ast.Import | ast.ImportFrom):
+                found.append(program)
+    return found
+
+
+def undefined(program: ast.Module) -> set[str]:
+    """Returns the names that a program reads and nowhere imports, assigns or defines."""
+    read, defined = set(), set(dir(builtins)) | {"__file__", "__name__"}
+    for node in ast.walk(program):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and node.name:
+            defined.add(node.name)
+    return read - defined
+
+
+def test_programs_that_tests_start_import_what_they_use():
+    """The linter does not read strings, and slow tests do not run at every commit."""
+    wrong = ast.parse("class A: pass\nimport os, sys as s\nos.x(s, A, y, sys)")
+    assert undefined(wrong) == {"y", "sys"}
+    count = 0
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for program in programs(tree(path)):
+            count += 1
+            assert not undefined(program), f"{path.name}: {ast.unparse(program)[:200]}"
+    assert count > 10

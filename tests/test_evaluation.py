@@ -459,13 +459,14 @@ def test_a_checkpoint_of_other_classes_is_reported(monkeypatch) -> None:
 # --- Memory ---
 
 LARGE_ADE20K = """
-import resource, sys
+import resource
 import numpy as np
 from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.data.datasets.ade20k import ADE20K
 from deeplab_keras.evaluation.loop import evaluate
 from deeplab_keras.inference.keras_network import KerasNetwork
+from deeplab_keras.models.segmentor import build_segmentor
 
 class Source:
     info, names = ADE20K, ("a", "b", "c", "d")
@@ -503,6 +504,7 @@ from deeplab_keras.zoo import registry as zoo
 from deeplab_keras.config import EvalConfig
 from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.keras_network import KerasNetwork
+from deeplab_keras.models.segmentor import build_segmentor
 
 network = KerasNetwork(build_segmentor(zoo.get_config("lrasppnet_mobilenetv3sos8_ade20k")))
 small = np.random.default_rng(0).integers(0, 255, (30, 40, 3))

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from contracts import ROOT, noise
 
+from deeplab_keras.models import layers
 from deeplab_keras.models.blocks import make_divisible
 from deeplab_keras.models.layers import (
     AdaptiveAveragePooling,
@@ -141,47 +142,68 @@ def test_frozen_statistics_do_not_change_while_gamma_and_beta_are_trained() -> N
     )
 
 
-@pytest.mark.parametrize("rate", [2, 5, 12])
-def test_native_dilation_equals_the_plain_form_in_value_and_gradient(rate: int) -> None:
-    x = tf.constant(noise(2, 13, 17, 3) / 255)
-    kernel = noise(3, 3, 3, 4, seed=1) / 255 - 0.5
+@pytest.mark.parametrize("options", [{}, {"padding": "valid"}, {"kernel_size": (2, 3)}])
+@pytest.mark.parametrize("rate", [2, 5, (12, 3)])
+@pytest.mark.parametrize("native", [True, False])
+def test_dilation_equals_keras_in_value_and_gradient(monkeypatch, native, rate, options) -> None:
+    """With TensorFlow's gradient, and with ours where TensorFlow has none."""
+    if not native:
+        monkeypatch.setattr(layers, "_has_dilation_gradient", lambda: False)
+    options = {"kernel_size": 3, "padding": "same", "dilation_rate": rate, **options}
+    x = tf.constant(noise(2, 27, 29, 3) / 255)
     results = []
     for cls in (Conv2D, keras.layers.Conv2D):
-        layer = cls(4, 3, padding="same", dilation_rate=rate, use_bias=False)
+        layer = cls(4, **options, use_bias=False)
         layer.build(x.shape)
-        layer.kernel.assign(kernel)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            loss = tf.reduce_sum(y * y)
-        results.append([y, *tape.gradient(loss, [x, layer.kernel.value])])
+        layer.kernel.assign(noise(*layer.kernel.shape, seed=1) / 255 - 0.5)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3])], autograph=False)
+        def step(x, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+                loss = tf.reduce_sum(y * y)
+            return y, *tape.gradient(loss, [x, layer.kernel.value])
+
+        results.append(step(x))
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_dilated_network_trains_without_onednn() -> None:
-    """TensorFlow does not use oneDNN on processors without VNNI instructions.
+def test_a_dilated_network_trains_and_is_exported_without_onednn(tmp_path) -> None:
+    """TensorFlow does not use oneDNN on macOS and on processors without VNNI instructions.
 
     The variable turns it off on every processor.
     """
-    program = (
-        "import keras, tensorflow as tf; from deeplab_keras.models.layers import Conv2D, "
-        "_native_dilation\n"
-        "layer, x = Conv2D(4, 3, padding='same', dilation_rate=2), tf.ones((1, 9, 9, 3))\n"
-        "@tf.function\n"
-        "def step():\n"
-        "    with tf.GradientTape() as tape:\n"
-        "        y = layer(x)\n"
-        "    return tape.gradient(y, layer.kernel.value)\n"
-        "layer.build(x.shape)\n"
-        "print(step().shape, _native_dilation())"
-    )
+    program = """
+import sys
+import keras, numpy as np, tensorflow as tf
+from deeplab_keras.export.graph import freeze
+from deeplab_keras.models.layers import Conv2D, _has_dilation_gradient
+
+image = keras.Input((None, None, 3))
+model = keras.Model(image, Conv2D(4, 3, padding="same", dilation_rate=2)(image))
+x = tf.random.normal((1, 9, 9, 3))
+model.compile("sgd", "mse")
+model.fit(x, tf.zeros((1, 9, 9, 4)), verbose=0)
+model.export(sys.argv[1], verbose=False)
+loaded = tf.saved_model.load(sys.argv[1])
+np.testing.assert_array_equal(loaded.serve(x), model(x))
+frozen = freeze(model, (1, 9, 9, 3), tf.float32, ["logits"])
+tflite = tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
+names = [op["op_name"] for op in tf.lite.Interpreter(model_content=tflite)._get_ops_details()]
+print(names, _has_dilation_gradient())
+"""
     environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program, tmp_path / "model"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
-    assert run.stdout.split("\n")[0] == "(3, 3, 3, 4) False", run.stderr[-2000:]
+    assert run.stdout.strip().endswith("['CONV_2D'] False"), run.stdout + run.stderr[-2000:]
 
 
 def test_normalize_and_the_gate_equal_their_formulas() -> None:

@@ -163,15 +163,12 @@ def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
 
 
 @functools.cache
-def _native_dilation() -> bool:
-    """Returns whether TensorFlow computes dilated convolutions and their gradients natively.
+def _has_dilation_gradient() -> bool:
+    """Returns whether TensorFlow has the gradients of dilated convolutions in float32.
 
-    On a CPU, this requires oneDNN, which is seven times as fast in the forward pass at dilation 36.
-    Without oneDNN, the gradient raises an error. TensorFlow uses oneDNN depending on the
-    processor's features and on TF_ENABLE_ONEDNN_OPTS, and has no public API to query it.
+    On a CPU, this requires oneDNN. TensorFlow uses it depending on the processor's features and on
+    TF_ENABLE_ONEDNN_OPTS, and has no public API to query it. Never on macOS.
     """
-    if keras.backend.backend() != "tensorflow":
-        return False
     if tf.config.list_physical_devices("GPU"):
         return True
     try:
@@ -183,21 +180,52 @@ def _native_dilation() -> bool:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Conv2D(keras.layers.Conv2D):
-    """Keras' convolution, with native dilation instead of SpaceToBatch where TensorFlow has it."""
+    """Keras' convolution, with native dilation instead of SpaceToBatch under TensorFlow."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        if (
-            max(self.dilation_rate) == 1
-            or self.compute_dtype == "float64"
-            or not _native_dilation()
-        ):
+        if max(self.dilation_rate) == 1 or keras.backend.backend() != "tensorflow":
             return super().convolution_op(inputs, kernel)
-        return tf.nn.conv2d(
-            inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate
-        )
+
+        def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+            return tf.nn.conv2d(x, kernel, 1, self.padding.upper(), dilations=self.dilation_rate)
+
+        if self.compute_dtype != "float64" and _has_dilation_gradient():
+            return convolve(inputs, kernel)
+
+        @tf.custom_gradient
+        def with_gradient(x: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
+            def gradient(upstream: Tensor) -> list[Tensor]:
+                with tf.GradientTape() as tape:
+                    tape.watch([x, kernel])
+                    outputs = _sum_of_taps(x, kernel, self.dilation_rate, self.padding)
+                return tape.gradient(outputs, [x, kernel], upstream)
+
+            return convolve(x, kernel), gradient
+
+        return with_gradient(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))
+
+
+def _sum_of_taps(x: Tensor, kernel: Tensor, dilation: tuple[int, int], padding: str) -> Tensor:
+    """Returns a dilated convolution as the sum of a 1x1 convolution per element of the kernel."""
+    reach = [rate * (size - 1) for rate, size in zip(dilation, kernel.shape[:2], strict=True)]
+    if padding == "same":
+        x = tf.pad(x, [[0, 0], *([total // 2, total - total // 2] for total in reach), [0, 0]])
+    height, width = (tf.shape(x)[axis] - reach[axis - 1] for axis in (1, 2))
+    return tf.add_n(
+        [
+            tf.nn.conv2d(
+                x[:, top : top + height, left : left + width],
+                kernel[row : row + 1, column : column + 1],
+                1,
+                "VALID",
+            )
+            for row, top in enumerate(range(0, reach[0] + 1, dilation[0]))
+            for column, left in enumerate(range(0, reach[1] + 1, dilation[1]))
+        ]
+    )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
