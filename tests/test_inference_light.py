@@ -96,6 +96,8 @@ def test_scores_that_are_not_finite(value):
     assert arrays.is_finite(scores) and tensors.is_finite(scores)
     scores[0, 1, 2, 3] = value
     assert not arrays.is_finite(scores) and not tensors.is_finite(scores)
+    large = np.full((1, 2, 2, 5), 3e38, np.float32)  # their sum overflows
+    assert arrays.is_finite(large) and tensors.is_finite(large)
 
 
 # --- A process without TensorFlow ---

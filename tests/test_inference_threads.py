@@ -19,7 +19,7 @@ from test_inference import pointwise_model
 
 from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
-from deeplab_keras.config import ExportConfig, ModelConfig, UserError
+from deeplab_keras.config import EvalConfig, ExportConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.inference import Predictor, open_exported, predict_logits
@@ -226,6 +226,8 @@ def test_a_savedmodel_of_keras_predicts_like_its_model(tmp_path):
             )
     with raises_line("not written by export_model.py but, for example, by Keras' model.export"):
         open_exported(path)  # it needs the names of the classes
+    with raises_line("does not store the color that the model normalizes to 0"):
+        Predictor(path, EvalConfig(inference="official", eval_crop_size=(65, 65)))(IMAGES[0])
 
 
 def test_another_savedmodel_gets_one_line(tmp_path):

@@ -83,4 +83,5 @@ def in_parallel(function: Callable[[int], Any], items: Iterable[int]) -> list[An
 def is_finite(scores: np.ndarray) -> bool:
     """See `network.Arithmetic`."""
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(scores.sum()))
+        # The sum is faster to compute, but that of finite scores can overflow.
+        return bool(np.isfinite(scores.sum()) or np.isfinite(scores).all())

@@ -103,7 +103,12 @@ class KerasExport(Network):
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        return (0.0,) * self.channels
+        """Raises `UserError`: the folder does not state how its model normalizes images."""
+        raise UserError(
+            f"{self.name}: Keras' model.export does not store the color that the model normalizes "
+            "to 0, with which `inference='official'` pads images; give `inference='whole'` or a "
+            "checkpoint"
+        )
 
     def _logits(self, images: Any) -> np.ndarray:
         with explaining(images):

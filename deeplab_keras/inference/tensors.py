@@ -75,7 +75,8 @@ def in_parallel(function: Callable[[int], Any], items: Iterable[int]) -> list[An
 
 def is_finite(scores: Any) -> bool:
     """See `network.Arithmetic`."""
-    return bool(np.isfinite(tf.reduce_sum(scores)))
+    # The sum is faster to compute, but that of finite scores can overflow.
+    return bool(np.isfinite(tf.reduce_sum(scores)) or tf.reduce_all(tf.math.is_finite(scores)))
 
 
 def decide(scores: Any, with_confidence: bool = False) -> Decision:
