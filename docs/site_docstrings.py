@@ -2,6 +2,7 @@
 
 * `Example:` is shown as code, as griffe does for `Examples:`.
 * The fields of configs are documented by their help texts.
+* The type of a returned value is its annotation. griffe takes the text before a colon for the type.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class Docstrings(griffe.Extension):
     def _change(self, obj: griffe.Object) -> None:
         if obj.docstring:
             value = obj.docstring.value
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", value, flags=re.MULTILINE)
+            value = re.sub(r"^Example:$", "Examples:", value, flags=re.MULTILINE)
+            if isinstance(obj, griffe.Function) and obj.returns is not None:
+                value = re.sub(r"^(Returns:\n +)(?=.*:( |$))", rf"\1{obj.returns}: ", value, flags=re.M)
+            obj.docstring.value = value
         for member in obj.members.values():
             if isinstance(member, griffe.Attribute):
                 self._document_field(member)

@@ -212,7 +212,7 @@ OUTPUT_STRIDES: dict[type[OfficialFlags], int] = {EvalFlags: 16, VisFlags: 16, E
 DATASET = "pascal_voc_seg"
 # The padded size of the largest image, as in the official documents.
 EVAL_CROP_SIZES = {"pascal_voc_seg": (513, 513), "cityscapes": (1025, 2049)}
-NUM_CLASSES = {"pascal_voc_seg": 21, "cityscapes": 19, "ade20k": 151, "ade20k_151": 151}
+NUM_CLASSES = {"pascal_voc_seg": 21, "cityscapes": 19, "ade20k_151": 151}
 COLORMAPS = {"pascal_voc_seg": "pascal", "cityscapes": "cityscapes", "ade20k_151": "ade20k"}
 # Official flag -> our flag of the same meaning.
 RENAMED: dict[type[OfficialFlags], dict[str, str]] = {
@@ -635,10 +635,11 @@ def convert(path: str, command: OfficialCommand, info: DatasetInfo | None) -> st
     from deeplab_keras.convert import conversion
 
     model = {"output_stride": OUTPUT_STRIDES[command.section], **command.model}
-    pyramid = {name: model.pop(name) for name in PYRAMID_FLAGS if name in model}
+    for name in PYRAMID_FLAGS:  # `changes` adds the pyramid to the loaded checkpoint
+        model.pop(name, None)
     if info is not None:
         model["num_classes"] = info.num_classes
-    config = official_config(**model).replace(**pyramid)
+    config = official_config(**model)
     network, proof = conversion.convert("official_deeplab", path, config)
     logger.info("%s: %s", path, proof)
     info = info or conversion.dataset_info(config, source=" ".join(NUM_CLASSES))
