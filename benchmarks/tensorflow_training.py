@@ -15,11 +15,12 @@ from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainC
 from deeplab_keras.data import pipeline
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
+from deeplab_keras.models.layers import sum_over_replicas
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.training.losses import make_loss
 from deeplab_keras.training.optimizers import make_optimizer
-from deeplab_keras.training.step import TrainedModel, sum_over_replicas
+from deeplab_keras.training.step import TrainedModel
 from deeplab_keras.training.train import make_strategy, seed_everything
 
 WARM_UP = 3

@@ -26,7 +26,9 @@ class Docstrings(griffe.Extension):
             value = obj.docstring.value
             value = re.sub(r"^Example:$", "Examples:", value, flags=re.MULTILINE)
             if isinstance(obj, griffe.Function) and obj.returns is not None:
-                value = re.sub(r"^(Returns:\n +)(?=.*:( |$))", rf"\1{obj.returns}: ", value, flags=re.M)
+                value = re.sub(
+                    r"^(Returns:\n +)(?=.*:( |$))", rf"\1{obj.returns}: ", value, flags=re.M
+                )
             obj.docstring.value = value
         for member in obj.members.values():
             if isinstance(member, griffe.Attribute):

@@ -146,7 +146,8 @@ def test_another_program_on_the_port():
 # --- Complete runs, each worker in its own process ---
 
 # In double precision, for the reason in test_training_replicas.py. The workers' batches have
-# different numbers of ignored pixels.
+# different numbers of ignored pixels. At a learning rate of 1e-4, a rounding error of 6e-13 in the
+# first step does not grow in ten steps; at 1e-3, each step amplifies it ten times or more.
 PROGRAM = """
 import json, sys
 import keras
@@ -168,7 +169,7 @@ model = ModelConfig(head="fcn", depth_multiplier=0.25, head_channels=8, output_s
                     dropout_rate=0.0)
 data = DataConfig(train_samples=8, eval_samples=1, synthetic_size=(24, 56),
                   train_crop_size=(65, 65), train_batch_size=4, photometric_distortion=False)
-training = TrainConfig(base_learning_rate=1e-3, eval_interval_epochs=2.0, summary_images=0,
+training = TrainConfig(base_learning_rate=1e-4, eval_interval_epochs=2.0, summary_images=0,
                        ema_momentum=0.9, worker_timeout=120)
 report = trainer.train(model, data, training.replace(**json.loads(sys.argv[1])))
 print("RESULT", json.dumps({"losses": losses, "report": report is not None}))
@@ -244,12 +245,12 @@ def test_two_workers_train_as_one(tmp_path):
     ]
     assert [bool(found["report"]) for found in second] == [True, False]
     losses = first[0]["losses"] + second[0]["losses"]
-    np.testing.assert_allclose(losses, one["losses"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses, one["losses"], rtol=0, atol=1e-10)
     expected, found = arrays(tmp_path / "one"), arrays(tmp_path / "two")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        if not name.startswith("row/") and name not in ("best_miou", "stale_rounds"):
-            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+        if name not in ("row/images_per_second", "best_miou", "stale_rounds"):
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from keras import ops
 
 from deeplab_keras.config import UserError, number
 from deeplab_keras.evaluation.labels import as_int32, class_ids, refuse_sample_weight
+from deeplab_keras.models.layers import sum_over_replicas
 
 __all__ = ["ConfusionMatrix", "MeanIoU", "Scores", "count_pixels"]
 
@@ -117,8 +118,11 @@ class MeanIoU(keras.metrics.Metric):
         self.out_of_range.assign_add(counts[size * size])
 
     def result(self) -> Any:
-        """Returns the mean IoU so far, a float scalar."""
-        matrix = ops.cast(ops.convert_to_tensor(self.matrix), SHARES)
+        """Returns the mean IoU so far, a float scalar.
+
+        In a distributed step, the counts are those of all replicas.
+        """
+        matrix = sum_over_replicas(ops.cast(ops.convert_to_tensor(self.matrix), SHARES))
         intersection = ops.diagonal(matrix)
         union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - intersection
         present = ops.cast(union > 0, SHARES)

@@ -111,13 +111,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _composed(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = inputs if self.compute_dtype == "float64" else ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
-        count = _over_replicas(ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype), self.synchronized)
+        total = sum_over_replicas if self.synchronized else lambda value: value
+        count = total(ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype))
         # In two passes. Keras subtracts the square of the mean from the mean of the squares, which
         # loses most digits if the mean is large.
-        mean = _over_replicas(ops.sum(x, axis=axes), self.synchronized) / count
-        variance = (
-            _over_replicas(ops.sum(ops.square(x - mean), axis=axes), self.synchronized) / count
-        )
+        mean = total(ops.sum(x, axis=axes)) / count
+        variance = total(ops.sum(ops.square(x - mean), axis=axes)) / count
         unbiased = variance * count / ops.maximum(count - 1, 1)
         outputs = ops.batch_normalization(
             x, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
@@ -154,12 +153,14 @@ def warm_up(momentum: float, updates: Tensor) -> Tensor:
     return ops.minimum(momentum, (1 + updates) / (10 + updates))
 
 
-def _over_replicas(value: Tensor, synchronized: bool) -> Tensor:
-    """Returns the sum over all replicas of a tf.distribute step, or the value outside of one."""
-    if not synchronized or keras.backend.backend() != "tensorflow":
+def sum_over_replicas(value: Any) -> Any:
+    """Returns the sum of a tensor over all replicas, or the tensor outside a distributed step."""
+    if keras.backend.backend() != "tensorflow":
         return value
     context = tf.distribute.get_replica_context()
-    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 @functools.cache

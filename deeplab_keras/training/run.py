@@ -54,6 +54,8 @@ class Run:
         averages: Averaged weights by name.
         fresh_statistics: 1 for each batch norm layer whose running statistics were initialized with
             mean 0 and variance 1, else 0. `None` if not known yet.
+        counts_of_workers: The metric's counts of all workers, int64 `[num_classes, num_classes]`.
+            `None` with a single worker.
     """
 
     model: keras.Model
@@ -75,6 +77,7 @@ class Run:
     stop_requested: bool = False
     averages: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
     fresh_statistics: np.ndarray | None = None
+    counts_of_workers: np.ndarray | None = None
     _interruptible: bool = False
     _restored_counts: np.ndarray | None = None
 
@@ -90,10 +93,8 @@ class Run:
     def restore_counts(self) -> None:
         """Restores the metric's counts from the checkpoint, once after the run was resumed."""
         if self._restored_counts is not None:
-            for part, counts in zip(
-                _replicas(self.metric.matrix), self._restored_counts, strict=False
-            ):
-                part.assign(counts)
+            # The sum over all replicas counts, and the others start with 0.
+            _replicas(self.metric.matrix)[0].assign(self._restored_counts.sum(0))
             self._restored_counts = None
 
     def learning_rate(self) -> float:
@@ -181,12 +182,14 @@ class Run:
             }
         state |= {"step": np.int64(self.step), "stale_rounds": np.int64(self.stale_rounds)}
         state |= {"best_miou": np.float64(self.best_miou)}
-        counts = np.stack([part.numpy() for part in _replicas(self.metric.matrix)])
+        counts = self.counts_of_workers
+        if counts is None:
+            counts = sum(part.numpy() for part in _replicas(self.metric.matrix))
         state |= {
             "round/loss_sum": np.float64(self.loss_sum),
             "round/steps": np.int64(self.steps_in_round),
         }
-        state |= {"round/counts": counts}
+        state |= {"round/counts": counts[None]}
         if self.fresh_statistics is not None:
             state["fresh_statistics"] = self.fresh_statistics
         state |= {f"row/{name}": np.float64(value) for name, value in self.row.items()}

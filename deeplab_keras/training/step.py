@@ -7,18 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from deeplab_keras.models.layers import PACKAGE
+from deeplab_keras.models.layers import PACKAGE, sum_over_replicas
 from deeplab_keras.models.segmentor import Segmentor
 
 Tensors = list[tf.Tensor]
-
-
-def sum_over_replicas(value: Any) -> Any:
-    """Returns the sum of a tensor over all replicas, or the tensor outside a distributed step."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

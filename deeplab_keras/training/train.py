@@ -36,7 +36,7 @@ from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layer_groups import layers_in_group
-from deeplab_keras.models.layers import BatchNormalization
+from deeplab_keras.models.layers import BatchNormalization, sum_over_replicas
 from deeplab_keras.models.segmentor import (
     build_segmentor,
     check_input_size,
@@ -49,7 +49,7 @@ from deeplab_keras.training.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.training.process import preserve_settings
 from deeplab_keras.training.rounds import Rounds
 from deeplab_keras.training.run import Run, stop_on_sigterm
-from deeplab_keras.training.step import TrainedModel, sum_over_replicas
+from deeplab_keras.training.step import TrainedModel
 from deeplab_keras.training.steps import Steps
 from deeplab_keras.training.validation import Validation
 from deeplab_keras.zoo.loading import initial_weights

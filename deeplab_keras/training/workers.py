@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
+from deeplab_keras.models.layers import sum_over_replicas
 from deeplab_keras.training.cluster import Cluster
 from deeplab_keras.training.run import Run
 from deeplab_keras.training.statistics import find_fresh
-from deeplab_keras.training.step import TrainedModel, sum_over_replicas
+from deeplab_keras.training.step import TrainedModel
 
 WORKER_LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
@@ -106,13 +107,18 @@ def fit(
     """
     local = len(strategy.extended.worker_devices)
 
-    def on_replica(batch: Any, stop: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def on_replica(batch: Any, flags: tf.Tensor) -> tuple[Any, ...]:
         # The identity places the value on the replica's device, which the sum requires.
-        return trained.train_step(batch), sum_over_replicas(tf.identity(stop))
+        stop, starts = tf.unstack(sum_over_replicas(tf.identity(flags)))
+        for counts in run.metric.variables:
+            counts.assign(counts * keras.ops.cast(starts == 0, counts.dtype))
+        logs = trained.train_step(batch)
+        matrix = keras.ops.cast(keras.ops.convert_to_tensor(run.metric.matrix), "float64")
+        return logs, stop, sum_over_replicas(matrix)
 
     @tf.function
-    def step(batch: Any, stop: tf.Tensor) -> Any:
-        return strategy.run(on_replica, (batch, stop))
+    def step(batch: Any, flags: tf.Tensor) -> Any:
+        return strategy.run(on_replica, (batch, flags))
 
     size = next(iter(tf.nest.flatten(batches.element_spec))).shape[0] // local
     # If the stream could end, the workers would have to agree before every step on whether it has.
@@ -127,11 +133,15 @@ def fit(
         for number, batch in enumerate(batches):
             for callback in callbacks:
                 callback.on_train_batch_begin(number)
-            # A worker that should stop tells the others in its next step, after which all stop.
-            stop = tf.constant(float(trained.stop_training or run.stop_requested))
-            logs, stops = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0], step(batch, stop)
+            # A worker that should stop tells the others in its next step, after which all stop. The
+            # chief tells them when a round starts, so that they reset their metrics.
+            stop = trained.stop_training or run.stop_requested
+            starts = bool(callbacks) and run.steps_in_round == 0
+            flags = tf.constant([float(stop), float(starts)])
+            logs, stops, counts = tf.nest.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], step(batch, flags)
             )
+            run.counts_of_workers = counts.numpy().astype(np.int64)
             if trained.stop_training:
                 break  # the previous step is saved; this one only notified the other workers
             run.stop_requested = run.stop_requested or bool(stops)
