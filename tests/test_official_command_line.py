@@ -14,8 +14,10 @@ import tensorflow as tf
 from contracts import ROOT, as_command_line, label_blocks, noise, raises_line, script
 from contracts import commands as commands_of
 from official_golden import drawn_tensors
+from PIL import Image
 from test_convert_official import save_checkpoint
 
+from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.cli import Command
 from deeplab_keras.config import DataConfig, EvalConfig, ExportConfig, ModelConfig, TrainConfig
 from deeplab_keras.models.segmentor import build_segmentor
@@ -647,6 +649,27 @@ def test_a_tf1_checkpoint_without_official_flags_gets_one_line(tmp_path):
             "a checkpoint of the official DeepLab; convert it first: python scripts/c"
         ):
             script(name).parse(*more).checkpoint(str(tmp_path / "model.ckpt-3"))
+
+
+@pytest.mark.slow
+def test_a_tf1_checkpoint_for_the_classes_of_a_folder(tmp_path):
+    """The number of classes is that of the dataset, as in the official scripts."""
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part / "val").mkdir(parents=True)
+    Image.fromarray(noise(40, 48, 3).astype(np.uint8)).save(tmp_path / "data/images/val/a.png")
+    mask = label_blocks(1, 40, 48, classes=4)[0].astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "data/labels/val/a.png")
+    names = ["ground", "wall", "door", "window"]
+    (tmp_path / "data/classes.txt").write_text("\n".join(names))
+    write_start(tmp_path / "model.ckpt-3", official_config(num_classes=4))
+    command = script("eval.py").parse(
+        "--logtostderr",
+        f"--checkpoint_dir={tmp_path}",
+        "--dataset=folder",
+        f"--dataset_dir={tmp_path / 'data'}",
+    )
+    loaded = load_checkpoint(command.checkpoint(str(tmp_path / "model.ckpt-3")))
+    assert loaded.config.num_classes == 4 and list(loaded.info.class_names) == names
 
 
 # --- Whole commands ---
