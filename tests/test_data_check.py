@@ -172,11 +172,33 @@ def test_weights_match_the_formulas_of_the_papers():
     assert inverse_log(pixels) == pytest.approx(expected)
 
 
-def test_training_accepts_the_printed_weights_flag(dataset):
+def test_training_accepts_the_weights_flags_of_the_report(dataset):
     result = checked(dataset)
     for weights in result.label_weights().values():
         command = script("train.py").parse(dataset_report.flag_of(weights))
         assert command.config(TrainConfig).label_weights == pytest.approx(weights, rel=1e-3)
+
+
+def test_advice_for_rare_classes(dataset):
+    """Of 9600 labeled pixels, 100 are of class 2 and 200 of class 1, all in one of four images."""
+    assert "advice" not in str(checked(dataset)), "no class is rare"
+    for index in range(4):
+        ids = np.zeros((40, 60), np.uint8)
+        if index == 0:
+            ids[:5, :20], ids[5:10, :40] = 2, 1
+        Image.fromarray(photograph(40, 60, seed=index)).save(
+            dataset / f"images/train/pic_{index}.jpg"
+        )
+        Image.fromarray(ids).save(dataset / f"labels/train/pic_{index}.png")
+    result = checked(dataset)
+    assert result.rare_classes() == pytest.approx({CLASSES[2]: 100 / 9600, CLASSES[1]: 200 / 9600})
+    # Frequencies 9300/9600, 200/2400 and 100/2400; the median is that of class 1.
+    weights = [np.sqrt(200 / 2400 / f) for f in (9300 / 9600, 200 / 2400, 100 / 2400)]
+    flag = ",".join(f"{weight:.4g}" for weight in weights)
+    line = (
+        f"advice: for rare classes ({CLASSES[2]} 1.04%, {CLASSES[1]} 2.08%): --label_weights={flag}"
+    )
+    assert line in str(result).splitlines()
 
 
 # --- The report ---
@@ -218,7 +240,7 @@ def test_the_script_writes_its_report_and_sets_the_exit_status(dataset, tmp_path
     )
     assert (tmp_path / "report/contact_sheet.png").exists() and 'src="contact_sheet.png"' in page
     assert "default-src 'none'" in page, "the browser runs no script and loads nothing"
-    assert "median frequency: --label_weights=" in capsys.readouterr().out
+    assert "advice" not in capsys.readouterr().out, "no class is rare"
     truncate(dataset / "images/train/pic_0.jpg")
     assert script("check_dataset.py")(*arguments) == 1
     report = json.loads((tmp_path / "report/report.json").read_text())

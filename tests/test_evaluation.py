@@ -362,6 +362,16 @@ def test_an_unpredicted_class_has_no_precision() -> None:
     assert not math.isnan(report.miou)
 
 
+def test_advice_for_rare_classes_with_a_low_iou() -> None:
+    """Cars are 4 of 104 labeled pixels. With all of them found, or 6 of 106, there is no advice."""
+    weak = make_report(((80, 0, 0), (0, 20, 0), (0, 3, 1)))
+    assert weak.table().splitlines()[-1] == f"advice: {weak.advice()}"
+    assert weak.advice().startswith("rare classes with a low IoU: car; what helps: docs/your_own_d")
+    for cars in ((0, 0, 4), (0, 5, 1)):
+        report = make_report(((80, 0, 0), (0, 20, 0), cars))
+        assert report.advice() == "" and "advice" not in report.table()
+
+
 # --- Several devices ---
 
 THREE_DEVICES = """

@@ -241,7 +241,9 @@ def _official_help(section: type[Config], script: str) -> str:
         f"(docs/from_official_deeplab.md): {names}"
     )
     text = render_pages(text)
-    return textwrap.fill(text, HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.fill(
+        text, HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
@@ -262,7 +264,12 @@ def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
         text += f" (default: {shown})"
     indent = " " * HELP_COLUMN
     body = textwrap.wrap(
-        text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        text,
+        HELP_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
     if len(left) < HELP_COLUMN - 1:
         body[0] = left.ljust(HELP_COLUMN) + body[0].lstrip()

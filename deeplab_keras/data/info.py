@@ -13,6 +13,7 @@ from deeplab_keras.config import UserError
 Color = tuple[int, int, int]
 
 MAX_CLASSES = 256  # label maps are uint8
+RARE = 0.05  # share of the labeled pixels below which a class is rare
 NO_NAME = re.compile(r"class \d+")  # generated name of an unnamed class
 # Generated names of classes have these words, spelled differently in earlier versions.
 _SPELLINGS = {"colour": "color", "grey": "gray"}

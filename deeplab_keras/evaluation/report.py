@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.info import RARE, DatasetInfo
 from deeplab_keras.evaluation.metrics import Scores
 from deeplab_keras.io.writing import write_text
 
@@ -175,8 +175,26 @@ class Report:
                 )
         return found
 
+    def advice(self) -> str:
+        """Returns one line about rare classes that the model hardly finds, or "" without any.
+
+        These are classes with less than 5 % of the labeled pixels and less than half of the mIoU.
+        """
+        weak = [
+            row["class"]
+            for row in self.classes()
+            if 0 < (row["pixels"] or 0) < RARE and (row["iou"] or 0) < self.miou / 2
+        ]
+        if not weak:
+            return ""
+        more = f" and {len(weak) - 5} more" if len(weak) > 5 else ""
+        return (
+            f"rare classes with a low IoU: {', '.join(weak[:5])}{more}; what helps: "
+            "docs/your_own_dataset.md#rare-classes"
+        )
+
     def table(self) -> str:
-        """Returns all scores in percent as text, one line per class."""
+        """Returns all scores in percent as text, one line per class, and advice if there is any."""
         width = max(len("class"), *(min(len(name), 32) for name in self.per_class_iou))
         lines = [
             f"{'class':<{width}} {'IoU':>6} {'precision':>9} {'recall':>6} {'pixels':>6}   all in "
@@ -192,7 +210,8 @@ class Report:
                 f"{'#' * round(BAR_WIDTH * (row['iou'] or 0))}".rstrip()
             )
         summary = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.totals().items())
-        return "\n".join([self.about(), *lines, summary]) + "\n"
+        advice = [f"advice: {self.advice()}"] if self.advice() else []
+        return "\n".join([self.about(), *lines, summary, *advice]) + "\n"
 
     def to_csv(self) -> str:
         """Returns CSV text with one line per class, in 0..1; undefined scores are empty."""

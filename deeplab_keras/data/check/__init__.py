@@ -209,7 +209,7 @@ def check_dataset(config: DataConfig, splits: Sequence[str] = ()) -> DatasetChec
         >>> [(split.name, split.pairs, split.total) for split in check.splits]
         [('train', 8, 32768)]
         >>> sorted(check.label_weights())
-        ['inverse_log', 'median_frequency']
+        ['inverse_log', 'median_frequency', 'square_root']
         >>> print(check)
         train: 8 of 8 pairs read, all 64x64; 21.6% of the pixels ignored, 0.0% outside the classes
         ...

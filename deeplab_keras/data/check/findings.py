@@ -12,7 +12,7 @@ import numpy as np
 from deeplab_keras.config import DataConfig, UserError, render_options
 from deeplab_keras.data.check.text import summary
 from deeplab_keras.data.files.reading import Size
-from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.info import RARE, DatasetInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +158,30 @@ class DatasetCheck:
             kinds.setdefault(problem.kind, []).append(problem)
         return kinds
 
+    def rare_classes(self) -> dict[str, float]:
+        """Returns the classes with less than 5 % of the labeled pixels of the first split.
+
+        Returns:
+            The share by name, above 0 and below 0.05, the rarest class first.
+        """
+        pixels = self.splits[0].pixels
+        shares = zip(self.info.class_names, pixels / max(pixels.sum(), 1), strict=True)
+        rare = {name: float(share) for name, share in shares if 0 < share < RARE}
+        return dict(sorted(rare.items(), key=lambda item: item[1]))
+
     def label_weights(self) -> dict[str, tuple[float, ...]]:
         """Returns class weights computed from the first split.
 
         Returns:
-            The weights by method, `median_frequency` and `inverse_log` (see the functions of the
-            same name). Empty if pixels have ids outside the classes or no pixel is labeled.
+            The weights by method, `square_root`, `median_frequency` and `inverse_log` (see the
+            functions of the same name), the recommended ones first. Empty if pixels have ids
+            outside the classes or no pixel is labeled.
         """
         split = self.splits[0]
         if self.looks_like or split.strange or not split.pixels.any():
             return {}
         return {
+            "square_root": square_root(split.pixels, split.counted),
             "median_frequency": median_frequency(split.pixels, split.counted),
             "inverse_log": inverse_log(split.pixels),
         }
@@ -212,6 +225,15 @@ def median_frequency(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ..
     if there.any():
         weights[there] = np.median(frequency) / frequency
     return tuple(weights.tolist())
+
+
+def square_root(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ...]:
+    """Returns the square roots of the weights of `median_frequency`, whose arguments it takes.
+
+    Rare classes gain less than with those weights, and frequent classes lose less
+    (docs/results.md#rare-classes).
+    """
+    return tuple(np.sqrt(median_frequency(pixels, counted)).tolist())
 
 
 def inverse_log(pixels: np.ndarray) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ ROWS = 40  # with more classes, the table omits those without pixels
 
 
 def summary(check: DatasetCheck) -> str:
-    """Returns the findings as text: shares of the classes, notes, problems and class weights."""
+    """Returns the findings as text: shares of the classes, notes, problems and advice."""
     lines = list(_table(check))
     lines += [f"note: {note}" for note in check.notes]
     for kind, problems in check.kinds().items():
@@ -26,9 +26,19 @@ def summary(check: DatasetCheck) -> str:
             lines.append(f"  ... and {len(problems) - 3} more")
     if check.looks_like:
         lines.append(f"likely cause: {check.looks_like}")
-    for name, weights in check.label_weights().items():
-        lines.append(f"{name.replace('_', ' ')}: {flag_of(weights)}")
+    if advice := advice_for(check):
+        lines.append(f"advice: {advice}")
     return "\n".join(lines)
+
+
+def advice_for(check: DatasetCheck) -> str:
+    """Returns the flags of train.py for rare classes, or "" if there are none."""
+    rare, weights = check.rare_classes(), check.label_weights()
+    if not rare or not weights:
+        return ""
+    named = [f"{name} {share:.2%}" for name, share in list(rare.items())[:5]]
+    more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+    return f"for rare classes ({', '.join(named)}{more}): {flag_of(weights['square_root'])}"
 
 
 def flag_of(weights: Sequence[float]) -> str:
