@@ -194,11 +194,14 @@ def test_advice_for_rare_classes(dataset):
     assert result.rare_classes() == pytest.approx({CLASSES[2]: 100 / 9600, CLASSES[1]: 200 / 9600})
     # Frequencies 9300/9600, 200/2400 and 100/2400; the median is that of class 1.
     weights = [np.sqrt(200 / 2400 / f) for f in (9300 / 9600, 200 / 2400, 100 / 2400)]
-    flag = ",".join(f"{weight:.4g}" for weight in weights)
-    line = (
-        f"advice: for rare classes ({CLASSES[2]} 1.04%, {CLASSES[1]} 2.08%): --label_weights={flag}"
-    )
+    numbers = ",".join(f"{weight:.4g}" for weight in weights)
+    flags = f"--loss=cross_entropy+dice --label_weights={numbers}"
+    line = f"advice: for rare classes ({CLASSES[2]} 1.04%, {CLASSES[1]} 2.08%): {flags}"
     assert line in str(result).splitlines()
+    training = script("train.py").parse(*flags.split()).config(TrainConfig)
+    assert training.loss == "cross_entropy+dice" and training.label_weights == pytest.approx(
+        weights, rel=1e-3
+    )
 
 
 # --- The report ---

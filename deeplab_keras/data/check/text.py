@@ -32,13 +32,14 @@ def summary(check: DatasetCheck) -> str:
 
 
 def advice_for(check: DatasetCheck) -> str:
-    """Returns the flags of train.py for rare classes, or "" if there are none."""
+    """Returns the flags of train.py for rare classes (docs/results.md#rare-classes), or ""."""
     rare, weights = check.rare_classes(), check.label_weights()
     if not rare or not weights:
         return ""
     named = [f"{name} {share:.2%}" for name, share in list(rare.items())[:5]]
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    return f"for rare classes ({', '.join(named)}{more}): {flag_of(weights['square_root'])}"
+    flags = f"--loss=cross_entropy+dice {flag_of(weights['square_root'])}"
+    return f"for rare classes ({', '.join(named)}{more}): {flags}"
 
 
 def flag_of(weights: Sequence[float]) -> str:
