@@ -264,12 +264,7 @@ def _help_entry(section: type[Config], field: dataclasses.Field[Any]) -> str:
         text += f" (default: {shown})"
     indent = " " * HELP_COLUMN
     body = textwrap.wrap(
-        text,
-        HELP_WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-        break_long_words=False,
+        text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
     if len(left) < HELP_COLUMN - 1:
         body[0] = left.ljust(HELP_COLUMN) + body[0].lstrip()
