@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_keras.config.commands import render_pages
 from deeplab_keras.data.info import RARE, DatasetInfo
 from deeplab_keras.evaluation.metrics import Scores
 from deeplab_keras.io.writing import write_text
@@ -188,7 +189,7 @@ class Report:
         if not weak:
             return ""
         more = f" and {len(weak) - 5} more" if len(weak) > 5 else ""
-        return (
+        return render_pages(
             f"rare classes with a low IoU: {', '.join(weak[:5])}{more}; what helps: "
             "docs/your_own_dataset.md#rare-classes"
         )
