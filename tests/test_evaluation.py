@@ -363,7 +363,10 @@ def test_an_unpredicted_class_has_no_precision() -> None:
 
 
 def test_advice_for_rare_classes_with_a_low_iou() -> None:
-    """Cars are 4 of 104 labeled pixels. With all of them found, or 6 of 106, there is no advice."""
+    """Cars are 4 of 104 labeled pixels, and one of the four is found.
+
+    There is no advice if all four are found, or if cars are 6 of 106 pixels.
+    """
     weak = make_report(((80, 0, 0), (0, 20, 0), (0, 3, 1)))
     assert weak.table().splitlines()[-1] == f"advice: {weak.advice()}"
     assert weak.advice().startswith("rare classes with a low IoU: car; what helps: docs/your_own_d")

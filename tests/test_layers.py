@@ -172,7 +172,7 @@ def test_dilation_equals_keras_in_value_and_gradient(monkeypatch, native, rate, 
 
 @pytest.mark.slow
 def test_a_dilated_network_trains_and_is_exported_without_onednn(tmp_path) -> None:
-    """TensorFlow does not use oneDNN on macOS and on processors without VNNI instructions.
+    """TensorFlow does not use oneDNN on processors without VNNI instructions.
 
     The variable turns it off on every processor.
     """

@@ -177,7 +177,7 @@ class Report:
         return found
 
     def advice(self) -> str:
-        """Returns one line about rare classes that the model hardly finds, or "" without any.
+        """Returns one line about rare classes with a low IoU, or "" if there are none.
 
         These are classes with less than 5 % of the labeled pixels and less than half of the mIoU.
         """

@@ -167,8 +167,8 @@ def sum_over_replicas(value: Any) -> Any:
 def _has_dilation_gradient() -> bool:
     """Returns whether TensorFlow has the gradients of dilated convolutions in float32.
 
-    On a CPU, this requires oneDNN, which TensorFlow for macOS does not have. Elsewhere its use
-    depends on the processor and on TF_ENABLE_ONEDNN_OPTS, and there is no public API to query it.
+    On a CPU, this requires oneDNN. TensorFlow uses it depending on the processor's features and on
+    TF_ENABLE_ONEDNN_OPTS, and has no public API to query it.
     """
     if tf.config.list_physical_devices("GPU"):
         return True

@@ -230,8 +230,7 @@ def median_frequency(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ..
 def square_root(pixels: np.ndarray, counted: np.ndarray) -> tuple[float, ...]:
     """Returns the square roots of the weights of `median_frequency`, whose arguments it takes.
 
-    Rare classes gain less than with those weights, and frequent classes lose less
-    (docs/results.md#rare-classes).
+    They cost the frequent classes less than those weights do (docs/results.md#rare-classes).
     """
     return tuple(np.sqrt(median_frequency(pixels, counted)).tolist())
 
