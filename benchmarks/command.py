@@ -47,6 +47,11 @@ class BenchmarkOptions(Config):
     )
     num_threads: int = option(2, "model: number of threads of every runtime")
     kinds: tuple[str, ...] = option(KINDS, "model: its formats, these and onnx")
+    outputs: tuple[str, ...] = option(
+        ("labels",),
+        "model: what TFLite and ONNX files return: labels, logits, head_labels, head_logits (of "
+        "the size of the head's class scores); a measurement for each",
+    )
     csv: str = option("", "a file to which a row per measurement is appended")
     page: str = option("", "a Markdown page that is created from --csv")
 

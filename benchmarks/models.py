@@ -22,21 +22,14 @@ from deeplab_keras.config import ModelConfig, UserError, unknown_name
 from deeplab_keras.convert.conversion import dataset_info
 from deeplab_keras.export.graph import rebuilt
 from deeplab_keras.export.images import synthetic_images
+from deeplab_keras.inference.resizing import enlarge, enlarge_labels
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor, check_input_size
 from deeplab_keras.zoo.loading import open_checkpoint
 
 KINDS = ("keras", *export.FORMATS)
-ONE_IMAGE = (
-    "tflite",
-    "tflite_float16",
-    "tflite_dynamic",
-    "tflite_int8",
-    "tflite_mixed",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-)
+FILES = tuple(kind for kind in export.FORMATS if kind != "saved_model")
+ONE_IMAGE = (*FILES, "onnxruntime", "openvino")
 # The packages that each peer requires: import name -> name for pip.
 PEERS = {
     "torch": {"torch": "torch"},
@@ -50,6 +43,13 @@ PEERS = {
     },
 }
 OURS = "benchmarks.runners"
+# What a file of one image size can return: `--output` and `--output_at` of its export.
+OUTPUTS = {
+    "labels": ("labels", "image"),
+    "logits": ("logits", "image"),
+    "head_labels": ("labels", "head"),
+    "head_logits": ("logits", "head"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +60,18 @@ class Form:
         name: "keras", "saved_model" and so on, or the name of a peer.
         batch_size: Images per call.
         bytes: Size of its file. 0 if it has none.
+        output_bytes: Size of what a call returns.
         latency: Milliseconds per call.
         cpu: CPU milliseconds per call, summed over the cores.
         peak_bytes: Peak memory of its process, including its libraries.
-        agreement: Share of the pixels with the same label as Keras. NaN if Keras was not measured.
+        agreement: Share of the pixels with the same label as Keras, after outputs of the head's
+            size are enlarged. NaN if Keras was not measured.
     """
 
     name: str
     batch_size: int
     bytes: int
+    output_bytes: int
     latency: Spread
     cpu: Spread
     peak_bytes: int
@@ -93,14 +96,15 @@ class ModelResult:
             "multiply-adds per image",
             "",
             f"{'':28}{'MB':>7}  {'ms per call: median (quartiles)':34}{'images/s':>9}"
-            f"{'CPU ms':>9}{'peak MB':>9}{'as Keras':>13}",
+            f"{'CPU ms':>9}{'peak MB':>9}{'output KB':>11}{'as Keras':>13}",
         ]
         for form in self.forms:
             size = f"{form.bytes / 1e6:.2f}" if form.bytes else ""
             lines.append(
                 f"{self._subject(form):28}{size:>7}  "
                 f"{str(form.latency):34}{1000 * form.batch_size / form.latency.median:>9.2f}"
-                f"{form.cpu.median:>9.1f}{form.peak_bytes / 1e6:>9.0f}{_share(form.agreement):>13}"
+                f"{form.cpu.median:>9.1f}{form.peak_bytes / 1e6:>9.0f}"
+                f"{form.output_bytes / 1e3:>11.1f}{_share(form.agreement):>13}"
             )
         return "\n".join(lines)
 
@@ -121,6 +125,7 @@ class ModelResult:
                     subject, "images/s", "", 1000 * form.batch_size / form.latency.median
                 ),
                 Measurement.single(subject, "peak memory", "MB", form.peak_bytes / 1e6),
+                Measurement.single(subject, "output", "KB", form.output_bytes / 1e3),
             ]
             if not math.isnan(form.agreement):
                 rows.append(
@@ -143,6 +148,7 @@ def measure_model(
     input_size: tuple[int, int] = (512, 512),
     kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
     against: Sequence[str] = (),
+    outputs: Sequence[str] = ("labels",),
     batch_sizes: Sequence[int] = (1,),
     num_threads: int = 2,
     batches: int = 8,
@@ -151,7 +157,8 @@ def measure_model(
 ) -> ModelResult:
     """Measures a model in several formats, in turn, each in its own process.
 
-    All of them get the same images, in the dtype of their input, and return labels.
+    All of them get the same images, in the dtype of their input, and return labels, except the
+    TFLite and ONNX files with another output.
 
     Args:
         model: A checkpoint or workdir, or the config of a network that gets random weights.
@@ -159,6 +166,8 @@ def measure_model(
         kinds: Formats, names from `KINDS`.
         against: Peers, names from `PEERS`. They get the same weights and the network with its
             concatenations (`branchwise=False`).
+        outputs: What TFLite and ONNX files return, names from `OUTPUTS`. They are measured with
+            each of them.
         batch_sizes: Images per call. TFLite and ONNX files, and the peers that run them, are only
             measured with 1.
         num_threads: Number of threads of every runtime.
@@ -167,10 +176,14 @@ def measure_model(
         on_round: Called with the number of completed rounds.
 
     Raises:
-        UserError: If a format or peer is unknown, if the model does not accept the size, or if a
-            peer or package is not installed.
+        UserError: If a format, output or peer is unknown, if the model does not accept the size,
+            or if a peer or package is not installed.
     """
-    for flag, names, known in (("kinds", kinds, KINDS), ("against", against, tuple(PEERS))):
+    for flag, names, known in (
+        ("kinds", kinds, KINDS),
+        ("outputs", outputs, tuple(OUTPUTS)),
+        ("against", against, tuple(PEERS)),
+    ):
         for name in names:
             if name not in known:
                 raise unknown_name(f"--{flag}", name, known)
@@ -182,7 +195,9 @@ def measure_model(
         checkpoint = _checkpoint(model, pathlib.Path(folder) / "checkpoint")
         check_input_size(checkpoint.config, *input_size)
         fixed = build_segmentor(checkpoint.config, input_size)
-        files = _export(checkpoint, pathlib.Path(folder) / "export", kinds, against, input_size)
+        files = _export(
+            checkpoint, pathlib.Path(folder) / "export", kinds, outputs, against, input_size
+        )
         plan = []
         if {"torch", "torch_compile"} & set(against):
             plan = describe(
@@ -190,17 +205,21 @@ def measure_model(
             )
         forms: list[Form] = []
         for batch_size in dict.fromkeys(batch_sizes):
-            names = [
-                name for name in (*kinds, *against) if batch_size == 1 or name not in ONE_IMAGE
+            contenders = [
+                (kind, output)
+                for kind in (*kinds, *against)
+                for output in (outputs if kind in FILES else ("labels",))
+                if batch_size == 1 or kind not in ONE_IMAGE
             ]
             recipes = [
-                _recipe(name, checkpoint.path, files, plan, input_size, num_threads)
-                for name in names
+                _recipe(kind, output, checkpoint.path, files, plan, input_size, num_threads)
+                for kind, output in contenders
             ]
             images = np.stack(
                 synthetic_images(input_size, checkpoint.config.input_channels, batch_size)
             )
-            forms += _measure(recipes, images, batches, rounds, files, on_round)
+            found = _measure(recipes, images, batches, rounds, files, on_round)
+            forms += _with_agreement(found, input_size, checkpoint.config.align_corners)
     name = checkpoint.config.name or checkpoint.model.name
     weights = "random weights" if isinstance(model, ModelConfig) else f"weights of {model}"
     case = f"{name}, {input_size[0]}x{input_size[1]}, {num_threads} threads, {weights}"
@@ -221,10 +240,11 @@ def _export(
     checkpoint: LoadedCheckpoint,
     folder: pathlib.Path,
     kinds: Sequence[str],
+    outputs: Sequence[str],
     against: Sequence[str],
     size: tuple[int, int],
 ) -> dict[str, pathlib.Path]:
-    """Exports the model, and returns the file of each kind, and of "peers", which use ONNX."""
+    """Exports the model, and returns the file of each contender, and of "peers", for ONNX."""
     pictures = synthetic_images(
         size, checkpoint.config.input_channels, export.request.MIN_REPRESENTATIVE
     )
@@ -237,42 +257,54 @@ def _export(
         min_agreement=0.0,
         log=lambda line: None,
     )
-    formats, files = [kind for kind in kinds if kind != "keras"], {}
-    if formats:
-        files = {file.kind: file.path for file in make(folder, formats=formats)}
+    files = {}
+    for name in dict.fromkeys((*outputs, "labels")):
+        output, output_at = OUTPUTS[name]
+        formats = [kind for kind in kinds if kind in FILES and name in outputs]
+        formats += [kind for kind in kinds if kind == "saved_model" and name == "labels"]
+        if formats:
+            for file in make(folder / name, formats=formats, output=output, output_at=output_at):
+                files[_name(file.kind, name)] = file.path
     if {"onnxruntime", "openvino"} & set(against):
         files["peers"] = make(folder / "peers", formats=["onnx"], keep_concatenations=True)[0].path
     return files
 
 
+def _name(kind: str, output: str) -> str:
+    return kind if output == "labels" else f"{kind}, {output}"
+
+
 def _recipe(
-    name: str,
+    kind: str,
+    output: str,
     checkpoint: pathlib.Path,
     files: Mapping[str, pathlib.Path],
     plan: Sequence[peers.Step],
     size: tuple[int, int],
     threads: int,
 ) -> Recipe:
-    if name in ("torch", "torch_compile"):
-        arguments = {"steps": plan, "threads": threads, "compiled": name == "torch_compile"}
+    name, returned = _name(kind, output), OUTPUTS[output][0]
+    if kind in ("torch", "torch_compile"):
+        arguments = {"steps": plan, "threads": threads, "compiled": kind == "torch_compile"}
         # Freezing folds batch norm, as our exports do.
         environment = {**peers.PASSIVE_WAIT, "TORCHINDUCTOR_FREEZING": "1"}
         return Recipe(name, "benchmarks.peers.torch_model:make", arguments, environment)
-    if name == "keras":
+    if kind == "keras":
         return Recipe(
             name, f"{OURS}:make_keras", {"path": str(checkpoint), "size": size, "threads": threads}
         )
-    if name == "saved_model":
+    if kind == "saved_model":
         return Recipe(
             name, f"{OURS}:make_saved_model", {"path": str(files[name]), "threads": threads}
         )
-    if name.startswith("tflite"):
-        return Recipe(name, f"{OURS}:make_tflite", {"path": str(files[name]), "threads": threads})
     arguments = {
-        "path": str(files["onnx" if name == "onnx" else "peers"]),
-        "runtime": "openvino" if name == "openvino" else "onnxruntime",
+        "path": str(files[name if kind in FILES else "peers"]),
         "threads": threads,
+        "output": returned,
     }
+    if kind.startswith("tflite"):
+        return Recipe(name, f"{OURS}:make_tflite", arguments)
+    arguments["runtime"] = "openvino" if kind == "openvino" else "onnxruntime"
     return Recipe(name, "benchmarks.peers.onnx_model:make", arguments, peers.PASSIVE_WAIT)
 
 
@@ -283,22 +315,50 @@ def _measure(
     rounds: int,
     files: Mapping[str, pathlib.Path],
     on_round: Callable[[int], None],
-) -> Iterator[Form]:
+) -> Iterator[tuple[Form, np.ndarray]]:
+    """Yields the measurements of each contender, and what it returned."""
     with running(recipes) as workers:
         for worker in workers:
             worker.measure(images=images, calls=2)  # the first call compiles
-        labels = {
-            worker.name: worker.measure(images=images, calls=0)["labels"] for worker in workers
+        returned = {
+            worker.name: worker.measure(images=images, calls=0)["output"] for worker in workers
         }
         found = measure_in_rounds(workers, rounds, {"images": images, "calls": batches}, on_round)
         peaks = {worker.name: worker.peak_bytes() for worker in workers}
     for name, values in found.items():
-        agreement = (
-            float(np.mean(labels[name] == labels["keras"])) if "keras" in labels else math.nan
+        yield (
+            Form(
+                name=name,
+                batch_size=len(images),
+                bytes=_bytes(files[name]) if name in files else 0,
+                output_bytes=returned[name].nbytes,
+                latency=Spread.of(values["latency"]),
+                cpu=Spread.of(values["CPU per call"]),
+                peak_bytes=peaks[name],
+                agreement=math.nan,
+            ),
+            returned[name],
         )
-        size = _bytes(files[name]) if name in files else 0
-        latency, cpu = Spread.of(values["latency"]), Spread.of(values["CPU per call"])
-        yield Form(name, len(images), size, latency, cpu, peaks[name], agreement)
+
+
+def _with_agreement(
+    found: Iterator[tuple[Form, np.ndarray]], size: tuple[int, int], align_corners: bool
+) -> list[Form]:
+    forms = [(form, as_labels(output, size, align_corners)) for form, output in found]
+    expected = [labels for form, labels in forms if form.name == "keras"]
+    return [
+        dataclasses.replace(form, agreement=float(np.mean(labels == expected[0])))
+        if expected
+        else form
+        for form, labels in forms
+    ]
+
+
+def as_labels(output: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Returns labels of the image's size from labels or class scores, which may be smaller."""
+    if output.ndim == 3:
+        return enlarge_labels(output, size, align_corners)
+    return enlarge(output, size, align_corners).argmax(-1)
 
 
 def _bytes(path: pathlib.Path) -> int:

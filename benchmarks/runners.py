@@ -1,4 +1,4 @@
-"""Runs our formats of a model as users run them: from images to labels."""
+"""Runs our formats of a model as users run them: from images to labels or class scores."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def make_saved_model(path: str, threads: int) -> ImageContender:
     return ImageContender(lambda images: serve(image=tf.constant(images))["labels"].numpy())
 
 
-def make_tflite(path: str, threads: int) -> ImageContender:
-    """Returns a TFLite file, run by the interpreter."""
+def make_tflite(path: str, threads: int, output: str) -> ImageContender:
+    """Returns a TFLite file, run by the interpreter, up to an output: "labels" or "logits"."""
     from deeplab_keras.inference.exported import open_interpreter
 
     interpreter = open_interpreter(pathlib.Path(path), threads)
     run = interpreter.get_signature_runner()
     dtype = run.get_input_details()["image"]["dtype"]
-    return ImageContender(lambda images: run(image=images.astype(dtype))["labels"])
+    return ImageContender(lambda images: run(image=images.astype(dtype))[output])

@@ -42,6 +42,7 @@ def measure(
     batch_sizes: Sequence[int] = (1,),
     num_threads: int = 2,
     kinds: Sequence[str] = ("keras", "saved_model", "tflite"),
+    outputs: Sequence[str] = ("labels",),
 ) -> Benchmark:
     """Runs a benchmark and shows its progress.
 
@@ -59,6 +60,7 @@ def measure(
         batch_sizes: Images per call of a model.
         num_threads: Number of threads of every runtime of a model.
         kinds: Formats of a model.
+        outputs: What the TFLite and ONNX files of a model return.
 
     Raises:
         UserError: If an argument is invalid.
@@ -110,6 +112,7 @@ def measure(
         model,
         input_size=(height, width),
         kinds=kinds,
+        outputs=outputs,
         against=against,
         batch_sizes=batch_sizes,
         num_threads=num_threads,

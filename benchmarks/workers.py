@@ -32,20 +32,20 @@ class Contender(Protocol):
 
 
 class ImageContender:
-    """Times a function from images to labels.
+    """Times a function from images to labels or class scores.
 
     Args:
         run: Takes uint8 images `[batch, height, width, 3]`, and returns labels
-            `[batch, height, width]`.
+            `[batch, height, width]` or class scores `[batch, height, width, classes]`.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
         self.run = run
 
     def measure(self, images: np.ndarray, calls: int) -> dict[str, Any]:
-        """Returns the latency of each call and the CPU time per call, in ms; the labels if 0."""
+        """Returns the latency of each call and the CPU time per call, in ms; the output if 0."""
         if not calls:
-            return {"labels": np.array(self.run(images))}
+            return {"output": np.array(self.run(images))}
         times, before = [], process_seconds()
         for _ in range(calls):
             start = time.perf_counter()

@@ -11,9 +11,11 @@ import pytest
 from benchmark_workers import InProcess
 from contracts import noise, raises_line, script
 from data_files import write_dataset
+from test_export_at_head import bilinear
 
 import deeplab_keras as dk
 from benchmarks import peers, records, rounds, workers
+from benchmarks.models import as_labels
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig
 from deeplab_keras.models.multiply_adds import count_multiply_adds
@@ -112,6 +114,43 @@ def test_model_as_a_command(tiny_real_run, tmp_path, capsys):
     assert found["tflite, batch 1", "agreement with Keras"] >= 99.5
     assert found["keras, batch 1", "latency"] > 0 and found["tflite, batch 1", "file"] > 0.01
     assert "billion multiply-adds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_outputs_of_files_are_measured(tiny_real_run, tmp_path):
+    """Bytes by hand: the head's stride is 8, labels are int32, and there are four classes."""
+    table = tmp_path / "found.csv"
+    flags = [
+        f"--checkpoint_dir={tiny_real_run}",
+        "--input_size=64,96",
+        "--kinds=keras,tflite",
+        "--outputs=labels,logits,head_labels,head_logits",
+        f"--csv={table}",
+    ]
+    assert script("benchmark.py")("--what=model", *flags, *SHORT) == 0
+    found = rows_of(table)
+    classes = dk.load_model(tiny_real_run).output_shape[-1]
+    pixels = {"tflite": 64 * 96, "tflite, logits": 64 * 96 * classes}
+    for name, count in pixels.items():
+        assert found[name, "output"] == pytest.approx(4 * count / 1000)
+        assert found[name, "agreement with Keras"] >= 99.9
+    assert found["tflite, head_logits", "output"] < found["tflite, logits", "output"] / 10
+    assert found["tflite, head_logits", "agreement with Keras"] >= 99.9
+    assert found["tflite, head_labels", "output"] * classes == pytest.approx(
+        found["tflite, head_logits", "output"]
+    )
+    assert 50 < found["tflite, head_labels", "agreement with Keras"] < 100
+
+
+def test_outputs_of_the_heads_size_become_labels():
+    scores = noise(1, 5, 7, 3)
+    expected = bilinear(scores[0], (17, 25), True).argmax(-1)
+    np.testing.assert_array_equal(as_labels(scores, (17, 25), True)[0], expected)
+    labels = scores.argmax(-1)
+    np.testing.assert_array_equal(as_labels(labels, (5, 7), False), labels)
+    np.testing.assert_array_equal(
+        as_labels(labels, (10, 14), False)[0], labels[0].repeat(2, 0).repeat(2, 1)
+    )
 
 
 # --- User errors ---
