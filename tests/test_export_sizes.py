@@ -101,6 +101,24 @@ def test_the_default_is_a_size_that_the_network_takes(source, caplog):
     )
 
 
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
+def test_images_smaller_than_the_pooling_window_are_checked_enlarged(kind, tmp_path, toy_backbone):
+    """Such as the photos of VOC and the official models, whose window needs 385 pixels."""
+    config = TOY.replace(image_pooling_size=(7, 3), image_pooling_stride=(1, 1))
+    smallest = 6 * TOY.output_stride + 1
+    split = Split((smallest - 9, 72), (smallest, 72))
+    (file,) = export.export_model(
+        lively(config),
+        tmp_path / "out",
+        formats=[kind],
+        input_size=(smallest + 9, 72),
+        check_images=split,
+        checked=0,
+    )
+    assert file.compared.images == 2 and file.label_agreement >= 0.999
+    assert kind == "saved_model" or file.compared.own_size.images == 1
+
+
 def test_without_images_there_is_no_default(source, tmp_path):
     with raises_line(
         "--formats=tflite needs --input_size=HEIGHT,WIDTH, the fixed size of its input; without "

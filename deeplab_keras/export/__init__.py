@@ -20,7 +20,14 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, require_instance
 from deeplab_keras.export import metadata, onnx, request, saved_model, tflite
 from deeplab_keras.export.calibration import Calibration, calibrate
-from deeplab_keras.export.check import AtHead, FileAgreement, compare, milliseconds, runner
+from deeplab_keras.export.check import (
+    AtHead,
+    FileAgreement,
+    compare,
+    enlarging,
+    milliseconds,
+    runner,
+)
 from deeplab_keras.export.delegates import verdicts
 from deeplab_keras.export.graph import freeze, head_of, rebuilt
 from deeplab_keras.export.images import Fit, Images
@@ -32,7 +39,7 @@ from deeplab_keras.inference.exported import ABOUT, LABELS, ExportedNetwork, ope
 from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.writing import check_folder
 from deeplab_keras.models.concat_conv import ConcatConv2D
-from deeplab_keras.models.layers import require_tensorflow
+from deeplab_keras.models.layers import require_tensorflow, smallest_size
 from deeplab_keras.version import __version__
 from deeplab_keras.zoo.loading import open_checkpoint
 
@@ -177,7 +184,14 @@ class _Job:
             self.checkpoint.info.ignore_label,
             head=head,
             predict=predict,
+            smallest=self.smallest,
         )
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The (height, width) of the smallest image that the network takes."""
+        config = self.checkpoint.config
+        return smallest_size(config.image_pooling_window, config.output_stride)
 
     def min_agreement(self, kind: str) -> float:
         """The share of labels that a file of this format must have in common with Keras."""
@@ -362,7 +376,7 @@ def _export_one(
                 f"{target}: cannot be written ({reason}); free some space, or give another "
                 "`export_path`"
             ) from error
-        fit = None if kind == "saved_model" else job.fit
+        fit = enlarging(images[0], job.smallest) if kind == "saved_model" else job.fit
         compared = job.compare(kind, temporary, images, labels)
         first = fit.image(images[0]) if fit else images[0]
         took = milliseconds(kind, temporary, job.config.threads, first)

@@ -133,6 +133,7 @@ def compare(
     *,
     head: AtHead | None = None,
     predict: Callable[[np.ndarray], np.ndarray] | None = None,
+    smallest: tuple[int, int] = (1, 1),
 ) -> FileAgreement:
     """Compares an exported file with Keras.
 
@@ -146,6 +147,8 @@ def compare(
         head: Given if the outputs have the size of the head's class scores.
         predict: Function from an image of any size to its labels, the `Predictor` of the file.
             Default: resizes the logits to the image's size.
+        smallest: The smallest (height, width) that Keras takes. Smaller images are enlarged to it,
+            and are not compared at their own size.
     """
     fit = size if isinstance(size, Fit) else Fit(size) if size else None
     size = fit.size if fit else None
@@ -158,7 +161,8 @@ def compare(
     own = _Counts(network.num_classes, ignore_label)
     of_network = Predictor(network)
     for index, picture in enumerate(images):
-        image = fit.image(picture) if fit else picture
+        used = fit or enlarging(picture, smallest)
+        image = used.image(picture) if used else picture
         expected = network(tf.constant(image[None], tf.float32))[0].numpy()
         found, logits = run(image)
         if head:
@@ -175,11 +179,12 @@ def compare(
         of_keras = expected.argmax(-1)
         classes.update(np.unique(of_keras).tolist())
         truth = labels[index] if labels else None
-        fitted = truth if fit is None or truth is None else fit.labels(truth, ignore_label)
+        fitted = truth if used is None or truth is None else used.labels(truth, ignore_label)
         same.add(found, of_keras, fitted)
         height, width = picture.shape[:2]
         if (
             size
+            and enlarging(picture, smallest) is None
             and (height, width) != tuple(size)
             and not network.input_size
             and height * width <= LARGEST
@@ -206,6 +211,14 @@ def compare(
         output_size,
         at_head.agreement if at_head.total else None,
     )
+
+
+def enlarging(picture: np.ndarray, smallest: tuple[int, int]) -> Fit | None:
+    """Returns how an image is enlarged to the smallest (height, width); `None` if it is not smaller."""
+    (height, width), (least_height, least_width) = picture.shape[:2], smallest
+    if height >= least_height and width >= least_width:
+        return None
+    return Fit((max(height, least_height), max(width, least_width)))
 
 
 class _Counts:

@@ -70,10 +70,9 @@ def usual_size(images: Images | None, checkpoint: LoadedCheckpoint) -> tuple[int
     if not found:
         return None
     ((usual, count),) = collections.Counter(found).most_common(1)
-    config, size = checkpoint.config, usual
-    if config.image_pooling_window:
-        smallest = smallest_size(config.image_pooling_window, config.output_stride)
-        size = (max(usual[0], smallest[0]), max(usual[1], smallest[1]))
+    config = checkpoint.config
+    smallest = smallest_size(config.image_pooling_window, config.output_stride)
+    size = (max(usual[0], smallest[0]), max(usual[1], smallest[1]))
     logger.info(
         "input size %dx%d: the most common size is %dx%d, of %d of %d images%s",
         *size,

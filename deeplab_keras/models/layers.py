@@ -411,8 +411,11 @@ class WindowPooling(keras.layers.AveragePooling2D):
 
 
 def smallest_size(window: tuple[int, ...], output_stride: int) -> tuple[int, int]:
-    """Returns the (height, width) of the smallest image with features as large as a window."""
-    height, width = ((length - 1) * output_stride + 1 for length in window)
+    """Returns the (height, width) of the smallest image with features as large as a window.
+
+    Without a window, it is (1, 1).
+    """
+    height, width = ((length - 1) * output_stride + 1 for length in window or (1, 1))
     return height, width
 
 
