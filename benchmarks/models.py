@@ -20,7 +20,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_name
 from deeplab_keras.convert.conversion import dataset_info
-from deeplab_keras.export.graph import rebuilt
+from deeplab_keras.export.exportable import rebuilt
 from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.inference.resizing import enlarge, enlarge_labels
 from deeplab_keras.models.multiply_adds import count_multiply_adds

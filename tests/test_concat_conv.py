@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from contracts import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import registered, toy_config
@@ -70,6 +71,19 @@ def test_the_layer_is_restored_from_its_config():
     copy = ConcatConv2D.from_config(layer.get_config())
     assert copy.get_config() == layer.get_config() and copy.resized == (1,)
     assert layer.compute_output_shape([(None, 9, 7, 5), (None, 1, 1, 3)]) == (None, 9, 7, 4)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_maps_can_be_concatenated(align_corners):
+    options = dict(resized=(1,), align_corners=align_corners)
+    maps = [noise(2, 9, 7, 5), noise(2, 3, 2, 3)]
+    whole = ConcatConv2D(4, 3, concatenated=True, **options)
+    mapwise = ConcatConv2D(4, 3, **options)
+    expected = whole(maps)
+    mapwise.build([x.shape for x in maps])
+    mapwise.set_weights(whole.get_weights())
+    np.testing.assert_allclose(mapwise(maps), expected, atol=1e-4 * np.ptp(expected))
+    assert ConcatConv2D.from_config(whole.get_config()).concatenated
 
 
 def draw_weights(model: keras.Model) -> None:

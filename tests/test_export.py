@@ -899,7 +899,9 @@ def test_options_replace_those_of_a_config(checkpoint, copying, tmp_path):
 
 def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     config = LRASPP.replace(image_pooling_size=(7, 7), image_pooling_stride=(3, 3))
-    windowed = LoadedCheckpoint(checkpoint.model, config, checkpoint.info, checkpoint.path, {})
+    windowed = LoadedCheckpoint(
+        build_segmentor(config), config, checkpoint.info, checkpoint.path, {}
+    )
     rejected(
         windowed, tmp_path / "out", r"input size 65x97 is too small for --image_pooling_size=7,7"
     )
@@ -911,8 +913,8 @@ def test_a_size_that_the_model_cannot_take(checkpoint, tmp_path):
     )
 
 
-def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_path):
-    """A layer selects three of five classes; rebuilding the network would lose it."""
+def test_layers_that_a_user_added_are_exported(toy_checkpoint, tmp_path):
+    """A layer selects three of five classes."""
     checkpoint = toy_checkpoint
     kept = np.eye(5, 3, dtype=np.float32)[None, None]
     layer = keras.layers.Conv2D(3, 1, use_bias=False, name="own")
@@ -926,13 +928,6 @@ def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_pa
         config=checkpoint.config.replace(num_classes=3),
         info=info_for_classes("test", CLASSES[:3]),
     )
-    with raises_line(
-        "are not those that its config describes.* align_corners=False; export the unmodified",
-    ):
-        export.export_model(
-            changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, half_pixel_resizes=True
-        )
-    assert not (tmp_path / "out").exists()
     export.export_model(
         changed, tmp_path / "out", formats=["tflite"], input_size=SIZE, log=lambda line: None
     )
@@ -944,6 +939,102 @@ def test_layers_that_a_user_added_are_exported_or_refused(toy_checkpoint, tmp_pa
         .astype(np.uint8)
     )
     assert agreement(Predictor(tmp_path / "out/model.tflite")(picture), expected) >= 0.999
+
+
+def with_own_layer(model: keras.Model, scale: float = 1.0) -> keras.Model:
+    """The model with its scores in reverse order, by a layer that its config does not describe."""
+    classes = model.output_shape[-1]
+    layer = keras.layers.Conv2D(classes, 1, use_bias=False, name="own")
+    changed = keras.Model(model.input, layer(model.output), name="changed")
+    layer.set_weights([scale * np.eye(classes, dtype=np.float32)[None, None, ::-1]])
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
+def test_models_in_memory_are_exported(toy_checkpoint, tmp_path, kind):
+    model, path = with_own_layer(toy_checkpoint.model), tmp_path / export.FORMATS[kind]
+    options = dict(formats=[kind], input_size=SIZE, resize="letterbox", log=lambda line: None)
+    (file,) = export.export_model(model, tmp_path, class_names=CLASSES[::-1], **options)
+    assert file.path == path and file.label_agreement >= 0.999
+    predictor, picture = Predictor(path), images.synthetic_images(SIZE, 3, 1)[0]
+    assert predictor.info.class_names == tuple(CLASSES[::-1])
+    assert predictor.network.pad_value == pytest.approx(toy_checkpoint.model.pad_value)
+    expected = len(CLASSES) - 1 - Predictor(toy_checkpoint.model)(picture)
+    assert agreement(predictor(picture), expected) >= 0.999 and len(np.unique(expected)) >= 3
+
+
+def test_models_of_other_layers_are_exported(tmp_path):
+    """One class per color channel, so the label is that of the brightest channel."""
+    image = keras.Input((None, None, 3))
+    scores = keras.layers.Rescaling(1 / 255)(image)
+    model = keras.Sequential([keras.Model(image, scores, name="inner"), keras.layers.Softmax()])
+    picture = images.synthetic_images(SIZE, 3, 1)[0]
+    options = dict(formats=["tflite"], input_size=SIZE, log=lambda line: None)
+    export.export_model(model, tmp_path / "a.tflite", **options)
+    predictor = Predictor(tmp_path / "a.tflite")
+    assert predictor.info.class_names == ("class_0", "class_1", "class_2")
+    assert predictor.network.pad_value == (0.0, 0.0, 0.0)
+    assert agreement(predictor(picture), picture.argmax(-1).astype(np.uint8)) >= 0.999
+    with raises_line("--class_names: 2 names for a model with 3 classes; give one name per class"):
+        export.export_model(model, tmp_path / "b.tflite", class_names=["a", "b"], **options)
+    with raises_line("--output_at=head: the model .* does not end with the resize"):
+        export.export_model(model, tmp_path / "b.tflite", output_at="head", **options)
+    with raises_line("must be a path, the name of a model, a loaded checkpoint or a keras.Model"):
+        export.export_model(3, tmp_path / "b.tflite", **options)
+
+
+def test_classes_of_a_checkpoint_are_its_own(toy_checkpoint, tmp_path):
+    with raises_line("--class_names cannot be combined with a checkpoint"):
+        export.export_model(toy_checkpoint, tmp_path / "out", class_names=["a"])
+
+
+@pytest.mark.slow
+def test_models_in_memory_are_exported_in_8_bits_and_with_other_resizes(tmp_path, pictures):
+    """As the unchanged network from its config: one convolution over the concatenated maps."""
+    with registered():
+        source = lively(toy_config(**SMALL, head="psp", align_corners=True))
+    options = dict(input_size=SIZE, representative_images=pictures, log=lambda line: None)
+    kinds = ["tflite", "tflite_int8", "onnx"]
+    path = tmp_path / "plain"
+    plain = export.export_model(
+        source, path, formats=kinds, half_pixel_resizes=True, min_agreement=0.0, **options
+    )
+    changed = export.export_model(
+        with_own_layer(source.model),
+        tmp_path / "changed",
+        formats=kinds,
+        half_pixel_resizes=True,
+        min_agreement=0.0,
+        **options,
+    )
+    picture = images.synthetic_images(SIZE, 3, 1)[0]
+    for before, after, least in zip(plain, changed, (0.999, 0.97, 0.999), strict=True):
+        expected = len(CLASSES) - 1 - Predictor(before.path)(picture)
+        assert agreement(Predictor(after.path)(picture), expected) >= least
+    assert changed[1].operators["CONCATENATION"] == 1
+    assert "BATCH_MATMUL" not in changed[1].operators
+    resizes = [verdict for verdict in changed[0].verdicts if "Android 10" in verdict.delegate]
+    assert "RESIZE_BILINEAR with half-pixel centers" in resizes[0].stopped_by
+    assert "RESIZE_BILINEAR with aligned corners" not in resizes[0].stopped_by
+
+
+@pytest.mark.slow
+def test_quantization_aware_models_in_memory_are_exported_in_float(tmp_path):
+    aware = lively(HEADS["psp"].replace(quantization_aware=True))
+    plain = build_segmentor(HEADS["psp"])
+    assign_weights(plain, without_ranges(named_weights(aware.model)), "test")
+    export.export_model(
+        with_own_layer(aware.model),
+        tmp_path / "x.tflite",
+        formats=["tflite"],
+        input_size=SIZE,
+        output="logits",
+        log=lambda line: None,
+    )
+    picture = images.synthetic_images(SIZE, 3, 1)[0][None].astype(np.float32)
+    _, logits = check.runner("tflite", tmp_path / "x.tflite", 1)(picture[0])
+    expected = plain.predict_on_batch(picture)[0][..., ::-1]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
 
 
 def test_existing_files_are_not_overwritten(checkpoint, tmp_path):

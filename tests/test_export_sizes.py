@@ -14,10 +14,10 @@ from test_export import CLASSES, SIZE, TOY, agreement, lively
 from test_export_at_head import bilinear, head_scores, nearest
 
 from deeplab_keras import export
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import EvalConfig, ExportConfig
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.export import check, images, request
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.exported import packed_files
 from deeplab_keras.inference.resizing import letterbox_size
@@ -80,16 +80,17 @@ def test_the_default_comes_from_all_kinds_of_images(source, tmp_path, toy_backbo
     for index, size in enumerate([(48, 72), (40, 40), (48, 72)]):
         picture = images.synthetic_images(size, 3, 1)[0]
         tf.io.write_file(str(tmp_path / f"{index}.png"), tf.io.encode_png(picture))
-    assert request.usual_size(tmp_path, source) == (48, 72)
-    assert request.usual_size(images.synthetic_images((33, 41), 3), source) == (33, 41)
-    assert request.usual_size(None, source) is None
-    fixed = LoadedCheckpoint(build_segmentor(TOY, (33, 65)), TOY, source.info, source.path, {})
+    model = Exportable.of(source)
+    assert request.usual_size(tmp_path, model) == (48, 72)
+    assert request.usual_size(images.synthetic_images((33, 41), 3), model) == (33, 41)
+    assert request.usual_size(None, model) is None
+    fixed = Exportable.of(build_segmentor(TOY, (33, 65)))
     assert request.usual_size(tmp_path, fixed) == request.usual_size(None, fixed) == (33, 65)
 
 
 def test_the_default_is_a_size_that_the_network_takes(source, caplog):
     config = TOY.replace(image_pooling_size=(7, 3), image_pooling_stride=(1, 1))
-    windowed = LoadedCheckpoint(source.model, config, source.info, source.path, {})
+    windowed = Exportable.of(lively(config))
     with caplog.at_level(logging.INFO):
         height, width = request.usual_size(Split((40, 200)), windowed)
     assert (height, width) == (6 * TOY.output_stride + 1, 200)
@@ -217,7 +218,7 @@ def test_labels_of_the_heads_size_are_letterboxed(source, tall, tmp_path):
 
 
 def test_the_check_and_the_ranges_see_letterboxed_images(source, tall):
-    fit = request.fit(ExportConfig(input_size=SIZE, resize="letterbox"), source)
+    fit = request.fit(ExportConfig(input_size=SIZE, resize="letterbox"), Exportable.of(source))
     found = fit.image(tall)
     assert found.dtype == np.uint8
     np.testing.assert_allclose(found, in_letterbox(tall), atol=0.5)

@@ -22,6 +22,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import EvalConfig, ExportConfig, ModelConfig
 from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.inference import arrays, exported, open_network, resizing, tensors
 from deeplab_keras.io import tflite_file
@@ -171,7 +172,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
     # Written without the checks of `export_model`, which take longer than these tests.
     for name, output in (("logits", "logits"), ("labels", "labels")):
         options = ExportConfig(input_size=SIZE, output=output)
-        job = export._Job(checkpoint, checkpoint, options, synthetic_images(SIZE, 3, 4))
+        source = Exportable.of(checkpoint)
+        job = export._Job(source, source, options, synthetic_images(SIZE, 3, 4))
         job.write("tflite", folder / f"{name}.tflite")
         if importlib.util.find_spec("tf2onnx"):
             job.write("onnx", folder / f"{name}.onnx")

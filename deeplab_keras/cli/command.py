@@ -163,7 +163,7 @@ class Command:
         changes = self.official.changes(checkpoint.config) if self.official else {}
         if not changes:
             return checkpoint
-        from deeplab_keras.export.graph import rebuilt
+        from deeplab_keras.export.exportable import rebuilt
 
         return rebuilt(checkpoint, **changes)
 

@@ -29,7 +29,8 @@ from deeplab_keras.export.check import (
     runner,
 )
 from deeplab_keras.export.delegates import verdicts
-from deeplab_keras.export.graph import freeze, head_of, rebuilt
+from deeplab_keras.export.exportable import Exportable
+from deeplab_keras.export.graph import freeze, head_of
 from deeplab_keras.export.images import Fit, Images
 from deeplab_keras.export.mixed_int8 import mixed
 from deeplab_keras.export.request import FORMATS
@@ -38,10 +39,8 @@ from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import ABOUT, LABELS, ExportedNetwork, open_runtime
 from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.writing import check_folder
-from deeplab_keras.models.concat_conv import ConcatConv2D
-from deeplab_keras.models.layers import require_tensorflow, smallest_size
+from deeplab_keras.models.layers import require_tensorflow
 from deeplab_keras.version import __version__
-from deeplab_keras.zoo.loading import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +52,15 @@ class _Job:
     """One export.
 
     Attributes:
-        checkpoint: The checkpoint, which files are compared with.
-        exported: The network that is converted: the checkpoint's, or a rebuilt variant of it.
+        source: The model that files are compared with.
+        exported: The model that is converted: the same, or one that computes in another way.
         config: The options of the export.
         representative: Images for the ranges of int8 files, uint8 `[height, width, channels]`.
-        calibration: The temperature that is part of the checkpoint, if it was fitted.
+        calibration: The temperature that is part of the model, if it was fitted.
     """
 
-    checkpoint: LoadedCheckpoint
-    exported: LoadedCheckpoint
+    source: Exportable
+    exported: Exportable
     config: ExportConfig
     representative: Sequence[np.ndarray] = ()
     calibration: Calibration | None = None
@@ -89,13 +88,14 @@ class _Job:
     @functools.cached_property
     def frozen_for_8_bits(self) -> Any:
         """The same graph with unsplit convolutions, so that no partial sums are rounded."""
-        branchwise = any(isinstance(layer, ConcatConv2D) for layer in self.exported.model.layers)
-        return self._freeze(rebuilt(self.exported, branchwise=False)) if branchwise else self.frozen
+        if not self.exported.branchwise:
+            return self.frozen
+        return self._freeze(self.exported.changed(branchwise=False))
 
-    def _freeze(self, checkpoint: LoadedCheckpoint) -> Any:
+    def _freeze(self, source: Exportable) -> Any:
         assert self.size
-        shape = (1, *self.size, checkpoint.config.input_channels)
-        model = self._with_outputs(checkpoint.model)
+        shape = (1, *self.size, source.channels)
+        model = self._with_outputs(source.model)
         return freeze(model, shape, tf.float32, self.outputs, self.config.label_type)
 
     def _with_outputs(self, model: keras.Model) -> keras.Model:
@@ -110,23 +110,23 @@ class _Job:
     @functools.cached_property
     def network(self) -> Network:
         """The Keras model."""
-        return KerasNetwork(self.checkpoint.model)
+        return KerasNetwork(self.source.model)
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
         """The text files stored with every export: class names, one per line, and its origin."""
-        info, config = self.exported.info, self.exported.config
+        info = self.exported.info
         about: dict[str, Any] = {
             "made_by": f"deeplab_keras {__version__}",
             "dataset": info.to_dict(),
-            "model": config.to_dict(),
+            "model": self.exported.description,
             "input_size": self.size,
             "outputs": list(self.outputs),
             "output_at": self.config.output_at,
             "resize": self.config.resize,
         }
-        if self.fit and self.fit.color:
-            about["pad_value"] = list(self.fit.color)
+        if self.exported.config is None or (self.fit and self.fit.color):
+            about["pad_value"] = list(self.exported.pad_value)
         if self.config.output_at == "head":  # how to enlarge the outputs
             about["align_corners"] = head_of(self.exported.model)[1]
         if self.calibration:
@@ -144,14 +144,12 @@ class _Job:
             path.write_bytes(onnx.convert(self.frozen, self.outputs, self.files))
             return ()
         model, float_layers = self._tflite(kind)
-        info, config = self.exported.info, self.exported.config
+        info = self.exported.info
         text = (
-            f"Semantic segmentation: the class of each pixel out of {config.num_classes} of "
+            f"Semantic segmentation: the class of each pixel out of {info.num_classes} of "
             f"{info.name}"
         )
-        described = metadata.describe(
-            model, f"{config.head} on {config.backbone}", text, __version__
-        )
+        described = metadata.describe(model, self.exported.architecture, text, __version__)
         path.write_bytes(tflite.pack(described, self.files))
         return float_layers
 
@@ -170,7 +168,7 @@ class _Job:
         """The written file compared with Keras."""
         threads, head, predict = self.config.threads, None, None
         if self.config.output_at == "head":
-            model, _ = head_of(self.checkpoint.model)
+            model, _ = head_of(self.source.model)
             _, align_corners = head_of(self.exported.model)
             head = AtHead(KerasNetwork(model), align_corners, "logits" in self.outputs)
         if head or self.config.resize != "stretch":
@@ -181,17 +179,11 @@ class _Job:
             images,
             None if kind == "saved_model" else self.fit,
             labels,
-            self.checkpoint.info.ignore_label,
+            self.source.info.ignore_label,
             head=head,
             predict=predict,
-            smallest=self.smallest,
+            smallest=self.source.smallest,
         )
-
-    @property
-    def smallest(self) -> tuple[int, int]:
-        """The (height, width) of the smallest image that the network takes."""
-        config = self.checkpoint.config
-        return smallest_size(config.image_pooling_window, config.output_stride)
 
     def min_agreement(self, kind: str) -> float:
         """The share of labels that a file of this format must have in common with Keras."""
@@ -202,10 +194,11 @@ class _Job:
 
 
 def export_model(
-    checkpoint: str | os.PathLike[str] | LoadedCheckpoint,
+    checkpoint: str | os.PathLike[str] | LoadedCheckpoint | keras.Model,
     export_path: str | os.PathLike[str] | None = None,
     config: ExportConfig | None = None,
     *,
+    class_names: Sequence[str] = (),
     representative_images: Images | None = None,
     check_images: Images | None = None,
     checked: int | None = None,
@@ -215,11 +208,14 @@ def export_model(
     """Exports a model and checks each file against Keras before the file gets its name.
 
     Args:
-        checkpoint: A checkpoint folder, a workdir, the name of a model of the zoo, or a loaded
-            checkpoint. `config.checkpoint_dir` is not used.
+        checkpoint: A checkpoint folder, a workdir, the name of a model of the zoo, a loaded
+            checkpoint, or any `keras.Model` from images `[batch, height, width, channels]` in
+            0..255 to one score per pixel and class. `config.checkpoint_dir` is not used.
         export_path: The folder for the files, which get the names in FORMATS. For a single format
             also a file, `*.tflite` or `*.onnx`. Default: `config.export_path`.
         config: The formats, the input size and the limits of the check. Default: `ExportConfig()`.
+        class_names: The names of the classes of a `keras.Model`. Default: `class_0`, `class_1` and
+            so on. A checkpoint has its own.
         representative_images: Images for the ranges of tflite_int8 and tflite_mixed files, at least
             16, similar to those that the model will see: a split of a dataset, a folder of images,
             or a list of uint8 arrays `[height, width, channels]`. Default:
@@ -253,6 +249,22 @@ def export_model(
         ... )
         >>> files[0].path.name, files[0].label_agreement > 0.99
         ('phone.tflite', True)
+
+        A model in memory, with changes of your own:
+
+        >>> model = dk.load_model("runs/demo")
+        >>> scores = keras.layers.Softmax()(model.output)
+        >>> changed = keras.Model(model.input, scores, name="mine")
+        >>> files = dk.export_model(
+        ...     changed,
+        ...     "mine.tflite",
+        ...     class_names=dk.Predictor("runs/demo").info.class_names,
+        ...     formats=["tflite"],
+        ...     input_size=(64, 64),
+        ...     log=lambda line: None,
+        ... )
+        >>> dk.Predictor("mine.tflite").info.num_classes
+        10
     """
     require_tensorflow("the export")
     config = _merged(config, export_path, checked, options)
@@ -262,10 +274,9 @@ def export_model(
     check_folder(next(iter(targets.values())).parent, "export_path")
     if "onnx" in targets:
         onnx.require_packages()
-    job = _prepared(checkpoint, config, targets, representative_images, check_images)
-    images, labels = request.check_images(
-        check_images, config.check_images, job.checkpoint, job.size
-    )
+    source = Exportable.of(checkpoint, class_names)
+    job = _prepared(source, config, targets, representative_images, check_images)
+    images, labels = request.check_images(check_images, config.check_images, job.source, job.size)
     if config.max_miou_loss is not None and not labels:
         raise UserError(
             f"`max_miou_loss={config.max_miou_loss:g}`: needs a dataset with labels for the check; "
@@ -305,26 +316,18 @@ def _merged(
 
 
 def _prepared(
-    checkpoint: str | os.PathLike[str] | LoadedCheckpoint,
+    source: Exportable,
     config: ExportConfig,
     targets: dict[str, pathlib.Path],
     representative_images: Images | None,
     check_images: Images | None,
 ) -> _Job:
-    """Loads the checkpoint, and checks that it can be exported with these options."""
-    if not isinstance(checkpoint, LoadedCheckpoint):
-        if not isinstance(checkpoint, str | os.PathLike):
-            raise UserError(
-                f"`checkpoint` must be a path or a loaded checkpoint, not "
-                f"{type(checkpoint).__name__}; save a model with dk.save_checkpoint first"
-            )
-        checkpoint = open_checkpoint(checkpoint)
-    request.check_classes(checkpoint)
+    """Checks that a model can be exported with these options, and prepares it."""
     if config.output_at == "head":
-        head_of(checkpoint.model)  # raises an error if the model has no such outputs
+        head_of(source.model)  # raises an error if the model has no such outputs
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and not config.input_size:
-        config = config.replace(input_size=request.usual_size(check_images, checkpoint) or ())
+        config = config.replace(input_size=request.usual_size(check_images, source) or ())
     size = request.input_size(config)
     if needs_size and size is None:
         raise UserError(
@@ -333,24 +336,24 @@ def _prepared(
             "are none"
         )
     if size is not None:
-        request.check_size(checkpoint, size)
+        request.check_size(source, size)
     representative: Sequence[np.ndarray] = ()
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
     if in_8_bits:
         images = representative_images
         if images is None:
             images = config.representative_dir or None
-        fit = request.fit(config, checkpoint)
+        fit = request.fit(config, source)
         representative = request.representative(images, fit, in_8_bits[0])
-    if checkpoint.config.quantization_aware:  # exported files quantize in their own way
-        checkpoint = rebuilt(checkpoint, quantization_aware=False)
+    if source.quantization_aware:  # exported files quantize in their own way
+        source = source.changed(quantization_aware=False)
     calibration = None
     if config.calibrate:
-        checkpoint, calibration = calibrate(checkpoint, request.split(check_images))
+        source, calibration = calibrate(source, request.split(check_images))
     changes = {"align_corners": False} if config.half_pixel_resizes else {}
     changes |= {"branchwise": False} if config.keep_concatenations else {}
-    exported = rebuilt(checkpoint, **changes) if changes else checkpoint
-    return _Job(checkpoint, exported, config, representative, calibration)
+    exported = source.changed(**changes) if changes else source
+    return _Job(source, exported, config, representative, calibration)
 
 
 # === One format ===
@@ -376,7 +379,7 @@ def _export_one(
                 f"{target}: cannot be written ({reason}); free some space, or give another "
                 "`export_path`"
             ) from error
-        fit = enlarging(images[0], job.smallest) if kind == "saved_model" else job.fit
+        fit = enlarging(images[0], job.source.smallest) if kind == "saved_model" else job.fit
         compared = job.compare(kind, temporary, images, labels)
         first = fit.image(images[0]) if fit else images[0]
         took = milliseconds(kind, temporary, job.config.threads, first)

@@ -16,11 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import UserError
 from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import CONFIDENCE_BINS, count_confidence, expected_error
 from deeplab_keras.evaluation.loop import batches
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.inference import predict_logits
 from deeplab_keras.inference.keras_network import KerasNetwork, made_by
 from deeplab_keras.inference.tensors import decide
@@ -67,27 +67,25 @@ class Calibration:
         return f"{text}; warning: no lower calibration error, so omit `calibrate`"
 
 
-def calibrate(
-    checkpoint: LoadedCheckpoint, source: Source | None
-) -> tuple[LoadedCheckpoint, Calibration]:
+def calibrate(exportable: Exportable, source: Source | None) -> tuple[Exportable, Calibration]:
     """Fits a temperature on a split, and folds it into a copy of the network.
 
     Args:
-        checkpoint: The network. It is not modified.
+        exportable: The network. It is not modified.
         source: The validation split.
 
     Raises:
-        UserError: There is no split, its classes differ from the checkpoint's, no temperature
+        UserError: There is no split, its classes differ from the network's, no temperature
             within the limits is the best, or other layers follow the classifiers.
     """
-    if source is None or source.info.class_names != checkpoint.info.class_names:
+    if source is None or source.info.class_names != exportable.info.class_names:
         raise UserError(
             "`calibrate`: needs the labels of a validation split with the classes of the model; "
             "give `dataset` and `dataset_dir`, or omit `calibrate`"
         )
-    classifiers(checkpoint.model)  # raises an error before the time is spent
+    classifiers(exportable.model)  # raises an error before the time is spent
     logger.info("fitting a temperature on %d images", len(source))
-    before, bar = KerasNetwork(checkpoint.model), Progress(2 * len(source), "calibration")
+    before, bar = KerasNetwork(exportable.model), Progress(2 * len(source), "calibration")
     bins, samples = _Bins(source.info.ignore_label), _Samples(len(source))
 
     def collect(index: int, image: np.ndarray, label: np.ndarray) -> None:
@@ -102,7 +100,7 @@ def calibrate(
             "labels, or omit `calibrate`"
         )
     temperature = fit(*samples.joined())
-    model = folded(checkpoint.model, temperature)
+    model = folded(exportable.model, temperature)
     after, bins_after, changed = KerasNetwork(model), _Bins(source.info.ignore_label), 0
 
     def compare(index: int, image: np.ndarray, label: np.ndarray) -> None:
@@ -114,7 +112,7 @@ def calibrate(
     found = Calibration(
         temperature, bins_after.error, bins.error, len(source), bins.pixels, changed
     )
-    return dataclasses.replace(checkpoint, model=model), found
+    return dataclasses.replace(exportable, model=model), found
 
 
 def _each(

@@ -214,7 +214,7 @@ def compare(
 
 
 def enlarging(picture: np.ndarray, smallest: tuple[int, int]) -> Fit | None:
-    """Returns how an image is enlarged to the smallest (height, width); `None` if it is not smaller."""
+    """Returns how an image is enlarged to the smallest size, `None` if it is large enough."""
     (height, width), (least_height, least_width) = picture.shape[:2], smallest
     if height >= least_height and width >= least_width:
         return None

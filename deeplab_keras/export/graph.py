@@ -6,7 +6,6 @@ takes a tenth of the time of a conversion from the Keras model, with the same op
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +13,8 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import UserError
 from deeplab_keras.inference.keras_network import last_resize
-from deeplab_keras.models.quantization import without_ranges
-from deeplab_keras.models.segmentor import build_segmentor
 
 Shape = tuple[int | None, int | None, int | None, int]
 Function = Any  # tf.types.experimental.ConcreteFunction
@@ -81,35 +77,6 @@ def head_of(model: keras.Model) -> tuple[keras.Model, bool]:
         )
     layer, scores = found
     return keras.Model(model.input, scores, name=model.name), layer.align_corners
-
-
-def rebuilt(checkpoint: LoadedCheckpoint, **changes: Any) -> LoadedCheckpoint:
-    """Rebuilds a checkpoint's network with changes to its config that do not affect its weights.
-
-    Raises:
-        UserError: The network has layers that its config does not describe, which would be lost.
-    """
-    model, config = checkpoint.model, checkpoint.config.replace(**changes)
-    height, width = model.input_shape[1:3]
-    size = (height, width) if height and width else None
-    if _layers(model) != _layers(build_segmentor(checkpoint.config, size)):
-        raise UserError(
-            f"the layers of {model.name!r} are not those that its config describes, and this "
-            "export rebuilds the network with "
-            f"{', '.join(f'{name}={value}' for name, value in changes.items())}; export the "
-            "unmodified network, or omit the format or option"
-        )
-    changed = build_segmentor(config, size)
-    assign_weights(changed, without_ranges(named_weights(model)), str(checkpoint.path))
-    return dataclasses.replace(checkpoint, model=changed, config=config)
-
-
-def _layers(model: keras.Model) -> list[tuple[str, str]]:
-    return [
-        (type(layer).__name__, layer.name)
-        for layer in model.layers
-        if not isinstance(layer, keras.layers.InputLayer)
-    ]
 
 
 def named(frozen: Function, outputs: Sequence[str]) -> Function:

@@ -12,9 +12,9 @@ from typing import cast
 
 import numpy as np
 
-from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig, UserError, unknown_option
 from deeplab_keras.data.source import Source
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.export.images import (
     Fit,
     Images,
@@ -23,9 +23,6 @@ from deeplab_keras.export.images import (
     read_pairs,
     synthetic_images,
 )
-from deeplab_keras.inference.keras_network import KerasNetwork
-from deeplab_keras.models.layers import smallest_size
-from deeplab_keras.models.segmentor import check_input_size, pad_value
 
 logger = logging.getLogger(__name__)
 
@@ -57,22 +54,20 @@ def input_size(config: ExportConfig) -> tuple[int, int] | None:
     return (config.input_size[0], config.input_size[1]) if config.input_size else None
 
 
-def usual_size(images: Images | None, checkpoint: LoadedCheckpoint) -> tuple[int, int] | None:
+def usual_size(images: Images | None, source: Exportable) -> tuple[int, int] | None:
     """Returns the default size of an input: the most common size of the images of the check.
 
     It is at least the smallest size that the network takes. A network of a fixed input size has no
     other. Returns `None` without images.
     """
-    height, width = checkpoint.model.input_shape[1:3]
+    height, width = source.model.input_shape[1:3]
     if height and width:
         return height, width
     found = [] if images is None else image_sizes(images, MEASURED)
     if not found:
         return None
     ((usual, count),) = collections.Counter(found).most_common(1)
-    config = checkpoint.config
-    smallest = smallest_size(config.image_pooling_window, config.output_stride)
-    size = (max(usual[0], smallest[0]), max(usual[1], smallest[1]))
+    size = (max(usual[0], source.smallest[0]), max(usual[1], source.smallest[1]))
     logger.info(
         "input size %dx%d: the most common size is %dx%d, of %d of %d images%s",
         *size,
@@ -122,34 +117,23 @@ def targets(path: pathlib.Path, formats: Sequence[str], overwrite: bool) -> dict
     return {name: path / FORMATS[name] for name in formats}
 
 
-def check_classes(checkpoint: LoadedCheckpoint) -> None:
-    """Raises UserError if the model's output is not one score per class of the checkpoint."""
-    classes = KerasNetwork(checkpoint.model).num_classes
-    if not classes == checkpoint.config.num_classes == checkpoint.info.num_classes:
-        raise UserError(
-            f"the model outputs {classes} classes, its config has "
-            f"{checkpoint.config.num_classes} and its class list {checkpoint.info.num_classes}; "
-            "give a LoadedCheckpoint in which all three agree"
-        )
-
-
-def fit(config: ExportConfig, checkpoint: LoadedCheckpoint) -> Fit | None:
+def fit(config: ExportConfig, source: Exportable) -> Fit | None:
     """Returns how images get the input size of TFLite and ONNX files, `None` without a size."""
     size = input_size(config)
-    color = pad_value(checkpoint.model) if config.resize == "letterbox" else None
+    color = source.pad_value if config.resize == "letterbox" else None
     return Fit(size, color) if size else None
 
 
-def check_size(checkpoint: LoadedCheckpoint, size: tuple[int, int]) -> None:
+def check_size(source: Exportable, size: tuple[int, int]) -> None:
     """Raises UserError for an input size that the model or the runtimes cannot take."""
-    built = checkpoint.model.input_shape[1:3]
+    built = source.model.input_shape[1:3]
     if None not in built and tuple(size) != tuple(built):
         raise UserError(
             f"`input_size={size[0]},{size[1]}`: the model was built for {built[0]}x{built[1]} "
             f"only; give `input_size={built[0]},{built[1]}`"
         )
-    check_input_size(checkpoint.config, *size)
-    largest = size[0] * size[1] * checkpoint.config.num_classes * 4
+    source.check_size(*size)
+    largest = size[0] * size[1] * source.info.num_classes * 4
     if largest >= MAX_TENSOR:
         raise UserError(
             f"`input_size={size[0]},{size[1]}`: too large: the class scores would take "
@@ -183,16 +167,16 @@ def split(images: Images | None) -> Source | None:
 
 
 def check_images(
-    images: Images | None, limit: int, checkpoint: LoadedCheckpoint, size: tuple[int, int] | None
+    images: Images | None, limit: int, source: Exportable, size: tuple[int, int] | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Returns the images of the check, and their labels.
 
-    There are labels only if `images` is a dataset with the classes of the checkpoint.
+    There are labels only if `images` is a dataset with the classes of the model.
 
     Args:
         images: See `export_model`; `None`: synthetic images.
         limit: The number of images, 0 for all.
-        checkpoint: The checkpoint to export.
+        source: The model to export.
         size: The (height, width) of the synthetic images; `None`: the model's own, or a default.
 
     Raises:
@@ -200,16 +184,16 @@ def check_images(
     """
     limit = limit or sys.maxsize
     if images is None:
-        built = checkpoint.model.input_shape[1:3]
+        built = source.model.input_shape[1:3]
         size = size or (ANY_SIZE_CHECK if None in built else built)
-        return synthetic_images(size, checkpoint.config.input_channels), []
+        return synthetic_images(size, source.channels), []
     labels: list[np.ndarray] = []
-    source = split(images)
-    if source is None:
+    labeled = split(images)
+    if labeled is None:
         found = read_images(images, limit)
     else:
-        found, labels = read_pairs(source, limit)
-        if source.info.class_names != checkpoint.info.class_names:
+        found, labels = read_pairs(labeled, limit)
+        if labeled.info.class_names != source.info.class_names:
             labels = []
     if not found:
         raise UserError(

@@ -92,7 +92,16 @@ class ExportedNetwork(Network):
             )
         with reading(path, f"an export: its {ABOUT}", "give a file that `export_model.py` wrote"):
             about = json.loads(runtime.files[ABOUT])
-            config = ModelConfig.from_saved(about["model"])
+            model = about["model"]
+            if model.keys() == {"name", "input_channels"}:  # not a network of `build_segmentor`
+                channels = int(model["input_channels"])
+                self._mean = tuple(map(float, about["pad_value"]))
+            else:
+                config = ModelConfig.from_saved(model)
+                channels, self._mean = (
+                    config.input_channels,
+                    NORMALIZATIONS[config.normalization][0],
+                )
             self.info = DatasetInfo.from_dict(about["dataset"])
             # Files of earlier versions do not have these keys.
             self._at_head = {"image": False, "head": True}[about.get("output_at", "image")]
@@ -106,8 +115,7 @@ class ExportedNetwork(Network):
                 "the order of the classes"
             )
         self.path, self.runtime = pathlib.Path(path), runtime
-        super().__init__(self.path.name, runtime.size, config.input_channels, config.num_classes)
-        self._mean = NORMALIZATIONS[config.normalization][0]
+        super().__init__(self.path.name, runtime.size, channels, self.info.num_classes)
 
     @property
     def pad_value(self) -> tuple[float, ...]:

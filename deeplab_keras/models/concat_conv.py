@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from deeplab_keras.models.layers import PACKAGE, Conv2D, Tensor, interpolation
+from deeplab_keras.models.layers import PACKAGE, Conv2D, Tensor, interpolation, resize_bilinear
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -31,6 +31,8 @@ class ConcatConv2D(Conv2D):
         resized: Indices of the maps that are resized, bilinearly, to the size of the others before
             the convolution.
         align_corners: How they are resized, see `layers.ResizeTo`.
+        concatenated: Whether to concatenate the maps and compute a single convolution. 8-bit files
+            need this, because each of several sums would be rounded.
         **kwargs: Other arguments of `Conv2D`.
     """
 
@@ -41,10 +43,12 @@ class ConcatConv2D(Conv2D):
         *,
         resized: tuple[int, ...] = (),
         align_corners: bool = False,
+        concatenated: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(filters, kernel_size, **{"padding": "same", **kwargs})
         self.resized, self.align_corners = tuple(resized), align_corners
+        self.concatenated = concatenated
         self.input_spec = None  # the one of Conv2D requires a single input
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
@@ -54,6 +58,12 @@ class ConcatConv2D(Conv2D):
     def call(self, inputs: list[Tensor]) -> Tensor:
         kernel, first = ops.convert_to_tensor(self.kernel), 0
         size = ops.shape(inputs[self._reference(len(inputs))])[1:3]
+        if self.concatenated:
+            maps = [
+                resize_bilinear(x, size, self.align_corners) if index in self.resized else x
+                for index, x in enumerate(inputs)
+            ]
+            return super().call(ops.concatenate(maps, axis=-1))
         total = None
         for index, x in enumerate(inputs):
             part = kernel[:, :, first : first + x.shape[-1]]
@@ -118,4 +128,5 @@ class ConcatConv2D(Conv2D):
             **super().get_config(),
             "resized": self.resized,
             "align_corners": self.align_corners,
+            "concatenated": self.concatenated,
         }
