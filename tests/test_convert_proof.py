@@ -21,11 +21,14 @@ from official_golden import LRASPP, drawn_tensors
 from tensorflow.lite.python import schema_py_generated as schema
 
 from deeplab_keras.checkpoints.folder import named_weights
-from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, UserError
 from deeplab_keras.convert import official_deeplab
 from deeplab_keras.convert.conversion import convert
 from deeplab_keras.convert.transfer import dump_weights
+from deeplab_keras.data.registry import open_dataset
+from deeplab_keras.evaluation.loop import evaluate
 from deeplab_keras.inference import Predictor
+from deeplab_keras.inference.exported import open_interpreter
 from deeplab_keras.models.segmentor import build_segmentor
 from deeplab_keras.zoo.official import OFFICIAL, official_config
 
@@ -695,6 +698,48 @@ def test_third_party_files(file, model, changes, pairs):
         for pair in pairs:
             image, labels = (expected[name] for name in pair.split())
             assert np.mean(predictor(image) == labels) >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_released_weights_on_photographs():
+    """Ours, evaluated in the official way, and a third party's file of these weights in LiteRT.
+
+    The two files are independent of each other. NumPy counts the pixels of the other file.
+    """
+    config = OFFICIAL["deeplabv3_mnv2_dm05_pascal_trainval"].replace(output_stride=8)
+    folder = SHARED / "weights/deeplabv3_mnv2_dm05_257"
+    model, _ = convert("official_deeplab", str(folder / "deeplabv3.tflite"), config)
+    file = THIRD_PARTY / "mnv2_dm05_513_unfolded/deeplabv3_mnv2_dm05_pascal.tflite"
+    interpreter = open_interpreter(file, threads=2)
+    interpreter.allocate_tensors()
+    (given,), (returned,) = interpreter.get_input_details(), interpreter.get_output_details()
+    data = DataConfig(dataset="voc2012", dataset_dir=SHARED / "data/voc_animals/VOCdevkit")
+    source = open_dataset(data, "val")
+    official = EvalConfig(inference="official", eval_crop_size=(513, 513))
+    predictor = Predictor(model, official)
+    equal, matrix = [], np.zeros((21, 21), np.int64)
+    for index in range(len(source)):
+        image, label = source.load(index)
+        height, width = image.shape[:2]
+        padded = np.full((1, 513, 513, 3), 127.5, np.float32)
+        padded[0, :height, :width] = image
+        interpreter.set_tensor(given["index"], padded / 127.5 - 1)
+        interpreter.invoke()
+        expected = interpreter.get_tensor(returned["index"])[0, :height, :width]
+        equal.append((predictor(image) == expected).mean())
+        valid = label != 255
+        np.add.at(matrix, (label[valid], expected[valid]), 1)
+    union = matrix.sum(0) + matrix.sum(1) - np.diagonal(matrix)
+    iou = np.diagonal(matrix) / np.maximum(union, 1)
+    report = evaluate(model, source, official, progress=False)
+    print(f"{100 * np.mean(equal):.5f} % of the labels are equal")
+    background = source.info.class_names[0]
+    for name in (background, "cat", "dog", "horse", "cow", "sheep", "person"):
+        own, other = report.per_class_iou[name], iou[source.info.class_names.index(name)]
+        print(f"{name}: IoU {100 * own:.2f}, in LiteRT {100 * other:.2f}")
+        assert own == pytest.approx(other, abs=5e-5) and own > 0.5
+    assert len(equal) == 445 and np.mean(equal) >= 0.9999
 
 
 @pytest.mark.shared
