@@ -118,6 +118,7 @@ PACKAGES = {
     "setuptools": "pip install setuptools",
     "sklearn": "pip install scikit-learn",
     "torch": "pip install torch",
+    "mediapipe": "pip install mediapipe",
     "onnxruntime": "pip install onnxruntime tf2onnx",
     "pycocotools": "pip install pycocotools",
     "chromium": "apt-get install chromium, or from chromium.org",

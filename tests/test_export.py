@@ -402,7 +402,12 @@ def test_files_with_labels_only_are_checked_by_their_hidden_logits(
     assert file.path == path and leftovers(tmp_path) == ["small.tflite"]
     assert list(open_interpreter(path, 1).get_signature_runner().get_output_details()) == ["labels"]
     assert file.label_agreement >= 0.999 and 0 < file.max_logit_difference < 1e-3
-    assert capsys.readouterr().out == f"{file}{file.report()}\n"
+    report = capsys.readouterr().out
+    assert report == f"{file}{file.report()}\n"
+    assert report.endswith(
+        "\n  MediaPipe: needs scores instead of labels; export with output='logits'\n"
+    )
+    assert "MediaPipe" not in exported["tflite"].report(), "it has logits too"
     labels, logits = check.runner("tflite", path, 2)(images.synthetic_images(SIZE, 3, 1)[0])
     np.testing.assert_array_equal(labels, logits.argmax(-1))
     assert len(np.unique(labels)) >= 3

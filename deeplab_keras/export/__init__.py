@@ -401,6 +401,7 @@ def _export_one(
         tuple(verdicts(path, job.config.threads)) if in_tflite else (),
         fit.size if fit else None,
         job.calibration,
+        job.outputs,
     )
     if broken:
         raise UserError(f"{exported}; the check failed, {broken}: do not use this file")

@@ -14,6 +14,7 @@ from deeplab_keras.export.delegates import Verdict
 # An 8-bit file gets a warning if it loses more points of mIoU or, without labels, if a smaller
 # share of labels agrees with Keras.
 NOTABLE_MIOU_LOSS, NOTABLE_AGREEMENT = 1.0, 0.98
+LABELS_ONLY = "MediaPipe: needs scores instead of labels; export with `output='logits'`"
 MANY = 12  # layers listed in the printed line
 
 
@@ -48,6 +49,7 @@ class ExportedFile:
         verdicts: For a TFLite file, what each delegate does with it.
         input_size: The (height, width) of input images, or `None` for any size.
         calibration: The temperature that was folded into the network, and its effect on Keras.
+        outputs: The names of its outputs.
     """
 
     path: pathlib.Path
@@ -60,6 +62,7 @@ class ExportedFile:
     verdicts: tuple[Verdict, ...] = ()
     input_size: tuple[int, int] | None = None
     calibration: Calibration | None = None
+    outputs: tuple[str, ...] = ()
 
     @property
     def max_logit_difference(self) -> float:
@@ -155,9 +158,11 @@ class ExportedFile:
         )
 
     def report(self) -> str:
-        """Returns a TFLite file's operators and a line per delegate, else an empty string."""
+        """Returns a TFLite file's operators, a line per delegate and notes, else an empty string."""
         if not self.operators:
             return ""
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         lines = [f"{sum(self.operators.values())} operators: {counts}", *map(str, self.verdicts)]
+        if self.outputs == ("labels",):
+            lines.append(render_options(LABELS_ONLY))
         return "".join(f"\n  {line}" for line in lines)
