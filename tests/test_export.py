@@ -259,6 +259,9 @@ def test_verdicts_on_delegates(exported):
     resizes = by_name["NNAPI (Android 10)"].stopped_by["RESIZE_BILINEAR with half-pixel centers"]
     assert len(resizes) == file.operators["RESIZE_BILINEAR"] and resizes[-1].tensor == "logits"
     assert len(by_name["Edge TPU"].stopped_by["float operator"]) == sum(file.operators.values())
+    assert by_name["Edge TPU"].pieces == 0 and "runs nothing: " in str(by_name["Edge TPU"])
+    assert not by_name["NPU of Qualcomm (LiteRT)"].stopped_by
+    assert list(by_name["NPU of MediaTek (LiteRT)"].stopped_by) == ["ARG_MAX"]
     stopped = {verdict.delegate: verdict.stopped_by for verdict in int8.verdicts}
     assert set(stopped["Edge TPU"]) == {
         "ARG_MAX",
@@ -273,6 +276,37 @@ def test_verdicts_on_delegates(exported):
         and "runs all in 1 piece except 1 x ARG_MAX" in report[2]
     )
     assert "runs the whole graph" in report[4] and exported["saved_model"].report() == ""
+
+
+@pytest.mark.parametrize("kind", ["tflite", "tflite_dynamic", "tflite_int8"])
+def test_the_pieces_of_a_rule_are_counted_as_tflite_counts_them(exported, kind):
+    """XNNPACK's pieces are measured, so they are the oracle."""
+    xnnpack = exported[kind].verdicts[0]
+    left = {operator.tensor for found in xnnpack.stopped_by.values() for operator in found}
+    operators = delegates.read_operators(exported[kind].path)
+    supported = [operator.tensor not in left for operator in operators]
+    assert delegates.partition(operators, supported) == xnnpack.pieces
+    assert delegates.partition(operators, [True] * len(operators)) == 1
+    assert delegates.partition(operators, [False] * len(operators)) == 0
+
+
+def test_pieces_of_branches():
+    """a -> b -> d and a -> c -> d: without b, c runs together with a."""
+    a, b, c, d = (
+        delegates.Operator("ADD", name, (), inputs=inputs, outputs=(output,))
+        for name, inputs, output in (("a", (), 1), ("b", (1,), 2), ("c", (1,), 3), ("d", (2, 3), 4))
+    )
+    assert delegates.partition([a, b, c, d], [True, False, True, True]) == 2
+    assert delegates.partition([a, b, c, d], [False, True, True, False]) == 1
+    assert delegates.partition([a, b, d], [True, False, True]) == 2
+
+
+def test_every_rule_is_data_with_a_source_that_the_documentation_names():
+    page = (ROOT / "docs" / "export.md").read_text()
+    assert len({rule.delegate for rule in delegates.RULES}) == len(delegates.RULES)
+    for rule in delegates.RULES:
+        assert rule.source.startswith("https://") and f"]({rule.source})" in page
+        assert f"| {rule.delegate} |" in page
 
 
 def test_a_layer_with_several_operators_is_listed_once():

@@ -1,8 +1,7 @@
 """Which delegates can run a whole TFLite file, and which operators prevent it.
 
 For XNNPACK this is measured, by opening the file with it. The other delegates are not available
-here; the operators that they support come from their sources and manuals, cited at each rule and in
-docs/export.md.
+here. `RULES` has the operators that they support, each with the source or manual that says so.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from deeplab_keras.export.mixed_int8 import layer_name
 from deeplab_keras.inference.exported import open_interpreter
@@ -28,6 +27,8 @@ class Operator:
         types: The types of its non-constant inputs and of its output, such as FLOAT32.
         aligned: Whether it is a resize with aligned corners.
         half_pixel: Whether it is a resize with half-pixel centers.
+        inputs: The indices of its non-constant input tensors.
+        outputs: The indices of its output tensors.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Operator:
     types: tuple[str, ...]
     aligned: bool = False
     half_pixel: bool = False
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,77 +56,106 @@ class Verdict:
     pieces: int | None = None
 
     def __str__(self) -> str:
-        parts = ""
-        if self.pieces is not None:
-            parts = " in 1 piece" if self.pieces == 1 else f" in {self.pieces} pieces"
         if not self.stopped_by:
-            return f"{self.delegate}: runs the whole graph{parts}"
+            return f"{self.delegate}: runs the whole graph"
         reasons = []
         for reason, found in self.stopped_by.items():
             layers = list(dict.fromkeys(layer_name(operator.tensor) for operator in found))
             names = ", ".join(layers[:SHOWN]) + (", ..." if len(layers) > SHOWN else "")
             reasons.append(f"{len(found)} x {reason} ({names})")
+        if self.pieces == 0:
+            return f"{self.delegate}: runs nothing: {'; '.join(reasons)}"
+        parts = ""
+        if self.pieces is not None:
+            parts = " in 1 piece" if self.pieces == 1 else f" in {self.pieces} pieces"
         return f"{self.delegate}: runs all{parts} except {'; '.join(reasons)}"
 
 
-# The operators of segmentation networks that each delegate supports.
-ARITHMETIC = {
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which operators a delegate supports, according to its source.
+
+    Attributes:
+        delegate: The delegate's name.
+        source: The address of the source or manual.
+        operators: The operators of segmentation networks that it supports.
+        refused_types: Types of tensors that it does not take -> how the reason is worded, with the
+            operator's name as `{}`.
+        resizes: Whether it supports resizes with aligned corners and half-pixel centers.
+    """
+
+    delegate: str
+    source: str
+    operators: frozenset[str]
+    refused_types: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    resizes: bool = True
+
+    def reason(self, operator: Operator) -> str:
+        """Returns why the delegate leaves an operator to the CPU, or an empty string."""
+        for kind in operator.types:
+            if kind in self.refused_types:
+                return self.refused_types[kind].format(operator.name)
+        if operator.name not in self.operators:
+            return operator.name
+        if not self.resizes and (operator.aligned or operator.half_pixel):
+            grid = "aligned corners" if operator.aligned else "half-pixel centers"
+            return f"{operator.name} with {grid}"
+        return ""
+
+
+# Supported by all delegates below.
+ARITHMETIC = frozenset({
     "ADD", "SUB", "MUL", "CONV_2D", "DEPTHWISE_CONV_2D", "AVERAGE_POOL_2D", "MEAN",
     "CONCATENATION", "PAD", "RESHAPE", "RELU", "RELU6", "LOGISTIC", "MAXIMUM", "MINIMUM",
     "RESIZE_BILINEAR", "SOFTMAX", "STRIDED_SLICE", "TRANSPOSE", "SPLIT", "FULLY_CONNECTED",
     "QUANTIZE",
-}  # fmt: skip
-# tensorflow/lite/tools/versioning/gpu_compatibility.cc, CheckGpuDelegateCompatibility
-GPU = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV"}
-# LiteRT's ML Drift: the switch over builtin_code of its IR model builder. @litertjs/core uses it
-# for WebGPU.
-ML_DRIFT = GPU | {"ARG_MAX", "CAST"}
-# tensorflow/lite/delegates/nnapi/nnapi_delegate.cc, Validate, for Android 11 and later
-NNAPI = ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "ARG_MAX", "CAST", "SUM", "DIV"}
-# https://coral.ai/docs/edgetpu/models-intro/#supported-operations
-EDGE_TPU = ARITHMETIC | {"SUM"}
-INTEGER = {"INT8", "UINT8", "INT32"}
-
-
-def _gpu(operator: Operator) -> str:
-    return "" if operator.name in GPU else operator.name
-
-
-def _ml_drift(operator: Operator) -> str:
-    if "INT64" in operator.types:
-        return f"{operator.name} of int64"
-    return "" if operator.name in ML_DRIFT else operator.name
-
-
-def _nnapi(operator: Operator) -> str:
-    if "INT64" in operator.types:
-        return f"{operator.name} of int64"
-    return "" if operator.name in NNAPI else operator.name
-
-
-def _edge_tpu(operator: Operator) -> str:
-    if not set(operator.types) <= INTEGER:
-        return "float operator"
-    return "" if operator.name in EDGE_TPU else operator.name
-
-
-def _old_nnapi(operator: Operator) -> str:
-    if operator.aligned or operator.half_pixel:
-        return (
-            "RESIZE_BILINEAR with "
-            f"{'aligned corners' if operator.aligned else 'half-pixel centers'}"
-        )
-    return _nnapi(operator)
-
-
-# Delegate -> function that returns why it leaves an operator to the CPU, or "".
-RULES: dict[str, Callable[[Operator], str]] = {
-    "GPU (TFLite's delegate)": _gpu,
-    "GPU and WebGPU (LiteRT)": _ml_drift,
-    "NNAPI (Android 11 and later)": _nnapi,
-    "NNAPI (Android 10)": _old_nnapi,
-    "Edge TPU": _edge_tpu,
-}
+})  # fmt: skip
+TENSORFLOW = "https://github.com/tensorflow/tensorflow/blob/master/tensorflow/lite"
+LITERT = "https://github.com/google-ai-edge/LiteRT/blob/main"
+NO_INT64 = {"INT64": "{} of int64"}
+RULES = (
+    Rule(
+        "GPU (TFLite's delegate)",
+        f"{TENSORFLOW}/tools/versioning/gpu_compatibility.cc",
+        ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV"},
+    ),
+    Rule(
+        "GPU and WebGPU (LiteRT)",
+        f"{LITERT}/ml_drift_delegate/tflite/ir_model_builder.cc",
+        ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV", "ARG_MAX", "CAST"},
+        NO_INT64,
+    ),
+    Rule(
+        "NPU of Qualcomm (LiteRT)",
+        f"{LITERT}/litert/vendors/qualcomm/compiler/Qualcomm_QNN_Compiler.md",
+        ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV", "ARG_MAX", "CAST"},
+    ),
+    Rule(
+        "NPU of MediaTek (LiteRT)",
+        f"{LITERT}/litert/vendors/mediatek/compiler/MediaTek_Neuro_Compiler.md",
+        ARITHMETIC - {"RELU6"} | {"DEQUANTIZE", "HARD_SWISH", "BATCH_MATMUL", "SUM", "DIV", "CAST"},
+        NO_INT64,
+    ),
+    Rule(
+        "NNAPI (Android 11 and later)",
+        f"{TENSORFLOW}/delegates/nnapi/nnapi_delegate.cc",
+        ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "ARG_MAX", "CAST", "SUM", "DIV"},
+        NO_INT64,
+    ),
+    Rule(
+        "NNAPI (Android 10)",
+        f"{TENSORFLOW}/delegates/nnapi/nnapi_delegate.cc",
+        ARITHMETIC | {"DEQUANTIZE", "HARD_SWISH", "ARG_MAX", "CAST", "SUM", "DIV"},
+        NO_INT64,
+        resizes=False,
+    ),
+    Rule(
+        "Edge TPU",
+        "https://coral.ai/docs/edgetpu/models-intro/#supported-operations",
+        ARITHMETIC | {"SUM"},
+        dict.fromkeys(("FLOAT32", "FLOAT16"), "float operator") | NO_INT64,
+    ),
+)
 
 
 def verdicts(path: pathlib.Path, threads: int = 1) -> list[Verdict]:
@@ -131,7 +163,7 @@ def verdicts(path: pathlib.Path, threads: int = 1) -> list[Verdict]:
     found = read_operators(path)
     return [
         _xnnpack(path, found, threads),
-        *(_by_rule(name, rule, found) for name, rule in RULES.items()),
+        *(_by_rule(rule, found) for rule in RULES),
     ]
 
 
@@ -169,17 +201,43 @@ def read_operators(path: pathlib.Path) -> list[Operator]:
                 tuple(types[tensor.type] for tensor in tensors),
                 bool(getattr(options, "alignCorners", False)),
                 bool(getattr(options, "halfPixelCenters", False)),
+                tuple(int(index) for index in computed),
+                tuple(int(index) for index in operator.outputs),
             )
         )
     return found
 
 
-def _by_rule(name: str, rule: Callable[[Operator], str], operators: Sequence[Operator]) -> Verdict:
+def partition(operators: Sequence[Operator], supported: Sequence[bool]) -> int:
+    """Returns in how many subgraphs TFLite runs the supported operators of a file.
+
+    As `PartitionGraphIntoIndependentNodeSubsets` in tensorflow/lite/graph_info.cc: operators of one
+    kind, supported or not, form a subgraph until none of them has all of its inputs.
+    """
+    missing = {index for operator in operators for index in operator.outputs}
+    left, pieces = list(range(len(operators))), 0
+    while left:
+        kind, grows = None, True
+        while grows:
+            grows = False
+            for place in list(left):
+                ready = missing.isdisjoint(operators[place].inputs)
+                if ready and kind in (None, supported[place]):
+                    kind, grows = supported[place], True
+                    missing.difference_update(operators[place].outputs)
+                    left.remove(place)
+        pieces += bool(kind)
+    return pieces
+
+
+def _by_rule(rule: Rule, operators: Sequence[Operator]) -> Verdict:
+    reasons = [rule.reason(operator) for operator in operators]
     stopped: dict[str, list[Operator]] = collections.defaultdict(list)
-    for operator in operators:
-        if reason := rule(operator):
+    for operator, reason in zip(operators, reasons, strict=True):
+        if reason:
             stopped[reason].append(operator)
-    return Verdict(name, dict(stopped))
+    pieces = partition(operators, [not reason for reason in reasons])
+    return Verdict(rule.delegate, dict(stopped), pieces)
 
 
 def _xnnpack(path: pathlib.Path, operators: Sequence[Operator], threads: int) -> Verdict:

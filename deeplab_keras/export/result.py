@@ -158,7 +158,7 @@ class ExportedFile:
         )
 
     def report(self) -> str:
-        """Returns a TFLite file's operators, a line per delegate and notes, else an empty string."""
+        """Returns a TFLite file's operators and what delegates do with it, else an empty string."""
         if not self.operators:
             return ""
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
