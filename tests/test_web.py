@@ -23,7 +23,7 @@ from PIL import Image
 from test_export_at_head import bilinear, nearest
 
 from deeplab_keras.cli.commands.build_web import WebOptions
-from deeplab_keras.export.web import RUNTIME, build_page
+from deeplab_keras.export.web import RUNTIME, _packed, build_page
 from deeplab_keras.inference.resizing import letterbox_size
 
 PAGE = ROOT / "demo" / "web"
@@ -35,6 +35,7 @@ POLICY = (
 IMPORTED = re.compile(
     r"""(?:^\s*(?:import|export)\b[^'"();]*|\bimport\s*\(\s*)["']([^'"]+)["']""", re.MULTILINE
 )
+MEDIAPIPE = "@mediapipe/tasks-vision@1.1.0"
 VOC = SHARED / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
 
 
@@ -446,6 +447,79 @@ def test_the_browser_enlarges_small_outputs_of_a_letterboxed_image(page):
     share = (found == scores.argmax(-1)).mean()
     print(f"{100 * share:.3f} % of the browser's labels are Python's")
     assert len(np.unique(found)) > 1 and share >= 0.995
+
+
+@pytest.fixture(scope="module")
+def beside_mediapipe(page) -> pathlib.Path:
+    """A page with both outputs in the folder `both` of the server, and MediaPipe's runtime."""
+    from deeplab_keras.export import export_model
+
+    folder, _, _ = page
+    path = folder.parent / "both.tflite"
+    export_model(
+        folder.parent / "checkpoint",
+        path,
+        formats=["tflite"],
+        input_size=(257, 257),
+        output="both",
+    )
+    both = build_page(path, folder / "both", PAGE)
+    for name in ("web_check", "mediapipe_check"):
+        shutil.copy(ROOT / f"tests/{name}.js", both)
+    shutil.copy(folder / "web_check.html", both)
+    (both / "mediapipe_check.html").write_text(
+        '<!doctype html><meta charset="utf-8"><title>MediaPipe</title>\n'
+        '<script type="module" src="mediapipe_check.js"></script>\n'
+    )
+    runtime = _packed(MEDIAPIPE, folder.parent)
+    shutil.copytree(runtime / "wasm", both / "tasks/wasm")
+    shutil.copy(runtime / "vision_bundle.mjs", both / "tasks")
+    return both
+
+
+def labels_of(check: str, size: tuple[int, int], page: tuple) -> np.ndarray:
+    """Returns the labels that a check in the folder `both` posts for its photo.png."""
+    _, address, posted = page
+    # MediaPipe's postprocessing needs WebGL, which SwiftShader provides without a GPU.
+    browser = browse(
+        f"{address}both/{check}.html", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"
+    )
+    try:
+        path, body = posted.get(timeout=240)
+    finally:
+        browser.kill()
+    assert path == "/both/labels", body.decode()
+    return np.frombuffer(body, np.uint8).reshape(size)
+
+
+@pytest.mark.package("chromium")
+@needs_npm
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("photo", ["2007_000042.jpg", "2011_000003.jpg"])
+def test_mediapipe_litert_and_python_agree_on_one_file(page, beside_mediapipe, photo):
+    """On an image of the file's size. MediaPipe resizes others without half-pixel centers."""
+    from deeplab_keras.export.images import resize
+    from deeplab_keras.inference import Predictor
+
+    predictor = Predictor(beside_mediapipe / "model.tflite")
+    with Image.open(VOC / photo) as picture:
+        image = np.asarray(picture.convert("RGB"))
+    resized = resize(image, (257, 257))
+    expected = predictor(resized)
+    Image.fromarray(resized).save(beside_mediapipe / "photo.png")
+    found = {
+        check: (labels_of(check, (257, 257), page) == expected).mean()
+        for check in ("web_check", "mediapipe_check")
+    }
+    Image.fromarray(image).save(beside_mediapipe / "photo.png")
+    own = labels_of("mediapipe_check", image.shape[:2], page)
+    found["mediapipe_check, own size"] = (own == predictor(image)).mean()
+    for check, share in found.items():
+        print(f"{photo}: {check}: {100 * share:.3f} % of the labels are Python's")
+    assert len(np.unique(expected)) > 1
+    assert min(found["web_check"], found["mediapipe_check"]) >= 0.999
+    assert found["mediapipe_check, own size"] >= 0.96
 
 
 @pytest.mark.package("chromium")
