@@ -12,11 +12,16 @@ the versions. --page creates a page from that file.
     python scripts/benchmark.py --what=eval --checkpoint_dir=runs/demo
 
     python scripts/benchmark.py --what=model --model=lrasppnet_mobilenetv3los8_voc --csv=speed.csv
+
+--what=files measures the TFLite files of all models, and continues where it was interrupted:
+
+    python scripts/benchmark.py --what=files --csv=files.csv --page=files.md
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 
 from deeplab_keras.cli import Command, load_keras
@@ -29,9 +34,11 @@ KINDS = ("keras", "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "
 class BenchmarkOptions(Config):
     """What to measure, and for how long."""
 
-    what: str = option("", "what to measure", choices=("", "input", "train", "eval", "model"))
+    what: str = option(
+        "", "what to measure", choices=("", "input", "train", "eval", "model", "files")
+    )
     checkpoint_dir: str = option(
-        "", "eval, model: a workdir or a checkpoint; default: random weights of --model"
+        "", "eval, model, files: a workdir or a checkpoint; default: random weights"
     )
     against: tuple[str, ...] = option(
         (),
@@ -41,11 +48,14 @@ class BenchmarkOptions(Config):
     rounds: int = option(5, "number of rounds in which all contenders take turns")
     batches: int = option(8, "batches per round: training steps, or calls of a model")
     stages: bool = option(True, "input: also measures each stage of the pipeline")
-    input_size: tuple[int, ...] = option((512, 512), "model: height,width of the image")
+    models: str = option("*", "files: a pattern for the names of models")
+    input_size: tuple[int, ...] = option(
+        (512, 512), "model, files: height,width of the image; files: default: all sizes of the page"
+    )
     batch_sizes: tuple[int, ...] = option(
         (1,), "model: images per call; TFLite and ONNX files are measured with 1 only"
     )
-    num_threads: int = option(2, "model: number of threads of every runtime")
+    num_threads: int = option(2, "model, files: number of threads of every runtime")
     kinds: tuple[str, ...] = option(KINDS, "model: its formats, these and onnx")
     outputs: tuple[str, ...] = option(
         ("labels",),
@@ -57,7 +67,7 @@ class BenchmarkOptions(Config):
 
     def validate(self) -> None:
         if not self.page:
-            self._require_given("what", "input, train, eval or model")
+            self._require_given("what", "input, train, eval, model or files")
         for field in ("rounds", "batches", "num_threads"):
             self._require(getattr(self, field) >= 1, field, "must be at least 1")
         self._require(
@@ -75,6 +85,11 @@ class BenchmarkOptions(Config):
             "page",
             "requires `csv`, from which the page is created",
         )
+        self._require(
+            self.what != "files" or bool(self.csv),
+            "what",
+            "requires `csv`, to which each measured model is added",
+        )
 
 
 def main(command: Command) -> None:
@@ -85,10 +100,12 @@ def main(command: Command) -> None:
 
     from benchmarks import records, runs
 
-    if options.what:
+    if options.what == "files":
+        _measure_files(command, options)
+    elif options.what:
         if options.csv:
             records.check(options.csv)  # before the measurement, which takes minutes
-        own = ("what", "checkpoint_dir", "csv", "page")
+        own = ("what", "checkpoint_dir", "models", "csv", "page")
         keywords = {name: value for name, value in options.to_dict().items() if name not in own}
         result = runs.measure(
             options.what,
@@ -104,9 +121,64 @@ def main(command: Command) -> None:
             records.append(options.csv, options.what, result.case, result.rows(), text)
             command.summary.wrote(options.csv)
     if options.page:
-        records.write_page(options.page, options.csv)
+        _write_page(options)
         command.summary.wrote(options.page)
         print(f"wrote {options.page}")
+
+
+def _write_page(options: BenchmarkOptions) -> None:
+    from benchmarks import files, records
+
+    rows = records.read(options.csv)
+    if any(row["what"] == "files" for row in rows):
+        records.write_below(options.page, files.tables(rows))
+    else:
+        records.write_page(options.page, options.csv)
+
+
+def _measure_files(command: Command, options: BenchmarkOptions) -> None:
+    """Measures the rows that the CSV file does not have, or the row of a trained model."""
+    from benchmarks import files, records
+    from deeplab_keras.data.registry import open_dataset
+
+    records.check(options.csv)
+    size = (options.input_size[0], options.input_size[1])
+    sizes = [size] if "input_size" in command.given(BenchmarkOptions) else files.SIZES
+    images = {}
+    if options.checkpoint_dir:
+        data = command.data_config(options.checkpoint_dir)
+        images = {
+            "representative": open_dataset(data, data.train_split),
+            "check": open_dataset(data, data.eval_split),
+        }
+        rows = files.trained(options.checkpoint_dir, sizes)
+    else:
+        rows = files.plan(options.models, sizes)
+    text = shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])
+    known = records.read(options.csv) if os.path.exists(options.csv) else []
+    measured = 0
+    for number, (row, new) in enumerate(
+        files.measure_missing(
+            rows,
+            known,
+            options.num_threads,
+            lambda row: files.measure_row(
+                row,
+                threads=options.num_threads,
+                rounds=options.rounds,
+                calls=options.batches,
+                **images,
+            ),
+            lambda case, found: records.append(options.csv, "files", case, found, text),
+            again=bool(images),
+        ),
+        start=1,
+    ):
+        measured += new
+        what = "measured" if new else f"in {options.csv}"
+        print(f"{number} of {len(rows)}: {row.case(options.num_threads)}: {what}", flush=True)
+    command.summary.count(measured=measured)
+    command.summary.wrote(options.csv)
 
 
 SECTIONS = (BenchmarkOptions, DataConfig, TrainConfig, EvalConfig, ModelConfig)

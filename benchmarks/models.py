@@ -192,7 +192,7 @@ def measure_model(
     if not kinds and not against:
         raise UserError(f"--kinds is empty; use one or more of {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        checkpoint = _checkpoint(model, pathlib.Path(folder) / "checkpoint")
+        checkpoint = checkpoint_of(model, pathlib.Path(folder) / "checkpoint")
         check_input_size(checkpoint.config, *input_size)
         fixed = build_segmentor(checkpoint.config, input_size)
         files = _export(
@@ -228,7 +228,7 @@ def measure_model(
     )
 
 
-def _checkpoint(model: ModelConfig | str, folder: pathlib.Path) -> LoadedCheckpoint:
+def checkpoint_of(model: ModelConfig | str, folder: pathlib.Path) -> LoadedCheckpoint:
     """Returns the given checkpoint, or creates one with random weights in `folder`."""
     if not isinstance(model, ModelConfig):
         return open_checkpoint(model)

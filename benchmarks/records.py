@@ -156,16 +156,21 @@ def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> N
 
     The text of the page before the line `BEGIN` is kept.
     """
+    runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in read(table):
+        runs.setdefault((row["what"], row["case"], row["date"], row["command"]), []).append(row)
+    write_below(path, "".join(map(_section, runs.values())))
+
+
+def write_below(path: str | os.PathLike[str], text: str) -> None:
+    """Writes generated text to a Markdown page, below the text that ends with the line `BEGIN`."""
     page = pathlib.Path(path)
     start = (
         page.read_text(encoding="utf-8").partition(BEGIN)[0]
         if page.exists()
         else "# Benchmarks\n\n"
     )
-    runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in read(table):
-        runs.setdefault((row["what"], row["case"], row["date"], row["command"]), []).append(row)
-    write_text(page, f"{start.rstrip()}\n\n{BEGIN}\n" + "".join(map(_section, runs.values())))
+    write_text(page, f"{start.rstrip()}\n\n{BEGIN}\n{text}")
 
 
 def _section(rows: Sequence[Mapping[str, str]]) -> str:
@@ -197,10 +202,11 @@ def _section(rows: Sequence[Mapping[str, str]]) -> str:
 
 def _cell(row: Mapping[str, str]) -> str:
     if row["low"] == row["high"]:
-        return _short(row["median"])
-    return f"{_short(row['median'])} ({_short(row['low'])} to {_short(row['high'])})"
+        return short(row["median"])
+    return f"{short(row['median'])} ({short(row['low'])} to {short(row['high'])})"
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
+    """Formats a number of a CSV file with three significant digits, or as a whole number."""
     number = float(value)
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import re
 
 import numpy as np
 import pytest
 from benchmark_workers import InProcess
-from contracts import noise, raises_line, script
+from contracts import ROOT, noise, raises_line, script
 from data_files import write_dataset
 from test_export_at_head import bilinear
 
 import deeplab_keras as dk
-from benchmarks import peers, records, rounds, workers
+from benchmarks import files, peers, records, rounds, workers
 from benchmarks.models import as_labels
 from deeplab_keras.checkpoints.folder import assign_weights, named_weights
 from deeplab_keras.config import DataConfig
+from deeplab_keras.export import delegates
 from deeplab_keras.models.multiply_adds import count_multiply_adds
+from deeplab_keras.models.segmentor import check_input_size
 
 SHORT = ["--rounds=2", "--batches=1"]
 
@@ -151,6 +154,38 @@ def test_outputs_of_the_heads_size_become_labels():
     np.testing.assert_array_equal(
         as_labels(labels, (10, 14), False)[0], labels[0].repeat(2, 0).repeat(2, 1)
     )
+def test_files_as_a_command(in_process, tmp_path, capsys):
+    table, page = tmp_path / "found.csv", tmp_path / "page.md"
+    flags = [
+        "--what=files",
+        "--models=lrasppnet_mobilenetv3sos8_voc",
+        "--input_size=385,385",
+        f"--csv={table}",
+        f"--page={page}",
+    ]
+    assert script("benchmark.py")(*flags, *SHORT) == 0
+    cases = {row["case"] for row in records.read(table)}
+    assert cases == {
+        "lrasppnet_mobilenetv3sos8_voc, 385x385, 2 threads",
+        "lrasppnet_mobilenetv3sos8_voc (output_stride=16, image_pooling_size=()), 385x385, "
+        "2 threads",
+    }
+    (row,) = re.findall(
+        r"^\| `lrasppnet_mobilenetv3sos8_voc` \| (1 \| .*) \|$", page.read_text(), re.M
+    )
+    cells = row.split(" | ")
+    model = dk.build_segmentor(dk.get_config("lrasppnet_mobilenetv3sos8_voc"), (385, 385))
+    assert cells[1] == "8" and float(cells[3]) == pytest.approx(
+        count_multiply_adds(model) / 1e9, abs=0.01
+    )
+    assert float(cells[2]) == pytest.approx(1.14, abs=0.01), "without the auxiliary head"
+    size = [float(cell) for cell in cells[4:8]]
+    assert size[0] > 1.7 * size[1] > 2.5 * size[3] and cells[12] == "-"
+    assert all(float(cell) > 0 for cell in (*cells[8:12], *cells[13:]))
+    capsys.readouterr()
+    before = table.read_bytes()
+    assert script("benchmark.py")(*flags, *SHORT) == 0
+    assert table.read_bytes() == before and f"in {table}" in capsys.readouterr().out
 
 
 # --- User errors ---
@@ -159,7 +194,12 @@ def test_outputs_of_the_heads_size_become_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--what is required: input, train, eval or model"),
+        ([], "--what is required: input, train, eval, model or files"),
+        (["--what=files"], "--what requires --csv, to which each measured model is added"),
+        (
+            ["--what=files", "--csv={tmp}/new.csv", "--models=resnet"],
+            "--models=resnet matches no model; ",
+        ),
         (["--what=inputs"], "unknown --what 'inputs'; did you mean 'input'?"),
         (["--what=input", "--rounds=0"], "--rounds must be at least 1. Received: --rounds=0"),
         (["--what=model", "--input_size=5"], "Received: --input_size=5"),
@@ -229,6 +269,81 @@ def test_a_dataset_that_a_peer_cannot_read_is_refused(tmp_path, monkeypatch):
         "--against=torch cannot be combined with options that SSSegmentation does not"
     ):
         measure(config, against=["torch"])
+
+
+# --- The files of many models ---
+
+
+def test_the_plan_has_every_model_at_a_size_that_it_takes():
+    rows = files.plan()
+    assert {row.label for row in rows} >= set(dk.list_models())
+    assert len({row.case(2) for row in rows}) == len(rows)
+    for row in rows:
+        check_input_size(row.model, *row.size)
+    smallest = [row.size for row in rows if row.label == "deeplab_mnv3_small_cityscapes_trainfine"]
+    assert smallest == [(769, 769)], "its image pooling takes none of the usual sizes"
+    assert [row.size for row in rows if row.label == "lraspp_mobilenet_v3_large"] == [*files.SIZES]
+
+
+def test_only_missing_rows_are_measured(tmp_path):
+    rows = files.plan("fcn_mobilenetv2os8_voc") + files.plan("lraspp_mobilenet_v3_large")
+    table, calls = tmp_path / "found.csv", []
+
+    def measure(row):
+        calls.append(row.case(2))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return [records.Measurement.single("tflite", "file", "MB", 1.0)]
+
+    def run():
+        known = records.read(table) if table.exists() else []
+        save = functools.partial(records.append, table, "files", command="x")
+        return list(files.measure_missing(rows, known, 2, measure, save))
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    found = run()
+    cases = [row.case(2) for row in rows]
+    assert calls == [cases[0], cases[1], *cases[1:]], "continues with the row that was interrupted"
+    assert [new for _, new in found] == [False, *[True] * (len(rows) - 1)]
+
+
+def test_the_last_measurement_of_a_row_counts():
+    def measured(label, date, milliseconds, agreement=None):
+        values = {("the model", name): 1.0 for name in ("width", "output stride")}
+        values |= {("the model", "parameters"): 2.5e6, ("the model", "multiply-adds"): 3.21e9}
+        for kind in files.KINDS:
+            values |= {(kind, "file"): 4.0, (kind, "CPU per call"): milliseconds}
+            values |= {(kind, "peak memory"): 99.0}
+            for name in ("XNNPACK (CPU)", *(rule.delegate for rule in delegates.RULES)):
+                values |= {(kind, f"pieces: {name}"): 2, (kind, f"left to the CPU: {name}"): 1}
+        values |= {("tflite_dynamic", "pieces: Edge TPU"): 0}
+        values |= {("tflite_int8", "left to the CPU: Edge TPU"): 0}
+        if agreement:
+            values |= {("tflite_int8", "agreement with Keras"): agreement}
+        common = {"what": "files", "case": f"{label}, 64x96, 2 threads", "date": date}
+        common |= dict.fromkeys(("cpu", "cores", "memory_gb", "python", "packages"), "x")
+        return [
+            {**common, "subject": subject, "quantity": quantity, "median": str(value)}
+            for (subject, quantity), value in values.items()
+        ]
+
+    rows = measured("slow", "2026-01-01 10:00", 30.0)
+    rows += measured("a (b=1, c=2)", "2026-01-02 10:00", 70.0)
+    rows += measured("a (b=1, c=2)", "2026-01-03 10:00", 20.0, agreement=98.765)
+    text = files.tables(rows)
+    assert text.startswith("## 64x96\n\n2026-01-01 to 2026-01-03, 2 threads. ")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    times = " | ".join(["4"] * 4 + ["20"] * 4)
+    assert lines[0] == f"| `a (b=1, c=2)` | 1 | 1 | 2.50 | 3.21 | {times} | 98.77 | 99 | 99 |"
+    assert lines[1].startswith("| `slow` |") and lines[1].endswith("| - | 99 | 99 |")
+    assert lines[2].endswith("| 2 (1) / 2 (1) / 2 (1) | 2 (1) / - / 2 |")
+
+
+def test_the_page_is_written_from_the_measurements():
+    rows = records.read(ROOT / "docs" / "files.csv")
+    page = (ROOT / "docs" / "choosing_a_model.md").read_text()
+    assert page.partition(f"{records.BEGIN}\n")[2] == files.tables(rows)
 
 
 # --- Parts ---
