@@ -51,7 +51,7 @@ VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Entry:
     """A model at one size.
 
     Attributes:
@@ -69,7 +69,7 @@ class Row:
         return f"{self.label}, {self.size[0]}x{self.size[1]}, {threads} threads"
 
 
-def plan(pattern: str = "*", sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
+def plan(pattern: str = "*", sizes: Sequence[tuple[int, int]] = SIZES) -> list[Entry]:
     """Returns the rows of the tables: the models of the zoo and their `VARIANTS`.
 
     Models with fewer classes come first, because they are measured in less time. A model whose
@@ -92,16 +92,19 @@ def plan(pattern: str = "*", sizes: Sequence[tuple[int, int]] = SIZES) -> list[R
             configs[f"{name} ({said})"] = configs[name].replace(**changes)
     order = sorted(configs.items(), key=lambda item: item[1].num_classes > 21)
     smallest = [
-        Row(label, config, smallest_size(config.image_pooling_window, config.output_stride))
+        Entry(label, config, smallest_size(config.image_pooling_window, config.output_stride))
         for label, config in order
         if config.image_pooling_window and not any(fits(config, size) for size in sizes)
     ]
     return [
-        Row(label, config, size) for size in sizes for label, config in order if fits(config, size)
+        Entry(label, config, size)
+        for size in sizes
+        for label, config in order
+        if fits(config, size)
     ] + smallest
 
 
-def trained(path: str, sizes: Sequence[tuple[int, int]]) -> list[Row]:
+def trained(path: str, sizes: Sequence[tuple[int, int]]) -> list[Entry]:
     """Returns the rows of a trained model, which replace those with random weights.
 
     Args:
@@ -118,7 +121,7 @@ def trained(path: str, sizes: Sequence[tuple[int, int]]) -> list[Row]:
             if getattr(config, field) != getattr(usual, field)
         ]
         label += f" ({', '.join(changes)})" if changes else ""
-    return [Row(label, path, size) for size in sizes if fits(config, size)]
+    return [Entry(label, path, size) for size in sizes if fits(config, size)]
 
 
 def fits(config: ModelConfig, size: tuple[int, int]) -> bool:
@@ -131,7 +134,7 @@ def fits(config: ModelConfig, size: tuple[int, int]) -> bool:
 
 
 def measure_row(
-    row: Row,
+    row: Entry,
     *,
     threads: int = 2,
     rounds: int = 5,
@@ -230,13 +233,13 @@ def _count(weights: Sequence[Any]) -> int:
 
 
 def measure_missing(
-    rows: Sequence[Row],
+    rows: Sequence[Entry],
     known: Sequence[Mapping[str, str]],
     threads: int,
-    measure: Callable[[Row], list[Measurement]],
+    measure: Callable[[Entry], list[Measurement]],
     save: Callable[[str, list[Measurement]], None],
     again: bool = False,
-) -> Iterator[tuple[Row, bool]]:
+) -> Iterator[tuple[Entry, bool]]:
     """Measures the rows that a CSV file does not have, and saves each.
 
     Args:
