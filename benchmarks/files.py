@@ -141,7 +141,7 @@ def measure_row(
     calls: int = 3,
     representative: Source | None = None,
     check: Source | None = None,
-    checked: int = 50,
+    checked: int = 16,
 ) -> list[Measurement]:
     """Exports a model in all `KINDS` and measures each file in its own process.
 
