@@ -144,13 +144,11 @@ def _measure_files(command: Command, options: BenchmarkOptions) -> None:
     records.check(options.csv)
     size = (options.input_size[0], options.input_size[1])
     sizes = [size] if "input_size" in command.given(BenchmarkOptions) else files.SIZES
-    images = {}
+    representative = check = None
     if options.checkpoint_dir:
         data = command.data_config(options.checkpoint_dir)
-        images = {
-            "representative": open_dataset(data, data.train_split),
-            "check": open_dataset(data, data.eval_split),
-        }
+        representative = open_dataset(data, data.train_split)
+        check = open_dataset(data, data.eval_split)
         rows = files.trained(options.checkpoint_dir, sizes)
     else:
         rows = files.plan(options.models, sizes)
@@ -167,10 +165,11 @@ def _measure_files(command: Command, options: BenchmarkOptions) -> None:
                 threads=options.num_threads,
                 rounds=options.rounds,
                 calls=options.batches,
-                **images,
+                representative=representative,
+                check=check,
             ),
             lambda case, found: records.append(options.csv, "files", case, found, text),
-            again=bool(images),
+            again=check is not None,
         ),
         start=1,
     ):
