@@ -328,7 +328,8 @@ def test_the_last_measurement_of_a_row_counts():
             for (subject, quantity), value in values.items()
         ]
 
-    rows = measured("slow", "2026-01-01 10:00", 30.0)
+    rows = measured("slow", "2026-01-01 09:00", 10.0, agreement=1.0)
+    rows += measured("slow", "2026-01-01 10:00", 30.0)
     rows += measured("a (b=1, c=2)", "2026-01-02 10:00", 70.0)
     rows += measured("a (b=1, c=2)", "2026-01-03 10:00", 20.0, agreement=98.765)
     text = files.tables(rows)
