@@ -154,6 +154,9 @@ def test_outputs_of_the_heads_size_become_labels():
     np.testing.assert_array_equal(
         as_labels(labels, (10, 14), False)[0], labels[0].repeat(2, 0).repeat(2, 1)
     )
+
+
+@pytest.mark.slow
 def test_files_as_a_command(in_process, tmp_path, capsys):
     table, page = tmp_path / "found.csv", tmp_path / "page.md"
     flags = [
