@@ -157,7 +157,7 @@ def test_outputs_of_the_heads_size_become_labels():
 
 
 @pytest.mark.slow
-def test_files_as_a_command(in_process, tmp_path, capsys):
+def test_files_as_a_command(tmp_path, capsys):
     table, page = tmp_path / "found.csv", tmp_path / "page.md"
     flags = [
         "--what=files",
