@@ -13,6 +13,7 @@ from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_option
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
 from deeplab_keras.convert.pth import read_pth, write_pth
+from deeplab_keras.convert.restoring import Images
 from deeplab_keras.convert.transfer import (
     Proof,
     dump_weights,
@@ -46,6 +47,7 @@ def convert(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
+    restore_batch_norm: Images | None = None,
 ) -> tuple[keras.Model, Proof]:
     """Builds a model and loads foreign weights. An ImageNet file only has weights of the backbone.
 
@@ -58,17 +60,34 @@ def convert(
         check: Whether a graph (.pb, .tflite) is compared with the model: its operations, and the
             outputs of both on a few images. If false, weights are loaded by their names and
             nothing else is compared.
+        restore_batch_norm: A folder of images, or uint8 images `[height, width, 3]`, on which the
+            statistics of batch norm are measured that was folded into the convolutions. What the
+            model computes does not change, but it can be trained with statistics that are updated.
 
     Returns:
         The model, and the proof to print.
 
     Raises:
         UserError: If the source is unknown, the file cannot be read, the weights do not fit the
-            config, or the graph computes something else.
+            config, the graph computes something else, or batch norm cannot be restored.
     """
     if source not in SOURCES:
         raise unknown_option("source", source, SOURCES)
+    if restore_batch_norm is not None and source != "official_deeplab":
+        raise UserError(
+            f"`restore_batch_norm`: weights of `source={source}` have the statistics of their "
+            "training; omit `restore_batch_norm`"
+        )
     model = build_segmentor(config)
+    if restore_batch_norm is not None:
+        return model, official_deeplab.load(
+            model,
+            config,
+            path,
+            skip_mismatched_classifiers=skip_mismatched_classifiers,
+            check=check,
+            restore_batch_norm=restore_batch_norm,
+        )
     return model, SOURCES[source](model, config, path, skip_mismatched_classifiers, check)
 
 

@@ -20,10 +20,18 @@ import keras
 import numpy as np
 
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.convert.agreement import EQUAL_LABELS, LOGIT_DIFFERENCE, compare, image_size
+from deeplab_keras.convert.agreement import (
+    EQUAL_LABELS,
+    LOGIT_DIFFERENCE,
+    Agreement,
+    compare,
+    image_size,
+)
 from deeplab_keras.convert.graphs import Convolution, Pool
 from deeplab_keras.convert.keras_graph import read_model
 from deeplab_keras.convert.official_files import OfficialSource, read_source, tensors_of, unfold
+from deeplab_keras.convert.restoring import Images, find_images
+from deeplab_keras.convert.restoring import restore_batch_norm as restore_batch_norm_of
 from deeplab_keras.convert.structure import SAME_EPSILON, map_sizes, match, pooling
 from deeplab_keras.convert.transfer import (
     TF1_SLIM,
@@ -134,6 +142,7 @@ def load(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
+    restore_batch_norm: Images | None = None,
 ) -> Proof:
     """Loads the weights of an official file of any kind; see `read_source`.
 
@@ -147,10 +156,13 @@ def load(
         skip_mismatched_classifiers: See `conversion.convert`.
         check: Whether a graph is compared with the model. If false, its weights are loaded by
             their names.
+        restore_batch_norm: Images on which the statistics of folded batch norm are measured; see
+            `restoring.restore_batch_norm`. `None` keeps the trivial statistics of folded layers.
 
     Raises:
         UserError: If the file cannot be read, does not fit, or computes something else.
     """
+    images = None if restore_batch_norm is None else find_images(restore_batch_norm)
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     tensors: dict[str, np.ndarray] = source.tensors
     note = not_proven(config, source.kind)
@@ -164,7 +176,15 @@ def load(
     if skip_mismatched_classifiers:
         skip_layers = mismatched_classifiers(model, tensors, rules(config))
     proof = load_official(model, config, tensors, origin=source.path, skip_layers=skip_layers)
-    return dataclasses.replace(proof, notes=(note,))
+    notes = [note]
+    if images is not None:
+        loaded = {row.target.partition("/")[0] for row in proof.rows}
+        restored = restore_batch_norm_of(model, config, images, origin=source.path, loaded=loaded)
+        notes.append(str(restored))
+        if source.graph is not None and check and not skip_layers:
+            agreement = _agreement(source, model, config, image_size(source.graph, config))
+            notes.append(f"Then the {source.kind} and the model were run again: {agreement}.")
+    return dataclasses.replace(proof, notes=tuple(notes))
 
 
 def not_proven(config: ModelConfig, kind: str) -> str:
@@ -223,13 +243,7 @@ def _proven_tensors(
     layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
     tensors, _ = unfold(tensors_of(layers), config.backbone_bn_epsilon, config.head_bn_epsilon)
     load_official(model, config, tensors, origin=origin)
-    agreement = compare(graph, model, config, size)
-    if not agreement.is_sufficient:
-        raise UserError(
-            f"{origin}: the converted model does not compute the same: {agreement}; required are "
-            f"{EQUAL_LABELS:.1%} and {LOGIT_DIFFERENCE:g}; give the options of the model it was "
-            "exported from (`check=False` converts the weights without this check)"
-        )
+    agreement = _agreement(source, model, config, size)
     note = f"The {source.kind} and the model were run: {agreement}."
     if agreement.normalized:
         note += (
@@ -237,6 +251,20 @@ def _proven_tensors(
             "the config and unproven."
         )
     return tensors, note
+
+
+def _agreement(
+    source: OfficialSource, model: keras.Model, config: ModelConfig, size: tuple[int, int]
+) -> Agreement:
+    """Runs a graph and a model on the same images, and requires that they agree."""
+    agreement = compare(source.graph, model, config, size)
+    if not agreement.is_sufficient:
+        raise UserError(
+            f"{source.path}: the converted model does not compute the same: {agreement}; required "
+            f"are {EQUAL_LABELS:.1%} and {LOGIT_DIFFERENCE:g}; give the options of the model it "
+            "was exported from (`check=False` converts the weights without this check)"
+        )
+    return agreement
 
 
 def start_from(

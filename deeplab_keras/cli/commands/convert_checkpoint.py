@@ -12,6 +12,10 @@ the labels and logits of a frozen graph or .tflite file are compared with the mo
         --model=deeplabv3_mobilenetv2os8_voc \
         --num_classes=11 --checkpoint=deeplabv3_mobilenetv2os8_voc.pth --output=converted/start
 
+    python scripts/convert_checkpoint.py --source=official_deeplab \
+        --model=deeplabv3_mnv2_dm05_pascal_trainval --checkpoint=deeplabv3.tflite \
+        --restore_batch_norm=photographs --output=converted/voc
+
     python scripts/convert_checkpoint.py --source=torchvision \
         --flagfile=configs/base/torchvision_lraspp_mobilenet_v3_large.flags \
         --checkpoint=lraspp_mobilenet_v3_large-d234d4ea.pth --output=converted/lraspp
@@ -48,6 +52,12 @@ class CheckpointOptions(Config):
         "runs a frozen graph or .tflite file and the new model on the same images, and refuses "
         "to convert if they differ",
     )
+    restore_batch_norm: str = option(
+        "",
+        "folder of at least 16 images, such as those for training, on which the statistics of "
+        "batch norm that was folded into the convolutions are measured. The outputs do not change, "
+        "and the model can be trained with updated statistics",
+    )
     output: str = option("", "new checkpoint folder; with --to: new .pth file")
     class_names: tuple[str, ...] = option(
         (), "names of the classes; default: those of the model's dataset"
@@ -62,6 +72,11 @@ class CheckpointOptions(Config):
         )
         needed = "checkpoint_dir" if self.to else "checkpoint"
         self._require_given(needed, "the weights to convert")
+        self._require(
+            not (self.to and self.restore_batch_norm),
+            "restore_batch_norm",
+            "cannot be combined with `to`",
+        )
         self._require_given("output", "where to write the result")
 
 
@@ -95,6 +110,7 @@ def main(command: Command) -> None:
         config,
         skip_mismatched_classifiers="num_classes" in given,
         check=options.check,
+        restore_batch_norm=options.restore_batch_norm or None,
     )
     print(f"{proof.table()}\n{proof}")
     folder = save_checkpoint(options.output, model, config, info)
