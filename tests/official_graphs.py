@@ -6,6 +6,7 @@ MobileNetV2 with ASPP, and MobileNetV3 with LR-ASPP.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -209,8 +210,22 @@ def run(graph: tf.compat.v1.GraphDef, image: np.ndarray) -> np.ndarray:
             )
 
 
-def tflite(graph: tf.compat.v1.GraphDef, output: str = "ArgMax:0", *, half: bool = False) -> bytes:
-    """Returns the graph as a TFLite file; `graph` takes the normalized image."""
+def tflite(
+    graph: tf.compat.v1.GraphDef,
+    output: str = "ArgMax:0",
+    *,
+    half: bool = False,
+    images: Sequence[np.ndarray] = (),
+) -> bytes:
+    """Returns the graph as a TFLite file.
+
+    Args:
+        graph: A graph that takes the normalized image.
+        output: The output tensor.
+        half: Whether the weights are float16.
+        images: Normalized images `[1, height, width, 3]` from which the ranges of an 8-bit file are
+            computed.
+    """
 
     def imported(image: tf.Tensor) -> list[tf.Tensor]:
         return tf.import_graph_def(
@@ -228,4 +243,7 @@ def tflite(graph: tf.compat.v1.GraphDef, output: str = "ArgMax:0", *, half: bool
     if half:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
+    if images:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: [[image] for image in images]
     return converter.convert()

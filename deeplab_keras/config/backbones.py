@@ -33,6 +33,12 @@ class MobileNetV3Config(BackboneConfig):
 class MobileNetEdgeTPUConfig(BackboneConfig):
     """MobileNet-EdgeTPU."""
 
+    finegrain_classification_mode: bool = option(
+        False,
+        "mobilenet_edgetpu: whether the last convolution has 1280 channels at every depth "
+        "multiplier, as in the released 8-bit model of edgetpu-deeplab-slim",
+    )
+
 
 # Name of the backbone -> the class of its options. `models.backbones.BACKBONES` has the builders.
 BACKBONES: dict[str, type[BackboneConfig]] = {

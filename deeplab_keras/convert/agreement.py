@@ -26,6 +26,8 @@ class Runnable(Protocol):
     kind: str
     runtime: str
     path: Any
+    # Whether the file rounds its weights to 8 bits. Its network has the weights as floats.
+    quantized: bool
 
     @property
     def network(self) -> ConvolutionGraph:
@@ -35,8 +37,10 @@ class Runnable(Protocol):
     def image(self) -> str:
         """The name of the input, or "" if there is not exactly one input."""
 
-    def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Computes the values of tensors."""
+    def run(
+        self, tensors: Sequence[str], feed: dict[str, np.ndarray], *, rounded: bool = True
+    ) -> list[np.ndarray]:
+        """Computes the values of tensors; of a quantized graph, with or without its rounding."""
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
         """Returns a tensor's shape, as far as it is known."""
@@ -81,7 +85,13 @@ class Agreement:
 
 
 def compare(
-    graph: Runnable, model: keras.Model, config: ModelConfig, size: tuple[int, int]
+    graph: Runnable,
+    model: keras.Model,
+    config: ModelConfig,
+    size: tuple[int, int],
+    *,
+    images: Sequence[np.ndarray] = (),
+    rounded: bool = False,
 ) -> Agreement:
     """Runs both networks on the same images.
 
@@ -90,6 +100,9 @@ def compare(
         model: The converted model.
         config: Its architecture.
         size: (height, width) of the images; see `image_size`.
+        images: uint8 images of this size, `[height, width, 3]`. By default, synthetic ones.
+        rounded: Whether a quantized graph rounds, as its file does. Otherwise it computes in
+            floats, with the same weights.
 
     Raises:
         UserError: If the source cannot be run, or preprocesses its images differently from the
@@ -98,9 +111,10 @@ def compare(
     first = first_tensor(graph)
     equal = total = 0
     difference = largest = 0.0
-    for image in synthetic_images(size):
+    images = images or synthetic_images(size)
+    for image in images:
         with reading(graph.path, _what(graph), ADVICE):
-            theirs = _run(graph, image, first, config)
+            theirs = _run(graph, image, first, config, rounded)
         ours = keras.ops.convert_to_numpy(model(image[None].astype(np.float32), training=False))
         if theirs.shape[-1] != ours.shape[-1]:
             raise UserError(
@@ -114,7 +128,9 @@ def compare(
         equal += int((theirs.argmax(-1) == ours.argmax(-1)).sum())
         total += ours[..., 0].size
     relative = difference / largest if largest else difference
-    return Agreement(size, NUM_IMAGES, equal / total, relative, graph.runtime, first == graph.image)
+    return Agreement(
+        size, len(images), equal / total, relative, graph.runtime, first == graph.image
+    )
 
 
 def first_tensor(graph: Runnable) -> str:
@@ -201,14 +217,18 @@ def normalize(image: np.ndarray, normalization: str) -> np.ndarray:
     return np.asarray((image[None].astype(np.float32) - mean) / std)
 
 
-def _run(graph: Runnable, image: np.ndarray, first: str, config: ModelConfig) -> np.ndarray:
+def _run(
+    graph: Runnable, image: np.ndarray, first: str, config: ModelConfig, rounded: bool
+) -> np.ndarray:
     """Returns the class scores of the source, `[1, height, width, classes]`."""
     logits, expected = graph.network.logits, normalize(image, config.normalization)
     if first == graph.image:
-        (scores,) = graph.run([logits], {first: expected})
+        (scores,) = graph.run([logits], {first: expected}, rounded=rounded)
         return np.asarray(scores, np.float32)
     scores, normalized = graph.run(
-        [logits, first], {graph.image: image[None].astype(graph.dtype(graph.image))}
+        [logits, first],
+        {graph.image: image[None].astype(graph.dtype(graph.image))},
+        rounded=rounded,
     )
     if normalized.shape != expected.shape:
         raise UserError(

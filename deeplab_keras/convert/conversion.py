@@ -12,8 +12,8 @@ import keras
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_option
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
+from deeplab_keras.convert.pictures import Images
 from deeplab_keras.convert.pth import read_pth, write_pth
-from deeplab_keras.convert.restoring import Images
 from deeplab_keras.convert.transfer import (
     Proof,
     dump_weights,
@@ -47,6 +47,7 @@ def convert(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
+    check_images: Images | None = None,
     restore_batch_norm: Images | None = None,
 ) -> tuple[keras.Model, Proof]:
     """Builds a model and loads foreign weights. An ImageNet file only has weights of the backbone.
@@ -60,6 +61,9 @@ def convert(
         check: Whether a graph (.pb, .tflite) is compared with the model: its operations, and the
             outputs of both on a few images. If false, weights are loaded by their names and
             nothing else is compared.
+        check_images: A folder of images, or uint8 images `[height, width, 3]`, on which a graph is
+            compared with the model. `None` for a few synthetic images, on which 8-bit files agree
+            less with a float model than on photographs.
         restore_batch_norm: A folder of images, or uint8 images `[height, width, 3]`, on which the
             statistics of batch norm are measured that was folded into the convolutions. What the
             model computes does not change, but it can be trained with statistics that are updated.
@@ -73,22 +77,29 @@ def convert(
     """
     if source not in SOURCES:
         raise unknown_option("source", source, SOURCES)
-    if restore_batch_norm is not None and source != "official_deeplab":
-        raise UserError(
-            f"`restore_batch_norm`: weights of `source={source}` have the statistics of their "
-            "training; omit `restore_batch_norm`"
-        )
-    model = build_segmentor(config)
-    if restore_batch_norm is not None:
+    if source == "official_deeplab":
+        model = build_segmentor(config)
         return model, official_deeplab.load(
             model,
             config,
             path,
             skip_mismatched_classifiers=skip_mismatched_classifiers,
             check=check,
+            check_images=check_images,
             restore_batch_norm=restore_batch_norm,
         )
-    return model, SOURCES[source](model, config, path, skip_mismatched_classifiers, check)
+    if restore_batch_norm is not None:
+        raise UserError(
+            f"`restore_batch_norm`: weights of `source={source}` have the statistics of their "
+            "training; omit `restore_batch_norm`"
+        )
+    if check_images is not None:
+        raise UserError(
+            f"`check_images`: weights of `source={source}` come without a graph that can be run; "
+            "omit `check_images`"
+        )
+    model = build_segmentor(config)
+    return model, SOURCES[source](model, config, path, skip_mismatched_classifiers)
 
 
 def load_pth(
@@ -133,23 +144,17 @@ def load_pth(
     return load_weights(model, tensors, rules, skip_layers=skip_layers, origin=str(path))
 
 
-def _official(
-    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
-) -> Proof:
-    return official_deeplab.load(
-        model, config, path, skip_mismatched_classifiers=skip_mismatched, check=check
-    )
+def _official(model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool) -> Proof:
+    return official_deeplab.load(model, config, path, skip_mismatched_classifiers=skip_mismatched)
 
 
-def _pth(
-    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
-) -> Proof:
+def _pth(model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool) -> Proof:
     proof = load_pth(model, config, path, skip_mismatched_classifiers=skip_mismatched)
     return _with_note(proof, config, "PyTorch checkpoint")
 
 
 def _keras_applications(
-    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool, check: bool
+    model: keras.Model, config: ModelConfig, path: str, skip_mismatched: bool
 ) -> Proof:
     return _with_note(
         keras_applications.load_imagenet(model, config, path, option="checkpoint"),
@@ -162,7 +167,7 @@ def _with_note(proof: Proof, config: ModelConfig, kind: str) -> Proof:
     return dataclasses.replace(proof, notes=(official_deeplab.not_proven(config, kind),))
 
 
-SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool, bool], Proof]] = {
+SOURCES: dict[str, Callable[[keras.Model, ModelConfig, str, bool], Proof]] = {
     "sssegmentation": _pth,
     "official_deeplab": _official,
     "torchvision": _pth,

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.config import UserError
+from deeplab_keras.convert.fake_quant import ROUNDING, without_rounding
 from deeplab_keras.convert.graphs import (
     ConvolutionGraph,
     Graph,
@@ -30,8 +31,7 @@ KINDS = {
     "ResizeBilinear": "RESIZE", "ConcatV2": "CONCAT", "Pad": "PAD",
     "SpaceToBatchND": "SPACE_TO_BATCH", "BatchToSpaceND": "BATCH_TO_SPACE",
     "Identity": "IDENTITY", "StopGradient": "IDENTITY", "CheckNumerics": "IDENTITY",
-    "Softmax": "SOFTMAX", "ArgMax": "ARGMAX", "FakeQuantWithMinMaxVars": "FAKE_QUANT",
-    "FakeQuantWithMinMaxVarsPerChannel": "FAKE_QUANT", "FakeQuantWithMinMaxArgs": "FAKE_QUANT",
+    "Softmax": "SOFTMAX", "ArgMax": "ARGMAX",
 }  # fmt: skip
 # Operations that only read sizes.
 SIZES = ("Shape", "ShapeN", "Size", "Rank", "Assert", "NoOp")
@@ -81,11 +81,14 @@ class FrozenGraph:
         with reading(path, "a frozen graph"):
             definition.ParseFromString(path.read_bytes())
             self._check(definition)
-            self._graph = tf.Graph()
-            with self._graph.as_default():
-                tf.import_graph_def(definition, name="")
+            self._graph = _imported(definition)
+            self.quantized = any(node.op in ROUNDING for node in definition.node)
+            # What the file computes without rounding. Its weights are those before rounding.
+            self._exact = self._graph
+            if self.quantized:
+                self._exact = _imported(without_rounding(definition))
             # TensorFlow's version of the graph has the defaults of attributes that the file omits.
-            self._nodes = {node.name: node for node in self._graph.as_graph_def().node}
+            self._nodes = {node.name: node for node in self._exact.as_graph_def().node}
             self._order = self._in_order()
             self._constants = self._find_constants()
 
@@ -119,14 +122,22 @@ class FrozenGraph:
             return None
         if node.op == "Const":
             return np.asarray(tf.make_ndarray(node.attr["value"].tensor))
-        return self.run([node.name], {})[0]
+        return self.run([node.name], {}, rounded=False)[0]
 
-    def run(self, tensors: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Computes the values of tensors from the given values of others."""
+    def run(
+        self, tensors: Sequence[str], feed: dict[str, np.ndarray], *, rounded: bool = True
+    ) -> list[np.ndarray]:
+        """Computes the values of tensors from the given values of others.
+
+        Args:
+            tensors: The names of the tensors.
+            feed: The given values by name.
+            rounded: Whether a quantization-aware graph rounds.
+        """
+        session = self._session if rounded else self._exact_session
         fed = {_tensor(name): value for name, value in feed.items()}
         return [
-            np.asarray(value)
-            for value in self._session.run([_tensor(name) for name in tensors], fed)
+            np.asarray(value) for value in session.run([_tensor(name) for name in tensors], fed)
         ]
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
@@ -142,10 +153,16 @@ class FrozenGraph:
     def _session(self) -> Any:
         return tf.compat.v1.Session(graph=self._graph)
 
+    @functools.cached_property
+    def _exact_session(self) -> Any:
+        if self._exact is self._graph:
+            return self._session
+        return tf.compat.v1.Session(graph=self._exact)
+
     def _check(self, definition: Any) -> None:
         """Checks that all operations only compute tensors."""
         for node in definition.node:
-            if node.op not in PURE and node.op not in KINDS and node.op not in SIZES:
+            if node.op not in (*PURE, *KINDS, *SIZES, *ROUNDING):
                 raise UserError(
                     f"{self.path}: has the operation {node.op} ({node.name}), which no network "
                     "here needs, so the graph is not run; freeze the graph of a float model"
@@ -182,11 +199,7 @@ class FrozenGraph:
         for name in self._order:
             node = self._nodes[name]
             data = _data(node)
-            if node.op == "Const" or (
-                data
-                and KINDS.get(node.op) != "FAKE_QUANT"
-                and all(_node_name(i) in found for i in data)
-            ):
+            if node.op == "Const" or (data and all(_node_name(i) in found for i in data)):
                 found.add(name)
         return found
 
@@ -198,7 +211,7 @@ class FrozenGraph:
         attributes: dict[str, Any] = {}
         if kind in ("CONV", "DEPTHWISE"):
             kernel = self._nodes[_node_name(inputs[1])]
-            while kernel.op in ("Identity", "FakeQuantWithMinMaxVars"):
+            while kernel.op == "Identity":
                 kernel = self._nodes[_node_name(kernel.input[0])]
             names = (kernel.name, node.name)
             attributes = {
@@ -234,6 +247,13 @@ class FrozenGraph:
 
     def _parameter(self, inputs: Sequence[str], index: int) -> np.ndarray | None:
         return self.constant(inputs[index]) if index < len(inputs) else None
+
+
+def _imported(definition: Any) -> tf.Graph:
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(definition, name="")
+    return graph
 
 
 def _data(node: Any) -> list[str]:

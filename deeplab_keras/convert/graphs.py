@@ -40,7 +40,7 @@ class Op:
     Attributes:
         kind: `CONV`, `DEPTHWISE`, `ADD`, `SUB`, `MUL`, `BATCH_NORM`, one of `ACTIVATIONS`, `POOL`,
             `RESIZE`, `CONCAT`, `PAD`, `SPACE_TO_BATCH`, `BATCH_TO_SPACE`, `IDENTITY`, `SOFTMAX`,
-            `ARGMAX`, `FAKE_QUANT`, or the format's name of another operation.
+            `ARGMAX`, or the format's name of another operation.
         inputs: The names of the input tensors, except sizes and control dependencies.
         output: The name of the first output.
         names: Names that identify the layer, the most specific first.
@@ -143,16 +143,23 @@ def find_convolutions(graph: Graph) -> ConvolutionGraph:
     """Collects the convolutions of a graph.
 
     Raises:
-        UserError: If a convolution has no constant kernel, or the graph simulates 8-bit arithmetic.
+        UserError: If a convolution has no constant kernel.
     """
-    rounding = sum(op.kind == "FAKE_QUANT" for op in graph.ops)
-    if rounding:
-        raise UserError(
-            f"{graph.origin}: quantization-aware: {rounding} operations round its weights and "
-            "features, which no float model does; give the float graph, or the TF1 checkpoint of "
-            "its training run, which has the float weights"
-        )
-    return _ConvolutionFinder(graph).network()
+    return _ConvolutionFinder(_without_identities(graph)).network()
+
+
+def _without_identities(graph: Graph) -> Graph:
+    """Returns a graph whose operations read the tensors before identity operations."""
+    same: dict[str, str] = {}
+    ops = []
+    for op in graph.ops:
+        inputs = tuple(same.get(name, name) for name in op.inputs)
+        if op.kind == "IDENTITY" and graph.constant(op.output) is None:
+            same[op.output] = inputs[0]
+        else:
+            ops.append(dataclasses.replace(op, inputs=inputs))
+    outputs = tuple(same.get(name, name) for name in graph.outputs)
+    return dataclasses.replace(graph, ops=ops, outputs=outputs)
 
 
 class _Linear:

@@ -13,13 +13,14 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from deeplab_keras.config import ModelConfig, UserError
+from deeplab_keras.convert import pictures, restoring
 from deeplab_keras.convert.agreement import (
     EQUAL_LABELS,
     LOGIT_DIFFERENCE,
@@ -30,8 +31,7 @@ from deeplab_keras.convert.agreement import (
 from deeplab_keras.convert.graphs import Convolution, Pool
 from deeplab_keras.convert.keras_graph import read_model
 from deeplab_keras.convert.official_files import OfficialSource, read_source, tensors_of, unfold
-from deeplab_keras.convert.restoring import Images, find_images
-from deeplab_keras.convert.restoring import restore_batch_norm as restore_batch_norm_of
+from deeplab_keras.convert.pictures import Images, pixels_of
 from deeplab_keras.convert.structure import SAME_EPSILON, map_sizes, match, pooling
 from deeplab_keras.convert.transfer import (
     TF1_SLIM,
@@ -42,6 +42,7 @@ from deeplab_keras.convert.transfer import (
 )
 from deeplab_keras.models.blocks import make_divisible
 from deeplab_keras.models.layer_groups import layers_in_group
+from deeplab_keras.models.layers import resize_bilinear
 from deeplab_keras.models.segmentor import build_segmentor
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ SCOPES = {
     "mobilenet_v3_small_seg": "MobilenetV3",
     "mobilenet_edgetpu": "MobilenetEdgeTPU",
 }
+CHECKED = 10  # of `check_images`
 OUTPUT_STRIDES = (8, 16, 32)
 NAMELESS = "its layers do not have the names of an official DeepLab"
 BLOCKS = 22  # number of blocks of the deepest backbone
@@ -142,6 +144,7 @@ def load(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
+    check_images: Images | None = None,
     restore_batch_norm: Images | None = None,
 ) -> Proof:
     """Loads the weights of an official file of any kind; see `read_source`.
@@ -156,22 +159,31 @@ def load(
         skip_mismatched_classifiers: See `conversion.convert`.
         check: Whether a graph is compared with the model. If false, its weights are loaded by
             their names.
+        check_images: Images on which they are compared, resized to the size of the graph. `None`
+            for synthetic ones.
         restore_batch_norm: Images on which the statistics of folded batch norm are measured; see
             `restoring.restore_batch_norm`. `None` keeps the trivial statistics of folded layers.
 
     Raises:
         UserError: If the file cannot be read, does not fit, or computes something else.
     """
-    images = None if restore_batch_norm is None else find_images(restore_batch_norm)
+    images = None if restore_batch_norm is None else restoring.find_images(restore_batch_norm)
+    compared: list[Any] = []
+    if check_images is not None:
+        compared = pictures.find_images(check_images, "check_images", least=1, most=CHECKED)
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     tensors: dict[str, np.ndarray] = source.tensors
     note = not_proven(config, source.kind)
     if source.graph is not None and check:
-        tensors, note = _proven_tensors(source, model, config, skip_mismatched_classifiers)
+        tensors, note = _proven_tensors(
+            source, model, config, skip_mismatched_classifiers, compared
+        )
     elif not tensors:
         raise UserError(
             f"{source.path}: {NAMELESS}; omit `check=False` to find its layers by their connections"
         )
+    elif source.graph is not None and source.graph.quantized:
+        note += f" The {source.kind} rounds to 8 bits, so the model is an approximation of it."
     skip_layers: tuple[str, ...] = ()
     if skip_mismatched_classifiers:
         skip_layers = mismatched_classifiers(model, tensors, rules(config))
@@ -179,11 +191,14 @@ def load(
     notes = [note]
     if images is not None:
         loaded = {row.target.partition("/")[0] for row in proof.rows}
-        restored = restore_batch_norm_of(model, config, images, origin=source.path, loaded=loaded)
+        restored = restoring.restore_batch_norm(
+            model, config, images, origin=source.path, loaded=loaded
+        )
         notes.append(str(restored))
         if source.graph is not None and check and not skip_layers:
-            agreement = _agreement(source, model, config, image_size(source.graph, config))
-            notes.append(f"Then the {source.kind} and the model were run again: {agreement}.")
+            size = image_size(source.graph, config)
+            again = _agreement(source, model, config, size, compared)
+            notes.append(f"Then the {source.kind} and the model were run again: {again}.")
     return dataclasses.replace(proof, notes=tuple(notes))
 
 
@@ -206,6 +221,7 @@ def _proven_tensors(
     model: keras.Model,
     config: ModelConfig,
     skip_mismatched_classifiers: bool,
+    images: Sequence[Any],
 ) -> tuple[dict[str, np.ndarray], str]:
     """Proves that a graph computes the same as the model of `config`.
 
@@ -243,8 +259,18 @@ def _proven_tensors(
     layers = {name_of(layer): convolution for layer, convolution in found.layers.items()}
     tensors, _ = unfold(tensors_of(layers), config.backbone_bn_epsilon, config.head_bn_epsilon)
     load_official(model, config, tensors, origin=origin)
-    agreement = _agreement(source, model, config, size)
+    agreement = _agreement(source, model, config, size, images)
     note = f"The {source.kind} and the model were run: {agreement}."
+    if graph.quantized:
+        shown = _resized(images, size, config)
+        rounded = compare(graph, model, config, size, images=shown, rounded=True)
+        note = (
+            f"The {source.kind} rounds to 8 bits. Without rounding, it and the model were run: "
+            f"{agreement}. The model is an approximation of the {source.kind} with rounding: "
+            f"{rounded}."
+        )
+        if not images:
+            note += " These images are synthetic; on photographs (check_images) they agree more."
     if agreement.normalized:
         note += (
             f" The file takes normalized images, so normalization={config.normalization} is from "
@@ -254,10 +280,15 @@ def _proven_tensors(
 
 
 def _agreement(
-    source: OfficialSource, model: keras.Model, config: ModelConfig, size: tuple[int, int]
+    source: OfficialSource,
+    model: keras.Model,
+    config: ModelConfig,
+    size: tuple[int, int],
+    images: Sequence[Any],
 ) -> Agreement:
-    """Runs a graph and a model on the same images, and requires that they agree."""
-    agreement = compare(source.graph, model, config, size)
+    """Runs a graph, without rounding, and a model on the same images; requires that they agree."""
+    shown = _resized(images, size, config)
+    agreement = compare(source.graph, model, config, size, images=shown)
     if not agreement.is_sufficient:
         raise UserError(
             f"{source.path}: the converted model does not compute the same: {agreement}; required "
@@ -265,6 +296,16 @@ def _agreement(
             "was exported from (`check=False` converts the weights without this check)"
         )
     return agreement
+
+
+def _resized(images: Sequence[Any], size: tuple[int, int], config: ModelConfig) -> list[np.ndarray]:
+    """Returns images of `pictures.find_images` as uint8 `[*size, channels]`."""
+    batches = (
+        pixels_of(image, "check_images", config.input_channels)[None].astype(np.float32)
+        for image in images
+    )
+    resized = (resize_bilinear(batch, size, config.align_corners) for batch in batches)
+    return [np.round(keras.ops.convert_to_numpy(x)[0]).astype(np.uint8) for x in resized]
 
 
 def start_from(
@@ -446,12 +487,18 @@ def _identify_backbone(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         if max((int(match[1]) for match in numbers if match), default=0) != LAST_BLOCK[variant]:
             continue
         found = [_out_channels(shapes, f"{scope}/{layer}") for layer in widths]
+        last = found[-1] == widths.get("Conv_1")
         for divisor in (1, 8) if variant == "mobilenet_v2" else (8,):
             for multiplier in MULTIPLIERS:
-                if found == [
+                expected = [
                     make_divisible(width * multiplier, divisor) for width in widths.values()
-                ]:
-                    options = {"backbone": variant, "depth_multiplier": multiplier}
+                ]
+                # slim's `finegrain_classification_mode`
+                unscaled = variant == "mobilenet_edgetpu" and multiplier != 1 and last
+                if found == expected or (unscaled and found[:-1] == expected[:-1]):
+                    options: dict[str, Any] = {"backbone": variant, "depth_multiplier": multiplier}
+                    if variant == "mobilenet_edgetpu" and multiplier != 1:
+                        options["finegrain_classification_mode"] = unscaled
                     if variant == "mobilenet_v2" and multiplier != 1:
                         options["channel_divisor"] = divisor
                     return options

@@ -9,8 +9,6 @@ batch would, and changes gamma and beta so that each layer computes the same as 
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -19,13 +17,13 @@ import numpy as np
 from keras import ops
 
 from deeplab_keras.config import ModelConfig, UserError
-from deeplab_keras.data.files.reading import read_image
+from deeplab_keras.convert import pictures
+from deeplab_keras.convert.pictures import Images
 from deeplab_keras.io.progress import Progress
 from deeplab_keras.models.layers import resize_bilinear, smallest_size
 from deeplab_keras.models.segmentor import pad_value
 
-Images = str | os.PathLike[str] | Sequence[np.ndarray] | Sequence[pathlib.Path]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OPTION = "restore_batch_norm"
 # Image pooling has one value per image and channel. With 16 of them, the standard error of a
 # variance is a third. The official DeepLab requires more than 12 images to update statistics
 # (docs/reference/official_deeplab.md#batch-norm).
@@ -78,31 +76,14 @@ class Restored:
         return text
 
 
-def find_images(images: Images) -> Sequence[pathlib.Path] | Sequence[np.ndarray]:
+def find_images(images: Images) -> list[Any]:
     """Returns the images of a folder as paths, or the given images; `MAX_IMAGES` at most.
 
     Raises:
         UserError: If the folder does not exist, or there are fewer than `MIN_IMAGES` images.
     """
-    found: Sequence[Any]
-    if isinstance(images, str | os.PathLike):
-        folder = pathlib.Path(images).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"`restore_batch_norm={images}`: no such folder; give one with images "
-                f"({' '.join(SUFFIXES)}), such as those for training"
-            )
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        where = f"`restore_batch_norm={images}`: "
-    else:
-        found, where = images, "`restore_batch_norm`: "
-    if len(found) < MIN_IMAGES:
-        raise UserError(
-            f"{where}{len(found)} images, but image pooling has one value per image, so statistics "
-            f"need at least {MIN_IMAGES}; give more images, such as those for training"
-        )
-    chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_IMAGES)).round().astype(int)
-    return [found[index] for index in chosen]
+    reason = ", but image pooling has one value per image for its statistics"
+    return pictures.find_images(images, OPTION, least=MIN_IMAGES, most=MAX_IMAGES, reason=reason)
 
 
 def restore_batch_norm(
@@ -251,12 +232,7 @@ def _prepared(
         smallest = smallest_size(config.image_pooling_window, config.output_stride)
     color = np.array(pad_value(model), np.float32)
     for image in images:
-        pixels = read_image(str(image)) if isinstance(image, pathlib.Path) else np.asarray(image)
-        if pixels.ndim != 3 or pixels.shape[-1] != config.input_channels:
-            raise UserError(
-                f"`restore_batch_norm`: an image of shape {pixels.shape}; must be [height, width, "
-                f"{config.input_channels}]"
-            )
+        pixels = pictures.pixels_of(image, OPTION, config.input_channels)
         batch = pixels[None].astype(np.float32)
         reduced = LARGEST_SIDE / max(batch.shape[1:3])
         if reduced < 1:

@@ -52,6 +52,11 @@ class CheckpointOptions(Config):
         "runs a frozen graph or .tflite file and the new model on the same images, and refuses "
         "to convert if they differ",
     )
+    check_images: str = option(
+        "",
+        "folder of photographs for this comparison, resized to the size of the file; default: "
+        "synthetic images, on which 8-bit files agree less with the new model",
+    )
     restore_batch_norm: str = option(
         "",
         "folder of at least 16 images, such as those for training, on which the statistics of "
@@ -72,10 +77,12 @@ class CheckpointOptions(Config):
         )
         needed = "checkpoint_dir" if self.to else "checkpoint"
         self._require_given(needed, "the weights to convert")
+        for name in ("check_images", "restore_batch_norm"):
+            self._require(
+                not (self.to and getattr(self, name)), name, "cannot be combined with `to`"
+            )
         self._require(
-            not (self.to and self.restore_batch_norm),
-            "restore_batch_norm",
-            "cannot be combined with `to`",
+            self.check or not self.check_images, "check_images", "has no effect without `check`"
         )
         self._require_given("output", "where to write the result")
 
@@ -110,6 +117,7 @@ def main(command: Command) -> None:
         config,
         skip_mismatched_classifiers="num_classes" in given,
         check=options.check,
+        check_images=options.check_images or None,
         restore_batch_norm=options.restore_batch_norm or None,
     )
     print(f"{proof.table()}\n{proof}")

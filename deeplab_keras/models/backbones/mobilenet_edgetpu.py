@@ -41,7 +41,8 @@ ROWS: tuple[Row, ...] = (
 def mobilenet_edgetpu(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
     """Returns the features c1 to c5, and those of the blocks 1 to 22.
 
-    At depth multiplier 1, c1 to c5 have 16, 32, 48, 96 and 1280 channels.
+    At depth multiplier 1, c1 to c5 have 16, 32, 48, 96 and 1280 channels. With
+    `finegrain_classification_mode`, c5 has 1280 channels at every depth multiplier.
     """
     style = backbone_style(config)
     plan = StridePlan(config)
@@ -70,5 +71,6 @@ def mobilenet_edgetpu(image: Tensor, config: ModelConfig) -> dict[str, Tensor]:
             residual=may_add and (table_stride if config.residual_by_table else stride) == 1,
         )
         features |= {plan.level: x, f"block{index}": x, f"block{index}_depthwise": tap}
-    features[plan.level] = conv_bn_act(x, width(1280), name="last", style=style, act="relu")
+    last = 1280 if config.finegrain_classification_mode else width(1280)
+    features[plan.level] = conv_bn_act(x, last, name="last", style=style, act="relu")
     return features
