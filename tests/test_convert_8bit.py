@@ -220,7 +220,7 @@ def test_an_8_bit_network_is_compared_without_rounding(network, tmp_path):
     folder.mkdir()
     for index, image in enumerate(synthetic_images((80, 100))):
         Image.fromarray(image).save(folder / f"{index}.png")
-    _, proof = convert("official_deeplab", str(path), config, check_images=folder)
+    _, proof = convert("official_deeplab", str(path), config, check_photos=folder)
     text = str(proof)
     assert "Without rounding, it and the model were run: 100.0000 % of the labels are equal" in text
     assert "(3 images of 65x97, LiteRT compared with Keras)" in text and "synthetic" not in text
@@ -228,10 +228,10 @@ def test_an_8_bit_network_is_compared_without_rounding(network, tmp_path):
 
 def test_images_for_the_check(tmp_path):
     config = OFFICIAL["deeplab_mnv3_small_cityscapes_trainfine"]
-    with raises_line("--check_images: weights of --source=torchvision come without a graph"):
-        convert("torchvision", "a.pth", config, check_images=[IMAGE])
-    with raises_line("--check_images=.*: 0 images; give at least 1"):
-        convert("official_deeplab", "a.pb", config, check_images=tmp_path)
+    with raises_line("--check_photos: weights of --source=torchvision come without a graph"):
+        convert("torchvision", "a.pth", config, check_photos=[IMAGE])
+    with raises_line("--check_photos=.*: 0 images; give at least 1"):
+        convert("official_deeplab", "a.pb", config, check_photos=tmp_path)
 
 
 # === Real files ===

@@ -47,7 +47,7 @@ def convert(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
-    check_images: Images | None = None,
+    check_photos: Images | None = None,
     restore_batch_norm: Images | None = None,
 ) -> tuple[keras.Model, Proof]:
     """Builds a model and loads foreign weights. An ImageNet file only has weights of the backbone.
@@ -61,7 +61,7 @@ def convert(
         check: Whether a graph (.pb, .tflite) is compared with the model: its operations, and the
             outputs of both on a few images. If false, weights are loaded by their names and
             nothing else is compared.
-        check_images: A folder of images, or uint8 images `[height, width, 3]`, on which a graph is
+        check_photos: A folder of images, or uint8 images `[height, width, 3]`, on which a graph is
             compared with the model. `None` for a few synthetic images, on which 8-bit files agree
             less with a float model than on photographs.
         restore_batch_norm: A folder of images, or uint8 images `[height, width, 3]`, on which the
@@ -85,7 +85,7 @@ def convert(
             path,
             skip_mismatched_classifiers=skip_mismatched_classifiers,
             check=check,
-            check_images=check_images,
+            check_photos=check_photos,
             restore_batch_norm=restore_batch_norm,
         )
     if restore_batch_norm is not None:
@@ -93,10 +93,10 @@ def convert(
             f"`restore_batch_norm`: weights of `source={source}` have the statistics of their "
             "training; omit `restore_batch_norm`"
         )
-    if check_images is not None:
+    if check_photos is not None:
         raise UserError(
-            f"`check_images`: weights of `source={source}` come without a graph that can be run; "
-            "omit `check_images`"
+            f"`check_photos`: weights of `source={source}` come without a graph that can be run; "
+            "omit `check_photos`"
         )
     model = build_segmentor(config)
     return model, SOURCES[source](model, config, path, skip_mismatched_classifiers)

@@ -56,7 +56,7 @@ SCOPES = {
     "mobilenet_v3_small_seg": "MobilenetV3",
     "mobilenet_edgetpu": "MobilenetEdgeTPU",
 }
-CHECKED = 10  # of `check_images`
+CHECKED = 10  # of `check_photos`
 OUTPUT_STRIDES = (8, 16, 32)
 NAMELESS = "its layers do not have the names of an official DeepLab"
 BLOCKS = 22  # number of blocks of the deepest backbone
@@ -144,7 +144,7 @@ def load(
     *,
     skip_mismatched_classifiers: bool = False,
     check: bool = True,
-    check_images: Images | None = None,
+    check_photos: Images | None = None,
     restore_batch_norm: Images | None = None,
 ) -> Proof:
     """Loads the weights of an official file of any kind; see `read_source`.
@@ -159,7 +159,7 @@ def load(
         skip_mismatched_classifiers: See `conversion.convert`.
         check: Whether a graph is compared with the model. If false, its weights are loaded by
             their names.
-        check_images: Images on which they are compared, resized to the size of the graph. `None`
+        check_photos: Images on which they are compared, resized to the size of the graph. `None`
             for synthetic ones.
         restore_batch_norm: Images on which the statistics of folded batch norm are measured; see
             `restoring.restore_batch_norm`. `None` keeps the trivial statistics of folded layers.
@@ -169,8 +169,8 @@ def load(
     """
     images = None if restore_batch_norm is None else restoring.find_images(restore_batch_norm)
     compared: list[Any] = []
-    if check_images is not None:
-        compared = pictures.find_images(check_images, "check_images", least=1, most=CHECKED)
+    if check_photos is not None:
+        compared = pictures.find_images(check_photos, "check_photos", least=1, most=CHECKED)
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     tensors: dict[str, np.ndarray] = source.tensors
     note = not_proven(config, source.kind)
@@ -270,7 +270,7 @@ def _proven_tensors(
             f"{rounded}."
         )
         if not images:
-            note += " These images are synthetic; on photographs (check_images) they agree more."
+            note += " These images are synthetic; on photographs (check_photos) they agree more."
     if agreement.normalized:
         note += (
             f" The file takes normalized images, so normalization={config.normalization} is from "
@@ -301,7 +301,7 @@ def _agreement(
 def _resized(images: Sequence[Any], size: tuple[int, int], config: ModelConfig) -> list[np.ndarray]:
     """Returns images of `pictures.find_images` as uint8 `[*size, channels]`."""
     batches = (
-        pixels_of(image, "check_images", config.input_channels)[None].astype(np.float32)
+        pixels_of(image, "check_photos", config.input_channels)[None].astype(np.float32)
         for image in images
     )
     resized = (resize_bilinear(batch, size, config.align_corners) for batch in batches)

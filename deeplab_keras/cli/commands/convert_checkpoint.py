@@ -52,7 +52,7 @@ class CheckpointOptions(Config):
         "runs a frozen graph or .tflite file and the new model on the same images, and refuses "
         "to convert if they differ",
     )
-    check_images: str = option(
+    check_photos: str = option(
         "",
         "folder of photographs for this comparison, resized to the size of the file; default: "
         "synthetic images, on which 8-bit files agree less with the new model",
@@ -77,12 +77,12 @@ class CheckpointOptions(Config):
         )
         needed = "checkpoint_dir" if self.to else "checkpoint"
         self._require_given(needed, "the weights to convert")
-        for name in ("check_images", "restore_batch_norm"):
+        for name in ("check_photos", "restore_batch_norm"):
             self._require(
                 not (self.to and getattr(self, name)), name, "cannot be combined with `to`"
             )
         self._require(
-            self.check or not self.check_images, "check_images", "has no effect without `check`"
+            self.check or not self.check_photos, "check_photos", "has no effect without `check`"
         )
         self._require_given("output", "where to write the result")
 
@@ -117,7 +117,7 @@ def main(command: Command) -> None:
         config,
         skip_mismatched_classifiers="num_classes" in given,
         check=options.check,
-        check_images=options.check_images or None,
+        check_photos=options.check_photos or None,
         restore_batch_norm=options.restore_batch_norm or None,
     )
     print(f"{proof.table()}\n{proof}")
