@@ -13,7 +13,7 @@ from contracts import ROOT, SCRIPTS, commands, noise, script
 from PIL import Image
 
 import deeplab_keras as dk
-from deeplab_keras.config import DataConfig, TrainConfig
+from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig
 from deeplab_keras.training import train as trainer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +51,10 @@ def test_commands_parse(path, monkeypatch):
             *(a for a in arguments if not a.startswith("--flagfile=runs/"))
         )
         for section in script(name).sections:
-            command.config(section)
+            if section is ModelConfig:
+                command.model_config()
+            else:
+                command.config(section)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
