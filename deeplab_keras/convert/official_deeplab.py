@@ -262,8 +262,8 @@ def _proven_tensors(
     agreement = _agreement(source, model, config, size, images)
     note = f"The {source.kind} and the model were run: {agreement}."
     if graph.quantized:
-        shown = _resized(images, size, config)
-        rounded = compare(graph, model, config, size, images=shown, rounded=True)
+        resized = _resized(images, size, config)
+        rounded = compare(graph, model, config, size, images=resized, rounded=True)
         note = (
             f"The {source.kind} rounds to 8 bits. Without rounding, it and the model were run: "
             f"{agreement}. The model is an approximation of the {source.kind} with rounding: "
@@ -287,8 +287,8 @@ def _agreement(
     images: Sequence[Any],
 ) -> Agreement:
     """Runs a graph, without rounding, and a model on the same images; requires that they agree."""
-    shown = _resized(images, size, config)
-    agreement = compare(source.graph, model, config, size, images=shown)
+    resized = _resized(images, size, config)
+    agreement = compare(source.graph, model, config, size, images=resized)
     if not agreement.is_sufficient:
         raise UserError(
             f"{source.path}: the converted model does not compute the same: {agreement}; required "

@@ -161,7 +161,7 @@ class TFLiteGraph:
                 floats, with the same weights.
         """
         model = self._model if rounded or not self.quantized else self._exact
-        key = (id(model), *tensors)
+        key = (model is self._model, tuple(tensors))
         if key not in self._interpreters:
             self._interpreters[key] = self._open(model, tensors)
         interpreter = self._interpreters[key]
@@ -188,7 +188,7 @@ class TFLiteGraph:
         return np.dtype(TYPES[self._subgraph.tensors[int(name)].type])
 
     @functools.cached_property
-    def _interpreters(self) -> dict[tuple[int | str, ...], Any]:
+    def _interpreters(self) -> dict[tuple[bool, tuple[str, ...]], Any]:
         return {}
 
     @staticmethod
