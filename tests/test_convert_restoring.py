@@ -247,7 +247,7 @@ def test_a_checkpoint_with_trivial_statistics_by_the_script(official, folder, tm
 def test_too_few_images_or_none(folder, tmp_path):
     model = fold(build_segmentor(TINY))
     (folder / "more" / "7.png").unlink()
-    with raises_line("--restore_batch_norm=.*images: 15 images, but .* at least 16; give more"):
+    with raises_line("--restore_batch_norm=.*images: 15 images, but .*; give at least 16, such"):
         restore_batch_norm(model, TINY, folder, origin="test")
     with raises_line("--restore_batch_norm: 3 images, but image pooling has one value per image"):
         restore_batch_norm(model, TINY, pictures()[:3], origin="test")

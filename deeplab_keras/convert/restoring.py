@@ -227,9 +227,7 @@ def _prepared(
     model: keras.Model, config: ModelConfig, images: Sequence[Any]
 ) -> Iterator[np.ndarray]:
     """Yields the images at the size for the network, float32 `[1, height, width, channels]`."""
-    smallest = (1, 1)
-    if config.image_pooling_window:
-        smallest = smallest_size(config.image_pooling_window, config.output_stride)
+    smallest = smallest_size(config.image_pooling_window, config.output_stride)
     color = np.array(pad_value(model), np.float32)
     for image in images:
         pixels = pictures.pixels_of(image, OPTION, config.input_channels)
