@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from benchmarks.models import checkpoint_of
@@ -260,6 +261,7 @@ def measure_missing(
             yield row, False
             continue
         save(case, measure(row))
+        keras.utils.clear_session()  # the memory of the model's graphs
         yield row, True
 
 
