@@ -18,10 +18,10 @@ from deeplab_keras.data.source import Source
 from deeplab_keras.models.layers import sum_over_replicas
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.training.engine_tensorflow import TensorFlowModel, make_strategy
 from deeplab_keras.training.losses import make_loss
 from deeplab_keras.training.optimizers import make_optimizer
-from deeplab_keras.training.step import TrainedModel
-from deeplab_keras.training.train import make_strategy, seed_everything
+from deeplab_keras.training.train import seed_everything
 
 WARM_UP = 3
 
@@ -87,9 +87,9 @@ class TensorFlowTraining:
         dataset = pipeline.train_dataset(self.source, self.data, pad_value)
         return iter(make_strategy(self.training.strategy).experimental_distribute_dataset(dataset))
 
-    def _compiled(self) -> TrainedModel:
+    def _compiled(self) -> TensorFlowModel:
         training, info = self.training, self.source.info
-        trained = TrainedModel(self.model.input, self.model.output, name=self.model.name)
+        trained = TensorFlowModel(self.model.input, self.model.output, name=self.model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,

@@ -67,7 +67,7 @@ CONFINED = {
     "torch": "benchmarks",
     "cv2": "benchmarks",
     "pycocotools": "data.annotations",
-    "jax": "benchmarks",
+    "jax": "benchmarks inference.on_jax training.engine_jax",
 }
 # Modules that must work on Keras' other backends, in rooms that may import TensorFlow, or that run
 # exported files without TensorFlow.
@@ -81,8 +81,10 @@ WITHOUT_TENSORFLOW = {
     "inference",
     "inference.arrays",
     "inference.images",
+    "inference.keras_network",
     "inference.logits",
     "inference.network",
+    "inference.on_jax",
     "inference.opening",
     "inference.predictor",
     "inference.resizing",
@@ -92,8 +94,15 @@ WITHOUT_TENSORFLOW = {
     "models.concat_conv",
     "models.quantization",
     "models.segmentor",
+    "training.divergence",
+    "training.engine",
+    "training.engine_jax",
     "training.losses",
     "training.optimizers",
+    "training.run",
+    "training.statistics",
+    "training.step",
+    "training.steps",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "core"}
 # Methods that override a method of Keras, which documents them.

@@ -29,8 +29,8 @@ from deeplab_keras.data import pipeline
 from deeplab_keras.data.info import info_for_classes
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.models.segmentor import build_segmentor
-from deeplab_keras.training.step import TrainedModel
-from deeplab_keras.training.train import make_strategy, training_steps
+from deeplab_keras.training.engine_tensorflow import TensorFlowModel, make_strategy
+from deeplab_keras.training.train import training_steps
 
 STEPS, SAVE_STEPS = 8, 2
 RUN = (
@@ -497,11 +497,12 @@ def test_bad_input_is_reported_in_one_line(
 def test_other_backends_are_refused(
     tiny_flags: list[str], tmp_path: pathlib.Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    monkeypatch.setattr("keras.backend.backend", lambda: "torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
-    assert (
-        "error: training requires the TensorFlow backend. Received: KERAS_BACKEND=jax; unset the "
-        "variable" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "error: training requires Keras' TensorFlow or JAX backend. Received: backend torch, "
+        "set by KERAS_BACKEND; set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -817,7 +818,7 @@ def test_a_full_disk_at_the_start_is_reported_and_keeps_the_run(
 def test_resetting_metrics_traces_once():
     """TensorFlow logs a warning about functions that are traced again at every evaluation."""
     image = keras.Input((4,))
-    model = TrainedModel(image, keras.layers.Dense(1)(image))
+    model = TensorFlowModel(image, keras.layers.Dense(1)(image))
     model.compile("sgd", "mse")
     tracker = model.metrics[0]
     for _ in range(3):

@@ -24,6 +24,7 @@ set_policy = keras.config.set_dtype_policy
 keras.config.set_dtype_policy = lambda name: set_policy("float64")
 
 from deeplab_keras.training import train as trainer, validation
+from deeplab_keras.training.engine_tensorflow import make_strategy
 from deeplab_keras.training.steps import Steps
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import DataConfig, ModelConfig, TrainConfig
@@ -68,7 +69,7 @@ names = [name for name in arrays_1 if name != "row/images_per_second"]
 differences = {name: float(np.abs(arrays_1[name] - arrays_2[name]).max())
                for name in names if name not in ("best_miou", "stale_rounds")}
 print("RESULT", json.dumps({
-    "replicas": trainer.make_strategy("mirrored").num_replicas_in_sync,
+    "replicas": make_strategy("mirrored").num_replicas_in_sync,
     "valid": [[int(v[:2].sum()), int(v[2:].sum())] for v in valid],
     "losses": steps_1[:, 0].tolist(),
     "norms": steps_1[:, 1].tolist(),

@@ -23,7 +23,7 @@ This package does not import TensorFlow, so `--help` and errors in flags respond
 
 from deeplab_keras.cli.command import RECIPE, Command
 from deeplab_keras.cli.fields import ALIASES, HELP_WIDTH, TITLES, flag_name, help_text
-from deeplab_keras.cli.script import call, load_keras, require_tensorflow, run, run_command
+from deeplab_keras.cli.script import call, load_keras, require_backend, run, run_command
 
 __all__ = [
     "ALIASES",
@@ -35,7 +35,7 @@ __all__ = [
     "flag_name",
     "help_text",
     "load_keras",
-    "require_tensorflow",
+    "require_backend",
     "run",
     "run_command",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +54,7 @@ def evaluate(
         details: Collects the counts of each image, of boundaries and of confidence, which takes
             extra time.
         devices: Names of the devices that share the batches, see `find_devices`. Default:
-            TensorFlow's default device.
+            the backend's default device.
 
     Returns:
         The `Report`.
@@ -105,7 +106,7 @@ def evaluate(
 def find_devices(count: int = 0) -> tuple[str, ...]:
     """Returns the names of the devices that can share an evaluation.
 
-    These are the visible GPUs or, without a GPU, TensorFlow's logical CPUs.
+    These are the visible accelerators or, without one, the logical CPUs.
 
     Args:
         count: The number of devices, or 0 for all.
@@ -113,12 +114,14 @@ def find_devices(count: int = 0) -> tuple[str, ...]:
     Raises:
         UserError: Fewer devices are available.
     """
-    found = [
-        device.name
-        for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    ]
+    if keras.backend.backend() == "tensorflow":
+        config = tf.config
+        devices = config.list_logical_devices("GPU") or config.list_logical_devices("CPU")
+        found = [device.name for device in devices]
+    else:
+        found = keras.distribution.list_devices()
     if count > len(found):
-        kind = found[0].split(":")[-2]
+        kind = found[0].split(":")[-2].upper()
         raise UserError(
             f"`eval_devices={count}`: only {len(found)} {kind} available; give at most that, or 0 "
             "for all"
@@ -144,7 +147,7 @@ def _counted(
 
     def predict(device: str | None, images: np.ndarray, labels: np.ndarray) -> Prediction:
         # The weights stay on their device and are copied for each batch, because they are small.
-        with tf.device(device):
+        with contextlib.nullcontext() if device is None else keras.device(device):
             if details is None:
                 predictions, labels = predictor.compare(images, labels)
                 return labels, predictions, None

@@ -39,7 +39,7 @@ from deeplab_keras.inference import Network, Predictor
 from deeplab_keras.inference.exported import ABOUT, LABELS, ExportedNetwork, open_runtime
 from deeplab_keras.inference.keras_network import KerasNetwork
 from deeplab_keras.io.writing import check_folder
-from deeplab_keras.models.layers import require_tensorflow
+from deeplab_keras.models.layers import require_backend
 from deeplab_keras.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ def export_model(
         >>> dk.Predictor("mine.tflite").info.num_classes
         10
     """
-    require_tensorflow("the export")
+    require_backend("the export")
     config = _merged(config, export_path, checked, options)
     targets = request.targets(
         pathlib.Path(config.export_path), list(dict.fromkeys(config.formats)), config.overwrite

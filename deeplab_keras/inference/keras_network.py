@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from deeplab_keras.config import UserError
-from deeplab_keras.inference import tensors
 from deeplab_keras.inference.network import Network
-from deeplab_keras.models.layers import ResizeTo, WindowPooling, require_tensorflow
+from deeplab_keras.models.layers import ResizeTo, WindowPooling, require_backend
 from deeplab_keras.models.quantization import Quantized
 from deeplab_keras.models.segmentor import AuxiliaryOutputs, pad_value
 
+# Keras' backend -> the module that compiles a model, and the arithmetic of its scores.
+RUNTIMES = {
+    "tensorflow": "deeplab_keras.inference.on_tensorflow",
+    "jax": "deeplab_keras.inference.on_jax",
+}
 # The layers that `build_segmentor` puts between the layer "logits" and the model's output.
 MERGES = (ResizeTo, Quantized, keras.layers.Maximum, keras.layers.Average)
 
@@ -41,33 +43,11 @@ def last_resize(model: keras.Model) -> tuple[ResizeTo, Any] | None:
     return None
 
 
-@contextlib.contextmanager
-def explaining(images: Any) -> Iterator[None]:
-    """Context that turns TensorFlow's errors about the size of images into one line.
-
-    Raises:
-        UserError: The images are too small for the model, or do not fit into memory.
-    """
-    size = "x".join(map(str, images.shape[1:3]))
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError:
-        raise UserError(
-            f"{len(images)} images of {size} do not fit into memory; lower `eval_batch_size`, or "
-            "give `inference='slide'` with a smaller `eval_crop_size`"
-        ) from None
-    except tf.errors.InvalidArgumentError as error:
-        reason = error.message.splitlines()[0].split("}} ")[-1].strip()
-        raise UserError(
-            f"the model cannot take an input of {size} ({reason}); give a larger image, or "
-            "`eval_short_side`"
-        ) from None
-
-
 class KerasNetwork(Network):
     """A Keras model as one compiled function.
 
-    It is traced once for all batch sizes and, if the model allows it, all image sizes.
+    TensorFlow traces it once for all batch sizes and, if the model allows it, all image sizes. JAX
+    compiles it for each size.
 
     Args:
         model: A model from images `[batch, height, width, channels]` in 0..255 to logits
@@ -81,10 +61,8 @@ class KerasNetwork(Network):
             class.
     """
 
-    arithmetic = tensors
-
     def __init__(self, model: keras.Model) -> None:
-        require_tensorflow("inference")
+        require_backend("inference", RUNTIMES)
         outputs = getattr(model, "outputs", None) or []  # a subclassed model has no such attribute
         if len(outputs) != 1:
             raise UserError(
@@ -104,13 +82,10 @@ class KerasNetwork(Network):
         )
         self.model = model
         self._windows = [layer for layer in model.layers if isinstance(layer, WindowPooling)]
-
-        def logits(images: tf.Tensor) -> tf.Tensor:
-            (output,) = tf.nest.flatten(model(images, training=False))
-            return tf.cast(output, tf.float32)
-
-        signature = [tf.TensorSpec([None, height, width, self.channels], tf.float32)]
-        self._compiled = tf.function(logits, input_signature=signature)
+        runtime = importlib.import_module(RUNTIMES[keras.backend.backend()])
+        self.arithmetic = runtime.ARITHMETIC
+        self._compiled = runtime.compiled(model)
+        self._runtime = runtime
         self._lock = threading.Lock()
 
     @property
@@ -158,8 +133,8 @@ class KerasNetwork(Network):
             and found[1] is self._head
         )
 
-    def _logits(self, images: Any) -> tf.Tensor:
+    def _logits(self, images: Any) -> Any:
         for layer in self._windows:
             layer.check_size(*images.shape[1:3])
-        with explaining(images):
-            return self._compiled(tf.cast(images, tf.float32))
+        with self._runtime.explaining(images):
+            return self._compiled(self._runtime.as_input(images))

@@ -11,8 +11,8 @@ import tensorflow as tf
 from deeplab_keras.config import UserError
 from deeplab_keras.inference import arrays
 from deeplab_keras.inference.exported import ABOUT, AGAIN, EXTRAS, Runtime
-from deeplab_keras.inference.keras_network import explaining
 from deeplab_keras.inference.network import Network
+from deeplab_keras.inference.on_tensorflow import explaining
 from deeplab_keras.io.foreign import reading
 
 

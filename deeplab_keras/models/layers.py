@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -127,19 +127,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return {**super().get_config(), "freeze_statistics": self.freeze_statistics}
 
 
-def require_tensorflow(what: str) -> None:
+def require_backend(what: str, backends: Collection[str] = ("tensorflow",)) -> None:
     """Raises `UserError` if Keras uses a different backend.
 
     Args:
-        what: What requires TensorFlow, as the subject of a sentence, such as "prediction".
+        what: What requires the backend, as the subject of a sentence, such as "prediction".
+        backends: The backends that it works on.
     """
     backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if backend in backends:
         return
+    names = " or ".join({"tensorflow": "TensorFlow", "jax": "JAX"}[name] for name in backends)
     source = "KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else "keras.json"
     raise UserError(
-        f"{what} requires Keras' TensorFlow backend. Received: backend {backend}, set by {source}; "
-        "set KERAS_BACKEND=tensorflow"
+        f"{what} requires Keras' {names} backend. Received: backend {backend}, set by {source}; "
+        f"set {' or '.join(f'KERAS_BACKEND={name}' for name in backends)}"
     )
 
 

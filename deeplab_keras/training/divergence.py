@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.io.writing import replacing, write_text
@@ -86,15 +87,14 @@ def largest_outputs(run: Run, images: np.ndarray) -> dict[str, float]:
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     probe = keras.Model(model.input, [layer.output for layer in layers])
 
-    @tf.function
-    def largest_of_each(images: tf.Tensor) -> tf.Tensor:
-        outputs = [tf.cast(output, tf.float32) for output in probe(images, training=True)]
-        finite = [tf.reduce_all(tf.math.is_finite(output)) for output in outputs]
-        largest = [tf.reduce_max(tf.abs(output)) for output in outputs]
-        return tf.where(tf.stack(finite), tf.stack(largest), float("nan"))
+    def largest_of_each(images: Any) -> Any:
+        outputs = [ops.cast(output, "float32") for output in probe(images, training=True)]
+        finite = [ops.all(ops.isfinite(output)) for output in outputs]
+        largest = [ops.max(ops.abs(output)) for output in outputs]
+        return ops.where(ops.stack(finite), ops.stack(largest), float("nan"))
 
     try:
-        values = largest_of_each(tf.constant(images)).numpy()
-    except tf.errors.ResourceExhaustedError:
+        values = ops.convert_to_numpy(run.engine.compiled(largest_of_each, model.variables)(images))
+    except run.engine.OUT_OF_MEMORY:
         return {}
     return {layer.name: float(value) for layer, value in zip(layers, values, strict=True)}

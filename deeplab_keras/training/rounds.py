@@ -87,7 +87,9 @@ class Rounds(keras.callbacks.Callback):
                 "train_miou": self.steps.train_miou,
                 "images_per_second": speed,
             }
-        if ends or run.stop_requested or (self.save_steps and run.step % self.save_steps == 0):
+        saves = self.save_steps and run.step % self.save_steps == 0
+        if ends or run.stop_requested or saves:
+            self.model.sync()
             run.save()
         if ends:
             started = time.monotonic()

@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import FrameType, MappingProxyType
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.checkpoints.workdir import Workdir
@@ -21,6 +21,8 @@ from deeplab_keras.evaluation.classes import check_classes
 from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
+from deeplab_keras.training.engine import Engine
+from deeplab_keras.training.step import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Run:
 
     Attributes:
         model: The segmentor.
+        engine: What the run needs from Keras' backend.
         config: The model's architecture.
         info: The dataset's classes.
         optimizer: The optimizer, whose state is saved too.
@@ -51,7 +54,7 @@ class Run:
         row: Training loss, training mIoU and images per second of the last complete round.
         last_report: Report of the last evaluation.
         stop_requested: Whether SIGTERM arrived.
-        averages: Averaged weights by name.
+        averages: Averaged weights by name, on the device.
         fresh_statistics: 1 for each batch norm layer whose running statistics were initialized with
             mean 0 and variance 1, else 0. `None` if not known yet.
         counts_of_workers: The metric's counts of all workers, int64 `[num_classes, num_classes]`.
@@ -59,6 +62,7 @@ class Run:
     """
 
     model: keras.Model
+    engine: Engine
     config: ModelConfig
     info: DatasetInfo
     optimizer: keras.optimizers.Optimizer
@@ -75,7 +79,7 @@ class Run:
     row: dict[str, float] = dataclasses.field(default_factory=dict)
     last_report: Report | None = None
     stop_requested: bool = False
-    averages: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
+    averages: dict[str, Any] = dataclasses.field(default_factory=dict)
     fresh_statistics: np.ndarray | None = None
     counts_of_workers: np.ndarray | None = None
     _interruptible: bool = False
@@ -93,8 +97,7 @@ class Run:
     def restore_counts(self) -> None:
         """Restores the metric's counts from the checkpoint, once after the run was resumed."""
         if self._restored_counts is not None:
-            # The sum over all replicas counts, and the others start with 0.
-            _replicas(self.metric.matrix)[0].assign(self._restored_counts.sum(0))
+            self.engine.write_counts(self.metric.matrix, self._restored_counts.sum(0))
             self._restored_counts = None
 
     def learning_rate(self) -> float:
@@ -119,28 +122,29 @@ class Run:
         if not self.average_momentum:
             return
         variables = folder.model_variables(self.model)
-        self.averages = {
-            name: tf.Variable(v.value, trainable=False, name="average")
-            for name, v in variables.items()
-        }
+        copies = self.engine.copies([variable.value for variable in variables.values()])
+        self.averages = dict(zip(variables, copies, strict=True))
 
-    def update_averages(self) -> None:
+    def update_averages(self, trained: TrainedModel) -> None:
         """Updates the averages with the current weights.
 
         The momentum is smaller in the first steps, so that the initial weights are soon forgotten.
+
+        Args:
+            trained: The model that `fit` trains, which shares the variables of `model`.
         """
         if self.averages:
             momentum = min(self.average_momentum, (1 + self.step) / (10 + self.step))
             variables = folder.model_variables(self.model)
-            _average(
-                [variables[name].value for name in self.averages],
-                list(self.averages.values()),
-                tf.constant(momentum),
-            )
+            values = trained.current_values([variables[name] for name in self.averages])
+            averages = self.engine.average(values, list(self.averages.values()), momentum)
+            self.averages = dict(zip(self.averages, averages, strict=True))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Returns the weights to evaluate and save: the averages, if they are turned on."""
-        averages = {name: average.numpy() for name, average in self.averages.items()}
+        averages = {
+            name: keras.ops.convert_to_numpy(average) for name, average in self.averages.items()
+        }
         return {**folder.named_weights(self.model), **averages}
 
     @contextlib.contextmanager
@@ -174,8 +178,12 @@ class Run:
 
     def save(self) -> None:
         """Writes a training checkpoint of this step."""
-        state = {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
-        state |= {f"random/{i}": v.numpy() for i, v in enumerate(self.random_states())}
+        saved = (("optimizer", self.optimizer.variables), ("random", self.random_states()))
+        state = {
+            f"{kind}/{index}": keras.ops.convert_to_numpy(variable)
+            for kind, variables in saved
+            for index, variable in enumerate(variables)
+        }
         if self.averages:
             state |= {
                 f"raw/{name}": value for name, value in folder.named_weights(self.model).items()
@@ -184,7 +192,7 @@ class Run:
         state |= {"best_miou": np.float64(self.best_miou)}
         counts = self.counts_of_workers
         if counts is None:
-            counts = sum(part.numpy() for part in _replicas(self.metric.matrix))
+            counts = self.engine.read_counts(self.metric.matrix).astype(np.int64)
         state |= {
             "round/loss_sum": np.float64(self.loss_sum),
             "round/steps": np.int64(self.steps_in_round),
@@ -217,10 +225,10 @@ class Run:
             for name, value in state.items()
             if name.startswith("raw/")
         }
-        folder.assign_weights(self.model, raw or weights, source=str(newest.path))
+        folder.assign_weights(self.model, weights, source=str(newest.path))
         self.start_averages()
-        for name, average in self.averages.items():
-            average.assign(weights[name])
+        if raw:
+            folder.assign_weights(self.model, raw, source=str(newest.path))
         self._assign("optimizer", self.optimizer.variables, state)
         self._assign("random", self.random_states(), state)
         self.step, self.best_miou = int(state["step"]), float(state["best_miou"])
@@ -254,14 +262,17 @@ class Run:
     def _assign(
         self, kind: str, variables: list[keras.Variable], state: dict[str, np.ndarray]
     ) -> None:
-        for index, variable in enumerate(variables):
-            value = state.get(f"{kind}/{index}")
-            if value is None or tuple(value.shape) != tuple(variable.shape):
+        found = [state.get(f"{kind}/{index}") for index in range(len(variables) + 1)]
+        expected = [tuple(variable.shape) for variable in variables]
+        shapes = [None if value is None else tuple(value.shape) for value in found]
+        for index, (shape, other) in enumerate(zip(shapes, [*expected, None], strict=True)):
+            if shape != other:
                 raise UserError(
                     f"`train_logdir={self.workdir.path}`: the {kind} state of its checkpoints does "
                     f"not match this version (variable {index}); use a new folder, and this one as "
                     "`tf_initial_checkpoint`"
                 )
+        for variable, value in zip(variables, found[:-1], strict=True):
             variable.assign(value)
 
     # --- Stopping ---
@@ -285,18 +296,6 @@ class Run:
         self.stop_requested = True
         if self._interruptible:
             raise StopRequested
-
-
-def _replicas(variable: keras.Variable) -> Sequence[tf.Variable]:
-    """Returns the variable's copy on each replica of this process."""
-    return getattr(variable.value, "values", None) or [variable.value]
-
-
-@tf.function
-def _average(values: list[tf.Tensor], averages: list[tf.Variable], momentum: tf.Tensor) -> None:
-    for value, average in zip(values, averages, strict=True):
-        share = tf.cast(momentum, average.dtype)
-        average.assign(share * average + (1 - share) * value)
 
 
 @contextlib.contextmanager

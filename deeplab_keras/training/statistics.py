@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.layers import BatchNormalization, warm_up
 from deeplab_keras.models.segmentor import build_segmentor
+from deeplab_keras.training.engine import find_engine
 
 logger = logging.getLogger(__name__)
 
@@ -123,19 +123,19 @@ def measure(
     """
     model, layers = build_segmentor(config.replace(dropout_rate=0.0)), set(layers)
     folder.assign_weights(model, weights, source="the weights of the run")
-    seen = tf.Variable(0.0, trainable=False)
+    seen = keras.Variable(0.0, trainable=False, dtype="float32", name="seen")
     for layer in model.layers:
         if isinstance(layer, BatchNormalization):
             layer.freeze_statistics = layer.name not in layers
             layer.share = lambda momentum: seen / (seen + 1)
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def update(images: tf.Tensor) -> None:
+    def update(images: Any) -> None:
         model(images, training=True)
         seen.assign_add(1.0)
 
+    compiled = find_engine().compiled(update, [*model.variables, seen])
     for batch in batches:
-        update(batch[0] if isinstance(batch, tuple) else batch)
+        compiled(batch[0] if isinstance(batch, tuple) else batch)
     return {
         name: value
         for name, value in folder.named_weights(model).items()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from deeplab_keras.config import UserError
 from deeplab_keras.io.progress import Progress
@@ -54,7 +53,7 @@ class Steps(keras.callbacks.Callback):
         """Restores the metric of a resumed run, and starts the profiler at its first step."""
         self.run.restore_counts()  # here, because `fit` resets the metrics before the first step
         if self.profile and not self.profiling and self.run.step + 1 == self.profile[0]:
-            tf.profiler.experimental.start(str(self.run.workdir.path / "tensorboard"))
+            self.run.engine.start_profiler(self.run.workdir.path / "tensorboard")
             self.profiling = True
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -70,7 +69,7 @@ class Steps(keras.callbacks.Callback):
         self.train_miou = next(
             (float(value) for name, value in logs.items() if name.endswith("miou")), float("nan")
         )
-        run.update_averages()
+        run.update_averages(self.model)
         if self.profiling and run.step >= min(self.profile[1], run.total_steps):
             self.stop_profiler()
             self.progress.write(
@@ -82,7 +81,7 @@ class Steps(keras.callbacks.Callback):
     def stop_profiler(self) -> None:
         """Stops the profiler if it is recording, also when the run ends early."""
         if self.profiling:
-            tf.profiler.experimental.stop()
+            self.run.engine.stop_profiler()
             self.profiling = False
 
     def _check(self, loss: float, gradient_norm: float) -> None:
@@ -91,6 +90,7 @@ class Steps(keras.callbacks.Callback):
         if math.isfinite(loss) and math.isfinite(gradient_norm) and loss <= bound:
             return
         self.model.stop_training = True
+        self.model.sync()
         reason = f"the loss is {loss:.4g}"
         if bound < loss < math.inf:
             reason += f", more than {DIVERGED:g} times the first step's loss"

@@ -9,6 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -44,6 +45,7 @@ from deeplab_keras.models.segmentor import (
 from deeplab_keras.training import statistics, workers
 from deeplab_keras.training.cluster import Cluster
 from deeplab_keras.training.divergence import Batch
+from deeplab_keras.training.engine import Engine, find_engine
 from deeplab_keras.training.losses import SegmentationLoss, make_loss, parse_terms
 from deeplab_keras.training.optimizers import BACKBONE, make_optimizer
 from deeplab_keras.training.process import preserve_settings
@@ -135,7 +137,9 @@ def _train(
     flags_text: str,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Report | None:
+    engine = find_engine()
     _check(training)
+    engine.check(training)
     if callbacks and training.strategy == MULTI_WORKER:
         raise UserError(
             "`callbacks` cannot be combined with `strategy='multi_worker'`, which does not use "
@@ -147,7 +151,9 @@ def _train(
         else None
     )
     strategy = (
-        make_strategy(training.strategy) if cluster is None else workers.make_strategy(cluster)
+        engine.make_strategy(training.strategy)
+        if cluster is None
+        else workers.make_strategy(cluster)
     )
     _check_batch(data, training, strategy.num_replicas_in_sync)
     seed_everything(data.seed, training.deterministic)
@@ -169,7 +175,7 @@ def _train(
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
     with _workdir(training, configs, flags_text, cluster) as workdir:
-        run, trained = _build(model, data, training, info, workdir, total_steps, strategy)
+        run, trained = _build(model, data, training, info, workdir, total_steps, engine, strategy)
         if cluster is None or cluster.is_chief:
             _announce(
                 model,
@@ -345,21 +351,7 @@ def training_steps(training: TrainConfig, images: int, batch_size: int) -> int:
     return max(round(steps), 1)
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Returns a distribution strategy by name: "auto" uses all visible GPUs, else the CPU."""
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if name == "none" or (name == "auto" and len(devices) == 1):
-        return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
-
-
 def _check(training: TrainConfig) -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            "training requires the TensorFlow backend. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()}; unset the variable, or train with Keras' "
-            "own fit as docs/python.md shows"
-        )
     steps, epochs = training.training_number_of_steps, training.epochs
     if steps and epochs:
         raise UserError(
@@ -411,7 +403,8 @@ def _build(
     info: DatasetInfo,
     workdir: Workdir,
     total_steps: int,
-    strategy: tf.distribute.Strategy,
+    engine: Engine,
+    strategy: Any,
 ) -> tuple[Run, TrainedModel]:
     keras.config.set_dtype_policy(training.precision)
     with strategy.scope():
@@ -420,7 +413,7 @@ def _build(
             if isinstance(layer, BatchNormalization):
                 layer.freeze_statistics = not training.fine_tune_batch_norm
             layer.trainable = not (training.freeze_backbone and re.match(BACKBONE, layer.name))
-        trained = TrainedModel(model.input, model.output, name=model.name)
+        trained = engine.Model(model.input, model.output, name=model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,
@@ -434,11 +427,12 @@ def _build(
             optimizer=optimizer,
             loss=_loss(training, info, optimizer),
             metrics=[metric],
-            jit_compile=training.jit_compile,
+            jit_compile=training.jit_compile or engine.ALWAYS_COMPILED,
         )
         trained.optimizer.build(trained.trained_variables)
     run = Run(
         model,
+        engine,
         config,
         info,
         trained.optimizer,
@@ -473,7 +467,7 @@ def _fit(
     training: TrainConfig,
     evaluation: EvalConfig,
     sources: tuple[Source, Source],
-    strategy: tf.distribute.Strategy,
+    strategy: Any,
     cluster: Cluster | None,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
@@ -538,13 +532,14 @@ def _fit(
             if cluster is not None:
                 workers.fit(strategy, trained, batches, run, [steps, rounds] if chief else [])
                 return
-            trained.fit(
-                batches,
-                steps_per_epoch=run.total_steps - run.step,
-                shuffle=False,
-                verbose=0,
-                callbacks=[steps, rounds, *callbacks],
-            )
+            with run.engine.fit_scope(strategy):
+                trained.fit(
+                    batches,
+                    steps_per_epoch=run.total_steps - run.step,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[steps, rounds, *callbacks],
+                )
     except tf.errors.OpError as error:
         user_error = pipeline.user_error(error, train_source)
         if user_error is None:

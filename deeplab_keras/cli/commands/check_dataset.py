@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from deeplab_keras.cli import Command, load_keras, require_tensorflow
+from deeplab_keras.cli import Command, load_keras, require_backend
 from deeplab_keras.config import Config, DataConfig, EvalConfig, UserError, option
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def main(command: Command) -> None:
 
 
 def _predictor(command: Command, checkpoint_dir: str) -> Predictor:
-    require_tensorflow(command)
+    require_backend(command)
 
     from deeplab_keras.inference import Predictor
 

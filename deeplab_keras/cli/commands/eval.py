@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import pathlib
 
-from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli import Command, require_backend
 from deeplab_keras.cli.official import EvalFlags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
@@ -59,7 +59,7 @@ def main(command: Command) -> None:
     options, eval_config = command.config(EvaluationOptions), command.config(EvalConfig)
     data_config = command.data_config([*options.compare, options.checkpoint_dir][0])
     split = data_config.eval_split
-    require_tensorflow(command)
+    require_backend(command)
 
     from deeplab_keras.checkpoints.folder import read_info
     from deeplab_keras.data.registry import open_dataset

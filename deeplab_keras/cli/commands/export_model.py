@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 
-from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli import Command, require_backend
 from deeplab_keras.cli.official import ExportFlags
 from deeplab_keras.config import DataConfig, ExportConfig, UserError
 
@@ -18,7 +18,7 @@ def main(command: Command) -> None:
     config = command.config(ExportConfig)
     config.require("checkpoint_dir", "export_path")
     data_config = command.data_config(config.checkpoint_dir)
-    require_tensorflow(command)
+    require_backend(command, ("tensorflow",))
 
     from deeplab_keras import export
     from deeplab_keras.checkpoints.folder import load_checkpoint, read_info

@@ -12,7 +12,7 @@ the exit status is then 1.
 
 from __future__ import annotations
 
-from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli import Command, require_backend
 from deeplab_keras.config import EvalConfig, PredictConfig
 
 
@@ -22,7 +22,7 @@ def main(command: Command) -> int:
     from deeplab_keras.inference.exported import has_own_runtime
 
     if not has_own_runtime(config.checkpoint_dir) or eval_config.inference == "official":
-        require_tensorflow(command)
+        require_backend(command)
 
     from deeplab_keras import prediction
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from deeplab_keras.cli import Command, require_tensorflow
+from deeplab_keras.cli import Command, require_backend
 from deeplab_keras.cli.official import VisFlags
 from deeplab_keras.config import Config, DataConfig, EvalConfig, option
 
@@ -40,7 +40,7 @@ def main(command: Command) -> None:
     """Predicts and draws each image."""
     options, eval_config = command.config(VisOptions), command.config(EvalConfig)
     data_config = command.data_config(options.checkpoint_dir)
-    require_tensorflow(command)
+    require_backend(command)
 
     from deeplab_keras import inference
     from deeplab_keras.data.registry import open_dataset
