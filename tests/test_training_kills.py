@@ -109,18 +109,21 @@ def live(workdir: pathlib.Path, flags: list[str], seconds: float | None) -> tupl
     return process.returncode == 0, bool(left)
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments(tiny_flags, tmp_path):
-    """Killed, damaged and resumed runs end with the state of an undisturbed run."""
+def kill(kills_wanted: int, tiny_flags: list[str], tmp_path: pathlib.Path) -> pathlib.Path:
+    """Kills, damages and resumes runs, which must end with the state of an undisturbed run.
+
+    Returns:
+        The workdir of the last run.
+    """
     live(tmp_path / "undisturbed", tiny_flags, None)
     expected = final_arrays(tmp_path / "undisturbed")
     numbers, kills, runs, torn = random.Random(0), 0, 0, 0
     damages: collections.Counter[str] = collections.Counter()
-    while kills < KILLS:
+    while kills < kills_wanted:
         workdir, ended = tmp_path / f"killed_{runs}", False
         while not ended:
             ended, while_writing = live(
-                workdir, tiny_flags, numbers.uniform(0, 0.8) if kills < KILLS else None
+                workdir, tiny_flags, numbers.uniform(0, 0.8) if kills < kills_wanted else None
             )
             kills, torn = kills + (not ended), torn + while_writing
             if not ended:
@@ -135,6 +138,12 @@ def test_killed_at_random_moments(tiny_flags, tmp_path):
         f"{kills} kills over {runs} runs, {torn} of them while a checkpoint was written; damage: "
         f"{done}"
     )
+    return workdir
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tiny_flags, tmp_path):
+    workdir = kill(KILLS, tiny_flags, tmp_path)
     for path in folder.step_folders(workdir):  # and where nothing is intact, one line says so
         (path / folder.WEIGHTS).write_bytes(b"")
     process = start(workdir, tiny_flags)

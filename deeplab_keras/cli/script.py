@@ -139,8 +139,7 @@ class _Run:
         except OSError as error:
             return 1, _file_error(error)
         except Exception as error:
-            # TensorFlow's error has a class of its own.
-            if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+            if _is_memory_error(error):
                 return 1, _memory_error(error)
             raise
 
@@ -267,6 +266,14 @@ class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return prefix + render_options(record.getMessage(), self._show)
+
+
+def _is_memory_error(error: Exception) -> bool:
+    # TensorFlow's error has a class of its own, and JAX's error a code in its text.
+    kind = type(error).__name__
+    if kind == "JaxRuntimeError":
+        return str(error).startswith("RESOURCE_EXHAUSTED")
+    return isinstance(error, MemoryError) or kind == "ResourceExhaustedError"
 
 
 def _memory_error(error: Exception) -> str:

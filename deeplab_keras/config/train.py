@@ -188,7 +188,7 @@ class TrainConfig(Config):
         "dtype policy of the network; logits and loss are always float32",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    jit_compile: bool = option(False, "compiles the training step with XLA")
+    jit_compile: bool = option(False, "compiles the training step with XLA; JAX always does")
     deterministic: bool = option(
         False, "makes results bit-identical for equal seeds; somewhat slower"
     )

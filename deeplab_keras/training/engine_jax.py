@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,16 +13,51 @@ import keras
 import numpy as np
 from jax import numpy as jnp
 
-from deeplab_keras.config import TrainConfig
+from deeplab_keras.config import OptionError, TrainConfig, UserError
 from deeplab_keras.models.layers import PACKAGE
 from deeplab_keras.training.step import Tensors, TrainedModel
 
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError
 ALWAYS_COMPILED = True
+SMALLEST_CAPABILITY = 8.0  # of an NVIDIA GPU with bfloat16
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def check(training: TrainConfig) -> None:
     """See `engine.Engine`."""
+    if training.strategy == "multi_worker":
+        raise OptionError(
+            "strategy",
+            training.strategy,
+            "requires Keras' TensorFlow backend",
+            hint="set KERAS_BACKEND=tensorflow, or give 'auto', which uses all devices of this "
+            "machine",
+        )
+    device = jax.devices()[0]
+    if training.precision not in precisions(device):
+        raise OptionError(
+            "precision",
+            training.precision,
+            f"is not supported by this device, {device.device_kind}",
+            hint=f"give {' or '.join(precisions(device))}",
+        )
+    if training.deterministic and device.platform == "gpu":
+        flags = os.environ.get("XLA_FLAGS", "")
+        if DETERMINISTIC not in flags.split():
+            raise UserError(
+                f"`deterministic=True` requires the environment variable XLA_FLAGS={DETERMINISTIC} "
+                f"on a GPU with JAX. Received: XLA_FLAGS={flags}; set it before you start the run"
+            )
+
+
+def precisions(device: jax.Device) -> tuple[str, ...]:
+    """Returns the values of `TrainConfig.precision` that a device computes with."""
+    capability = getattr(device, "compute_capability", None)
+    if device.platform == "tpu":
+        return "float32", "mixed_bfloat16"
+    if device.platform == "gpu" and capability and float(capability) < SMALLEST_CAPABILITY:
+        return "float32", "mixed_float16"
+    return "float32", "mixed_bfloat16", "mixed_float16"
 
 
 class Devices:

@@ -81,7 +81,8 @@ class TrainedModel(Segmentor):
         """Returns each part's share of the valid pixels of all replicas, `[parts]`."""
         valid = ops.cast(ops.not_equal(labels, self.ignore_label), "float32")
         valid = sum_over_replicas(ops.sum(ops.reshape(valid, (self.parts, -1)), axis=1))
-        return ops.cast(valid / ops.maximum(ops.sum(valid), 1.0), keras.config.floatx())
+        valid = ops.cast(valid, keras.config.floatx())
+        return valid / ops.maximum(ops.sum(valid), 1.0)
 
     def _checked(self, gradients: Tensors, loss: Any, norm: Any) -> Tensors:
         """Clips gradients, and sets them to zero if the loss or their norm is not finite.
