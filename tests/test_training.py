@@ -501,7 +501,7 @@ def test_other_backends_are_refused(
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
     assert capsys.readouterr().err.endswith(
-        "error: training requires Keras' TensorFlow or JAX backend. Received: backend torch, "
+        "error: train.py requires Keras' TensorFlow or JAX backend. Received: backend torch, "
         "set by KERAS_BACKEND; set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax\n"
     )
     assert not (tmp_path / "run").exists()

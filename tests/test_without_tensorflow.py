@@ -63,6 +63,16 @@ def test_a_script_names_the_missing_package(run):
     assert error.count("\n") == 1
 
 
+@pytest.mark.jax
+def test_training_on_jax_requires_tensorflow_for_its_images(run):
+    arguments = ("--training_number_of_steps=1", "--train_logdir=run")
+    _, error = run(f"{ROOT}/scripts/train.py", *arguments, status=1)
+    assert error == (
+        "error: tensorflow is not installed, but reading images needs it, also on Keras' JAX "
+        "backend: pip install tensorflow-cpu\n"
+    )
+
+
 def test_lists_need_neither_tensorflow_nor_keras(run):
     code = """
 import sys

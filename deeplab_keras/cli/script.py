@@ -194,12 +194,8 @@ def load_keras() -> None:
     try:
         with without_noise():
             keras = importlib.import_module("keras")
-            devices = importlib.import_module("tensorflow").config
             if keras.backend.backend() == "tensorflow":
-                devices.list_physical_devices("GPU")
-            else:  # TensorFlow only reads and prepares images, and must not reserve the GPU
-                with contextlib.suppress(RuntimeError):  # it was used before, in this process
-                    devices.set_visible_devices([], "GPU")
+                importlib.import_module("tensorflow").config.list_physical_devices("GPU")
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:
             raise
@@ -209,11 +205,6 @@ def load_keras() -> None:
                 "(`predict.py` runs .tflite and .onnx files without them)"
             ) from error
         backend = os.environ.get("KERAS_BACKEND")
-        if error.name == "tensorflow" and backend not in (None, "", "tensorflow"):
-            raise UserError(
-                "tensorflow is not installed, but reading images needs it, also with "
-                f"KERAS_BACKEND={backend}: pip install tensorflow-cpu"
-            ) from error
         source = f"KERAS_BACKEND={backend}" if backend else f"{_keras_json()} (default: tensorflow)"
         raise UserError(
             f"{error.name} is not installed, but Keras needs it: pip install {error.name}; "
@@ -231,12 +222,28 @@ def _keras_json() -> str:
 def require_backend(command: Command, backends: Collection[str] = ("tensorflow", "jax")) -> None:
     """Imports Keras, see `load_keras`, and requires that it runs on one of some backends.
 
+    On JAX, TensorFlow only reads and prepares images. It must not reserve the GPU's memory.
+
     Raises:
         UserError: It runs on another backend, or a package is not installed.
     """
     load_keras()
     layers = importlib.import_module("deeplab_keras.models.layers")
     layers.require_backend(os.path.basename(command.argv[0]), backends)
+    if importlib.import_module("keras").backend.backend() == "tensorflow":
+        return
+    try:
+        with without_noise():
+            tensorflow = importlib.import_module("tensorflow")
+            with contextlib.suppress(RuntimeError):  # it was used before, in this process
+                tensorflow.config.set_visible_devices([], "GPU")
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise UserError(
+            "tensorflow is not installed, but reading images needs it, also on Keras' JAX backend: "
+            "pip install tensorflow-cpu"
+        ) from error
 
 
 @contextlib.contextmanager

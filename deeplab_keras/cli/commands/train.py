@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from deeplab_keras.cli import Command, load_keras
+from deeplab_keras.cli import Command, require_backend
 from deeplab_keras.cli.official import TrainFlags, find_step
 from deeplab_keras.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, UserError
 
@@ -26,7 +26,7 @@ def main(command: Command) -> None:
     eval_config = command.config(EvalConfig)
     if not train_config.train_logdir:
         raise UserError("`train_logdir` is required: a folder for the run, such as runs/first")
-    load_keras()
+    require_backend(command)
 
     from deeplab_keras.convert.initial import start_config
     from deeplab_keras.convert.official_files import is_official_file
