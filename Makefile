@@ -54,7 +54,7 @@ slow: $(READY) ## run the tests that take minutes each
 torch: $(TORCH) ## run the tests that compare with PyTorch and SSSegmentation; installs both
 	$(RUN) -m pytest -m torch $(ARGS)
 
-jax: $(JAX) ## test models, losses and optimizers on Keras' JAX backend; installs JAX
+jax: $(JAX) ## test models, training and evaluation on Keras' JAX backend; installs JAX
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
