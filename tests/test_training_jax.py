@@ -176,7 +176,9 @@ def test_a_run_changes_its_engine(train, tmp_path):
 
 
 def test_killed_ten_times(tiny_flags, tmp_path, monkeypatch):
-    for name, value in environment("jax").items():
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # the same program each time
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    for name, value in environment("jax", **cache).items():
         monkeypatch.setenv(name, value)
     kill(10, tiny_flags, tmp_path)
 
