@@ -1,4 +1,7 @@
-"""NumPy's arithmetic of class scores, for exported files; see `network.Arithmetic`."""
+"""NumPy's arithmetic of class scores, for exported files and Keras models on JAX.
+
+See `network.Arithmetic`.
+"""
 
 from __future__ import annotations
 

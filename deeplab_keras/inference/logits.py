@@ -36,8 +36,8 @@ def predict_logits(
         config: How to run the model.
 
     Returns:
-        float32 `[batch, height, width, num_classes]`: a `tf.Tensor` for a Keras model, a NumPy
-        array for an exported file.
+        float32 `[batch, height, width, num_classes]`: a `tf.Tensor` for a Keras model on
+        TensorFlow, else a NumPy array.
 
     Raises:
         UserError: The images have another shape, dtype or range, `config` does not suit the model,

@@ -1,4 +1,6 @@
-"""TensorFlow's arithmetic of class scores, for Keras models; see `network.Arithmetic`.
+"""TensorFlow's arithmetic of class scores, for Keras models on TensorFlow.
+
+See `network.Arithmetic`.
 
 Labels: for up to about 40 classes, an argmax compiled by XLA takes a tenth to a half of the time of
 TensorFlow's argmax, which loops over the classes. XLA compiles it for a fixed number of pixels: the
