@@ -391,3 +391,29 @@ def test_a_dataset_folder_whose_classes_were_reordered(tmp_path, tiny_flags, cap
         "'blue' in the dataset; put classes.txt" in error
     )
     assert [folder.read_info(path).class_names[1] for path in folder.step_folders(run)] == ["red"]
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "another shape"])
+def test_an_optimizer_state_of_another_form_is_refused(
+    change: str,
+    tiny_run: pathlib.Path,
+    tiny_flags: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as the state of another optimizer or version, in a run of another backend."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    last = folder.step_folders(tmp_path / "run")[-1]
+    state = folder.read_arrays(last / folder.STATE)
+    count = sum(name.startswith("optimizer/") for name in state)
+    if change == "missing":
+        del state[f"optimizer/{count - 1}"]
+    elif change == "more":
+        state[f"optimizer/{count}"] = np.zeros(3)
+    else:
+        state["optimizer/1"] = state["optimizer/1"][..., :-1]
+    np.savez(last / folder.STATE, **state)
+    (last / folder.HASHES).unlink()
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path}/run") == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "the optimizer state of its checkpoints does not match" in lines[0]

@@ -40,7 +40,7 @@ def as_network(model: keras.Model | Network | Path) -> Network:
 
 
 def _keras_network(model: keras.Model) -> Network:
-    from deeplab_keras.inference.keras_network import KerasNetwork  # imports TensorFlow
+    from deeplab_keras.inference.keras_network import KerasNetwork  # imports Keras and its backend
 
     return KerasNetwork(model)
 
