@@ -117,7 +117,9 @@ def test_ten_steps_equal_those_of_tensorflow_in_double_precision(train):
         largest.pop("row/train_miou")  # computed in float32
         worst = max(largest, key=lambda name: largest[name])
         print(f"{name}: steps {relative:.1e}, {worst} {largest[worst]:.1e}")
-        assert relative < 1e-9 and largest[worst] < 1e-9, (name, worst)
+        # Mining selects pixels, so a rounding error may select another one of nearly equal losses.
+        bound = 1e-8 if name == "pixels" else 1e-9
+        assert relative < 1e-9 and largest[worst] < bound, (name, worst)
 
 
 def test_ten_steps_equal_those_of_tensorflow_in_single_precision(train):
