@@ -91,7 +91,9 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["deeplab_keras", "deeplab_keras.*"]),
     cmdclass={"build_py": BuildWithResources},
     entry_points={"console_scripts": ["deeplab-keras=deeplab_keras.cli.main:main"]},
-    package_data={"deeplab_keras": ["py.typed", "visualization/templates/*.html"]},
+    package_data={
+        "deeplab_keras": ["py.typed", "visualization/templates/*.html", "zoo/bundled/*/*"]
+    },
     python_requires=">=3.11",
     install_requires=[
         f"{TENSORFLOW}>=2.20,<3",

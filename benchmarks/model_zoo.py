@@ -87,7 +87,7 @@ def tables(count: Callable[[str], tuple[str, str, str]]) -> str:
             f"| {' | '.join(COLUMNS)} |",
             "|---|" + "--:|" * NUMBERS + "---|" * (len(COLUMNS) - 1 - NUMBERS),
         ]
-        for name in zoo.list_models():
+        for name in zoo.MODELS:
             recipe = next(CONFIGS.glob(f"*/{name}.flags"), None)
             if (recipe.parent.name if recipe else "") != folder:
                 continue

@@ -88,6 +88,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
         for path in (ROOT / folder).glob(pattern)
         if path.is_file() and path.name != "README.md"
     }
+    assert "deeplab_keras/zoo/bundled/synthetic_demo/weights.npz" in library
     assert "deeplab_keras/py.typed" in library and len(resources) > 40
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == library | resources
@@ -132,6 +133,12 @@ def test_the_installed_package_works_anywhere(site, tiny_real_run, tmp_path):
     assert found["counts"] == {"inputs": 1, "written": 1, "skipped": 0, "failed": 0}
     assert found["command"].startswith("python -m deeplab_keras predict --checkpoint_dir=")
     assert Image.open(tmp_path / "out/photo_labels.png").size == (64, 48)
+
+    arguments = ("--checkpoint_dir=synthetic_demo", "--input=photo.png", "--output=built_in")
+    assert run("predict", *arguments, "--quiet")[0] == 0
+    assert Image.open(tmp_path / "built_in/photo_labels.png").size == (64, 48)
+    status, listed, _ = run("list", "--match=synthetic")
+    assert status == 0 and "synthetic_demo" in listed
 
 
 # What a small machine needs for exported files; absl only for the command line.

@@ -19,7 +19,7 @@ COUNTS = {name: row[1:4] for name, row in ROWS.items()}
 
 
 def test_every_model_stands_in_it_once():
-    assert sorted(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)) == sorted(zoo.list_models())
+    assert sorted(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)) == sorted(zoo.MODELS)
 
 
 def test_the_tables_are_up_to_date():
@@ -34,7 +34,7 @@ def test_every_row_has_everything_that_is_known_about_the_release():
     bibliography = (ROOT / "CITATION.bib").read_text()
     rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", PAGE, re.MULTILINE))
     checksums = 0
-    for name in zoo.list_models():
+    for name in zoo.MODELS:
         found = download_of(name)
         *_, links, license, cite = rows[name].split(" | ")
         addresses = re.findall(r"\]\(([^)]+)\)", links)
@@ -76,6 +76,6 @@ def test_a_measured_value_in_a_header_gets_into_the_table(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.list_models())
+@pytest.mark.parametrize("name", zoo.MODELS)
 def test_the_counts_are_the_model_s(name):
     assert model_zoo.count(name) == COUNTS[name], "run: python scripts/make_model_zoo.py"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 import tarfile
 
 import keras
 import numpy as np
 import pytest
-from contracts import ROOT, as_command_line, label_blocks, noise, raises_line, script
+from contracts import ROOT, as_command_line, commands, label_blocks, noise, raises_line, script
 from official_golden import SMALL, drawn_tensors
 from PIL import Image
 from test_convert_official import save_checkpoint
@@ -136,7 +138,7 @@ def test_a_misspelled_name_and_a_missing_folder(cache):
 def test_every_name_has_an_address_and_a_license():
     files = set()
     papers = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "CITATION.bib").read_text(), re.MULTILINE))
-    for name in zoo.list_models():
+    for name in zoo.MODELS:
         found = downloads.download_of(name)
         files |= set(found.urls)
         assert all(url.startswith(("https://", "http://download.tensorflow")) for url in found.urls)
@@ -361,7 +363,7 @@ def released(name: str, folder: pathlib.Path) -> tuple[str, bytes, dict[str, np.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.list_models())
+@pytest.mark.parametrize("name", zoo.MODELS)
 def test_every_name_loads(name, server, cache, tmp_path, monkeypatch):
     for place in ("SSSEGMENTATION_FILES", "PYTORCH_FILES"):
         monkeypatch.setattr(downloads, place, server.url)
@@ -415,3 +417,78 @@ def test_a_name_that_is_too_long(name, cache):
         dk.load_model(name)
     with raises_line("cannot be read|no such"):
         dk.build_segmentor("lrasppnet_mobilenetv3sos8_voc", weights=name)
+
+
+# === Models that are part of the package ===
+
+BUILT_IN = """
+import socket
+
+def refuse(*arguments):
+    raise AssertionError("no network")
+
+socket.socket.connect = refuse
+import numpy as np
+import deeplab_keras as dk
+predictor = dk.Predictor("synthetic_demo")
+scenes = dk.open_dataset(dk.DataConfig(dataset="synthetic", eval_samples=64), "val")
+counts = np.zeros((10, 10), np.int64)
+for index in range(0, 64, 8):
+    image, label = scenes.load(index)
+    labels = predictor(image)
+    seen = label < 10
+    np.add.at(counts, (label[seen], labels[seen]), 1)
+hits = np.diagonal(counts)
+print((hits / (counts.sum(0) + counts.sum(1) - hits)).mean(), *predictor.info.class_names)
+"""
+
+
+def test_the_built_in_model_needs_no_network(tmp_path):
+    """In a fresh process with an empty cache. The scores are counted here, on 8 of 64 scenes."""
+    done = subprocess.run(
+        [sys.executable, "-c", BUILT_IN],
+        env={**os.environ, "DEEPLAB_KERAS_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    miou, *names = done.stdout.split()
+    scores = json.loads((zoo.bundled_folder("synthetic_demo") / "metrics.json").read_text())
+    assert abs(float(miou) - scores["miou"]) < 0.03 and scores["images"] == 64
+    assert names[:3] == ["sand", "water", "grass"] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_built_in_model_has_its_scores():
+    source = dk.open_dataset(dk.DataConfig(dataset="synthetic"), "val")
+    report = dk.evaluate(dk.load_model("synthetic_demo"), source, progress=False)
+    scores = json.loads((zoo.bundled_folder("synthetic_demo") / "metrics.json").read_text())
+    assert abs(report.miou - scores["miou"]) < 1e-4 and report.images == scores["images"]
+
+
+def test_the_built_in_model_is_a_model_of_the_zoo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (name,) = zoo.BUNDLED
+    path = zoo.bundled_folder(name)
+    assert loading.is_name(name) and loading.initial_weights(name) == str(path)
+    assert zoo.list_models()[-1] == name and zoo.get_config(name).num_classes == 10
+    assert sum(file.stat().st_size for file in path.iterdir()) < 2e6
+    assert script("list_models.py")("--match=synthetic") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("10  - (built in)")
+    with raises_line("did you mean 'synthetic_demo'"):
+        dk.load_model("synthetic_dmo")
+    assert script("vis.py")(f"--checkpoint_dir={name}", "--vis_samples=1") == 0
+    assert len(list((tmp_path / "runs" / name / "vis").glob("*_panel.png"))) == 1
+
+
+def test_a_model_that_cannot_be_built_in_answers_with_its_command():
+    (name,) = zoo.NOT_BUNDLED
+    for use in (dk.load_model, dk.Predictor, dk.get_config, loading.initial_weights):
+        with raises_line(
+            rf"^{name}: .*CC BY-NC.*train\.py --flagfile=configs/camvid/.*runs/camvid"
+        ):
+            use(name)
+    ((called, arguments),) = commands(zoo.NOT_BUNDLED[name].replace("`", "").partition(": ")[2])
+    assert called == "train.py" and script(called).parse(*arguments[:3])
+    assert (ROOT / arguments[0].partition("=")[2]).is_file()

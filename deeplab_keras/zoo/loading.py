@@ -1,7 +1,7 @@
 """Models with trained weights, by path or by name.
 
 Released weights are downloaded once, verified, converted and kept in the cache folder
-(`checkpoints.download.cache_folder`).
+(`checkpoints.download.cache_folder`). The models in `registry.BUNDLED` are part of the package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.models import segmentor
 from deeplab_keras.models.layer_groups import layers_in_group
 from deeplab_keras.zoo.downloads import IMAGENET, download_of
-from deeplab_keras.zoo.registry import MODELS, get_config
+from deeplab_keras.zoo.registry import (
+    BUNDLED,
+    MODELS,
+    bundled_folder,
+    get_config,
+    list_models,
+    require_bundled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +155,7 @@ def open_checkpoint(
 def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the checkpoint folder of a path or of a model of the zoo.
 
-    The first call with a name downloads and converts the weights.
+    The first call with the name of a released model downloads and converts the weights.
 
     Args:
         source: A checkpoint folder, a workdir, or a name of `list_models`. An existing checkpoint
@@ -162,20 +169,23 @@ def checkpoint_folder(source: str | os.PathLike[str]) -> pathlib.Path:
     _require_path(source, "source")
     path, name = pathlib.Path(source), os.fspath(source)
     if is_name(source):
+        if name in BUNDLED:
+            return bundled_folder(name)
         cached = download.cache_folder() / "models" / name
         if not _is_current(cached, name):
             _download_and_convert(name, cached)
         return cached
     if not os.path.exists(path) and path.name == name:
-        if difflib.get_close_matches(name, MODELS, n=1, cutoff=0.8):
-            raise unknown_name("folder or model", name, MODELS)
+        require_bundled(name)
+        if difflib.get_close_matches(name, list_models(), n=1, cutoff=0.8):
+            raise unknown_name("folder or model", name, list_models())
         if name == "imagenet" or name in IMAGENET:
             raise UserError(
                 f"{name}: a backbone trained on ImageNet, not a segmentation model; train one from "
                 f"it with `initial_checkpoint={name}`"
             )
         parts = name.lower().split("_")
-        if alike := [model for model in MODELS if all(part in model for part in parts)]:
+        if alike := [model for model in list_models() if all(part in model for part in parts)]:
             raise UserError(
                 f"{name}: no such folder; models with this in their name: {', '.join(alike)}"
             )
@@ -194,7 +204,7 @@ def _require_path(source: object, argument: str) -> None:
 def is_name(source: str | os.PathLike[str]) -> bool:
     """Whether `source` is the name of a model of the zoo, and not the path of a checkpoint."""
     name = os.fspath(source)
-    if name not in MODELS:
+    if name not in MODELS and name not in BUNDLED:
         return False
     try:
         folder.find_checkpoint(name)
@@ -223,14 +233,15 @@ def initial_weights(source: str | os.PathLike[str]) -> str:
         raise UserError(f"{name[:200]}...: no such file, folder or model; the path is too long")
     if os.path.exists(name) and not is_name(name):
         return name
-    if name in MODELS:
+    if is_name(name):
         return str(checkpoint_folder(name))
+    require_bundled(name)
     if name in IMAGENET:
         found = IMAGENET[name]
         path = download.fetch(found.urls, download.cache_folder() / "downloads", found.checksum)
         download.record(path)
         return str(path)
-    known = {"imagenet", *MODELS, *IMAGENET}
+    known = {"imagenet", *list_models(), *IMAGENET}
     if name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.8):
         raise unknown_name("file, folder or model", name, known)
     return name

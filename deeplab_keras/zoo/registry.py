@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import json
+import pathlib
 from collections.abc import Iterable
 
 from deeplab_keras.config import CONVENTIONS, ModelConfig, UserError, unknown_name
@@ -91,24 +93,39 @@ REPORTED_MIOU: dict[str, float] = (
     | TORCHVISION_MIOU
 )
 
+# Trained models that are part of the package, named after their recipes: checkpoint folders in
+# zoo/bundled, written by benchmarks/bundled_model.py.
+BUNDLED = ("synthetic_demo",)
+# Models named after recipes whose weights cannot be part of the package.
+NOT_BUNDLED = {
+    "camvid_deeplab_v3_plus_mobilenet_v2": (
+        "the license of CamVid (CC BY-NC) does not allow this package to include weights trained "
+        "on it; train them: `python scripts/train.py` "
+        "--flagfile=configs/camvid/deeplab_v3_plus_mobilenet_v2_os16.flags "
+        "--dataset_dir=datasets/camvid --train_logdir=runs/camvid (docs/datasets.md)"
+    )
+}
+
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Returns the names of models of the zoo.
 
+    The released models come first, then those that are part of the package.
+
     Args:
         pattern: A pattern with the wildcards `*`, `?` and `[...]`, or a part of the names.
-        pretrained: Whether to return only models whose authors released weights, so that
-            `load_model` can download them.
+        pretrained: Whether to return only models with weights that `load_model` finds in the
+            package or can download because their authors released them.
 
     Example:
         >>> len(dk.list_models())
-        32
+        33
         >>> dk.list_models("*mobilenetv3*voc*", pretrained=True)
         ['lrasppnet_mobilenetv3sos8_voc', 'lrasppnet_mobilenetv3los8_voc']
         >>> dk.list_models("ade20k")[-1]
         'deeplabv3_mnv2_ade20k_train'
     """
-    return matching(MODELS, pattern)  # the zoo only has released models
+    return matching((*MODELS, *BUNDLED), pattern)  # the zoo only has models with weights
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
@@ -139,9 +156,24 @@ def get_config(name: str) -> ModelConfig:
         >>> config.replace(num_classes=11).num_classes
         11
     """
+    if name in BUNDLED:
+        values = json.loads((bundled_folder(name) / "config.json").read_text(encoding="utf-8"))
+        return ModelConfig.from_saved(values)
+    require_bundled(name)
     if not isinstance(name, str) or name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+        raise unknown_name("model", name, list_models())
     return MODELS[name]
+
+
+def bundled_folder(name: str) -> pathlib.Path:
+    """Returns the checkpoint folder of a model in `BUNDLED`."""
+    return pathlib.Path(__file__).with_name("bundled") / name
+
+
+def require_bundled(name: str) -> None:
+    """Raises UserError for a model in `NOT_BUNDLED`, with the command that trains it."""
+    if name in NOT_BUNDLED:
+        raise UserError(f"{name}: not part of the package: {NOT_BUNDLED[name]}")
 
 
 def reported(name: str) -> float | None:

@@ -1,7 +1,8 @@
 """Lists the models of the zoo, with the mIoU that their authors report.
 
-Wherever a checkpoint is given, one of these names can be given instead: its weights are downloaded
-once. The ImageNet backbones at the end are for --initial_checkpoint.
+Wherever a checkpoint is given, one of these names can be given instead. The weights of a released
+model are downloaded once; a model marked "built in" is part of the package. The ImageNet backbones
+at the end are for --initial_checkpoint.
 
     python scripts/list_models.py --match=lraspp
     python scripts/list_models.py --match='*mobilenetv3*voc'
@@ -43,6 +44,8 @@ def main(command: Command) -> None:
         config, miou = zoo.get_config(name), zoo.reported(name)
         sizes = f"{config.output_stride:6}  {config.num_classes:7}"
         reported = "-" if miou is None else f"{miou:.2f}"
+        if name in zoo.BUNDLED:
+            reported = "- (built in)"
         print(f"{name:{width}}  {config.head:15}  {config.backbone:22}  {sizes}  {reported}")
     if backbones:
         print(
