@@ -90,7 +90,8 @@ def run(start: str, options: dict[str, Any], stop: int = 0) -> dict[str, np.ndar
         best = pathlib.Path(training.train_logdir) / folder.BEST
         if best.exists():  # with the statistics of `recalibrate_batch_norm`
             arrays |= {f"best/{name}": value for name, value in folder.read_weights(best).items()}
-    arrays.pop("row/images_per_second", None)
+    measured = ("row/images_per_second", "meter/")  # different in equal runs
+    arrays = {name: value for name, value in arrays.items() if not name.startswith(measured)}
     return {"steps": np.array(steps), "devices": np.array(devices), **arrays}
 
 

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from contracts import ROOT
+from contracts import MEASURED, ROOT
 
 from deeplab_keras.checkpoints import folder
 
@@ -54,7 +54,7 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     last = folder.step_folders(workdir)[-1]
     assert last.name == "step_00000060"
     arrays = {**folder.read_weights(last), **folder.read_arrays(last / folder.STATE)}
-    return {name: value for name, value in arrays.items() if name != "row/images_per_second"}
+    return {name: value for name, value in arrays.items() if name not in MEASURED}
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, str]]:

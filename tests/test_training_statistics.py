@@ -324,7 +324,7 @@ def diagnosis(
         "val" * 9,
         EvalConfig(),
         TrainConfig(**training),
-        "val",
+        DataConfig(),
         "train" * 9,
         lambda batches: {"x": batches},
     )

@@ -217,7 +217,7 @@ class TrainConfig(Config):
     html_report: bool = option(
         True,
         "writes report.html at the end: curves, per-class results, confusions, best and worst "
-        "images",
+        "images; and model_card.md: what was trained, how, and how good it is",
     )
 
     def validate(self) -> None:

@@ -48,7 +48,7 @@ def write_report(
     source: Source,
     pictures: int = 4,
     training_csv: pathlib.Path | None = None,
-) -> None:
+) -> list[Picture]:
     """Writes metrics.json, metrics.csv, metrics.md and, with details, report.html.
 
     Args:
@@ -60,6 +60,9 @@ def write_report(
         pictures: The number of worst images and of best images.
         training_csv: The training.csv of the run, for the charts of the page.
 
+    Returns:
+        The worst images, drawn; empty without details.
+
     Raises:
         UserError: A file cannot be written.
     """
@@ -67,7 +70,7 @@ def write_report(
     write_text(folder / "metrics.csv", report.to_csv())
     write_text(folder / "metrics.md", report.to_markdown())
     if details is None:
-        return
+        return []
     index = {name: i for i, name in enumerate(source.names)}
 
     def draw(scores: Sequence[ImageScore]) -> list[Picture]:
@@ -80,4 +83,6 @@ def write_report(
 
     worst, best = extremes(details.images, pictures)
     course = read_rows(training_csv) if training_csv and training_csv.is_file() else []
-    write_text(folder / "report.html", html_page(report, draw(worst), draw(best), course))
+    failures = draw(worst)
+    write_text(folder / "report.html", html_page(report, failures, draw(best), course))
+    return failures

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -237,12 +238,19 @@ class Report:
         ]
         for row in rows:
             cells = [
-                row["class"].replace("|", "\\|"),
+                escape_markdown(row["class"]),
                 *(_percent(value, 0) for key, value in row.items() if key != "class"),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         totals = ", ".join(f"{name} {100 * value:.2f}" for name, value in self.totals().items())
-        return "\n".join([f"{self.about()}: {totals}", "", *lines]) + "\n"
+        return "\n".join([f"{escape_markdown(self.about())}: {totals}", "", *lines]) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Returns a name as Markdown that shows it unchanged, on one line, also in a table."""
+    # An underscore between letters is no emphasis.
+    special = r"[\\`*\[\]<>|~&#!:@$]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -22,6 +22,7 @@ from deeplab_keras.evaluation.metrics import MeanIoU
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.training.engine import Engine
+from deeplab_keras.training.meter import Meter
 from deeplab_keras.training.step import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Run:
             mean 0 and variance 1, else 0. `None` if not known yet.
         counts_of_workers: The metric's counts of all workers, int64 `[num_classes, num_classes]`.
             `None` with a single worker.
+        meter: Measures the time and energy of all starts of the run.
     """
 
     model: keras.Model
@@ -82,6 +84,7 @@ class Run:
     averages: dict[str, Any] = dataclasses.field(default_factory=dict)
     fresh_statistics: np.ndarray | None = None
     counts_of_workers: np.ndarray | None = None
+    meter: Meter = dataclasses.field(default_factory=Meter)
     _interruptible: bool = False
     _restored_counts: np.ndarray | None = None
 
@@ -201,6 +204,7 @@ class Run:
         if self.fresh_statistics is not None:
             state["fresh_statistics"] = self.fresh_statistics
         state |= {f"row/{name}": np.float64(value) for name, value in self.row.items()}
+        state |= self.meter.state()
         self.workdir.save_step(
             self.step, self.model, self.config, self.info, weights=self.weights(), state=state
         )
@@ -246,6 +250,7 @@ class Run:
             int(state.get("round/steps", 0)),
         )
         self._restored_counts = state.get("round/counts")
+        self.meter.restore(state)
         self._check_best()
         return True
 

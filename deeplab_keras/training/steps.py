@@ -60,6 +60,7 @@ class Steps(keras.callbacks.Callback):
         """Counts the step, checks its loss and updates the averages and the progress line."""
         run, logs = self.run, dict(logs or {})
         run.step += 1
+        run.meter.update()
         loss = float(logs["loss"])
         if self.first_loss is None:
             # The first step includes the compilation, so it does not count for the speed.

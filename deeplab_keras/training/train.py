@@ -481,9 +481,7 @@ def _fit(
         layers = [layer.name for layer in statistics.updated_layers(run.model)]
         return statistics.measure(run.config, run.weights(), layers, stream.take(batches))
 
-    validation = Validation(
-        run, eval_source, evaluation, training, data.eval_split, train_source, measure
-    )
+    validation = Validation(run, eval_source, evaluation, training, data, train_source, measure)
 
     def batch_of(step: int) -> Batch:
         stream = pipeline.sample_stream(

@@ -1,4 +1,4 @@
-"""Validation during a run: the scores of each round, pictures, and a report page at the end."""
+"""Validation during a run: the scores of each round, pictures, and reports at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deeplab_keras.config import EvalConfig, TrainConfig, UserError
+from deeplab_keras.config import DataConfig, EvalConfig, TrainConfig, UserError
 from deeplab_keras.data.source import Source
 from deeplab_keras.evaluation.detail import Details
 from deeplab_keras.evaluation.loop import evaluate
@@ -15,6 +15,7 @@ from deeplab_keras.evaluation.output import draw_panel, write_report
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.keras_network import KerasNetwork
+from deeplab_keras.training.card import write_card
 from deeplab_keras.training.run import Run
 
 MAX_GAP = 0.1  # largest difference of training and validation mIoU without a diagnosis
@@ -30,8 +31,8 @@ class Validation:
         run: The run. Its model must have the weights to evaluate when a method is called.
         source: The validation images.
         config: How predictions are computed.
-        training: The number of pictures to draw, and whether to write report.html.
-        split: The name of the validation split in the reports.
+        training: The number of pictures to draw, and whether to write the reports.
+        data: The settings of the data, with the name of the validation split.
         train_source: The training images.
         measure: Measures the statistics of batch norm for the run's weights. Its argument is the
             number of training batches.
@@ -43,12 +44,12 @@ class Validation:
         source: Source,
         config: EvalConfig,
         training: TrainConfig,
-        split: str,
+        data: DataConfig,
         train_source: Source,
         measure: Callable[[int], dict[str, np.ndarray]],
     ) -> None:
         self.run, self.config, self.training = run, config, training
-        self.source, self.split, self.train_source = source, split, train_source
+        self.source, self.data, self.train_source = source, data, train_source
         self.measure = measure
         self.diagnosed = False
         self.network = KerasNetwork(run.model)
@@ -122,11 +123,11 @@ class Validation:
             ).miou
 
     def conclude(self, report: Report) -> None:
-        """Writes the metrics and report.html of the last evaluation to the workdir."""
+        """Writes the metrics, report.html and the model card to the workdir."""
         if self.training.html_report and self.details is None:  # the run stopped early
             report = self._evaluate(detailed=True)
         folder = self.run.workdir.path
-        write_report(
+        worst = write_report(
             folder,
             report,
             self.details,
@@ -134,6 +135,9 @@ class Validation:
             self.source,
             training_csv=folder / "training.csv",
         )
+        if self.training.html_report:
+            sources = self.train_source, self.source
+            write_card(self.run, report, worst, self.predictor, self.training, self.data, sources)
 
     def _evaluate(self, detailed: bool) -> Report:
         self.details = Details(self.run.info, boundaries=False) if detailed else None
@@ -143,6 +147,6 @@ class Validation:
             self.source,
             self.config,
             model_name=name,
-            split=self.split,
+            split=self.data.eval_split,
             details=self.details,
         )
