@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def _compress(path: pathlib.Path) -> None:
     """Compresses the weights file of a checkpoint, and updates its hash."""
     file, hashes = path / folder.WEIGHTS, path / folder.HASHES
     before = hashlib.sha256(file.read_bytes()).hexdigest()
-    weights = folder.read_weights(path)
+    weights: dict[str, Any] = {**folder.read_weights(path)}
     with file.open("wb") as opened:
         np.savez_compressed(opened, **weights)
     after = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -335,7 +335,7 @@ def test_no_module_needs_a_posix_system():
 
 def test_the_wheel_has_every_file():
     listed = re.search(
-        r'package_data=\{"deeplab_keras": \[(.+?)\]\}', (ROOT / "setup.py").read_text()
+        r'package_data=\{\s*"deeplab_keras": \[(.+?)\]\s*\}', (ROOT / "setup.py").read_text()
     )
     patterns = re.findall(r'"(.+?)"', listed[1])
     folder = ROOT / PACKAGE

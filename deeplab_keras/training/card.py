@@ -200,11 +200,12 @@ def _scores(run: Run, report: Report) -> list[str]:
 
 
 def _confusions(report: Report) -> list[str]:
-    return [
+    found = [
         f"* {100 * share:.2f} % of the pixels of {escape_markdown(label)} were predicted as "
         f"{escape_markdown(prediction)}"
         for label, prediction, share, _ in report.confusions(CONFUSIONS)
     ]
+    return ["In descending order of the number of pixels.", "", *found] if found else []
 
 
 def _usual_image(source: Source) -> np.ndarray:

@@ -7,6 +7,7 @@ import pathlib
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,8 @@ class Meter:
         self.joules += _spent(self._counters, counters, passed)
         self._time, self._counters = now, counters
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns the sums for a training checkpoint."""
+    def state(self) -> dict[str, Any]:
+        """Returns the sums for a training checkpoint, as NumPy scalars."""
         self.update()
         return {
             "meter/starts": np.int64(self.starts),
