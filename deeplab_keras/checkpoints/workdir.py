@@ -356,7 +356,7 @@ def _step_of(line: str, columns: int) -> int | None:
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine, command and time of a run."""
-    names = ("deeplab_keras", "tensorflow", "tensorflow-cpu", "keras", "numpy")
+    names = ("deeplab_keras", "tensorflow", "tensorflow-cpu", "keras", "jax", "numpy")
     versions = {}
     for name in names:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -69,9 +68,7 @@ def _read_counters() -> dict[str, tuple[int, int]]:
     try:
         for zone in sorted(POWERCAP.glob("intel-rapl:*")):  # also the zones of AMD's processors
             # Other zones are parts of a package, or contain packages.
-            if re.fullmatch(r"intel-rapl:\d+", zone.name) and (
-                zone / "name"
-            ).read_text().startswith("package"):
+            if (zone / "name").read_text().startswith("package"):
                 energy, limit = (
                     int((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj")
                 )
