@@ -120,9 +120,12 @@ def test_sigterm_saves_the_run(tiny_flags: list[str], tmp_path: pathlib.Path) ->
 def test_control_c_reports_the_latest_checkpoint(
     tiny_flags: list[str], tmp_path: pathlib.Path
 ) -> None:
+    # A shell starts background jobs with SIGINT ignored, and processes inherit this.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(
         tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2"
     )
+    signal.signal(signal.SIGINT, handler)
     wait_for(tmp_path / folder.STEPS / "step_00000002", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
