@@ -242,7 +242,7 @@ def require_backend(command: Command, backends: Collection[str] = ("tensorflow",
             raise
         raise UserError(
             "tensorflow is not installed, but reading images needs it, also on Keras' JAX backend: "
-            "pip install tensorflow-cpu"
+            "pip install tensorflow"
         ) from error
 
 
