@@ -69,7 +69,7 @@ def test_training_on_jax_requires_tensorflow_for_its_images(run):
     _, error = run(f"{ROOT}/scripts/train.py", *arguments, status=1)
     assert error == (
         "error: tensorflow is not installed, but reading images needs it, also on Keras' JAX "
-        "backend: pip install tensorflow-cpu\n"
+        "backend: pip install tensorflow\n"
     )
 
 
