@@ -13,6 +13,7 @@ from test_export import CLASSES, SIZE, TOY, lively
 from deeplab_keras import export
 from deeplab_keras.config import ExportConfig
 from deeplab_keras.export import images, metadata, tflite
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.inference import Predictor
 from deeplab_keras.inference.exported import open_interpreter, packed_files
 
@@ -70,7 +71,8 @@ def checkpoint(toy_backbone):
 def plain(checkpoint):
     """The converted file of each kind without metadata, with both outputs."""
     config = ExportConfig(input_size=SIZE, output="both", threads=1)
-    job = export._Job(checkpoint, checkpoint, config, images.synthetic_images(SIZE, 3, 16))
+    source = Exportable.of(checkpoint)
+    job = export._Job(source, source, config, images.synthetic_images(SIZE, 3, 16))
     files = {
         kind: tflite.convert(job.frozen, job.outputs, kind)
         for kind in ("float32", "float16", "dynamic")

@@ -21,6 +21,7 @@ from deeplab_keras import export
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import EvalConfig, ExportConfig, ModelConfig, UserError
 from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.export.images import synthetic_images
 from deeplab_keras.inference import Predictor, open_exported, predict_logits
 from deeplab_keras.inference.keras_network import KerasNetwork
@@ -72,9 +73,8 @@ def predictors(tmp_path_factory) -> dict[str, Predictor]:
     )
     folder = tmp_path_factory.mktemp("threads")
     # Written without the checks of `export_model`, which take longer than these tests.
-    job = export._Job(
-        checkpoint, checkpoint, ExportConfig(input_size=SIZE), synthetic_images(SIZE, 3, 16)
-    )
+    source = Exportable.of(checkpoint)
+    job = export._Job(source, source, ExportConfig(input_size=SIZE), synthetic_images(SIZE, 3, 16))
     found = {"keras": Predictor(checkpoint.model)}
     for kind in KINDS[1:]:
         if kind != "onnx" or importlib.util.find_spec("tf2onnx"):

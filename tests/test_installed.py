@@ -25,6 +25,7 @@ from deeplab_keras.checkpoints.folder import LoadedCheckpoint
 from deeplab_keras.config import ExportConfig
 from deeplab_keras.config.commands import COMMANDS
 from deeplab_keras.data.info import info_for_classes
+from deeplab_keras.export.exportable import Exportable
 from deeplab_keras.zoo.loading import build_segmentor
 from deeplab_keras.zoo.registry import get_config
 
@@ -189,7 +190,8 @@ def test_a_small_machine_predicts_without_tensorflow(small_machine, tmp_path):
     model = build_segmentor(get_config(SMALL_MODEL))
     info = info_for_classes("test", [f"class {number}" for number in range(21)])
     checkpoint = LoadedCheckpoint(model, get_config(SMALL_MODEL), info, pathlib.Path(), {})
-    job = export._Job(checkpoint, checkpoint, ExportConfig(input_size=(385, 385)))
+    source = Exportable.of(checkpoint)
+    job = export._Job(source, source, ExportConfig(input_size=(385, 385)))
     path = tmp_path / "model.tflite"
     job.write("tflite", path)
     colors = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)

@@ -88,6 +88,5 @@ def find_engine() -> Engine:
         UserError: There is no engine for the backend.
     """
     require_backend("training", ENGINES)
-    name = f"deeplab_keras.training.engine_{keras.backend.backend()}"
-    engine: Any = importlib.import_module(name)
+    engine: Any = importlib.import_module(f".engine_{keras.backend.backend()}", __package__)
     return engine

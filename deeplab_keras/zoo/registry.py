@@ -156,11 +156,13 @@ def get_config(name: str) -> ModelConfig:
         >>> config.replace(num_classes=11).num_classes
         11
     """
+    if not isinstance(name, str):
+        raise unknown_name("model", name, list_models())
     if name in BUNDLED:
         values = json.loads((bundled_folder(name) / "config.json").read_text(encoding="utf-8"))
         return ModelConfig.from_saved(values)
     require_bundled(name)
-    if not isinstance(name, str) or name not in MODELS:
+    if name not in MODELS:
         raise unknown_name("model", name, list_models())
     return MODELS[name]
 
