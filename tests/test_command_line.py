@@ -14,13 +14,14 @@ import textwrap
 
 import numpy as np
 import pytest
-from contracts import ROOT, SCRIPTS, commands, script
+from contracts import ROOT, SCRIPTS, commands, raises_line, script
 from PIL import Image
 
 from deeplab_keras import __version__
 from deeplab_keras import cli as flags
 from deeplab_keras.cli.main import PURPOSES, main
 from deeplab_keras.cli.recipes import recipes
+from deeplab_keras.cli.script import load_keras
 from deeplab_keras.config import (
     DataConfig,
     EvalConfig,
@@ -185,6 +186,12 @@ def test_install_hints_name_packages_that_setup_py_requires():
     for name, *found in hints:
         for package in " ".join(found).split():
             assert package in [*known, "onnx"], f"{name}: pip install {package}"
+
+
+def test_an_unknown_backend_is_one_line(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "foo")
+    with raises_line("KERAS_BACKEND=foo: unknown backend; set it to tensorflow or jax"):
+        load_keras()
 
 
 # --- Recipes ---

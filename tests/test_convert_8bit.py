@@ -119,6 +119,17 @@ def test_an_integer_bias_without_scales_is_refused(tmp_path):
         TFLiteGraph(path).network  # noqa: B018
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.1])
+def test_scales_that_are_not_positive_are_refused(tmp_path, scale):
+    path = tmp_path / "model.tflite"
+    model = schema.ModelT.InitFromPackedBuf(eight_bits(per_channel=False), 0)
+    kernel = next(t for t in model.subgraphs[0].tensors if tuple(t.shape) == (8, 3, 3, 3))
+    kernel.quantization.scale = [scale]
+    path.write_bytes(packed(model))
+    with raises_line(r"model\.tflite: damaged \(tensor \d+ has a scale that is not positive\)"):
+        TFLiteGraph(path).network  # noqa: B018
+
+
 # === Quantization-aware graphs ===
 
 

@@ -1022,6 +1022,66 @@ def test_models_of_other_layers_are_exported(tmp_path):
         export.export_model(3, tmp_path / "b.tflite", **options)
 
 
+def scores_of(x: object, *, size: int = 1, **options: object) -> object:
+    return keras.layers.Conv2D(3, size, **options)(x)
+
+
+def test_a_softmax_at_the_end_is_left_out(tmp_path):
+    """Otherwise, `probabilities` would compute a second one."""
+    image = keras.Input((None, None, 3))
+    logits = scores_of(image)
+    softmax = keras.Model(image, keras.layers.Softmax()(logits))
+    options = dict(formats=["tflite"], input_size=SIZE, log=lambda line: None)
+    (file,) = export.export_model(softmax, tmp_path / "a.tflite", **options)
+    picture = images.synthetic_images(SIZE, 3, 1)[0]
+    expected = softmax.predict_on_batch(picture[None].astype(np.float32))[0]
+    np.testing.assert_allclose(Predictor(file.path).probabilities(picture), expected, atol=1e-5)
+    inside = keras.Model(image, scores_of(image, activation="softmax", name="last"))
+    with raises_line("the layer 'last' ends with a softmax, but files return logits; build it"):
+        export.export_model(inside, tmp_path / "b.tflite", **options)
+
+
+IMAGE = keras.Input((None, None, 3))
+FOUR = keras.Input(batch_shape=(4, 64, 64, 3))
+HALF = keras.Input((None, 32, 3))
+OTHER = keras.Input((None, None, 3))
+NOT_EXPORTED = {
+    "two inputs": ([IMAGE, OTHER], lambda: scores_of(IMAGE + OTHER), "and a single output"),
+    "a dictionary": (IMAGE, lambda: {"x": scores_of(IMAGE)}, "a single output, no dictionary"),
+    "one fixed side": (HALF, lambda: scores_of(HALF), "with both sides fixed or none"),
+    "a fixed batch": (FOUR, lambda: scores_of(FOUR), "for any batch size"),
+    "smaller": (IMAGE, lambda: scores_of(IMAGE, size=3), "has scores of .* add a resize"),
+    "half": (IMAGE, lambda: scores_of(IMAGE, dtype="float16"), "computes in float16"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    # SavedModels can have float16.
+    [(name, "tflite") for name in NOT_EXPORTED]
+    + [(name, "saved_model") for name in NOT_EXPORTED if name != "half"],
+)
+def test_models_that_cannot_be_exported(tmp_path, name, kind):
+    inputs, output, message = NOT_EXPORTED[name]
+    size = None if kind == "saved_model" else (64, 64)
+    with raises_line(message):
+        export.export_model(
+            keras.Model(inputs, output()), tmp_path / "out", formats=[kind], input_size=size
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "names", ["abc", {"a", "b", "c"}, 3, [1, 2, 3], ["a", "b", "c\nd"], ["a", " ", "c"]]
+)
+def test_class_names_that_cannot_be_lines_of_a_file(tmp_path, names):
+    model = keras.Model(IMAGE, scores_of(IMAGE))
+    with raises_line("--class_names"):
+        export.export_model(
+            model, tmp_path / "out", formats=["tflite"], input_size=SIZE, class_names=names
+        )
+
+
 def test_classes_of_a_checkpoint_are_its_own(toy_checkpoint, tmp_path):
     with raises_line("--class_names cannot be combined with a checkpoint"):
         export.export_model(toy_checkpoint, tmp_path / "out", class_names=["a"])

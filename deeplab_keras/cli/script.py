@@ -179,6 +179,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
+# Packages that Keras may lack.
 BACKENDS = ("keras", "tensorflow", "jax", "jaxlib", "torch", "openvino")
 
 
@@ -189,8 +191,11 @@ def load_keras() -> None:
     reported immediately.
 
     Raises:
-        UserError: A package is not installed.
+        UserError: A package is not installed, or Keras has no such backend.
     """
+    chosen = os.environ.get("KERAS_BACKEND")
+    if chosen and chosen not in KERAS_BACKENDS:
+        raise UserError(f"KERAS_BACKEND={chosen}: unknown backend; set it to tensorflow or jax")
     try:
         with without_noise():
             keras = importlib.import_module("keras")

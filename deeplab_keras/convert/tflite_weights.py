@@ -287,7 +287,13 @@ class TFLiteGraph:
         quantization = self._subgraph.tensors[index].quantization
         if quantization is None or quantization.scale is None or not len(quantization.scale):
             return None
-        return np.asarray(quantization.scale, np.float64)
+        scales = np.asarray(quantization.scale, np.float64)
+        if not (scales > 0).all():
+            raise UserError(
+                f"{self.path}: damaged (tensor {index} has a scale that is not positive); "
+                "download, copy or export it again"
+            )
+        return scales
 
     @functools.cached_property
     def _bias_scales(self) -> dict[int, np.ndarray]:

@@ -250,10 +250,10 @@ def export_model(
         >>> files[0].path.name, files[0].label_agreement > 0.99
         ('phone.tflite', True)
 
-        A model in memory, with changes of your own:
+        A model in memory, here with scores that are twice as large:
 
         >>> model = dk.load_model("runs/demo")
-        >>> scores = keras.layers.Softmax()(model.output)
+        >>> scores = keras.layers.Rescaling(2.0)(model.output)
         >>> changed = keras.Model(model.input, scores, name="mine")
         >>> files = dk.export_model(
         ...     changed,
@@ -328,6 +328,8 @@ def _prepared(
     needs_size = [kind for kind in targets if kind != "saved_model"]
     if needs_size and not config.input_size:
         config = config.replace(input_size=request.usual_size(check_images, source) or ())
+    for kind in needs_size[:1]:
+        source.check_dtypes(kind)
     size = request.input_size(config)
     if needs_size and size is None:
         raise UserError(
@@ -337,6 +339,8 @@ def _prepared(
         )
     if size is not None:
         request.check_size(source, size)
+    else:
+        source.check_size(*source.usual_size)
     representative: Sequence[np.ndarray] = ()
     in_8_bits = [kind for kind in targets if kind in request.INT8_KINDS]
     if in_8_bits:

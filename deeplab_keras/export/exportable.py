@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ import keras
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
-from deeplab_keras.inference.keras_network import KerasNetwork
+from deeplab_keras.inference.keras_network import KerasNetwork, made_by
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import WindowPooling, smallest_size
 from deeplab_keras.models.quantization import Quantized, without_ranges
 from deeplab_keras.models.segmentor import build_segmentor, pad_value
 from deeplab_keras.zoo.loading import open_checkpoint
+
+ANY_SIZE = (193, 257)  # (height, width) for a model of any input size
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +59,11 @@ class Exportable:
                 differ.
         """
         if isinstance(source, keras.Model):
+            _check_input(source)
+            source = without_softmax(source)
             count = KerasNetwork(source).num_classes
+            _check_names(class_names, count)
             names = list(class_names) or [f"class_{number}" for number in range(count)]
-            if len(names) != count:
-                raise UserError(
-                    f"`class_names`: {len(names)} names for a model with {count} classes; give one "
-                    "name per class"
-                )
             return cls(source, info_for_classes(source.name, names))
         if isinstance(source, str | os.PathLike):
             source = open_checkpoint(source)
@@ -119,10 +121,33 @@ class Exportable:
         heights, widths = zip((1, 1), *sizes, strict=True)
         return max(heights), max(widths)
 
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """The model's fixed (height, width), or one that it takes."""
+        (height, width), (least_height, least_width) = ANY_SIZE, self.smallest
+        return _size(self.model) or (max(height, least_height), max(width, least_width))
+
     def check_size(self, height: int, width: int) -> None:
-        """Raises `UserError` if the model does not take images of this size."""
+        """Raises `UserError` if the model does not take images of this size, or changes it."""
         for layer in self._windows:
             layer.check_size(height, width)
+        if self.config is None:
+            shape = self.model.compute_output_shape((1, height, width, self.channels))
+            if tuple(shape[1:3]) != (height, width):
+                raise UserError(
+                    f"the model {self.model.name!r} has scores of {shape[1]}x{shape[2]} for an "
+                    f"image of {height}x{width}; add a resize to the size of the image"
+                )
+
+    def check_dtypes(self, kind: str) -> None:
+        """Raises `UserError` if a format cannot have the arithmetic of the model's layers."""
+        for layer in _layers(self.model):
+            if layer.compute_dtype != "float32":
+                raise UserError(
+                    f"`formats={kind}`: the layer {layer.name!r} computes in "
+                    f"{layer.compute_dtype}, and the converters need float32; build the model "
+                    "with the dtype policy float32 and the same weights"
+                )
 
     @property
     def _windows(self) -> list[WindowPooling]:
@@ -179,6 +204,68 @@ def _rebuilt(model: keras.Model, config: ModelConfig, path: pathlib.Path) -> ker
 def _size(model: keras.Model) -> tuple[int, int] | None:
     height, width = model.input_shape[1:3]
     return (height, width) if height and width else None
+
+
+def _check_input(model: keras.Model) -> None:
+    """Raises `UserError` for a model that does not take batches of images of one or any size."""
+    inputs = getattr(model, "inputs", None) or []
+    by_name = not isinstance(model, keras.Sequential) and inputs and isinstance(model.output, dict)
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or by_name:
+        raise UserError(
+            f"the model {model.name!r} must be a functional or Sequential model with a keras.Input "
+            "of images [height, width, channels] and a single output, no dictionary"
+        )
+    count, height, width, channels = inputs[0].shape
+    if count not in (None, 1) or (height is None) != (width is None) or channels is None:
+        raise UserError(
+            f"the model {model.name!r} has an input of shape {tuple(inputs[0].shape)}; must be "
+            "[batch, height, width, channels] for any batch size, with both sides fixed or none"
+        )
+
+
+def _check_names(names: Sequence[str], count: int) -> None:
+    """Raises `UserError` if names cannot be those of `count` classes, one per line of a file."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"`class_names` must be a list of names, not {type(names).__name__}; give one name per "
+            "class, such as ['road', 'car']"
+        )
+    for name in names:
+        if not name.strip() or not name.isprintable():
+            raise UserError(
+                f"`class_names`: {name!r} is empty or has a line break or control character; give "
+                "printable names"
+            )
+    if names and len(names) != count:
+        raise UserError(
+            f"`class_names`: {len(names)} names for a model with {count} classes; give one "
+            "name per class"
+        )
+
+
+def without_softmax(model: keras.Model) -> keras.Model:
+    """Returns a model up to its logits: files return logits, and their labels are the same.
+
+    Raises:
+        UserError: The softmax is part of the last layer.
+    """
+    output = model.outputs[0] if len(model.outputs) == 1 else None
+    if output is None:
+        return model
+    operation, inputs = made_by(output)
+    softmax = keras.activations.softmax
+    is_softmax = type(operation).__name__ == "Softmax" or (
+        isinstance(operation, keras.layers.Activation) and operation.activation is softmax
+    )
+    if is_softmax and getattr(operation, "axis", -1) in (-1, 3):
+        logger.info("the softmax %r is left out, because files return logits", operation.name)
+        return keras.Model(model.inputs[0], inputs[0], name=model.name)
+    if getattr(operation, "activation", None) is softmax:
+        raise UserError(
+            f"the layer {operation.name!r} ends with a softmax, but files return logits; build it "
+            "without an activation, and add keras.layers.Softmax() after it where you need it"
+        )
+    return model
 
 
 def _layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -45,7 +45,6 @@ APPROXIMATE = ("tflite_dynamic", *INT8_KINDS)
 MIN_REPRESENTATIVE, MAX_REPRESENTATIVE = 16, 100
 PATTERN = set("[]*?")  # wildcards for TensorFlow's SavedModel loader
 MAX_TENSOR = 2**31  # bytes; the runtimes count them in 32 bits
-ANY_SIZE_CHECK = (193, 257)  # size of the synthetic images for a model of any input size
 MEASURED = 100  # images whose size is read for the default of `input_size`
 
 
@@ -184,9 +183,7 @@ def check_images(
     """
     limit = limit or sys.maxsize
     if images is None:
-        built = source.model.input_shape[1:3]
-        size = size or (ANY_SIZE_CHECK if None in built else built)
-        return synthetic_images(size, source.channels), []
+        return synthetic_images(size or source.usual_size, source.channels), []
     labels: list[np.ndarray] = []
     labeled = split(images)
     if labeled is None:
