@@ -107,6 +107,7 @@ def test_the_time_is_that_of_all_starts(older, tiny_flags, tiny_run, tmp_path):
     state = folder.read_arrays(last / folder.STATE)
     assert state["meter/starts"] == 1 and 0 < state["meter/seconds"] < 600
     state |= {"meter/seconds": np.float64(36000), "meter/joules": np.float64(7200)}
+    state |= {"step": np.int64(1)}  # a start without a step does not count
     if older:
         state = {name: value for name, value in state.items() if not name.startswith("meter/")}
     np.savez(last / folder.STATE, **state)
@@ -166,6 +167,9 @@ def test_energy_is_summed_over_packages_and_starts(machine):
     machine(2389012, 4000000, 30)
     second.update()
     assert (second.starts, second.seconds) == (2, 90)
+    third = meter.Meter()
+    third.restore(state, finished=True)
+    assert third.starts == 1, "it takes no steps"
     assert second.joules == pytest.approx(1 + 3 + 2)
 
 

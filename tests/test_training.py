@@ -126,9 +126,12 @@ def test_control_c_reports_the_latest_checkpoint(
         tmp_path, tiny_flags, "--training_number_of_steps=1000000", "--save_interval_steps=2"
     )
     signal.signal(signal.SIGINT, handler)
-    wait_for(tmp_path / folder.STEPS / "step_00000002", process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    try:
+        wait_for(tmp_path / folder.STEPS / "step_00000002", process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     step = int(folder.step_folders(tmp_path)[-1].name.removeprefix("step_"))
     assert process.returncode == 130 and errors.endswith("interrupted\n")
     assert (

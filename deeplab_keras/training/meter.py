@@ -51,10 +51,15 @@ class Meter:
             "meter/joules": np.float64(self.joules),
         }
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Adds the sums of a training checkpoint; those of older versions have none."""
+    def restore(self, state: Mapping[str, np.ndarray], *, finished: bool = False) -> None:
+        """Adds the sums of a training checkpoint; those of older versions have none.
+
+        Args:
+            state: The state of the checkpoint.
+            finished: Whether no steps are left, so that this start does not count.
+        """
         starts = int(state.get("meter/starts", 0))
-        self.starts = starts + 1 if starts else 0
+        self.starts = starts + (not finished) if starts else 0
         self.seconds += float(state.get("meter/seconds", math.nan))
         self.joules += float(state.get("meter/joules", math.nan))
 

@@ -250,7 +250,7 @@ class Run:
             int(state.get("round/steps", 0)),
         )
         self._restored_counts = state.get("round/counts")
-        self.meter.restore(state)
+        self.meter.restore(state, finished=self.step >= self.total_steps)
         self._check_best()
         return True
 
