@@ -1,7 +1,7 @@
 """Measures the TFLite files of many models, for the tables of docs/choosing_a_model.md.
 
-A row is a model at one size. Each is appended to the CSV file as soon as it is measured, so the
-same command continues where it was interrupted.
+A row is a model at one size. Each row is saved to the CSV file right after its measurement, so an
+interrupted command continues with the next row.
 """
 
 from __future__ import annotations

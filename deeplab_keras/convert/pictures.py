@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.files.reading import read_image
+from deeplab_keras.data.files.reading import find_image_files, read_image
 
 Images = str | os.PathLike[str] | Sequence[np.ndarray] | Sequence[pathlib.Path]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def find_images(
@@ -26,20 +25,15 @@ def find_images(
         option: The name of the option, for error messages.
         least: The smallest number of images.
         most: The largest number. Of more images, evenly spaced ones are returned.
-        reason: Why there must be so many, for the error message.
+        reason: Explains the minimum in the error message.
 
     Raises:
         UserError: If the folder does not exist, or there are too few images.
     """
     found: Sequence[Any]
     if isinstance(images, str | os.PathLike):
-        folder = pathlib.Path(images).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"`{option}={images}`: no such folder; give one with images ({' '.join(SUFFIXES)})"
-            )
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         where = f"`{option}={images}`"
+        found = find_image_files(images, where)
     else:
         found, where = images, f"`{option}`"
     if len(found) < least:

@@ -157,8 +157,8 @@ class TFLiteGraph:
         Args:
             tensors: The names of the tensors.
             feed: The given value by the name of the input.
-            rounded: Whether a file with 8-bit weights is run as it is. Otherwise it computes in
-                floats, with the same weights.
+            rounded: Whether to run a file with 8-bit weights unchanged, in 8-bit arithmetic.
+                `False` computes in float32 with the same weights.
         """
         model = self._model if rounded or not self.quantized else self._exact
         key = (model is self._model, tuple(tensors))

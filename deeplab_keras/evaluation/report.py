@@ -248,7 +248,7 @@ class Report:
 
 def escape_markdown(text: str) -> str:
     """Returns a name as Markdown that shows it unchanged, on one line, also in a table."""
-    # An underscore between letters is no emphasis.
+    # Markdown ignores underscores inside a word, so they need no backslash.
     special = r"[\\`*\[\]<>|~&#!:@$]|(?<![^\W_])_|_(?![^\W_])"
     return re.sub(special, r"\\\g<0>", " ".join(text.split()))
 

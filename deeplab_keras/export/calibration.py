@@ -75,8 +75,8 @@ def calibrate(exportable: Exportable, source: Source | None) -> tuple[Exportable
         source: The validation split.
 
     Raises:
-        UserError: There is no split, its classes differ from the network's, no temperature
-            within the limits is the best, or other layers follow the classifiers.
+        UserError: There is no split, the split and the network have different classes, the best
+            temperature is outside the limits, or other layers follow the classifiers.
     """
     if source is None or source.info.class_names != exportable.info.class_names:
         raise UserError(

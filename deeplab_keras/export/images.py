@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,11 +12,11 @@ import tensorflow as tf
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.pairs import read_image
+from deeplab_keras.data.files.reading import find_image_files
 from deeplab_keras.data.source import Source
 from deeplab_keras.inference.resizing import letterbox_size
 
 Images = Source | Sequence[np.ndarray] | str | os.PathLike[str]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_images(images: Images, limit: int) -> list[np.ndarray]:
@@ -31,12 +30,7 @@ def read_images(images: Images, limit: int) -> list[np.ndarray]:
         UserError: The folder does not exist, or an image cannot be read.
     """
     if isinstance(images, str | os.PathLike):
-        folder = pathlib.Path(images).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; give one with images ({' '.join(SUFFIXES)})"
-            )
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = find_image_files(images, os.fspath(images))
         return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
     if isinstance(images, Sequence):
         return [np.asarray(images[index]) for index in _spread(len(images), limit)]

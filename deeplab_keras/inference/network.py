@@ -72,6 +72,24 @@ class Arithmetic(Protocol):
         """Whether no score is NaN or infinite."""
 
 
+def too_large(images: Any) -> UserError:
+    """Returns the error for a batch of images that does not fit into memory."""
+    size = "x".join(map(str, images.shape[1:3]))
+    return UserError(
+        f"{len(images)} images of {size} do not fit into memory; lower `eval_batch_size`, or give "
+        "`inference='slide'` with a smaller `eval_crop_size`"
+    )
+
+
+def not_taken(images: Any, reason: str) -> UserError:
+    """Returns the error for images of a size that the model does not take."""
+    size = "x".join(map(str, images.shape[1:3]))
+    return UserError(
+        f"the model cannot take an input of {size} ({reason}); give a larger image, or "
+        "`eval_short_side`"
+    )
+
+
 class Network(abc.ABC):
     """A trained model as a function from images to class scores.
 

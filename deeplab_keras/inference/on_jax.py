@@ -16,6 +16,7 @@ from jax import numpy as jnp
 
 from deeplab_keras.config import UserError
 from deeplab_keras.inference import arrays as ARITHMETIC
+from deeplab_keras.inference.network import not_taken, too_large
 
 __all__ = ["ARITHMETIC", "as_input", "compiled", "explaining"]
 
@@ -27,24 +28,17 @@ def explaining(images: Any) -> Iterator[None]:
     Raises:
         UserError: The images are too small for the model, or do not fit into memory.
     """
-    size = "x".join(map(str, images.shape[1:3]))
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"{len(images)} images of {size} do not fit into memory; lower `eval_batch_size`, or "
-            "give `inference='slide'` with a smaller `eval_crop_size`"
-        ) from None
+        raise too_large(images) from None
     except (TypeError, ValueError) as error:  # shapes are checked when the function is traced
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0].strip()
-        raise UserError(
-            f"the model cannot take an input of {size} ({reason}); give a larger image, or "
-            "`eval_short_side`"
-        ) from None
+        raise not_taken(images, reason) from None
 
 
 def compiled(model: keras.Model) -> Callable[[Any], np.ndarray]:

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from deeplab_keras.config import UserError
 from deeplab_keras.inference import tensors as ARITHMETIC
+from deeplab_keras.inference.network import not_taken, too_large
 
 __all__ = ["ARITHMETIC", "as_input", "compiled", "explaining"]
 
@@ -22,20 +22,13 @@ def explaining(images: Any) -> Iterator[None]:
     Raises:
         UserError: The images are too small for the model, or do not fit into memory.
     """
-    size = "x".join(map(str, images.shape[1:3]))
     try:
         yield
     except tf.errors.ResourceExhaustedError:
-        raise UserError(
-            f"{len(images)} images of {size} do not fit into memory; lower `eval_batch_size`, or "
-            "give `inference='slide'` with a smaller `eval_crop_size`"
-        ) from None
+        raise too_large(images) from None
     except tf.errors.InvalidArgumentError as error:
         reason = error.message.splitlines()[0].split("}} ")[-1].strip()
-        raise UserError(
-            f"the model cannot take an input of {size} ({reason}); give a larger image, or "
-            "`eval_short_side`"
-        ) from None
+        raise not_taken(images, reason) from None
 
 
 def compiled(model: keras.Model) -> Callable[[Any], tf.Tensor]:

@@ -85,7 +85,7 @@ def find_engine() -> Engine:
     """Returns the engine of Keras' backend.
 
     Raises:
-        UserError: There is no engine for the backend.
+        UserError: Keras runs on a backend without an engine.
     """
     require_backend("training", ENGINES)
     engine: Any = importlib.import_module(f".engine_{keras.backend.backend()}", __package__)

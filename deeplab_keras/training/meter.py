@@ -17,8 +17,8 @@ MOST_WATTS = 500.0  # of a processor: a counter that could have wrapped around t
 class Meter:
     """Wall-clock time and processor energy of a run: compilation, steps and validation.
 
-    The sums are part of a training checkpoint. A killed start counts up to the checkpoint from
-    which the run resumes.
+    Training checkpoints contain the totals. If a process is killed, its work after the last
+    checkpoint is not included.
 
     Attributes:
         starts: Number of starts, including the current one. 0 if an earlier one was not counted.
@@ -43,7 +43,7 @@ class Meter:
         self._time, self._counters = now, counters
 
     def state(self) -> dict[str, Any]:
-        """Returns the sums for a training checkpoint, as NumPy scalars."""
+        """Returns the totals for a training checkpoint, as NumPy scalars."""
         self.update()
         return {
             "meter/starts": np.int64(self.starts),
@@ -52,7 +52,7 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, np.ndarray], *, finished: bool = False) -> None:
-        """Adds the sums of a training checkpoint; those of older versions have none.
+        """Adds the totals of a training checkpoint. Checkpoints of older versions have none.
 
         Args:
             state: The state of the checkpoint.

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
+import pathlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,7 @@ DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 START = 1 << 16  # bytes that are read to get the header of a file
 # A 16-bit image should have larger values. 12-bit cameras, and 8 bits saved as 16, stay below.
 DARKEST = 4096
@@ -208,6 +211,22 @@ def turned_to_fit(picture: Image.Image, size: Size | None) -> bool:
     if size is None or picture.size == size or picture.size[::-1] != size:
         return False
     return turn_of(picture, late=picture.format == "PNG") >= 5
+
+
+def find_image_files(folder: str | os.PathLike[str], where: str) -> list[pathlib.Path]:
+    """Returns the image files of a folder and its subfolders, sorted by their paths.
+
+    Args:
+        folder: The folder.
+        where: The folder or the option with it, for the error message.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{where}: no such folder; give one with images ({' '.join(SUFFIXES)})")
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
