@@ -18,6 +18,7 @@ from deeplab_keras.models.layers import (
     AdaptiveAveragePooling,
     BatchNormalization,
     Conv2D,
+    DepthwiseConv2D,
     Normalize,
     ResizeTo,
     q_sigmoid,
@@ -171,6 +172,51 @@ def test_dilation_equals_keras_in_value_and_gradient(monkeypatch, native, rate, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3},
+        {"kernel_size": 5, "strides": 2, "use_bias": True, "activation": "relu"},
+        {"kernel_size": (2, 3), "dilation_rate": 3},
+        {"kernel_size": 4, "strides": 3},
+        {"kernel_size": 3, "depth_multiplier": 2},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_depthwise_convolution_as_a_sum_of_products(monkeypatch, options, padding, dtype) -> None:
+    """The value and the gradients equal those of Keras' layer."""
+    monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)
+    x = tf.constant(noise(2, 16, 13, 3) / 255, dtype)
+    results = []
+    for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D):
+        layer = cls(padding=padding, dtype=dtype, **{"use_bias": False, **options})
+        layer.build(x.shape)
+        for index, variable in enumerate(layer.trainable_variables):
+            variable.assign(noise(*variable.shape, seed=1 + index) / 255 - 0.5)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * y)
+        variables = [variable.value for variable in layer.trainable_variables]
+        results.append([y, *tape.gradient(loss, [x, *variables])])
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    for ours, plain in zip(*results, strict=True):
+        assert ours.dtype == plain.dtype
+        np.testing.assert_allclose(ours, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_depthwise_sums_in_half_precision_are_float32(monkeypatch) -> None:
+    """256 + 8 x 1 is 264. Summed one by one in bfloat16, it stays 256."""
+    monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)
+    layer = DepthwiseConv2D(3, padding="valid", use_bias=False, dtype="bfloat16")
+    layer.build((1, 3, 3, 1))
+    layer.kernel.assign(np.where(np.arange(9) == 0, 256, 1).reshape(3, 3, 1, 1))
+    found = layer(tf.ones((1, 3, 3, 1)))
+    assert found.dtype == tf.bfloat16
+    assert float(found[0, 0, 0, 0]) == 264
+
+
 def test_a_dilated_network_trains_and_is_exported_without_onednn(tmp_path) -> None:
     """TensorFlow does not use oneDNN on processors without VNNI instructions.
 

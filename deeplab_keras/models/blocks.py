@@ -13,7 +13,14 @@ import keras
 
 from deeplab_keras.config import ModelConfig
 from deeplab_keras.models.concat_conv import ConcatConv2D
-from deeplab_keras.models.layers import DATA_FORMAT, BatchNormalization, Conv2D, Tensor, q_sigmoid
+from deeplab_keras.models.layers import (
+    DATA_FORMAT,
+    BatchNormalization,
+    Conv2D,
+    DepthwiseConv2D,
+    Tensor,
+    q_sigmoid,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +145,11 @@ def depthwise_conv(
 ) -> Tensor:
     """Applies a depthwise convolution without bias, in the conventions of the model family."""
     x, padding = _pad(x, kernel_size, stride, name, style)
-    return keras.layers.DepthwiseConv2D(
+    return DepthwiseConv2D(
         kernel_size,
         strides=stride,
         padding=padding,
         dilation_rate=dilation,
-        data_format=DATA_FORMAT,
         use_bias=False,
         depthwise_initializer=_initializer(style, kernel_size**2, stddev),
         name=name,

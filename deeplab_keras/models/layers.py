@@ -232,6 +232,76 @@ def _sum_of_taps(x: Tensor, kernel: Tensor, dilation: tuple[int, int], padding: 
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras' depthwise convolution, computed as a sum of products by JAX on a CPU.
+
+    XLA has no fast depthwise convolutions for CPUs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
+
+    def call(self, inputs: Tensor) -> Tensor:
+        if self.depth_multiplier > 1 or self.data_format != DATA_FORMAT or not _on_jax_cpu():
+            return super().call(inputs)
+        x = _sum_of_products(
+            inputs,
+            ops.convert_to_tensor(self.kernel)[..., 0],
+            self.strides,
+            self.dilation_rate,
+            self.padding,
+        )
+        x = x + ops.convert_to_tensor(self.bias) if self.use_bias else x
+        return self.activation(x)
+
+
+def _on_jax_cpu() -> bool:
+    if keras.backend.backend() != "jax":
+        return False
+    return all(name.startswith("cpu") for name in keras.distribution.list_devices())
+
+
+def _sum_of_products(
+    x: Tensor,
+    kernel: Tensor,
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: str,
+) -> Tensor:
+    """Returns a depthwise convolution as the sum of one product per element of the kernel.
+
+    Half precision is summed in float32.
+
+    Args:
+        x: The images, `[batch, height, width, channels]`. Height and width must be known.
+        kernel: The kernel, `[rows, columns, channels]`.
+        strides: Vertical and horizontal stride.
+        dilation: Vertical and horizontal dilation rate.
+        padding: "same" or "valid".
+    """
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    sum_dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
+    kernel = ops.cast(kernel, sum_dtype)
+    padded, parts = [], []  # per axis: rows to add before and after; the part that a tap reads
+    for side, size, stride, rate in zip(
+        x.shape[1:3], kernel.shape[:2], strides, dilation, strict=True
+    ):
+        reach = rate * (size - 1) + 1
+        outputs = -(-side // stride) if padding == "same" else (side - reach) // stride + 1
+        last = (outputs - 1) * stride
+        missing = max(0, last + reach - side)
+        padded.append((missing // 2, missing - missing // 2))
+        parts.append([slice(tap, tap + last + 1, stride) for tap in range(0, reach, rate)])
+    x = ops.pad(x, ((0, 0), *padded, (0, 0)))
+    total = sum(
+        ops.cast(x[:, rows, columns], sum_dtype) * kernel[row, column]
+        for row, rows in enumerate(parts[0])
+        for column, columns in enumerate(parts[1])
+    )
+    return ops.cast(total, dtype)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
 class ResizeTo(keras.layers.Layer):
     """Resizes the first input to the height and width of the second input, bilinearly.
 
