@@ -1071,6 +1071,65 @@ def test_models_that_cannot_be_exported(tmp_path, name, kind):
     assert not (tmp_path / "out").exists()
 
 
+def python_code(x: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.numpy_function(lambda value: 2 * value, [x], tf.float32), x.shape)
+
+
+NOT_FUNCTIONS = {
+    "numpy_function": (python_code, "calls Python code; write the layer with keras.ops"),
+    "py_function": (
+        lambda x: tf.ensure_shape(tf.py_function(lambda y: y, [x], tf.float32), x.shape),
+        "its operation 'mine.*/own.*/EagerPyFunc' calls Python code",
+    ),
+    "random": (
+        lambda x: x + keras.random.normal(keras.ops.shape(x)),
+        "draws random numbers or changes variables, also with training=False; do so only",
+    ),
+    "dropout": (lambda x: keras.random.dropout(x, 0.5), "draws random numbers"),
+    "tf.random": (lambda x: x + tf.random.normal(tf.shape(x)), "draws random numbers"),
+    "in a function": (tf.function(lambda x: x + tf.random.normal(tf.shape(x))), "draws random"),
+    "clock": (lambda x: x + tf.cast(tf.timestamp(), tf.float32), "the clock; compute with const"),
+    "file": (lambda x: x + tf.strings.to_number(tf.io.read_file("x")), "reads a table, a file"),
+}
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "tflite_int8"])
+@pytest.mark.parametrize("name", NOT_FUNCTIONS)
+def test_models_that_are_no_function_of_the_image(tmp_path, name, kind):
+    """A SavedModel with Python code would run in this process only, and 8-bit files may differ."""
+    call, message = NOT_FUNCTIONS[name]
+    layer = keras.layers.Lambda(call, output_shape=lambda shape: shape, name="own")
+    model = keras.Model(IMAGE, scores_of(layer(IMAGE)), name="mine")
+    with raises_line(f"the model 'mine' cannot be exported: .*{message}"):
+        export.export_model(model, tmp_path / "out", formats=[kind], input_size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def bits(x: tf.Tensor) -> tf.Tensor:
+    return x + tf.cast(tf.bitwise.bitwise_and(tf.cast(x, tf.int32), 3), tf.float32)
+
+
+@pytest.mark.parametrize(
+    "call, kind, message",
+    [
+        (bits, "tflite", "TFLite has no operation BitwiseAnd; replace the layers with it, or give"),
+        (bits, "tflite_int8", "TFLite has no operation BitwiseAnd"),
+        pytest.param(
+            lambda x: x + tf.math.lgamma(1 + abs(x)),
+            "onnx",
+            "ONNX has no operation Lgamma; .* --formats=saved_model",
+            marks=pytest.mark.package("onnxruntime"),
+        ),
+    ],
+)
+def test_operations_that_a_format_lacks(tmp_path, call, kind, message):
+    model = keras.Model(IMAGE, scores_of(keras.layers.Lambda(call)(IMAGE)))
+    options = dict(input_size=SIZE, representative_images=images.synthetic_images(SIZE, 3, 16))
+    with raises_line(message):
+        export.export_model(model, tmp_path / "out", formats=[kind], **options)
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     "names", ["abc", {"a", "b", "c"}, 3, [1, 2, 3], ["a", "b", "c\nd"], ["a", " ", "c"]]
 )

@@ -218,8 +218,8 @@ def export_model(
             so on. A checkpoint has its own.
         representative_images: Images for the ranges of tflite_int8 and tflite_mixed files, at least
             16, similar to those that the model will see: a split of a dataset, a folder of images,
-            or a list of uint8 arrays `[height, width, channels]`. Default:
-            `config.representative_dir`.
+            or a list of what `dk.Predictor` takes, such as uint8 arrays `[height, width,
+            channels]`. Default: `config.representative_dir`.
         check_images: Images for the check, of the same kinds. With a split of a dataset, which has
             labels, the check also measures mIoU, and `calibrate` fits its temperature on all of the
             split. Default: synthetic images.
@@ -348,7 +348,7 @@ def _prepared(
         if images is None:
             images = config.representative_dir or None
         fit = request.fit(config, source)
-        representative = request.representative(images, fit, in_8_bits[0])
+        representative = request.representative(images, fit, in_8_bits[0], source.channels)
     if source.quantization_aware:  # exported files quantize in their own way
         source = source.changed(quantization_aware=False)
     calibration = None

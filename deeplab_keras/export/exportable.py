@@ -15,6 +15,7 @@ import keras
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.data.info import DatasetInfo, info_for_classes
+from deeplab_keras.export.graph import check_operations
 from deeplab_keras.inference.keras_network import KerasNetwork, made_by
 from deeplab_keras.models.concat_conv import ConcatConv2D
 from deeplab_keras.models.layers import WindowPooling, smallest_size
@@ -61,6 +62,7 @@ class Exportable:
         if isinstance(source, keras.Model):
             _check_input(source)
             source = without_softmax(source)
+            check_operations(source)
             count = KerasNetwork(source).num_classes
             _check_names(class_names, count)
             names = list(class_names) or [f"class_{number}" for number in range(count)]

@@ -6,11 +6,12 @@ takes a tenth of the time of a conversion from the Keras model, with the same op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from deeplab_keras.config import UserError
@@ -27,6 +28,29 @@ OUTPUTS: dict[str, Callable[[tf.Tensor, str], tf.Tensor]] = {
     "logits": lambda logits, _: tf.identity(logits),
     "probabilities": lambda logits, _: tf.nn.softmax(logits),
 }
+# Prefixes of the kinds of operations that need more than the image and the weights -> what they do,
+# and what to do instead.
+OUTSIDE = {
+    ("PyFunc", "EagerPyFunc"): (
+        "calls Python code",
+        "write the layer with keras.ops instead of tf.numpy_function or tf.py_function",
+    ),
+    ("LookupTable", "ReadFile", "Timestamp"): (
+        "reads a table, a file or the clock",
+        "compute with constants instead",
+    ),
+}
+CHANGING = (
+    "draws random numbers or changes variables, also with training=False",
+    "do so only with training=True",
+)
+# Operations that TensorFlow calls stateful, but whose results depend on their inputs only.
+HARMLESS = {
+    "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DeepCopy", "Empty", "GuaranteeConst",
+    "If", "Print", "PrintV2", "ReadVariableOp", "ResourceGather", "ResourceGatherNd",
+    "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp", "VariableShape", "While",
+    "XlaCallModule",
+}  # fmt: skip
 
 
 def freeze(
@@ -50,14 +74,59 @@ def freeze(
 
     Returns:
         A concrete function from images to the list of outputs.
+
+    Raises:
+        UserError: See `check_operations`.
     """
+    return convert_variables_to_constants_v2(_traced(model, shape, dtype, outputs, label_type))
+
+
+def check_operations(model: keras.Model) -> None:
+    """Raises `UserError` if a model computes with more than the image and its constant weights.
+
+    Its file would then differ from the model, or would not run in another process.
+    """
+    _traced(model, model.input_shape, tf.float32, ["logits"])
+
+
+def _traced(
+    model: keras.Model,
+    shape: Shape,
+    dtype: tf.DType,
+    outputs: Sequence[str],
+    label_type: str = "int32",
+) -> Function:
+    """Returns the concrete function that `freeze` freezes."""
 
     def serve(image: tf.Tensor) -> list[tf.Tensor]:
         logits = tf.cast(model(tf.cast(image, tf.float32), training=False), tf.float32)
         return [OUTPUTS[name](logits, label_type) for name in outputs]
 
     traced = tf.function(serve).get_concrete_function(tf.TensorSpec(shape, dtype, name="image"))
-    return convert_variables_to_constants_v2(traced)
+    for name, kind in _operations(traced.graph.as_graph_def()):
+        outside = next((said for kinds, said in OUTSIDE.items() if kind.startswith(kinds)), None)
+        if outside is None and _changes(kind):
+            outside = CHANGING
+        if outside:
+            what, hint = outside
+            raise UserError(
+                f"the model {model.name!r} cannot be exported: its operation {name!r} {what}; "
+                f"{hint}"
+            )
+    return traced
+
+
+def _changes(kind: str) -> bool:
+    """Whether operations of a kind change a state, such as that of random numbers."""
+    definition = op_def_registry.get(kind)
+    return definition is not None and definition.is_stateful and kind not in HARMLESS
+
+
+def _operations(graph: Any) -> Iterator[tuple[str, str]]:
+    """Yields name and kind of each operation, also of functions that the graph calls."""
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        for node in nodes:
+            yield node.name, node.op
 
 
 def head_of(model: keras.Model) -> tuple[keras.Model, bool]:

@@ -9,56 +9,76 @@ from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from deeplab_keras.config import UserError
 from deeplab_keras.data.files.pairs import read_image
 from deeplab_keras.data.files.reading import find_image_files
 from deeplab_keras.data.source import Source
+from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.resizing import letterbox_size
 
 Images = Source | Sequence[np.ndarray] | str | os.PathLike[str]
 
 
-def read_images(images: Images, limit: int) -> list[np.ndarray]:
+def read_images(images: Images, limit: int, channels: int = 3) -> list[np.ndarray]:
     """Returns at most `limit` evenly spaced uint8 images `[height, width, channels]`.
 
     Args:
-        images: A split of a dataset, a folder of images (searched recursively), or the images.
+        images: A split of a dataset, a folder of images (searched recursively), or the images: what
+            a `Predictor` takes.
         limit: The largest number of images to return.
+        channels: The number of input channels of the network. Images with others are converted as
+            a `Predictor` does.
 
     Raises:
-        UserError: The folder does not exist, or an image cannot be read.
+        UserError: The folder does not exist, or an image cannot be read or converted.
     """
     if isinstance(images, str | os.PathLike):
-        paths = find_image_files(images, os.fspath(images))
-        return [read_image(str(paths[index])) for index in _spread(len(paths), limit)]
+        images = find_image_files(images, os.fspath(images))
     if isinstance(images, Sequence):
-        return [np.asarray(images[index]) for index in _spread(len(images), limit)]
+        return [_pixels(images[index], index, channels) for index in _spread(len(images), limit)]
     if not hasattr(images, "load"):
         raise UserError(
             f"images of an export must be a folder, a list of arrays or a split of a dataset, not "
             f"{type(images).__name__}; to limit their number, give `checked`"
         )
-    return read_pairs(images, limit)[0]
+    return read_pairs(images, limit, channels)[0]
 
 
-def read_pairs(source: Source, limit: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def read_pairs(
+    source: Source, limit: int, channels: int = 3
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Returns at most `limit` evenly spaced images of a split, and their labels."""
-    pairs = [source.load(index) for index in _spread(len(source), limit)]
-    return [image for image, _ in pairs], [label for _, label in pairs]
+    pairs = [(index, *source.load(index)) for index in _spread(len(source), limit)]
+    images = [_pixels(image, index, channels) for index, image, _ in pairs]
+    return images, [label for _, _, label in pairs]
 
 
-def image_sizes(images: Images, limit: int) -> list[tuple[int, int]]:
+def _pixels(image: Any, index: int, channels: int) -> np.ndarray:
+    """Returns an image or the image of a path as uint8 `[height, width, channels]`."""
+    name = f"image {index} of the export"
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        image = Image.fromarray(read_image(name))
+    try:
+        return np.round(as_image(image, channels)).astype(np.uint8)
+    except UserError as error:
+        raise UserError(f"{name}: {error.text}") from error
+
+
+def image_sizes(images: Images, limit: int, channels: int = 3) -> list[tuple[int, int]]:
     """Returns the (height, width) of at most `limit` evenly spaced images, one in memory at a time.
 
     Args:
         images: See `read_images`.
         limit: The largest number of images.
+        channels: The number of input channels of the network.
     """
     if hasattr(images, "load"):
         source = cast(Source, images)
         return [source.load(index)[0].shape[:2] for index in _spread(len(source), limit)]
-    return [image.shape[:2] for image in read_images(images, limit)]
+    return [image.shape[:2] for image in read_images(images, limit, channels)]
 
 
 def _spread(length: int, limit: int) -> list[int]:

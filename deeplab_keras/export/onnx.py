@@ -39,6 +39,9 @@ def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) 
 
     Returns:
         The content of the file.
+
+    Raises:
+        UserError: ONNX lacks an operation of the graph.
     """
     import onnx
     import tf2onnx
@@ -54,6 +57,13 @@ def convert(frozen: Function, outputs: Sequence[str], files: Mapping[str, str]) 
             output_names=[tensor.name for tensor in frozen.outputs],
             tensors_to_rename=names,
             opset=OPSET,
+        )
+    kinds = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+    missing = sorted(kind for kind in kinds if not onnx.defs.has(kind))
+    if missing:  # tf2onnx only logs them
+        raise UserError(
+            f"`formats='onnx'`: ONNX has no operation {', '.join(missing)}; replace the layers "
+            "with it, or give `formats='saved_model'`"
         )
     _round_resizes_up(model)
     onnx.helper.set_model_props(model, dict(files))

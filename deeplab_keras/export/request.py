@@ -62,7 +62,7 @@ def usual_size(images: Images | None, source: Exportable) -> tuple[int, int] | N
     height, width = source.model.input_shape[1:3]
     if height and width:
         return height, width
-    found = [] if images is None else image_sizes(images, MEASURED)
+    found = [] if images is None else image_sizes(images, MEASURED, source.channels)
     if not found:
         return None
     ((usual, count),) = collections.Counter(found).most_common(1)
@@ -141,13 +141,15 @@ def check_size(source: Exportable, size: tuple[int, int]) -> None:
         )
 
 
-def representative(images: Images | None, fit: Fit | None, kind: str) -> list[np.ndarray]:
+def representative(
+    images: Images | None, fit: Fit | None, kind: str, channels: int = 3
+) -> list[np.ndarray]:
     """Returns the images that determine the ranges of an int8 file, at the file's input size.
 
     Raises:
         UserError: There are fewer than `MIN_REPRESENTATIVE` images.
     """
-    found = [] if images is None else read_images(images, MAX_REPRESENTATIVE)
+    found = [] if images is None else read_images(images, MAX_REPRESENTATIVE, channels)
     if len(found) < MIN_REPRESENTATIVE:
         place = f" in {os.fspath(images)}" if isinstance(images, str | os.PathLike) else ""
         raise UserError(
@@ -187,9 +189,9 @@ def check_images(
     labels: list[np.ndarray] = []
     labeled = split(images)
     if labeled is None:
-        found = read_images(images, limit)
+        found = read_images(images, limit, source.channels)
     else:
-        found, labels = read_pairs(labeled, limit)
+        found, labels = read_pairs(labeled, limit, source.channels)
         if labeled.info.class_names != source.info.class_names:
             labels = []
     if not found:

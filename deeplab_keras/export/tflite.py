@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import pathlib
+import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert import mlir_quantize
+from tensorflow.lite.python.convert_phase import ConverterError
 
+from deeplab_keras.config import UserError
 from deeplab_keras.export.graph import Function, named
 from deeplab_keras.io.progress import without_noise
 
@@ -36,13 +40,16 @@ def convert(frozen: Function, outputs: Sequence[str], kind: str) -> bytes:
 
     Returns:
         The content of the file.
+
+    Raises:
+        UserError: TFLite lacks an operation of the graph.
     """
     converter = _converter(frozen, outputs)
     if kind != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    with without_noise():
+    with without_noise(), _naming_operations():
         return converter.convert()
 
 
@@ -56,6 +63,9 @@ def calibrate(frozen: Function, outputs: Sequence[str], images: Sequence[np.ndar
 
     Returns:
         The content of the file.
+
+    Raises:
+        UserError: TFLite lacks an operation of the graph.
     """
     converter = _converter(frozen, outputs)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -65,7 +75,7 @@ def calibrate(frozen: Function, outputs: Sequence[str], images: Sequence[np.ndar
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     # Calibration takes nearly all of the time, so several files share it.
     converter._experimental_calibrate_only = True
-    with without_noise():
+    with without_noise(), _naming_operations():
         return converter.convert()
 
 
@@ -87,6 +97,21 @@ def quantize(calibrated: bytes, float_tensors: Sequence[str] = ()) -> bytes:
         return mlir_quantize(
             calibrated, input_data_type=tf.uint8, denylisted_nodes=list(float_tensors)
         )
+
+
+@contextlib.contextmanager
+def _naming_operations() -> Iterator[None]:
+    """Context that names the operations that TFLite lacks in one line."""
+    try:
+        yield
+    except ConverterError as error:
+        names = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+        if not names:
+            raise
+        raise UserError(
+            f"`formats`: TFLite has no operation {', '.join(names)}; replace the layers with it, "
+            "or give `formats='saved_model'`"
+        ) from error
 
 
 def _converter(frozen: Function, outputs: Sequence[str]) -> Any:
