@@ -17,7 +17,8 @@ from toy import toy_config
 
 from deeplab_keras.convert import official_deeplab, restoring
 from deeplab_keras.convert.conversion import convert
-from deeplab_keras.convert.restoring import MIN_IMAGES, restore_batch_norm
+from deeplab_keras.convert.pictures import MIN_IMAGES, find_for_statistics
+from deeplab_keras.convert.restoring import restore_batch_norm
 from deeplab_keras.inference import Predictor
 from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.models.segmentor import build_segmentor
@@ -152,8 +153,8 @@ def test_images_get_a_size_that_the_network_takes(monkeypatch):
 
 
 def test_of_many_images_some_are_used(monkeypatch):
-    monkeypatch.setattr(restoring, "MAX_IMAGES", 17)
-    found = restoring.find_images(np.arange(100))
+    monkeypatch.setattr("deeplab_keras.convert.pictures.MAX_IMAGES", 17)
+    found = find_for_statistics(np.arange(100))
     assert len(found) == 17 and found[0] == 0 and found[-1] == 99
 
 
@@ -257,11 +258,33 @@ def test_too_few_images_or_none(folder, tmp_path):
 
 def test_images_that_cannot_be_used(folder):
     model = fold(build_segmentor(TINY))
-    with raises_line(r"an image of shape \(33, 49\); must be \[height, width, 3\]"):
+    with raises_line(r"of shape \(33, 49\) and dtype uint8; must be uint8 \[height, width, 3\]"):
         restore_batch_norm(model, TINY, [image[..., 0] for image in pictures()], origin="test")
+    with raises_line(r"--restore_batch_norm: .* dtype float64; must be uint8"):
+        restore_batch_norm(model, TINY, [image / 255 for image in pictures()], origin="test")
     (folder / "more" / "7.png").write_bytes(b"no image")
-    with raises_line("7.png: "):
+    with raises_line(r"7\.png: cannot be decoded \(not an image\); replace or remove it$"):
         restore_batch_norm(model, TINY, folder, origin="test")
+
+
+def test_a_folder_is_checked_before_the_network_is_built(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("deeplab_keras.convert.conversion.build_segmentor", None)
+    monkeypatch.setattr("deeplab_keras.cli.commands.convert_checkpoint.load_keras", None)
+    (folder / "more" / "7.png").unlink()
+    for option, images, message in [
+        ("restore_batch_norm", folder, "15 images, but"),
+        ("restore_batch_norm", tmp_path / "nowhere", "no such folder"),
+        ("check_photos", tmp_path / "nowhere", "no such folder"),
+    ]:
+        with raises_line(f"--{option}=.*{message}"):
+            convert("official_deeplab", "a.tflite", TINY, **{option: images})
+    (folder / "more" / "7.png").write_bytes(b"no image")
+    with raises_line(r"7\.png: cannot be decoded"):
+        convert("official_deeplab", "a.tflite", TINY, restore_batch_norm=folder)
+    flags = ["--source=official_deeplab", "--model=deeplabv3_mnv2_dm05_pascal_trainval"]
+    flags += ["--checkpoint=a.tflite", "--output=b", f"--restore_batch_norm={folder}"]
+    assert script("convert_checkpoint.py")(*flags) == 1
+    assert "7.png: cannot be decoded" in capsys.readouterr().err
 
 
 def test_weights_that_have_statistics(official, tmp_path):

@@ -1235,6 +1235,48 @@ def test_images_from_a_folder_are_evenly_spaced(tmp_path):
         images.read_images(tmp_path, 99)
 
 
+def test_images_of_an_export_are_converted_as_a_predictor_does(tmp_path):
+    """Otherwise, the ranges of an 8-bit file were those of other images, or missing."""
+    rgb = ramp(1, 5, 7, 3)[0].astype(np.uint8)
+    rgba = np.concatenate([rgb, rgb[..., :1]], -1)
+    (gray,) = images.read_images([rgb[..., 0]], 1)
+    np.testing.assert_array_equal(gray, np.repeat(rgb[..., :1], 3, -1))
+    for given in (rgba, rgb.astype(np.int64), np.clip(rgb + 0.4, 0, 255), Image.fromarray(rgba)):
+        (found,) = images.read_images([given], 1)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, rgb)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read_images([tmp_path / "a.png"], 1)[0], rgb)
+    (luma,) = images.read_images(tmp_path, 1, channels=1)
+    expected = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    np.testing.assert_allclose(luma[..., 0], expected, rtol=0, atol=0.6)
+    with raises_line(r"a\.png: image with 3 channels; the model takes 4"):
+        images.read_images(tmp_path, 1, channels=4)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (noise(5, 7, 2).astype(np.uint8), "image with 2 channels; the model takes 3"),
+        (257 * noise(5, 7, 3).astype(np.uint16), "must be 0 to 255; divide 16-bit values by 257"),
+        (noise(5, 7, 3) / 255, "multiply by 255"),
+        (np.full((5, 7, 3), np.nan), "must be 0 to 255"),
+        (np.zeros((0, 7, 3), np.uint8), r"image of shape \(0, 7, 3\)"),
+        (np.zeros((2, 5, 7, 3), np.uint8), r"image of shape \(2, 5, 7, 3\)"),
+        (None, r"image of shape \(\)"),
+        ("none.png", r"none\.png: cannot be decoded \(No such file or directory\); replace"),
+    ],
+)
+def test_images_that_cannot_be_those_of_an_export(tmp_path, image, message):
+    model = keras.Model(IMAGE, scores_of(IMAGE))
+    good = images.synthetic_images(SIZE, 3, 16)
+    for given in ({"representative_images": [image] * 16}, {"check_images": [image]}):
+        options = dict(formats=["tflite_int8"], input_size=SIZE, representative_images=good)
+        with raises_line(message):
+            export.export_model(model, tmp_path / "out", **options | given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_synthetic_images_vary_and_are_reproducible():
     first, again = images.synthetic_images((40, 30), 3), images.synthetic_images((40, 30), 3)
     np.testing.assert_array_equal(first, again)

@@ -12,7 +12,7 @@ import keras
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import ModelConfig, UserError, unknown_option
 from deeplab_keras.convert import keras_applications, official_deeplab, sssegmentation, torchvision
-from deeplab_keras.convert.pictures import Images
+from deeplab_keras.convert.pictures import Images, find_for_comparison, find_for_statistics
 from deeplab_keras.convert.pth import read_pth, write_pth
 from deeplab_keras.convert.transfer import (
     Proof,
@@ -78,6 +78,11 @@ def convert(
     if source not in SOURCES:
         raise unknown_option("source", source, SOURCES)
     if source == "official_deeplab":
+        # Checked before the network is built, which takes seconds.
+        if restore_batch_norm is not None:
+            restore_batch_norm = find_for_statistics(restore_batch_norm)
+        if check_photos is not None:
+            check_photos = find_for_comparison(check_photos)
         model = build_segmentor(config)
         return model, official_deeplab.load(
             model,

@@ -56,7 +56,6 @@ SCOPES = {
     "mobilenet_v3_small_seg": "MobilenetV3",
     "mobilenet_edgetpu": "MobilenetEdgeTPU",
 }
-CHECKED = 10  # of `check_photos`
 OUTPUT_STRIDES = (8, 16, 32)
 NAMELESS = "its layers do not have the names of an official DeepLab"
 BLOCKS = 22  # number of blocks of the deepest backbone
@@ -167,10 +166,12 @@ def load(
     Raises:
         UserError: If the file cannot be read, does not fit, or computes something else.
     """
-    images = None if restore_batch_norm is None else restoring.find_images(restore_batch_norm)
+    images = None
+    if restore_batch_norm is not None:
+        images = pictures.find_for_statistics(restore_batch_norm)
     compared: list[Any] = []
     if check_photos is not None:
-        compared = pictures.find_images(check_photos, "check_photos", least=1, most=CHECKED)
+        compared = pictures.find_for_comparison(check_photos)
     source = read_source(path, config.backbone_bn_epsilon, config.head_bn_epsilon)
     tensors: dict[str, np.ndarray] = source.tensors
     note = not_proven(config, source.kind)

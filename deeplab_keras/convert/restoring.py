@@ -24,11 +24,6 @@ from deeplab_keras.models.layers import resize_bilinear, smallest_size
 from deeplab_keras.models.segmentor import pad_value
 
 OPTION = "restore_batch_norm"
-# Image pooling has one value per image and channel. With 16 of them, the standard error of a
-# variance is a third. The official DeepLab requires more than 12 images to update statistics
-# (docs/reference/official_deeplab.md#batch-norm).
-MIN_IMAGES = 16
-MAX_IMAGES = 1000
 LARGEST_SIDE = 2049  # the official size of Cityscapes images
 # A channel with less variance than this share of epsilon is constant on the images: epsilon instead
 # of the variance would determine gamma.
@@ -76,16 +71,6 @@ class Restored:
         return text
 
 
-def find_images(images: Images) -> list[Any]:
-    """Returns the images of a folder as paths, or the given images; `MAX_IMAGES` at most.
-
-    Raises:
-        UserError: If the folder does not exist, or there are fewer than `MIN_IMAGES` images.
-    """
-    reason = ", but image pooling has one value per image for its statistics"
-    return pictures.find_images(images, OPTION, least=MIN_IMAGES, most=MAX_IMAGES, reason=reason)
-
-
 def restore_batch_norm(
     model: keras.Model,
     config: ModelConfig,
@@ -105,7 +90,8 @@ def restore_batch_norm(
         model: The segmentor.
         config: Its architecture.
         images: A folder of images (searched recursively), or uint8 images
-            `[height, width, channels]`. Of more than `MAX_IMAGES`, evenly spaced ones are used.
+            `[height, width, channels]`. Of more than `pictures.MAX_IMAGES`, evenly spaced ones are
+            used.
         origin: The source of the weights, for error messages.
         loaded: Names of the layers with weights of the source; `None` for all layers.
 
@@ -113,7 +99,7 @@ def restore_batch_norm(
         UserError: If there are too few images, one cannot be read, no batch norm is folded, or the
             layers would not compute the same.
     """
-    found = find_images(images)
+    found = pictures.find_for_statistics(images)
     layers = [
         layer
         for layer in model.layers

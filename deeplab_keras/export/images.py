@@ -12,8 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from deeplab_keras.config import UserError
-from deeplab_keras.data.files.pairs import read_image
-from deeplab_keras.data.files.reading import find_image_files
+from deeplab_keras.data.files.reading import find_image_files, read_photo
 from deeplab_keras.data.source import Source
 from deeplab_keras.inference.images import as_image
 from deeplab_keras.inference.resizing import letterbox_size
@@ -60,7 +59,7 @@ def _pixels(image: Any, index: int, channels: int) -> np.ndarray:
     name = f"image {index} of the export"
     if isinstance(image, str | os.PathLike):
         name = os.fspath(image)
-        image = Image.fromarray(read_image(name))
+        image = Image.fromarray(read_photo(image))
     try:
         return np.round(as_image(image, channels)).astype(np.uint8)
     except UserError as error:

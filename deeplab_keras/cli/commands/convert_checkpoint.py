@@ -27,6 +27,7 @@ the labels and logits of a frozen graph or .tflite file are compared with the mo
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from deeplab_keras.cli import Command, load_keras
 from deeplab_keras.config import Config, ModelConfig, UserError, option
@@ -95,6 +96,14 @@ def main(command: Command) -> None:
             "`name` is required: a model of `scripts/list_models.py`, or give the model flags "
             "instead"
         )
+    from deeplab_keras.convert.pictures import find_for_comparison, find_for_statistics
+
+    photos: Any = None  # both are checked before Keras is imported
+    images: Any = None
+    if options.check_photos:
+        photos = find_for_comparison(options.check_photos)
+    if options.restore_batch_norm:
+        images = find_for_statistics(options.restore_batch_norm)
     load_keras()
 
     from deeplab_keras.checkpoints.folder import check_replaceable, save_checkpoint
@@ -117,8 +126,8 @@ def main(command: Command) -> None:
         config,
         skip_mismatched_classifiers="num_classes" in given,
         check=options.check,
-        check_photos=options.check_photos or None,
-        restore_batch_norm=options.restore_batch_norm or None,
+        check_photos=photos,
+        restore_batch_norm=images,
     )
     print(f"{proof.table()}\n{proof}")
     folder = save_checkpoint(options.output, model, config, info)

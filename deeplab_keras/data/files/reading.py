@@ -259,6 +259,18 @@ def read_image(path: str, mask_size: Size | None = None) -> np.ndarray:
     return pixels
 
 
+def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads an image that is not part of a dataset; see `read_image`.
+
+    Raises:
+        UserError: The file cannot be decoded.
+    """
+    try:
+        return read_image(os.fspath(path))
+    except BrokenFileError as error:  # its hint names an option of datasets
+        raise UserError(error.message, hint="replace or remove it") from error
+
+
 def has_colors_of_16_bits(picture: Image.Image) -> bool:
     """Whether an image has 16 bits per color channel, of which Pillow returns only the high bytes.
 
