@@ -1071,6 +1071,18 @@ def test_models_that_cannot_be_exported(tmp_path, name, kind):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
+def test_weights_that_are_not_finite(tmp_path, kind, value):
+    """The check used to name a temporary file."""
+    first = keras.layers.Conv2D(3, 1, name="first")
+    model = keras.Model(IMAGE, scores_of(first(IMAGE)), name="mine")
+    first.bias.assign([0, value, 0])
+    with raises_line("the model 'mine' has weights that are NaN or infinite, in its layer 'first'"):
+        export.export_model(model, tmp_path / "out", formats=[kind], input_size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
 def python_code(x: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.numpy_function(lambda value: 2 * value, [x], tf.float32), x.shape)
 

@@ -323,6 +323,7 @@ def _prepared(
     check_images: Images | None,
 ) -> _Job:
     """Checks that a model can be exported with these options, and prepares it."""
+    source.check_weights()
     if config.output_at == "head":
         head_of(source.model)  # raises an error if the model has no such outputs
     needs_size = [kind for kind in targets if kind != "saved_model"]

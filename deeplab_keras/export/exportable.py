@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from deeplab_keras.checkpoints.folder import LoadedCheckpoint, assign_weights, named_weights
 from deeplab_keras.config import ModelConfig, UserError
@@ -140,6 +142,17 @@ class Exportable:
                     f"the model {self.model.name!r} has scores of {shape[1]}x{shape[2]} for an "
                     f"image of {height}x{width}; add a resize to the size of the image"
                 )
+
+    def check_weights(self) -> None:
+        """Raises `UserError` if weights are NaN or infinite, which most runtimes do not refuse."""
+        for layer in _layers(self.model):
+            for variable in layer.weights:
+                if not np.isfinite(ops.convert_to_numpy(variable)).all():
+                    raise UserError(
+                        f"the model {self.model.name!r} has weights that are NaN or infinite, in "
+                        f"its layer {layer.name!r}, so its training may have diverged; export "
+                        "another checkpoint"
+                    )
 
     def check_dtypes(self, kind: str) -> None:
         """Raises `UserError` if a format cannot have the arithmetic of the model's layers."""
