@@ -379,6 +379,14 @@ def test_folders_and_archives_without_weights(tmp_path):
     empty.mkdir()
     with raises_line("no TF1 checkpoint"):
         read_source(empty)
+    (tmp_path / "bad.tflite").write_bytes(b"no TFLite file")
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as file:
+        file.add(tmp_path / "bad.tflite", "release/bad.tflite")
+    # Without the temporary folder.
+    with raises_line(
+        r"/bad\.tar\.gz: release/bad\.tflite: truncated, damaged or not a TFLite file"
+    ):
+        read_source(tmp_path / "bad.tar.gz")
     with tarfile.open(tmp_path / "empty.tar.gz", "w:gz") as file:
         file.add(empty, "empty")
     with raises_line("no checkpoint, frozen graph or .tflite"):

@@ -90,10 +90,15 @@ def read_source(
     if path.name.endswith(ARCHIVES):
         with tempfile.TemporaryDirectory() as folder:
             _unpack(path, pathlib.Path(folder))
-            found = read_source(folder, epsilon, head_epsilon)
-            return dataclasses.replace(
-                found, path=f"{path} ({os.path.relpath(found.path, folder)})"
-            )
+            try:
+                found = read_source(folder, epsilon, head_epsilon)
+            except UserError as error:
+                inside = error.message.replace(f"{folder}{os.sep}", "")
+                raise UserError(f"{path}: {inside}", hint=error.hint) from error
+            name = f"{path} ({os.path.relpath(found.path, folder)})"
+            if found.graph is not None:
+                found.graph.path = name
+            return dataclasses.replace(found, path=name)
     if path.is_dir():
         path = _find(path)
     if path.suffix in (".pb", ".tflite"):
