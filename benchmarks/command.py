@@ -100,11 +100,13 @@ def main(command: Command) -> None:
 
     from benchmarks import records, runs
 
+    if options.page:
+        records.check_page(options.page)  # before the measurement, which takes minutes
     if options.what == "files":
         _measure_files(command, options)
     elif options.what:
         if options.csv:
-            records.check(options.csv)  # before the measurement, which takes minutes
+            records.check(options.csv)
         own = ("what", "checkpoint_dir", "models", "csv", "page")
         keywords = {name: value for name, value in options.to_dict().items() if name not in own}
         result = runs.measure(

@@ -37,6 +37,7 @@ COLUMNS = (
     "license",
     "cite",
 )
+TABLES = "\n## "  # where they begin
 NUMBERS = 5  # of the columns, after the name
 
 
@@ -131,20 +132,23 @@ def released(name: str) -> tuple[str, str, str]:
 
 def replace_tables(page: str, new: str) -> str:
     """Returns the page with new tables. They begin at its first heading of level 2."""
-    return page[: page.index("\n## ") + 1] + new
+    return page[: page.index(TABLES) + 1] + new
 
 
 def main(command: Command) -> None:
     """Counts all models and writes the page."""
     path = pathlib.Path(command.config(ModelZooOptions).output)
-    if not path.exists():
-        raise UserError(
-            f"--output={path} does not exist; run the script from the repository root, with "
-            "--output=docs/model_zoo.md"
-        )
+    advice = "run the script from the repository root, with `output=docs/model_zoo.md`"
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"`output={path}`: cannot be read ({reason}); {advice}") from error
+    if TABLES not in page:
+        raise UserError(f"`output={path}`: has no headings of level 2 with tables; {advice}")
     load_keras()
     aside = path.with_suffix(".tmp")
-    aside.write_text(replace_tables(path.read_text(), tables(count)))
+    aside.write_text(replace_tables(page, tables(count)), encoding="utf-8")
     aside.replace(path)
     print(f"wrote {path}")
     command.summary.wrote(path)

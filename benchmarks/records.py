@@ -128,6 +128,26 @@ def check(path: str | os.PathLike[str]) -> None:
     check_folder(pathlib.Path(path).absolute().parent, "csv")
 
 
+def check_page(path: str | os.PathLike[str]) -> str:
+    """Checks, before a measurement, that a Markdown page can be read and written.
+
+    Returns:
+        Its text; "" if it does not exist.
+
+    Raises:
+        UserError: It is not a text file, or its folder is not writable.
+    """
+    page = pathlib.Path(path)
+    check_folder(page.absolute().parent, "page")
+    try:
+        return page.read_text(encoding="utf-8") if page.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"`page={page}`: cannot be read ({getattr(error, 'strerror', None) or error}); give a "
+            "Markdown page"
+        ) from error
+
+
 def read(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Returns the rows of a CSV file that `append` wrote.
 
@@ -137,13 +157,13 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read --csv={os.fspath(path)}: {getattr(error, 'strerror', None) or error}; "
             "check the path and its permissions"
         ) from error
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    if columns != COLUMNS:
         raise UserError(
             f"--csv={os.fspath(path)} has other columns; use a new file, or a file that "
             "scripts/benchmark.py wrote"
@@ -164,13 +184,8 @@ def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> N
 
 def write_below(path: str | os.PathLike[str], text: str) -> None:
     """Writes generated text to a Markdown page, below the text that ends with the line `BEGIN`."""
-    page = pathlib.Path(path)
-    start = (
-        page.read_text(encoding="utf-8").partition(BEGIN)[0]
-        if page.exists()
-        else "# Benchmarks\n\n"
-    )
-    write_text(page, f"{start.rstrip()}\n\n{BEGIN}\n{text}")
+    start = check_page(path).partition(BEGIN)[0] or "# Benchmarks\n\n"
+    write_text(path, f"{start.rstrip()}\n\n{BEGIN}\n{text}")
 
 
 def _section(rows: Sequence[Mapping[str, str]]) -> str:

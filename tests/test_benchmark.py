@@ -237,6 +237,15 @@ def test_files_as_a_command(tmp_path, capsys):
             "--csv={tmp}/other.csv has other columns",
         ),
         (["--what=input", "--csv={tmp}/other.csv/x.csv"], "other.csv: is a file"),
+        (["--what=files", "--csv={tmp}/empty.csv"], "--csv={tmp}/empty.csv has other columns"),
+        (
+            ["--what=files", "--csv={tmp}/a.csv", "--page={tmp}"],
+            "--page={tmp}: cannot be read (Is a directory); give a Markdown page",
+        ),
+        (
+            ["--what=files", "--csv={tmp}/a.csv", "--page={tmp}/page.md"],
+            "page.md: cannot be read ('utf-8' codec can't decode",
+        ),
         (
             ["--what=input", "--against=torch"],
             "--against=torch requires packages that are not installed: torch, "
@@ -252,6 +261,8 @@ def test_files_as_a_command(tmp_path, capsys):
 def test_user_errors_are_reported_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "page.md").write_bytes(b"\xff")
     assert script("benchmark.py")(*(argument.format(tmp=tmp_path) for argument in arguments)) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from contracts import ROOT
+from contracts import ROOT, script
 from test_zoo import TABLE
 
 from benchmarks import model_zoo
@@ -20,6 +20,25 @@ COUNTS = {name: row[1:4] for name, row in ROWS.items()}
 
 def test_every_model_stands_in_it_once():
     assert sorted(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)) == sorted(zoo.MODELS)
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("", "--output=.: cannot be read (Is a directory); run the script from the repository"),
+        ("none.md", "none.md: cannot be read (No such file or directory); run the script from"),
+        ("bytes.md", "bytes.md: cannot be read ('utf-8' codec can't decode"),
+        ("text.md", "text.md: has no headings of level 2 with tables; run the script from the"),
+    ],
+)
+def test_pages_that_cannot_be_written(tmp_path, monkeypatch, capsys, output, message):
+    monkeypatch.setattr(model_zoo, "load_keras", None)  # before the models are counted
+    (tmp_path / "bytes.md").write_bytes(b"\xff")
+    (tmp_path / "text.md").write_text("# Title\n")
+    output = output and str(tmp_path / output)
+    assert script("make_model_zoo.py")(f"--output={output}") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_the_tables_are_up_to_date():
