@@ -31,7 +31,12 @@ from deeplab_keras.inference.resizing import (
 )
 from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
-from deeplab_keras.io.tflite_file import NO_RUNTIME, check_tflite, with_input_as_output
+from deeplab_keras.io.tflite_file import (
+    NO_RUNTIME,
+    check_tflite,
+    output_names,
+    with_input_as_output,
+)
 
 AGAIN = "export it again"
 EXTRAS = "assets.extra"  # the folder of a SavedModel with the two text files
@@ -221,7 +226,13 @@ def open_runtime(kind: str, path: pathlib.Path, threads: int = 0) -> Runtime:
 
 def _one_by_one(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Turns a function of a batch of one image into a function of any batch."""
-    return lambda images: np.concatenate([run(image[None]) for image in images])
+
+    def run_all(images: np.ndarray) -> np.ndarray:
+        if len(images) == 1:  # without a copy of the result
+            return run(images)
+        return np.concatenate([run(image[None]) for image in images])
+
+    return run_all
 
 
 # --- TFLite ---
@@ -274,8 +285,8 @@ def packed_files(path: pathlib.Path) -> dict[str, str]:
 def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     """Opens a TFLite file.
 
-    If labels are the file's only output, the first call for logits replaces the interpreter by one
-    that also outputs what the argmax reads.
+    If labels are the file's only output, what the argmax reads becomes a second output, in memory
+    only.
 
     An interpreter has a single set of tensors, so calls from several threads run one after the
     other. An interpreter per thread would need that memory once per thread and gain little, because
@@ -283,35 +294,33 @@ def _open_tflite(path: pathlib.Path, threads: int) -> Runtime:
     """
     check_tflite(path)
     with reading(path, "an exported TFLite file", AGAIN):
-        interpreter = open_interpreter(path, threads)
-        runners = [interpreter.get_signature_runner()]
-        (details,) = runners[0].get_input_details().values()
+        content = path.read_bytes()
+        has_logits, index = "logits" in output_names(content), -1
+        if has_logits:
+            interpreter = open_interpreter(path, threads)
+        else:
+            content, index = with_input_as_output(content, "ARG_MAX")
+            interpreter = open_interpreter(content, threads)
+        run = interpreter.get_signature_runner()
+        (details,) = run.get_input_details().values()
+        outputs = run.get_output_details()
         files = packed_files(path) if zipfile.is_zipfile(path) else {}
-    outputs = runners[0].get_output_details()
-    hidden: list[Callable[[], np.ndarray]] = []
+        hidden = None if has_logits else _values_of(interpreter, index)
     lock = threading.Lock()
 
     def logits(batch: np.ndarray) -> np.ndarray:
         with lock:
-            if "logits" in outputs:
-                return runners[0](image=batch)["logits"]
-            if not hidden:
-                content, index = with_input_as_output(path, "ARG_MAX")
-                runners.clear()  # frees the memory of the first interpreter
-                changed = open_interpreter(content, threads)
-                runners.append(changed.get_signature_runner())
-                hidden.append(_values_of(changed, index))
-            runners[0](image=batch)
-            return hidden[0]()
+            found = run(image=batch)
+            return hidden() if hidden else found["logits"]
 
     def own_labels(batch: np.ndarray) -> np.ndarray:
         with lock:
-            return runners[0](image=batch)["labels"]
+            return run(image=batch)["labels"]
 
     _, height, width, _ = details["shape"]
     labels = _one_by_one(own_labels) if "labels" in outputs else None
     size = (int(height), int(width))
-    return Runtime(details["dtype"], size, files, _one_by_one(logits), labels, "logits" in outputs)
+    return Runtime(details["dtype"], size, files, _one_by_one(logits), labels, has_logits)
 
 
 def _values_of(interpreter: Any, index: int) -> Callable[[], np.ndarray]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import struct
 from types import ModuleType
 from typing import Any
 
-import flatbuffers
 import numpy as np
 
 from deeplab_keras.config import UserError
@@ -16,6 +16,7 @@ from deeplab_keras.io.foreign import reading
 from deeplab_keras.io.progress import without_noise
 
 NO_RUNTIME = ".tflite files need LiteRT; pip install ai-edge-litert"
+OUTPUTS = 8  # place of the offset of a graph's list of outputs in its vtable
 NEXT_STEP = "download, copy or export it again"
 # TensorType -> bits per value; other types have no fixed size.
 BITS = {
@@ -81,11 +82,14 @@ def _schema() -> ModuleType:
     return schema
 
 
-def with_input_as_output(path: str | os.PathLike[str], kind: str) -> tuple[bytes, int]:
+def with_input_as_output(content: bytes, kind: str) -> tuple[bytes, int]:
     """Returns a TFLite file that also outputs what its first operator of a kind reads.
 
+    The file is not parsed and written again, which would take as long as opening it, and three
+    times its memory. A longer list of outputs is appended, and the offset of the list changed.
+
     Args:
-        path: A file that `check_tflite` has checked.
+        content: The content of a file that `check_tflite` has checked.
         kind: The operator, such as "ARG_MAX".
 
     Returns:
@@ -95,18 +99,36 @@ def with_input_as_output(path: str | os.PathLike[str], kind: str) -> tuple[bytes
         UserError: Neither LiteRT nor TensorFlow is installed.
     """
     schema = _schema()
-    model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
-    code, graph = getattr(schema.BuiltinOperator, kind), model.subgraphs[0]
-    operator = next(
-        operator
-        for operator in graph.operators
-        if _kind(model.operatorCodes[operator.opcodeIndex]) == code
+    model = schema.Model.GetRootAs(content, 0)
+    code, graph = getattr(schema.BuiltinOperator, kind), model.Subgraphs(0)
+    operators = (graph.Operators(place) for place in range(graph.OperatorsLength()))
+    index = next(
+        int(operator.Inputs(0))
+        for operator in operators
+        if _kind_of(model.OperatorCodes(operator.OpcodeIndex())) == code
     )
-    index = int(operator.inputs[0])
-    graph.outputs = np.append(graph.outputs, np.int32(index))
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output()), index
+    outputs = np.append(graph.OutputsAsNumpy(), index).astype("<i4")
+    changed = bytearray(content)
+    changed += bytes(-len(changed) % 4)  # lists are aligned
+    field = graph._tab.Pos + graph._tab.Offset(OUTPUTS)
+    struct.pack_into("<I", changed, field, len(changed) - field)
+    changed += struct.pack("<I", len(outputs)) + outputs.tobytes()
+    return bytes(changed), index
+
+
+def output_names(content: bytes) -> list[str]:
+    """Returns the names of the outputs of the first signature of a checked TFLite file."""
+    model = _schema().Model.GetRootAs(content, 0)
+    if model.SignatureDefsLength() == 0:
+        return []
+    signature = model.SignatureDefs(0)
+    places = range(signature.OutputsLength())
+    return [(signature.Outputs(place).Name() or b"").decode() for place in places]
+
+
+def _kind_of(code: Any) -> int:
+    """Returns what `_kind` returns, for a table that is not unpacked."""
+    return max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
 
 
 def _kind(code: Any) -> int:
