@@ -257,6 +257,47 @@ def test_the_labels_are_those_of_a_process_with_tensorflow(without_tensorflow, f
                     )
 
 
+@pytest.mark.package("ai_edge_litert")
+@pytest.mark.parametrize("appended", [0, 1, 2, 3])
+def test_an_output_is_added_in_the_bytes_of_a_file(folder, appended):
+    """All other bytes stay, and the new output is what the argmax reads."""
+    content = (folder / "labels.tflite").read_bytes() + bytes(appended)
+    assert tflite_file.output_names(content) == ["labels"]
+    changed, index = tflite_file.with_input_as_output(content, "ARG_MAX")
+    different = [place for place, old in enumerate(content) if changed[place] != old]
+    assert len(changed) - len(content) <= 4 + 3 * 4 and max(different) - min(different) < 4
+    picture = IMAGES[0][None].astype(np.float32)
+    found = {}
+    for name, model, options in (
+        ("changed", changed, {}),
+        ("all", folder / "labels.tflite", {"experimental_preserve_all_tensors": True}),
+    ):
+        interpreter = exported.open_interpreter(model, 1, **options)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture)
+        interpreter.invoke()
+        labels, *more = (output["index"] for output in interpreter.get_output_details())
+        assert more == ([index] if name == "changed" else [])
+        found[name] = interpreter.get_tensor(labels), interpreter.get_tensor(index)
+    for new, old in zip(found["changed"], found["all"], strict=True):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_array_equal(found["all"][1].argmax(-1), found["all"][0])
+
+
+@pytest.mark.package("ai_edge_litert")
+def test_a_file_with_labels_only_is_opened_by_one_interpreter(folder, monkeypatch):
+    """A second one took its memory and half of the time until the first label map."""
+    opened, open_interpreter = [], exported.open_interpreter
+    monkeypatch.setattr(
+        exported,
+        "open_interpreter",
+        lambda *given, **options: opened.append(given) or open_interpreter(*given, **options),
+    )
+    network, _ = open_network(folder / "labels.tflite")
+    assert network.own_labels(IMAGES[0][None]).shape == (1, *SIZE)
+    assert network(IMAGES[0][None].astype(np.float32)).shape == (1, *SIZE, len(CLASSES))
+    assert len(opened) == 1
+
+
 def test_a_missing_runtime_is_one_line(folder, monkeypatch):
     tensorflow = ("tensorflow", "tensorflow.lite.python")
     for package in ("ai_edge_litert", "ai_edge_litert.interpreter", *tensorflow):
