@@ -16,7 +16,13 @@ from deeplab_keras.cli.command import Command
 from deeplab_keras.cli.fields import flag_writer, help_text
 from deeplab_keras.cli.streams import standard_streams
 from deeplab_keras.cli.summary import CommonOptions, RunSummary, check_summary, summary_path
-from deeplab_keras.config import Config, UserError, options_shown_by, render_options
+from deeplab_keras.config import (
+    Config,
+    UserError,
+    options_shown_by,
+    render_options,
+    wrong_backend,
+)
 from deeplab_keras.io.progress import without_noise, without_progress
 from deeplab_keras.version import __version__
 
@@ -232,9 +238,12 @@ def require_backend(command: Command, backends: Collection[str] = ("tensorflow",
     Raises:
         UserError: It runs on another backend, or a package is not installed.
     """
+    chosen, name = os.environ.get("KERAS_BACKEND", ""), os.path.basename(command.argv[0])
+    if chosen in KERAS_BACKENDS and chosen not in backends:  # before seconds of imports
+        raise wrong_backend(name, chosen, "KERAS_BACKEND", backends)
     load_keras()
     layers = importlib.import_module("deeplab_keras.models.layers")
-    layers.require_backend(os.path.basename(command.argv[0]), backends)
+    layers.require_backend(name, backends)
     if importlib.import_module("keras").backend.backend() == "tensorflow":
         return
     try:

@@ -15,6 +15,7 @@ from deeplab_keras.config.errors import (
     render_options,
     unknown_name,
     unknown_option,
+    wrong_backend,
 )
 from deeplab_keras.config.evaluation import EvalConfig
 from deeplab_keras.config.export import ExportConfig
@@ -44,4 +45,5 @@ __all__ = [
     "typed",
     "unknown_name",
     "unknown_option",
+    "wrong_backend",
 ]

@@ -162,6 +162,22 @@ def unknown_option(field: str, name: Any, known: Iterable[str]) -> UserError:
     return unknown_name(f"`{field}`", name, known, field)
 
 
+def wrong_backend(what: str, backend: str, source: str, backends: Iterable[str]) -> UserError:
+    """Returns the error for a Keras backend on which something does not run.
+
+    Args:
+        what: What requires another backend, as the subject of a sentence, such as "prediction".
+        backend: The backend received.
+        source: What sets it.
+        backends: The backends that it runs on.
+    """
+    names = " or ".join({"tensorflow": "TensorFlow", "jax": "JAX"}[name] for name in backends)
+    return UserError(
+        f"{what} requires Keras' {names} backend. Received: backend {backend}, set by {source}; "
+        f"set {' or '.join(f'KERAS_BACKEND={name}' for name in backends)}"
+    )
+
+
 def render_options(text: str, option: Callable[[str, str | None], str] | None = None) -> str:
     """Returns a text with each option in backticks as `option(name, value)` shows it.
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from deeplab_keras.config import UserError
+from deeplab_keras.config import UserError, wrong_backend
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -137,12 +137,8 @@ def require_backend(what: str, backends: Collection[str] = ("tensorflow",)) -> N
     backend = keras.backend.backend()
     if backend in backends:
         return
-    names = " or ".join({"tensorflow": "TensorFlow", "jax": "JAX"}[name] for name in backends)
     source = "KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else "keras.json"
-    raise UserError(
-        f"{what} requires Keras' {names} backend. Received: backend {backend}, set by {source}; "
-        f"set {' or '.join(f'KERAS_BACKEND={name}' for name in backends)}"
-    )
+    raise wrong_backend(what, backend, source, backends)
 
 
 def warm_up(momentum: float, updates: Tensor) -> Tensor:
