@@ -539,7 +539,9 @@ def _check_variant(
     wrong = {name: (value, given[name]) for name, value in found.items() if value != given[name]}
     count = wrong.pop("atrous_rates", None)
     options = [
-        f"`{name}={_typed(theirs)}` (not {_typed(ours) or 'empty'})"
+        f"`{name}={_typed(theirs)}`"
+        # Other backbones and heads lack the option.
+        + (f" (not {_typed(ours) or 'empty'})" if hasattr(config, name) else "")
         for name, (theirs, ours) in (wrong | exact).items()
     ]
     if count is not None:
