@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -117,7 +118,7 @@ def test_calls_on_another_backend_get_one_line(monkeypatch):
     ("package", "variable", "source"),
     [
         ("jax", "", "/keras.json (default: tensorflow)"),
-        ("torch", "torch", "KERAS_BACKEND=torch"),
+        ("tensorflow", "tensorflow", "KERAS_BACKEND=tensorflow"),
         ("tensorflow", "", "/keras.json (default: tensorflow)"),
         ("jaxlib", "jax", "KERAS_BACKEND=jax"),
     ],
@@ -139,6 +140,29 @@ def test_a_backend_that_is_not_installed_is_named(
     assert (
         error.endswith(f"{tmp_path if source[0] == '/' else ''}{source}\n")
         and error.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend\nxyz"), AssertionError()]
+)
+def test_a_machine_without_the_devices_that_jax_should_use(error, monkeypatch, capsys):
+    """JAX raises these errors for JAX_PLATFORMS=foo and, without a GPU, for JAX_PLATFORMS=cuda."""
+
+    def devices() -> None:
+        raise error
+
+    load = importlib.import_module
+    jax = types.SimpleNamespace(devices=devices)
+    monkeypatch.setattr(importlib, "import_module", lambda x: jax if x == "jax" else load(x))
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    assert flags.call(["x.py"], "doc", flags.require_backend) == 1
+    reason = str(error).partition("\n")[0] or "AssertionError"
+    assert capsys.readouterr().err == (
+        f"error: JAX finds no device with JAX_PLATFORMS=foo ({reason}); unset JAX_PLATFORMS or set "
+        "it to cpu, or set KERAS_BACKEND=tensorflow\n"
     )
 
 

@@ -197,7 +197,7 @@ def load_keras() -> None:
     reported immediately.
 
     Raises:
-        UserError: A package is not installed, or Keras has no such backend.
+        UserError: A package is not installed, Keras has no such backend, or JAX finds no device.
     """
     chosen = os.environ.get("KERAS_BACKEND")
     if chosen and chosen not in KERAS_BACKENDS:
@@ -207,6 +207,8 @@ def load_keras() -> None:
             keras = importlib.import_module("keras")
             if keras.backend.backend() == "tensorflow":
                 importlib.import_module("tensorflow").config.list_physical_devices("GPU")
+            if keras.backend.backend() == "jax":
+                _find_jax_devices()
     except ModuleNotFoundError as error:
         if error.name not in BACKENDS:
             raise
@@ -220,6 +222,18 @@ def load_keras() -> None:
         raise UserError(
             f"{error.name} is not installed, but Keras needs it: pip install {error.name}; "
             f"the backend is set by {source}"
+        ) from error
+
+
+def _find_jax_devices() -> None:
+    try:
+        importlib.import_module("jax").devices()
+    except Exception as error:  # also an AssertionError without a text
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device with JAX_PLATFORMS={asked} ({reason}); unset JAX_PLATFORMS or "
+            "set it to cpu, or set KERAS_BACKEND=tensorflow"
         ) from error
 
 
