@@ -33,16 +33,17 @@ def read_images(images: Images, limit: int, channels: int = 3) -> list[np.ndarra
     Raises:
         UserError: The folder does not exist, or an image cannot be read or converted.
     """
+    given: Any = images
     if isinstance(images, str | os.PathLike):
-        images = find_image_files(images, os.fspath(images))
-    if isinstance(images, Sequence):
-        return [_pixels(images[index], index, channels) for index in _spread(len(images), limit)]
-    if not hasattr(images, "load"):
+        given = find_image_files(images, os.fspath(images))
+    if isinstance(given, Sequence):
+        return [_pixels(given[index], index, channels) for index in _spread(len(given), limit)]
+    if not hasattr(given, "load"):
         raise UserError(
             f"images of an export must be a folder, a list of arrays or a split of a dataset, not "
             f"{type(images).__name__}; to limit their number, give `checked`"
         )
-    return read_pairs(images, limit, channels)[0]
+    return read_pairs(given, limit, channels)[0]
 
 
 def read_pairs(
