@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 from contracts import as_command_line, noise, raises_line, script
-from sssegmentation_golden import golden, weights
 
+from benchmarks.golden import golden, weights
 from deeplab_keras.checkpoints.folder import (
     check_replaceable,
     load_checkpoint,

@@ -25,8 +25,8 @@ import pytest
 from contracts import noise, raises_line, script
 from fuzz_mutations import mutated
 from process_memory import forget_peak, memory
-from sssegmentation_golden import VOC, golden, weights
 
+from benchmarks.golden import VOC, golden, weights
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert import conversion, pth_pickle, torchvision

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 from contracts import ROOT
-from sssegmentation_golden import VOC, Golden, golden, images, labels, weights
 
+from benchmarks.golden import VOC, Golden, golden, images, labels, weights
 from deeplab_keras.convert import sssegmentation
 from deeplab_keras.convert.transfer import dump_weights, load_weights
 from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output

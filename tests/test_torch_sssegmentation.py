@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import sssegmentation_reference as reference
 from contracts import SHARED, as_command_line, raises_line, script
-from sssegmentation_golden import VOC, differences, golden, images, labels, weights
 
+from benchmarks.golden import VOC, differences, golden, images, labels, weights
 from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
 from deeplab_keras.convert import sssegmentation
 from deeplab_keras.convert.conversion import convert, write_sssegmentation

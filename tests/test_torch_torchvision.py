@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 from contracts import ROOT, raises_line, script
-from sssegmentation_golden import draw, images
 
+from benchmarks.golden import draw, images
 from deeplab_keras.checkpoints.folder import load_checkpoint
 from deeplab_keras.cli import Command
 from deeplab_keras.config import ModelConfig

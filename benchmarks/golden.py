@@ -1,17 +1,20 @@
-"""Golden values of SSSegmentation, and the rules that draw their weights, images and labels."""
+"""Golden values of SSSegmentation, and the rules that draw their weights, images and labels.
+
+The tests and the parity check of `benchmarks.gpu` read them from tests/golden.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from contracts import ROOT
 
-FOLDER = ROOT / "tests" / "golden" / "sssegmentation"
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "tests/golden/sssegmentation"
 VOC = tuple(
     f"{system}_voc"
     for system in (
@@ -48,14 +51,17 @@ class Golden:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images of `outputs`."""
         return list(dict.fromkeys((height, width) for _, height, width, _, _ in self.outputs()))
 
     @property
     def train_size(self) -> tuple[int, int]:
+        """(height, width) of the images of the training step."""
         return (389, 453) if "mobilenetv3" in self.name else (129, 193)
 
 
 def golden(name: str) -> Golden:
+    """Returns the golden values of a system, a name from `VOC`."""
     values = json.loads((FOLDER / f"{name}.json").read_text())
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
