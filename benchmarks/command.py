@@ -16,6 +16,14 @@ the versions. --page creates a page from that file.
 --what=files measures the TFLite files of all models, and continues where it was interrupted:
 
     python scripts/benchmark.py --what=files --csv=files.csv --page=files.md
+
+--what=gpu compares all precisions with golden values and with PyTorch in ten minutes, and continues
+where it was interrupted. It requires JAX, but not TensorFlow. --what=batch writes crops for it:
+
+    python scripts/benchmark.py --what=batch --dataset=voc2012 --train_batch_size=16 \
+        --npz=crops.npz
+
+    python scripts/benchmark.py --what=gpu --json=gpu.json --page=gpu.md
 """
 
 from __future__ import annotations
@@ -29,13 +37,21 @@ from deeplab_keras.config import Config, DataConfig, EvalConfig, ModelConfig, Tr
 
 KINDS = ("keras", "saved_model", "tflite", "tflite_float16", "tflite_dynamic", "tflite_int8")
 
+# The options that are arguments of `runs.measure` under the same names.
+KEYWORDS = (
+    "against", "rounds", "batches", "stages", "input_size", "batch_sizes", "num_threads", "kinds",
+    "outputs",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkOptions(Config):
     """What to measure, and for how long."""
 
     what: str = option(
-        "", "what to measure", choices=("", "input", "train", "eval", "model", "files")
+        "",
+        "what to measure; batch: write a batch for gpu",
+        choices=("", "input", "train", "eval", "model", "files", "gpu", "batch"),
     )
     checkpoint_dir: str = option(
         "", "eval, model, files: a workdir or a checkpoint; default: random weights"
@@ -63,11 +79,22 @@ class BenchmarkOptions(Config):
         "the size of the head's class scores); a measurement for each",
     )
     csv: str = option("", "a file to which a row per measurement is appended")
-    page: str = option("", "a Markdown page that is created from --csv")
+    page: str = option("", "a Markdown page that is created from --csv or --json")
+    json: str = option("", "gpu: the file with the results")
+    preset: str = option(
+        "full", "gpu: full, or small networks, also on a CPU", choices=("full", "small")
+    )
+    seconds: float = option(570, "gpu: the time for all parts")
+    npz: str = option("", "batch: the file to write; gpu: this file instead of noise")
 
     def validate(self) -> None:
         if not self.page:
-            self._require_given("what", "input, train, eval, model or files")
+            self._require_given("what", "input, train, eval, model, files, gpu or batch")
+        if self.what == "gpu":
+            self._require_given("json", "the file with the results")
+        if self.what == "batch":
+            self._require_given("npz", "the file to write")
+        self._require(self.seconds > 0, "seconds", "must be above 0")
         for field in ("rounds", "batches", "num_threads"):
             self._require(getattr(self, field) >= 1, field, "must be at least 1")
         self._require(
@@ -81,7 +108,7 @@ class BenchmarkOptions(Config):
             "must be whole numbers of at least 1",
         )
         self._require(
-            not self.page or bool(self.csv),
+            not self.page or bool(self.csv) or self.what == "gpu",
             "page",
             "requires `csv`, from which the page is created",
         )
@@ -96,19 +123,24 @@ def main(command: Command) -> None:
     """Measures, prints a table and saves the rows."""
     options = command.config(BenchmarkOptions)
     training, evaluation = command.config(TrainConfig), command.config(EvalConfig)
+    if options.what == "gpu":
+        os.environ.setdefault("KERAS_BACKEND", "jax")
     load_keras()
 
     from benchmarks import records, runs
 
     if options.page:
         records.check_page(options.page)  # before the measurement, which takes minutes
-    if options.what == "files":
+    if options.what == "gpu":
+        _measure_gpu(command, options)
+    elif options.what == "batch":
+        _write_batch(command, options)
+    elif options.what == "files":
         _measure_files(command, options)
     elif options.what:
         if options.csv:
             records.check(options.csv)
-        own = ("what", "checkpoint_dir", "models", "csv", "page")
-        keywords = {name: value for name, value in options.to_dict().items() if name not in own}
+        keywords = {name: value for name, value in options.to_dict().items() if name in KEYWORDS}
         result = runs.measure(
             options.what,
             options.checkpoint_dir or command.model_config(),
@@ -119,10 +151,10 @@ def main(command: Command) -> None:
         )
         print(result.table())
         if options.csv:
-            text = shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])
+            text = _text(command)
             records.append(options.csv, options.what, result.case, result.rows(), text)
             command.summary.wrote(options.csv)
-    if options.page:
+    if options.page and options.csv:
         _write_page(options)
         command.summary.wrote(options.page)
         print(f"wrote {options.page}")
@@ -136,6 +168,36 @@ def _write_page(options: BenchmarkOptions) -> None:
         records.write_below(options.page, files.tables(rows))
     else:
         records.write_page(options.page, options.csv)
+
+
+def _text(command: Command) -> str:
+    return shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])
+
+
+def _measure_gpu(command: Command, options: BenchmarkOptions) -> None:
+    from benchmarks import gpu
+
+    given = command.given(BenchmarkOptions)
+    for path in filter(None, (options.json, options.page)):
+        command.summary.wrote(path)
+    gpu.measure_gpu(
+        options.json,
+        preset=options.preset,
+        seconds=options.seconds,
+        npz=options.npz,
+        against=options.against if "against" in given else gpu.PEERS,
+        command=_text(command),
+        page=options.page,
+    )
+
+
+def _write_batch(command: Command, options: BenchmarkOptions) -> None:
+    from benchmarks import batches
+
+    data = command.data_config("")
+    batch = batches.write_batch(options.npz, command.model_config(), data)
+    command.summary.wrote(options.npz)
+    print(f"wrote {options.npz}: {batch.source}, images {batch.images.shape}")
 
 
 def _measure_files(command: Command, options: BenchmarkOptions) -> None:
@@ -154,7 +216,7 @@ def _measure_files(command: Command, options: BenchmarkOptions) -> None:
         rows = files.trained(options.checkpoint_dir, sizes)
     else:
         rows = files.plan(options.models, sizes)
-    text = shlex.join(["python", "scripts/benchmark.py", *command.argv[1:]])
+    text = _text(command)
     known = records.read(options.csv) if os.path.exists(options.csv) else []
     measured = 0
     for number, (row, new) in enumerate(

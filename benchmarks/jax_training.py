@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import keras
-import numpy as np
 from jax import numpy as jnp
 
-from benchmarks import peak
-from benchmarks.workers import peak_memory
+from benchmarks import jax_device, peak
+from benchmarks.batches import Batch
 from deeplab_keras.config import ModelConfig, TrainConfig
 from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
 from deeplab_keras.training.losses import make_loss
@@ -26,9 +25,7 @@ WARM_UP = 2
 class JaxTraining:
     """Takes steps on one batch on the device, with a compiled function from state to state."""
 
-    def __init__(
-        self, model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
-    ) -> None:
+    def __init__(self, model: ModelConfig, training: TrainConfig, batch: Batch) -> None:
         keras.config.set_dtype_policy(training.precision)
         self.network = with_auxiliary_output(build_segmentor(model))
         self.optimizer = make_optimizer(training, 10**6)
@@ -36,18 +33,13 @@ class JaxTraining:
         self.optimizer.build(self.network.trainable_variables)
         self.loss = make_loss(
             training.loss,
-            ignore_label=ignore_label,
+            ignore_label=batch.ignore_label,
             class_weights=training.label_weights or None,
             label_smoothing=training.label_smoothing,
             hard_example_fraction=training.top_k_percent_pixels,
         )
         self.weights = {"auxiliary_logits": training.auxiliary_loss_weight}
-        random = np.random.default_rng(0)
-        images, labels = (
-            random.uniform(0, 255, shape).astype(np.float32),
-            random.integers(0, model.num_classes, shape[:3]),
-        )
-        self.batch = jax.device_put((images, labels.astype(np.int32)))
+        self.batch = jax.device_put((batch.images, batch.labels))
         groups = (
             self.network.trainable_variables,
             self.network.non_trainable_variables,
@@ -60,13 +52,10 @@ class JaxTraining:
 
     def measure(self, batches: int) -> dict[str, Any]:
         """Measures one round. With 0 batches, returns what does not change between rounds."""
-        device = jax.devices()[0]
-        on_gpu = device.platform != "cpu"
         if not batches:
-            memory = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) if on_gpu else 0
-            name = device.device_kind if on_gpu else "CPU"
-            return {"device": name, "device_bytes": memory, "peak_bytes": peak_memory()}
+            return jax_device.about()
         speed = batches * len(self.batch[0]) / self._take(batches)
+        on_gpu = jax.devices()[0].platform != "cpu"
         return {
             "bare_speed": speed,
             "peak_rate": measured_peak(keras.mixed_precision.global_policy().compute_dtype, on_gpu),
@@ -113,10 +102,3 @@ def measured_peak(dtype: str, on_gpu: bool) -> float:
         matrix.shape,
         image.shape,
     )
-
-
-def make(
-    model: ModelConfig, training: TrainConfig, shape: tuple[int, ...], ignore_label: int
-) -> JaxTraining:
-    """Creates the contender of `training`."""
-    return JaxTraining(model, training, shape, ignore_label)

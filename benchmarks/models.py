@@ -286,8 +286,7 @@ def _recipe(
     name, returned = _name(kind, output), OUTPUTS[output][0]
     if kind in ("torch", "torch_compile"):
         arguments = {"steps": plan, "threads": threads, "compiled": kind == "torch_compile"}
-        # Freezing folds batch norm, as our exports do.
-        environment = {**peers.PASSIVE_WAIT, "TORCHINDUCTOR_FREEZING": "1"}
+        environment = peers.PASSIVE_WAIT | peers.FREEZING
         return Recipe(name, "benchmarks.peers.torch_model:make", arguments, environment)
     if kind == "keras":
         return Recipe(

@@ -96,25 +96,29 @@ def append(
         UserError: If the file has other columns or cannot be written.
     """
     before = read(path) if os.path.exists(path) else []
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    common = {"date": date, "what": what, "case": case, **environment(), "command": command}
-    for row in rows:
-        value = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
-        before.append(
-            {
-                **common,
-                **value,
-                "subject": row.subject,
-                "quantity": row.quantity,
-                "unit": row.unit,
-                "rounds": str(row.rounds),
-            }
-        )
+    common = {"date": now(), "what": what, "case": case, **environment(), "command": command}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(before)
+    writer.writerows([*before, *({**common, **values(row)} for row in rows)])
     write_text(path, text.getvalue())
+
+
+def now() -> str:
+    """Returns the value of the column "date", in UTC."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def values(row: Measurement) -> dict[str, str]:
+    """Returns the values of the columns that differ between the measurements of a run."""
+    spread = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
+    return {
+        **spread,
+        "subject": row.subject,
+        "quantity": row.quantity,
+        "unit": row.unit,
+        "rounds": str(row.rounds),
+    }
 
 
 def check(path: str | os.PathLike[str]) -> None:
@@ -179,7 +183,7 @@ def write_page(path: str | os.PathLike[str], table: str | os.PathLike[str]) -> N
     runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in read(table):
         runs.setdefault((row["what"], row["case"], row["date"], row["command"]), []).append(row)
-    write_below(path, "".join(map(_section, runs.values())))
+    write_below(path, "".join(map(section, runs.values())))
 
 
 def write_below(path: str | os.PathLike[str], text: str) -> None:
@@ -188,10 +192,13 @@ def write_below(path: str | os.PathLike[str], text: str) -> None:
     write_text(path, f"{start.rstrip()}\n\n{BEGIN}\n{text}")
 
 
-def _section(rows: Sequence[Mapping[str, str]]) -> str:
+def section(rows: Sequence[Mapping[str, str]]) -> str:
     """Returns the section of a run: machine, versions, command and table.
 
     The table has a row per subject and a column per quantity.
+
+    Args:
+        rows: At least one row of a CSV file.
     """
     first = rows[0]
     quantities = list(dict.fromkeys((row["quantity"], row["unit"]) for row in rows))

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 
 from benchmarks import peers
+from benchmarks.batches import Batch, noise
+from benchmarks.precisions import Precision
 from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
 from benchmarks.workers import Recipe, running
@@ -177,13 +179,29 @@ def measure_training(
     names = list(against) if with_tensorflow or "jax" in against else ["jax", *against]
     for name in names:
         _check_peer(name, model, training)
-    shared = _shared(model, data, any(name != "jax" for name in names)) if names else {}
     recipes = [_ours(model, data, training)] if with_tensorflow else []
-    recipes += [_peer(name, shared, model, data, training) for name in names]
+    shared: Mapping[str, Any] = {}
+    source = data.dataset
+    if names:
+        shared = plan(model, data, any(name != "jax" for name in names))
+        shape = (data.train_batch_size, *data.train_crop_size, model.input_channels)
+        batch = noise(shape, shared["classes"], shared["ignore_label"])
+        precision = Precision(training.precision)
+        recipes += [
+            peer_recipe(name, model, training, batch, shared["steps"], precision) for name in names
+        ]
+        source = data.dataset if with_tensorflow else batch.source
     with running(recipes) as workers:
         found = measure_in_rounds(workers, rounds, {"batches": batches}, on_round)
         about = {worker.name: worker.measure(batches=0) for worker in workers}
-    return _result(model, data, training, rounds, found, about, shared)
+    multiply_adds = int((shared or about[OURS])["multiply_adds"])
+    height, width = data.train_crop_size
+    case = (
+        f"{model.name or f'{model.head}_{model.backbone}'}, {source}, batches of "
+        f"{data.train_batch_size} crops of {height}x{width}, "
+        f"{training.precision}{', XLA' if training.jit_compile else ''}"
+    )
+    return result(case, rounds, multiply_adds, found, about)
 
 
 def _ours(model: ModelConfig, data: DataConfig, training: TrainConfig) -> Recipe:
@@ -220,8 +238,8 @@ def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
         )
 
 
-def _shared(model: ModelConfig, data: DataConfig, with_steps: bool) -> dict[str, Any]:
-    """Returns what the contenders share, from `training_plan`."""
+def plan(model: ModelConfig, data: DataConfig, with_steps: bool = True) -> dict[str, Any]:
+    """Returns what the contenders share, from `training_plan`, which runs in its own process."""
     from benchmarks.training_plan import NO_GPU
 
     recipe = Recipe(
@@ -234,46 +252,60 @@ def _shared(model: ModelConfig, data: DataConfig, with_steps: bool) -> dict[str,
         return worker.measure()
 
 
-def _peer(
+def peer_recipe(
     name: str,
-    shared: Mapping[str, Any],
     model: ModelConfig,
-    data: DataConfig,
     training: TrainConfig,
+    batch: Batch,
+    steps: Sequence[peers.Step],
+    precision: Precision,
 ) -> Recipe:
-    shape = (data.train_batch_size, *data.train_crop_size, model.input_channels)
-    arguments: dict[str, Any] = {"shape": shape, "ignore_label": shared["ignore_label"]}
+    """Returns the recipe of a contender that trains on a given batch.
+
+    Args:
+        name: A name from `PEERS`.
+        model: The network on JAX. The batch's number of classes replaces the one in this config.
+        training: The loss, optimizer and precision.
+        batch: The batch.
+        steps: The network for PyTorch.
+        precision: The precision.
+    """
     if name == "jax":
-        arguments |= {"model": model.replace(num_classes=shared["classes"]), "training": training}
-        # Without preallocation, the memory of the process is what JAX needs.
-        environment = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        return Recipe(name, f"{ROOM}.jax_training:make", arguments, environment)
-    arguments |= {
-        "steps": shared["steps"],
-        "classes": shared["classes"],
+        arguments = {
+            "model": model.replace(num_classes=batch.classes),
+            "training": training.replace(precision=precision.policy),
+            "batch": batch,
+        }
+        return Recipe(
+            name, f"{ROOM}.jax_training:JaxTraining", arguments, precision.jax_environment
+        )
+    arguments = {
+        "steps": steps,
+        "batch": batch,
         "threads": os.cpu_count() or 1,
-        "precision": training.precision,
+        "precision": precision.policy,
         "compiled": name == "torch_compile",
+        "tf32": precision.tf32,
     }
-    return Recipe(name, f"{ROOM}.peers.torch_training:make", arguments, peers.PASSIVE_WAIT)
+    return Recipe(name, f"{ROOM}.peers.torch_training:TorchTraining", arguments, peers.PASSIVE_WAIT)
 
 
-def _result(
-    model: ModelConfig,
-    data: DataConfig,
-    training: TrainConfig,
+def result(
+    case: str,
     rounds: int,
+    multiply_adds: int,
     found: Mapping[str, Mapping[str, list[float]]],
     about: Mapping[str, Mapping[str, Any]],
-    shared: Mapping[str, Any],
 ) -> TrainingResult:
-    height, width = data.train_crop_size
-    of = data.dataset if OURS in found else f"noise of {shared['classes']} classes"
-    case = (
-        f"{model.name or f'{model.head}_{model.backbone}'}, {of}, batches of "
-        f"{data.train_batch_size} crops of {height}x{width}, "
-        f"{training.precision}{', XLA' if training.jit_compile else ''}"
-    )
+    """Returns the result of the rounds.
+
+    Args:
+        case: See `TrainingResult`.
+        rounds: See `TrainingResult`.
+        multiply_adds: Multiply-adds of the forward pass of an image.
+        found: The result of `measure_in_rounds`.
+        about: What each contender returned for 0 batches, by name.
+    """
     steps = {
         name: StepTimes(
             Spread.of(values["bare_speed"]),
@@ -284,14 +316,13 @@ def _result(
         )
         for name, values in found.items()
     }
-    multiply_adds = PASSES * int((shared or about[OURS])["multiply_adds"])
     if OURS not in found:
-        return TrainingResult(case, rounds, multiply_adds, steps)
+        return TrainingResult(case, rounds, PASSES * multiply_adds, steps)
     ours = found[OURS]
     return TrainingResult(
         case,
         rounds,
-        multiply_adds,
+        PASSES * multiply_adds,
         steps,
         Spread.of(ours["speed"]),
         Spread.of(ours["waiting"]).median,

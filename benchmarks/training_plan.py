@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 
+from benchmarks.batches import IGNORE_LABEL
 from benchmarks.peers.plan import describe
 from deeplab_keras.config import DataConfig, ModelConfig
 from deeplab_keras.models.multiply_adds import count_multiply_adds
 from deeplab_keras.models.segmentor import build_segmentor
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-IGNORE_LABEL = 255
 
 
 class TrainingPlan:

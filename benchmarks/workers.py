@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import multiprocessing
 import os
 import pathlib
@@ -21,6 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from deeplab_keras.config import UserError
+
+
+class OutOfTime(UserError):
+    """A worker has not answered before its deadline."""
 
 
 class Contender(Protocol):
@@ -76,13 +81,19 @@ class Worker:
 
     Args:
         recipe: How to create the contender.
+        deadline: See the attribute.
+
+    Attributes:
+        deadline: The time of `time.monotonic()` at which the process is ended if it has not
+            answered.
 
     Raises:
         UserError: If the contender cannot be created. A `UserError` of the contender is passed on.
+        OutOfTime: If it is not created before the deadline.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.name = recipe.name
+    def __init__(self, recipe: Recipe, deadline: float = math.inf) -> None:
+        self.name, self.deadline = recipe.name, deadline
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
@@ -91,17 +102,21 @@ class Worker:
         with _environment(recipe.environment):
             self._process.start()
         theirs.close()
-        self._answer()
+        self.answer()
 
     def measure(self, **options: Any) -> dict[str, Any]:
         """Returns the result of the contender's `measure`."""
+        self.ask(**options)
+        return self.answer()
+
+    def ask(self, **options: Any) -> None:
+        """Starts the contender's `measure`. `answer` returns its result."""
         self._pipe.send(options)
-        return self._answer()
 
     def peak_bytes(self) -> int:
         """Returns the peak resident memory of the process so far, including its libraries."""
         self._pipe.send(None)
-        return int(self._answer()["peak_bytes"])
+        return int(self.answer()["peak_bytes"])
 
     def close(self) -> None:
         """Ends the process."""
@@ -111,7 +126,12 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Waits for the result of the last request."""
+        left = None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
+        if not self._pipe.poll(left):
+            self._process.kill()
+            raise OutOfTime(f"{self.name}: was stopped because its time was over")
         try:
             kind, value = self._pipe.recv()
         except EOFError:
@@ -127,12 +147,31 @@ class Worker:
 
 
 @contextlib.contextmanager
-def running(recipes: Sequence[Recipe]) -> Iterator[list[Worker]]:
-    """Context with the workers of some contenders, whose processes end with the block."""
+def running(
+    recipes: Sequence[Recipe],
+    deadline: float = math.inf,
+    failed: dict[str, UserError] | None = None,
+) -> Iterator[list[Worker]]:
+    """Context with the workers of some contenders, whose processes end with the block.
+
+    Args:
+        recipes: How to create the contenders.
+        deadline: See `Worker`.
+        failed: If given, contenders that cannot be created are left out, and their errors are
+            added here by name.
+
+    Raises:
+        UserError: If a contender cannot be created and `failed` is not given.
+    """
     workers: list[Worker] = []
     try:
         for recipe in recipes:
-            workers.append(Worker(recipe))
+            try:
+                workers.append(Worker(recipe, deadline))
+            except UserError as error:
+                if failed is None:
+                    raise
+                failed[recipe.name] = error
         yield workers
     finally:
         for worker in workers:

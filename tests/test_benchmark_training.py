@@ -112,14 +112,15 @@ def test_the_contenders_as_a_command(precision, tmp_path):
 def test_torch_takes_training_steps_on_the_same_network(precision, bound):
     import torch
 
-    from benchmarks.peers import torch_training
+    from benchmarks.batches import noise
     from benchmarks.peers.plan import describe
+    from benchmarks.peers.torch_training import TorchTraining
 
     config = ModelConfig(
         num_classes=5, depth_multiplier=0.35, head="fcn", head_channels=16, dropout_rate=0.0
     )
     steps = describe(dk.build_segmentor(config, (33, 33)))
-    contender = torch_training.make(steps, (2, 33, 33, 3), 5, 255, 1, precision)
+    contender = TorchTraining(steps, noise((2, 33, 33, 3), 5), 1, precision)
     assert contender.images.shape == (2, 33, 33, 3) and int(contender.labels.max()) == 4
 
     def loss():

@@ -12,6 +12,8 @@ from deeplab_keras.config import UserError
 
 # Without it, torch's threads spin while other contenders are measured.
 PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# torch.compile folds batch norm into the convolutions, as our exports do.
+FREEZING = {"TORCHINDUCTOR_FREEZING": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
