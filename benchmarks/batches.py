@@ -86,7 +86,10 @@ def read_batch(path: str | os.PathLike[str], shape: tuple[int, ...]) -> Batch:
                 raise UserError(f"`npz={path}`: has no array {', '.join(missing)}; {WRITE}")
             images, labels, classes, ignore_label = (file[name] for name in NAMES)
     except OSError as error:
-        raise UserError(f"`npz={path}`: cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"`npz={path}`: cannot be read ({error.strerror or error}); check the path "
+            "and its permissions"
+        ) from error
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise

@@ -201,7 +201,10 @@ def measure_gpu(
         _write(path, page, report)
     _write(path, page, report)
     checked = report["parts"]["parity"]
-    if problems := checked.get("problems") or ([] if checked["status"] == "done" else ["not run"]):
+    problems = list(checked.get("problems", ()))
+    if checked["status"] != "done":
+        problems.append(checked.get("error", "not run"))
+    if problems:
         raise UserError(f"parity failed: {'; '.join(problems)}; {path} has all numbers")
     return report
 

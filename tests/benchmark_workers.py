@@ -1,11 +1,28 @@
-"""A benchmark worker without its own process, for tests."""
+"""A benchmark worker without its own process, and contenders, for tests."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import time
 
 from benchmarks import workers
+from deeplab_keras.config import UserError
+
+
+class Failing:
+    """A contender that cannot be created."""
+
+    def __init__(self) -> None:
+        raise UserError("out of memory")
+
+
+class Sleeping:
+    """A contender that takes as long as it is told."""
+
+    def measure(self, seconds: float) -> dict[str, float]:
+        time.sleep(seconds)
+        return {"slept": seconds}
 
 
 class InProcess:
