@@ -64,7 +64,7 @@ class Parity:
     """
 
     def __init__(self, policy: str) -> None:
-        keras.config.set_dtype_policy(policy)
+        self.policy = policy
 
     def measure(self, system: str, train: bool) -> dict[str, Any]:
         """Returns the differences by name, see `QUANTITIES`.
@@ -73,7 +73,8 @@ class Parity:
             system: A name from `golden.VOC`.
             train: Whether to compare a training step too.
         """
-        keras.backend.clear_session()
+        keras.backend.clear_session()  # resets the policy
+        keras.config.set_dtype_policy(self.policy)
         values, config = golden.golden(system), zoo.get_config(system).replace(dropout_rate=0.0)
         model = build_segmentor(config)
         load_weights(model, golden.weights(values), sssegmentation.rules(config))

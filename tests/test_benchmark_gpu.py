@@ -261,7 +261,7 @@ def test_a_cpu_requires_the_small_preset(kit, tmp_path):
 
 
 def test_an_unknown_peer_gets_one_line(kit):
-    with raises_line("against must be torch or torch_compile. Received: against=openvino"):
+    with raises_line("against must be torch or torch_compile. Received: --against=openvino"):
         kit(against=("torch", "openvino"))
 
 
