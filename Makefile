@@ -30,7 +30,7 @@ LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,lowest models segmentor 
 # Tests of the quick lane that do not need TensorFlow, by name.
 NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit
 
-.PHONY: help setup demo test slow torch jax lowest site lint types ci clean
+.PHONY: help setup demo test slow torch jax lowest gpu site lint types ci clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ jax: $(JAX) ## test models, training and evaluation on Keras' JAX backend; insta
 
 lowest: $(LOWEST)/.ready ## test the oldest supported versions of all dependencies, in an environment of their own
 	$(LOWEST)/bin/python -m pytest -m 'not slow and not torch and not jax' -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
+
+gpu: ## measure this machine's GPU with the JAX and PyTorch of PYTHON; see docs/benchmarks.md
+	$(PYTHON) scripts/benchmark.py --what=gpu --json=gpu.json --page=gpu.md $(ARGS)
 
 site: $(SITE) ## build the documentation as a site in build/site; installs mkdocs
 	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m mkdocs build --quiet

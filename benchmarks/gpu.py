@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ class Preset:
 
     Attributes:
         networks: Names of models to train and to run.
-        options: Changes of their configs, where a config has the option.
+        options: Changes of their configs.
         systems: The golden systems to compare.
         trained: The golden systems whose training step is compared too.
         size: (height, width) of the images.
@@ -67,9 +68,7 @@ class Preset:
 
     def model(self, network: str) -> ModelConfig:
         """Returns the config of a network, without auxiliary head."""
-        config = zoo.get_config(network).replace(auxiliary_head=False)
-        known = config.to_dict()
-        return config.replace(**{k: v for k, v in self.options.items() if k in known})
+        return zoo.get_config(network).replace(auxiliary_head=False, **self.options)
 
 
 PRESETS = {
@@ -91,9 +90,8 @@ PRESETS = {
         seconds=180,
     ),
     "small": Preset(
-        networks=("lrasppnet_mobilenetv3sos8_voc", "fcn_mobilenetv2os8_voc"),
-        options={"depth_multiplier": 0.25, "output_stride": 32, "head_channels": 16,
-                 "image_pooling_size": ()},
+        networks=("fcn_mobilenetv2os8_voc",),
+        options={"depth_multiplier": 0.25, "output_stride": 32, "head_channels": 16},
         systems=("deeplabv3plus_mobilenetv2os8_voc",),
         trained=("deeplabv3plus_mobilenetv2os8_voc",),
         size=(64, 64),
@@ -260,7 +258,7 @@ class Kit:
                     subject = f"{system}, {worker.name}"
                     entry["problems"] += [f"{subject}: {problem}" for problem in problems]
                     entry["rows"] += [
-                        records.values(Measurement.single(subject, name, "", value))
+                        _row(Measurement.single(subject, name, "", value))
                         for name, value in found.items()
                     ]
 
@@ -339,7 +337,17 @@ class Kit:
 def _add(entry: dict[str, Any], part: Part, rows: Sequence[Measurement]) -> None:
     for row in rows:
         subject = f"{part.network}, {part.precision}: {row.subject}"
-        entry["rows"].append(records.values(dataclasses.replace(row, subject=subject)))
+        entry["rows"].append(_row(dataclasses.replace(row, subject=subject)))
+
+
+def _row(measurement: Measurement) -> dict[str, Any]:
+    """Returns a measurement for the JSON file, which has no numbers that are not finite."""
+    value = {
+        name: number if math.isfinite(number) else str(number)
+        for name, number in dataclasses.asdict(measurement.value).items()
+    }
+    columns = ("subject", "quantity", "unit", "rounds")
+    return {**{name: getattr(measurement, name) for name in columns}, **value}
 
 
 def _card() -> dict[str, str]:
@@ -386,11 +394,11 @@ def _line(entry: Mapping[str, Any]) -> str:
     if entry["status"] != "done":
         return f"{entry['status']}{': ' + entry['error'] if 'error' in entry else ''}"
     speeds = [
-        f"{row['subject'].rpartition(': ')[2]}, {row['quantity']} {float(row['median']):.4g}"
+        f"{row['subject'].rpartition(': ')[2]}, {row['quantity']} {row['median']:.4g}"
         for row in entry["rows"]
         if row["unit"] == "images/s"
     ]
-    failed = [f"{name}: {error}" for name, error in entry["errors"].items()]
+    failed = [f"{name} failed: {error}" for name, error in entry["errors"].items()]
     return "; ".join([f"{entry['seconds']:.0f} s", *speeds, *entry.get("problems", ()), *failed])
 
 

@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.rounds import Spread
 from deeplab_keras.config import UserError
@@ -97,28 +98,28 @@ def append(
     """
     before = read(path) if os.path.exists(path) else []
     common = {"date": now(), "what": what, "case": case, **environment(), "command": command}
+    for row in rows:
+        value = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
+        before.append(
+            {
+                **common,
+                **value,
+                "subject": row.subject,
+                "quantity": row.quantity,
+                "unit": row.unit,
+                "rounds": str(row.rounds),
+            }
+        )
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*before, *({**common, **values(row)} for row in rows)])
+    writer.writerows(before)
     write_text(path, text.getvalue())
 
 
 def now() -> str:
     """Returns the value of the column "date", in UTC."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def values(row: Measurement) -> dict[str, str]:
-    """Returns the values of the columns that differ between the measurements of a run."""
-    spread = {name: f"{getattr(row.value, name):.6g}" for name in ("median", "low", "high")}
-    return {
-        **spread,
-        "subject": row.subject,
-        "quantity": row.quantity,
-        "unit": row.unit,
-        "rounds": str(row.rounds),
-    }
 
 
 def check(path: str | os.PathLike[str]) -> None:
@@ -192,13 +193,13 @@ def write_below(path: str | os.PathLike[str], text: str) -> None:
     write_text(path, f"{start.rstrip()}\n\n{BEGIN}\n{text}")
 
 
-def section(rows: Sequence[Mapping[str, str]]) -> str:
+def section(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the section of a run: machine, versions, command and table.
 
     The table has a row per subject and a column per quantity.
 
     Args:
-        rows: At least one row of a CSV file.
+        rows: At least one row, with the columns of a CSV file.
     """
     first = rows[0]
     quantities = list(dict.fromkeys((row["quantity"], row["unit"]) for row in rows))
@@ -222,13 +223,13 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def _cell(row: Mapping[str, str]) -> str:
+def _cell(row: Mapping[str, Any]) -> str:
     if row["low"] == row["high"]:
         return short(row["median"])
     return f"{short(row['median'])} ({short(row['low'])} to {short(row['high'])})"
 
 
-def short(value: str) -> str:
-    """Formats a number of a CSV file with three significant digits, or as a whole number."""
+def short(value: str | float) -> str:
+    """Formats a number, or its text, with three significant digits, or as a whole number."""
     number = float(value)
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

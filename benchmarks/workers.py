@@ -131,7 +131,7 @@ class Worker:
         left = None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
         if not self._pipe.poll(left):
             self._process.kill()
-            raise OutOfTime(f"{self.name}: was stopped because its time was over")
+            raise OutOfTime("was stopped because its time was over")
         try:
             kind, value = self._pipe.recv()
         except EOFError:

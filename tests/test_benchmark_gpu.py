@@ -15,12 +15,13 @@ from benchmark_workers import InProcess
 from contracts import as_command_line, raises_line, script
 
 from benchmarks import batches, golden, gpu, parity, peers, workers
+from benchmarks.precisions import PRECISIONS
 from deeplab_keras.config import UserError
 from deeplab_keras.models.segmentor import build_segmentor
 
 SHAPE = (2, 64, 64, 3)
-ROW = {"subject": "jax, CPU", "quantity": "steps alone", "unit": "images/s", "median": "5",
-       "low": "4", "high": "6", "rounds": "2"}  # fmt: skip
+ROW = {"subject": "jax, CPU", "quantity": "steps alone", "unit": "images/s", "median": 5.0,
+       "low": 4.0, "high": 6.0, "rounds": 2}  # fmt: skip
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def entries(tmp_path):
 
 def test_every_part_is_in_the_file(kit, entries, tmp_path, capsys):
     ran = kit(page=str(tmp_path / "page.md"))
-    assert ran == list(entries()) and len(ran) == 1 + 3 * 2 * 2
+    assert ran == list(entries()) and len(ran) == 1 + 3 * 2
     assert {entry["status"] for entry in entries().values()} == {"done"}
     setting = json.loads((tmp_path / "gpu.json").read_text())["setting"]
     assert setting["device"] == "CPU" and {"card", "driver", "packages", "batch"} < set(setting)
@@ -71,12 +72,11 @@ def test_parts_that_were_not_reached_are_listed_and_run_later(kit, entries, tmp_
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
     page = tmp_path / "page.md"
-    ran = kit(seconds=35, page=str(page))
-    assert ran == ["parity", "train lrasppnet_mobilenetv3sos8_voc bfloat16",
-                   "train fcn_mobilenetv2os8_voc bfloat16"]  # fmt: skip
+    ran = kit(seconds=25, page=str(page))
+    assert ran == ["parity", "train fcn_mobilenetv2os8_voc bfloat16"]
     left = [name for name, entry in entries().items() if entry["status"] == "not run"]
-    assert left == list(entries())[3:] and len(left) == 10
-    assert page.read_text().count(": not run\n") == 10
+    assert left == list(entries())[2:] and len(left) == 5
+    assert page.read_text().count(": not run\n") == 5
     assert kit(seconds=1000) == left
 
 
@@ -89,13 +89,13 @@ def test_a_killed_run_keeps_its_results(kit, entries):
     with pytest.raises(KeyboardInterrupt):
         kit(stop)
     done = [name for name, entry in entries().items() if entry["status"] == "done"]
-    assert len(done) == 5 and kit() == list(entries())[5:]
+    assert len(done) == 3 and kit() == list(entries())[3:]
 
 
 def test_a_failed_part_is_recorded_and_run_again(kit, capsys):
     error = {"status": "failed", "error": "out of memory"}
     ran = kit(lambda part: error if part.kind == "train" else {})
-    assert len(ran) == 13 and "train fcn_mobilenetv2os8_voc tf32: failed: out of memory" in (
+    assert len(ran) == 7 and "train fcn_mobilenetv2os8_voc tf32: failed: out of memory" in (
         capsys.readouterr().out
     )
     assert kit() == [name for name in ran if name.startswith("train")]
@@ -140,7 +140,7 @@ def test_a_worker_ends_at_its_deadline():
         assert worker.measure(seconds=0.01) == {"slept": 0.01}
         worker.deadline = time.monotonic() + 0.1
         start = time.monotonic()
-        with pytest.raises(workers.OutOfTime, match="slow: was stopped because its time was over"):
+        with pytest.raises(workers.OutOfTime, match="was stopped because its time was over"):
             worker.measure(seconds=60)
     assert time.monotonic() - start < 10 and not worker._process.is_alive()
 
@@ -293,3 +293,25 @@ def test_results_of_another_setting_are_not_overwritten(kit, tmp_path):
     with raises_line("was measured with another driver, '1.0'. Received: ''; give another path"):
         kit()
     assert path.read_text() == text
+
+
+# --- On JAX ---
+
+
+@pytest.mark.jax
+def test_parity_on_jax_and_a_perturbed_weight(monkeypatch):
+    name, weights = golden.VOC[4], golden.weights
+
+    def perturbed(values):
+        tensors = weights(values)
+        tensors["backbone_net.layer0.conv.weight"][0, 0, 0, 0] *= 1.1
+        return tensors
+
+    found = {precision: parity.Parity(settings.policy).measure(name, train=False)
+             for precision, settings in PRECISIONS.items() if precision != "tf32"}  # fmt: skip
+    print(found)
+    assert [parity.failures(found[precision], precision) for precision in found] == [[], []]
+    assert found["bfloat16"]["logits"] > 100 * found["float32"]["logits"]
+    monkeypatch.setattr(golden, "weights", perturbed)
+    (failure,) = parity.failures(parity.Parity("float32").measure(name, train=False), "float32")
+    assert failure.startswith("logits ")
