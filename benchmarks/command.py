@@ -124,7 +124,7 @@ def main(command: Command) -> None:
     options = command.config(BenchmarkOptions)
     training, evaluation = command.config(TrainConfig), command.config(EvalConfig)
     if options.what == "gpu":
-        os.environ.setdefault("KERAS_BACKEND", "jax")
+        os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
     load_keras()
 
     from benchmarks import records, runs

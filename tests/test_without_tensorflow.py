@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -105,6 +107,40 @@ def test_the_benchmark_of_a_training_step_needs_no_tensorflow(run):
         re.search(r"^jax, steps alone +[\d.]+ .* images/s, on CPU$", out, re.MULTILINE)
         and "waiting" not in out
     )
+
+
+@pytest.mark.jax
+def test_the_gpu_kit_needs_no_tensorflow(run, tmp_path):
+    """The small preset, with PyTorch if it is installed. A slow machine does not reach all parts."""
+    peer = "torch" if importlib.util.find_spec("torch") else ""
+    flags = ("--what=gpu", "--preset=small", "--json=gpu.json", "--page=gpu.md", "--seconds=840")
+    out, _ = run(f"{ROOT}/scripts/benchmark.py", *flags, f"--against={peer}", KERAS_BACKEND="")
+    assert out.startswith("no GPU: small networks on the CPU; ")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    setting, parts = report["setting"], report["parts"]
+    assert setting["device"] == "CPU" and setting["shape"] == [2, 64, 64, 3]
+    states = [part["status"] for part in parts.values()]
+    assert (
+        len(states) == 7 and states[:3] == ["done"] * 3 and set(states[3:]) <= {"done", "not run"}
+    )
+    (system,) = {row["subject"].partition(",")[0] for row in parts["parity"]["rows"]}
+    found = {(row["subject"].partition(", ")[2], row["quantity"]): row["median"]
+             for row in parts["parity"]["rows"]}  # fmt: skip
+    assert system == "deeplabv3plus_mobilenetv2os8_voc" and len(found) == 3 * 5
+    for name, bound in parts["parity"]["bounds"]["float32"].items():
+        value = found["float32", name]
+        assert value >= bound if name == "labels" else 0 < value <= bound
+        assert name == "labels" or found["bfloat16", name] > 10 * value, (
+            "must be computed in bfloat16"
+        )
+    for kind, quantities in (("train", ["steps alone"]), ("inference", ["batch 1", "batch 2"])):
+        part = parts[f"{kind} fcn_mobilenetv2os8_voc bfloat16"]
+        speeds = {(row["subject"].rpartition(": ")[2], row["quantity"]): row["median"]
+                  for row in part["rows"] if row["unit"] == "images/s"}  # fmt: skip
+        contenders = ["jax", *filter(None, [peer])]
+        assert list(speeds) == [(f"{name}, CPU", q) for name in contenders for q in quantities]
+        assert min(speeds.values()) > 0 and part["errors"] == {}
+    assert (tmp_path / "gpu.md").read_text().count("\n## gpu: ") == 3
 
 
 @pytest.mark.jax
