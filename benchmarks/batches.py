@@ -18,7 +18,7 @@ WRITE = "write it with `python scripts/benchmark.py --what=batch` on a machine w
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Images and labels.
 
     Attributes:
@@ -36,15 +36,17 @@ class Batch:
     source: str
 
 
-def noise(shape: tuple[int, ...], classes: int, ignore_label: int = IGNORE_LABEL) -> Batch:
+def noise(shape: tuple[int, ...], classes: int, ignore_label: int = IGNORE_LABEL) -> TrainingBatch:
     """Returns a batch of random images and labels of a shape `[batch, height, width, channels]`."""
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, shape).astype(np.float32)
     labels = random.integers(0, classes, shape[:3]).astype(np.int32)
-    return Batch(images, labels, classes, ignore_label, f"noise of {classes} classes")
+    return TrainingBatch(images, labels, classes, ignore_label, f"noise of {classes} classes")
 
 
-def write_batch(path: str | os.PathLike[str], model: ModelConfig, data: DataConfig) -> Batch:
+def write_batch(
+    path: str | os.PathLike[str], model: ModelConfig, data: DataConfig
+) -> TrainingBatch:
     """Writes the first training batch of a dataset to an .npz file. Requires TensorFlow.
 
     Args:
@@ -67,10 +69,10 @@ def write_batch(path: str | os.PathLike[str], model: ModelConfig, data: DataConf
             num_classes=np.int32(info.num_classes),
             ignore_label=np.int32(info.ignore_label),
         )
-    return Batch(images, labels, info.num_classes, info.ignore_label, info.name)
+    return TrainingBatch(images, labels, info.num_classes, info.ignore_label, info.name)
 
 
-def read_batch(path: str | os.PathLike[str], shape: tuple[int, ...]) -> Batch:
+def read_batch(path: str | os.PathLike[str], shape: tuple[int, ...]) -> TrainingBatch:
     """Reads a batch that `write_batch` wrote.
 
     Args:
@@ -112,4 +114,4 @@ def read_batch(path: str | os.PathLike[str], shape: tuple[int, ...]) -> Batch:
             f"of at least 2; {WRITE}"
         )
     source = f"{os.path.basename(path)}, {classes} classes"
-    return Batch(images.astype(np.float32), labels, int(classes), int(ignore_label), source)
+    return TrainingBatch(images.astype(np.float32), labels, int(classes), int(ignore_label), source)

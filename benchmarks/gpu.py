@@ -19,7 +19,7 @@ from typing import Any
 import keras
 
 from benchmarks import parity, peers, records, training
-from benchmarks.batches import Batch, noise, read_batch
+from benchmarks.batches import TrainingBatch, noise, read_batch
 from benchmarks.golden import VOC
 from benchmarks.precisions import PRECISIONS
 from benchmarks.records import Measurement
@@ -216,7 +216,7 @@ class Kit:
         against: Names from `PEERS`.
     """
 
-    def __init__(self, preset: Preset, batch: Batch, against: Sequence[str]) -> None:
+    def __init__(self, preset: Preset, batch: TrainingBatch, against: Sequence[str]) -> None:
         self.preset, self.batch = preset, batch
         self.peers: list[str] = []
         self.missing: dict[str, str] = {}

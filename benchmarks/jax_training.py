@@ -13,7 +13,7 @@ import keras
 from jax import numpy as jnp
 
 from benchmarks import jax_device, peak
-from benchmarks.batches import Batch
+from benchmarks.batches import TrainingBatch
 from deeplab_keras.config import ModelConfig, TrainConfig
 from deeplab_keras.models.segmentor import build_segmentor, with_auxiliary_output
 from deeplab_keras.training.losses import make_loss
@@ -25,7 +25,7 @@ WARM_UP = 2
 class JaxTraining:
     """Takes steps on one batch on the device, with a compiled function from state to state."""
 
-    def __init__(self, model: ModelConfig, training: TrainConfig, batch: Batch) -> None:
+    def __init__(self, model: ModelConfig, training: TrainConfig, batch: TrainingBatch) -> None:
         keras.config.set_dtype_policy(training.precision)
         self.network = with_auxiliary_output(build_segmentor(model))
         self.optimizer = make_optimizer(training, 10**6)

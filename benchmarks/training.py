@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from benchmarks import peers
-from benchmarks.batches import Batch, noise
+from benchmarks.batches import TrainingBatch, noise
 from benchmarks.precisions import Precision
 from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
@@ -256,7 +256,7 @@ def peer_recipe(
     name: str,
     model: ModelConfig,
     training: TrainConfig,
-    batch: Batch,
+    batch: TrainingBatch,
     steps: Sequence[peers.Step],
     precision: Precision,
 ) -> Recipe:

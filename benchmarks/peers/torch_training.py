@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.batches import Batch
+from benchmarks.batches import TrainingBatch
 from benchmarks.peers import Step, torch_device
 from benchmarks.peers.torch_model import TorchNetwork
 
@@ -25,7 +25,7 @@ class TorchTraining:
     def __init__(
         self,
         steps: Sequence[Step],
-        batch: Batch,
+        batch: TrainingBatch,
         threads: int,
         precision: str = "float32",
         compiled: bool = False,
