@@ -32,6 +32,7 @@ from deeplab_keras.zoo import registry as zoo
 PEERS = ("torch", "torch_compile")
 # The share of a part's time after which its contenders must have been created.
 CREATION = 0.7
+PROBE_SECONDS = 120
 CHANNELS, CLASSES = 3, 21
 TITLES = {
     "parity": "differences from the golden values of SSSegmentation",
@@ -87,7 +88,7 @@ PRESETS = {
         batch_sizes=(1, 16),
         rounds=5,
         batches=10,
-        seconds=180,
+        seconds=240,
     ),
     "small": Preset(
         networks=("fcn_mobilenetv2os8_voc",),
@@ -98,7 +99,7 @@ PRESETS = {
         batch_sizes=(1, 2),
         rounds=2,
         batches=1,
-        seconds=300,
+        seconds=600,
     ),
 }  # fmt: skip
 
@@ -168,8 +169,8 @@ def measure_gpu(
     setting = PRESETS[preset]
     shape = (setting.batch_sizes[-1], *setting.size, CHANNELS)
     batch = read_batch(npz, shape) if npz else noise(shape, CLASSES)
-    with running([Recipe("JAX", "benchmarks.jax_device:Probe", {},
-                         PRECISIONS["float32"].jax_environment)]) as (worker,):  # fmt: skip
+    probe = Recipe("JAX", "benchmarks.jax_device:Probe", {}, PRECISIONS["float32"].jax_environment)
+    with running([probe], start + PROBE_SECONDS) as (worker,):
         device = worker.measure()["device"]
     if device == "CPU" and preset != "small":
         raise UserError(
@@ -180,6 +181,7 @@ def measure_gpu(
         "preset": preset,
         "batch": batch.source,
         "shape": list(shape),
+        "against": list(against),
         "device": device,
         **_card(),
         **records.environment(),
@@ -199,11 +201,8 @@ def measure_gpu(
         _write(path, page, report)
     _write(path, page, report)
     checked = report["parts"]["parity"]
-    problems = list(checked.get("problems", ()))
     if checked["status"] != "done":
-        problems.append(checked.get("error", "not run"))
-    if problems:
-        raise UserError(f"parity failed: {'; '.join(problems)}; {path} has all numbers")
+        raise UserError(f"parity failed: {checked.get('error', 'not run')}; see {path}")
     return report
 
 
@@ -226,7 +225,7 @@ class Kit:
                 self.peers.append(name)
             except UserError as error:
                 self.missing[name] = str(error)
-        self.plan = functools.lru_cache(maxsize=None)(self._plan)
+        self.plan = functools.cache(self._plan)
 
     def run(self, part: Part, seconds: float) -> dict[str, Any]:
         """Runs a part in at most some seconds, and returns its entry for the JSON file."""
@@ -247,20 +246,22 @@ class Kit:
                    precision.jax_environment)
             for name, precision in PRECISIONS.items()
         ]  # fmt: skip
-        entry |= {"bounds": parity.BOUNDS, "problems": []}
+        entry["bounds"], problems = parity.BOUNDS, []
         with running(recipes, start + seconds) as workers:
             for system in self.preset.systems:
                 for worker in workers:
                     worker.ask(system=system, train=system in self.preset.trained)
                 for worker in workers:
                     found = worker.answer()
-                    problems = parity.failures(found, worker.name)
                     subject = f"{system}, {worker.name}"
-                    entry["problems"] += [f"{subject}: {problem}" for problem in problems]
+                    failures = parity.failures(found, worker.name)
+                    problems += [f"{subject}: {failure}" for failure in failures]
                     entry["rows"] += [
                         _row(Measurement.single(subject, name, "", value))
                         for name, value in found.items()
                     ]
+        if problems:
+            raise UserError("; ".join(problems))
 
     def _train(self, part: Part, entry: dict[str, Any], start: float, seconds: float) -> None:
         model, precision = self.preset.model(part.network), PRECISIONS[part.precision]
@@ -326,7 +327,8 @@ class Kit:
             for worker in workers:
                 worker.deadline = start + seconds
             found = measure_in_rounds(workers, self.preset.rounds, {"batches": self.preset.batches})
-            return found, {worker.name: worker.measure(batches=0) for worker in workers}
+            entry["about"] = {worker.name: worker.measure(batches=0) for worker in workers}
+            return found, entry["about"]
 
     def _plan(self, network: str) -> dict[str, Any]:
         height, width = self.preset.size
@@ -351,7 +353,7 @@ def _row(measurement: Measurement) -> dict[str, Any]:
 
 
 def _card() -> dict[str, str]:
-    """Returns the card's name, driver and memory, if there is nvidia-smi."""
+    """Returns the name and driver of the first card, empty without nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return {"card": "", "driver": ""}
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -399,7 +401,7 @@ def _line(entry: Mapping[str, Any]) -> str:
         if row["unit"] == "images/s"
     ]
     failed = [f"{name} failed: {error}" for name, error in entry["errors"].items()]
-    return "; ".join([f"{entry['seconds']:.0f} s", *speeds, *entry.get("problems", ()), *failed])
+    return "; ".join([f"{entry['seconds']:.0f} s", *speeds, *failed])
 
 
 def _write(path: str, page: str, report: Mapping[str, Any]) -> None:

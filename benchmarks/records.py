@@ -24,7 +24,7 @@ COLUMNS = (
 )  # fmt: skip
 PACKAGES = (
     "tensorflow", "tensorflow-cpu", "keras", "numpy", "ai-edge-litert", "jax", "torch",
-    "opencv-python-headless", "onnxruntime", "openvino",
+    "opencv-python-headless", "onnxruntime", "openvino", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
 )  # fmt: skip
 BEGIN = (
     "<!-- What follows is written by scripts/benchmark.py --page from the CSV file beside "

@@ -122,9 +122,10 @@ class Worker:
         """Ends the process."""
         with contextlib.suppress(OSError):
             self._pipe.close()
-        self._process.join(10)
+        self._process.join(max(0.0, min(10.0, self.deadline - time.monotonic())))
         if self._process.is_alive():
             self._process.kill()
+            self._process.join()  # until its memory is free
 
     def answer(self) -> dict[str, Any]:
         """Waits for the result of the last request."""

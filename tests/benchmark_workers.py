@@ -17,6 +17,18 @@ class Failing:
         raise UserError("out of memory")
 
 
+class Stepping:
+    """A contender of a training benchmark that is as fast as it is told."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+
+    def measure(self, batches: int) -> dict[str, object]:
+        if batches:
+            return {"bare_speed": self.speed}
+        return {"device": "A GPU", "device_bytes": 3e9, "peak_bytes": 4e9}
+
+
 class Sleeping:
     """A contender that takes as long as it is told."""
 

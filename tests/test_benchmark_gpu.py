@@ -14,7 +14,7 @@ import toy
 from benchmark_workers import InProcess
 from contracts import as_command_line, raises_line, script
 
-from benchmarks import batches, golden, gpu, parity, peers, workers
+from benchmarks import batches, golden, gpu, parity, peers, training, workers
 from benchmarks.precisions import PRECISIONS
 from deeplab_keras.config import UserError
 from deeplab_keras.models.segmentor import build_segmentor
@@ -104,8 +104,8 @@ def test_a_failed_part_is_recorded_and_run_again(kit, capsys):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"problems": ["a, tf32: logits 1"]}, "parity failed: a, tf32: logits 1; "),
-        ({"status": "failed", "error": "x"}, "parity failed: x; "),
+        ({"status": "failed", "error": "a, tf32: logits 1"}, "parity failed: a, tf32: logits 1; "),
+        ({"status": "not run"}, "parity failed: not run; "),
     ],
 )
 def test_failed_parity_fails_the_run_after_all_parts(entry, message, kit, entries):
@@ -114,6 +114,56 @@ def test_failed_parity_fails_the_run_after_all_parts(entry, message, kit, entrie
     assert entries()["inference fcn_mobilenetv2os8_voc float32"]["status"] == "done"
     with raises_line(message):  # also later, when nothing is left to run but a failed part
         kit(lambda part: entry if part.kind == "parity" else {})
+
+
+# --- The parts ---
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A kit whose contenders run in this process."""
+    monkeypatch.setattr(workers, "Worker", InProcess)
+    monkeypatch.setattr(peers, "require", lambda peer, packages: None)
+    plan = {"steps": [], "multiply_adds": 10**9}
+    monkeypatch.setattr(training, "plan", lambda model, data: plan)
+    return gpu.Kit(gpu.PRESETS["small"], batches.noise(SHAPE, 5), gpu.PEERS)
+
+
+def test_parity_compares_all_systems_in_all_precisions(made, monkeypatch):
+    policies = []
+
+    def measure(self, system, train):
+        policies.append(self.policy)
+        return {"logits": 1e-3, "labels": 1.0}
+
+    monkeypatch.setattr(parity.Parity, "measure", measure)
+    entry = made.run(gpu.Part("parity"), 100)
+    assert policies == ["float32", "float32", "mixed_bfloat16"]
+    assert entry["status"] == "failed" and entry["error"] == (
+        "deeplabv3plus_mobilenetv2os8_voc, float32: logits 0.001 (required: <= 2e-05)"
+    )
+    assert [row["median"] for row in entry["rows"]] == 3 * [1e-3, 1.0]
+
+
+@pytest.mark.parametrize("broken", ["torch_compile", "jax"])
+def test_training_goes_on_without_a_peer_that_fails(broken, made, monkeypatch):
+    speeds = {"jax": 30.0, "torch": 10.0, "torch_compile": 20.0}
+
+    def recipe(name, model, step, batch, steps, precision):
+        assert precision is PRECISIONS["tf32"] and not model.auxiliary_head
+        if name == broken:
+            return workers.Recipe(name, "benchmark_workers:Failing", {})
+        return workers.Recipe(name, "benchmark_workers:Stepping", {"speed": speeds[name]})
+
+    monkeypatch.setattr(training, "peer_recipe", recipe)
+    entry = made.run(gpu.Part("train", "fcn_mobilenetv2os8_voc", "tf32"), 100)
+    if broken == "jax":
+        assert (entry["status"], entry["error"], entry["rows"]) == ("failed", "out of memory", [])
+        return
+    assert entry["status"] == "done" and entry["errors"] == {"torch_compile": "out of memory"}
+    found = {(row["subject"], row["quantity"]): row["median"] for row in entry["rows"]}
+    subject = "fcn_mobilenetv2os8_voc, tf32: torch, A GPU"
+    assert found[subject, "steps alone"] == 10 and found[subject, "GPU memory"] == 3000
 
 
 # --- The workers ---

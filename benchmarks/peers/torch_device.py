@@ -37,4 +37,5 @@ def about(device: torch.device) -> dict[str, Any]:
     name, memory = (
         (torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()) if on_gpu else ("CPU", 0)
     )
-    return {"device": name, "device_bytes": memory, "peak_bytes": peak_memory()}
+    about = {"device": name, "device_bytes": memory, "peak_bytes": peak_memory()}
+    return about | {"cudnn": torch.backends.cudnn.version()}
