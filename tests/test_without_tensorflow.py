@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from contracts import ROOT
 
@@ -113,12 +114,21 @@ def test_the_benchmark_of_a_training_step_needs_no_tensorflow(run):
 def test_the_gpu_kit_needs_no_tensorflow(run, tmp_path):
     """The small preset. A slow machine does not reach all parts."""
     peer = "torch" if importlib.util.find_spec("torch") else ""
-    flags = ("--what=gpu", "--preset=small", "--json=gpu.json", "--page=gpu.md", "--seconds=840")
+    random = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "crops.npz",
+        images=random.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8),
+        labels=random.integers(0, 5, (2, 64, 64)).astype(np.int32),
+        num_classes=np.int32(5),
+        ignore_label=np.int32(255),
+    )
+    flags = ("--what=gpu", "--preset=small", "--json=gpu.json", "--page=gpu.md", "--npz=crops.npz",
+             "--seconds=840")  # fmt: skip
     out, _ = run(f"{ROOT}/scripts/benchmark.py", *flags, f"--against={peer}", KERAS_BACKEND="")
     assert out.startswith("no GPU: small networks on the CPU; ")
     report = json.loads((tmp_path / "gpu.json").read_text())
     setting, parts = report["setting"], report["parts"]
-    assert setting["device"] == "CPU" and setting["shape"] == [2, 64, 64, 3]
+    assert setting["device"] == "CPU" and setting["batch"] == "crops.npz, 5 classes"
     states = [part["status"] for part in parts.values()]
     assert len(states) == 7 and set(states[3:]) <= {"done", "not run"}, out
     assert states[:3] == ["done"] * 3, out
