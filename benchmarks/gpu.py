@@ -33,6 +33,7 @@ PEERS = ("torch", "torch_compile")
 # The share of a part's time after which its contenders must have been created.
 CREATION = 0.7
 PROBE_SECONDS = 120
+CORES = 4  # of each process that compiles at the same time as others
 CHANNELS, CLASSES = 3, 21
 TITLES = {
     "parity": "differences from the golden values of SSSegmentation",
@@ -240,26 +241,27 @@ class Kit:
         return entry | {"seconds": round(time.monotonic() - start, 1)}
 
     def _parity(self, part: Part, entry: dict[str, Any], start: float, seconds: float) -> None:
-        """Compares in all precisions at the same time, because nothing is timed."""
+        """Compares in several precisions at the same time if there are cores, as nothing is timed."""
         recipes = [
             Recipe(name, "benchmarks.parity:Parity", {"policy": precision.policy},
                    precision.jax_environment)
             for name, precision in PRECISIONS.items()
         ]  # fmt: skip
         entry["bounds"], problems = parity.BOUNDS, []
-        with running(recipes, start + seconds) as workers:
-            for system in self.preset.systems:
-                for worker in workers:
-                    worker.ask(system=system, train=system in self.preset.trained)
-                for worker in workers:
-                    found = worker.answer()
-                    subject = f"{system}, {worker.name}"
-                    failures = parity.failures(found, worker.name)
-                    problems += [f"{subject}: {failure}" for failure in failures]
-                    entry["rows"] += [
-                        _row(Measurement.single(subject, name, "", value))
-                        for name, value in found.items()
-                    ]
+        together = max(1, (os.cpu_count() or 1) // CORES)
+        for first in range(0, len(recipes), together):
+            with running(recipes[first : first + together], start + seconds) as workers:
+                for system in self.preset.systems:
+                    for worker in workers:
+                        worker.ask(system=system, train=system in self.preset.trained)
+                    for worker in workers:
+                        found, subject = worker.answer(), f"{system}, {worker.name}"
+                        failures = parity.failures(found, worker.name)
+                        problems += [f"{subject}: {failure}" for failure in failures]
+                        entry["rows"] += [
+                            _row(Measurement.single(subject, name, "", value))
+                            for name, value in found.items()
+                        ]
         if problems:
             raise UserError("; ".join(problems))
 
