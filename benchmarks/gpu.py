@@ -241,7 +241,7 @@ class Kit:
         return entry | {"seconds": round(time.monotonic() - start, 1)}
 
     def _parity(self, part: Part, entry: dict[str, Any], start: float, seconds: float) -> None:
-        """Compares in several precisions at the same time if there are cores, as nothing is timed."""
+        """Compares in all precisions, at the same time on a machine with many cores."""
         recipes = [
             Recipe(name, "benchmarks.parity:Parity", {"policy": precision.policy},
                    precision.jax_environment)
