@@ -350,18 +350,17 @@ def test_results_of_another_setting_are_not_overwritten(kit, tmp_path):
 
 @pytest.mark.jax
 def test_parity_on_jax_and_a_perturbed_weight(monkeypatch):
-    name, weights = golden.VOC[4], golden.weights
+    name, weights = golden.VOC[3], golden.weights
 
     def perturbed(values):
         tensors = weights(values)
-        tensors["backbone_net.layer0.conv.weight"][0, 0, 0, 0] *= 1.1
+        tensors["backbone_net.conv1.conv.weight"][0, 0, 0, 0] *= 1.1
         return tensors
 
-    found = {precision: parity.Parity(settings.policy).measure(name, train=False)
-             for precision, settings in PRECISIONS.items() if precision != "tf32"}  # fmt: skip
+    found = parity.Parity("float32").measure(name, train=True)
     print(found)
-    assert [parity.failures(found[precision], precision) for precision in found] == [[], []]
-    assert found["bfloat16"]["logits"] > 100 * found["float32"]["logits"]
+    assert set(found) == set(parity.QUANTITIES) and parity.failures(found, "float32") == []
     monkeypatch.setattr(golden, "weights", perturbed)
-    (failure,) = parity.failures(parity.Parity("float32").measure(name, train=False), "float32")
-    assert failure.startswith("logits ")
+    failures = parity.failures(parity.Parity("float32").measure(name, train=False), "float32")
+    print(failures)
+    assert failures[0].startswith("logits ")

@@ -135,11 +135,9 @@ def test_the_gpu_kit_needs_no_tensorflow(run, tmp_path):
     (system,) = {row["subject"].partition(",")[0] for row in parts["parity"]["rows"]}
     found = {(row["subject"].partition(", ")[2], row["quantity"]): row["median"]
              for row in parts["parity"]["rows"]}  # fmt: skip
-    assert system == "deeplabv3plus_mobilenetv2os8_voc" and len(found) == 3 * 5
-    for name, bound in parts["parity"]["bounds"]["float32"].items():
-        value = found["float32", name]
-        assert value >= bound if name == "labels" else 0 <= value <= bound
-        assert name == "labels" or found["bfloat16", name] > value, "computed in float32"
+    assert system == "deeplabv3plus_mobilenetv2os8_voc" and len(found) == 3 * 2
+    assert found["float32", "logits"] <= parts["parity"]["bounds"]["float32"]["logits"]
+    assert found["float32", "logits"] < found["bfloat16", "logits"], "computed in float32"
     for kind, quantities in (("train", ["steps alone"]), ("inference", ["batch 1", "batch 2"])):
         part = parts[f"{kind} fcn_mobilenetv2os8_voc bfloat16"]
         speeds = {(row["subject"].rpartition(": ")[2], row["quantity"]): row["median"]
