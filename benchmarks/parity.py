@@ -30,7 +30,8 @@ QUANTITIES = {
     "gradient norm": "relative difference of the norm of its gradient",
     "weights": "98 % quantile of the relative differences of the norms of weights after the step",
 }
-# Bounds by precision. docs/benchmarks.md has what was measured on a CPU.
+# Bounds by precision. docs/benchmarks.md has what was measured on a CPU, which has no TF32: its
+# bounds are an estimate between those of float32 and bfloat16.
 BOUNDS: dict[str, dict[str, float]] = {
     "float32": {
         "logits": 2e-5,
@@ -41,14 +42,14 @@ BOUNDS: dict[str, dict[str, float]] = {
     },
     "tf32": {
         "logits": 0.03,
-        "labels": 0.99,
+        "labels": 0.98,
         "loss": 0.01,
         "gradient norm": 0.1,
         "weights": 1e-3,
     },
     "bfloat16": {
         "logits": 0.2,
-        "labels": 0.95,
+        "labels": 0.9,
         "loss": 0.05,
         "gradient norm": 0.3,
         "weights": 1e-2,
