@@ -56,6 +56,7 @@ class Preset:
         rounds: Number of rounds in which all contenders take turns.
         batches: Steps or calls per round.
         seconds: The time that a part may take at most.
+        precisions: Names from `PRECISIONS`, the most important first.
     """
 
     networks: tuple[str, ...]
@@ -67,6 +68,7 @@ class Preset:
     rounds: int
     batches: int
     seconds: float
+    precisions: tuple[str, ...]
 
     def model(self, network: str) -> ModelConfig:
         """Returns the config of a network, without auxiliary head."""
@@ -90,6 +92,7 @@ PRESETS = {
         rounds=5,
         batches=10,
         seconds=240,
+        precisions=("bfloat16", "tf32", "float32"),
     ),
     "small": Preset(
         networks=("fcn_mobilenetv2os8_voc",),
@@ -101,6 +104,7 @@ PRESETS = {
         rounds=2,
         batches=1,
         seconds=600,
+        precisions=("bfloat16", "float32"),  # a CPU has no TF32
     ),
 }  # fmt: skip
 
@@ -123,7 +127,7 @@ def parts(preset: Preset) -> list[Part]:
     """Returns the parts in the order in which they run, the most important first."""
     speed = [
         Part(kind, network, precision)
-        for precision in ("bfloat16", "tf32", "float32")
+        for precision in preset.precisions
         for kind in ("train", "inference")
         for network in preset.networks
     ]
@@ -246,6 +250,7 @@ class Kit:
             Recipe(name, "benchmarks.parity:Parity", {"policy": precision.policy},
                    precision.jax_environment)
             for name, precision in PRECISIONS.items()
+            if name in self.preset.precisions
         ]  # fmt: skip
         entry["bounds"], problems = parity.BOUNDS, []
         together = max(1, (os.cpu_count() or 1) // CORES)
