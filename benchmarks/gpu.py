@@ -426,6 +426,10 @@ def _write(path: str, page: str, report: Mapping[str, Any]) -> None:
                   "what": "gpu", "case": case}  # fmt: skip
         rows = [{**common, **row} for entry in entries.values() for row in entry.get("rows", ())]
         sections.append(records.section(rows) if rows else f"\n## gpu: {case}\n")
-        left = [f"* {name}: {_line(e)}\n" for name, e in entries.items() if e["status"] != "done"]
+        left = [
+            f"* {name}: {_line(e)}\n"
+            for name, e in entries.items()
+            if e["status"] != "done" or e["errors"]
+        ]
         sections += ["\n", *left] if left else []
     records.write_below(page, "".join(sections))
