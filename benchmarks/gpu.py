@@ -25,7 +25,7 @@ from benchmarks.precisions import PRECISIONS
 from benchmarks.records import Measurement
 from benchmarks.rounds import Spread, measure_in_rounds
 from benchmarks.workers import OutOfTime, Recipe, running
-from deeplab_keras.config import DataConfig, ModelConfig, OptionError, TrainConfig, UserError
+from deeplab_keras.config import ModelConfig, OptionError, TrainConfig, UserError
 from deeplab_keras.io.writing import check_file, write_text
 from deeplab_keras.zoo import registry as zoo
 
@@ -338,9 +338,8 @@ class Kit:
             return found, entry["about"]
 
     def _plan(self, network: str) -> dict[str, Any]:
-        height, width = self.preset.size
         model = self.preset.model(network).replace(num_classes=self.batch.classes)
-        return training.plan(model, DataConfig(train_crop_size=(height, width)))
+        return training.plan(model, self.preset.size)
 
 
 def _add(entry: dict[str, Any], part: Part, rows: Sequence[Measurement]) -> None:

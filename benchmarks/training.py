@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -33,15 +34,18 @@ TORCH_STEP: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class StepTimes:
-    """A contender's steps on a batch that is already in memory.
+    """A contender's steps on a batch that is already in memory, and with input.
 
     Attributes:
-        speed: Images/s.
+        speed: Images/s on a batch that is already in memory.
         device: The name of the GPU, or "CPU".
         peak_bytes: Peak memory of the process, including its libraries.
         device_bytes: Peak GPU memory of its tensors. 0 without a GPU.
         peak_rate: Multiply-adds per second of the fastest matrix product or convolution. 0 if it
             was not measured.
+        with_input: Images/s of steps that read their batches from the dataset; `None` if it was not
+            measured.
+        waiting: Share of the time in which these steps wait for their batches, 0..1.
     """
 
     speed: Spread
@@ -49,6 +53,8 @@ class StepTimes:
     peak_bytes: int
     device_bytes: int
     peak_rate: float
+    with_input: Spread | None = None
+    waiting: float = 0.0
 
     @property
     def where(self) -> str:
@@ -66,16 +72,12 @@ class TrainingResult:
         rounds: Number of rounds.
         multiply_adds: Multiply-adds per image, forward and backward, including the auxiliary head.
         steps: The steps of each contender by name. Ours on TensorFlow is `OURS`.
-        speed: Images/s of our training, including input. `None` without TensorFlow.
-        waiting: Share of the time in which our step waits for its batch, 0..1.
     """
 
     case: str
     rounds: int
     multiply_adds: int
     steps: dict[str, StepTimes]
-    speed: Spread | None = None
-    waiting: float = 0.0
 
     def utilization(self, name: str, speed: Spread) -> float:
         """Returns the multiply-adds per second as a share of the peak of the device."""
@@ -84,14 +86,16 @@ class TrainingResult:
     def table(self) -> str:
         """Returns the result as text."""
         lines = [self.case, ""]
-        if self.speed is not None:
-            lines += [
-                f"training                    {self.speed} images/s",
-                f"waiting for input           {100 * self.waiting:.1f} % of the time",
-                f"of the peak                 {100 * self.utilization(OURS, self.speed):.1f} %",
-            ]
         for name, steps in self.steps.items():
-            title = "steps alone" if name == OURS else f"{name}, steps alone"
+            prefix = "" if name == OURS else f"{name}, "
+            if steps.with_input is not None:
+                share = 100 * self.utilization(name, steps.with_input)
+                lines += [
+                    f"{f'{prefix}training':28s}{steps.with_input} images/s",
+                    f"    waiting for input       {100 * steps.waiting:.1f} % of the time",
+                    f"    of the peak             {share:.1f} %",
+                ]
+            title = f"{prefix}steps alone"
             lines.append(f"{title:28s}{steps.speed} images/s, {steps.where}")
             if steps.peak_rate:
                 lines.append(
@@ -110,13 +114,12 @@ class TrainingResult:
         rows: list[Measurement] = []
         for name, steps in self.steps.items():
             subject = f"{name}, {steps.device}"
-            if name == OURS and self.speed is not None:
+            if steps.with_input is not None:
+                share = 100 * self.utilization(name, steps.with_input)
                 rows += [
-                    Measurement(subject, "speed", "images/s", self.speed, self.rounds),
-                    Measurement.single(subject, "waiting for input", "%", 100 * self.waiting),
-                    Measurement.single(
-                        subject, "of the peak", "%", 100 * self.utilization(OURS, self.speed)
-                    ),
+                    Measurement(subject, "speed", "images/s", steps.with_input, self.rounds),
+                    Measurement.single(subject, "waiting for input", "%", 100 * steps.waiting),
+                    Measurement.single(subject, "of the peak", "%", share),
                 ]
             rows += [
                 Measurement(subject, "steps alone", "images/s", steps.speed, self.rounds),
@@ -156,8 +159,8 @@ def measure_training(
 ) -> TrainingResult:
     """Times the training steps of `dk.train`, including reading the files. Writes nothing.
 
-    If Keras' backend is not TensorFlow, our contender is the one on JAX, which does not require
-    TensorFlow.
+    If Keras' backend is not TensorFlow, our contender is the one on JAX. Without TensorFlow, its
+    batch is noise.
 
     Args:
         model: The architecture. The dataset's number of classes replaces the one in this config.
@@ -183,14 +186,17 @@ def measure_training(
     shared: Mapping[str, Any] = {}
     source = data.dataset
     if names:
-        shared = plan(model, data, any(name != "jax" for name in names))
+        read = data if importlib.util.find_spec("tensorflow") else None
+        height, width = data.train_crop_size
+        shared = plan(model, (height, width), any(name != "jax" for name in names), read)
         shape = (data.train_batch_size, *data.train_crop_size, model.input_channels)
         batch = noise(shape, shared["classes"], shared["ignore_label"])
         precision = Precision(training.precision)
         recipes += [
-            peer_recipe(name, model, training, batch, shared["steps"], precision) for name in names
+            peer_recipe(name, model, training, batch, shared["steps"], precision, read)
+            for name in names
         ]
-        source = data.dataset if with_tensorflow else batch.source
+        source = data.dataset if read else batch.source
     with running(recipes) as workers:
         found = measure_in_rounds(workers, rounds, {"batches": batches}, on_round)
         about = {worker.name: worker.measure(batches=0) for worker in workers}
@@ -222,15 +228,16 @@ def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
     peers.require(
         name, {"jax": "'jax[cuda12]'" if gpu else "jax"} if name == "jax" else {"torch": "torch"}
     )
-    supported = {"gradient_accumulation_steps": 1} if name == "jax" else TORCH_STEP
+    if name == "jax":
+        return
     required = [
         f"--{field}={'' if value == () else value}"
-        for field, value in supported.items()
+        for field, value in TORCH_STEP.items()
         if getattr(training, field) != value
     ]
     if training.precision == "mixed_float16":
         required.append("--precision=float32 or mixed_bfloat16")
-    if name != "jax" and model.auxiliary_head:
+    if model.auxiliary_head:
         required.append("--auxiliary_head=false")
     if required:
         raise UserError(
@@ -238,14 +245,26 @@ def _check_peer(name: str, model: ModelConfig, training: TrainConfig) -> None:
         )
 
 
-def plan(model: ModelConfig, data: DataConfig, with_steps: bool = True) -> dict[str, Any]:
-    """Returns what the contenders share, from `training_plan`, which runs in its own process."""
+def plan(
+    model: ModelConfig,
+    size: tuple[int, int],
+    with_steps: bool = True,
+    data: DataConfig | None = None,
+) -> dict[str, Any]:
+    """Returns what the contenders share, from `training_plan`, which runs in its own process.
+
+    Args:
+        model: The network. The dataset's number of classes replaces the one in this config.
+        size: (height, width) of the crops.
+        with_steps: Whether PyTorch's contenders need the network.
+        data: The dataset, if there is one. It requires TensorFlow.
+    """
     from benchmarks.training_plan import NO_GPU
 
     recipe = Recipe(
         "the network",
-        f"{ROOM}.training_plan:make",
-        {"model": model, "data": data, "with_steps": with_steps},
+        f"{ROOM}.training_plan:TrainingPlan",
+        {"model": model, "size": size, "with_steps": with_steps, "data": data},
         NO_GPU,
     )
     with running([recipe]) as (worker,):
@@ -259,6 +278,7 @@ def peer_recipe(
     batch: TrainingBatch,
     steps: Sequence[peers.Step],
     precision: Precision,
+    data: DataConfig | None = None,
 ) -> Recipe:
     """Returns the recipe of a contender that trains on a given batch.
 
@@ -269,12 +289,14 @@ def peer_recipe(
         batch: The batch.
         steps: The network for PyTorch.
         precision: The precision.
+        data: The dataset of the steps with input, on JAX; `None` for no such steps.
     """
     if name == "jax":
         arguments = {
             "model": model.replace(num_classes=batch.classes),
             "training": training.replace(precision=precision.policy),
             "batch": batch,
+            "data": data,
         }
         return Recipe(
             name, f"{ROOM}.jax_training:JaxTraining", arguments, precision.jax_environment
@@ -313,17 +335,9 @@ def result(
             int(about[name]["peak_bytes"]),
             int(about[name]["device_bytes"]),
             max(values.get("peak_rate", [0.0])),
+            Spread.of(values["speed"]) if "speed" in values else None,
+            Spread.of(values["waiting"]).median if "waiting" in values else 0.0,
         )
         for name, values in found.items()
     }
-    if OURS not in found:
-        return TrainingResult(case, rounds, PASSES * multiply_adds, steps)
-    ours = found[OURS]
-    return TrainingResult(
-        case,
-        rounds,
-        PASSES * multiply_adds,
-        steps,
-        Spread.of(ours["speed"]),
-        Spread.of(ours["waiting"]).median,
-    )
+    return TrainingResult(case, rounds, PASSES * multiply_adds, steps)

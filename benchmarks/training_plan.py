@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from benchmarks.batches import IGNORE_LABEL
 from benchmarks.peers.plan import describe
 from deeplab_keras.config import DataConfig, ModelConfig
@@ -19,24 +17,19 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
 
 
 class TrainingPlan:
-    """Reads the dataset's classes and builds the network once.
+    """Reads the dataset's classes, if there is one, and builds the network once."""
 
-    Datasets require Keras' TensorFlow backend. On other backends, the classes are those of the
-    network's config.
-    """
-
-    def __init__(self, model: ModelConfig, data: DataConfig, with_steps: bool) -> None:
+    def __init__(
+        self, model: ModelConfig, size: tuple[int, int], with_steps: bool, data: DataConfig | None
+    ) -> None:
         classes, ignore_label = model.num_classes, IGNORE_LABEL
-        if keras.backend.backend() == "tensorflow":
+        if data is not None:
             from deeplab_keras.data.registry import open_dataset
 
             info = open_dataset(data, data.train_split).info
             classes, ignore_label = info.num_classes, info.ignore_label
-        height, width = data.train_crop_size
         # With its concatenations, because the peers have no branch-wise convolution.
-        network = build_segmentor(
-            model.replace(num_classes=classes, branchwise=False), (height, width)
-        )
+        network = build_segmentor(model.replace(num_classes=classes, branchwise=False), size)
         self.shared = {
             "classes": classes,
             "ignore_label": ignore_label,
@@ -47,8 +40,3 @@ class TrainingPlan:
     def measure(self) -> dict[str, Any]:
         """Returns the classes, the ignore label, the steps for PyTorch, and the multiply-adds."""
         return self.shared
-
-
-def make(model: ModelConfig, data: DataConfig, with_steps: bool) -> TrainingPlan:
-    """Creates the contender of `training`."""
-    return TrainingPlan(model, data, with_steps)

@@ -197,7 +197,7 @@ def test_files_as_a_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--what is required: input, train, eval, model or files"),
+        ([], "--what is required: input, train, eval, model, files, gpu or batch"),
         (["--what=files"], "--what requires --csv, to which each measured model is added"),
         (
             ["--what=files", "--csv={tmp}/new.csv", "--models=resnet"],

@@ -125,7 +125,7 @@ def made(monkeypatch):
     monkeypatch.setattr(workers, "Worker", InProcess)
     monkeypatch.setattr(peers, "require", lambda peer, packages: None)
     plan = {"steps": [], "multiply_adds": 10**9}
-    monkeypatch.setattr(training, "plan", lambda model, data: plan)
+    monkeypatch.setattr(training, "plan", lambda model, size: plan)
     return gpu.Kit(gpu.PRESETS["small"], batches.noise(SHAPE, 5), gpu.PEERS)
 
 

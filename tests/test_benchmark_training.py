@@ -105,6 +105,8 @@ def test_the_contenders_as_a_command(precision, tmp_path):
     )
     assert len({found[subject, "multiply-adds per image"] for subject in subjects}) == 1
     assert found[subjects[1], "device's peak"] > 0 and precision in table.read_text()
+    for subject in subjects[:2]:  # ours on TensorFlow and on JAX read the same files
+        assert found[subject, "speed"] > 0 and 0 <= found[subject, "waiting for input"] <= 100
 
 
 @pytest.mark.torch
@@ -164,14 +166,9 @@ def test_torch_takes_training_steps_on_the_same_network(precision, bound):
             "--against=torch_compile requires --label_weights=; set",
         ),
         (
-            "jax",
-            {"gradient_accumulation_steps": 2},
-            "--against=jax requires --gradient_accumulation_steps=1; set",
-        ),
-        (
-            "jax",
+            "torch",
             {"precision": "mixed_float16"},
-            "--against=jax requires --precision=float32 or mixed_bfloat16; set",
+            "--against=torch requires --precision=float32 or mixed_bfloat16; set",
         ),
         (
             "onnxruntime",
