@@ -266,6 +266,77 @@ def test_replica_sums():
         ), terms
 
 
+# --- Distillation ---
+
+
+def oracle_distillation(labels, logits, teacher_logits, temperature):
+    p, q = softmax(teacher_logits / temperature), softmax(logits / temperature)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    divergences = (p * (np.log(p) - np.log(q))).sum(-1) * known
+    return temperature**2 * divergences.sum() / max((labels != IGNORE).sum(), 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_and_its_gradient(temperature):
+    """The gradient is `temperature (q - p)` over the number of valid pixels."""
+    (labels, logits), (_, teacher_logits) = example(), example(1)
+    as_float32 = teacher_logits.astype("float32")
+    value, gradient = value_and_gradient(
+        lambda z: losses.distillation(labels, z, as_float32, temperature), logits
+    )
+    expected = oracle_distillation(labels, logits, teacher_logits, temperature)
+    assert value == pytest.approx(expected, rel=1e-5) and expected > 0.1
+    difference = softmax(logits / temperature) - softmax(teacher_logits / temperature)
+    known = (labels < logits.shape[-1])[..., None]
+    np.testing.assert_allclose(
+        gradient, temperature * difference * known / (labels != IGNORE).sum(), atol=1e-7
+    )
+
+
+def test_distillation_of_equal_logits_and_without_valid_pixels_is_zero():
+    labels, logits = example(scale=50)
+    logits = logits.astype("float32")
+    for given, teacher_logits in ((labels, logits), (np.full_like(labels, IGNORE), -logits)):
+        value, gradient = value_and_gradient(
+            lambda z, y=given, t=teacher_logits: losses.distillation(y, z, t, 2.0), logits
+        )
+        assert value == pytest.approx(0, abs=1e-7) and np.abs(gradient).max() < 1e-7
+
+
+def test_distillation_is_stable_and_does_not_hide_nan():
+    labels, logits = example(scale=1e4)
+    teacher_logits = example(1, scale=1e4)[1].astype("float32")
+    value, gradient = value_and_gradient(
+        lambda z: losses.distillation(labels, z, teacher_logits, 2.0), logits
+    )
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    teacher_logits[1, 2, 2, 1] = np.nan
+    logits = logits.astype("float32")
+    assert np.isnan(float(losses.distillation(labels * 0, logits, teacher_logits)))
+
+
+def test_replica_sums_of_distillation():
+    """The losses of two halves, each with its share of the pixels, add up to that of the whole."""
+    labels, logits = example(shape=(4, 5, 6))
+    logits, teacher_logits = logits.astype("float32"), logits[::-1].astype("float32")
+    labels[:2, :, 1:] = IGNORE
+    count, whole = (labels != IGNORE).sum(), losses.distillation(labels, logits, teacher_logits)
+    parts = [
+        losses.distillation(*half, sum_over_replicas=lambda _: np.float32(count))
+        for half in zip(*(np.split(x, 2) for x in (labels, logits, teacher_logits)), strict=True)
+    ]
+    assert float(parts[0] + parts[1]) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_distillation_refuses_other_shapes_and_temperatures():
+    labels, logits = example()
+    with raises_line("same shape. Received: .2, 5, 6, 4. and .1, 5, 6, 4."):
+        losses.distillation(labels, logits, logits[:1])
+    for temperature in (0.5, float("nan"), "2"):
+        with raises_line("temperature must be"):
+            losses.distillation(labels, logits, logits, temperature)
+
+
 # --- The official numbers ---
 
 

@@ -7,6 +7,8 @@ import dataclasses
 from deeplab_keras.config.base import Config, option
 
 MOST_STEPS = 10**9
+# Larger temperatures lose the digits of float32, because the loss is multiplied by the square.
+LARGEST_TEMPERATURE = 100
 ABOVE_0 = (
     "base_learning_rate",
     "adam_learning_rate",
@@ -150,6 +152,22 @@ class TrainConfig(Config):
     label_smoothing: float = option(
         0.0, "fraction of the target probability that is spread evenly over all classes"
     )
+    teacher: str | None = option(
+        None,
+        "trained network whose class probabilities are learned in addition to the labels: a "
+        "checkpoint, a workdir, a model of the zoo or a .keras file, with the same classes and any "
+        "architecture",
+    )
+    distillation_weight: float | None = option(
+        None,
+        "weight of the teacher's probabilities in the loss, above 0 and at most 1; the labels have "
+        "the rest; default: 0.5",
+    )
+    distillation_temperature: float | None = option(
+        None,
+        "number of at least 1 that divides the logits of both networks before they are compared; "
+        "larger values emphasize the classes that the teacher considers unlikely; default: 2",
+    )
     ema_momentum: float = option(
         0.0,
         "momentum of an exponential moving average of the weights, which is then evaluated; "
@@ -285,6 +303,23 @@ class TrainConfig(Config):
             "recalibrate_batch_norm",
             "cannot be combined with `fine_tune_batch_norm=False`, which keeps the statistics of "
             "the initial checkpoint",
+        )
+        for name in ("distillation_weight", "distillation_temperature"):
+            self._require(
+                getattr(self, name) is None or bool(self.teacher),
+                name,
+                "requires `teacher`, the network to imitate",
+            )
+        self._require(
+            self.distillation_weight is None or 0 < self.distillation_weight <= 1,
+            "distillation_weight",
+            "must be above 0 and at most 1",
+        )
+        self._require(
+            self.distillation_temperature is None
+            or 1 <= self.distillation_temperature <= LARGEST_TEMPERATURE,
+            "distillation_temperature",
+            f"must be at least 1 and at most {LARGEST_TEMPERATURE}",
         )
         self._require(
             self.adam_learning_rate is None or self.optimizer == "adam",

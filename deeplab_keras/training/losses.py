@@ -1,4 +1,4 @@
-"""Losses for semantic segmentation: cross-entropy, focal, Dice, Lovász-softmax and weighted sums.
+"""Losses for semantic segmentation: cross-entropy, focal, Dice, Lovász-softmax, distillation.
 
 They take logits and one class index per pixel, at the same height and width, and run on every Keras
 backend. Pixels with the ignore label do not count. Any other label that is not a class, such as
@@ -20,6 +20,7 @@ from deeplab_keras.evaluation.labels import as_int32, class_ids, refuse_sample_w
 __all__ = [
     "SegmentationLoss",
     "dice",
+    "distillation",
     "hardest_pixels",
     "label_masks",
     "lovasz_softmax",
@@ -220,6 +221,62 @@ def lovasz_softmax(labels: Any, logits: Any, ignore_label: int = IGNORE_LABEL) -
     slope = ops.concatenate([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], axis=1)
     losses = ops.sum(ops.take_along_axis(errors, order, axis=1) * slope, axis=1)
     return _mean_over_present(losses, labeled[:, 0] > 0)
+
+
+def distillation(
+    labels: Any,
+    logits: Any,
+    teacher_logits: Any,
+    temperature: float = 1.0,
+    ignore_label: int = IGNORE_LABEL,
+    sum_over_replicas: Callable[[Any], Any] = lambda x: x,
+) -> Any:
+    """Computes how much the class probabilities differ from those of a teacher.
+
+    The loss of a pixel is `temperature^2 KL(p || q)`, where `p` and `q` are the softmax of the
+    teacher's and of the model's logits, both divided by the temperature. The factor keeps the size
+    of the gradients at any temperature (Hinton et al., arXiv:1503.02531). The labels only select
+    the pixels. No gradient flows to the teacher.
+
+    Args:
+        labels: Class index of each pixel, `[batch, height, width]`.
+        logits: `[batch, height, width, classes]`, float32.
+        teacher_logits: The teacher's logits, with the shape and the dtype of `logits`.
+        temperature: Divisor of all logits, at least 1.
+        ignore_label: Label of the pixels to ignore.
+        sum_over_replicas: See `SegmentationLoss`.
+
+    Returns:
+        The mean over the valid pixels of all replicas, a scalar. 0 if there are no valid pixels.
+        With several replicas, this replica's share of it.
+
+    Raises:
+        UserError: If the logits have different shapes, or the temperature is below 1.
+
+    Example:
+        >>> labels = np.array([[[0, 255]]])
+        >>> teacher_logits = np.array([[[[0.0, np.log(3)], [9.0, 0.0]]]], "float32")
+        >>> logits = np.zeros((1, 1, 2, 2), "float32")
+        >>> round(float(dk.losses.distillation(labels, logits, teacher_logits)), 4)
+        0.1308
+    """
+    temperature = number(temperature, float, "temperature", low=1)
+    shapes = tuple(logits.shape), tuple(teacher_logits.shape)
+    if len(shapes[0]) != len(shapes[1]) or any(
+        None not in pair and pair[0] != pair[1] for pair in zip(*shapes, strict=True)
+    ):
+        raise UserError(
+            "logits and teacher_logits must have the same shape. Received: "
+            f"{shapes[0]} and {shapes[1]}"
+        )
+    _, valid, known = label_masks(labels, logits.shape[-1], ignore_label)
+    teacher_logits = ops.stop_gradient(ops.cast(teacher_logits, logits.dtype))
+    expected = ops.log_softmax(teacher_logits / temperature, axis=-1)
+    found = ops.log_softmax(logits / temperature, axis=-1)
+    divergence = ops.sum(ops.exp(expected) * (expected - found), axis=-1)
+    count = sum_over_replicas(ops.sum(ops.cast(valid, "float32")))
+    total = ops.sum(ops.where(known, divergence, 0.0))
+    return temperature**2 * total / ops.maximum(ops.cast(count, total.dtype), 1.0)
 
 
 def _mean_over_present(losses: Any, present: Any) -> Any:
