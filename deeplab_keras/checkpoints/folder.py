@@ -149,7 +149,7 @@ def save_checkpoint(
         _save_arrays(folder / WEIGHTS, weights)
         written = [name for name in (CONFIG, DATASET, WEIGHTS, STATE) if (folder / name).exists()]
         (folder / HASHES).write_text(
-            "".join(f"{_hash(folder / name)}  {name}\n" for name in written)
+            "".join(f"{sha256(folder / name)}  {name}\n" for name in written)
         )
     return path
 
@@ -289,7 +289,7 @@ def check_hash(path: pathlib.Path) -> None:
             name: digest
             for digest, name in (line.split() for line in hashes.read_text().splitlines())
         }
-        found = _hash(path)
+        found = sha256(path)
     if path.name not in expected:
         raise UserError(f"{hashes}: damaged (no line for {path.name}); {ANOTHER}")
     if found != expected[path.name]:
@@ -299,7 +299,8 @@ def check_hash(path: pathlib.Path) -> None:
         )
 
 
-def _hash(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

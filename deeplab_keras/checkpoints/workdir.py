@@ -72,6 +72,8 @@ class Workdir:
         path: The folder; created if it does not exist.
         configs: The configs of the run: "model", "data", "train", "eval" -> config. If the folder
             already has a run, its configs must be the same, except for `MAY_CHANGE`.
+        teacher: The path and hashes of the run's teacher, written to config.json. If the folder
+            already has a run, its hashes must be the same.
         flags_text: The flags of the command line, written to flags.txt.
         keep: Number of training checkpoints to keep.
     """
@@ -82,6 +84,7 @@ class Workdir:
         configs: Mapping[str, Config],
         flags_text: str = "",
         *,
+        teacher: Mapping[str, Any] | None = None,
         keep: int = 2,
     ) -> None:
         if not str(path):
@@ -92,6 +95,7 @@ class Workdir:
         self.path = pathlib.Path(path)
         self.configs = configs
         self.flags_text = flags_text
+        self.teacher = teacher
         self.keep = keep
         self._lock: TextIO | None = None
         self._owns = False
@@ -227,9 +231,22 @@ class Workdir:
                         f"has {field}={value}; give another folder for a new run, or the same "
                         "settings to resume the existing one"
                     )
+        teacher = before.get("teacher")
+        if (
+            self.teacher
+            and isinstance(teacher, dict)
+            and teacher.get("sha256") != self.teacher["sha256"]
+        ):
+            raise UserError(
+                f"`train_logdir={self.path}`: has a run whose teacher had other weights than "
+                f"{self.teacher['checkpoint']} has now; give another folder for a new run, or "
+                "restore the teacher to resume the existing one"
+            )
 
     def _describe(self) -> None:
         configs = {name: config.to_dict() for name, config in self.configs.items()}
+        if self.teacher:
+            configs["teacher"] = dict(self.teacher)
         texts = (
             json.dumps(configs, indent=2) + "\n",
             self.flags_text,

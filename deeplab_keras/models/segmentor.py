@@ -120,6 +120,12 @@ class Segmentor(keras.Model):
         if not isinstance(y_pred, Mapping):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss = super().compute_loss(x, y, y_pred["logits"], sample_weight, training)
+        return self._with_auxiliary_losses(loss, y, y_pred, sample_weight)
+
+    def _with_auxiliary_losses(
+        self, loss: Tensor, y: Tensor, y_pred: Mapping[str, Tensor], sample_weight: Tensor = None
+    ) -> Tensor:
+        """Returns the sum of the loss of the logits and the weighted ones of the other outputs."""
         if self._compile_loss is not None:
             for name, weight in self.auxiliary_loss_weights.items():
                 loss = loss + weight * self._compile_loss(y, y_pred[name], sample_weight)

@@ -139,6 +139,7 @@ def _recipe(run: Run, training: TrainConfig, data: DataConfig, images: int) -> l
     epochs = run.step * batch / images
     lines = [
         f"* initial weights: {escape_markdown(start) if start else 'random'}",
+        *_teacher(run),
         f"* seed: {data.seed}",
         f"* steps: {run.step} of {run.total_steps}, {epochs:.3g} epochs",
         f"* batch size: {batch}",
@@ -157,6 +158,13 @@ def _recipe(run: Run, training: TrainConfig, data: DataConfig, images: int) -> l
         "",
         *_fenced(run.workdir.flags_text),
     ]
+
+
+def _teacher(run: Run) -> list[str]:
+    if run.teacher is None:
+        return []
+    name, digest = list(run.teacher.files.hashes.items())[-1]
+    return [f"* teacher: {escape_markdown(str(run.teacher))}, SHA-256 of {name}: {digest}"]
 
 
 def _cost(run: Run, predictor: Predictor, image: np.ndarray) -> list[str]:

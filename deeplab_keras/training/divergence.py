@@ -1,4 +1,4 @@
-"""The report of a diverged run: the layer where the outputs became non-finite, and the batch."""
+"""The report of a diverged run: the network or layer with non-finite outputs, and the batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Batch:
     labels: np.ndarray
 
 
-def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
+def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> tuple[str, str]:
     """Writes `diverged/report.json` and `diverged/batch.npz` to the workdir.
 
     The training step does not apply non-finite gradients. So the weights are still those of the
@@ -47,8 +47,9 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
         values: The step's loss and gradient norm, for the report.
 
     Returns:
-        A summary of the report in one line.
+        A summary of the report, and what to change, each in one line.
     """
+    finite = teacher_is_finite(run, batch.images)
     outputs = largest_outputs(run, batch.images)
     broken = next((name for name, value in outputs.items() if not math.isfinite(value)), None)
     largest = max(outputs, key=lambda name: outputs[name], default=None) if broken is None else None
@@ -59,6 +60,7 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
         **values,
         "first_broken_layer": broken,
         "layer_of_largest_output": largest,
+        "teacher_is_finite": finite,
         "images": batch.names,
         "largest_output_of_each_layer": outputs,
     }
@@ -68,11 +70,30 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> str:
             file, images=np.rint(batch.images).astype(np.uint8), labels=batch.labels
         )
     summary = "the layers' outputs could not be computed"
-    if broken:
+    advice = "lower `base_learning_rate`, or set `warmup_steps` or `clip_gradient_norm`"
+    if run.teacher is not None and finite is False:
+        summary = f"the logits of the teacher {run.teacher.files.source} are not finite"
+        advice = "give another `teacher`, or `precision=float32`"
+    elif broken:
         summary = f"the first layer with a non-finite output is {broken}"
     elif largest:
         summary = f"layer {largest} has the largest output, {outputs[largest]:.3g}"
-    return f"{summary}; see {path} for the batch and the names of its images"
+    return f"{summary}; see {path} for the batch and the names of its images", advice
+
+
+def teacher_is_finite(run: Run, images: np.ndarray) -> bool | None:
+    """Returns whether the teacher's logits are finite; `None` without a teacher or enough memory."""
+    teacher = run.teacher
+    if teacher is None:
+        return None
+
+    def check(images: Any) -> Any:
+        return ops.all(ops.isfinite(teacher.logits(images)))
+
+    try:
+        return bool(run.engine.compiled(check, teacher.model.variables)(images))
+    except run.engine.OUT_OF_MEMORY:
+        return None
 
 
 def largest_outputs(run: Run, images: np.ndarray) -> dict[str, float]:

@@ -162,6 +162,19 @@ class JaxModel(TrainedModel):
     # Place of each variable in the state that `fit` keeps outside the variables.
     _places: dict[int, tuple[str, int]] | None = None
 
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """The variables of the model that are not trained, and those of its teacher.
+
+        They are part of the state that `fit` passes to the compiled step. Otherwise the teacher's
+        weights would be constants of the program.
+        """
+        return [*super().non_trainable_variables, *self._teacher_variables]
+
+    @property
+    def _teacher_variables(self) -> list[keras.Variable]:
+        return [] if self.teacher is None else self.teacher.model.variables
+
     def sync(self) -> None:
         self.jax_state_sync()
 
@@ -205,15 +218,17 @@ class JaxModel(TrainedModel):
         Assigns the new statistics of batch norm, random states and counts of the metrics.
         """
         trained = self.trained_variables
-        changing = [*self.non_trainable_variables, *self.metrics_variables]
-        fixed = [*self.trainable_variables, *self.optimizer.variables]
+        changing = [*super().non_trainable_variables, *self.metrics_variables]
+        fixed = [*self.trainable_variables, *self._teacher_variables, *self.optimizer.variables]
         fixed_pairs = list(zip(fixed, _values(fixed), strict=True))
 
         def objective(weights: Tensors, state: Tensors, batch: tuple[Any, ...]) -> Any:
             images, labels, share = batch
             pairs = zip([*trained, *changing], [*weights, *state], strict=True)
             with keras.StatelessScope([*fixed_pairs, *pairs]) as scope:
-                scaled, loss, outputs = self._forward(images, labels, share)
+                scaled, loss, outputs = self._forward(
+                    images, labels, share, self._teacher_logits(images)
+                )
                 metrics = self.compute_metrics(images, labels, outputs)
                 state = [scope.get_current_value(variable) for variable in changing]
             return scaled, (jnp.asarray(loss, keras.config.floatx()), metrics, state)

@@ -128,8 +128,12 @@ class TensorFlowModel(TrainedModel):
         for part, (part_images, part_labels, share) in enumerate(self._split(images, labels)):
             with tf.control_dependencies(sums):  # starts after the previous part, to reuse memory
                 part_images = tf.identity(part_images)
+            # Outside the tape, which would keep the teacher's features in memory.
+            teacher_logits = self._teacher_logits(part_images)
             with tf.GradientTape() as tape:
-                scaled, loss, outputs = self._forward(part_images, part_labels, share)
+                scaled, loss, outputs = self._forward(
+                    part_images, part_labels, share, teacher_logits
+                )
             gradients = tape.gradient(scaled, self.trained_variables)
             sums = [a + b for a, b in zip(sums, gradients, strict=True)] if part else gradients
             total += tf.cast(loss, total.dtype)

@@ -24,6 +24,7 @@ from deeplab_keras.models.layers import BatchNormalization
 from deeplab_keras.training.engine import Engine
 from deeplab_keras.training.meter import Meter
 from deeplab_keras.training.step import TrainedModel
+from deeplab_keras.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Run:
         batch_size: Number of images per step.
         metric: Mean IoU of the training batches since the last evaluation.
         average_momentum: Momentum of the averaged weights. 0 turns averaging off.
+        teacher: The network whose class probabilities are learned too.
         step: Number of steps taken so far.
         best_miou: Best mIoU of all evaluations so far, -1 before the first one.
         stale_rounds: Number of consecutive evaluations without a new best mIoU.
@@ -73,6 +75,7 @@ class Run:
     batch_size: int
     metric: MeanIoU
     average_momentum: float = 0.0
+    teacher: Teacher | None = None
     step: int = 0
     best_miou: float = -1.0
     stale_rounds: int = 0

@@ -98,11 +98,10 @@ class Steps(keras.callbacks.Callback):
         elif math.isfinite(loss):
             reason = f"the gradient norm is {gradient_norm:.4g}"
         run = self.run
-        summary = describe(
+        summary, advice = describe(
             run, self.batch_of(run.step), {"loss": loss, "gradient_norm": gradient_norm}
         )
         raise UserError(
             f"training diverged at step {run.step} (learning rate {run.learning_rate():.3g}): "
-            f"{reason}; {summary}; lower `base_learning_rate`, or set `warmup_steps` or "
-            "`clip_gradient_norm`, and use a new `train_logdir`"
+            f"{reason}; {summary}; {advice}, and use a new `train_logdir`"
         )

@@ -53,6 +53,7 @@ from deeplab_keras.training.rounds import Rounds
 from deeplab_keras.training.run import Run, stop_on_sigterm
 from deeplab_keras.training.step import TrainedModel
 from deeplab_keras.training.steps import Steps
+from deeplab_keras.training.teacher import TeacherFiles, find_teacher
 from deeplab_keras.training.validation import Validation
 from deeplab_keras.zoo.loading import initial_weights
 
@@ -61,8 +62,9 @@ logger = logging.getLogger(__name__)
 MULTI_WORKER = "multi_worker"
 # Options that may differ between workers: paths, and options that only the chief uses.
 DIFFER_BY_WORKER = {
-    "train_logdir", "tf_initial_checkpoint", "dataset_dir", "cache", "cache_dir", "data_service",
-    "summary_images", "summary_histograms", "profile_steps", "html_report", "worker_timeout",
+    "train_logdir", "tf_initial_checkpoint", "teacher", "dataset_dir", "cache", "cache_dir",
+    "data_service", "summary_images", "summary_histograms", "profile_steps", "html_report",
+    "worker_timeout",
 }  # fmt: skip
 
 
@@ -145,8 +147,9 @@ def _train(
             "`callbacks` cannot be combined with `strategy='multi_worker'`, which does not use "
             "Keras' fit; leave them out"
         )
+    teacher = find_teacher(training)
     cluster = (
-        _join_cluster(model, data, training, evaluation)
+        _join_cluster(teacher, model, data, training, evaluation)
         if training.strategy == MULTI_WORKER
         else None
     )
@@ -164,6 +167,8 @@ def _train(
         require_labeled(source, data, split)
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
+    if teacher is not None:
+        teacher.check_classes(info)
     if training.label_weights and len(training.label_weights) != info.num_classes:
         raise UserError(
             f"`label_weights` has {len(training.label_weights)} values, but {info.name} has "
@@ -174,8 +179,10 @@ def _train(
         service.require_answer(data.data_service, "data_service")
     total_steps = training_steps(training, len(train_source), data.train_batch_size)
     configs = {"model": model, "data": data, "train": training, "eval": evaluation}
-    with _workdir(training, configs, flags_text, cluster) as workdir:
-        run, trained = _build(model, data, training, info, workdir, total_steps, engine, strategy)
+    with _workdir(training, configs, flags_text, teacher, cluster) as workdir:
+        run, trained = _build(
+            model, data, training, info, teacher, workdir, total_steps, engine, strategy
+        )
         if cluster is None or cluster.is_chief:
             _announce(
                 model,
@@ -184,7 +191,7 @@ def _train(
                 info,
                 (len(train_source), len(eval_source)),
                 total_steps,
-                workdir,
+                run,
             )
             workdir.check_space(run.model)
             _start(run, training)
@@ -209,7 +216,7 @@ def _train(
         return run.last_report
 
 
-def _join_cluster(*configs: Config) -> Cluster:
+def _join_cluster(teacher: TeacherFiles | None, *configs: Config) -> Cluster:
     """Waits until all workers are available, and returns this worker's place among them."""
     cluster = Cluster.from_environment()
     common = [
@@ -219,7 +226,9 @@ def _join_cluster(*configs: Config) -> Cluster:
     training = next(config for config in configs if isinstance(config, TrainConfig))
     cluster.wait_for_all(
         training.worker_timeout,
-        hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest(),
+        hashlib.sha256(
+            json.dumps([*common, teacher and teacher.hashes], sort_keys=True).encode()
+        ).hexdigest(),
     )
     logger.info(
         "worker %d of %d%s",
@@ -232,7 +241,11 @@ def _join_cluster(*configs: Config) -> Cluster:
 
 @contextlib.contextmanager
 def _workdir(
-    training: TrainConfig, configs: Mapping[str, Config], flags_text: str, cluster: Cluster | None
+    training: TrainConfig,
+    configs: Mapping[str, Config],
+    flags_text: str,
+    teacher: TeacherFiles | None,
+    cluster: Cluster | None,
 ) -> Iterator[Workdir]:
     """Opens the run's folder; workers other than the chief get a temporary one."""
     with contextlib.ExitStack() as stack:
@@ -240,7 +253,13 @@ def _workdir(
         if cluster is not None and not cluster.is_chief:
             path = stack.enter_context(tempfile.TemporaryDirectory())
         workdir = stack.enter_context(
-            Workdir(path, configs, flags_text, keep=training.keep_checkpoints)
+            Workdir(
+                path,
+                configs,
+                flags_text,
+                teacher=None if teacher is None else teacher.identity(),
+                keep=training.keep_checkpoints,
+            )
         )
         try:
             yield workdir
@@ -285,9 +304,9 @@ def _announce(
     info: DatasetInfo,
     images: tuple[int, int],
     total_steps: int,
-    workdir: Workdir,
+    run: Run,
 ) -> None:
-    """Logs the model, the data and the folder of the run before it starts."""
+    """Logs the model, the teacher, the data and the folder of the run before it starts."""
     start = (
         f"from {training.tf_initial_checkpoint}"
         if training.tf_initial_checkpoint
@@ -302,6 +321,8 @@ def _announce(
         info.num_classes,
         start,
     )
+    if run.teacher is not None:
+        logger.info("teacher: %s", run.teacher)
     epochs = total_steps * data.train_batch_size / images[0]
     logger.info(
         "data: %s, %d training images (%s), %d validation images (%s); %d steps of %d images: "
@@ -315,9 +336,9 @@ def _announce(
         data.train_batch_size,
         epochs,
     )
-    step = workdir.newest_step()
+    step = run.workdir.newest_step()
     logger.info(
-        "run: %s, %s", workdir.path, "new" if step is None else f"resuming from step {step}"
+        "run: %s, %s", run.workdir.path, "new" if step is None else f"resuming from step {step}"
     )
 
 
@@ -401,6 +422,7 @@ def _build(
     data: DataConfig,
     training: TrainConfig,
     info: DatasetInfo,
+    teacher_files: TeacherFiles | None,
     workdir: Workdir,
     total_steps: int,
     engine: Engine,
@@ -413,11 +435,17 @@ def _build(
             if isinstance(layer, BatchNormalization):
                 layer.freeze_statistics = not training.fine_tune_batch_norm
             layer.trainable = not (training.freeze_backbone and re.match(BACKBONE, layer.name))
+        teacher = (
+            None
+            if teacher_files is None
+            else teacher_files.load(info, _pair(data.train_crop_size), config.input_channels)
+        )
         trained = engine.Model(model.input, model.output, name=model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,
             ignore_label=info.ignore_label,
+            teacher=teacher,
         )
         optimizer = make_optimizer(training, total_steps)
         metric = MeanIoU(info.num_classes, info.ignore_label)
@@ -441,6 +469,7 @@ def _build(
         data.train_batch_size,
         metric,
         average_momentum=training.ema_momentum,
+        teacher=teacher,
     )
     return run, trained
 
