@@ -82,7 +82,7 @@ def describe(run: Run, batch: Batch, values: Mapping[str, float]) -> tuple[str, 
 
 
 def teacher_is_finite(run: Run, images: np.ndarray) -> bool | None:
-    """Returns whether the teacher's logits are finite; `None` without a teacher or enough memory."""
+    """Returns whether the teacher's logits are finite; `None` without a teacher or its memory."""
     teacher = run.teacher
     if teacher is None:
         return None

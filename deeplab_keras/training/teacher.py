@@ -22,7 +22,7 @@ from deeplab_keras.checkpoints.values import check_values
 from deeplab_keras.config import TrainConfig, UserError
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.models.layers import WindowPooling, smallest_size
-from deeplab_keras.zoo.loading import checkpoint_folder, load_model
+from deeplab_keras.zoo.loading import checkpoint_folder, is_name, load_model
 
 WEIGHT, TEMPERATURE = 0.5, 2.0  # the defaults
 
@@ -183,8 +183,9 @@ def find_teacher(training: TrainConfig) -> TeacherFiles | None:
             names = [path / folder.CONFIG, path / folder.WEIGHTS]
             folder.read_config(path)
             info = folder.read_info(path)
-        own = training.train_logdir and os.path.realpath(training.train_logdir)
-        if own and pathlib.Path(os.path.realpath(names[-1])).is_relative_to(own):
+        run, weights = (os.path.realpath(name) for name in (training.train_logdir, names[-1]))
+        inside = pathlib.Path(weights).is_relative_to(run)
+        if training.train_logdir and inside and not is_name(source):
             raise UserError(
                 f"{source}: is in the folder of this run, `train_logdir={training.train_logdir}`; "
                 "give the checkpoint of another run"
