@@ -40,6 +40,12 @@ RUNS = {
     "adamw": {"optimizer": "adamw", "backbone_learning_rate_multiplier": 0.5},
     "frozen": {"freeze_backbone": True, "optimizer": "lion"},
     "statistics": {"fine_tune_batch_norm": False, "weight_decay_on_all": False},
+    "taught": {"teacher": "TEACHER", "distillation_weight": 0.75, "clip_gradient_norm": 1.0},
+    "taught parts": {
+        "teacher": "TEACHER",
+        "distillation_temperature": 3.0,
+        "gradient_accumulation_steps": 2,
+    },
 }
 # Bounds of the differences in double precision, where they are not 1e-9.
 BOUNDS = {
@@ -50,6 +56,8 @@ BOUNDS = {
     # Keras normalizes with running statistics in float32 on JAX.
     "frozen": 1e-6,
     "statistics": 1e-6,
+    "taught": 1e-6,
+    "taught parts": 1e-6,
 }
 
 
@@ -73,6 +81,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
         model = build_segmentor(engine_runs.MODEL)
         info = open_dataset(engine_runs.DATA, "train").info
         save_checkpoint(path, model, engine_runs.MODEL, info)
+        config = engine_runs.MODEL.replace(head="psp", output_stride=8, depth_multiplier=0.5)
+        save_checkpoint(path.with_name("teacher"), build_segmentor(config), config, info)
     return str(path)
 
 
@@ -84,6 +94,11 @@ def train(start: str, tmp_path: pathlib.Path) -> Callable[..., Results]:
     """Returns a function that trains in another process and returns the results by name."""
 
     def train(backend: str, runs: dict[str, dict], floatx: str, **variables: str) -> Results:
+        teacher = {"teacher": str(pathlib.Path(start).with_name("teacher"))}
+        runs = {
+            name: {**options, **(teacher if "teacher" in options else {})}
+            for name, options in runs.items()
+        }
         out = tmp_path / f"{backend}_{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         given = {"start": start, "out": str(out), "runs": runs, "floatx": floatx}
@@ -149,7 +164,9 @@ def test_ten_steps_equal_those_of_tensorflow_in_single_precision(train):
 
 def test_two_devices_train_as_one(train):
     """In double precision, for the reason in test_training_replicas.py."""
-    runs = {name: {**RUNS[name], "strategy": "auto"} for name in ("plain", "parts", "pixels")}
+    runs = {
+        name: {**RUNS[name], "strategy": "auto"} for name in ("plain", "parts", "pixels", "taught")
+    }
     one, two = (
         train(
             "jax",

@@ -14,7 +14,7 @@ from contracts import ROOT
 # random weights amplifies the difference a hundredfold per step: a ReLU whose input is on the other
 # side of 0 changes the gradient by a finite amount.
 PROGRAM = """
-import json, tempfile
+import json, sys, tempfile
 import keras, numpy as np, tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -42,6 +42,11 @@ training = TrainConfig(training_number_of_steps=10, base_learning_rate=1e-3,
                        loss="cross_entropy+0.5*dice", clip_gradient_norm=1.0, ema_momentum=0.9,
                        weight_decay=1e-2)
 info = open_dataset(data, "train").info
+if sys.argv[1] == "teacher":
+    from deeplab_keras.models.segmentor import build_segmentor
+    path, other = tempfile.mkdtemp(), model.replace(head="psp", depth_multiplier=0.35)
+    folder.save_checkpoint(path, build_segmentor(other), other, info)
+    training = training.replace(teacher=path, distillation_weight=0.75)
 matrix = np.eye(info.num_classes, dtype=int)
 validation.evaluate = lambda *args, **options: Report.from_matrix(matrix, info, 1)
 
@@ -81,13 +86,14 @@ print("RESULT", json.dumps({
 
 
 @pytest.mark.slow
-def test_two_replicas_train_as_one():
+@pytest.mark.parametrize("teacher", ["no teacher", "teacher"])
+def test_two_replicas_train_as_one(teacher):
     """Compares losses, gradient norms, weights, averages and optimizer state after ten steps."""
     environment = dict(
         os.environ, TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1", PYTHONPATH=str(ROOT)
     )
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, teacher],
         cwd=ROOT,
         env=environment,
         capture_output=True,
