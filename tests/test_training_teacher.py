@@ -11,8 +11,8 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from contracts import label_blocks, noise, raises_line, script
-from test_training_kills import kill
+from contracts import MEASURED, label_blocks, noise, raises_line, script
+from test_training import final_arrays, start, wait_for
 from toy import toy_config
 
 from deeplab_keras.checkpoints import folder
@@ -56,19 +56,23 @@ def draw(model: keras.Model, seed: int) -> keras.Model:
     return model
 
 
-def files(**values: object) -> TeacherFiles:
-    defaults = {"source": "big", "path": pathlib.Path("big"), "hashes": {}, "info": None}
-    return TeacherFiles(**{**defaults, "weight": 0.5, "temperature": 1.0, **values})
-
-
-def trained(model: keras.Model, teacher: keras.Model, parts: int = 1, **values) -> TensorFlowModel:
+def trained(
+    model: keras.Model,
+    teacher: keras.Model,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    parts: int = 1,
+) -> TensorFlowModel:
     """Returns the model to train, with fixed statistics: its outputs are those of inference."""
     for layer in model.layers:
         if isinstance(layer, BatchNormalization):
             layer.freeze_statistics = True
     found = TensorFlowModel(model.input, model.output)
+    files = TeacherFiles("big", pathlib.Path("big"), {}, None)
     found.set_step(
-        parts=parts, ignore_label=IGNORE, teacher=Teacher(files(**values), teacher, step=None)
+        parts=parts,
+        ignore_label=IGNORE,
+        teacher=Teacher(teacher, weight, temperature, files, step=None),
     )
     found.compile("sgd", loss=make_loss(ignore_label=IGNORE, sum_over_replicas=lambda x: x))
     return found
@@ -196,10 +200,11 @@ def save(info, tmp_path):
 
 
 def teach(path, info, size=(64, 64), channels=3, run="runs/student") -> Teacher:
-    found = find_teacher(TrainConfig(teacher=str(path), train_logdir=str(run)))
+    training = TrainConfig(teacher=str(path), train_logdir=str(run))
+    found = find_teacher(training)
     assert found is not None
     found.check_classes(info)
-    return found.load(info, size, channels)
+    return found.load(training, info, size, channels)
 
 
 def test_any_kind_of_teacher_gives_the_logits_of_inference(save, info, tiny_run, tmp_path):
@@ -267,9 +272,21 @@ def test_a_run_records_its_teacher_and_saves_only_the_student(
 
 
 @pytest.mark.slow
-def test_killed_with_a_teacher(tiny_flags, tiny_run, tmp_path):
-    """The run ends with the bits of an undisturbed run."""
-    kill(3, [*tiny_flags, f"--teacher={tiny_run}"], tmp_path)
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_run(tiny_flags, tiny_run, tmp_path):
+    flags = [*tiny_flags, f"--teacher={tiny_run}", "--nohtml_report"]
+    process = start(tmp_path / "killed", flags)
+    wait_for(tmp_path / "killed" / folder.STEPS / "step_00000004", process)
+    process.kill()
+    process.communicate()
+    for run in ("killed", "undisturbed"):
+        process = start(tmp_path / run, flags)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        assert f"teacher: {tiny_run} (step 2), weight 0.5, temperature 2\n" in errors
+    found, expected = (final_arrays(tmp_path / run) for run in ("killed", "undisturbed"))
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert set(different) <= {*MEASURED}
 
 
 @pytest.mark.slow

@@ -110,11 +110,11 @@ class TrainedModel(Segmentor):
             labels,
             logits,
             teacher_logits,
-            self.teacher.files.temperature,
+            self.teacher.temperature,
             self.ignore_label,
             sum_over_replicas,
         )
-        weight = self.teacher.files.weight
+        weight = self.teacher.weight
         loss = (1 - weight) * labeled + weight * taught
         return self._with_auxiliary_losses(loss, labels, outputs) if several else loss
 

@@ -36,16 +36,12 @@ class TeacherFiles:
         path: The checkpoint folder or `.keras` file.
         hashes: The SHA-256 of the files that determine the teacher's outputs, by name.
         info: The teacher's classes. `None` for a `.keras` file, which has no class names.
-        weight: The weight of the teacher's probabilities in the loss.
-        temperature: The divisor of the logits, see `losses.distillation`.
     """
 
     source: str
     path: pathlib.Path
     hashes: dict[str, str]
     info: DatasetInfo | None
-    weight: float
-    temperature: float
 
     def identity(self) -> dict[str, Any]:
         """Returns what the run's folder records about the teacher, as JSON values."""
@@ -72,10 +68,13 @@ class TeacherFiles:
             f"{info.num_classes}; give a teacher with the classes of the dataset"
         )
 
-    def load(self, info: DatasetInfo, size: tuple[int, int], channels: int) -> Teacher:
+    def load(
+        self, training: TrainConfig, info: DatasetInfo, size: tuple[int, int], channels: int
+    ) -> Teacher:
         """Builds the teacher's network and loads its weights.
 
         Args:
+            training: The settings of the run.
             info: The classes of the dataset.
             size: (height, width) of the training crops.
             channels: Number of channels of the student's images.
@@ -93,7 +92,13 @@ class TeacherFiles:
                 model, step = loaded.model, loaded.metrics.get("step")
         model.trainable = False
         self._check_images(model, info, size, channels)
-        return Teacher(self, model, step)
+        return Teacher(
+            model,
+            training.distillation_weight or WEIGHT,
+            training.distillation_temperature or TEMPERATURE,
+            self,
+            step,
+        )
 
     def _check_images(
         self, model: keras.Model, info: DatasetInfo, size: tuple[int, int], channels: int
@@ -144,13 +149,17 @@ class Teacher:
     """A network that teaches. Keras does not track it as a part of the trained model.
 
     Attributes:
-        files: Where the network is from, and its weight in the loss.
         model: The network, from images in 0..255 to logits.
+        weight: The weight of its class probabilities in the loss.
+        temperature: The divisor of the logits, see `losses.distillation`.
+        files: Where the network is from.
         step: The training step of its weights, if known.
     """
 
-    files: TeacherFiles
     model: keras.Model
+    weight: float
+    temperature: float
+    files: TeacherFiles
     step: int | None
 
     def logits(self, images: Any) -> Any:
@@ -158,9 +167,9 @@ class Teacher:
         return ops.cast(self.model(images, training=False), keras.config.floatx())
 
     def __str__(self) -> str:
-        files = self.files
         step = "" if self.step is None else f" (step {self.step})"
-        return f"{files.source}{step}, weight {files.weight:g}, temperature {files.temperature:g}"
+        numbers = f"weight {self.weight:g}, temperature {self.temperature:g}"
+        return f"{self.files.source}{step}, {numbers}"
 
 
 def find_teacher(training: TrainConfig) -> TeacherFiles | None:
@@ -196,14 +205,7 @@ def find_teacher(training: TrainConfig) -> TeacherFiles | None:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror}); give another teacher"
             ) from error
-    return TeacherFiles(
-        source,
-        path,
-        hashes,
-        info,
-        training.distillation_weight or WEIGHT,
-        training.distillation_temperature or TEMPERATURE,
-    )
+    return TeacherFiles(source, path, hashes, info)
 
 
 @contextlib.contextmanager

@@ -438,7 +438,9 @@ def _build(
         teacher = (
             None
             if teacher_files is None
-            else teacher_files.load(info, _pair(data.train_crop_size), config.input_channels)
+            else teacher_files.load(
+                training, info, _pair(data.train_crop_size), config.input_channels
+            )
         )
         trained = engine.Model(model.input, model.output, name=model.name)
         trained.set_step(
