@@ -28,7 +28,7 @@ LOWEST_TESTS := $(addprefix tests/test_,$(addsuffix .py,lowest models segmentor 
     quantization golden_official golden_sssegmentation data_pipeline data_tfds data_strong_transforms data_readers \
     checkpoints_folder checkpoints_damage convert_pth export inference prediction training visualization zoo_loading))
 # Tests of the quick lane that do not need TensorFlow, by name.
-NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit or distillation
+NEUTRAL := value_and_gradient or official or replica_sums or sgd or rules or rebuild or formulas or under_fit or distillation or no_gradient
 
 .PHONY: help setup demo test slow torch jax lowest gpu site lint types ci clean
 

@@ -293,6 +293,14 @@ def test_distillation_and_its_gradient(temperature):
     )
 
 
+def test_no_gradient_flows_to_the_teacher():
+    labels, logits = example()
+    _, gradient = value_and_gradient(lambda z: losses.distillation(labels, z, z / 2), logits)
+    known = (labels < logits.shape[-1])[..., None]
+    expected = (softmax(logits) - softmax(logits / 2)) * known / (labels != IGNORE).sum()
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+
+
 def test_distillation_of_equal_logits_and_without_valid_pixels_is_zero():
     labels, logits = example(scale=50)
     logits = logits.astype("float32")

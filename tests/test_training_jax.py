@@ -56,8 +56,6 @@ BOUNDS = {
     # Keras normalizes with running statistics in float32 on JAX.
     "frozen": 1e-6,
     "statistics": 1e-6,
-    "taught": 1e-6,
-    "taught parts": 1e-6,
 }
 
 

@@ -44,7 +44,8 @@ training = TrainConfig(training_number_of_steps=10, base_learning_rate=1e-3,
 info = open_dataset(data, "train").info
 if sys.argv[1] == "teacher":
     from deeplab_keras.models.segmentor import build_segmentor
-    path, other = tempfile.mkdtemp(), model.replace(head="psp", depth_multiplier=0.35)
+    other = model.replace(head="psp", depth_multiplier=0.35, num_classes=info.num_classes)
+    path = tempfile.mkdtemp()
     folder.save_checkpoint(path, build_segmentor(other), other, info)
     training = training.replace(teacher=path, distillation_weight=0.75)
 matrix = np.eye(info.num_classes, dtype=int)

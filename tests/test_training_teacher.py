@@ -292,7 +292,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_run(tiny_flags, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_teacher_with_infinite_logits_is_named(precision, save, tiny_flags, tmp_path, capfd):
-    path = save(change=lambda weights: weights["logits/kernel"].__imul__(1e38))
+    path = save(change=lambda w: [w[f"logits/{name}"].fill(3e38) for name in ("kernel", "bias")])
     flags = [f"--teacher={path}", f"--precision={precision}", f"--train_logdir={tmp_path}/run"]
     assert script("train.py")(*tiny_flags, *flags) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
