@@ -261,7 +261,7 @@ def test_every_model_of_the_zoo_loads_in_a_new_process(tmp_path) -> None:
         model = build_segmentor(config)
         paths.append(save(model, tmp_path / name, images))
         keras.backend.clear_session()
-    assert len(paths) == 32
+    assert len(paths) == 33
     load_in_a_new_process(paths)
 
 

@@ -273,7 +273,9 @@ def test_a_worker_that_is_killed(tmp_path):
         "lost the connection to another worker after step" in last
         and "run the same command again on each to resume from the latest checkpoint" in last
     )
-    assert all(np.isfinite(value).all() for value in arrays(tmp_path).values())
+    values = arrays(tmp_path)
+    del values["meter/joules"]  # NaN where the energy cannot be measured
+    assert all(np.isfinite(value).all() for value in values.values())
     saved = int(folder.step_folders(tmp_path)[-1].name.rpartition("_")[2])
     again = start({**settings, "strategy": "none"})
     try:

@@ -14,17 +14,26 @@ import numpy as np
 import pytest
 from contracts import ROOT
 
-# Imports in a process and in those that it starts, as where TensorFlow and what stands on it are
-# not installed.
+# Hides TensorFlow and what depends on it in a process and in those that it starts. PyTorch asks
+# `find_spec` for it, which must return None as if it were not installed.
 BLOCKED = """
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets", "keras_cv"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+HIDDEN = ("tensorflow", "tensorflow_datasets", "keras_cv")
 
-sys.meta_path.insert(0, Blocked())
+class Filter:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Filter, sys.meta_path)
 """
 
 
