@@ -53,13 +53,14 @@ class JaxTraining:
         )
         self.state: Any = tuple([variable.value for variable in group] for group in groups)
         self.losses: list[float] = []
-        self.step = jax.jit(self.trained.train_step, donate_argnums=0)
+        step = jax.jit(self.trained.train_step, donate_argnums=0)
+        self.step = step.lower(self.state, self.batch).compile()
         self._repeat(WARM_UP)
 
     def measure(self, batches: int) -> dict[str, Any]:
         """Measures one round. With 0 batches, returns what does not change between rounds."""
         if not batches:
-            return jax_device.about()
+            return {**jax_device.about(), **self._costs()}
         images, found = batches * len(self.batch[0]), {}
         if self.stream is not None:
             seconds, waited = self._take(batches, self.stream)
@@ -70,6 +71,12 @@ class JaxTraining:
             "bare_speed": images / self._repeat(batches),
             "peak_rate": measured_peak(keras.mixed_precision.global_policy().compute_dtype, on_gpu),
         }
+
+    def _costs(self) -> dict[str, float]:
+        """Returns XLA's estimates for the compiled step, per image."""
+        costs = self.step.cost_analysis() or {}
+        names = {"operations": "flops", "traffic": "bytes accessed"}
+        return {key: costs.get(name, 0) / len(self.batch[0]) for key, name in names.items()}
 
     def _take(self, count: int, batches: Iterator[Any]) -> tuple[float, float]:
         """Returns the seconds of `count` steps, and the seconds spent waiting for input.

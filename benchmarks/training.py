@@ -46,6 +46,8 @@ class StepTimes:
         with_input: Images/s of steps that read their batches from the dataset; `None` if it was not
             measured.
         waiting: Share of the time in which these steps wait for their batches, 0..1.
+        operations: Additions and multiplications per image in XLA's program. 0 if not known.
+        traffic: Bytes per image that this program reads and writes, as XLA estimates them.
     """
 
     speed: Spread
@@ -55,6 +57,8 @@ class StepTimes:
     peak_rate: float
     with_input: Spread | None = None
     waiting: float = 0.0
+    operations: float = 0.0
+    traffic: float = 0.0
 
     @property
     def where(self) -> str:
@@ -103,6 +107,11 @@ class TrainingResult:
                     f"% of {steps.peak_rate / 1e9:.1f} billion multiply-adds per second, measured"
                 )
             lines.append(f"    peak memory             {steps.peak_bytes / 1e6:.0f} MB")
+            if steps.operations:
+                lines.append(
+                    f"    XLA's estimate          {steps.operations / 1e9:.2f} billion operations "
+                    f"and {steps.traffic / 1e9:.2f} GB of memory traffic per image"
+                )
         lines.append(
             f"multiply-adds per image     {self.multiply_adds / 1e9:.2f} billion, forward and "
             "backward"
@@ -138,6 +147,15 @@ class TrainingResult:
                         "steps alone, of the peak",
                         "%",
                         100 * self.utilization(name, steps.speed),
+                    ),
+                ]
+            if steps.operations:
+                rows += [
+                    Measurement.single(
+                        subject, "XLA's operations per image", "billion", steps.operations / 1e9
+                    ),
+                    Measurement.single(
+                        subject, "XLA's memory traffic per image", "GB", steps.traffic / 1e9
                     ),
                 ]
             if steps.device_bytes:
@@ -337,6 +355,8 @@ def result(
             max(values.get("peak_rate", [0.0])),
             Spread.of(values["speed"]) if "speed" in values else None,
             Spread.of(values["waiting"]).median if "waiting" in values else 0.0,
+            float(about[name].get("operations", 0)),
+            float(about[name].get("traffic", 0)),
         )
         for name, values in found.items()
     }
