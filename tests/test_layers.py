@@ -206,6 +206,27 @@ def test_depthwise_convolution_as_a_sum_of_products(monkeypatch, options, paddin
         np.testing.assert_allclose(ours, plain, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"groups": 3}])
+def test_a_pointwise_convolution_as_a_matrix_product(monkeypatch, options) -> None:
+    """The value and the gradients equal those of Keras' layer."""
+    monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)
+    x = tf.constant(noise(2, 5, 7, 6) / 255)
+    results = []
+    for cls in (Conv2D, keras.layers.Conv2D):
+        layer = cls(9, 1, **options)
+        layer.build(x.shape)
+        for index, variable in enumerate(layer.trainable_variables):
+            variable.assign(noise(*variable.shape, seed=1 + index) / 255 - 0.5)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * y)
+        variables = [variable.value for variable in layer.trainable_variables]
+        results.append([y, *tape.gradient(loss, [x, *variables])])
+    for ours, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_depthwise_sums_in_half_precision_are_float32(monkeypatch) -> None:
     """256 + 8 x 1 is 264. Summed one by one in bfloat16, it stays 256."""
     monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)

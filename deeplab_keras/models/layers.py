@@ -179,12 +179,18 @@ def _has_dilation_gradient() -> bool:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Conv2D(keras.layers.Conv2D):
-    """Keras' convolution, with native dilation instead of SpaceToBatch under TensorFlow."""
+    """Keras' convolution, with native dilation instead of SpaceToBatch under TensorFlow.
+
+    JAX on a CPU computes 1x1 convolutions as matrix products, which are faster there.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"data_format": DATA_FORMAT, **kwargs})
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        pointwise = self.kernel_size == self.strides == (1, 1) and self.groups == 1
+        if pointwise and _on_jax_cpu():
+            return ops.matmul(inputs, kernel[0, 0])
         if max(self.dilation_rate) == 1 or keras.backend.backend() != "tensorflow":
             return super().convolution_op(inputs, kernel)
 
