@@ -1,4 +1,4 @@
-"""The batch of a training benchmark: noise, or crops of a dataset from an .npz file."""
+"""Batches for training benchmarks: noise, or crops of a dataset from an .npz file."""
 
 from __future__ import annotations
 

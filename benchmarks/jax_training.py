@@ -1,4 +1,4 @@
-"""The contender of a training benchmark that takes the steps of `dk.train` on Keras' JAX backend.
+"""Measures the training steps of `dk.train` on Keras' JAX backend.
 
 It requires TensorFlow only to read batches of a dataset.
 """

@@ -18,7 +18,7 @@ class Failing:
 
 
 class Stepping:
-    """A contender of a training benchmark that is as fast as it is told."""
+    """A contender that reports a given training speed."""
 
     def __init__(self, speed: float) -> None:
         self.speed = speed
@@ -30,7 +30,7 @@ class Stepping:
 
 
 class Sleeping:
-    """A contender that takes as long as it is told."""
+    """A contender that sleeps for a given time."""
 
     def measure(self, seconds: float) -> dict[str, float]:
         time.sleep(seconds)

@@ -112,7 +112,7 @@ def raises_line(message: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
     assert re.search(message, as_command_line(error.value)), as_command_line(error.value)
 
 
-# Measurements in a training checkpoint, which differ between equal runs.
+# Measurements in checkpoints, which differ between otherwise equal runs.
 MEASURED = ("row/images_per_second", "meter/starts", "meter/seconds", "meter/joules")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 

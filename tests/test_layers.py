@@ -172,6 +172,19 @@ def test_dilation_equals_keras_in_value_and_gradient(monkeypatch, native, rate, 
 
 
 @pytest.mark.slow
+def value_and_gradients(layer: keras.layers.Layer, x: tf.Tensor) -> list[tf.Tensor]:
+    """Returns a layer's output for fixed weights, and the gradients of the sum of its squares."""
+    layer.build(x.shape)
+    for index, variable in enumerate(layer.trainable_variables):
+        variable.assign(noise(*variable.shape, seed=1 + index) / 255 - 0.5)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        loss = tf.reduce_sum(y * y)
+    variables = [variable.value for variable in layer.trainable_variables]
+    return [y, *tape.gradient(loss, [x, *variables])]
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
     "options",
@@ -188,18 +201,11 @@ def test_depthwise_convolution_as_a_sum_of_products(monkeypatch, options, paddin
     """The value and the gradients equal those of Keras' layer."""
     monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)
     x = tf.constant(noise(2, 16, 13, 3) / 255, dtype)
-    results = []
-    for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D):
-        layer = cls(padding=padding, dtype=dtype, **{"use_bias": False, **options})
-        layer.build(x.shape)
-        for index, variable in enumerate(layer.trainable_variables):
-            variable.assign(noise(*variable.shape, seed=1 + index) / 255 - 0.5)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            loss = tf.reduce_sum(y * y)
-        variables = [variable.value for variable in layer.trainable_variables]
-        results.append([y, *tape.gradient(loss, [x, *variables])])
+    options = {"padding": padding, "dtype": dtype, "use_bias": False, **options}
+    results = [
+        value_and_gradients(cls(**options), x)
+        for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)
+    ]
     tolerance = 1e-4 if dtype == "float32" else 1e-12
     for ours, plain in zip(*results, strict=True):
         assert ours.dtype == plain.dtype
@@ -211,18 +217,9 @@ def test_a_pointwise_convolution_as_a_matrix_product(monkeypatch, options) -> No
     """The value and the gradients equal those of Keras' layer."""
     monkeypatch.setattr(layers, "_on_jax_cpu", lambda: True)
     x = tf.constant(noise(2, 5, 7, 6) / 255)
-    results = []
-    for cls in (Conv2D, keras.layers.Conv2D):
-        layer = cls(9, 1, **options)
-        layer.build(x.shape)
-        for index, variable in enumerate(layer.trainable_variables):
-            variable.assign(noise(*variable.shape, seed=1 + index) / 255 - 0.5)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            loss = tf.reduce_sum(y * y)
-        variables = [variable.value for variable in layer.trainable_variables]
-        results.append([y, *tape.gradient(loss, [x, *variables])])
+    results = [
+        value_and_gradients(cls(9, 1, **options), x) for cls in (Conv2D, keras.layers.Conv2D)
+    ]
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 

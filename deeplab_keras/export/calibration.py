@@ -75,7 +75,7 @@ def calibrate(exportable: Exportable, source: Source | None) -> tuple[Exportable
         source: The validation split.
 
     Raises:
-        UserError: There is no split, the split and the network have different classes, the best
+        UserError: The validation split is missing or has other classes than the network, the best
             temperature is outside the limits, or other layers follow the classifiers.
     """
     if source is None or source.info.class_names != exportable.info.class_names:

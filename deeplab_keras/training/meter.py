@@ -43,7 +43,7 @@ class Meter:
         self._time, self._counters = now, counters
 
     def state(self) -> dict[str, Any]:
-        """Returns the totals for a training checkpoint, as NumPy scalars."""
+        """Returns the totals as NumPy scalars, to be saved in a checkpoint."""
         self.update()
         return {
             "meter/starts": np.int64(self.starts),
@@ -52,7 +52,7 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, np.ndarray], *, finished: bool = False) -> None:
-        """Adds the totals of a training checkpoint. Checkpoints of older versions have none.
+        """Adds the totals that a checkpoint has. Checkpoints of older versions have none.
 
         Args:
             state: The state of the checkpoint.
