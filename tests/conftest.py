@@ -7,11 +7,13 @@ import gc
 import importlib.util
 import os
 import pathlib
+import random
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import file_server
+import numpy as np
 import pytest
 import toy
 from contracts import BROWSER, SHARED, script
@@ -195,6 +197,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for nodeid in names:
             terminalreporter.write_line(f"  {nodeid}")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Gives each test the same random numbers, alone or after others.
+
+    Keras draws the seeds of its initializers and of dropout from `random`.
+    """
+    random.seed(1)
+    np.random.seed(1)
 
 
 TINY = [

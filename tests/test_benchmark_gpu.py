@@ -216,7 +216,8 @@ def test_a_perturbed_weight_fails_the_parity(tiny_golden):
     assert parity.failures(parity.outputs(values, model), "float32") == []
     kernel = model.get_layer("logits").kernel
     changed = np.array(kernel)
-    changed[0, 0, 0, 0] += 0.05 * changed.std()
+    # All weights of one class: a single one may belong to a channel that ReLU keeps at zero.
+    changed[..., 0] *= 1.05
     kernel.assign(changed)
     (failure, *_) = parity.failures(parity.outputs(values, model), "float32")
     assert failure.startswith("logits ")
