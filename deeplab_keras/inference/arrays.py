@@ -15,7 +15,6 @@ import numpy as np
 from deeplab_keras.inference.resizing import MOST_CLASSES, by_class, resize, resize_rows
 
 __all__ = [
-    "STRIP_BYTES",
     "as_array",
     "decide",
     "flip",
@@ -25,10 +24,17 @@ __all__ = [
     "resize",
     "resize_rows",
     "softmax",
+    "strip_bytes",
 ]
 
-STRIP_BYTES = 1 << 21  # small enough for the processor's cache
+MOST_STRIP_BYTES = 1 << 21  # small enough for the processor's cache
+LEAST_STRIP_BYTES = 1 << 19  # smaller ones cost more calls than they save memory
 MOST_THREADS = 8
+
+
+def strip_bytes(needed: int) -> int:
+    """See `network.Arithmetic`. Each thread has about four times as much in memory."""
+    return min(max(needed // 32, LEAST_STRIP_BYTES), MOST_STRIP_BYTES)
 
 
 def as_array(x: Any) -> np.ndarray:

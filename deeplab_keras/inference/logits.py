@@ -97,7 +97,7 @@ def predict_labels(
     batch, height, width = images.shape[:3]
     by_rows = [part for part in parts if isinstance(part, WindowRows)]
     arithmetic = network.arithmetic
-    limit = STRIP_BYTES if by_rows else min(STRIP_BYTES, arithmetic.STRIP_BYTES)
+    limit = STRIP_BYTES if by_rows else min(STRIP_BYTES, arithmetic.strip_bytes(needed))
     rows = limit // _bytes_of_logits(batch, (1, width), network)
     rows = max(1, min([rows, *(_rows_of_windows(part, height) for part in by_rows)]))
 

@@ -18,12 +18,10 @@ class Arithmetic(Protocol):
 
     The modules `arrays` (NumPy) and `tensors` (TensorFlow) have these functions. Scores are float32
     `[batch, height, width, num_classes]`.
-
-    Attributes:
-        STRIP_BYTES: How many bytes of scores are resized and decided at a time.
     """
 
-    STRIP_BYTES: int
+    def strip_bytes(self, needed: int) -> int:
+        """Returns how many of the `needed` bytes of scores are resized and decided at a time."""
 
     def resize(self, x: Any, size: tuple[int, ...]) -> Any:
         """Resizes `[batch, height, width, channels]` bilinearly with half-pixel centers to float32.

@@ -18,12 +18,16 @@ import tensorflow as tf
 from deeplab_keras.inference.resizing import positions
 from deeplab_keras.models.layers import HAS_XLA
 
-STRIP_BYTES = 1 << 28
 BLOCK = 1 << 16  # pixels
 MOST_CLASSES = 40  # with more, TensorFlow's argmax is faster
 MOST_SIZES = 8
 _sizes: set[tuple[int, int]] = set()  # (pixels, classes) that have their own program
 Decision = tuple[tf.Tensor, ...]
+
+
+def strip_bytes(needed: int) -> int:
+    """See `network.Arithmetic`."""
+    return needed
 
 
 def resize(x: Any, size: tuple[int, ...]) -> Any:
