@@ -171,7 +171,6 @@ def test_dilation_equals_keras_in_value_and_gradient(monkeypatch, native, rate, 
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 def value_and_gradients(layer: keras.layers.Layer, x: tf.Tensor) -> list[tf.Tensor]:
     """Returns a layer's output for fixed weights, and the gradients of the sum of its squares."""
     layer.build(x.shape)

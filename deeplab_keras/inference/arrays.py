@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 MOST_STRIP_BYTES = 1 << 21  # small enough for the processor's cache
-LEAST_STRIP_BYTES = 1 << 19  # smaller ones cost more calls than they save memory
+LEAST_STRIP_BYTES = 1 << 19  # smaller strips save little memory and take longer
 MOST_THREADS = 8
 
 
 def strip_bytes(needed: int) -> int:
-    """See `network.Arithmetic`. Each thread has about four times as much in memory."""
+    """See `network.Arithmetic`. Each thread holds about four times as many in memory."""
     return min(max(needed // 32, LEAST_STRIP_BYTES), MOST_STRIP_BYTES)
 
 

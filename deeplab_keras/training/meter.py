@@ -52,7 +52,7 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, np.ndarray], *, finished: bool = False) -> None:
-        """Adds the totals that a checkpoint has. Checkpoints of older versions have none.
+        """Adds the totals of a checkpoint. Checkpoints of older versions have none.
 
         Args:
             state: The state of the checkpoint.
