@@ -8,6 +8,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -62,6 +64,24 @@ def test_a_resize_has_the_bits_of_tensorflows():
                     np.testing.assert_array_equal(
                         arrays.resize_rows(scores, wanted, top, bottom), whole[:, top:bottom]
                     )
+
+
+@pytest.mark.parametrize("processors", [1, 2, 8])
+def test_work_in_parallel_has_the_order_of_its_items(monkeypatch, processors):
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    threads, items = set(), list(range(40, 0, -1))
+
+    def square(item):
+        threads.add(threading.get_ident())
+        time.sleep(1e-4 * item)
+        return item * item
+
+    assert arrays.in_parallel(square, iter(items)) == [item * item for item in items]
+    assert len(threads) == processors and threading.get_ident() in threads
+    assert arrays.in_parallel(square, []) == []
+    for wrong in (40, 39, 1):
+        with pytest.raises(ZeroDivisionError):
+            arrays.in_parallel(lambda item, wrong=wrong: square(item) / (item != wrong), items)
 
 
 @pytest.mark.parametrize("classes", [2, 19, resizing.MOST_CLASSES, resizing.MOST_CLASSES + 1, 300])

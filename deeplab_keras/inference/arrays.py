@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 MOST_STRIP_BYTES = 1 << 21  # small enough for the processor's cache
-LEAST_STRIP_BYTES = 1 << 19  # smaller strips save little memory and take longer
+LEAST_STRIP_BYTES = 1 << 18  # smaller strips save little memory and take longer
 MOST_THREADS = 8
 
 
 def strip_bytes(needed: int) -> int:
     """See `network.Arithmetic`. Each thread holds about four times as many in memory."""
-    return min(max(needed // 32, LEAST_STRIP_BYTES), MOST_STRIP_BYTES)
+    return min(max(needed // 64, LEAST_STRIP_BYTES), MOST_STRIP_BYTES)
 
 
 def as_array(x: Any) -> np.ndarray:
@@ -82,11 +82,24 @@ def decide(scores: np.ndarray, with_confidence: bool = False) -> tuple[np.ndarra
 def in_parallel(function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
     """See `network.Arithmetic`. NumPy releases the interpreter's lock in its loops."""
     given = list(items)
+    results: list[Any] = [None] * len(given)
+    places = iter(range(len(given)))
+
+    def work() -> None:
+        for place in places:  # shared by all threads
+            results[place] = function(given[place])
+
     threads = min(os.cpu_count() or 1, MOST_THREADS, len(given))
     if threads < 2:
-        return [function(item) for item in given]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, given))
+        work()
+        return results
+    # The calling thread works too: it uses the memory again that the images have taken.
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+    for other in others:
+        other.result()
+    return results
 
 
 def is_finite(scores: np.ndarray) -> bool:

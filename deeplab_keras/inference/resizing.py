@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+STRIP_BYTES = 1 << 18  # of a resized image
 MOST_CLASSES = 40  # with more, NumPy's argmax is faster for classes that lie next to each other
 
 
@@ -48,7 +49,14 @@ def resize(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """See `network.Arithmetic`."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
-    return _resize(x, (size[0], size[1]), 0, size[0])
+    (height, width), (batch, *_, channels) = size, x.shape
+    result = np.empty((batch, height, width, channels), np.float32)
+    # In strips, so that the temporary arrays stay small, and in the processor's cache.
+    rows = max(1, STRIP_BYTES // (4 * batch * width * channels))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        result[:, top:bottom] = _resize(x, (height, width), top, bottom)
+    return result
 
 
 def enlarge(x: np.ndarray, size: tuple[int, ...], align_corners: bool = False) -> np.ndarray:
