@@ -21,6 +21,8 @@ from deeplab_keras.config import (
     TrainConfig,
     UserError,
 )
+from deeplab_keras.config.backbones import BACKBONES
+from deeplab_keras.config.heads import HEADS
 from deeplab_keras.data.info import DatasetInfo
 
 
@@ -199,13 +201,11 @@ def test_a_description_of_classes_of_another_type(changes, line):
         (
             lambda: ModelConfig(backbone="mobilenet_v9"),
             "unknown backbone 'mobilenet_v9'; did you mean 'mobilenet_v2'? known: "
-            "mobilenet_edgetpu, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_large_seg, "
-            "mobilenet_v3_small, mobilenet_v3_small_seg",
+            + ", ".join(sorted(BACKBONES)),
         ),
         (
             lambda: ModelConfig(head="lrasp"),
-            "unknown head 'lrasp'; did you mean 'lraspp'? known: deeplab_v3, "
-            "deeplab_v3_plus, fcn, lraspp, psp",
+            "unknown head 'lrasp'; did you mean 'lraspp'? known: " + ", ".join(sorted(HEADS)),
         ),
     ],
 )

@@ -21,6 +21,7 @@ from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.annotations.masks import convert_masks
 from deeplab_keras.data.check import check_dataset
 from deeplab_keras.data.datasets.classes_file import read_classes
+from deeplab_keras.data.datasets.layout import find_home, find_images
 from deeplab_keras.data.files.pairs import require_labeled
 from deeplab_keras.data.files.reading import (
     BrokenFileError,
@@ -374,7 +375,18 @@ def test_images_with_another_suffix_in_a_published_layout(tmp_path, caplog):
         assert (
             len(open_dataset(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), "train")) == 1
         )
-    assert "1 images are skipped, such as b.jpg; only .png are read" in caplog.text
+    assert "1 image is skipped, such as b.jpg; only .png are read" in caplog.text
+
+
+def test_masks_next_to_the_images_are_no_skipped_images(tmp_path, caplog):
+    for name in ("1/photo.png", "1/truth.png", "2/photo.png", "2/truth.png", "2/other.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photograph(HEIGHT, WIDTH)).save(tmp_path / name)
+    home = find_home(DataConfig(dataset="camvid", dataset_dir=str(tmp_path)), (".",), "", ("1",))
+    with caplog.at_level(logging.WARNING, logger="deeplab_keras"):
+        found = find_images(home, ".", "photo.png", "", deep=True, masks="truth.png")
+    assert found == ["1/photo.png", "2/photo.png"]
+    assert "1 image is skipped, such as 2/other.jpg; only photo.png, truth.png" in caplog.text
 
 
 # --- Files of classes ---

@@ -12,6 +12,8 @@ from contracts import as_command_line, noise, raises_line
 from toy import toy_config
 
 from deeplab_keras.config import CONVENTIONS, OUTPUT_STRIDES, ModelConfig, UserError
+from deeplab_keras.config import backbones as config_backbones
+from deeplab_keras.config import heads as config_heads
 from deeplab_keras.inference import Predictor
 from deeplab_keras.models.backbones import BACKBONES, build_backbone
 from deeplab_keras.models.heads import HEADS
@@ -36,6 +38,7 @@ CHANNELS = {
     "mobilenet_v3_small": (16, 16, 24, 48, 576),
     "mobilenet_v3_large_seg": (16, 24, 40, 112, 480),
     "mobilenet_v3_small_seg": (16, 16, 24, 48, 288),
+    "mobilenet_edgetpu": (16, 32, 48, 96, 1280),
 }
 
 
@@ -69,6 +72,24 @@ def test_features_have_the_contracts_strides(backbone: str, output_stride: int) 
         stride = min(2**level, output_stride)
         expected = (ceil_divide(height, stride), ceil_divide(width, stride))
         assert features[f"c{level}"].shape[1:3] == expected, (backbone, level)
+
+
+def test_parts_are_registered_with_their_options_and_with_their_layers() -> None:
+    assert set(config_backbones.BACKBONES) == set(BACKBONES), (
+        "config/backbones.py and models/backbones/__init__.py must have the same names"
+    )
+    assert set(config_heads.HEADS) == set(HEADS), (
+        "config/heads.py and models/heads/__init__.py must have the same names"
+    )
+    assert {*CHANNELS, "toy"} == set(BACKBONES), "CHANNELS must have every backbone"
+
+
+def test_a_head_that_reads_features_that_the_backbone_does_not_have(monkeypatch) -> None:
+    monkeypatch.setitem(HEADS, "fcn", lambda features, config: features["c9"])
+    with raises_line(
+        "the backbone toy has no features 'c9', which the head reads; it has c1, stem, c2"
+    ):
+        build_segmentor(TOY.replace(head="fcn"))
 
 
 @pytest.mark.parametrize("backbone", CHANNELS)

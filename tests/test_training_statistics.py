@@ -352,6 +352,15 @@ def test_a_gap_caused_by_statistics(monkeypatch):
     assert evaluations == 2
 
 
+def test_a_run_prints_the_diagnosis_with_flags(monkeypatch, tiny_flags, tmp_path, capsys):
+    monkeypatch.setattr(
+        validation.Validation, "diagnose", lambda self, report: "try `recalibrate_batch_norm=20`"
+    )
+    assert script("train.py")(*tiny_flags, f"--train_logdir={tmp_path / 'run'}") == 0
+    captured = capsys.readouterr()
+    assert "warning: try --recalibrate_batch_norm=20" in captured.out + captured.err
+
+
 def test_a_gap_with_other_causes(monkeypatch):
     text, _ = diagnosis(monkeypatch, trained=0.73, running=0.22, measured=0.24, on_training=0.71)
     assert (

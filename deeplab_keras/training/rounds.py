@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_keras.checkpoints import folder
+from deeplab_keras.config import render_options
 from deeplab_keras.evaluation.report import Report
 from deeplab_keras.training.run import Run, StopRequested
 from deeplab_keras.training.steps import Steps
@@ -162,7 +163,7 @@ class Rounds(keras.callbacks.Callback):
                 self.conclude(report)
 
     def _print(self, text: str) -> None:
-        self.steps.progress.write(text)
+        self.steps.progress.write(render_options(text))
 
     def _write_summaries(
         self, row: dict[str, Any], report: Report, panels: list[np.ndarray]

@@ -85,7 +85,7 @@ def read_list(home: Tree, path: str, tree: str) -> list[str]:
 
 
 def find_images(
-    home: Tree, folder: str, ending: str, tree: str, *, deep: bool = False
+    home: Tree, folder: str, ending: str, tree: str, *, deep: bool = False, masks: str = ""
 ) -> list[str]:
     """Returns the images in a folder whose names have the given ending, as sorted relative paths.
 
@@ -95,6 +95,7 @@ def find_images(
         ending: The end of the images' names.
         tree: The expected layout, for messages.
         deep: Whether to search subfolders too.
+        masks: The end of the masks' names, if the masks are in the same folder.
 
     Raises:
         UserError: There are no such images.
@@ -102,7 +103,8 @@ def find_images(
     images = home.files(folder, (ending.lower(),), deep=deep)
     if not images:
         raise UserError(f"{home.on_disk(folder)}: it has no images; {expected(tree)}")
-    warn_left_out(home, folder, (ending.lower(),), deep=deep)
+    endings = (ending.lower(), masks.lower()) if masks else (ending.lower(),)
+    warn_left_out(home, folder, endings, deep=deep)
     return images
 
 

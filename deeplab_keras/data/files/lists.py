@@ -383,10 +383,9 @@ def warn_left_out(root: Tree, folder: str, endings: tuple[str, ...], *, deep: bo
     there = root.files(folder, (*IMAGE_SUFFIXES, *OTHER_PICTURES), deep=deep)
     if others := [name for name in there if not name.lower().endswith(endings)]:
         logger.warning(
-            "%s: %d images are skipped, such as %s; only %s are read: convert the others, or "
-            "move them away",
+            "%s: %s, such as %s; only %s are read: convert the others, or move them away",
             root.on_disk(folder),
-            len(others),
+            "1 image is skipped" if len(others) == 1 else f"{len(others)} images are skipped",
             others[0],
             ", ".join(endings),
         )

@@ -11,15 +11,33 @@ A backbone is a function `(image, config) -> features`. It takes a normalized im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from deeplab_keras.config import ModelConfig
+from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.models.backbones import mobilenet_edgetpu, mobilenet_v2, mobilenet_v3
 from deeplab_keras.models.layers import Tensor
 
-Features = dict[str, Tensor]
 
-BACKBONES: dict[str, Callable[[Tensor, ModelConfig], Features]] = {
+class Features(dict[str, Tensor]):
+    """The features of a backbone by name.
+
+    Args:
+        backbone: The name of the backbone, for messages.
+        features: The features.
+    """
+
+    def __init__(self, backbone: str, features: Mapping[str, Tensor]) -> None:
+        super().__init__(features)
+        self._backbone = backbone
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"the backbone {self._backbone} has no features {name!r}, which the head reads; it has "
+            f"{', '.join(self)}"
+        )
+
+
+BACKBONES: dict[str, Callable[[Tensor, ModelConfig], dict[str, Tensor]]] = {
     "mobilenet_v2": mobilenet_v2.mobilenet_v2,
     "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
@@ -31,4 +49,4 @@ BACKBONES: dict[str, Callable[[Tensor, ModelConfig], Features]] = {
 
 def build_backbone(image: Tensor, config: ModelConfig) -> Features:
     """Builds the backbone of a config on a normalized image, and returns its features by name."""
-    return BACKBONES[config.backbone](image, config)
+    return Features(config.backbone, BACKBONES[config.backbone](image, config))
