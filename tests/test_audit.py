@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import json
+import math
 
 import keras
 import numpy as np
@@ -98,9 +99,22 @@ def test_regions_of_a_mask():
         (1, 0, (10, 10, 30, 30), 400),
         (2, 3, (5, 50, 15, 90), 400),
     ]
-    assert found[0].score == pytest.approx(400 * 0.97) and found[1].score == pytest.approx(
-        400 * 0.96
-    )
+    # Of the area that is predicted as 0, 400 of 9200 pixels have another label; of that predicted
+    # as 3, all have.
+    assert found[0].score == pytest.approx(-400 * math.log(0.03) * 400 / 9200, rel=1e-5)
+    assert found[1].score == pytest.approx(-400 * math.log(0.04), rel=1e-5)
+
+
+def test_a_forgotten_object_weighs_more_than_one_with_another_outline():
+    label, predicted = np.zeros((2, 100, 100), np.uint8)
+    predicted[10:30, 10:40] = 1  # forgotten
+    predicted[50:90, 10:90] = 1
+    label[50:90, 10:75] = 1  # of the same size where they differ, 40 x 15, but most of it is there
+    label[52:60, 40:60] = IGNORE  # does not count
+    first, second = audit.doubtful_regions(label, predicted, confident(predicted, 0.99), IGNORE)
+    assert first.pixels == second.pixels == 600
+    share = 600 / (40 * 80 - 8 * 20)
+    assert second.score == pytest.approx(first.score * share, rel=1e-5)
 
 
 def test_doubt_needs_confidence_and_width():

@@ -4,14 +4,17 @@ There are two kinds of evidence.
 
 * Regions: a pixel is doubtful if the model gives its label a much lower probability than the class
   that it predicts. Doubtful pixels of the same label and prediction form regions. Thin strips are
-  left out, because masks and predictions always differ along outlines. The score of a pixel is
-  1 - p(label), the disagreement. The score of a region is the sum over its pixels, weighted by how
-  seldom the model makes that confusion in the other images, so that the model's own weaknesses do
-  not fill the first places.
+  left out, because masks and predictions always differ along outlines. The score of a region is the
+  sum of -log p(label) over its pixels, with two weights that keep the model's own weaknesses from
+  filling the first places. One is how seldom the model makes that confusion in the other images.
+  The other one is how much of the object is missing in the mask: of the connected area of the
+  predicted class that has the region, the share of pixels with another label. A forgotten car is
+  missing as a whole; where a pavement reaches a little too far, most of it has its label. A mask
+  counts with its strongest region.
 * Shifts: a mask that was moved disagrees along all of its outlines. It agrees with more pixels of
   the prediction when it is moved back.
 
-Both are compared with the masks of the same split: 1 is as much as in the most doubtful tenth.
+Both are compared with the masks of the same split: 1 corresponds to the 90th percentile.
 
 For a picture without a mask, the score of a pixel has an expected value under the model's own
 probabilities: the sum of p(class) * (1 - p(class)).
@@ -44,6 +47,7 @@ MARGIN = 0.8  # smallest difference in probability between the predicted class a
 STRIP = 0.004  # of the diagonal: doubtful strips of up to twice this width are left out
 USUAL = 0.9  # the quantile of the masks' evidence that corresponds to a score of 1
 SMALLEST_USUAL = 0.002  # of the image's pixels: the least evidence for a score of 1
+LEAST = 1e-7  # probability of a label
 # Masks are moved by up to REACH steps of STEP pixels in each direction, in maps that are reduced to
 # a long side of SIDE pixels.
 SIDE, STEP, REACH = 512, 2, 6
@@ -79,7 +83,7 @@ class AuditedMask:
         regions: The doubtful regions, the most doubtful first.
         shift: The pixels to the right and down by which the mask should be moved; `None` if it is
             aligned.
-        score: How doubtful the mask is. 1 is as much as in the most doubtful tenth of the masks.
+        score: How doubtful the mask is. 1 corresponds to the 90th percentile of the split.
     """
 
     index: int
@@ -97,7 +101,7 @@ class Audit:
         info: The classes.
         split: The name of the split.
         images: The number of images that were compared.
-        masks: The masks with doubtful regions, the most doubtful first.
+        masks: The masks with doubtful regions or a shift, the most doubtful first.
     """
 
     info: DatasetInfo
@@ -194,7 +198,7 @@ def audit_labels(
         if bar:
             bar.update(len(found))
     regions = weighted_regions(found, pixels)
-    doubt = {i: sum(region.score for region in regions[i]) / sizes[i] for i in found}
+    doubt = {i: max((region.score for region in regions[i]), default=0.0) / sizes[i] for i in found}
     usual, usual_gain = (
         max(float(np.quantile(list(values), USUAL)), SMALLEST_USUAL)
         for values in (doubt.values(), [gain for gain, _ in gains.values()])
@@ -299,7 +303,8 @@ def doubtful_regions(
         ignore_label: The label of pixels that do not count.
 
     Yields:
-        Regions whose score is the sum of 1 - p(label).
+        Regions whose score is the sum of -log p(label), times the share of the predicted object
+        that has another label.
     """
     counts = label != ignore_label
     own = np.take_along_axis(
@@ -308,10 +313,17 @@ def doubtful_regions(
     margin = np.where(counts, probabilities.max(-1) - own, 0)
     doubtful = opened(margin > MARGIN, round(STRIP * math.hypot(*label.shape))) & counts
     doubtful &= margin > 0  # the opening counts pixels beyond the edge of the image
-    pairs = label.astype(np.int64) * probabilities.shape[-1] + predicted
-    for pair in np.unique(pairs[doubtful]):
+    classes = probabilities.shape[-1]
+    pairs = label.astype(np.int64) * classes + predicted
+    present = np.unique(pairs[doubtful])
+    missing = {
+        c: _missing_share(label, predicted, c, counts) for c in {int(p) % classes for p in present}
+    }
+    surprise = -np.log(np.maximum(own, LEAST))
+    for pair in present:
         numbers = connected(doubtful & (pairs == pair))
-        sums = np.bincount(numbers.ravel(), 1 - own.ravel())
+        evidence = surprise * missing[int(pair) % classes]
+        sums = np.bincount(numbers.ravel(), evidence.ravel())
         sizes = np.bincount(numbers.ravel())
         rows, columns = np.nonzero(numbers)
         order = np.argsort(numbers[rows, columns], kind="stable")
@@ -321,12 +333,25 @@ def doubtful_regions(
             y, x = rows[inside], columns[inside]
             box = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
             yield Region(
-                label=int(pair) // probabilities.shape[-1],
-                predicted=int(pair) % probabilities.shape[-1],
+                label=int(pair) // classes,
+                predicted=int(pair) % classes,
                 box=box,
                 pixels=int(sizes[number]),
                 score=float(sums[number]),
             )
+
+
+def _missing_share(
+    label: np.ndarray, predicted: np.ndarray, class_id: int, counts: np.ndarray
+) -> np.ndarray:
+    """Returns for each pixel the share of its predicted object that has another label.
+
+    An object is a connected area of the predicted class; pixels outside of them have any value.
+    """
+    objects = connected(predicted == class_id)
+    found = np.bincount(objects.ravel(), ((label == class_id) & counts).ravel())
+    share = 1 - found / np.maximum(np.bincount(objects.ravel(), counts.ravel()), 1)
+    return share[objects]
 
 
 def weighted_regions(
