@@ -64,7 +64,7 @@ jax: $(JAX) ## test models, training and evaluation on Keras' JAX backend; insta
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -m jax $(ARGS)
 	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(RUN) -m pytest -k "$(NEUTRAL)" tests/test_losses.py tests/test_optimizers.py
 
-lowest: $(LOWEST)/.ready ## test the oldest supported versions of all dependencies, in an environment of their own
+lowest: $(LOWEST)/.ready ## test the oldest supported versions of all dependencies, in a separate environment
 	$(LOWEST)/bin/python -m pytest -m 'not slow and not torch and not jax' -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
 
 gpu: ## measure this machine's GPU with the JAX and PyTorch of PYTHON; see docs/benchmarks.md

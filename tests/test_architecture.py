@@ -57,7 +57,7 @@ ROOMS = (
 
 # Third-party package -> the rooms that may import it.
 CONFINED = {
-    "tensorflow": "data training evaluation inference export benchmarks checkpoints convert models "
+    "tensorflow": "data training evaluation inference export benchmarks convert models "
     "io.tflite_file",
     "tensorflow_datasets": "data.tfds",
     "keras_cv": "data.augment",

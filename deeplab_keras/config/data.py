@@ -66,7 +66,7 @@ class DataConfig(Config):
     )
     train_batch_size: int = option(16, "images per training step, over all devices")
     min_resize_value: int | None = option(
-        None, "resizes images to this length of their short side first; 0: no resize"
+        None, "first resizes images so that their short side has this length; 0: no resize"
     )
     max_resize_value: int | None = option(
         None, "maximum length of the long side in the resize by `min_resize_value`"

@@ -37,7 +37,7 @@ class EvalConfig(Config):
     )
     eval_batch_size: int = option(4, "images per step")
     eval_short_side: int = option(
-        0, "resizes the image to this length of its short side before inference; 0: no resize"
+        0, "resizes the image so that its short side has this length; 0: no resize"
     )
     eval_long_side: int = option(0, "maximum length of the long side in that resize; 0: no maximum")
     eval_resize_factor: int = option(

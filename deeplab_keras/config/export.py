@@ -64,7 +64,8 @@ class ExportConfig(Config):
     )
     min_agreement: float | None = option(
         None,
-        "share of labels that must agree with Keras; default: 0.995, and 0 for 8-bit files",
+        "share of labels that must agree with Keras; default: 0.995, and 0 for 8-bit files and "
+        "with `half_pixel_resizes`",
     )
     max_miou_loss: float | None = option(
         None, "points of mIoU that a file may lose compared with Keras; default: no limit"

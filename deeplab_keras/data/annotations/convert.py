@@ -113,9 +113,9 @@ def convert_annotations(
     """Converts the export of a labeling tool, or a folder of masks, to index masks.
 
     An export becomes a dataset for `dataset="folder"`: masks in `labels/<split>`, `classes.txt`,
-    and the images in `images/<split>`, as links where possible. Class 0 is `background`. A folder
-    of masks keeps its structure. Existing masks are kept, so that an interrupted conversion can be
-    resumed.
+    and the images in `images/<split>`, as links where possible. Class 0 is `background`, except for
+    COCO panoptic, where pixels without a segment are ignored. A folder of masks keeps its
+    structure. Existing masks are kept, so that an interrupted conversion can be resumed.
 
     Args:
         source: The export: a folder, an archive or a single annotation file.
