@@ -47,7 +47,7 @@ MARGIN = 0.8  # smallest difference in probability between the predicted class a
 STRIP = 0.004  # of the diagonal: doubtful strips of up to twice this width are left out
 USUAL = 0.9  # the quantile of the masks' evidence that corresponds to a score of 1
 SMALLEST_USUAL = 0.002  # of the image's pixels: the least evidence for a score of 1
-LEAST = 1e-7  # probability of a label
+LEAST = 1e-7  # smallest probability of a label, so that its logarithm is finite
 # Masks are moved by up to REACH steps of STEP pixels in each direction, in maps that are reduced to
 # a long side of SIDE pixels.
 SIDE, STEP, REACH = 512, 2, 6
@@ -346,7 +346,8 @@ def _missing_share(
 ) -> np.ndarray:
     """Returns for each pixel the share of its predicted object that has another label.
 
-    An object is a connected area of the predicted class; pixels outside of them have any value.
+    An object is a connected area of the predicted class. Pixels outside of all objects have no
+    meaningful value.
     """
     objects = connected(predicted == class_id)
     found = np.bincount(objects.ravel(), ((label == class_id) & counts).ravel())

@@ -93,7 +93,7 @@ def in_parallel(function: Callable[[int], Any], items: Iterable[int]) -> list[An
     if threads < 2:
         work()
         return results
-    # The calling thread works too: it uses the memory again that the images have taken.
+    # The calling thread works too, because it can reuse the memory that the images took.
     with ThreadPoolExecutor(threads - 1) as pool:
         others = [pool.submit(work) for _ in range(threads - 1)]
         work()
