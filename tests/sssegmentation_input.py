@@ -33,19 +33,32 @@ def make_dataset(
     root: str | pathlib.Path, num_classes: int, passes: int = 1, pipeline: list[Any] | None = None
 ) -> Any:
     """Returns the reference's dataset of images/train/* and labels/train/*.png (ids and 255)."""
+    images = sorted((pathlib.Path(root) / "images/train").iterdir())
+    folders = (pathlib.Path(root) / folder / "train" for folder in ("images", "labels"))
+    names = [path.stem for path in images]
+    return named_dataset(names, *folders, num_classes, passes, pipeline, images[0].suffix)
+
+
+def named_dataset(
+    names: list[str],
+    image_dir: pathlib.Path,
+    label_dir: pathlib.Path,
+    num_classes: int,
+    passes: int = 1,
+    pipeline: list[Any] | None = None,
+    suffix: str = ".jpg",
+) -> Any:
+    """Returns the reference's dataset of these images, with masks of ids and 255."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())
     from ssseg.modules.datasets.base import BaseDataset
 
-    images = sorted((pathlib.Path(root) / "images/train").iterdir())
     config = {"type": "VOCDataset", "repeat_times": passes, "data_pipelines": pipeline or PIPELINE}
     dataset = BaseDataset("TRAIN", None, config)
     dataset.num_classes = num_classes
     dataset.clsid2label = {**{label: label for label in range(num_classes)}, 255: -100}
-    dataset.imageids, dataset.image_ext = [path.stem for path in images], images[0].suffix
-    dataset.image_dir, dataset.ann_dir = (
-        str(pathlib.Path(root) / folder / "train") for folder in ("images", "labels")
-    )
+    dataset.imageids, dataset.image_ext = names, suffix
+    dataset.image_dir, dataset.ann_dir = str(image_dir), str(label_dir)
     return dataset
 
 

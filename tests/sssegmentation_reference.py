@@ -60,15 +60,20 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Does nothing."""
 
 
-def _config(name: str, num_classes: int) -> dict[str, Any]:
+def _config(name: str, num_classes: int, dropout: float) -> dict[str, Any]:
     """Returns the merged config of a system, with batch norm for one device.
 
     See docs/reference/sssegmentation.md#merged-configs.
     """
-    aspp = {"in_channels": 320, "feats_channels": 512, "dilations": [1, 12, 24, 36], "dropout": 0.0}
+    aspp = {
+        "in_channels": 320,
+        "feats_channels": 512,
+        "dilations": [1, 12, 24, 36],
+        "dropout": dropout,
+    }
     large = "mobilenetv3l" in name
     systems: dict[str, tuple[str, dict[str, Any]]] = {
-        "fcn": ("FCN", {"in_channels": 320, "feats_channels": 512, "dropout": 0.0}),
+        "fcn": ("FCN", {"in_channels": 320, "feats_channels": 512, "dropout": dropout}),
         "pspnet": ("PSPNet", {**aspp, "pool_scales": [1, 2, 3, 6]}),
         "deeplabv3": ("Deeplabv3", aspp),
         "deeplabv3plus": (
@@ -81,7 +86,7 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
                 "in_channels_list": [16, 24, 960] if large else [16, 16, 576],
                 "branch_channels_list": [32, 64],
                 "feats_channels": 128,
-                "dropout": 0.0,
+                "dropout": dropout,
             },
         ),
     }
@@ -100,7 +105,7 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
         "norm_cfg": {"type": "BatchNorm2d"},
         "act_cfg": {"type": "ReLU", "inplace": True},
         "head": head,
-        "auxiliary": {"in_channels": 96, "out_channels": 512, "dropout": 0.0},
+        "auxiliary": {"in_channels": 96, "out_channels": 512, "dropout": dropout},
         "losses": {"loss_cls": cross_entropy, "loss_aux": {**cross_entropy, "scale_factor": 0.4}},
         "backbone": {
             "type": "MobileNetV2",
@@ -129,13 +134,13 @@ def _config(name: str, num_classes: int) -> dict[str, Any]:
     return config
 
 
-def build(name: str, num_classes: int) -> Any:
-    """Returns the reference's module of a system, with random weights and without dropout."""
+def build(name: str, num_classes: int, dropout: float = 0.0) -> Any:
+    """Returns the reference's module of a system, with random weights."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())
     from ssseg.modules import BuildSegmentor
 
-    return BuildSegmentor(_config(name, num_classes), mode="TRAIN")
+    return BuildSegmentor(_config(name, num_classes, dropout), mode="TRAIN")
 
 
 def prepare(images: np.ndarray, dtype: str = "float32", noise: float = 0.0) -> Any:

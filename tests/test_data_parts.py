@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from contracts import raises_line, script
 from data_files import mask, photograph
@@ -15,6 +16,7 @@ from PIL import Image
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.check import check_dataset
 from deeplab_keras.data.datasets.folder_parts import prefix_of
+from deeplab_keras.data.files.pairs import require_classes_in_parts
 from deeplab_keras.data.registry import open_dataset
 
 NAMES = tuple(f"{scene}_{frame:03}" for scene in ("park", "road", "quay") for frame in range(12))
@@ -183,6 +185,54 @@ def test_parts_that_are_empty(tmp_path):
         open_dataset(config(root, fold=f"{free}/99"), "train")
     with raises_line("split_by=prefix: all 4 images have the prefix 'park', so they cannot be div"):
         open_dataset(config(root, val_fraction=0.5, split_by="prefix"), "train")
+
+
+def of_class(value: int) -> np.ndarray:
+    return np.full((8, 9), value, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("part", "other"), [("training", "validation"), ("validation", "training")]
+)
+def test_a_class_in_one_part_only(part, other, tmp_path, caplog):
+    """Class 2 is in park_000 only, classes 0 and 1 are everywhere."""
+    root = write(tmp_path, NAMES)
+    (root / "classes.txt").write_text("ground\nwater\nboat\n")
+    for name in NAMES:
+        half = np.where(np.arange(8)[:, None] < 4, of_class(0), of_class(2 * (name == NAMES[0])))
+        Image.fromarray(half.astype(np.uint8)).save(root / f"labels/{name}.png")
+    at = int(position(NAMES[0]) * 2)  # the fold of two that validates on park_000
+    data = config(root, fold=f"{at + 1 if part == 'training' else 2 - at}/2")
+    sources = [open_dataset(data, split) for split in ("train", "val")]
+    with raises_line(
+        f"fold={data.fold}: the {part} part has no pixel of 'boat', which the {other} part has; "
+        "give another --split_seed, or fewer folds"
+    ):
+        require_classes_in_parts(*sources, data)
+    fraction = config(root, val_fraction=0.5)
+    parts_of_it = [open_dataset(fraction, split) for split in ("train", "val")]
+    caplog.clear()
+    require_classes_in_parts(*parts_of_it, fraction)
+    empty = "training" if position(NAMES[0]) < 0.5 else "validation"
+    assert f"the {empty} part has no pixel of 'boat'" in caplog.text.replace("`", "")
+    # A class that no image has is nobody's fault, and a class of both parts is fine.
+    Image.fromarray(of_class(0)).save(root / f"labels/{NAMES[0]}.png")
+    require_classes_in_parts(*(open_dataset(data, split) for split in ("train", "val")), data)
+
+
+def test_training_refuses_a_fold_without_a_class(tmp_path, capsys):
+    root = write(tmp_path / "set", NAMES)
+    (root / "classes.txt").write_text("ground\nwater\nboat\n")
+    for name in NAMES:
+        Image.fromarray(of_class(int(name == NAMES[0]))).save(root / f"labels/{name}.png")
+    fold = f"{int(position(NAMES[0]) * 2) + 1}/2"
+    status = script("train.py")(
+        f"--dataset_dir={root}", "--dataset=folder", f"--fold={fold}", "--epochs=1",
+        f"--train_logdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert status == 1
+    assert f"--fold={fold}: the training part has no pixel of 'water'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["val", "Valid"])

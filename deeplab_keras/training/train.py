@@ -30,7 +30,7 @@ from deeplab_keras.config import (
 from deeplab_keras.config.train import MOST_STEPS
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline, service
-from deeplab_keras.data.files.pairs import require_labeled
+from deeplab_keras.data.files.pairs import require_classes_in_parts, require_labeled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source
@@ -165,6 +165,7 @@ def _train(
     )
     for source, split in ((train_source, data.train_split), (eval_source, data.eval_split)):
         require_labeled(source, data, split)
+    require_classes_in_parts(train_source, eval_source, data)
     info = train_source.info
     model = model.replace(num_classes=info.num_classes)
     if teacher is not None:

@@ -523,3 +523,53 @@ def require_labeled(source: Source, config: DataConfig, split: str) -> None:
         if (label != source.info.ignore_label).any():
             return
     raise UserError(nothing_labeled(config, split, source.info))
+
+
+def require_classes_in_parts(train: Source, val: Source, config: DataConfig) -> None:
+    """Refuses a fold in which a class of one part has no pixel in the other part.
+
+    Such a class is not learned, or has no IoU in this fold. With `val_fraction`, this is a warning.
+    Each part is read until all classes are found, usually after a few pairs.
+
+    Args:
+        train: The training part.
+        val: The validation part.
+        config: The config, with `fold` or `val_fraction`. Without them, nothing is read.
+
+    Raises:
+        UserError: A class is in one part of a fold only.
+    """
+    if not (config.fold or config.val_fraction) or config.train_split == config.eval_split:
+        return
+    found = {"training": _classes_in(train), "validation": _classes_in(val)}
+    for part, other in (("training", "validation"), ("validation", "training")):
+        if missing := sorted(found[other] - found[part]):
+            names = ", ".join(repr(train.info.class_names[index]) for index in missing[:5])
+            option = (
+                f"fold={config.fold}" if config.fold else f"val_fraction={config.val_fraction:g}"
+            )
+            message = (
+                f"`{option}`: the {part} part has no pixel of {names}{and_more(len(missing) - 4)}, "
+                f"which the {other} part has; give another `split_seed`, or fewer folds"
+            )
+            if config.fold:
+                raise UserError(message)
+            logger.warning("%s", message.replace("fewer folds", "another fraction"))
+
+
+def _classes_in(source: Source) -> set[int]:
+    """Returns the classes with at least one pixel."""
+    found: set[int] = set()
+    everything = set(range(source.info.num_classes))
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    for start in range(0, len(order), THREADS):
+        for label, error in in_threads(
+            lambda index: np.unique(source.load(index)[1]), order[start : start + THREADS]
+        ):
+            if error:
+                raise error
+            assert label is not None
+            found |= everything & set(label.tolist())
+        if found == everything:
+            break
+    return found
