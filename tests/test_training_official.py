@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contracts import script
+from contracts import raises_line, script
 
 from deeplab_keras.checkpoints import folder
 from deeplab_keras.config import NORMALIZATIONS, DataConfig, ModelConfig, TrainConfig
@@ -276,3 +276,28 @@ def test_different_classes_reinitialize_the_classifier_of_each_rate(tmp_path):
     model = build_segmentor(config.replace(num_classes=5))
     initialize(model, config.replace(num_classes=5), str(tmp_path / "c"))
     assert model.get_layer("logits1").kernel.shape[-1] == 5
+
+
+def test_a_head_with_other_options(tmp_path):
+    """A checkpoint of the same head with other layers is refused, and the advice works."""
+    config = ModelConfig(head="deeplab_v3", depth_multiplier=0.25, num_classes=3, head_channels=8)
+    theirs = config.replace(atrous_rates=(), dropout_rate=0.5)
+    path = str(tmp_path / "c")
+    folder.save_checkpoint(path, build_segmentor(theirs), theirs, dataset_info(theirs))
+    model = build_segmentor(config)
+    before = folder.named_weights(model)
+    with raises_line(
+        r"c: the head deeplab_v3 has --dropout_rate=0.5, --atrous_rates= there and therefore other "
+        "layers; use these options, or start the whole head from random weights with "
+        "--initialize_last_layer=false and --last_layers_contain_logits_only=false"
+    ):
+        initialize(model, config, path)
+    after = folder.named_weights(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    initialize(model, config, path, skip_layers=layers_in_group(model, "head"))
+    trained = build_segmentor(theirs)
+    initialize(trained, theirs, path)
+    # The checkpoint's own options, which fit, and a width of the backbone that does not.
+    other = config.replace(atrous_rates=(), depth_multiplier=0.5)
+    with raises_line("the weights do not fit the architecture"):
+        initialize(build_segmentor(other), other, path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import keras
+import numpy as np
 
 from deeplab_keras.checkpoints.folder import (
     CONFIG,
@@ -19,7 +20,7 @@ from deeplab_keras.checkpoints.folder import (
     read_info,
     read_weights,
 )
-from deeplab_keras.config import ModelConfig
+from deeplab_keras.config import ModelConfig, UserError
 from deeplab_keras.convert import official_deeplab
 from deeplab_keras.convert.conversion import load_pth
 from deeplab_keras.convert.keras_applications import load_imagenet
@@ -143,6 +144,7 @@ def _from_folder(
             skipped |= {name for name in names if name.startswith("auxiliary")}
     assigned = {name: value for name, value in weights.items() if name not in skipped}
     assigned |= {name: value for name, value in initial.items() if name in skipped}
+    _require_same_head(config, theirs, initial, assigned, f"`{option}={source}`")
     assign_weights(model, assigned, source=f"`{option}={source}`")
     random = without_ranges(
         dict.fromkeys(name for name in model_variables(model) if name in skipped)
@@ -157,6 +159,37 @@ def _from_folder(
         folder,
         f"; layers with random weights: {listed}" if layers else "",
     )
+
+
+def _require_same_head(
+    config: ModelConfig,
+    theirs: ModelConfig,
+    initial: Mapping[str, np.ndarray],
+    assigned: Mapping[str, np.ndarray],
+    source: str,
+) -> None:
+    """Raises `UserError` if the heads are of one kind, but differ in options and so in layers."""
+    own, other = config.head_config.to_dict(), theirs.head_config.to_dict()
+    differing = [name for name in own if own[name] != other.get(name)]
+    misfits = initial.keys() ^ assigned.keys() | {
+        name
+        for name in initial.keys() & assigned.keys()
+        if initial[name].shape != assigned[name].shape
+    }
+    if theirs.head != config.head or not misfits or not differing:
+        return
+    if all(is_in_group(_layer(name), "head") for name in misfits):
+        options = ", ".join(f"`{name}={_written(other[name])}`" for name in differing)
+        raise UserError(
+            f"{source}: the head {config.head} has {options} there and therefore other layers; use "
+            "these options, or start the whole head from random weights with "
+            "`initialize_last_layer=False` and `last_layers_contain_logits_only=False`"
+        )
+
+
+def _written(value: object) -> str:
+    """Returns the value of an option as on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _layer(weight: str) -> str:
