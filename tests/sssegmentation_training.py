@@ -18,7 +18,7 @@ import csv
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from sssegmentation_input import PIPELINE, named_dataset
 from sssegmentation_reference import build
 
 RATE, BATCH = 0.01, 16
+STATE = "state.pth"
 
 
 def voc_dataset(root: pathlib.Path, split: str, size: int) -> Any:
@@ -55,7 +56,23 @@ def batches(dataset: Any, seed: int) -> Iterator[list[int]]:
         epoch += 1
 
 
-def main() -> None:
+def save(folder: pathlib.Path, module: Any, scheduler: Any, rows: list[list[Any]]) -> None:
+    """Writes a checkpoint, in one piece, and the table of all steps."""
+    _, keys, *rest = np.random.get_state()
+    saved = {
+        **scheduler.state(),
+        "model": module.state_dict(),
+        "torch": torch.get_rng_state(),
+        "numpy": [keys.tolist(), *rest],
+        "rows": rows,
+    }
+    torch.save(saved, folder / "state.tmp")
+    os.replace(folder / "state.tmp", folder / STATE)
+    with (folder / "training.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["step", "loss", "learning_rate", "seconds"], *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of the VOC layout")
@@ -66,7 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--save_interval_steps", type=int, default=50)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)
@@ -94,16 +111,16 @@ def main() -> None:
     )  # fmt: skip
     dataset = voc_dataset(options.data, options.split, options.crop)
     options.output.mkdir(parents=True, exist_ok=True)
-    state, table = options.output / "state.pth", options.output / "training.csv"
+    state = options.output / STATE
     rows: list[list[Any]] = []
     if state.exists():
-        # The file holds the state of NumPy's generator, and this program wrote it.
-        saved = torch.load(state, weights_only=False)
+        saved = torch.load(state, weights_only=True)
         module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.setstate(saved)
         torch.set_rng_state(saved["torch"])
-        np.random.set_state(saved["numpy"])
+        keys, *rest = saved["numpy"]
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))
         rows = saved["rows"]
     module.train()
     order = batches(dataset, options.seed)
@@ -131,17 +148,7 @@ def main() -> None:
             scheduler.cur_iter % options.save_interval_steps == 0
             or scheduler.cur_iter == options.steps
         ):
-            saved = {
-                **scheduler.state(),
-                "model": module.state_dict(),
-                "torch": torch.get_rng_state(),
-                "numpy": np.random.get_state(),
-                "rows": rows,
-            }
-            torch.save(saved, state.with_suffix(".tmp"))
-            os.replace(state.with_suffix(".tmp"), state)
-            with table.open("w", newline="") as file:
-                csv.writer(file).writerows([["step", "loss", "learning_rate", "seconds"], *rows])
+            save(options.output, module, scheduler, rows)
     torch.save({"model": module.state_dict()}, options.output / "model.pth")
 
 

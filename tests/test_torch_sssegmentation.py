@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 import sssegmentation_reference as reference
 from contracts import SHARED, as_command_line, raises_line, script
+from data_files import mask, photograph
+from PIL import Image
 
 from benchmarks.golden import VOC, differences, golden, images, labels, weights
 from deeplab_keras.checkpoints.folder import load_checkpoint, named_weights, save_checkpoint
@@ -439,3 +443,72 @@ def test_dumping_keeps_the_reference_s_order():
     state = reference.build(SMALL, 21).state_dict()
     expected = [key for key in state if not key.endswith("num_batches_tracked")]
     assert list(dump_weights(build_segmentor(config), sssegmentation.rules(config))) == expected
+
+
+@pytest.fixture
+def voc_layout(tmp_path):
+    """Twenty photographs in VOC's layout, with masks of ids in gray."""
+    root = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for seed in range(20):
+        Image.fromarray(photograph(60, 80, seed)).save(root / f"JPEGImages/{seed}.jpg")
+        Image.fromarray(mask(60, 80, seed, (0, 3, 20, 255))).save(
+            root / f"SegmentationClass/{seed}.png"
+        )
+    names = "\n".join(map(str, range(20)))
+    (root / "ImageSets/Segmentation/trainaug.txt").write_text(names)
+    return root
+
+
+def test_the_reference_s_training_resumes_bit_for_bit(voc_layout, tmp_path):
+    """docs/results.md compares networks that this program trained with ours."""
+    import sssegmentation_training as training
+    import torch
+
+    config = zoo.get_config("fcn_mobilenetv2os8_voc")
+    model = build_segmentor(config)
+    classes = info_for_classes("test", [str(i) for i in range(config.num_classes)])
+    save_checkpoint(tmp_path / "ours", model, config, classes)
+    write_sssegmentation(tmp_path / "ours", tmp_path / "start.pth", zoo.SSSEGMENTATION)
+
+    def run(name: str, *more: str) -> list[list[str]]:
+        training.main(
+            [f"--data={voc_layout}", f"--start={tmp_path / 'start.pth'}", "--crop=32",
+             "--save_interval_steps=1", f"--output={tmp_path / name}", "--steps=3", *more]
+        )  # fmt: skip
+        return list(csv.reader((tmp_path / name / "training.csv").open()))
+
+    whole = run("whole")
+    assert [row[0] for row in whole[1:]] == ["1", "2", "3"]
+    assert [float(row[2]) for row in whole[1:]] == pytest.approx(
+        [1e-4 + 99e-4 * (1 - step / 3) ** 0.9 for step in range(3)]
+    )
+    with (
+        mock.patch.object(training, "save", side_effect=stop_after(2, training.save)),
+        pytest.raises(Stop),
+    ):
+        run("parts")
+    parts = run("parts")
+    assert [row[:3] for row in parts] == [row[:3] for row in whole]
+    states = [torch.load(tmp_path / name / "model.pth")["model"] for name in ("whole", "parts")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    first = torch.load(tmp_path / "start.pth")["model"]
+    name = "backbone_net.conv1.conv.weight"
+    assert 0 < (states[0][name] - first[name]).abs().max() < 0.1
+
+
+class Stop(Exception):
+    """The moment at which a run is interrupted."""
+
+
+def stop_after(count: int, save: Callable[..., None]) -> Callable[..., None]:
+    """Returns a function that saves like the program, and then stops the run at its last call."""
+    calls = iter(range(1, count + 1))
+
+    def saved(*arguments: object) -> None:
+        save(*arguments)
+        if next(calls) == count:
+            raise Stop
+
+    return saved
