@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -127,26 +128,63 @@ def train(
         isinstance(callback, keras.callbacks.Callback) for callback in callbacks
     ):
         raise UserError("`callbacks` must be a list of keras.callbacks.Callback objects")
-    with preserve_settings():
-        return _train(model, data, training, evaluation, flags_text, callbacks)
-
-
-def _train(
-    model: ModelConfig,
-    data: DataConfig,
-    training: TrainConfig,
-    evaluation: EvalConfig,
-    flags_text: str,
-    callbacks: Sequence[keras.callbacks.Callback],
-) -> Report | None:
-    engine = find_engine()
-    _check(training)
-    engine.check(training)
     if callbacks and training.strategy == MULTI_WORKER:
         raise UserError(
             "`callbacks` cannot be combined with `strategy='multi_worker'`, which does not use "
             "Keras' fit; leave them out"
         )
+    with preserve_settings():
+        return _train(_prepare(model, data, training, evaluation), flags_text, callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What a run trains, on what and with what, all checked before anything is written.
+
+    Attributes:
+        model: The architecture, with the dataset's number of classes.
+        data: The dataset and its augmentation.
+        training: The options of the run.
+        evaluation: How predictions for validation images are computed.
+        train_source: The training images.
+        eval_source: The validation images.
+        teacher: The files of the teacher.
+        engine: What the run needs from Keras' backend.
+        strategy: The distribution strategy.
+        cluster: The workers, if there are several.
+        total_steps: Length of the run in steps.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainConfig
+    evaluation: EvalConfig
+    train_source: Source
+    eval_source: Source
+    teacher: TeacherFiles | None
+    engine: Engine
+    strategy: Any
+    cluster: Cluster | None
+    total_steps: int
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The dataset's classes."""
+        return self.train_source.info
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.cluster is None or self.cluster.is_chief
+
+
+def _prepare(
+    model: ModelConfig, data: DataConfig, training: TrainConfig, evaluation: EvalConfig
+) -> _Plan:
+    """Checks the configs against each other and the dataset, and joins the other workers."""
+    engine = find_engine()
+    _check(training)
+    engine.check(training)
     teacher = find_teacher(training)
     cluster = (
         _join_cluster(teacher, model, data, training, evaluation)
@@ -178,40 +216,45 @@ def _train(
     check_input_size(model, *_pair(data.train_crop_size))
     if data.data_service:
         service.require_answer(data.data_service, "data_service")
-    total_steps = training_steps(training, len(train_source), data.train_batch_size)
-    configs = {"model": model, "data": data, "train": training, "eval": evaluation}
-    with _workdir(training, configs, flags_text, teacher, cluster) as workdir:
-        run, trained = _build(
-            model, data, training, info, teacher, workdir, total_steps, engine, strategy
-        )
-        if cluster is None or cluster.is_chief:
-            _announce(
-                model,
-                data,
-                training,
-                info,
-                (len(train_source), len(eval_source)),
-                total_steps,
-                run,
-            )
+    return _Plan(
+        model=model,
+        data=data,
+        training=training,
+        evaluation=evaluation,
+        train_source=train_source,
+        eval_source=eval_source,
+        teacher=teacher,
+        engine=engine,
+        strategy=strategy,
+        cluster=cluster,
+        total_steps=training_steps(training, len(train_source), data.train_batch_size),
+    )
+
+
+def _train(
+    plan: _Plan, flags_text: str, callbacks: Sequence[keras.callbacks.Callback]
+) -> Report | None:
+    with _workdir(plan, flags_text) as workdir:
+        run, trained = _build(plan, workdir)
+        if plan.is_chief:
+            _announce(plan, run)
             workdir.check_space(run.model)
-            _start(run, training)
-        if cluster is not None:
-            workers.sync_with_chief(strategy, run)
+            _start(run, plan.training)
+        if plan.cluster is not None:
+            workers.sync_with_chief(plan.strategy, run)
         assert run.fresh_statistics is not None
         statistics.warm_up_fresh(
             run.model, run.fresh_statistics, lambda: trained.optimizer.iterations
         )
-        sources = train_source, eval_source
-        _fit(run, trained, data, training, evaluation, sources, strategy, cluster, callbacks)
-        if cluster is not None and not cluster.is_chief:
+        _fit(plan, run, trained, callbacks)
+        if not plan.is_chief:
             return None
         if run.last_report is None or run.stop_requested:
             logger.info(
                 "stopped by SIGTERM at step %d of %d; the run is saved, and the same command "
                 "resumes it",
                 run.step,
-                total_steps,
+                plan.total_steps,
             )
             return None
         return run.last_report
@@ -241,25 +284,22 @@ def _join_cluster(teacher: TeacherFiles | None, *configs: Config) -> Cluster:
 
 
 @contextlib.contextmanager
-def _workdir(
-    training: TrainConfig,
-    configs: Mapping[str, Config],
-    flags_text: str,
-    teacher: TeacherFiles | None,
-    cluster: Cluster | None,
-) -> Iterator[Workdir]:
+def _workdir(plan: _Plan, flags_text: str) -> Iterator[Workdir]:
     """Opens the run's folder; workers other than the chief get a temporary one."""
+    configs = {
+        "model": plan.model, "data": plan.data, "train": plan.training, "eval": plan.evaluation,
+    }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        path = training.train_logdir
-        if cluster is not None and not cluster.is_chief:
+        path = plan.training.train_logdir
+        if not plan.is_chief:
             path = stack.enter_context(tempfile.TemporaryDirectory())
         workdir = stack.enter_context(
             Workdir(
                 path,
                 configs,
                 flags_text,
-                teacher=None if teacher is None else teacher.identity(),
-                keep=training.keep_checkpoints,
+                teacher=None if plan.teacher is None else plan.teacher.identity(),
+                keep=plan.training.keep_checkpoints,
             )
         )
         try:
@@ -298,19 +338,12 @@ def _start(run: Run, training: TrainConfig) -> None:
     run.start_averages()
 
 
-def _announce(
-    model: ModelConfig,
-    data: DataConfig,
-    training: TrainConfig,
-    info: DatasetInfo,
-    images: tuple[int, int],
-    total_steps: int,
-    run: Run,
-) -> None:
+def _announce(plan: _Plan, run: Run) -> None:
     """Logs the model, the teacher, the data and the folder of the run before it starts."""
+    model, data = plan.model, plan.data
     start = (
-        f"from {training.tf_initial_checkpoint}"
-        if training.tf_initial_checkpoint
+        f"from {plan.training.tf_initial_checkpoint}"
+        if plan.training.tf_initial_checkpoint
         else "from random weights"
     )
     logger.info(
@@ -319,23 +352,23 @@ def _announce(
         model.head,
         model.backbone,
         model.output_stride,
-        info.num_classes,
+        model.num_classes,
         start,
     )
     if run.teacher is not None:
         logger.info("teacher: %s", run.teacher)
-    epochs = total_steps * data.train_batch_size / images[0]
+    images = len(plan.train_source)
     logger.info(
         "data: %s, %d training images (%s), %d validation images (%s); %d steps of %d images: "
         "%.3g epochs",
-        info.name,
-        images[0],
+        plan.info.name,
+        images,
         data.train_split,
-        images[1],
+        len(plan.eval_source),
         data.eval_split,
-        total_steps,
+        plan.total_steps,
         data.train_batch_size,
-        epochs,
+        plan.total_steps * data.train_batch_size / images,
     )
     step = run.workdir.newest_step()
     logger.info(
@@ -418,19 +451,11 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _build(
-    config: ModelConfig,
-    data: DataConfig,
-    training: TrainConfig,
-    info: DatasetInfo,
-    teacher_files: TeacherFiles | None,
-    workdir: Workdir,
-    total_steps: int,
-    engine: Engine,
-    strategy: Any,
-) -> tuple[Run, TrainedModel]:
+def _build(plan: _Plan, workdir: Workdir) -> tuple[Run, TrainedModel]:
+    """Builds the networks, the optimizer and the loss; the weights are still random."""
+    config, training, info = plan.model, plan.training, plan.info
     keras.config.set_dtype_policy(training.precision)
-    with strategy.scope():
+    with plan.strategy.scope():
         model = build_segmentor(config)
         for layer in model.layers:
             if isinstance(layer, BatchNormalization):
@@ -438,19 +463,19 @@ def _build(
             layer.trainable = not (training.freeze_backbone and re.match(BACKBONE, layer.name))
         teacher = (
             None
-            if teacher_files is None
-            else teacher_files.load(
-                training, info, _pair(data.train_crop_size), config.input_channels
+            if plan.teacher is None
+            else plan.teacher.load(
+                training, info, _pair(plan.data.train_crop_size), config.input_channels
             )
         )
-        trained = engine.Model(model.input, model.output, name=model.name)
+        trained = plan.engine.Model(model.input, model.output, name=model.name)
         trained.set_step(
             parts=training.gradient_accumulation_steps,
             clip_norm=training.clip_gradient_norm,
             ignore_label=info.ignore_label,
             teacher=teacher,
         )
-        optimizer = make_optimizer(training, total_steps)
+        optimizer = make_optimizer(training, plan.total_steps)
         metric = MeanIoU(info.num_classes, info.ignore_label)
         if config.auxiliary_head:
             trained.auxiliary_loss_weights["auxiliary_logits"] = training.auxiliary_loss_weight
@@ -458,18 +483,18 @@ def _build(
             optimizer=optimizer,
             loss=_loss(training, info, optimizer),
             metrics=[metric],
-            jit_compile=training.jit_compile or engine.ALWAYS_COMPILED,
+            jit_compile=training.jit_compile or plan.engine.ALWAYS_COMPILED,
         )
         trained.optimizer.build(trained.trained_variables)
     run = Run(
         model,
-        engine,
+        plan.engine,
         config,
         info,
         trained.optimizer,
         workdir,
-        total_steps,
-        data.train_batch_size,
+        plan.total_steps,
+        plan.data.train_batch_size,
         metric,
         average_momentum=training.ema_momentum,
         teacher=teacher,
@@ -493,17 +518,14 @@ def _loss(
 
 
 def _fit(
+    plan: _Plan,
     run: Run,
     trained: TrainedModel,
-    data: DataConfig,
-    training: TrainConfig,
-    evaluation: EvalConfig,
-    sources: tuple[Source, Source],
-    strategy: Any,
-    cluster: Cluster | None,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    train_source, eval_source = sources
+    """Runs the remaining steps, with evaluations and checkpoints."""
+    data, training, strategy, cluster = plan.data, plan.training, plan.strategy, plan.cluster
+    train_source = plan.train_source
     pad_value = NORMALIZATIONS[run.config.normalization][0]
 
     def measure(batches: int) -> dict[str, np.ndarray]:
@@ -513,7 +535,9 @@ def _fit(
         layers = [layer.name for layer in statistics.updated_layers(run.model)]
         return statistics.measure(run.config, run.weights(), layers, stream.take(batches))
 
-    validation = Validation(run, eval_source, evaluation, training, data, train_source, measure)
+    validation = Validation(
+        run, plan.eval_source, plan.evaluation, training, data, train_source, measure
+    )
 
     def batch_of(step: int) -> Batch:
         stream = pipeline.sample_stream(
@@ -545,11 +569,10 @@ def _fit(
             measure(training.recalibrate_batch_norm) if training.recalibrate_batch_norm else {}
         ),
     )
-    chief = cluster is None or cluster.is_chief
     part = (0, 1) if cluster is None else (cluster.index, len(cluster.hosts))
     try:
         with stop_on_sigterm(run):
-            if chief:
+            if plan.is_chief:
                 rounds.resume()
             finished = rounds.finished or run.stop_requested
             if cluster is not None:
@@ -560,7 +583,9 @@ def _fit(
                 train_source, data, pad_value, start_step=run.step, part=part
             )
             if cluster is not None:
-                workers.fit(strategy, trained, batches, run, [steps, rounds] if chief else [])
+                workers.fit(
+                    strategy, trained, batches, run, [steps, rounds] if plan.is_chief else []
+                )
                 return
             with run.engine.fit_scope(strategy):
                 trained.fit(
