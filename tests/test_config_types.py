@@ -227,6 +227,14 @@ def test_replacing_the_head_keeps_the_options_that_both_heads_have():
         _ = config.pool_scales
 
 
+@pytest.mark.parametrize("change", [{"head": "psp"}, {"backbone": "mobilenet_v3_small"}])
+def test_a_named_model_with_another_part_has_no_name(change):
+    config = ModelConfig(name="mine", head="deeplab_v3")
+    assert config.replace(**change).name == ""
+    assert config.replace(**change, name="other").name == "other"
+    assert config.replace(head="deeplab_v3", output_stride=16).name == "mine"
+
+
 def test_checkpoints_of_older_versions_list_the_options_of_every_head():
     old = ModelConfig(head="fcn").to_dict() | {"pool_scales": [1, 2], "decoder_filters": 7}
     assert ModelConfig.from_saved(old) == ModelConfig(head="fcn")

@@ -130,6 +130,16 @@ def test_model_names_the_base():
         command("--model=lraspnet_mobilenetv3sos8_voc").model_config()
 
 
+def test_another_head_than_that_of_the_named_model_drops_the_name():
+    name = "deeplabv3_mobilenetv2os8_voc"
+    config = command(f"--model={name}", "--head=psp").model_config()
+    assert (config.name, config.head, config.dropout_placement) == ("", "psp", "classifier")
+    assert command(f"--model={name}", "--output_stride=16").model_config().name == name
+    base = ModelConfig(name="mine", head="deeplab_v3")
+    assert command("--head=psp").model_config(base).name == ""
+    assert command("--head=deeplab_v3").model_config(base).name == "mine"
+
+
 def test_flagfiles_nest_and_later_values_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.flags").write_text(

@@ -112,7 +112,10 @@ class Command:
             from deeplab_keras.zoo import registry as zoo
 
             base = zoo.get_config(name)
-        return self.config(ModelConfig, base)
+        config = self.config(ModelConfig, base)
+        if base and (config.backbone, config.head) != (base.backbone, base.head):
+            return config.replace(name="")  # the flags have made another model of it
+        return config
 
     def data_config(self, checkpoint_dir: str) -> DataConfig:
         """Returns the data config, which starts from that of the run in `checkpoint_dir`."""

@@ -170,7 +170,7 @@ class ModelConfig(Config):
         """Returns a copy with some options changed.
 
         If the backbone or head changes, the options that the old and the new part share keep their
-        values.
+        values, and the name is dropped: the result is no longer the named model.
 
         Raises:
             UserError: The new config does not have an option, or a value is not allowed.
@@ -182,6 +182,8 @@ class ModelConfig(Config):
         if "conventions" in changes:
             known -= set(Conventions.options())
         values = {name: value for name, value in self.to_dict().items() if name in known}
+        if (backbone, head) != (self.backbone, self.head):
+            values["name"] = ""
         return type(self)(**(values | changes))
 
     def to_dict(self) -> dict[str, Any]:
