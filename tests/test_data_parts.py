@@ -14,7 +14,7 @@ from data_files import mask, photograph
 from PIL import Image
 
 from deeplab_keras.config import DataConfig
-from deeplab_keras.data.check import check_dataset
+from deeplab_keras.data.check import IN_ONE_PART, check_dataset
 from deeplab_keras.data.datasets.folder_parts import prefix_of
 from deeplab_keras.data.files.pairs import require_classes_in_parts
 from deeplab_keras.data.registry import open_dataset
@@ -209,6 +209,9 @@ def test_a_class_in_one_part_only(part, other, tmp_path, caplog):
         "give another --split_seed, or fewer folds"
     ):
         require_classes_in_parts(*sources, data)
+    problems = check_dataset(data).problems
+    assert [problem.kind for problem in problems] == [IN_ONE_PART]
+    assert f"the {part} part has no pixel of 'boat'" in problems[0].message
     fraction = config(root, val_fraction=0.5)
     parts_of_it = [open_dataset(fraction, split) for split in ("train", "val")]
     caplog.clear()
@@ -218,6 +221,7 @@ def test_a_class_in_one_part_only(part, other, tmp_path, caplog):
     # A class that no image has is nobody's fault, and a class of both parts is fine.
     Image.fromarray(of_class(0)).save(root / f"labels/{NAMES[0]}.png")
     require_classes_in_parts(*(open_dataset(data, split) for split in ("train", "val")), data)
+    assert not check_dataset(data).problems
 
 
 def test_training_refuses_a_fold_without_a_class(tmp_path, capsys):

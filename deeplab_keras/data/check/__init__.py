@@ -23,6 +23,7 @@ from deeplab_keras.data.files.pairs import (
     Pairs,
     advised,
     explained,
+    in_one_part,
     in_threads,
     nothing_labeled,
     require_files,
@@ -36,6 +37,7 @@ from deeplab_keras.io.progress import Progress
 
 NOT_OPENED = "splits that cannot be opened"
 NOTHING_LABELED = "splits without a labeled pixel"
+IN_ONE_PART = "classes in one part of a fold only"
 
 
 def _digest(image: np.ndarray) -> bytes:
@@ -240,6 +242,10 @@ def check_dataset(config: DataConfig, splits: Sequence[str] = ()) -> DatasetChec
     if opened is None:
         raise UserError(problems[0].message if problems else "`splits`: give at least one split")
     problems += in_two_splits(checked)
+    if config.fold and [split.name for split in checked] == [config.train_split, config.eval_split]:
+        train, val = (np.flatnonzero(split.pixels).tolist() for split in checked)
+        if message := in_one_part(config, opened.info, train, val):
+            problems.append(Problem(checked[0].name, IN_ONE_PART, message))
     # Guess from the masks with ids outside the classes; if there are none, from all masks.
     guessed = wrong if wrong.present else values
     looks_like = "" if opened.in_colors else likely_mistake(guessed, opened.info, opened.label_map)

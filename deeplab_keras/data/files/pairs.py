@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -541,20 +541,34 @@ def require_classes_in_parts(train: Source, val: Source, config: DataConfig) -> 
     """
     if not (config.fold or config.val_fraction) or config.train_split == config.eval_split:
         return
-    found = {"training": _classes_in(train), "validation": _classes_in(val)}
+    if message := in_one_part(config, train.info, _classes_in(train), _classes_in(val)):
+        if config.fold:
+            raise UserError(message)
+        logger.warning("%s", message)
+
+
+def in_one_part(
+    config: DataConfig, info: DatasetInfo, train: Collection[int], val: Collection[int]
+) -> str:
+    """Returns the message about classes with pixels in one part only, or an empty string.
+
+    Args:
+        config: The config, with `fold` or `val_fraction`.
+        info: The names of the classes.
+        train: The classes with pixels in the training part.
+        val: The classes with pixels in the validation part.
+    """
+    option = f"fold={config.fold}" if config.fold else f"val_fraction={config.val_fraction:g}"
+    found = {"training": set(train), "validation": set(val)}
     for part, other in (("training", "validation"), ("validation", "training")):
         if missing := sorted(found[other] - found[part]):
-            names = ", ".join(repr(train.info.class_names[index]) for index in missing[:5])
-            option = (
-                f"fold={config.fold}" if config.fold else f"val_fraction={config.val_fraction:g}"
-            )
-            message = (
+            names = ", ".join(repr(info.class_names[index]) for index in missing[:5])
+            return (
                 f"`{option}`: the {part} part has no pixel of {names}{and_more(len(missing) - 4)}, "
-                f"which the {other} part has; give another `split_seed`, or fewer folds"
+                f"which the {other} part has; give another `split_seed`, or "
+                f"{'fewer folds' if config.fold else 'another fraction'}"
             )
-            if config.fold:
-                raise UserError(message)
-            logger.warning("%s", message.replace("fewer folds", "another fraction"))
+    return ""
 
 
 def _classes_in(source: Source) -> set[int]:
