@@ -69,7 +69,7 @@ def test_trainings_on_a_folder_of_ones_own_take_any_folder(path, monkeypatch):
             *(a for a in arguments if not a.startswith("--flagfile=runs/"))
         )
         data, training = command.config(DataConfig), command.config(TrainConfig)
-        if data.dataset == "folder":
+        if data.dataset == "folder" and "camvid" not in data.dataset_dir:
             assert training.label_weights == ()
             steps = trainer.training_steps(training, 12, data.train_batch_size)
             assert training.warmup_steps + training.slow_start_step < steps
