@@ -1,9 +1,10 @@
 """Trains FCN on MobileNetV2 at output stride 8 with SSSegmentation's own code, on a CPU.
 
-For the comparison of trained networks in docs/results.md. The dataset, transforms, network, losses,
-optimizer and schedule are the reference's, with the numbers of its VOC recipe scaled to smaller
-images. Its training loop cannot be called, because it requires CUDA; the loop here has the same
-steps. An interrupted run continues, bit for bit, where its last checkpoint is.
+For comparing a network that the reference trained with one that we trained. The dataset,
+transforms, network, losses, optimizer and schedule are the reference's, with the numbers of its
+VOC recipe scaled to smaller images. Its training loop cannot be called, because it requires CUDA;
+the loop here has the same steps. An interrupted run continues, bit for bit, from its last
+checkpoint.
 
     python tests/sssegmentation_training.py --data=datasets/voc_animals --start=start.pth \
         --output=runs/reference_0 --seed=0

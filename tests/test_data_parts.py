@@ -15,8 +15,7 @@ from PIL import Image
 
 from deeplab_keras.config import DataConfig
 from deeplab_keras.data.check import IN_ONE_PART, check_dataset
-from deeplab_keras.data.datasets.folder_parts import prefix_of
-from deeplab_keras.data.files.pairs import require_classes_in_parts
+from deeplab_keras.data.datasets.folder_parts import prefix_of, require_classes_in_parts
 from deeplab_keras.data.registry import open_dataset
 
 NAMES = tuple(f"{scene}_{frame:03}" for scene in ("park", "road", "quay") for frame in range(12))
@@ -218,7 +217,7 @@ def test_a_class_in_one_part_only(part, other, tmp_path, caplog):
     require_classes_in_parts(*parts_of_it, fraction)
     empty = "training" if position(NAMES[0]) < 0.5 else "validation"
     assert f"the {empty} part has no pixel of 'boat'" in caplog.text.replace("`", "")
-    # A class that no image has is nobody's fault, and a class of both parts is fine.
+    # A class without a pixel in either part is accepted.
     Image.fromarray(of_class(0)).save(root / f"labels/{NAMES[0]}.png")
     require_classes_in_parts(*(open_dataset(data, split) for split in ("train", "val")), data)
     assert not check_dataset(data).problems

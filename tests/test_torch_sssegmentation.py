@@ -462,7 +462,6 @@ def voc_layout(tmp_path):
 
 
 def test_the_reference_s_training_resumes_bit_for_bit(voc_layout, tmp_path):
-    """docs/results.md compares networks that this program trained with ours."""
     import sssegmentation_training as training
     import torch
 

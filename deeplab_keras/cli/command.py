@@ -114,7 +114,7 @@ class Command:
             base = zoo.get_config(name)
         config = self.config(ModelConfig, base)
         if base and (config.backbone, config.head) != (base.backbone, base.head):
-            return config.replace(name="")  # the flags have made another model of it
+            return config.replace(name="")  # it is no longer the model of that name
         return config
 
     def data_config(self, checkpoint_dir: str) -> DataConfig:

@@ -170,7 +170,7 @@ class ModelConfig(Config):
         """Returns a copy with some options changed.
 
         If the backbone or head changes, the options that the old and the new part share keep their
-        values, and the name is dropped: the result is no longer the named model.
+        values. The name becomes empty, because the result is another model.
 
         Raises:
             UserError: The new config does not have an option, or a value is not allowed.

@@ -169,16 +169,16 @@ def _require_same_head(
     source: str,
 ) -> None:
     """Raises `UserError` if the heads are of one kind, but differ in options and so in layers."""
+    if theirs.head != config.head:
+        return
     own, other = config.head_config.to_dict(), theirs.head_config.to_dict()
-    differing = [name for name in own if own[name] != other.get(name)]
+    differing = [name for name in own if own[name] != other[name]]
     misfits = initial.keys() ^ assigned.keys() | {
         name
         for name in initial.keys() & assigned.keys()
         if initial[name].shape != assigned[name].shape
     }
-    if theirs.head != config.head or not misfits or not differing:
-        return
-    if all(is_in_group(_layer(name), "head") for name in misfits):
+    if differing and misfits and all(is_in_group(_layer(name), "head") for name in misfits):
         options = ", ".join(f"`{name}={_written(other[name])}`" for name in differing)
         raise UserError(
             f"{source}: the head {config.head} has {options} there and therefore other layers; use "

@@ -31,7 +31,8 @@ from deeplab_keras.config import (
 from deeplab_keras.config.train import MOST_STEPS
 from deeplab_keras.convert.initial import initialize
 from deeplab_keras.data import pipeline, service
-from deeplab_keras.data.files.pairs import require_classes_in_parts, require_labeled
+from deeplab_keras.data.datasets.folder_parts import require_classes_in_parts
+from deeplab_keras.data.files.pairs import require_labeled
 from deeplab_keras.data.info import DatasetInfo
 from deeplab_keras.data.registry import open_dataset
 from deeplab_keras.data.source import Source

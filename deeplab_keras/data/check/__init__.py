@@ -16,6 +16,7 @@ from deeplab_keras.config import DataConfig, UserError, require_instance
 from deeplab_keras.data.check.findings import DatasetCheck, Problem, Scan, SplitCheck
 from deeplab_keras.data.check.notes import in_two_splits, notes
 from deeplab_keras.data.datasets.catalog import FILES
+from deeplab_keras.data.datasets.folder_parts import in_one_part
 from deeplab_keras.data.files.mask_values import MaskValues
 from deeplab_keras.data.files.mistakes import likely_mistake
 from deeplab_keras.data.files.pairs import (
@@ -23,7 +24,6 @@ from deeplab_keras.data.files.pairs import (
     Pairs,
     advised,
     explained,
-    in_one_part,
     in_threads,
     nothing_labeled,
     require_files,

@@ -11,7 +11,9 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from deeplab_keras.config import DataConfig, UserError
 from deeplab_keras.data.datasets.folder_layout import (
@@ -22,7 +24,10 @@ from deeplab_keras.data.datasets.folder_layout import (
     where_is,
 )
 from deeplab_keras.data.files.lists import Found
+from deeplab_keras.data.files.pairs import THREADS, and_more, in_threads
 from deeplab_keras.data.files.tree import Tree, same_name
+from deeplab_keras.data.info import DatasetInfo
+from deeplab_keras.data.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -153,3 +158,67 @@ def is_held_out(group: str, config: DataConfig) -> bool:
         fold, folds = map(int, config.fold.split("/"))
         return position * folds >> 64 == fold - 1
     return position < int(config.val_fraction * 2**64)
+
+
+def require_classes_in_parts(train: Source, val: Source, config: DataConfig) -> None:
+    """Refuses a fold in which a class of one part has no pixel in the other part.
+
+    Such a class is not learned, or has no IoU in this fold. With `val_fraction`, this is a warning.
+    Each part is read until all classes are found, usually after a few pairs.
+
+    Args:
+        train: The training part.
+        val: The validation part.
+        config: The config, with `fold` or `val_fraction`. Without them, nothing is read.
+
+    Raises:
+        UserError: A class is in one part of a fold only.
+    """
+    if not (config.fold or config.val_fraction) or config.train_split == config.eval_split:
+        return
+    if message := in_one_part(config, train.info, _classes_in(train), _classes_in(val)):
+        if config.fold:
+            raise UserError(message)
+        logger.warning("%s", message)
+
+
+def in_one_part(
+    config: DataConfig, info: DatasetInfo, train: Collection[int], val: Collection[int]
+) -> str:
+    """Returns the message about classes with pixels in one part only, or an empty string.
+
+    Args:
+        config: The config, with `fold` or `val_fraction`.
+        info: The names of the classes.
+        train: The classes with pixels in the training part.
+        val: The classes with pixels in the validation part.
+    """
+    found = {"training": set(train), "validation": set(val)}
+    for part, other in (("training", "validation"), ("validation", "training")):
+        if missing := sorted(found[other] - found[part]):
+            names = ", ".join(repr(info.class_names[index]) for index in missing[:5])
+            return (
+                f"{_option(config)}: the {part} part has no pixel of {names}"
+                f"{and_more(len(missing) - 4)}, which the {other} part has; "
+                "give another `split_seed`, or "
+                f"{'fewer folds' if config.fold else 'another fraction'}"
+            )
+    return ""
+
+
+def _classes_in(source: Source) -> set[int]:
+    """Returns the classes with at least one pixel."""
+    found: set[int] = set()
+    everything = set(range(source.info.num_classes))
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    for start in range(0, len(order), THREADS):
+        for label, error in in_threads(
+            lambda index: np.unique(source.load(index)[1]), order[start : start + THREADS]
+        ):
+            if error:
+                raise error
+            assert label is not None
+            found |= everything & set(label.tolist())
+        if found == everything:
+            break
+    return found

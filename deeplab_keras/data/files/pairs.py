@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -523,67 +523,3 @@ def require_labeled(source: Source, config: DataConfig, split: str) -> None:
         if (label != source.info.ignore_label).any():
             return
     raise UserError(nothing_labeled(config, split, source.info))
-
-
-def require_classes_in_parts(train: Source, val: Source, config: DataConfig) -> None:
-    """Refuses a fold in which a class of one part has no pixel in the other part.
-
-    Such a class is not learned, or has no IoU in this fold. With `val_fraction`, this is a warning.
-    Each part is read until all classes are found, usually after a few pairs.
-
-    Args:
-        train: The training part.
-        val: The validation part.
-        config: The config, with `fold` or `val_fraction`. Without them, nothing is read.
-
-    Raises:
-        UserError: A class is in one part of a fold only.
-    """
-    if not (config.fold or config.val_fraction) or config.train_split == config.eval_split:
-        return
-    if message := in_one_part(config, train.info, _classes_in(train), _classes_in(val)):
-        if config.fold:
-            raise UserError(message)
-        logger.warning("%s", message)
-
-
-def in_one_part(
-    config: DataConfig, info: DatasetInfo, train: Collection[int], val: Collection[int]
-) -> str:
-    """Returns the message about classes with pixels in one part only, or an empty string.
-
-    Args:
-        config: The config, with `fold` or `val_fraction`.
-        info: The names of the classes.
-        train: The classes with pixels in the training part.
-        val: The classes with pixels in the validation part.
-    """
-    option = f"fold={config.fold}" if config.fold else f"val_fraction={config.val_fraction:g}"
-    found = {"training": set(train), "validation": set(val)}
-    for part, other in (("training", "validation"), ("validation", "training")):
-        if missing := sorted(found[other] - found[part]):
-            names = ", ".join(repr(info.class_names[index]) for index in missing[:5])
-            return (
-                f"`{option}`: the {part} part has no pixel of {names}{and_more(len(missing) - 4)}, "
-                f"which the {other} part has; give another `split_seed`, or "
-                f"{'fewer folds' if config.fold else 'another fraction'}"
-            )
-    return ""
-
-
-def _classes_in(source: Source) -> set[int]:
-    """Returns the classes with at least one pixel."""
-    found: set[int] = set()
-    everything = set(range(source.info.num_classes))
-    order = np.random.default_rng(0).permutation(len(source)).tolist()
-    for start in range(0, len(order), THREADS):
-        for label, error in in_threads(
-            lambda index: np.unique(source.load(index)[1]), order[start : start + THREADS]
-        ):
-            if error:
-                raise error
-            assert label is not None
-            found |= everything & set(label.tolist())
-        if found == everything:
-            break
-    return found
